@@ -1,0 +1,269 @@
+//! The guest API: what `garret-agent` answers inside the machine, over vsock, to the host only.
+//!
+//! | call | body → answer |
+//! |---|---|
+//! | `GET /v1/agent` | → [`AgentInfo`] |
+//! | `PUT /v1/machine` | [`MachineSetup`] → 204; idempotent |
+//! | `GET /v1/statistics` | → [`Statistics`] |
+//! | `GET /v1/exec` | WebSocket, [`stream`](crate::stream): a process in the guest itself, as root |
+//! | `PUT /v1/environments/{id}` | [`EnvironmentSpec`] → newline-delimited [`Progress`] until it is ready or has failed |
+//! | `GET /v1/environments` | → list of [`EnvironmentStatus`] |
+//! | `GET /v1/environments/{id}` | → [`EnvironmentStatus`] |
+//! | `GET /v1/environments/{id}/exec` | WebSocket: a process in the devcontainer, as its remote user |
+//! | `GET /v1/environments/{id}/log` | → text: the container's own output, its last [`LOG_MAX`] bytes |
+//! | `POST /v1/environments/{id}/stop` | → 204; the container stops, nothing is removed |
+//! | `DELETE /v1/environments/{id}` | → 204; container, its volumes and what was noted of it are removed |
+//! | `POST /v1/workspaces/{share}/release` | → 204; nothing in the guest uses that folder any more |
+//! | `POST /v1/power-off` | → 202; containers stop, file systems are unmounted, the machine powers off |
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::Problem;
+use crate::stream::WindowSize;
+
+/// The agent's vsock port.
+pub const PORT: u32 = 1024;
+/// The tag of the one virtio-fs share; the runner binds each workspace below it, named by environment id.
+pub const WORKSPACES_TAG: &str = "workspaces";
+/// Where the guest mounts it.
+pub const WORKSPACES_DIR: &str = "/workspaces";
+/// The most that is kept and shown of a container's output, in bytes.
+pub const LOG_MAX: u64 = 1 << 20;
+
+/// `GET /v1/agent`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentInfo {
+    /// The agent's version.
+    pub version: String,
+    /// The kernel's boot id: a new one means a new boot.
+    pub boot_id: String,
+    /// The agent's process id; a new one with the same boot id means the agent was restarted.
+    pub pid: u32,
+    /// Whether a `PUT /v1/machine` has been carried out since boot.
+    pub set_up: bool,
+}
+
+/// What the machine must know of its host: names, network, and how images and packages are reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSetup {
+    /// The machine's host name.
+    pub hostname: String,
+    /// `eth0`; absent: no network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkSetup>,
+    /// Certificate authorities trusted in the guest, in image builds and in containers, as PEM; added to the image's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// Where images are looked for first.
+    #[serde(default)]
+    pub registry_mirrors: Vec<RegistryMirror>,
+    /// Proxies, for the guest, image builds and containers.
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// Package indexes, for image builds and containers.
+    #[serde(default)]
+    pub packages: PackageIndexes,
+}
+
+/// The guest's one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSetup {
+    /// The guest's address.
+    #[schema(value_type = String)]
+    pub address: Ipv4Addr,
+    /// The prefix's length, 1 to 32.
+    pub prefix: u8,
+    /// The default route.
+    #[schema(value_type = String)]
+    pub gateway: Ipv4Addr,
+    /// Upstream resolvers, at most 3.
+    #[schema(value_type = Vec<String>)]
+    pub resolvers: Vec<IpAddr>,
+    /// The interface's MTU in bytes, 1280 to 65,535.
+    pub mtu: u16,
+}
+
+/// Images of `registry` are looked for at `mirror` first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryMirror {
+    /// The registry that images name, such as `mcr.microsoft.com`.
+    pub registry: String,
+    /// `host[:port][/path]`, without a scheme.
+    pub mirror: String,
+    /// Plain HTTP, or a certificate nobody vouches for.
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+/// Proxies, in the form of the environment variables of the same names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    /// `http_proxy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// `https_proxy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https: Option<String>,
+    /// `no_proxy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_proxy: Option<String>,
+}
+
+/// Package indexes; what is absent stays as the image has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PackageIndexes {
+    /// pip's `index-url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pip_index_url: Option<String>,
+    /// npm's `registry`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub npm_registry: Option<String>,
+    /// The apt proxy (`Acquire::http::Proxy`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apt_proxy: Option<String>,
+}
+
+/// The first frame of an exec stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// Program and arguments. Empty: the user's login shell, interactive if there is a terminal.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Variables added to the environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The working folder; absent: the home folder in the guest, the workspace folder in a container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The user, by name or number; absent: root in the guest, the remote user in a container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Give the process a terminal of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<WindowSize>,
+}
+
+/// One devcontainer, as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnvironmentSpec {
+    /// The folder below [`WORKSPACES_DIR`] that holds the workspace.
+    pub share: String,
+    /// The workspace's path on the host: `${localWorkspaceFolder}`. A mount's source inside it is found in the share.
+    pub host_path: String,
+    /// The devcontainer.json to use, relative to the workspace; absent: looked for where the specification says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// The caller's environment, filtered by the runner's policy: `${localEnv:…}`.
+    #[serde(default)]
+    pub local_env: BTreeMap<String, String>,
+    /// Remove the container first and build anew without a cache.
+    #[serde(default)]
+    pub rebuild: bool,
+}
+
+/// One line of what happens while an environment comes up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Progress {
+    /// A step begins: `pull image`, `build image`, `create container`, `onCreateCommand`, …
+    Started {
+        /// The step's name.
+        step: String,
+    },
+    /// What a step prints, as it prints it; not always whole lines.
+    Output {
+        /// The step's name.
+        step: String,
+        /// The text; what is not UTF-8 is replaced.
+        text: String,
+    },
+    /// A step has ended well.
+    Finished {
+        /// The step's name.
+        step: String,
+        /// How long it took, in milliseconds.
+        ms: u64,
+    },
+    /// A step failed, and with it the whole: the last line of the stream.
+    Failed {
+        /// The step's name.
+        step: String,
+        /// What is wrong and what to do.
+        problem: Problem,
+    },
+    /// The environment is ready: the last line of the stream.
+    Ready {
+        /// What there is now.
+        environment: EnvironmentStatus,
+    },
+}
+
+/// One devcontainer, as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentStatus {
+    /// Its id.
+    pub id: String,
+    /// What it is doing.
+    pub phase: EnvironmentPhase,
+    /// The container, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    /// The user commands run as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_user: Option<String>,
+    /// The workspace's folder in the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_folder: Option<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
+
+/// What an environment is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EnvironmentPhase {
+    /// On its way up.
+    Starting,
+    /// Its container runs and its lifecycle commands have run.
+    Ready,
+    /// Its container is stopped.
+    Stopped,
+    /// A step failed.
+    Failed,
+}
+
+/// `GET /v1/statistics`: the guest's own view.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Statistics {
+    /// `/proc/meminfo`, in bytes, by its own names.
+    pub memory: BTreeMap<String, u64>,
+    /// Pressure of `cpu`, `memory` and `io`.
+    pub pressure: BTreeMap<String, Pressure>,
+    /// `/proc/loadavg`'s first figure.
+    pub load: f64,
+}
+
+/// One resource's pressure stall information.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Pressure {
+    /// Per cent of the last 10 s in which some task waited.
+    pub some_avg10: f64,
+    /// Microseconds in which some task waited, since boot.
+    pub some_total_us: u64,
+    /// Per cent of the last 10 s in which all tasks waited.
+    pub full_avg10: f64,
+    /// Microseconds in which all tasks waited, since boot.
+    pub full_total_us: u64,
+}

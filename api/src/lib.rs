@@ -1,0 +1,19 @@
+//! The wire types of garret's three APIs, and one client for all of them.
+//!
+//! | API | who serves it | over | types |
+//! |---|---|---|---|
+//! | machine | `garret-vmm`, one process per machine | Unix socket | [`vmm`] |
+//! | guest | `garret-agent`, in the machine | vsock port [`agent::PORT`] | [`agent`] |
+//! | host | `garret daemon` | Unix socket | [`runner`] |
+//!
+//! Everything is HTTP/1.1 with JSON; streams are newline-delimited JSON (events) or WebSocket ([`stream`]: terminals,
+//! commands). This crate is data: nothing in it does I/O except [`client`].
+
+pub mod agent;
+pub mod client;
+mod problem;
+pub mod runner;
+pub mod stream;
+pub mod vmm;
+
+pub use problem::Problem;

@@ -1,0 +1,64 @@
+//! The WebSocket protocol of commands and terminals, the same on the agent's and the runner's API.
+//!
+//! The client opens the WebSocket and sends one text frame, the request (an [`ExecRequest`](crate::agent::ExecRequest)).
+//! After it:
+//! - binary frames carry bytes; their first byte names the channel ([`STDIN`], [`STDOUT`], [`STDERR`]), the rest is data;
+//! - text frames carry a [`Control`] (client to server) or an [`Outcome`] (server to client, exactly one, last).
+//!
+//! With a terminal everything the process prints is on [`STDOUT`]. Either side may close; a closed connection sends the
+//! process `SIGHUP`.
+
+use serde::{Deserialize, Serialize};
+
+/// Channel byte of data for the process's standard input.
+pub const STDIN: u8 = 0;
+/// Channel byte of data from the process's standard output (or its terminal).
+pub const STDOUT: u8 = 1;
+/// Channel byte of data from the process's standard error.
+pub const STDERR: u8 = 2;
+/// The largest frame either side sends, in bytes, channel byte included.
+pub const FRAME_MAX: usize = 64 * 1024;
+
+/// What the client may say while the process runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Control {
+    /// The terminal's new size, in characters.
+    Resize(WindowSize),
+    /// Send this signal (a number of Linux on x86-64) to the process group.
+    Signal(i32),
+    /// Standard input ends here.
+    CloseStdin,
+}
+
+/// A terminal's size, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct WindowSize {
+    /// Rows, 1 or more.
+    pub rows: u16,
+    /// Columns, 1 or more.
+    pub columns: u16,
+}
+
+/// How the process ended: the last frame of the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It exited with this status, 0 to 255.
+    Exited(u8),
+    /// This signal killed it; a shell would show 128 plus the number.
+    Signaled(i32),
+    /// It could not be started, or was lost.
+    Failed(crate::Problem),
+}
+
+impl Outcome {
+    /// The status a shell would report.
+    pub fn status(&self) -> u8 {
+        match self {
+            Outcome::Exited(status) => *status,
+            Outcome::Signaled(signal) => 128u8.wrapping_add(*signal as u8),
+            Outcome::Failed(_) => 125,
+        }
+    }
+}

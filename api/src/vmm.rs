@@ -1,0 +1,326 @@
+//! The machine API: one `garret-vmm` process is one machine.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Everything a machine is built from. The one configuration: the command line names a file that holds it, the devices are
+/// made from it, `GET /v1/machine` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Virtual CPUs, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in MiB, 64 to 1,048,576.
+    pub memory_mib: u32,
+    /// What to boot.
+    pub kernel: KernelConfig,
+    /// The read-only root image, given to the guest as `/dev/pmem0`; its length must be a multiple of 2 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub root: Option<PathBuf>,
+    /// Block devices in the order the guest sees them (`/dev/vda`, `/dev/vdb`, …), at most 8.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces in order (`eth0`, …), at most 4.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Folders shared by virtio-fs, at most 4.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
+    /// The socket to the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
+    /// The memory balloon.
+    #[serde(default)]
+    pub balloon: BalloonConfig,
+    /// The serial and the virtio console.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+}
+
+/// What to boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KernelConfig {
+    /// An ELF file with a PVH entry note (`vmlinux`), or a bzImage.
+    #[schema(value_type = String)]
+    pub image: PathBuf,
+    /// An initial RAM file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub initrd: Option<PathBuf>,
+    /// Appended to what the VMM itself puts on the command line; at most 2,000 bytes in all.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// One virtio-blk device over a raw file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The device's serial (`/dev/disk/by-id`), 1 to 20 characters of `[a-z0-9-]`.
+    pub id: String,
+    /// A raw image; its length is the disk's size and a multiple of 512.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Limit of operations and bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// A token bucket for each of bytes and operations; an absent one is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Bucket>,
+    /// Operations (requests of a disk, packets of a network interface).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Bucket>,
+}
+
+/// A token bucket: `per_second` tokens flow in, up to `burst`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Tokens per second, 1 or more.
+    pub per_second: u64,
+    /// The bucket's size, 1 or more.
+    pub burst: u64,
+}
+
+/// One virtio-net device on a TAP interface that exists already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// The TAP interface's name in the VMM's network namespace.
+    pub tap: String,
+    /// The guest's hardware address, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// Limit of each direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// One virtio-fs device over one folder. Folders mounted inside it while the machine runs appear as submounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// The mount tag, 1 to 36 bytes.
+    pub tag: String,
+    /// The served folder.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Request queues, 1 to 8.
+    #[serde(default = "one")]
+    pub queues: u8,
+    /// How long the guest may trust a cached name or attribute, in milliseconds: host edits are visible within it.
+    #[serde(default = "default_staleness_ms")]
+    pub staleness_ms: u32,
+    /// How owners are shown: every guest id maps to the VMM's own uid and gid, which the guest sees as this id.
+    #[serde(default = "default_guest_id")]
+    pub guest_id: u32,
+    /// How many files the guest may hold open or known at once.
+    #[serde(default = "default_fd_limit")]
+    pub fd_limit: u64,
+}
+
+fn one() -> u8 {
+    1
+}
+fn default_staleness_ms() -> u32 {
+    1000
+}
+fn default_guest_id() -> u32 {
+    1000
+}
+fn default_fd_limit() -> u64 {
+    100_000
+}
+
+/// The virtio-vsock device and its Unix socket: a client connects, writes `CONNECT <port>\n`, reads `OK <port>\n`, and has
+/// a byte stream to that port of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or more.
+    pub cid: u32,
+    /// The listening Unix socket, made by the VMM.
+    #[schema(value_type = String)]
+    pub socket: PathBuf,
+}
+
+/// The virtio-balloon device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// The guest may take memory back from the balloon before it kills for lack of memory.
+    #[serde(default = "yes")]
+    pub deflate_on_oom: bool,
+    /// The guest reports free pages, and their host memory is released.
+    #[serde(default = "yes")]
+    pub free_page_reporting: bool,
+    /// Seconds between two statistics; 0 turns them off.
+    #[serde(default = "one")]
+    pub statistics_interval_s: u8,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for BalloonConfig {
+    fn default() -> Self {
+        Self { deflate_on_oom: true, free_page_reporting: true, statistics_interval_s: 1 }
+    }
+}
+
+/// Where console output goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// The log file; absent: the VMM's standard output. The file keeps the last [`CONSOLE_LOG_MAX`] bytes, at least half
+    /// of them, whatever the guest prints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub log: Option<PathBuf>,
+}
+
+/// The largest a console log grows, in bytes.
+pub const CONSOLE_LOG_MAX: u64 = 1 << 20;
+
+/// `GET /v1/machine`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MachineInfo {
+    /// The VMM's version.
+    pub version: String,
+    /// Its process id, as the VMM itself sees it.
+    pub pid: u32,
+    /// What it is doing.
+    pub state: MachineState,
+    /// What it was built from.
+    pub config: MachineConfig,
+}
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs and the devices stand still.
+    Paused,
+    /// It is going away.
+    Stopping,
+}
+
+/// `PUT /v1/balloon`: how much memory the balloon should take from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonTarget {
+    /// MiB, 0 to the machine's memory less 64.
+    pub target_mib: u32,
+}
+
+/// `GET /v1/balloon`. The statistics are the guest's word: hints from an untrusted party.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BalloonInfo {
+    /// What was asked, in MiB.
+    pub target_mib: u32,
+    /// What the guest says it gave, in MiB.
+    pub actual_mib: u32,
+    /// Bytes returned to the host by free page reporting since the start.
+    pub reported_bytes: u64,
+    /// The guest's last statistics, absent before the first: virtio 1.2 §5.5.6.4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<GuestMemory>,
+}
+
+/// The guest's memory statistics, in bytes and counts; what the guest does not report is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestMemory {
+    /// Unused memory.
+    pub free: Option<u64>,
+    /// Memory there is in all.
+    pub total: Option<u64>,
+    /// Memory available without swapping.
+    pub available: Option<u64>,
+    /// Disk caches.
+    pub disk_caches: Option<u64>,
+    /// Bytes swapped in.
+    pub swap_in: Option<u64>,
+    /// Bytes swapped out.
+    pub swap_out: Option<u64>,
+    /// Major faults.
+    pub major_faults: Option<u64>,
+    /// Minor faults.
+    pub minor_faults: Option<u64>,
+}
+
+/// `GET /v1/metrics`: counters since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Metrics {
+    /// Nanoseconds from the process's start to the first `KVM_RUN`.
+    pub setup_ns: u64,
+    /// Exits to user space of all vCPUs, by reason (`io`, `mmio`, `hlt`, …).
+    pub exits: std::collections::BTreeMap<String, u64>,
+    /// Per device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`): kicks, interrupts, requests, bytes, faults.
+    pub devices: std::collections::BTreeMap<String, DeviceMetrics>,
+}
+
+/// One device's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceMetrics {
+    /// Notifications from the driver.
+    pub kicks: u64,
+    /// Interrupts to the driver.
+    pub interrupts: u64,
+    /// Descriptor chains served.
+    pub chains: u64,
+    /// Times the guest broke the device's rules and it asked for a reset.
+    pub faults: u64,
+}
+
+/// The VMM's last words, written to the file `--last-words` names just before it exits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastWords {
+    /// Why the machine ended.
+    pub reason: ExitReason,
+    /// One line for a person.
+    pub message: String,
+}
+
+/// Why a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reboot; whoever started the VMM starts it again.
+    Reboot,
+    /// The guest's kernel panicked.
+    Panic,
+    /// `POST /v1/shutdown`, or `SIGTERM`.
+    Asked,
+    /// The machine could not be built or could not go on.
+    Failed,
+}
+
+/// The status `garret-vmm` exits with.
+impl ExitReason {
+    /// 0 when it was meant to end, 3 to be started again, 4 after a guest panic, 1 otherwise.
+    pub fn status(self) -> u8 {
+        match self {
+            ExitReason::PowerOff | ExitReason::Asked => 0,
+            ExitReason::Failed => 1,
+            ExitReason::Reboot => 3,
+            ExitReason::Panic => 4,
+        }
+    }
+}
