@@ -1,1 +1,2 @@
+//! Placeholder of the binary until its parts are in.
 fn main() {}

@@ -1,0 +1,44 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use garret_api::stream::WindowSize;
+
+/// A process to run, complete: nothing is looked up any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSpec {
+    /// Where it runs.
+    pub place: Place,
+    /// Program and arguments; never empty. A program without `/` is looked for in `env`'s `PATH`.
+    pub args: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// The working folder, as the process sees it.
+    pub cwd: PathBuf,
+    /// Whom it runs as; numbers of the place it runs in.
+    pub credentials: Credentials,
+    /// A terminal of this size, or three pipes.
+    pub terminal: Option<WindowSize>,
+}
+
+/// Where a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the guest itself.
+    Guest,
+    /// In this running container: with its namespaces, cgroup, seccomp filter, capability bounding set and limits.
+    Container {
+        /// The container's full id, 64 hexadecimal digits.
+        id: String,
+    },
+}
+
+/// Numeric user, group and supplementary groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user id.
+    pub uid: u32,
+    /// The primary group.
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+}

@@ -1,0 +1,6 @@
+//! The guest's side of garret: PID 1 ([`init`]) and the server the host talks to ([`server`]).
+
+pub mod environment;
+pub mod exec;
+pub mod setup;
+pub mod users;

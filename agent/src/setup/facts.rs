@@ -1,0 +1,27 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What the engine, image builds and containers must know of the host.
+///
+/// [`apply`](super::apply) has already written `env`, `engine_env` and `mounts` into `/etc/containers/containers.conf.d`, where
+/// `podman run`, `podman build`, `podman exec` and the API socket (docker-compose) find them by themselves. This value
+/// is for whoever needs them in another way: `--build-arg`, `--env`, `-v`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Variables for every container and every build step: proxies in both spellings, package indexes, where the
+    /// certificates are.
+    pub env: BTreeMap<String, String>,
+    /// Variables for the engine itself (proxies, certificates), so that it pulls as the host would.
+    pub engine_env: BTreeMap<String, String>,
+    /// Files of the guest that every container and build step sees, read-only.
+    pub mounts: Vec<FactMount>,
+}
+
+/// A read-only bind mount of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FactMount {
+    /// The file in the guest.
+    pub source: PathBuf,
+    /// Where containers see it.
+    pub target: PathBuf,
+}
