@@ -1,0 +1,211 @@
+//! The VMM's jail: `garret jail SPEC`, a program of one purpose between the daemon and the VMM.
+//!
+//! It enters the machine's control group and network namespace, takes mount, IPC, UTS and process namespaces of its own,
+//! builds a root folder that holds the machine's files and nothing else, pivots into it, gives up every capability and
+//! identity but the developer's, and becomes the VMM. Afterwards the process can open nothing it was not given: the root
+//! is read-only but for `/run`, the data disk and the workspaces.
+//!
+//! Two processes: a process namespace is entered only by a child. The first waits until the second is the VMM (its pipe
+//! closes on `execve`), prints its process id, and leaves it to the host's init: machines outlive the runner.
+
+#![allow(unsafe_code)] // fork and setrlimit-before-exec order; see the SAFETY comments
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::{ForkResult, Gid, Uid, execve, fork, pivot_root, setgroups, setresgid, setresuid};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+    set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
+};
+use serde::{Deserialize, Serialize};
+
+/// The hidden subcommand that runs [`main`].
+pub const SUBCOMMAND: &str = "jail";
+/// RLIMIT_NOFILE of a VMM: what a guest may make virtio-fs hold open, with room for everything else.
+pub const OPEN_FILES_MAX: u64 = 262_144;
+/// The device nodes a VMM has, with their numbers: Documentation/admin-guide/devices.txt.
+const DEVICES: [(&str, u64, u64); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("null", 1, 3)];
+
+/// What a jail is made of. Paths are the host's; the second of a pair is relative to the new root.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JailSpec {
+    /// An empty folder the new root is mounted on.
+    pub root: PathBuf,
+    /// The control group to enter.
+    pub cgroup: PathBuf,
+    /// The network namespace to enter, by its `ip netns` name.
+    pub namespace: String,
+    /// The developer's uid.
+    pub uid: u32,
+    /// The developer's gid.
+    pub gid: u32,
+    /// Files the VMM may read.
+    pub read_only: Vec<(PathBuf, PathBuf)>,
+    /// Files and folders the VMM may write.
+    pub writable: Vec<(PathBuf, PathBuf)>,
+    /// The folder with the workspaces; what is mounted there later appears in the jail too.
+    pub workspaces: PathBuf,
+    /// Program and arguments inside.
+    pub command: Vec<String>,
+}
+
+/// Becomes the VMM's first ancestor; the caller must still be single-threaded. Prints the VMM's process id.
+///
+/// # Errors
+/// Any step fails; the message names it.
+pub fn main(spec: &str) -> anyhow::Result<()> {
+    let spec: JailSpec = serde_json::from_str(spec).context("the jail's specification")?;
+    fs::write(spec.cgroup.join("cgroup.procs"), "0").context("cannot enter the control group")?;
+    let network =
+        File::open(Path::new("/run/netns").join(&spec.namespace)).context("cannot open the network namespace")?;
+    move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+    // SAFETY: this process has one thread and shares no file system information or descriptors with another.
+    unsafe { rustix::thread::unshare_unsafe(namespaces()) }.context("cannot make namespaces")?;
+
+    let (mut reader, mut writer) = std::io::pipe()?;
+    // SAFETY: the process is single-threaded, so the child may go on as ordinary code.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            // Only failure returns: success is the VMM.
+            let Err(error) = become_vmm(&spec);
+            let _nobody_else_to_tell = write!(writer, "{error:#}");
+            std::process::exit(1);
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut error = String::new();
+            reader.read_to_string(&mut error)?;
+            if !error.is_empty() {
+                bail!("{error}");
+            }
+            println!("{child}");
+            Ok(())
+        }
+    }
+}
+
+fn namespaces() -> UnshareFlags {
+    UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID
+}
+
+fn become_vmm(spec: &JailSpec) -> anyhow::Result<std::convert::Infallible> {
+    rustix::process::setsid()?;
+    build_root(spec)?;
+    enter_root(&spec.root)?;
+    redirect_standard_streams()?;
+    let limit = Some(OPEN_FILES_MAX);
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).context("RLIMIT_NOFILE")?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("RLIMIT_CORE")?;
+    drop_privileges(spec)?;
+    let arguments: Vec<CString> = spec.command.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
+    let program = arguments.first().context("no program")?;
+    execve(program, &arguments, &[c"RUST_BACKTRACE=1"]).with_context(|| format!("cannot run {program:?} in the jail"))
+}
+
+/// The new root: a small tmpfs with the machine's files bound into it.
+fn build_root(spec: &JailSpec) -> anyhow::Result<()> {
+    let root = &spec.root;
+    // Slave, not private: workspaces bound on the host later must appear here.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    mount("tmpfs", root, "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=755,size=1m"))
+        .context("cannot mount the jail's root")?;
+    for (source, target) in &spec.read_only {
+        let target = bind(root, source, target)?;
+        mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")?;
+    }
+    for (source, target) in &spec.writable {
+        let target = bind(root, source, target)?;
+        mount_remount(&target, MountFlags::BIND | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV, "")?;
+    }
+    let workspaces = root.join("workspaces");
+    fs::create_dir(&workspaces)?;
+    mount_bind_recursive(&spec.workspaces, &workspaces).context("cannot bind the workspaces")?;
+    make_devices(spec)?;
+    let proc = root.join("proc");
+    fs::create_dir(&proc)?;
+    // virtio-fs reaches its own descriptors through /proc/self/fd; nothing else of /proc is there.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", &proc, "proc", flags, Some(c"subset=pid")).context("cannot mount /proc")
+}
+
+fn bind(root: &Path, source: &Path, target: &Path) -> anyhow::Result<PathBuf> {
+    let target = root.join(target);
+    if fs::metadata(source).with_context(|| format!("cannot use {}", source.display()))?.is_dir() {
+        fs::create_dir(&target)?;
+    } else {
+        File::create(&target)?;
+    }
+    mount_bind(source, &target).with_context(|| format!("cannot bind {}", source.display()))?;
+    Ok(target)
+}
+
+fn make_devices(spec: &JailSpec) -> anyhow::Result<()> {
+    for (name, major, minor) in DEVICES {
+        let path = spec.root.join("dev").join(name);
+        fs::create_dir_all(path.parent().context("no parent")?)?;
+        mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(major, minor))
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        chown(&path, Some(spec.uid), Some(spec.gid))?;
+    }
+    Ok(())
+}
+
+/// pivot_root(2) with the same folder twice stacks the old root on the new one, from where it is taken off.
+fn enter_root(root: &Path) -> anyhow::Result<()> {
+    std::env::set_current_dir(root)?;
+    pivot_root(".", ".").context("cannot pivot into the jail")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")?;
+    mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC, "")
+        .context("cannot make the jail's root read-only")
+}
+
+/// Standard error stays the VMM's log; the daemon's pipe must not stay open.
+fn redirect_standard_streams() -> anyhow::Result<()> {
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+/// Order matters: the bounding set and the groups need capabilities that the last steps give up. The secure bits are for a
+/// developer who is root: without them `execve` would give uid 0 every capability again.
+fn drop_privileges(spec: &JailSpec) -> anyhow::Result<()> {
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            break; // past the last one this kernel knows
+        }
+    }
+    use CapabilitiesSecureBits as Bits;
+    set_capabilities_secure_bits(
+        Bits::NO_ROOT
+            | Bits::NO_ROOT_LOCKED
+            | Bits::NO_SETUID_FIXUP
+            | Bits::NO_SETUID_FIXUP_LOCKED
+            | Bits::NO_CAP_AMBIENT_RAISE
+            | Bits::NO_CAP_AMBIENT_RAISE_LOCKED,
+    )
+    .context("cannot lock the secure bits")?;
+    setgroups(&[Gid::from_raw(spec.gid)])?;
+    let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.gid));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    set_no_new_privs(true)?;
+    Ok(())
+}

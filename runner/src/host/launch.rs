@@ -1,0 +1,198 @@
+//! From a machine's figures to a running, jailed VMM, and back to nothing.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use garret_api::agent::WORKSPACES_TAG;
+use garret_api::vmm::{
+    BalloonConfig, ConsoleConfig, DiskConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig,
+};
+
+use super::jail::{self, JailSpec};
+use super::network::{self, NetworkConfig, Slot};
+use super::{MachinePaths, cgroup, workspaces};
+
+/// The guest's context id. Every machine has a muxer of its own, so all may have the same.
+const GUEST_CID: u32 = 3;
+/// The agent is the guest's init.
+const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet";
+
+/// The files machines are made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifacts {
+    /// The static `garret-vmm`.
+    pub vmm: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The read-only root image.
+    pub root: PathBuf,
+    /// The formatted, empty data disk each machine's own is copied from.
+    pub data_template: PathBuf,
+}
+
+/// One machine, about to start.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The machine's name: `[a-z0-9-]`, at most 32 characters.
+    pub name: &'a str,
+    /// Its place in the address pool.
+    pub slot: Slot,
+    /// The developer's uid: the VMM runs as it.
+    pub uid: u32,
+    /// The developer's gid.
+    pub gid: u32,
+    /// Virtual CPUs, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// What the VMM itself may use beyond guest memory, in MiB; page cache of its disk included.
+    pub memory_overhead_mib: u32,
+    /// What it is made from.
+    pub artifacts: &'a Artifacts,
+    /// Its data disk.
+    pub data_disk: &'a Path,
+    /// Its files.
+    pub paths: &'a MachinePaths,
+    /// The network all machines share.
+    pub network: &'a NetworkConfig,
+}
+
+/// Starts the machine's VMM in a jail of its own and returns its process id on the host.
+///
+/// The VMM is nobody's child (it outlives the runner): watch it by a pidfd.
+///
+/// # Errors
+/// A file of the machine is missing, or the host refuses a part; nothing is left behind then.
+pub fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
+    for file in [&launch.artifacts.vmm, &launch.artifacts.kernel, &launch.artifacts.root] {
+        fs::metadata(file)
+            .with_context(|| format!("cannot use {}: run `make install`, or mend [artifacts]", file.display()))?;
+    }
+    clean_up(launch.name, launch.slot, launch.paths)?;
+    let started = start(launch);
+    if started.is_err() {
+        clean_up(launch.name, launch.slot, launch.paths)?;
+    }
+    started
+}
+
+fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
+    make_folders(launch)?;
+    let memory_mib = u64::from(launch.memory_mib) + u64::from(launch.memory_overhead_mib);
+    cgroup::create(launch.name, memory_mib << 20)?;
+    network::create(launch.name, launch.slot, launch.uid, launch.network)?;
+    chown(launch.data_disk, Some(launch.uid), Some(launch.gid))?;
+    fs::write(launch.paths.config(), serde_json::to_vec_pretty(&machine_config(launch))?)?;
+    spawn(&jail_spec(launch), &launch.paths.vmm_log())
+}
+
+fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
+    let paths = launch.paths;
+    for folder in [&paths.run, &paths.jail(), &paths.vm()] {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    fs::set_permissions(&paths.run, fs::Permissions::from_mode(0o700))?;
+    chown(paths.vm(), Some(launch.uid), Some(launch.gid))?;
+    remove_file(&paths.last_words())?;
+    workspaces::prepare(paths)
+}
+
+/// The configuration, with the paths as the VMM sees them inside the jail.
+fn machine_config(launch: &Launch<'_>) -> MachineConfig {
+    MachineConfig {
+        vcpus: launch.vcpus,
+        memory_mib: launch.memory_mib,
+        kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: CMDLINE.into() },
+        root: Some("/root.erofs".into()),
+        disks: vec![DiskConfig { id: "data".into(), path: "/data.img".into(), read_only: false, rate_limit: None }],
+        nets: vec![NetConfig {
+            tap: network::TAP.into(),
+            mac: network::mac(launch.slot, launch.network),
+            rate_limit: None,
+        }],
+        shares: vec![ShareConfig {
+            tag: WORKSPACES_TAG.into(),
+            path: "/workspaces".into(),
+            queues: launch.vcpus.min(4),
+            staleness_ms: 1000,
+            guest_id: 1000,
+            fd_limit: jail::OPEN_FILES_MAX / 2,
+        }],
+        vsock: Some(VsockConfig { cid: GUEST_CID, socket: "/run/vsock.sock".into() }),
+        balloon: BalloonConfig::default(),
+        console: ConsoleConfig { log: Some("/run/console.log".into()) },
+    }
+}
+
+fn jail_spec(launch: &Launch<'_>) -> JailSpec {
+    let (artifacts, paths) = (launch.artifacts, launch.paths);
+    JailSpec {
+        root: paths.jail(),
+        cgroup: cgroup::path(launch.name),
+        namespace: network::namespace(launch.name),
+        uid: launch.uid,
+        gid: launch.gid,
+        read_only: vec![
+            (artifacts.vmm.clone(), "garret-vmm".into()),
+            (artifacts.kernel.clone(), "vmlinux".into()),
+            (artifacts.root.clone(), "root.erofs".into()),
+            (paths.config(), "config.json".into()),
+        ],
+        writable: vec![(launch.data_disk.to_owned(), "data.img".into()), (paths.vm(), "run".into())],
+        workspaces: paths.workspaces(),
+        command: [
+            "/garret-vmm",
+            "--config",
+            "/config.json",
+            "--api",
+            "/run/api.sock",
+            "--last-words",
+            "/run/last-words.json",
+        ]
+        .map(Into::into)
+        .into(),
+    }
+}
+
+/// Runs ourselves as `garret jail`, which turns its child into the VMM and prints that child's process id.
+fn spawn(spec: &JailSpec, log: &Path) -> anyhow::Result<u32> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg(jail::SUBCOMMAND)
+        .arg(serde_json::to_string(spec)?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(log)?)
+        .spawn()
+        .context("cannot start the jail")?;
+    let printed = std::io::read_to_string(child.stdout.take().context("no pipe")?)?;
+    if !child.wait()?.success() {
+        let said = fs::read_to_string(log).unwrap_or_default();
+        bail!("the jail could not be made: {}", said.trim().replace('\n', "; "));
+    }
+    printed.trim().parse().with_context(|| format!("the jail printed `{printed}` instead of a process id"))
+}
+
+/// Removes what a machine had on the host: processes, control group, network, mounts, sockets. Its data disk and its logs
+/// stay.
+pub fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<()> {
+    cgroup::remove(name)?;
+    network::remove(name, slot)?;
+    workspaces::remove_all(paths)?;
+    for socket in [paths.api_socket(), paths.vsock_socket()] {
+        remove_file(&socket)?;
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,27 @@
+//! What a machine needs of its host: a jail for its VMM, a control group, a network, its workspaces.
+//!
+//! Everything here blocks (mounts, short-lived programs such as `ip` and `nft`) and needs root; the async side calls it
+//! from blocking threads. Every function is idempotent, so that a runner killed in the middle of one begins it again.
+
+mod cgroup;
+pub mod jail;
+mod launch;
+pub mod network;
+mod paths;
+mod program;
+mod workspaces;
+
+pub use cgroup::oom_kills;
+pub use launch::{Artifacts, Launch, clean_up, launch};
+pub use network::{NetworkConfig, Slot, guest_network};
+pub use paths::MachinePaths;
+pub use workspaces::{share_workspace, unshare_workspace};
+
+/// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.
+///
+/// # Errors
+/// `nft` is missing or refuses the rules, or the process is not root.
+pub fn setup_host(network: &NetworkConfig) -> anyhow::Result<()> {
+    cgroup::prepare()?;
+    network::prepare(network)
+}

@@ -1,0 +1,67 @@
+use std::path::{Path, PathBuf};
+
+/// The files of one running machine below `/run/garret/machines/<name>`.
+///
+/// Only root may enter the folder. Its `vm/` belongs to the developer, because the VMM, which runs as them, writes there.
+#[derive(Clone, Debug)]
+pub struct MachinePaths {
+    /// The machine's folder.
+    pub run: PathBuf,
+}
+
+impl MachinePaths {
+    /// The paths of machine `name` below the runner's run folder.
+    pub fn new(run_folder: &Path, name: &str) -> Self {
+        Self { run: run_folder.join("machines").join(name) }
+    }
+
+    /// The VMM's API.
+    pub fn api_socket(&self) -> PathBuf {
+        self.vm().join("api.sock")
+    }
+
+    /// The socket to the guest.
+    pub fn vsock_socket(&self) -> PathBuf {
+        self.vm().join("vsock.sock")
+    }
+
+    /// What the guest printed on its console.
+    pub fn console_log(&self) -> PathBuf {
+        self.vm().join("console.log")
+    }
+
+    /// Why the VMM ended.
+    pub fn last_words(&self) -> PathBuf {
+        self.vm().join("last-words.json")
+    }
+
+    /// What the VMM itself printed.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.run.join("vmm.log")
+    }
+
+    /// The folder in which workspaces are bound, each named by its environment.
+    pub fn workspaces(&self) -> PathBuf {
+        self.run.join("workspaces")
+    }
+
+    /// Where a bind gets its flags before it is seen anywhere.
+    pub(super) fn staging(&self) -> PathBuf {
+        self.run.join("staging")
+    }
+
+    /// The VMM's `/run`.
+    pub(super) fn vm(&self) -> PathBuf {
+        self.run.join("vm")
+    }
+
+    /// The jail's mount point; what is mounted there is seen only inside the jail.
+    pub(super) fn jail(&self) -> PathBuf {
+        self.run.join("jail")
+    }
+
+    /// The machine's configuration.
+    pub(super) fn config(&self) -> PathBuf {
+        self.run.join("config.json")
+    }
+}
