@@ -25,9 +25,10 @@ echo "guest-kernel: building $version (about 9 minutes on two idle cores; log: $
   tar -xJf "$tarball" -C "$work/src" --strip-components=1
   find "$here/patches" -name '*.patch' -print0 | sort -z | xargs -0rn1 patch -d "$work/src" -p1 -i
   export KBUILD_BUILD_TIMESTAMP='2026-01-01' KBUILD_BUILD_USER=garret KBUILD_BUILD_HOST=garret KBUILD_BUILD_VERSION=1
-  make -C "$work/src" O="$work/obj" allnoconfig
-  (cd "$work/src" && scripts/kconfig/merge_config.sh -m -n -O "$work/obj" "$work/obj/.config" "$here/kernel.config")
-  make -C "$work/src" O="$work/obj" olddefconfig
+  # allnoconfig with the fragment as its exceptions: what the fragment does not name, and nothing it names selects, is off.
+  make -C "$work/src" O="$work/obj" KCONFIG_ALLCONFIG="$here/kernel.config" allnoconfig
+  lost=$(grep -E '^CONFIG_[A-Z0-9_]+=[^n]' "$here/kernel.config" | grep -vxFf "$work/obj/.config" || true)
+  [ -z "$lost" ] || { echo "kernel.config asks for what this kernel cannot have:"; echo "$lost"; exit 1; }
   make -C "$work/src" O="$work/obj" -j"$(nproc)" vmlinux
   strip --strip-debug -o "$work/vmlinux" "$work/obj/vmlinux"
 } >"$cache/build.log" 2>&1 || { tail -n 30 "$cache/build.log" >&2; echo "guest-kernel: the build failed; log: $cache/build.log" >&2; exit 1; }
