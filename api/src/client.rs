@@ -1,1 +1,369 @@
-//! One client for all three APIs. (Written by the runner's author; see the brief.)
+//! One client for all three APIs: HTTP/1.1 over a Unix socket, or over a machine's vsock socket after its handshake.
+//!
+//! Each call opens a connection of its own: a call that hangs or a guest that misbehaves disturbs no other call. Whatever
+//! the peer sends is bounded, for the peer may be a guest: answers by [`BODY_MAX`], lines by [`LINE_MAX`], WebSocket frames
+//! by [`FRAME_MAX`](crate::stream::FRAME_MAX), and waiting by the client's deadline.
+
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, io};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+use crate::Problem;
+use crate::stream::FRAME_MAX;
+
+/// The largest answer that is read whole, in bytes.
+pub const BODY_MAX: usize = 16 << 20;
+/// The longest line of a stream of JSON lines, in bytes.
+pub const LINE_MAX: usize = 1 << 20;
+/// How long a call may take unless [`Client::with_deadline`] says otherwise. Streams have it only until they begin.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// An open WebSocket: what exec streams run over.
+pub type WebSocket = WebSocketStream<UnixStream>;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket is not there, or nobody listens on it.
+    #[error("cannot connect to {}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The machine runs, but nothing in it listens on the port (yet).
+    #[error("nothing in the machine listens on vsock port {port}")]
+    NoListener {
+        /// The vsock port.
+        port: u32,
+    },
+    /// The other side refused, and says why.
+    #[error("{problem}")]
+    Problem {
+        /// The HTTP status.
+        status: u16,
+        /// Why.
+        problem: Problem,
+    },
+    /// No answer in time.
+    #[error("{target} did not answer within {} s", deadline.as_secs())]
+    Deadline {
+        /// Who was asked.
+        target: String,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// The connection broke, or what came over it is not what was agreed.
+    #[error("{target}: {detail}")]
+    Broken {
+        /// Who was asked.
+        target: String,
+        /// What went wrong.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// The HTTP status, when the other side answered with one.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Error::Problem { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// The problem the other side named, or this error as one.
+    pub fn into_problem(self) -> Problem {
+        match self {
+            Error::Problem { problem, .. } => problem,
+            other => Problem::new("unavailable", other.to_string()),
+        }
+    }
+}
+
+/// What a call gives.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where the API is.
+#[derive(Clone, Debug)]
+enum Target {
+    Unix(PathBuf),
+    Vsock { socket: PathBuf, port: u32 },
+}
+
+impl Target {
+    fn path(&self) -> &Path {
+        match self {
+            Target::Unix(path) | Target::Vsock { socket: path, .. } => path,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Unix(path) => write!(f, "{}", path.display()),
+            Target::Vsock { socket, port } => write!(f, "vsock port {port} of {}", socket.display()),
+        }
+    }
+}
+
+/// A client of one API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    target: Target,
+    deadline: Duration,
+}
+
+impl Client {
+    /// A client of the API on a Unix socket (runner, VMM).
+    pub fn unix(socket: impl Into<PathBuf>) -> Self {
+        Self { target: Target::Unix(socket.into()), deadline: DEADLINE }
+    }
+
+    /// A client of the API on a vsock port of a guest (agent), through its VMM's vsock socket.
+    pub fn vsock(socket: impl Into<PathBuf>, port: u32) -> Self {
+        Self { target: Target::Vsock { socket: socket.into(), port }, deadline: DEADLINE }
+    }
+
+    /// The same with another deadline per call.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// `GET`, answered by JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.json(self.unary(Method::GET, path, None).await?)
+    }
+
+    /// `PUT` of JSON, answered by JSON.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(self.unary(Method::PUT, path, Some(self.encode(body)?)).await?)
+    }
+
+    /// Any call whose answer has no body that matters.
+    pub async fn send<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> Result<()> {
+        let body = body.map(|body| self.encode(body)).transpose()?;
+        self.unary(method, path, body).await.map(drop)
+    }
+
+    /// `POST` without a body and without an answer that matters.
+    pub async fn post(&self, path: &str) -> Result<()> {
+        self.send::<()>(Method::POST, path, None).await
+    }
+
+    /// `DELETE`.
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        self.send::<()>(Method::DELETE, path, None).await
+    }
+
+    /// `GET`, answered by text; what is not UTF-8 is replaced.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let body = self.unary(Method::GET, path, None).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// A call answered by newline-delimited JSON.
+    pub async fn lines<T: DeserializeOwned, B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Lines<T>> {
+        let body = body.map(|body| self.encode(body)).transpose()?;
+        let response = self.in_time(self.request(method, path, body)).await?;
+        Ok(Lines::new(self.target.clone(), response.into_body()))
+    }
+
+    /// Opens a WebSocket.
+    pub async fn websocket(&self, path: &str) -> Result<WebSocket> {
+        let config = WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));
+        let handshake = async {
+            let stream = self.connect().await?;
+            let url = format!("ws://garret{path}");
+            match tokio_tungstenite::client_async_with_config(url, stream, Some(config)).await {
+                Ok((socket, _)) => Ok(socket),
+                Err(tungstenite::Error::Http(response)) => {
+                    Err(refusal(response.status(), response.body().as_deref().unwrap_or_default()))
+                }
+                Err(error) => Err(self.broken(error)),
+            }
+        };
+        self.in_time(handshake).await
+    }
+
+    /// Sends a request as it is over a connection of its own, which the answer may upgrade: what a proxy needs.
+    pub async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+        self.in_time(self.exchange(request)).await
+    }
+
+    async fn unary(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes> {
+        self.in_time(async {
+            let response = self.request(method, path, body).await?;
+            let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+            Ok(body.map_err(|error| self.broken(error))?.to_bytes())
+        })
+        .await
+    }
+
+    /// One request; an answer that is not 2xx is an error.
+    async fn request(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Response<Incoming>> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "garret");
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body.unwrap_or_default())).map_err(|error| self.broken(error))?;
+        let response = self.exchange(request).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = Limited::new(response.into_body(), LINE_MAX).collect().await.map_err(|error| self.broken(error))?;
+        Err(refusal(status, &body.to_bytes()))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+        // Ends by itself when the request and the answer's body have been dropped. Its error, if any, shows there too.
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.map_err(|error| self.broken(error))
+    }
+
+    async fn connect(&self) -> Result<UnixStream> {
+        let path = self.target.path();
+        let mut stream =
+            UnixStream::connect(path).await.map_err(|source| Error::Connect { path: path.to_owned(), source })?;
+        if let Target::Vsock { port, .. } = self.target {
+            self.shake_hands(&mut stream, port).await?;
+        }
+        Ok(stream)
+    }
+
+    /// Writes `CONNECT <port>` and reads `OK <n>`, byte by byte, so that nothing behind it is taken away.
+    async fn shake_hands(&self, stream: &mut UnixStream, port: u32) -> Result<()> {
+        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(|error| self.broken(error))?;
+        let mut answer = Vec::new();
+        loop {
+            match stream.read_u8().await {
+                Ok(b'\n') => break,
+                Ok(byte) if answer.len() < 32 => answer.push(byte),
+                Ok(_) => return Err(self.broken("unexpected answer to the vsock handshake")),
+                Err(_) => return Err(Error::NoListener { port }),
+            }
+        }
+        match answer.starts_with(b"OK ") {
+            true => Ok(()),
+            false => Err(self.broken("unexpected answer to the vsock handshake")),
+        }
+    }
+
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(self.deadline, call)
+            .await
+            .unwrap_or_else(|_| Err(Error::Deadline { target: self.target.to_string(), deadline: self.deadline }))
+    }
+
+    fn encode(&self, body: &impl Serialize) -> Result<Bytes> {
+        serde_json::to_vec(body).map(Bytes::from).map_err(|error| self.broken(error))
+    }
+
+    fn json<T: DeserializeOwned>(&self, body: Bytes) -> Result<T> {
+        serde_json::from_slice(&body).map_err(|error| self.broken(format!("unexpected answer: {error}")))
+    }
+
+    fn broken(&self, detail: impl fmt::Display) -> Error {
+        broken(&self.target, detail)
+    }
+}
+
+fn broken(target: &Target, detail: impl fmt::Display) -> Error {
+    Error::Broken { target: target.to_string(), detail: detail.to_string() }
+}
+
+/// The error an answer other than 2xx stands for; its body should be a [`Problem`].
+fn refusal(status: StatusCode, body: &[u8]) -> Error {
+    let problem = serde_json::from_slice(body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(body);
+        let line: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
+        Problem::new("internal", if line.is_empty() { status.to_string() } else { line })
+    });
+    Error::Problem { status: status.as_u16(), problem }
+}
+
+/// A stream of newline-delimited JSON.
+#[derive(Debug)]
+pub struct Lines<T> {
+    target: Target,
+    body: Incoming,
+    /// What has come; `start..searched` is known to hold no end of line. Offsets, because shifting or searching the whole
+    /// buffer again for each piece would let a peer that sends tiny pieces burn our CPU.
+    buffer: Vec<u8>,
+    start: usize,
+    searched: usize,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    fn new(target: Target, body: Incoming) -> Self {
+        Self { target, body, buffer: Vec::new(), start: 0, searched: 0, item: PhantomData }
+    }
+
+    /// The next value; `None` when the stream has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<T>> {
+        loop {
+            while let Some(line) = self.line() {
+                let line = &self.buffer[line];
+                if !line.trim_ascii().is_empty() {
+                    return serde_json::from_slice(line).map(Some).map_err(|error| self.broken(error));
+                }
+            }
+            if self.buffer.len() > LINE_MAX {
+                return Err(self.broken(format!("a line longer than {LINE_MAX} bytes")));
+            }
+            match self.body.frame().await {
+                None if self.buffer.trim_ascii().is_empty() => return Ok(None),
+                None => return Err(self.broken("the stream ended in the middle of a line")),
+                Some(Err(error)) => return Err(self.broken(error)),
+                Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
+            }
+        }
+    }
+
+    /// Takes the next whole line; without one, what is left moves to the buffer's front.
+    fn line(&mut self) -> Option<std::ops::Range<usize>> {
+        let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') else {
+            self.buffer.drain(..self.start);
+            (self.start, self.searched) = (0, self.buffer.len());
+            return None;
+        };
+        let line = self.start..self.searched + length;
+        (self.start, self.searched) = (line.end + 1, line.end + 1);
+        Some(line)
+    }
+
+    fn broken(&self, detail: impl fmt::Display) -> Error {
+        broken(&self.target, detail)
+    }
+}
+
+#[cfg(test)]
+#[path = "client_test.rs"]
+mod tests;

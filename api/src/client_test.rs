@@ -1,0 +1,119 @@
+//! The client against a server that answers with exactly the bytes a case names.
+
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+
+use super::*;
+
+/// A server for one connection: reads until `until` was seen, answers `answer`, and closes; gives what it read.
+fn serve(steps: Vec<(&'static str, Vec<u8>)>) -> (TempDir, PathBuf, tokio::task::JoinHandle<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let task = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = Vec::new();
+        for (until, answer) in steps {
+            while !String::from_utf8_lossy(&read).contains(until) {
+                read.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(&answer).await.ok();
+        }
+        String::from_utf8_lossy(&read).into_owned()
+    });
+    (dir, path, task)
+}
+
+fn answer(status: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+#[tokio::test]
+async fn json_goes_out_and_comes_back() {
+    let (_dir, path, server) = serve(vec![("{\"a\":1}", answer("200 OK", "[1,2]"))]);
+    let got: Vec<u32> = Client::unix(path).put("/v1/x", &serde_json::json!({"a": 1})).await.unwrap();
+    assert_eq!(got, [1, 2]);
+    assert!(server.await.unwrap().starts_with("PUT /v1/x HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
+async fn the_vsock_handshake_comes_first() {
+    let (_dir, path, server) =
+        serve(vec![("CONNECT 1024\n", b"OK 7\n".to_vec()), ("\r\n\r\n", answer("200 OK", "\"up\""))]);
+    let got: String = Client::vsock(path, 1024).get("/v1/agent").await.unwrap();
+    assert_eq!(got, "up");
+    assert!(server.await.unwrap().starts_with("CONNECT 1024\nGET /v1/agent HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
+async fn a_port_without_a_listener_is_told_apart() {
+    let (_dir, path, _server) = serve(vec![("CONNECT 1024\n", Vec::new())]);
+    let error = Client::vsock(path, 1024).get::<String>("/v1/agent").await.unwrap_err();
+    assert!(matches!(error, Error::NoListener { port: 1024 }), "{error}");
+}
+
+#[tokio::test]
+async fn a_hostile_handshake_ends() {
+    let (_dir, path, _server) = serve(vec![("CONNECT 1024\n", vec![b'x'; 1000])]);
+    let error = Client::vsock(path, 1024).get::<String>("/v1/agent").await.unwrap_err();
+    assert!(error.to_string().contains("unexpected answer to the vsock handshake"), "{error}");
+}
+
+#[tokio::test]
+async fn a_problem_keeps_its_status_and_words() {
+    let (_dir, path, _server) =
+        serve(vec![("\r\n\r\n", answer("404 Not Found", r#"{"code":"not-found","message":"no such machine"}"#))]);
+    let error = Client::unix(path).get::<String>("/v1/x").await.unwrap_err();
+    assert_eq!(error.status(), Some(404));
+    assert_eq!(error.to_string(), "no such machine");
+    assert_eq!(error.into_problem().code, "not-found");
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_no_problem_becomes_one_line() {
+    let (_dir, path, _server) = serve(vec![("\r\n\r\n", answer("500 Internal Server Error", "oops\nsecond line"))]);
+    assert_eq!(Client::unix(path).text("/v1/x").await.unwrap_err().to_string(), "oops");
+}
+
+#[tokio::test]
+async fn no_server_names_the_socket() {
+    let error = Client::unix("/nonexistent/garret.sock").post("/v1/x").await.unwrap_err();
+    assert!(error.to_string().starts_with("cannot connect to /nonexistent/garret.sock: "), "{error}");
+}
+
+#[tokio::test]
+async fn lines_arrive_whole_whatever_the_pieces() {
+    let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n1\n\r\n1\r\n2\r\n4\r\n3\n\n4\r\n1\r\n\n\r\n0\r\n\r\n";
+    let (_dir, path, _server) = serve(vec![("\r\n\r\n", chunked.to_vec())]);
+    let mut lines: Lines<u32> = Client::unix(path).lines::<u32, ()>(Method::GET, "/v1/events", None).await.unwrap();
+    let mut got = Vec::new();
+    while let Some(value) = lines.next().await.unwrap() {
+        got.push(value);
+    }
+    assert_eq!(got, [1, 23, 4]);
+}
+
+#[tokio::test]
+async fn a_line_without_end_is_refused() {
+    let mut endless = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    endless.resize(endless.len() + LINE_MAX + 100_000, b'7');
+    let (_dir, path, _server) = serve(vec![("\r\n\r\n", endless)]);
+    let mut lines: Lines<u32> = Client::unix(path).lines::<u32, ()>(Method::GET, "/v1/events", None).await.unwrap();
+    assert!(lines.next().await.unwrap_err().to_string().contains("a line longer than"));
+}
+
+#[tokio::test]
+async fn silence_ends_at_the_deadline() {
+    let (_dir, path, server) = serve(vec![("\r\n\r\n", Vec::new()), ("never", Vec::new())]);
+    let client = Client::unix(path).with_deadline(Duration::from_millis(20));
+    assert!(matches!(client.text("/v1/x").await.unwrap_err(), Error::Deadline { .. }));
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_refused_websocket_says_why() {
+    let (_dir, path, _server) =
+        serve(vec![("\r\n\r\n", answer("409 Conflict", r#"{"code":"unavailable","message":"it is stopped"}"#))]);
+    let error = Client::unix(path).websocket("/v1/exec").await.unwrap_err();
+    assert_eq!((error.status(), error.to_string().as_str()), (Some(409), "it is stopped"));
+}
