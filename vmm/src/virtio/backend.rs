@@ -1,0 +1,113 @@
+//! The contracts: what a device author writes, and what a transport sees of a device.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{ConfigInterrupt, EventSet, Fault, Fds, QueueState, Ring, Token};
+
+/// What a device does with its queues. One worker thread owns it and calls one method at a time; it knows nothing of threads,
+/// notification suppression or interrupts. After every call the worker signals the rings with completions.
+///
+/// A `Fault` or a panic puts the device into DEVICE_NEEDS_RESET; after the driver's reset it begins again at [`reset`].
+///
+/// [`reset`]: Backend::reset
+pub trait Backend: Send + 'static {
+    /// Runs once, on the worker's thread, before its seccomp filter closes.
+    fn prepare(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A new driver begins: forget what an earlier one left (connections, open files, cached state). Called before
+    /// [`Backend::start`], except when a paused device goes on.
+    fn reset(&mut self) {}
+
+    /// The driver is ready and accepted `features`: register own file descriptors.
+    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        let _ = (features, fds);
+        Ok(())
+    }
+
+    /// The driver made buffers available in `rings[queue]`. Also called once per enabled queue just after [`Backend::start`].
+    fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault>;
+
+    /// One of the backend's own file descriptors is ready.
+    fn ready(&mut self, fd: Token, events: EventSet, rings: &mut [Ring], fds: &mut Fds) -> Result<(), Fault> {
+        let _ = (fd, events, rings, fds);
+        Ok(())
+    }
+
+    /// Finishes what is in flight, before the rings go back. Called after a fault as well.
+    fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        let _ = rings;
+        Ok(())
+    }
+}
+
+/// A device's configuration space (§2.5), read and written by vCPU threads.
+pub trait ConfigSpace: Send + Sync {
+    /// Fills `out` from offset `at`; what lies beyond the space is left as it is (zero).
+    fn read(&self, at: u64, out: &mut [u8]);
+
+    /// Writes `data` at offset `at`; by default nothing is writable.
+    fn write(&self, at: u64, data: &[u8]) {
+        let _ = (at, data);
+    }
+}
+
+/// A configuration space that never changes.
+pub struct ConfigBytes(pub Vec<u8>);
+
+impl ConfigSpace for ConfigBytes {
+    fn read(&self, at: u64, out: &mut [u8]) {
+        let from = usize::try_from(at).unwrap_or(usize::MAX).min(self.0.len());
+        let count = out.len().min(self.0.len() - from);
+        out[..count].copy_from_slice(&self.0[from..from + count]);
+    }
+}
+
+/// What a device is.
+#[derive(Clone)]
+pub struct Identity {
+    /// Its name in metrics, logs and thread names: `block0`, `vsock`.
+    pub name: String,
+    /// The virtio device type (§5).
+    pub device_type: u32,
+    /// The device's own feature bits; [`COMMON_FEATURES`](super::COMMON_FEATURES) are added by [`Device`](super::Device).
+    pub features: u64,
+    /// The largest size of each queue: powers of two, at most [`QUEUE_SIZE_MAX`](super::QUEUE_SIZE_MAX).
+    pub queue_sizes: Vec<u16>,
+    /// Its configuration space.
+    pub config: Arc<dyn ConfigSpace>,
+}
+
+/// What a device begins with.
+pub struct Start {
+    /// The negotiated features.
+    pub features: u64,
+    /// One ring per queue, enabled or not.
+    pub rings: Vec<Ring>,
+    /// Whether this goes on after a pause; otherwise a new driver begins.
+    pub resumed: bool,
+}
+
+/// A worker did not give its rings back in time; it will, and the next `stop` gets them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the device is still finishing requests")]
+pub struct Busy;
+
+/// A device as its transport sees it.
+pub trait VirtioDevice: Send {
+    /// What it is; `features` are all it offers.
+    fn identity(&self) -> &Identity;
+
+    /// Its configuration interrupt and counters.
+    fn config_interrupt(&self) -> &ConfigInterrupt;
+
+    /// Moves the rings to the workers.
+    fn start(&mut self, start: Start) -> io::Result<()>;
+
+    /// Takes the rings back and returns their states, in queue order; empty when the device does not run. Waits at most
+    /// `deadline`, then says [`Busy`]: the workers are still asked to stop, and a later call returns the states.
+    fn stop(&mut self, deadline: Duration) -> Result<Vec<QueueState>, Busy>;
+}

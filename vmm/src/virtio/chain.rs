@@ -1,0 +1,139 @@
+//! One descriptor chain: walked once, checked once, copied. What the guest writes into the table afterwards changes nothing.
+
+use std::sync::Arc;
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
+
+use super::{ChainFault, Fault, GuestRam, Reader, Writer};
+
+/// One buffer of a chain: wholly inside one region of guest memory, at least one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins.
+    pub addr: GuestAddress,
+    /// Its length in bytes, 1 or more.
+    pub len: u32,
+}
+
+/// A descriptor chain taken from a ring. It holds no borrow: it may go to another thread and come back by
+/// [`complete`](super::Ring::complete).
+#[derive(Debug)]
+pub struct Chain {
+    mem: Arc<GuestRam>,
+    ticket: Ticket,
+    /// Readable buffers first, then the writable ones (§2.7.4.2).
+    segments: Vec<Segment>,
+    readable: usize,
+    readable_len: u32,
+    writable_len: u32,
+}
+
+/// Which chain, and where in the available ring it was found: enough to put it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub head: u16,
+    /// The ring's `next_avail` just after the chain was taken.
+    pub position: u16,
+}
+
+impl Chain {
+    /// Walks `raw` and copies what it finds. `queue_size` bounds direct and indirect chains alike (§2.7.5.3.1).
+    pub(super) fn copy(
+        raw: DescriptorChain<&GuestRam>,
+        mem: &Arc<GuestRam>,
+        ticket: Ticket,
+        queue_size: u16,
+    ) -> Result<Self, Fault> {
+        let broken = |why| Fault::Chain { head: ticket.head, why };
+        let mut chain =
+            Self { mem: mem.clone(), ticket, segments: Vec::new(), readable: 0, readable_len: 0, writable_len: 0 };
+        // The walk ends without a word at a loop, a bad index or a bad table: then the last descriptor still says NEXT.
+        let mut goes_on = false;
+        for descriptor in raw {
+            if chain.segments.len() == usize::from(queue_size) {
+                return Err(broken(ChainFault::TooLong));
+            }
+            chain.push(descriptor.addr(), descriptor.len(), descriptor.is_write_only()).map_err(broken)?;
+            goes_on = descriptor.has_next();
+        }
+        match (chain.segments.is_empty(), goes_on) {
+            (true, _) => Err(broken(ChainFault::Empty)),
+            (false, true) => Err(broken(ChainFault::Endless)),
+            (false, false) => Ok(chain),
+        }
+    }
+
+    fn push(&mut self, addr: GuestAddress, len: u32, writable: bool) -> Result<(), ChainFault> {
+        if len == 0 {
+            return Err(ChainFault::ZeroLength);
+        }
+        let inside = self.mem.find_region(addr).is_some_and(|region| {
+            let offset = addr.raw_value() - region.start_addr().raw_value();
+            region.len() - offset >= u64::from(len)
+        });
+        if !inside {
+            return Err(ChainFault::OutsideMemory);
+        }
+        let total = if writable {
+            &mut self.writable_len
+        } else if self.writable_len > 0 {
+            return Err(ChainFault::Order);
+        } else {
+            self.readable += 1;
+            &mut self.readable_len
+        };
+        *total = total.checked_add(len).ok_or(ChainFault::Endless)?;
+        self.segments.push(Segment { addr, len });
+        Ok(())
+    }
+
+    pub(super) fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// The chain's name in its ring, what [`complete`](super::Ring::complete) wants.
+    pub fn head(&self) -> u16 {
+        self.ticket.head
+    }
+
+    /// Guest memory.
+    pub fn mem(&self) -> &GuestRam {
+        &self.mem
+    }
+
+    /// Bytes the device may read.
+    pub fn readable_len(&self) -> u32 {
+        self.readable_len
+    }
+
+    /// Bytes the device may write.
+    pub fn writable_len(&self) -> u32 {
+        self.writable_len
+    }
+
+    /// The buffers the device may read.
+    pub fn readable(&self) -> &[Segment] {
+        &self.segments[..self.readable]
+    }
+
+    /// The buffers the device may write.
+    pub fn writable(&self) -> &[Segment] {
+        &self.segments[self.readable..]
+    }
+
+    /// Reads what the driver sent, wherever the descriptors cut it.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader::new(self)
+    }
+
+    /// Writes the answer, wherever the descriptors cut it.
+    pub fn writer(&self) -> Writer<'_> {
+        Writer::new(self)
+    }
+
+    /// The fault of a request that needs more bytes than this chain has.
+    pub fn too_short(&self) -> Fault {
+        Fault::Chain { head: self.head(), why: ChainFault::TooShort }
+    }
+}

@@ -1,0 +1,77 @@
+//! The configuration-change interrupt (§2.3, §2.1.2), shared by a device's control side, its workers and its transport.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Counters;
+
+/// A handle to a device's configuration interrupt; clones are the same device's.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigInterrupt {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    generation: AtomicU8,
+    needs_reset: AtomicBool,
+    /// The MSI-X vector's event while the driver is ready for it.
+    vector: Mutex<Option<Arc<EventFd>>>,
+    counters: Arc<Counters>,
+}
+
+impl ConfigInterrupt {
+    /// The device's configuration space has changed: call it after the change is visible to [`ConfigSpace::read`].
+    ///
+    /// [`ConfigSpace::read`]: super::ConfigSpace::read
+    pub fn changed(&self) {
+        self.inner.generation.fetch_add(1, Ordering::AcqRel);
+        self.raise();
+    }
+
+    /// Puts the device into DEVICE_NEEDS_RESET.
+    pub fn needs_reset(&self) {
+        self.inner.needs_reset.store(true, Ordering::Release);
+        self.raise();
+    }
+
+    /// Whether the device waits for a reset.
+    pub fn is_reset_needed(&self) -> bool {
+        self.inner.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// Changes whenever the configuration may have changed (§4.1.4.3.1, `config_generation`).
+    pub fn generation(&self) -> u8 {
+        self.inner.generation.load(Ordering::Acquire)
+    }
+
+    /// The device's counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.inner.counters
+    }
+
+    /// Where interrupts go from now on; `None` while the driver is not ready for any.
+    pub fn connect(&self, vector: Option<Arc<EventFd>>) {
+        *self.vector() = vector;
+    }
+
+    /// After a reset: nothing is wrong any more, and nobody listens.
+    pub fn reset(&self) {
+        self.connect(None);
+        self.inner.needs_reset.store(false, Ordering::Release);
+    }
+
+    fn raise(&self) {
+        if let Some(vector) = self.vector().as_ref() {
+            self.inner.counters.interrupt();
+            // It can fail only when the counter is full: then the interrupt is pending already.
+            let _ = vector.write(1);
+        }
+    }
+
+    fn vector(&self) -> MutexGuard<'_, Option<Arc<EventFd>>> {
+        self.inner.vector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,42 @@
+//! What a device counts, shared by its workers and whoever asks for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use garret_api::vmm::DeviceMetrics;
+
+/// Counters since the device was built. Relaxed: each stands for itself.
+#[derive(Debug, Default)]
+pub struct Counters {
+    kicks: AtomicU64,
+    interrupts: AtomicU64,
+    chains: AtomicU64,
+    faults: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn kicks(&self, count: u64) {
+        self.kicks.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn chains(&self, count: u64) {
+        self.chains.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn fault(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counters now.
+    pub fn metrics(&self) -> DeviceMetrics {
+        DeviceMetrics {
+            kicks: self.kicks.load(Ordering::Relaxed),
+            interrupts: self.interrupts.load(Ordering::Relaxed),
+            chains: self.chains.load(Ordering::Relaxed),
+            faults: self.faults.load(Ordering::Relaxed),
+        }
+    }
+}

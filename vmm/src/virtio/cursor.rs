@@ -1,0 +1,257 @@
+//! Reading and writing a chain's bytes, whatever the layout of its descriptors (§2.7.4.3: a device makes no assumption on it).
+
+use std::io;
+
+use vm_memory::{Address, ByteValued, Bytes, GuestMemory, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+
+use super::{Chain, ChainFault, Fault, GuestRam, Segment, iov};
+
+/// A window into a chain's readable or writable bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cursor<'c> {
+    mem: &'c GuestRam,
+    head: u16,
+    segments: &'c [Segment],
+    /// Bytes of the first segment that are behind the window.
+    skip: u32,
+    /// Bytes in the window.
+    left: u32,
+}
+
+impl<'c> Cursor<'c> {
+    /// The contiguous bytes at the window's front.
+    fn front(&self) -> Option<Segment> {
+        let first = self.segments.first()?;
+        let len = (first.len - self.skip).min(self.left);
+        (len > 0).then(|| Segment { addr: first.addr.unchecked_add(u64::from(self.skip)), len })
+    }
+
+    fn advance(&mut self, count: u32) {
+        self.left -= count;
+        let mut count = u64::from(self.skip) + u64::from(count);
+        while let Some(first) = self.segments.first() {
+            if count < u64::from(first.len) {
+                break;
+            }
+            count -= u64::from(first.len);
+            self.segments = &self.segments[1..];
+        }
+        // Less than the first segment's length, or 0 at the end.
+        self.skip = count as u32;
+    }
+
+    fn checked(&self, count: usize) -> Result<u32, Fault> {
+        match u32::try_from(count) {
+            Ok(count) if count <= self.left => Ok(count),
+            _ => Err(Fault::Chain { head: self.head, why: ChainFault::TooShort }),
+        }
+    }
+
+    fn split_at(self, at: usize) -> Result<(Self, Self), Fault> {
+        let at = self.checked(at)?;
+        let mut rest = self;
+        rest.advance(at);
+        Ok((Self { left: at, ..self }, rest))
+    }
+
+    pub(super) fn pieces(mut self) -> impl Iterator<Item = Segment> + 'c {
+        std::iter::from_fn(move || {
+            let piece = self.front()?;
+            self.advance(piece.len);
+            Some(piece)
+        })
+    }
+
+    pub(super) fn slice(&self, piece: Segment) -> io::Result<VolatileSlice<'c, super::Bitmap>> {
+        self.mem.get_slice(piece.addr, piece.len as usize).map_err(io::Error::other)
+    }
+
+    /// Calls `step` with piece after piece until the window is empty, or `step` did less than it was given.
+    fn each(
+        &mut self,
+        mut step: impl FnMut(VolatileSlice<'c, super::Bitmap>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut total = 0;
+        while let Some(piece) = self.front() {
+            let done = match step(self.slice(piece)?) {
+                Ok(done) => done,
+                // What was done is done; the error shows itself at the next call.
+                Err(_) if total > 0 => return Ok(total),
+                Err(error) => return Err(error),
+            };
+            self.advance(done as u32);
+            total += done;
+            if done < piece.len as usize {
+                break;
+            }
+        }
+        Ok(total)
+    }
+}
+
+fn io_error(error: VolatileMemoryError) -> io::Error {
+    match error {
+        VolatileMemoryError::IOError(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// Reads the bytes a driver sent. Cloning gives a second, independent position.
+#[derive(Clone, Debug)]
+pub struct Reader<'c> {
+    cursor: Cursor<'c>,
+}
+
+impl<'c> Reader<'c> {
+    pub(super) fn new(chain: &'c Chain) -> Self {
+        let (segments, left) = (chain.readable(), chain.readable_len());
+        Self { cursor: Cursor { mem: chain.mem(), head: chain.head(), segments, skip: 0, left } }
+    }
+
+    /// Bytes not yet read.
+    pub fn remaining(&self) -> usize {
+        self.cursor.left as usize
+    }
+
+    /// Reads one plain value; [`ChainFault::TooShort`] when there are not enough bytes.
+    pub fn read_obj<T: ByteValued>(&mut self) -> Result<T, Fault> {
+        self.cursor.checked(size_of::<T>())?;
+        let mut value = T::zeroed();
+        io::Read::read_exact(self, value.as_mut_slice())?;
+        Ok(value)
+    }
+
+    /// Passes over `count` bytes.
+    pub fn skip(&mut self, count: usize) -> Result<(), Fault> {
+        let count = self.cursor.checked(count)?;
+        self.cursor.advance(count);
+        Ok(())
+    }
+
+    /// The next `at` bytes, and what follows them.
+    pub fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
+        let (front, rest) = self.cursor.split_at(at)?;
+        Ok((Self { cursor: front }, Self { cursor: rest }))
+    }
+
+    /// Writes what is left into `to`, stopping at a short write; the position moves by what was written.
+    pub fn copy_to(&mut self, to: &mut impl WriteVolatile) -> io::Result<usize> {
+        self.cursor.each(|slice| to.write_volatile(&slice).map_err(io_error))
+    }
+
+    /// Everything left in one `writev`: a datagram stays whole. The position does not move.
+    pub fn writev(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
+        iov::writev(fd.as_fd(), &iov::iovecs(&self.cursor)?)
+    }
+
+    /// Everything left in one `pwritev` at `offset`. The position does not move.
+    pub fn pwritev(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
+        iov::pwritev(fd.as_fd(), &iov::iovecs(&self.cursor)?, offset)
+    }
+
+    /// Everything left as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
+    pub fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
+        iov::iovecs(&self.cursor)
+    }
+}
+
+impl io::Read for Reader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(piece) = self.cursor.front() {
+            let count = (piece.len as usize).min(buf.len() - filled);
+            if count == 0 {
+                break;
+            }
+            let slice = self.cursor.slice(Segment { len: count as u32, ..piece })?;
+            slice.copy_to(&mut buf[filled..filled + count]);
+            self.cursor.advance(count as u32);
+            filled += count;
+        }
+        Ok(filled)
+    }
+}
+
+/// Writes the answer a driver waits for. Cloning gives a second, independent position.
+#[derive(Clone, Debug)]
+pub struct Writer<'c> {
+    cursor: Cursor<'c>,
+    size: u32,
+}
+
+impl<'c> Writer<'c> {
+    pub(super) fn new(chain: &'c Chain) -> Self {
+        let (segments, left) = (chain.writable(), chain.writable_len());
+        Self { cursor: Cursor { mem: chain.mem(), head: chain.head(), segments, skip: 0, left }, size: left }
+    }
+
+    /// Bytes there is room for.
+    pub fn remaining(&self) -> usize {
+        self.cursor.left as usize
+    }
+
+    /// Bytes passed so far: what to report as used when nothing was skipped.
+    pub fn written(&self) -> u32 {
+        self.size - self.cursor.left
+    }
+
+    /// Writes one plain value; [`ChainFault::TooShort`] when there is no room for it.
+    pub fn write_obj<T: ByteValued>(&mut self, value: &T) -> Result<(), Fault> {
+        self.cursor.checked(size_of::<T>())?;
+        io::Write::write_all(self, value.as_slice())?;
+        Ok(())
+    }
+
+    /// Passes over `count` bytes.
+    pub fn skip(&mut self, count: usize) -> Result<(), Fault> {
+        let count = self.cursor.checked(count)?;
+        self.cursor.advance(count);
+        Ok(())
+    }
+
+    /// The next `at` bytes, and what follows them.
+    pub fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
+        let (front, rest) = self.cursor.split_at(at)?;
+        Ok((Self { cursor: front, size: front.left }, Self { cursor: rest, size: rest.left }))
+    }
+
+    /// Reads from `from` into what is left, stopping at a short read; the position moves by what was read.
+    pub fn copy_from(&mut self, from: &mut impl ReadVolatile) -> io::Result<usize> {
+        self.cursor.each(|mut slice| from.read_volatile(&mut slice).map_err(io_error))
+    }
+
+    /// Fills what is left by one `readv`: a datagram stays whole. The position does not move.
+    pub fn readv(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
+        iov::readv(fd.as_fd(), &iov::iovecs(&self.cursor)?)
+    }
+
+    /// Fills what is left by one `preadv` at `offset`. The position does not move.
+    pub fn preadv(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
+        iov::preadv(fd.as_fd(), &iov::iovecs(&self.cursor)?, offset)
+    }
+
+    /// Everything left as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
+    pub fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
+        iov::iovecs(&self.cursor)
+    }
+}
+
+impl io::Write for Writer<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        while let Some(piece) = self.cursor.front() {
+            let count = (piece.len as usize).min(buf.len() - taken);
+            if count == 0 {
+                break;
+            }
+            self.cursor.mem.write_slice(&buf[taken..taken + count], piece.addr).map_err(io::Error::other)?;
+            self.cursor.advance(count as u32);
+            taken += count;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

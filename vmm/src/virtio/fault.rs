@@ -1,0 +1,66 @@
+//! What can go wrong while a queue is served. Every one of them ends in DEVICE_NEEDS_RESET (§2.1), never in a panic.
+
+use std::io;
+
+/// Why a device can not go on until its driver resets it.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The rings themselves are wrong: their place, or an available index that runs ahead of the ring.
+    #[error("ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// The driver offered more chains than the queue holds, or the same one twice.
+    #[error("ring: {0}")]
+    Offered(&'static str),
+    /// A descriptor chain breaks the rules.
+    #[error("descriptor chain {head}: {why}")]
+    Chain {
+        /// Its head's index.
+        head: u16,
+        /// Which rule.
+        why: ChainFault,
+    },
+    /// A well-formed chain holds a request the device can not even answer with an error.
+    #[error("request: {0}")]
+    Request(&'static str),
+    /// An address the guest gave is not its memory.
+    #[error("guest memory: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The host failed the device.
+    #[error("host: {0}")]
+    Host(#[from] io::Error),
+    /// The device's own code is wrong.
+    #[error("device code: {0}")]
+    Bug(&'static str),
+    /// The device's own code panicked.
+    #[error("device code panicked: {0}")]
+    Panic(String),
+}
+
+/// Which rule of §2.7.5 a descriptor chain breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainFault {
+    /// The head's index is not in the table.
+    #[error("its head is outside the descriptor table")]
+    Head,
+    /// No descriptor at all: an empty or nested indirect table, or one outside memory.
+    #[error("it has no descriptor")]
+    Empty,
+    /// It goes on, but not to a descriptor: a loop, an index or table out of bounds, or more than 4 GiB in all.
+    #[error("it does not end")]
+    Endless,
+    /// More descriptors than the queue has.
+    #[error("it is longer than the queue")]
+    TooLong,
+    /// A descriptor of no bytes.
+    #[error("a descriptor has no bytes")]
+    ZeroLength,
+    /// A buffer that is not wholly guest memory.
+    #[error("a buffer is outside guest memory")]
+    OutsideMemory,
+    /// A buffer for the device to read after one to write.
+    #[error("a readable buffer follows a writable one")]
+    Order,
+    /// The request needs more bytes than the chain has.
+    #[error("it is too short")]
+    TooShort,
+}

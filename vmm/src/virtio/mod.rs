@@ -1,0 +1,50 @@
+//! The virtio core: what every device shares, and nothing of any one device.
+//!
+//! A device author writes a [`Backend`]; [`Device`] gives each queue group a [`worker`] thread that owns the backend and,
+//! while the device runs, its [`Ring`]s. Rings are moved in by `start` and come back by `stop`: reset, pause and snapshot are
+//! all that one `stop`. How the driver reaches the device (registers, interrupts) is the transport's matter: `pci`.
+//!
+//! Everything here follows Virtual I/O Device (VIRTIO) Version 1.2; section numbers in comments are that document's.
+
+mod backend;
+mod chain;
+mod config_interrupt;
+mod counters;
+mod cursor;
+mod device;
+mod fault;
+mod fds;
+mod iov;
+mod limited;
+mod raw;
+mod ring;
+mod worker;
+
+pub use backend::{Backend, Busy, ConfigBytes, ConfigSpace, Identity, Start, VirtioDevice};
+pub use chain::{Chain, Segment};
+pub use config_interrupt::ConfigInterrupt;
+pub use counters::Counters;
+pub use cursor::{Reader, Writer};
+pub use device::{BuildError, Device};
+pub use fault::{ChainFault, Fault};
+pub use fds::{Fds, Token};
+pub use limited::Limited;
+pub use raw::{RawChain, RawTable};
+pub use ring::{Permit, Ring, Served, check_queue};
+pub use virtio_queue::QueueState;
+pub use vmm_sys_util::epoll::EventSet;
+
+/// Guest memory. The bitmap type is the one the virtio-fs server asks for; it is never filled in. Cloning copies a few
+/// pointers.
+pub type GuestRam = vm_memory::GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>;
+
+/// The bitmap of a slice of [`GuestRam`].
+type Bitmap = vhost_user_backend::bitmap::BitmapMmapRegion;
+
+/// The largest queue a device may offer: a chain has at most as many descriptors, and `readv` takes at most 1024.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// What every device offers: VERSION_1, INDIRECT_DESC and EVENT_IDX (§6).
+pub const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
+    | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;

@@ -1,0 +1,310 @@
+//! The device's end of one split virtqueue (§2.7): the one place with its subtleties.
+//!
+//! A ring has one owner, so nothing here locks. What a call may do is bounded: between two calls of a backend a ring yields at
+//! most as many chains as it has entries, then kicks itself, so that a driver that never stops offering cannot keep a worker
+//! from its other work or from stopping.
+
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
+use virtio_queue::{Error, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, Ticket};
+use super::{Counters, Fault, GuestRam};
+
+/// What became of a chain that was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Done, with so many bytes written into it.
+    Used(u32),
+    /// Taken; [`Ring::complete`] follows.
+    Later,
+    /// Not now: put it back, and serve no more in this call.
+    Stop,
+}
+
+/// The chains that are taken and not completed, by head, with the bytes each can be written.
+struct InFlight(Vec<Option<u32>>);
+
+/// The device's end of one virtqueue. One that the driver did not enable yields nothing.
+pub struct Ring {
+    queue: Queue,
+    mem: Arc<GuestRam>,
+    kick: Arc<EventFd>,
+    /// `None`: the driver chose no vector, it polls.
+    interrupt: Option<Arc<EventFd>>,
+    counters: Arc<Counters>,
+    in_flight: InFlight,
+    /// Completions the driver was not yet considered for an interrupt for.
+    unsignalled: u16,
+    /// Chains this ring still yields before it kicks itself.
+    budget: u16,
+    /// Kicks by the ring itself, not yet taken from the event.
+    own_kicks: u64,
+    /// Whether the driver was asked for kicks.
+    notified: bool,
+}
+
+/// Checks where an enabled queue lies: size, alignment and range of all three parts (§2.7). A queue that passes can be read and
+/// written without a further look.
+pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
+    let queue = Queue::try_from(*state)?;
+    let size = u64::from(queue.size());
+    let parts = [
+        (state.desc_table, 16 * size),
+        (state.avail_ring, 6 + 2 * size),
+        (state.used_ring, 6 + 8 * size),
+    ];
+    for (addr, len) in parts {
+        // Address 0 is how `virtio_queue` marks a ring that was never set up.
+        if addr == 0 || !mem.check_range(GuestAddress(addr), len as usize) {
+            return Err(Error::AddressOverflow);
+        }
+    }
+    Ok(())
+}
+
+impl Ring {
+    /// The ring of the queue in `state`, which [`check_queue`] accepts if it is ready. `features` are the negotiated ones.
+    pub fn new(
+        mem: Arc<GuestRam>,
+        state: QueueState,
+        features: u64,
+        kick: Arc<EventFd>,
+        interrupt: Option<Arc<EventFd>>,
+        counters: Arc<Counters>,
+    ) -> Result<Self, Fault> {
+        if state.ready {
+            check_queue(&mem, &state)?;
+        }
+        let mut queue = Queue::try_from(state)?;
+        queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        let in_flight = InFlight(vec![None; usize::from(queue.size())]);
+        let budget = queue.size();
+        Ok(Self { queue, mem, kick, interrupt, counters, in_flight, unsignalled: 0, budget, own_kicks: 0, notified: true })
+    }
+
+    /// Guest memory.
+    pub fn mem(&self) -> &Arc<GuestRam> {
+        &self.mem
+    }
+
+    /// Whether the driver enabled this queue.
+    pub fn enabled(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// Chains the ring can hold.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Chains taken and not yet completed; never more than [`size`](Self::size).
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.0.iter().flatten().count()
+    }
+
+    /// Serves the available chains in order, then signals the driver if it wants that.
+    pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> Result<Served, Fault>) -> Result<(), Fault> {
+        while let Some(chain) = self.take()? {
+            let ticket = chain.ticket();
+            match serve(chain)? {
+                Served::Used(written) => self.complete(ticket.head, written)?,
+                Served::Later => {}
+                Served::Stop => {
+                    self.untake(ticket)?;
+                    break;
+                }
+            }
+        }
+        self.signal()
+    }
+
+    /// Space in the ring first, then the data for it: a permit that is dropped unused leaves the ring as it was.
+    pub fn reserve(&mut self) -> Result<Option<Permit<'_>>, Fault> {
+        Ok(self.take()?.map(|chain| Permit { ring: self, chain: Some(chain) }))
+    }
+
+    /// Takes the next available chain, to be completed later. `None`: there is none (the driver is asked to kick for the next
+    /// one), or this call yielded a whole ring's worth (the ring has kicked itself).
+    pub fn take(&mut self) -> Result<Option<Chain>, Fault> {
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        if self.budget == 0 {
+            // It fails only when the counter is full: then the kick is there already.
+            self.own_kicks += u64::from(self.kick.write(1).is_ok());
+            return Ok(None);
+        }
+        loop {
+            if let Some(chain) = self.pop()? {
+                return Ok(Some(chain));
+            }
+            // Asks for kicks, fences, and looks again: the driver may have added one just before it could see the request.
+            self.notified = true;
+            if !self.queue.enable_notification(&*self.mem)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+        let Some(raw) = self.queue.iter(&*self.mem)?.next() else { return Ok(None) };
+        let ticket = Ticket { head: raw.head_index(), position: self.queue.next_avail() };
+        if self.notified {
+            self.queue.disable_notification(&*self.mem)?;
+            self.notified = false;
+        }
+        let chain = Chain::copy(raw, &self.mem, ticket, self.queue.size())?;
+        self.in_flight.insert(ticket.head, chain.writable_len())?;
+        self.budget -= 1;
+        Ok(Some(chain))
+    }
+
+    /// Gives back a chain as if it had not been taken. Only the last one taken can go back: several go back in reverse order.
+    pub fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
+        self.untake(chain.ticket())
+    }
+
+    fn untake(&mut self, ticket: Ticket) -> Result<(), Fault> {
+        if ticket.position != self.queue.next_avail() {
+            return Err(Fault::Bug("only the chain taken last can be put back"));
+        }
+        self.in_flight.remove(ticket.head)?;
+        self.queue.go_to_previous_position();
+        Ok(())
+    }
+
+    /// Completes the taken chain `head`, into which `written` bytes were written.
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), Fault> {
+        self.complete_all(&[(head, written)])
+    }
+
+    /// Completes several chains at once: the driver sees all of them or none (§5.1.6.4, a packet in merged buffers).
+    pub fn complete_all(&mut self, used: &[(u16, u32)]) -> Result<(), Fault> {
+        let Some(((last, last_written), before)) = used.split_last() else { return Ok(()) };
+        for (head, written) in used {
+            if self.in_flight.remove(*head)? < *written {
+                return Err(Fault::Bug("more bytes were written than the chain has"));
+            }
+        }
+        // Nobody looks at these elements before `add_used` publishes the index behind the last one.
+        let mut next = Wrapping(self.queue.next_used());
+        for (head, written) in before {
+            let at = 4 + 8 * u64::from(next.0 % self.queue.size());
+            // §2.7.8: the head's index, then the length.
+            let element = u64::from(*written) << 32 | u64::from(*head);
+            self.mem.write_obj(element.to_le(), GuestAddress(self.queue.used_ring()).unchecked_add(at))?;
+            next += 1;
+        }
+        self.queue.set_next_used(next.0);
+        self.queue.add_used(&*self.mem, *last, *last_written)?;
+        // At most the ring's size, for as many are in flight at most and `signal` follows every call of the backend.
+        self.unsignalled = self.unsignalled.saturating_add(used.len() as u16);
+        self.counters.chains(used.len() as u64);
+        Ok(())
+    }
+
+    /// Interrupts the driver if it wants that for what was completed since the last call. The worker does it after every call
+    /// of the backend; call it yourself only to do so earlier.
+    pub fn signal(&mut self) -> Result<(), Fault> {
+        let completed = std::mem::take(&mut self.unsignalled);
+        if completed == 0 || !self.wants_interrupt(completed)? {
+            return Ok(());
+        }
+        if let Some(interrupt) = &self.interrupt {
+            self.counters.interrupt();
+            // It fails only when the counter is full: then the interrupt is pending already.
+            let _ = interrupt.write(1);
+        }
+        Ok(())
+    }
+
+    /// §2.7.7.2. Not `Queue::needs_notification`: that knows nothing of NO_INTERRUPT nor of chains completed together.
+    fn wants_interrupt(&self, completed: u16) -> Result<bool, Fault> {
+        // The index must be visible to the driver before its wish is read: it writes its wish, then reads the index.
+        fence(Ordering::SeqCst);
+        let avail = GuestAddress(self.queue.avail_ring());
+        let load = |at| self.mem.load(avail.unchecked_add(at), Ordering::Relaxed).map(u16::from_le);
+        if !self.queue.event_idx_enabled() {
+            return Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let used_event = Wrapping(load(4 + 2 * u64::from(self.queue.size()))?);
+        let next_used = Wrapping(self.queue.next_used());
+        // Whether the index moved past the one the driver waits for.
+        Ok(next_used - used_event - Wrapping(1) < Wrapping(completed))
+    }
+
+    /// A new call of the backend begins.
+    pub(super) fn refill(&mut self) {
+        self.budget = self.queue.size();
+    }
+
+    pub(super) fn kick_event(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Lowers the kick event; counts what came from the driver.
+    pub(super) fn take_kicks(&mut self) -> Result<(), Fault> {
+        let kicks = self.kick.read()?;
+        self.counters.kicks(kicks.saturating_sub(std::mem::take(&mut self.own_kicks)));
+        Ok(())
+    }
+
+    /// The end of this ring: its state, for the next one.
+    pub fn into_state(self) -> QueueState {
+        self.queue.state()
+    }
+}
+
+impl InFlight {
+    fn insert(&mut self, head: u16, writable: u32) -> Result<(), Fault> {
+        match &mut self.0[usize::from(head)] {
+            Some(_) => Err(Fault::Offered("the same chain again before it was used")),
+            free => {
+                *free = Some(writable);
+                Ok(())
+            }
+        }
+    }
+
+    fn remove(&mut self, head: u16) -> Result<u32, Fault> {
+        let taken = self.0.get_mut(usize::from(head)).and_then(Option::take);
+        taken.ok_or(Fault::Bug("a chain was completed that is not in flight"))
+    }
+}
+
+/// One chain's worth of ring space, see [`Ring::reserve`].
+pub struct Permit<'r> {
+    ring: &'r mut Ring,
+    chain: Option<Chain>,
+}
+
+impl Permit<'_> {
+    /// The chain to fill.
+    pub fn chain(&self) -> &Chain {
+        // Only `used` and `later` take it, and they consume the permit.
+        self.chain.as_ref().expect("a permit holds its chain")
+    }
+
+    /// The chain is done, `written` bytes are in it.
+    pub fn used(mut self, written: u32) -> Result<(), Fault> {
+        match self.chain.take() {
+            Some(chain) => self.ring.complete(chain.head(), written),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if let Some(chain) = self.chain.take() {
+            // The permit holds the ring, so this chain is the last one taken.
+            let _ = self.ring.put_back(chain);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! One thread serving one queue group: it owns the backend for good and the rings while the device runs.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::fds::Wake;
+use super::{Backend, ConfigInterrupt, Fault, Fds, Limited, Ring, Start};
+
+pub(super) struct Worker<B> {
+    pub name: String,
+    pub backend: B,
+    pub starts: Receiver<Start>,
+    /// Raised once per stop; a read of it blocks.
+    pub stop: Arc<EventFd>,
+    pub stopped: Sender<Vec<Ring>>,
+    pub config_interrupt: ConfigInterrupt,
+    pub log: Arc<Limited>,
+}
+
+impl<B: Backend> Worker<B> {
+    /// The thread's life: idle until rings come, serving until told to stop, idle again. Ends with its device.
+    pub fn run(mut self) {
+        while let Ok(mut start) = self.starts.recv() {
+            self.serve(&mut start);
+            if self.stopped.send(start.rings).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, start: &mut Start) {
+        let served = self.serve_until_stopped(start);
+        if let Err(fault) = &served {
+            self.report(fault);
+            // The guest still owns the rings: only its reset, or a pause, takes them back. The event blocks its reader.
+            let _ = self.stop.read();
+        }
+        let finished = self.call(&mut start.rings, |backend, rings| backend.stop(rings));
+        if let (Ok(()), Err(fault)) = (served, finished) {
+            self.report(&fault);
+        }
+    }
+
+    fn serve_until_stopped(&mut self, start: &mut Start) -> Result<(), Fault> {
+        let Start { features, ref mut rings, resumed } = *start;
+        let mut fds = Fds::new(&*self.stop)?;
+        for (queue, ring) in rings.iter().enumerate().filter(|(_, ring)| ring.enabled()) {
+            fds.add_kick(ring.kick_event(), queue)?;
+        }
+        self.call(rings, |backend, _| {
+            if !resumed {
+                backend.reset();
+            }
+            backend.start(features, &mut fds)
+        })?;
+        // Buffers may have been made available before anybody listened.
+        for queue in 0..rings.len() {
+            if rings[queue].enabled() {
+                self.call(rings, |backend, rings| backend.kicked(queue, rings))?;
+            }
+        }
+        loop {
+            for wake in fds.wait()? {
+                match wake {
+                    Wake::Stop => {
+                        self.stop.read()?;
+                        return Ok(());
+                    }
+                    Wake::Kick(queue) => {
+                        rings[queue].take_kicks()?;
+                        self.call(rings, |backend, rings| backend.kicked(queue, rings))?;
+                    }
+                    Wake::Backend(token, events) => {
+                        self.call(rings, |backend, rings| backend.ready(token, events, rings, &mut fds))?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls the backend, catching its panics, and signals what it completed.
+    fn call(
+        &mut self,
+        rings: &mut [Ring],
+        work: impl FnOnce(&mut B, &mut [Ring]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        for ring in &mut *rings {
+            ring.refill();
+        }
+        // The backend may be left half changed: `reset` makes it whole, and nothing else is called before it but `stop`.
+        catch_unwind(AssertUnwindSafe(|| work(&mut self.backend, rings)))
+            .unwrap_or_else(|panic| Err(Fault::Panic(message(&*panic))))?;
+        rings.iter_mut().try_for_each(Ring::signal)
+    }
+
+    fn report(&self, fault: &Fault) {
+        self.config_interrupt.counters().fault();
+        self.log.log(|suppressed| {
+            tracing::warn!(device = self.name, suppressed, "the device needs a reset: {fault}");
+        });
+        self.config_interrupt.needs_reset();
+    }
+
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message").chars().take(200).collect()
+}
