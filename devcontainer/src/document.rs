@@ -1,0 +1,184 @@
+//! The text of a devcontainer.json: JSON with comments and trailing commas, and where each value stands.
+
+use std::collections::BTreeMap;
+
+use jsonc_parser::ast;
+use jsonc_parser::common::Ranged;
+use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{Config, Error, Place};
+
+/// A parsed file that remembers the place of each value.
+#[derive(Clone, Debug)]
+pub struct Document {
+    file: String,
+    value: Value,
+    places: BTreeMap<String, Place>,
+}
+
+/// What JSONC adds to JSON, and nothing more: an editor would mark the rest as an error too.
+const OPTIONS: ParseOptions = ParseOptions {
+    allow_comments: true,
+    allow_trailing_commas: true,
+    allow_loose_object_property_names: false,
+    allow_missing_commas: false,
+    allow_single_quoted_strings: false,
+    allow_hexadecimal_numbers: false,
+    allow_unary_plus_numbers: false,
+    allow_bare_decimal_point_numbers: false,
+    allow_non_finite_numbers: false,
+    allow_extended_string_escapes: false,
+};
+
+impl Document {
+    /// Parses `text`; `file` is how errors name it.
+    ///
+    /// # Errors
+    /// The text is not UTF-8, not JSON with comments, or not an object.
+    pub fn parse(file: &str, text: &[u8]) -> Result<Self, Error> {
+        let syntax = |place, message: String| Error::Syntax { file: file.to_owned(), place, message };
+        let text = utf8(text).map_err(|(place, message)| syntax(place, message))?;
+        let parsed = parse_to_ast(text, &CollectOptions::default(), &OPTIONS).map_err(|error| {
+            let place = Place { line: error.line_display(), column: error.column_display() };
+            syntax(place, decapitalized(&error.kind().to_string()))
+        })?;
+        let start = Place { line: 1, column: 1 };
+        let Some(root) = parsed.value else {
+            return Err(syntax(start, "the file is empty: a JSON object is expected".into()));
+        };
+        let mut walk = Walk { lines: Lines::of(text), places: BTreeMap::new() };
+        let value = walk.value(&root, String::new());
+        if !value.is_object() {
+            return Err(syntax(walk.lines.place(root.start()), "a JSON object is expected".into()));
+        }
+        Ok(Self { file: file.to_owned(), value, places: walk.places })
+    }
+
+    /// How errors name the file.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// What the file says, as written: no variable is replaced.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// The properties, typed, with their variables as written.
+    ///
+    /// # Errors
+    /// A property has a value of the wrong type, or one that this version does not support.
+    pub fn config(&self) -> Result<Config, Error> {
+        self.config_of(&self.value)
+    }
+
+    /// The properties of `value`, which is this document's with its variables replaced.
+    pub(crate) fn config_of(&self, value: &Value) -> Result<Config, Error> {
+        Ok(Config { own: self.read(value)?, metadata: self.read(value)? })
+    }
+
+    fn read<T: DeserializeOwned>(&self, value: &Value) -> Result<T, Error> {
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            let property = error.path().to_string();
+            self.property(&property, &error.into_inner().to_string())
+        })
+    }
+
+    /// An error about one property of this file.
+    pub(crate) fn property(&self, property: &str, message: &str) -> Error {
+        Error::Property {
+            file: self.file.clone(),
+            place: self.place(property),
+            property: property.to_owned(),
+            message: message.to_owned(),
+        }
+    }
+
+    /// Where a property stands; where the nearest one around it does if it is inside a value that is read as a whole.
+    pub(crate) fn place(&self, property: &str) -> Place {
+        let mut path = property;
+        loop {
+            if let Some(place) = self.places.get(path) {
+                return *place;
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = &path[..end],
+                None => return self.places.get("").copied().unwrap_or(Place { line: 1, column: 1 }),
+            }
+        }
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, (Place, String)> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let valid = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+        (Lines::of(valid).place(valid.len()), "the text is not UTF-8 here".to_owned())
+    })?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+fn decapitalized(message: &str) -> String {
+    let mut rest = message.chars();
+    rest.next().map(|first| first.to_lowercase().chain(rest).collect()).unwrap_or_default()
+}
+
+/// Offsets to places.
+struct Lines<'a> {
+    text: &'a str,
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { text, starts }
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        let line = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts[line - 1];
+        Place { line, column: self.text[start..offset].chars().count() + 1 }
+    }
+}
+
+/// The walk over the syntax tree. Its depth is the parser's limit (512).
+struct Walk<'a> {
+    lines: Lines<'a>,
+    places: BTreeMap<String, Place>,
+}
+
+impl Walk<'_> {
+    fn value(&mut self, node: &ast::Value<'_>, path: String) -> Value {
+        let value = match node {
+            ast::Value::StringLit(text) => Value::from(text.value.as_ref()),
+            // A number too large for 64 bits becomes the nearest double, as in JavaScript.
+            ast::Value::NumberLit(number) => serde_json::from_str(number.value).unwrap_or(Value::Null),
+            ast::Value::BooleanLit(boolean) => Value::from(boolean.value),
+            ast::Value::NullKeyword(_) => Value::Null,
+            ast::Value::Array(array) => {
+                let items = array.elements.iter().enumerate();
+                items.map(|(index, item)| self.value(item, format!("{path}[{index}]"))).collect()
+            }
+            ast::Value::Object(object) => Value::Object(self.members(object, &path)),
+        };
+        let place = self.lines.place(node.start());
+        self.places.insert(path, place);
+        value
+    }
+
+    fn members(&mut self, object: &ast::Object<'_>, path: &str) -> Map<String, Value> {
+        let mut members = Map::new();
+        for property in &object.properties {
+            let name = property.name.as_str();
+            let inner = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            members.insert(name.to_owned(), self.value(&property.value, inner));
+        }
+        members
+    }
+}
+
+#[cfg(test)]
+#[path = "document_test.rs"]
+mod tests;

@@ -1,0 +1,88 @@
+use std::fmt;
+
+/// A place in a text: both count from 1, columns in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The line.
+    pub line: usize,
+    /// The column.
+    pub column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// What can be wrong with a devcontainer.json: each is one line that says where and what.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The workspace has none.
+    #[error(
+        "no devcontainer.json in the workspace: create .devcontainer/devcontainer.json, .devcontainer.json or devcontainer.json"
+    )]
+    NotFound,
+    /// There are several below `.devcontainer/`, and none was chosen.
+    #[error("several devcontainer.json and none chosen: name one of {}", .0.join(", "))]
+    Several(Vec<String>),
+    /// The chosen one is not there, or is not a relative path inside the workspace.
+    #[error("{0}: no such file in the workspace")]
+    NoSuchFile(String),
+    /// It is not JSON with comments.
+    #[error("{file}:{place}: {message}")]
+    Syntax {
+        /// The file as the caller named it.
+        file: String,
+        /// Where.
+        place: Place,
+        /// What is wrong.
+        message: String,
+    },
+    /// A property has a value it cannot have.
+    #[error("{file}:{place}: {property}: {message}")]
+    Property {
+        /// The file as the caller named it.
+        file: String,
+        /// Where.
+        place: Place,
+        /// The property's path, such as `build.args.VERSION` or `mounts[1]`.
+        property: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A property of the specification that this version cannot honour.
+    #[error("{file}:{place}: {property} is not supported yet: {instead}")]
+    Unsupported {
+        /// The file as the caller named it.
+        file: String,
+        /// Where.
+        place: Place,
+        /// The property.
+        property: String,
+        /// What to do instead.
+        instead: String,
+    },
+    /// Neither an image nor a Dockerfile is named.
+    #[error("{file}: neither \"image\" nor \"build\" is set: one of them says what the container is made from")]
+    NoSource {
+        /// The file as the caller named it.
+        file: String,
+    },
+    /// A variable lacks the name it stands for.
+    #[error("{file}: ${{{variable}}} names no environment variable: write ${{{variable}:NAME}}")]
+    NoVariableName {
+        /// The file as the caller named it.
+        file: String,
+        /// The variable, such as `localEnv`.
+        variable: String,
+    },
+    /// The image's metadata label has a value it cannot have.
+    #[error("image label devcontainer.metadata: entry {entry}: {message}")]
+    Metadata {
+        /// Which entry, from 0.
+        entry: usize,
+        /// What is wrong.
+        message: String,
+    },
+}

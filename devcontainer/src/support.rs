@@ -1,0 +1,89 @@
+//! What of the specification this version does not honour: nothing is ignored in silence.
+
+use serde_json::Value;
+
+use crate::{Document, Error};
+
+/// A property that has no effect yet, as one line for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice(pub String);
+
+/// Without these the container would be another one than the file asks for: (property, what to do instead).
+const REFUSED: [(&str, &str); 2] = [
+    ("dockerComposeFile", "name an \"image\" or a \"build\""),
+    ("features", "install what they bring in a Dockerfile and name it in \"build\""),
+];
+
+/// Without these it is the right container, but something around it is missing.
+const WITHOUT_EFFECT: [&str; 8] = [
+    "appPort",
+    "forwardPorts",
+    "hostRequirements",
+    "otherPortsAttributes",
+    "overrideFeatureInstallOrder",
+    "portsAttributes",
+    "secrets",
+    "shutdownAction",
+];
+
+impl Document {
+    /// The properties that have no effect yet.
+    ///
+    /// # Errors
+    /// One without which the container would be another one.
+    pub fn notices(&self) -> Result<Vec<Notice>, Error> {
+        for (property, instead) in REFUSED {
+            if self.value().get(property).is_some_and(says_something) {
+                return Err(Error::Unsupported {
+                    file: self.file().to_owned(),
+                    place: self.place(property),
+                    property: property.to_owned(),
+                    instead: instead.to_owned(),
+                });
+            }
+        }
+        let set = WITHOUT_EFFECT.into_iter().filter(|property| self.value().get(property).is_some_and(says_something));
+        let notice = |property| {
+            Notice(format!(
+                "{}:{}: {property} is not supported yet and has no effect",
+                self.file(),
+                self.place(property)
+            ))
+        };
+        Ok(set.map(notice).collect())
+    }
+}
+
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notices(text: &str) -> Result<Vec<Notice>, Error> {
+        Document::parse("d", text.as_bytes()).unwrap().notices()
+    }
+
+    #[test]
+    fn what_would_be_another_container_is_refused() {
+        let error = notices("{\n \"features\": {\"x\": {}} }").unwrap_err().to_string();
+        assert!(error.starts_with("d:2:14: features is not supported yet: "), "{error}");
+        let error = notices(r#"{"dockerComposeFile": "c.yml"}"#).unwrap_err().to_string();
+        assert!(error.starts_with("d:1:23: dockerComposeFile is not supported yet: "), "{error}");
+    }
+
+    #[test]
+    fn the_rest_is_named_and_empty_ones_say_nothing() {
+        assert_eq!(notices(r#"{"features": {}, "forwardPorts": [], "image": "x"}"#).unwrap(), []);
+        let notices = notices(r#"{"image": "x", "forwardPorts": [80], "shutdownAction": "none"}"#).unwrap();
+        assert_eq!(notices.len(), 2);
+        assert_eq!(notices[0].0, "d:1:32: forwardPorts is not supported yet and has no effect");
+    }
+}
