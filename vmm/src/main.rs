@@ -1,1 +1,3 @@
+//! `garret-vmm`: runs one machine.
+
 fn main() {}

@@ -1,0 +1,64 @@
+//! The kernel's command line: what the VMM is responsible for, then what the caller asked for.
+
+use garret_api::vmm::MachineConfig;
+
+/// The longest command line in all, in bytes: Linux takes 2,048 with the final NUL.
+pub const MAX: usize = 2000;
+
+/// A command line Linux would not take.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Too long.
+    #[error("{0} bytes with what the VMM adds, at most {MAX} are possible: shorten kernel.cmdline")]
+    TooLong(usize),
+    /// Not printable.
+    #[error("byte {0} of kernel.cmdline is not a printable ASCII character")]
+    Unprintable(usize),
+}
+
+/// Panic: reboot at once, which the VMM sees. PCI: one bus, found through its ports.
+const BASE: &str = "console=ttyS0 panic=-1 reboot=acpi pci=lastbus=0";
+/// The root image as `/dev/pmem0`, which appears a moment after the kernel looks for it.
+const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
+
+/// The whole line for `config`.
+pub fn of(config: &MachineConfig) -> Result<String, Error> {
+    let own = &config.kernel.cmdline;
+    if let Some(at) = own.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+        return Err(Error::Unprintable(at));
+    }
+    let root = config.root.is_some().then_some(ROOT);
+    let parts = [Some(BASE), root, Some(own.trim())];
+    let line = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+    if line.len() > MAX { Err(Error::TooLong(line.len())) } else { Ok(line) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(root: bool, cmdline: &str) -> MachineConfig {
+        let root = if root { r#""root": "/r","# } else { "" };
+        let json = format!(r#"{{"vcpus": 1, "memory_mib": 128, {root} "kernel": {{"image": "/k"}}}}"#);
+        let mut config: MachineConfig = serde_json::from_str(&json).unwrap();
+        config.kernel.cmdline = cmdline.to_owned();
+        config
+    }
+
+    #[test]
+    fn the_callers_words_come_last_and_win() {
+        assert_eq!(of(&config(false, "")).unwrap(), BASE);
+        assert_eq!(of(&config(false, " init=/x quiet ")).unwrap(), format!("{BASE} init=/x quiet"));
+        assert_eq!(of(&config(true, "quiet")).unwrap(), format!("{BASE} {ROOT} quiet"));
+    }
+
+    #[test]
+    fn limits() {
+        let room = MAX - BASE.len() - 1;
+        assert!(of(&config(false, &"x".repeat(room))).is_ok());
+        assert_eq!(of(&config(false, &"x".repeat(room + 1))), Err(Error::TooLong(MAX + 1)));
+        for (line, at) in [("a\nb", 1), ("\0", 0), ("abé", 2)] {
+            assert_eq!(of(&config(false, line)), Err(Error::Unprintable(at)));
+        }
+    }
+}

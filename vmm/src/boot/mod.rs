@@ -1,0 +1,192 @@
+//! From files to a guest about to run its first instruction: kernel, initrd, command line, memory map.
+
+pub mod cmdline;
+mod elf;
+mod linux;
+mod pvh;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use garret_api::vmm::KernelConfig;
+use linux_loader::loader::{self, BzImage, Elf, KernelLoader, KernelLoaderResult, PvhBootCapability};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
+
+use crate::kvm::registers::Entry;
+use crate::memory::{GuestRam, layout};
+
+/// The machine cannot boot what it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be opened or read.
+    #[error("{what} {path}: {source}", path = path.display())]
+    Read {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It is a file, but no kernel.
+    #[error("kernel {path}: neither an ELF file nor a bzImage: name a vmlinux or a bzImage for x86-64", path = .0.display())]
+    NotAKernel(PathBuf),
+    /// It is an ELF file for something else.
+    #[error(
+        "kernel {path}: an ELF file without a PVH entry: build the kernel with CONFIG_PVH=y, or name its bzImage",
+        path = .0.display()
+    )]
+    NoEntry(PathBuf),
+    /// The file ends early, or is damaged.
+    #[error("kernel {path}: truncated or damaged ({reason}): build or copy it again", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the loader says.
+        reason: String,
+    },
+    /// The machine is too small.
+    #[error("{what} {path}: does not fit into the machine's memory: give it more than {mib} MiB", path = path.display())]
+    TooLarge {
+        /// "kernel" or "initrd".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The machine's low memory.
+        mib: u64,
+    },
+    /// The command line is too long or has bytes it cannot have.
+    #[error("kernel command line: {0}")]
+    Cmdline(#[from] cmdline::Error),
+    /// Boot data does not fit into low memory, which config validation excludes.
+    #[error("cannot write boot data: {0}")]
+    Write(String),
+}
+
+/// Loads everything and says where the first processor starts.
+pub fn load(memory: &GuestRam, config: &KernelConfig, cmdline: &str, rsdp: u64) -> Result<Entry, Error> {
+    let kernel = load_kernel(memory, &config.image)?;
+    let initrd = config.initrd.as_deref().map(|path| load_initrd(memory, path, kernel.kernel_end)).transpose()?;
+    let line = [cmdline.as_bytes(), b"\0"].concat();
+    memory.write_slice(&line, GuestAddress(layout::CMDLINE)).map_err(|error| Error::Write(error.to_string()))?;
+    match kernel.setup_header {
+        Some(header) => linux::write_zero_page(memory, header, line.len() - 1, initrd, rsdp)
+            .map(|()| Entry::Linux64 { at: kernel.kernel_load.0 + linux::ENTRY_64 }),
+        None => {
+            let PvhBootCapability::PvhEntryPresent(entry) = kernel.pvh_boot_cap else {
+                return Err(Error::NoEntry(config.image.clone()));
+            };
+            pvh::write_start_info(memory, initrd, rsdp).map(|()| Entry::Pvh { at: entry.0 })
+        }
+    }
+}
+
+/// Where the initrd lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Initrd {
+    at: u64,
+    len: u64,
+}
+
+/// Kinds of memory in the map the guest gets, with the numbers of E820.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ram = 1,
+    Reserved = 2,
+}
+
+/// The guest's RAM, less what firmware would own below 1 MiB (the ACPI tables lie there). Persistent memory is not in it:
+/// the guest learns of that from its device.
+fn memory_map(memory: &GuestRam) -> Vec<(Range<u64>, Kind)> {
+    let low = low_end(memory);
+    let mut map = vec![
+        (0..layout::EBDA, Kind::Ram),
+        (layout::EBDA..layout::HIGH_KERNEL, Kind::Reserved),
+        (layout::HIGH_KERNEL..low, Kind::Ram),
+    ];
+    let high =
+        memory.iter().find(|region| region.start_addr().0 == layout::HIGH_RAM_START && low == layout::LOW_RAM_END);
+    map.extend(high.map(|region| (layout::HIGH_RAM_START..layout::HIGH_RAM_START + region.len(), Kind::Ram)));
+    map
+}
+
+/// What a file is by its first bytes.
+#[derive(Debug, PartialEq, Eq)]
+enum Format {
+    Elf,
+    BzImage,
+}
+
+/// `head`: the first 0x206 bytes or what there is of them.
+fn format(head: &[u8]) -> Option<Format> {
+    if head.starts_with(b"\x7fELF") {
+        return Some(Format::Elf);
+    }
+    (head.get(0x202..0x206) == Some(b"HdrS")).then_some(Format::BzImage)
+}
+
+fn load_kernel(memory: &GuestRam, path: &Path) -> Result<KernelLoaderResult, Error> {
+    let mut file = open("kernel", path)?;
+    let mut head = Vec::new();
+    let unreadable = |source| Error::Read { what: "kernel", path: path.to_owned(), source };
+    (&file).take(0x206).read_to_end(&mut head).map_err(unreadable)?;
+    let himem = Some(GuestAddress(layout::HIGH_KERNEL));
+    let loaded = match format(&head).ok_or_else(|| Error::NotAKernel(path.to_owned()))? {
+        Format::Elf => {
+            let wrong = elf::check(&file, |start, end| in_ram(memory, start, end)).map_err(unreadable)?;
+            if let Some(wrong) = wrong {
+                return Err(match wrong {
+                    elf::Wrong::Damaged(reason) => Error::Damaged { path: path.to_owned(), reason },
+                    elf::Wrong::TooLarge => too_large(memory, "kernel", path),
+                });
+            }
+            Elf::load(memory, None, &mut file, himem)
+        }
+        Format::BzImage => BzImage::load(memory, None, &mut file, himem),
+    };
+    loaded.map_err(|error: loader::Error| Error::Damaged { path: path.to_owned(), reason: error.to_string() })
+}
+
+fn in_ram(memory: &GuestRam, start: u64, end: u64) -> bool {
+    end >= start && memory.check_range(GuestAddress(start), (end - start) as usize)
+}
+
+fn too_large(memory: &GuestRam, what: &'static str, path: &Path) -> Error {
+    Error::TooLarge { what, path: path.to_owned(), mib: low_end(memory) >> 20 }
+}
+
+/// One past the last byte of low RAM.
+fn low_end(memory: &GuestRam) -> u64 {
+    memory.iter().next().map_or(0, |region| region.len())
+}
+
+/// As high as it goes below 3 GiB, so that the kernel can grow into what lies between.
+fn load_initrd(memory: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, Error> {
+    let mut file = open("initrd", path)?;
+    let unreadable = |source| Error::Read { what: "initrd", path: path.to_owned(), source };
+    let len = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
+    file.rewind().map_err(unreadable)?;
+    // A bzImage unpacks itself over what follows it; 64 MiB is more than any kernel needs for that.
+    const UNPACKING: u64 = 64 << 20;
+    let at = low_end(memory).checked_sub(len).map(|at| at & !0xFFF);
+    let at = at.filter(|at| *at >= kernel_end.saturating_add(UNPACKING).min(low_end(memory) / 2).max(kernel_end));
+    let at = at.ok_or_else(|| too_large(memory, "initrd", path))?;
+    memory
+        .read_exact_volatile_from(GuestAddress(at), &mut file, len as usize)
+        .map_err(|error| unreadable(std::io::Error::other(error)))?;
+    Ok(Initrd { at, len })
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, Error> {
+    let unreadable = |source| Error::Read { what, path: path.to_owned(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(unreadable(std::io::Error::other("not a regular file")));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests;

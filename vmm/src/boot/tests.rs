@@ -1,0 +1,121 @@
+use super::*;
+use std::io::Write;
+
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
+use vm_memory::ByteValued;
+
+const MIB: u64 = 1 << 20;
+
+fn memory() -> GuestRam {
+    crate::memory::ram(64 * MIB).unwrap()
+}
+
+fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// A kernel of one loadable segment of 4 KiB at `address`, with a PVH note if wanted.
+fn elf(address: u64, note: bool) -> Vec<u8> {
+    let (header_len, segment_len) = (size_of::<Elf64_Ehdr>() as u64, size_of::<Elf64_Phdr>() as u64);
+    let mut header = Elf64_Ehdr {
+        e_entry: address,
+        e_phoff: header_len,
+        e_phentsize: segment_len as u16,
+        e_phnum: 1 + u16::from(note),
+        ..Default::default()
+    };
+    header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    let note_bytes = [
+        Elf64_Nhdr { n_namesz: 4, n_descsz: 4, n_type: 18 }.as_slice(),
+        b"Xen\0",
+        &(address as u32 + 0x40).to_le_bytes(),
+    ]
+    .concat();
+    let notes_at = header_len + 2 * segment_len;
+    let mut bytes = header.as_slice().to_vec();
+    let load = Elf64_Phdr {
+        p_type: PT_LOAD,
+        p_offset: 0x1000,
+        p_paddr: address,
+        p_filesz: 0x1000,
+        p_memsz: 0x3000,
+        ..Default::default()
+    };
+    bytes.extend_from_slice(load.as_slice());
+    if note {
+        let segment =
+            Elf64_Phdr { p_type: PT_NOTE, p_offset: notes_at, p_filesz: note_bytes.len() as u64, ..Default::default() };
+        bytes.extend_from_slice(segment.as_slice());
+    }
+    bytes.resize(notes_at as usize, 0);
+    bytes.extend_from_slice(&note_bytes);
+    bytes.resize(0x1000, 0);
+    bytes.extend_from_slice(&[0xF4; 0x1000]);
+    bytes
+}
+
+fn load_file(file: &tempfile::NamedTempFile, initrd: Option<&tempfile::NamedTempFile>) -> Result<Entry, Error> {
+    let config = KernelConfig {
+        image: file.path().to_owned(),
+        initrd: initrd.map(|file| file.path().to_owned()),
+        cmdline: String::new(),
+    };
+    load(&memory(), &config, "console=ttyS0", 0xE_0000)
+}
+
+#[test]
+fn a_pvh_kernel_is_entered_at_its_note() {
+    let kernel = file(&elf(16 * MIB, true));
+    assert_eq!(load_file(&kernel, None).unwrap(), Entry::Pvh { at: 16 * MIB + 0x40 });
+}
+
+#[test]
+fn every_bad_kernel_has_its_own_clear_line() {
+    let whole = elf(16 * MIB, true);
+    for (name, bytes, expected) in [
+        ("empty", vec![], "neither an ELF file nor a bzImage"),
+        ("text", b"#!/bin/sh\n".to_vec(), "neither an ELF file nor a bzImage"),
+        ("cut in the header", whole[..40].to_vec(), "ends inside the ELF header"),
+        ("cut in the program headers", whole[..80].to_vec(), "ends inside the program headers"),
+        ("cut in the code", whole[..0x1800].to_vec(), "it has 6144 bytes and needs 8192"),
+        ("no PVH note", elf(16 * MIB, false), "CONFIG_PVH=y"),
+        ("beyond memory", elf(64 * MIB, true), "give it more than 64 MiB"),
+    ] {
+        let kernel = file(&bytes);
+        let line = load_file(&kernel, None).unwrap_err().to_string();
+        assert!(line.contains(expected), "{name}: {line}");
+        assert!(line.contains(kernel.path().to_str().unwrap()) && !line.contains('\n'), "{name}: {line}");
+    }
+}
+
+#[test]
+fn a_missing_kernel_is_named() {
+    let config = KernelConfig { image: "/no/such/vmlinux".into(), initrd: None, cmdline: String::new() };
+    let line = load(&memory(), &config, "", 0).unwrap_err().to_string();
+    assert_eq!(line, "kernel /no/such/vmlinux: No such file or directory (os error 2)");
+    let config = KernelConfig { image: "/".into(), ..config };
+    assert_eq!(load(&memory(), &config, "", 0).unwrap_err().to_string(), "kernel /: not a regular file");
+}
+
+#[test]
+fn the_initrd_lies_at_the_end_of_low_memory() {
+    let memory = memory();
+    let initrd = file(&[7; 5000]);
+    let placed = load_initrd(&memory, initrd.path(), 20 * MIB).unwrap();
+    assert_eq!(placed, Initrd { at: 64 * MIB - 8192, len: 5000 });
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(placed.at + 4999)).unwrap(), 7);
+    let line = load_initrd(&memory, initrd.path(), 64 * MIB).unwrap_err().to_string();
+    assert!(line.contains("does not fit"), "{line}");
+}
+
+#[test]
+fn the_memory_map_covers_ram_and_nothing_else() {
+    let map = memory_map(&memory());
+    assert_eq!(map.first().unwrap().0.start, 0);
+    assert_eq!(map.last().unwrap().0.end, 64 * MIB);
+    assert!(map.windows(2).all(|pair| pair[0].0.end == pair[1].0.start));
+    let large = memory_map(&crate::memory::ram(4096 * MIB).unwrap());
+    assert_eq!(large.last().unwrap(), &(layout::HIGH_RAM_START..layout::HIGH_RAM_START + 1024 * MIB, Kind::Ram));
+}

@@ -1,0 +1,150 @@
+//! One virtual machine: memory slots, interrupt routes, event descriptors.
+
+#![allow(unsafe_code)] // memory slots hand host memory to the guest
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use vm_memory::{GuestMemory, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Error, failed};
+use crate::memory::{GuestRam, layout};
+
+/// Pins of the I/O APIC: wired interrupts are below, message-signalled ones from here on.
+const IO_APIC_PINS: u32 = 24;
+/// One past the last interrupt number we hand out; KVM has 4096.
+const GSI_END: u32 = 1024;
+
+/// Where a message-signalled interrupt goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msi {
+    /// The address the device would write to.
+    pub address: u64,
+    /// What it would write.
+    pub data: u32,
+}
+
+/// A virtual machine. Everything takes `&self` and may be called from any thread.
+pub struct Vm {
+    fd: VmFd,
+    kvm: Kvm,
+    next_gsi: AtomicU32,
+    routes: Mutex<BTreeMap<u32, Msi>>,
+    /// Kept: the guest uses this memory as long as the machine exists.
+    _memory: GuestRam,
+}
+
+impl Vm {
+    /// A machine with `memory` and the in-kernel interrupt controllers, and no processor yet.
+    pub fn new(kvm: Kvm, memory: GuestRam) -> Result<Self, Error> {
+        let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(failed("place the identity map"))?;
+        fd.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place the task state segment"))?;
+        fd.create_irq_chip().map_err(failed("create the interrupt controllers"))?;
+        for (slot, region) in memory.iter().enumerate() {
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the range is one mapping, kept alive by `_memory`; the regions of a GuestMemory do not overlap.
+            unsafe { fd.set_user_memory_region(slot) }.map_err(failed("give the machine its memory"))?;
+        }
+        let vm = Self { fd, kvm, next_gsi: IO_APIC_PINS.into(), routes: Mutex::default(), _memory: memory };
+        vm.commit_routes(&BTreeMap::new())?;
+        Ok(vm)
+    }
+
+    /// What this host's KVM offers.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Makes processor `index`.
+    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, Error> {
+        self.fd.create_vcpu(index.into()).map_err(failed("create a vCPU"))
+    }
+
+    /// An interrupt number for one MSI-X vector.
+    pub fn allocate_gsi(&self) -> Result<u32, Error> {
+        self.next_gsi
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |gsi| (gsi < GSI_END).then_some(gsi + 1))
+            .map_err(|_| Error::NoGsi(GSI_END - IO_APIC_PINS))
+    }
+
+    /// Where interrupt `gsi` goes; `None`: nowhere (it is masked). Costs a system call only when something changes.
+    pub fn set_msi_route(&self, gsi: u32, msi: Option<Msi>) -> Result<(), Error> {
+        let mut routes = self.routes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let before = match msi {
+            Some(msi) => routes.insert(gsi, msi),
+            None => routes.remove(&gsi),
+        };
+        if before == msi {
+            return Ok(());
+        }
+        self.commit_routes(&routes)
+    }
+
+    /// KVM_SET_GSI_ROUTING replaces the whole table, so the I/O APIC's pins are in it every time.
+    fn commit_routes(&self, routes: &BTreeMap<u32, Msi>) -> Result<(), Error> {
+        let pins = (0..IO_APIC_PINS).map(pin_route);
+        let entries: Vec<_> = pins.chain(routes.iter().map(|(gsi, msi)| msi_route(*gsi, *msi))).collect();
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| Error::NoGsi(GSI_END))?;
+        self.fd.set_gsi_routing(&table).map_err(failed("route the interrupts"))
+    }
+
+    /// Interrupt `gsi` is raised when `fd` is written to.
+    pub fn register_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.fd.register_irqfd(fd, gsi).map_err(failed("connect an interrupt"))
+    }
+
+    /// Undoes [`Vm::register_irqfd`].
+    pub fn unregister_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.fd.unregister_irqfd(fd, gsi).map_err(failed("disconnect an interrupt"))
+    }
+
+    /// A write of any length by the guest at `address` writes to `fd`, without an exit to user space.
+    pub fn register_ioeventfd(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
+        self.fd
+            .register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(failed("connect a queue's doorbell"))
+    }
+
+    /// Undoes [`Vm::register_ioeventfd`].
+    pub fn unregister_ioeventfd(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
+        self.fd
+            .unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(failed("disconnect a queue's doorbell"))
+    }
+
+    /// Writes to these ports wait in the [`super::CoalescedRing`] until the next exit.
+    pub fn coalesce_port(&self, port: u16, len: u32) -> Result<(), Error> {
+        self.fd.register_coalesced_mmio(IoEventAddress::Pio(port.into()), len).map_err(failed("coalesce port writes"))
+    }
+}
+
+fn pin_route(pin: u32) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    entry.u.irqchip = kvm_bindings::kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
+    entry
+}
+
+fn msi_route(gsi: u32, msi: Msi) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    entry.u.msi = kvm_bindings::kvm_irq_routing_msi {
+        address_lo: msi.address as u32,
+        address_hi: (msi.address >> 32) as u32,
+        data: msi.data,
+        ..Default::default()
+    };
+    entry
+}

@@ -1,0 +1,96 @@
+//! Where things are in the guest's physical address space.
+//!
+//! ```text
+//! 0            low memory: page tables, start info, command line, ACPI tables, then the kernel at its own address
+//! 3 GiB        PCI window, then the APICs and KVM's own pages
+//! 4 GiB        the rest of RAM
+//! …            /dev/pmem0, at the next whole GiB
+//! ```
+
+use std::ops::Range;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// RAM below 4 GiB ends here at the latest.
+pub const LOW_RAM_END: u64 = 3 * GIB;
+/// The rest of RAM begins here.
+pub const HIGH_RAM_START: u64 = 4 * GIB;
+
+/// GDT of the first vCPU.
+pub const GDT: u64 = 0x500;
+/// PVH start info, its memory map and its module list, a page each.
+pub const PVH_START_INFO: u64 = 0x6000;
+/// The memory map of the PVH start info.
+pub const PVH_MEMORY_MAP: u64 = 0x7000;
+/// The module list (one initrd) of the PVH start info.
+pub const PVH_MODULES: u64 = 0x8000;
+/// The "zero page" of the Linux boot protocol.
+pub const ZERO_PAGE: u64 = 0x6000;
+/// Identity page tables for the 64-bit entry: one PML4, one PDPT, four page directories.
+pub const PAGE_TABLES: u64 = 0xA000;
+/// The kernel's command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Conventional memory ends here; up to 1 MiB follows what firmware would own.
+pub const EBDA: u64 = 0x9_FC00;
+/// The ACPI tables' place.
+pub const ACPI: Range<u64> = 0xE_0000..0x10_0000;
+/// A bzImage's protected-mode part.
+pub const HIGH_KERNEL: u64 = MIB;
+
+/// Memory BARs, and the host bridge's window in the DSDT.
+pub const PCI_WINDOW: Range<u64> = 0xC000_0000..0xE000_0000;
+/// The I/O APIC's registers.
+pub const IO_APIC: u64 = 0xFEC0_0000;
+/// The local APICs' registers.
+pub const LOCAL_APIC: u64 = 0xFEE0_0000;
+/// One page which KVM needs on Intel processors without unrestricted guests.
+pub const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
+/// Three pages which KVM needs on the same processors.
+pub const KVM_TSS: u64 = 0xFFFB_D000;
+
+/// The ranges of RAM for a machine of `bytes`.
+pub fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
+    if bytes <= LOW_RAM_END {
+        return std::iter::once(0..bytes).collect();
+    }
+    vec![0..LOW_RAM_END, HIGH_RAM_START..HIGH_RAM_START + (bytes - LOW_RAM_END)]
+}
+
+/// Where persistent memory goes: above all RAM, at a whole GiB (the guest kernel wants sections of 128 MiB).
+pub fn pmem_base(ram_bytes: u64) -> u64 {
+    let top = ram_ranges(ram_bytes).last().map_or(0, |range| range.end);
+    top.max(HIGH_RAM_START).next_multiple_of(GIB)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_the_hole_below_4_gib() {
+        for (bytes, ranges) in [
+            (64 * MIB, vec![0..64 * MIB]),
+            (3 * GIB, vec![0..3 * GIB]),
+            (3 * GIB + MIB, vec![0..3 * GIB, 4 * GIB..4 * GIB + MIB]),
+            (8 * GIB, vec![0..3 * GIB, 4 * GIB..9 * GIB]),
+        ] {
+            assert_eq!(ram_ranges(bytes), ranges, "{bytes:#x}");
+            assert_eq!(ranges.iter().map(|r| r.end - r.start).sum::<u64>(), bytes);
+        }
+    }
+
+    #[test]
+    fn pmem_lies_above_ram() {
+        assert_eq!(pmem_base(64 * MIB), 4 * GIB);
+        assert_eq!(pmem_base(3 * GIB + MIB), 5 * GIB);
+        assert_eq!(pmem_base(8 * GIB), 9 * GIB);
+    }
+
+    #[test]
+    fn nothing_overlaps_below_1_mib() {
+        let page_tables = PAGE_TABLES..PAGE_TABLES + 6 * 4096;
+        assert!(page_tables.end <= CMDLINE && CMDLINE + 4096 < EBDA && EBDA < ACPI.start);
+        assert!(PVH_MODULES + 4096 <= PAGE_TABLES);
+    }
+}

@@ -1,0 +1,122 @@
+//! The lists: a call that is not here ends the process. Sorted; one line says why where it is not plain.
+
+use ioctls::*;
+use syscalls::Sysno;
+
+use super::Allow::{self, Any, Only};
+use super::Role;
+
+/// What the run-time of every thread needs: memory, locks, time, its own end.
+pub(super) const COMMON: &[Allow] = &[
+    Any(Sysno::brk),
+    Any(Sysno::clock_gettime), // where the vDSO cannot answer
+    Any(Sysno::close),
+    Any(Sysno::epoll_ctl),
+    Any(Sysno::epoll_pwait),
+    Any(Sysno::epoll_wait),
+    Any(Sysno::exit),
+    Any(Sysno::exit_group),
+    Any(Sysno::futex),
+    Any(Sysno::getpid),
+    Any(Sysno::getrandom), // hash maps
+    Any(Sysno::gettid),
+    Any(Sysno::madvise),
+    Any(Sysno::mmap),
+    Any(Sysno::mprotect),
+    Any(Sysno::mremap),
+    Any(Sysno::munmap),
+    Any(Sysno::poll),
+    Any(Sysno::read),
+    Any(Sysno::restart_syscall),
+    Any(Sysno::rt_sigprocmask),
+    Any(Sysno::rt_sigreturn),
+    Any(Sysno::sched_yield),
+    Any(Sysno::sigaltstack), // a thread's end
+    Any(Sysno::tgkill),      // abort
+    Any(Sysno::write),
+    Any(Sysno::writev),
+];
+
+/// What `role` needs beyond [`COMMON`].
+pub(super) fn of(role: Role) -> &'static [Allow] {
+    match role {
+        Role::Main => MAIN,
+        Role::Api => API,
+        Role::Vcpu => VCPU,
+        Role::Block => BLOCK,
+        Role::Net => NET,
+        Role::Fs => FS,
+        Role::Vsock => VSOCK,
+        Role::Quiet => QUIET,
+    }
+}
+
+const MAIN: &[Allow] =
+    &[Any(Sysno::ftruncate), Only(Sysno::ioctl, 1, &[KVM_KVMCLOCK_CTRL]), Any(Sysno::pwrite64), Any(Sysno::unlink)];
+
+const API: &[Allow] = &[
+    Any(Sysno::accept4),
+    Any(Sysno::fcntl),
+    Any(Sysno::getsockopt),
+    Any(Sysno::getsockname),
+    Any(Sysno::getpeername),
+    Any(Sysno::recvfrom),
+    Any(Sysno::sendto),
+    Any(Sysno::setsockopt),
+    Any(Sysno::shutdown),
+];
+
+/// A vCPU programs interrupts and doorbells for the guest, and writes the serial console's log.
+const VCPU: &[Allow] = &[
+    Any(Sysno::ftruncate),
+    Only(Sysno::ioctl, 1, &[KVM_IOEVENTFD, KVM_IRQFD, KVM_RUN, KVM_SET_GSI_ROUTING]),
+    Any(Sysno::pread64),
+    Any(Sysno::pwrite64),
+];
+
+const BLOCK: &[Allow] = &[
+    Any(Sysno::fallocate),
+    Any(Sysno::fdatasync),
+    Any(Sysno::io_uring_enter),
+    Any(Sysno::preadv),
+    Any(Sysno::preadv2),
+    Any(Sysno::pwritev),
+    Any(Sysno::pwritev2),
+    Any(Sysno::timerfd_settime),
+];
+
+const NET: &[Allow] = &[Only(Sysno::ioctl, 1, &[TUNSETOFFLOAD]), Any(Sysno::readv), Any(Sysno::timerfd_settime)];
+
+const FS: &[Allow] = &[Any(Sysno::openat)];
+
+const VSOCK: &[Allow] = &[
+    Any(Sysno::accept4),
+    Any(Sysno::fcntl),
+    Any(Sysno::recvfrom),
+    Any(Sysno::sendto),
+    Any(Sysno::shutdown),
+    Any(Sysno::timerfd_settime),
+];
+
+const QUIET: &[Allow] = &[
+    Any(Sysno::ftruncate), // the console's log, with the two below
+    Any(Sysno::pread64),
+    Any(Sysno::pwrite64),
+    Any(Sysno::timerfd_settime),
+];
+
+/// ioctl numbers, from the kernel's headers: `_IO*(type, number, size)`.
+mod ioctls {
+    const WRITE: u64 = 1 << 30;
+
+    const fn number(direction: u64, kind: u8, number: u8, size: usize) -> u64 {
+        direction | ((size as u64) << 16) | ((kind as u64) << 8) | number as u64
+    }
+
+    pub const KVM_RUN: u64 = number(0, 0xAE, 0x80, 0);
+    pub const KVM_KVMCLOCK_CTRL: u64 = number(0, 0xAE, 0xAD, 0);
+    pub const KVM_IRQFD: u64 = number(WRITE, 0xAE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
+    pub const KVM_IOEVENTFD: u64 = number(WRITE, 0xAE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
+    pub const KVM_SET_GSI_ROUTING: u64 = number(WRITE, 0xAE, 0x6A, size_of::<kvm_bindings::kvm_irq_routing>());
+    pub const TUNSETOFFLOAD: u64 = number(WRITE, b'T', 208, size_of::<u32>());
+}

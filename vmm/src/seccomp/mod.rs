@@ -1,0 +1,145 @@
+//! What each kind of thread may ask of the kernel. A forbidden call ends the process, and its name is logged.
+
+mod lists;
+mod trap;
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+use syscalls::Sysno;
+
+pub use trap::log_to;
+
+/// What a thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// The state driver.
+    Main,
+    /// The HTTP API.
+    Api,
+    /// A virtual CPU.
+    Vcpu,
+    /// A worker of a block device.
+    Block,
+    /// A worker of a network interface.
+    Net,
+    /// A worker of a shared folder.
+    Fs,
+    /// The worker of the vsock device.
+    Vsock,
+    /// The worker of a quiet device: rng, console, balloon, pmem.
+    Quiet,
+}
+
+/// One permitted call.
+#[derive(Clone, Copy, Debug)]
+enum Allow {
+    /// With any arguments.
+    Any(Sysno),
+    /// Only when this argument (counted from 0) has one of these values.
+    Only(Sysno, u8, &'static [u64]),
+}
+
+/// A filter could not be made or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The list does not compile.
+    #[error("the seccomp list of role {0:?} is wrong: {1}")]
+    List(Role, seccompiler::BackendError),
+    /// The kernel refused it.
+    #[error("cannot install the seccomp filter of role {0:?}: {1}; the kernel needs CONFIG_SECCOMP_FILTER")]
+    Install(Role, seccompiler::Error),
+    /// The signal handler which names forbidden calls could not be installed.
+    #[error("cannot handle SIGSYS: {0}")]
+    Handler(nix::Error),
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 8] =
+        [Role::Main, Role::Api, Role::Vcpu, Role::Block, Role::Net, Role::Fs, Role::Vsock, Role::Quiet];
+
+    /// The name in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Main => "main",
+            Role::Api => "api",
+            Role::Vcpu => "vcpu",
+            Role::Block => "block",
+            Role::Net => "net",
+            Role::Fs => "fs",
+            Role::Vsock => "vsock",
+            Role::Quiet => "quiet",
+        }
+    }
+
+    /// Closes the calling thread's filter, for good. Threads made from now on inherit it.
+    pub fn enter(self) -> Result<(), Error> {
+        trap::install(self)?;
+        let program = self.program()?;
+        seccompiler::apply_filter(&program).map_err(|error| Error::Install(self, error))
+    }
+
+    /// How many calls the role may make.
+    pub fn list_len(self) -> usize {
+        self.rules().len()
+    }
+
+    fn rules(self) -> BTreeMap<i64, Vec<SeccompRule>> {
+        let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
+        for allow in lists::COMMON.iter().chain(lists::of(self)) {
+            match allow {
+                // No rule at all means: with any arguments.
+                Allow::Any(call) => _ = rules.insert(i64::from(call.id()), vec![]),
+                Allow::Only(call, index, values) => rules
+                    .entry(i64::from(call.id()))
+                    .or_default()
+                    .extend(values.iter().map(|value| equals(*index, *value))),
+            }
+        }
+        rules
+    }
+
+    fn program(self) -> Result<BpfProgram, Error> {
+        let wrong = |error| Error::List(self, error);
+        SeccompFilter::new(self.rules(), SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
+            .and_then(BpfProgram::try_from)
+            .map_err(wrong)
+    }
+}
+
+/// ioctl numbers and the like are 32 bits wide; the kernel ignores the rest.
+fn equals(index: u8, value: u64) -> SeccompRule {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+        .expect("an argument's index is at most 5");
+    SeccompRule::new(vec![condition]).expect("there is a condition")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_list_compiles_and_permits_no_program_start() {
+        for role in Role::ALL {
+            role.program().unwrap();
+            let rules = role.rules();
+            for never in
+                [Sysno::execve, Sysno::execveat, Sysno::ptrace, Sysno::clone, Sysno::fork, Sysno::mount, Sysno::bpf]
+            {
+                assert!(!rules.contains_key(&i64::from(never.id())), "{role:?} may {never}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_shared_folders_and_the_api_open_files_or_sockets() {
+        for role in Role::ALL {
+            let rules = role.rules();
+            let opens = rules.contains_key(&i64::from(Sysno::openat.id()));
+            assert_eq!(opens, role == Role::Fs, "{role:?}");
+        }
+    }
+}
