@@ -1,0 +1,134 @@
+//! What a machine, a container and another user must not reach; and what the jail leaves the VMM.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::stage::{ALICE, BOB, Workspace};
+
+#[test]
+fn another_uid_sees_and_touches_nothing_of_mine() {
+    let workspace = Workspace::with_image(ALICE, "mine", "");
+    workspace.up(&[]).ok();
+    let id = workspace.environment()["id"].as_str().unwrap().to_owned();
+    let listed = BOB.json(&["ls"]).to_string();
+    assert!(!listed.contains(&id), "{listed}");
+    for arguments in
+        [vec!["show", &id], vec!["exec", &id, "--", "true"], vec!["stop", &id], vec!["rm", &id], vec!["logs", &id]]
+    {
+        BOB.garret(&arguments).fails_with(&[&id]);
+    }
+    workspace.exec(&["true"]).ok();
+}
+
+#[test]
+fn the_network_is_the_internet_and_nothing_else() {
+    let mine = Workspace::with_image(ALICE, "net", "");
+    mine.up(&[]).ok();
+    // A listener on every address of the host, loopback included: none may answer.
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gateway = mine.sh("ip route show default 2>/dev/null | cut -d' ' -f3").ok();
+    assert!(!gateway.trim().is_empty());
+    let connect = |address: &str, port: u16| {
+        mine.exec(&[
+            "timeout",
+            "3",
+            "python3",
+            "-c",
+            &format!("import socket; socket.create_connection(('{address}', {port}), 2)"),
+        ])
+        .status
+    };
+    for address in host_addresses() {
+        assert_ne!(connect(&address, port), 0, "the host answered on {address}");
+    }
+    assert_ne!(connect("169.254.169.254", 80), 0, "the metadata address answered");
+    // The listener does answer from where it may be reached, so the test can fail.
+    std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+
+    let theirs = Workspace::with_image(BOB, "net", "");
+    theirs.up(&[]).ok();
+    let guest = theirs.developer_machine_address();
+    assert_ne!(connect(&guest, 22), 0);
+    let ping = mine.sh(&format!("ping -c1 -W2 {guest}"));
+    assert_ne!(ping.status, 0, "bob's machine answered alice's");
+}
+
+#[test]
+fn names_resolve_in_containers() {
+    let workspace = Workspace::with_image(ALICE, "names", "");
+    workspace.up(&[]).ok();
+    // The host's own resolver decides what can be resolved here; what the host resolves, the container must.
+    let Some(name) = a_name_the_host_resolves() else { panic!("the host resolves no name: its network is not up") };
+    workspace.exec(&["getent", "hosts", &name]).ok();
+}
+
+#[test]
+fn a_container_cannot_reach_the_agent() {
+    let workspace = Workspace::with_image(
+        ALICE,
+        "vsock",
+        r#", "runArgs": ["--privileged", "--security-opt", "seccomp=unconfined"]"#,
+    );
+    workspace.up(&[]).ok();
+    let attempt = "import socket, sys\n\
+        for cid in (1, 2, 3, socket.VMADDR_CID_ANY):\n\
+        \x20   s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); s.settimeout(3)\n\
+        \x20   try:\n\
+        \x20       s.connect((cid, 1024)); s.sendall(b'GET /v1/agent HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n\
+        \x20       if s.recv(1): sys.exit(f'cid {cid} answered')\n\
+        \x20   except OSError as error: print(cid, error)\n";
+    let out = workspace.exec(&["sudo", "python3", "-c", attempt]).ok();
+    assert_eq!(out.lines().count(), 4, "{out}");
+}
+
+#[test]
+fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
+    let workspace = Workspace::with_image(ALICE, "jail", "");
+    workspace.up(&[]).ok();
+    let pid = ALICE.machine()["vmm_pid"].as_u64().unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {status}"));
+        line.split_once(':').unwrap().1.trim().to_owned()
+    };
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("Seccomp"), "2");
+    assert!(field("Uid").split_whitespace().all(|uid| uid == ALICE.uid.to_string()), "{}", field("Uid"));
+    let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root/"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    root.sort();
+    let expected =
+        ["config.json", "data.img", "dev", "garret-vmm", "proc", "root.erofs", "run", "vmlinux", "workspaces"];
+    assert_eq!(root, expected);
+    for namespace in ["mnt", "net", "pid", "ipc", "uts"] {
+        let own = fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap();
+        assert_ne!(fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap(), own, "{namespace}");
+    }
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(group.contains("/garret/"), "{group}");
+}
+
+fn host_addresses() -> Vec<String> {
+    let output = std::process::Command::new("ip").args(["-4", "-o", "addr"]).output().unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| Some(line.split_whitespace().nth(3)?.split('/').next()?.to_owned()))
+        .filter(|address| address != "127.0.0.1")
+        .collect()
+}
+
+/// The name of the first package mirror of the host's apt: it is there on every host these tests run on.
+fn a_name_the_host_resolves() -> Option<String> {
+    let output =
+        std::process::Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let host = text.lines().next()?.split("//").nth(1)?.split(['/', ':']).next()?.to_owned();
+    std::process::Command::new("getent").args(["hosts", &host]).status().ok()?.success().then_some(host)
+}

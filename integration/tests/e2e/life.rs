@@ -1,0 +1,121 @@
+//! Machines and environments over time: stop and start, killed VMMs, killed runners, killed agents, guest panics.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stage::{ALICE, Workspace, wait_until};
+
+fn kill(pid: u64) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_killed_vmm_is_noticed_explained_and_brought_back_with_its_data() {
+    let workspace = Workspace::with_image(ALICE, "killed", r#", "postStartCommand": "echo started >> starts""#);
+    workspace.up(&[]).ok();
+    workspace.sh("echo kept > ~/kept && sync").ok();
+    kill(ALICE.machine()["vmm_pid"].as_u64().unwrap());
+    wait_until("the machine is failed", 10, || ALICE.machine()["phase"] == "failed");
+    let reason = ALICE.machine()["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("kill") || reason.contains("crash"), "{reason}");
+    workspace.exec(&["true"]).fails_with(&["garret start"]);
+
+    ALICE.garret(&["start", "--machine"]).ok();
+    wait_until("the environment is ready again", 120, || workspace.environment()["status"]["phase"] == "ready");
+    assert_eq!(workspace.sh("cat ~/kept").ok(), "kept\n");
+    assert_eq!(workspace.read("starts"), "started\nstarted\n");
+}
+
+#[test]
+fn machines_outlive_the_runner_and_the_next_adopts_them() {
+    let workspace = Workspace::with_image(ALICE, "adopted", "");
+    workspace.up(&["sh", "-c", "echo $(cat /proc/sys/kernel/random/boot_id) > boot; sleep 1"]).ok();
+    let before = ALICE.machine();
+    restart_daemon();
+    let after = ALICE.machine();
+    assert_eq!(before["vmm_pid"], after["vmm_pid"]);
+    assert_eq!(after["phase"], "running");
+    let boot = workspace.sh("cat /proc/sys/kernel/random/boot_id").ok();
+    assert_eq!(boot, workspace.read("boot"), "the machine was started anew");
+    // The adopted machine is watched like any other.
+    kill(after["vmm_pid"].as_u64().unwrap());
+    wait_until("the machine is failed", 10, || ALICE.machine()["phase"] == "failed");
+    ALICE.garret(&["start", "--machine"]).ok();
+}
+
+/// Kills the daemon and starts it again, the way the host's own service does it.
+fn restart_daemon() {
+    let pid: u64 = fs::read_to_string("/run/garret/daemon.pid").unwrap().trim().parse().unwrap();
+    kill(pid);
+    wait_until("the daemon is gone", 10, || !Path::new(&format!("/proc/{pid}")).exists());
+    let status = std::process::Command::new("garret-daemon-start").status().expect("the host's own start script");
+    assert!(status.success());
+}
+
+#[test]
+fn containers_and_exec_outlive_the_agent() {
+    let workspace = Workspace::with_image(ALICE, "agent", "");
+    workspace.up(&[]).ok();
+    let started = workspace.sh("stat -c %Y /proc/1").ok();
+    let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^/usr/lib/garret/garret-agent agent' && echo ${p#/proc/}; done";
+    let guest = |line: &str| ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]);
+    let before = guest(agent).ok();
+    assert_eq!(before.lines().count(), 1, "{before}");
+    // The connection dies with the agent: the status says nothing here.
+    guest(&format!("kill -KILL {}", before.trim()));
+    wait_until("exec works again", 30, || workspace.exec(&["true"]).status == 0);
+    assert_ne!(guest(agent).ok(), before);
+    assert_eq!(workspace.sh("stat -c %Y /proc/1").ok(), started, "the container was restarted");
+}
+
+#[test]
+fn a_guest_panic_is_told_as_such() {
+    let workspace = Workspace::with_image(ALICE, "panic", "");
+    workspace.up(&[]).ok();
+    ALICE.garret(&["exec", "--machine", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
+    wait_until("the machine is failed", 30, || ALICE.machine()["phase"] == "failed");
+    let reason = ALICE.machine()["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("panic"), "{reason}");
+    let log = ALICE.garret(&["logs", "--machine"]).ok();
+    assert!(log.contains("sysrq triggered crash"), "{log}");
+    ALICE.garret(&["start", "--machine"]).ok();
+}
+
+#[test]
+fn several_environments_come_and_go_with_files_open() {
+    let first = Workspace::with_image(ALICE, "first", "");
+    let second = Workspace::with_image(ALICE, "second", "");
+    first.up(&[]).ok();
+    let pid = ALICE.machine()["vmm_pid"].clone();
+    second.up(&["sh", "-c", "echo two > here"]).ok();
+    assert_eq!(ALICE.machine()["vmm_pid"], pid, "one machine per developer");
+    // Somebody holds a file of the workspace open, from another container's side too, while it goes.
+    second.sh("nohup tail -f here >/dev/null 2>&1 & sleep 0.2").ok();
+    ALICE.garret(&["rm", second.str()]).ok();
+    assert_eq!(second.read("here"), "two\n");
+    let shared = fs::read_dir("/run/garret/machines/alice/workspaces").unwrap().count();
+    let environments = ALICE.json(&["ls"]).as_array().unwrap().len();
+    assert_eq!(shared, environments, "a removed workspace is still shared");
+    first.exec(&["true"]).ok();
+}
+
+#[test]
+fn stopping_leaves_nothing_running_and_starting_brings_all_back() {
+    let workspace = Workspace::with_image(ALICE, "cycle", "");
+    workspace.up(&["sh", "-c", "echo data > ~/data"]).ok();
+    let pid = ALICE.machine()["vmm_pid"].as_u64().unwrap();
+    ALICE.garret(&["stop", "--machine"]).ok();
+    assert_eq!(ALICE.machine()["phase"], "stopped");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    for leftover in ["/sys/fs/cgroup/garret/alice", "/run/netns/garret-alice", "/run/garret/machines/alice/vm/api.sock"]
+    {
+        assert!(!Path::new(leftover).exists(), "{leftover} was left behind");
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("/run/garret/machines/alice"), "{mounts}");
+    ALICE.garret(&["start", "--machine"]).ok();
+    wait_until("the environment is ready again", 120, || workspace.environment()["status"]["phase"] == "ready");
+    assert_eq!(workspace.sh("cat ~/data").ok(), "data\n");
+}

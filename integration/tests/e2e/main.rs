@@ -1,0 +1,12 @@
+//! End to end: the real daemon, real machines, real containers, on whatever host this runs (the emulated one or bare metal).
+//!
+//! Run by `make test` as root on a host with garret installed and its daemon up, one test at a time: all tests of a
+//! developer share that developer's machine, as a person's environments do.
+
+mod bad_input;
+mod devcontainer;
+mod exec;
+mod isolation;
+mod life;
+mod ownership;
+mod stage;

@@ -1,0 +1,228 @@
+//! What every test uses: two developers, workspaces that belong to them, and the `garret` command run as them.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A user of the host. The emulated host has these accounts; on bare metal `make test` makes them.
+#[derive(Clone, Copy, Debug)]
+pub struct Developer {
+    pub name: &'static str,
+    pub uid: u32,
+}
+
+pub const ALICE: Developer = Developer { name: "alice", uid: 1001 };
+pub const BOB: Developer = Developer { name: "bob", uid: 1002 };
+
+/// The image most tests use; it comes through the host's registry mirror where the internet is not there.
+pub const IMAGE: &str = "mcr.microsoft.com/devcontainers/base:debian";
+
+/// No command takes longer on a host that works; a hung one must fail its test, not stop the run.
+const DEADLINE_S: &str = "300";
+
+/// What a command left.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Standard output as text.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Asserts success and gives standard output.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.status, 0, "stdout: {}\nstderr: {}", self.out(), self.stderr);
+        self.out()
+    }
+
+    /// Asserts failure, and that the last line says all of `words`: one clear line.
+    #[track_caller]
+    pub fn fails_with(self, words: &[&str]) -> Self {
+        assert_ne!(self.status, 0, "it should have failed; stdout: {}\nstderr: {}", self.out(), self.stderr);
+        let last = self.stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+        assert!(last.starts_with("garret: "), "the last line is not garret's: {}", self.stderr);
+        for word in words {
+            assert!(last.contains(word), "`{word}` is not in `{last}`; all of it: {}", self.stderr);
+        }
+        self
+    }
+}
+
+impl Developer {
+    /// `garret ARGUMENTS` as this developer.
+    pub fn garret(&self, arguments: &[&str]) -> Ran {
+        self.garret_with(arguments, &[], b"")
+    }
+
+    /// The same with variables and standard input.
+    pub fn garret_with(&self, arguments: &[&str], variables: &[(&str, &str)], input: &[u8]) -> Ran {
+        self.run("garret", arguments, variables, input)
+    }
+
+    /// Any program as this developer.
+    pub fn run(&self, program: &str, arguments: &[&str], variables: &[(&str, &str)], input: &[u8]) -> Ran {
+        let mut child = Command::new("timeout")
+            .args(["--kill-after=5", DEADLINE_S, program])
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .env("HOME", format!("/home/{}", self.name))
+            .env("USER", self.name)
+            .current_dir("/")
+            .uid(self.uid)
+            .gid(self.uid)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("timeout(1) runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        let input = input.to_owned();
+        // A command that does not read its input may close it early.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = child.wait_with_output().expect("it ends");
+        writer.join().expect("the writer ends");
+        Ran {
+            status: output.status.code().unwrap_or(-1),
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// `garret --json ARGUMENTS`, parsed.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let out = self.garret(&[&["--json"], arguments].concat()).ok();
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    }
+
+    /// This developer's machine, as the API shows it.
+    #[track_caller]
+    pub fn machine(&self) -> serde_json::Value {
+        let machines = self.json(&["show", "--machine"]);
+        assert_eq!(machines["developer"], self.name, "{machines}");
+        machines
+    }
+}
+
+/// A workspace folder of a developer, removed (with its environment) at the end.
+pub struct Workspace {
+    developer: Developer,
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Workspace {
+    /// An empty folder named `name`.
+    pub fn new(developer: Developer, name: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("garret-e2e-").tempdir_in("/var/tmp").expect("a folder");
+        let path = folder.path().join(name);
+        fs::create_dir(&path).expect("a folder");
+        let workspace = Self { developer, folder, path };
+        workspace.give_to_developer(workspace.folder.path());
+        workspace.give_to_developer(&workspace.path);
+        workspace
+    }
+
+    /// A folder with a `.devcontainer/devcontainer.json` of this text.
+    pub fn with_config(developer: Developer, name: &str, config: &str) -> Self {
+        let workspace = Self::new(developer, name);
+        workspace.write(".devcontainer/devcontainer.json", config);
+        workspace
+    }
+
+    /// A folder whose devcontainer is [`IMAGE`] and these further properties (each with a comma before it).
+    pub fn with_image(developer: Developer, name: &str, properties: &str) -> Self {
+        Self::with_config(developer, name, &format!("{{ \"image\": \"{IMAGE}\"{properties} }}"))
+    }
+
+    /// Writes a file of the developer's.
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.path.join(name);
+        let parent = path.parent().expect("it has one");
+        if !parent.exists() {
+            fs::create_dir_all(parent).expect("a folder");
+            self.give_to_developer(parent);
+        }
+        fs::write(&path, text).expect("it writes");
+        self.give_to_developer(&path);
+    }
+
+    /// Reads a file.
+    #[track_caller]
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn str(&self) -> &str {
+        self.path.to_str().expect("UTF-8")
+    }
+
+    /// `garret up` of this folder, with a command if it has words.
+    pub fn up(&self, command: &[&str]) -> Ran {
+        let mut arguments = vec!["up", self.str()];
+        if !command.is_empty() {
+            arguments.push("--");
+            arguments.extend(command);
+        }
+        self.developer.garret(&arguments)
+    }
+
+    /// `garret exec` in this folder's environment.
+    pub fn exec(&self, command: &[&str]) -> Ran {
+        self.developer.garret(&[&["exec", self.str(), "--"], command].concat())
+    }
+
+    /// A shell line in this folder's environment.
+    pub fn sh(&self, line: &str) -> Ran {
+        self.exec(&["sh", "-c", line])
+    }
+
+    /// The environment, as the API shows it.
+    #[track_caller]
+    pub fn environment(&self) -> serde_json::Value {
+        self.developer.json(&["show", self.str()])
+    }
+
+    /// The address of this developer's machine on the machines' network.
+    pub fn developer_machine_address(&self) -> String {
+        let line = "ip -4 -o addr show dev eth0";
+        let out = self.developer.garret(&["exec", "--machine", "--", "sh", "-c", line]).ok();
+        out.split_whitespace().nth(3).and_then(|field| field.split('/').next()).expect("an address").to_owned()
+    }
+
+    fn give_to_developer(&self, path: &Path) {
+        chown(path, Some(self.developer.uid), Some(self.developer.uid)).expect("chown");
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        // A test that failed may have left no environment; its own message is the one that counts.
+        let _may_be_gone = self.developer.garret(&["rm", self.str()]);
+    }
+}
+
+/// Waits until `condition` holds, looking ten times a second; fails the test after `seconds`.
+#[track_caller]
+pub fn wait_until(what: &str, seconds: u32, mut condition: impl FnMut() -> bool) {
+    for _ in 0..seconds * 10 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("{what}: not within {seconds} s");
+}
