@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Counters;
+use super::{Counters, Limited};
 
 /// A handle to a device's configuration interrupt; clones are the same device's.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,7 @@ struct Inner {
     /// The MSI-X vector's event while the driver is ready for it.
     vector: Mutex<Option<Arc<EventFd>>>,
     counters: Arc<Counters>,
+    log: Limited,
 }
 
 impl ConfigInterrupt {
@@ -31,8 +32,10 @@ impl ConfigInterrupt {
         self.raise();
     }
 
-    /// Puts the device into DEVICE_NEEDS_RESET.
-    pub fn needs_reset(&self) {
+    /// `device` can not go on, and here is why: counts it, logs it (limited), and puts the device into DEVICE_NEEDS_RESET.
+    pub fn fault(&self, device: &str, why: &dyn std::fmt::Display) {
+        self.inner.counters.fault();
+        self.inner.log.log(|suppressed| tracing::warn!(device, suppressed, "the device needs a reset: {why}"));
         self.inner.needs_reset.store(true, Ordering::Release);
         self.raise();
     }

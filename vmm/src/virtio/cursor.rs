@@ -2,7 +2,9 @@
 
 use std::io;
 
-use vm_memory::{Address, ByteValued, Bytes, GuestMemory, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+use vm_memory::{
+    Address, ByteValued, Bytes, GuestMemory, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
+};
 
 use super::{Chain, ChainFault, Fault, GuestRam, Segment, iov};
 

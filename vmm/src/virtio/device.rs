@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::Worker;
 use super::{
-    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Identity, Limited, QUEUE_SIZE_MAX, QueueState, Ring, Start,
+    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start,
     VirtioDevice,
 };
 use crate::seccomp::Role;
@@ -78,17 +78,14 @@ impl Device {
         groups: Vec<(B, Range<usize>)>,
         role: Role,
     ) -> Result<Self, BuildError> {
-        check(&identity, groups.iter().map(|(_, queues)| queues)).map_err(|why| BuildError::Queues {
-            device: identity.name.clone(),
-            why,
-        })?;
+        check(&identity, groups.iter().map(|(_, queues)| queues))
+            .map_err(|why| BuildError::Queues { device: identity.name.clone(), why })?;
         identity.features |= COMMON_FEATURES;
         let config_interrupt = ConfigInterrupt::default();
-        let log = Arc::new(Limited::default());
         let several = groups.len() > 1;
         let groups = groups.into_iter().enumerate().map(|(at, (backend, queues))| {
             let name = if several { format!("{}.{at}", identity.name) } else { identity.name.clone() };
-            Group::spawn(name, backend, queues, role, &config_interrupt, &log)
+            Group::spawn(name, backend, queues, role, &config_interrupt)
         });
         let groups = groups
             .collect::<io::Result<_>>()
@@ -118,7 +115,6 @@ impl Group {
         queues: Range<usize>,
         role: Role,
         config_interrupt: &ConfigInterrupt,
-        log: &Arc<Limited>,
     ) -> io::Result<Self> {
         let (starts, to_start) = mpsc::channel();
         let (to_stopped, stopped) = mpsc::channel();
@@ -126,7 +122,9 @@ impl Group {
         let worker = {
             let (name, stop) = (name.clone(), stop.clone());
             let (config_interrupt, log) = (config_interrupt.clone(), log.clone());
-            move |backend| Worker { name, backend, starts: to_start, stop, stopped: to_stopped, config_interrupt, log }.run()
+            move |backend| {
+                Worker { name, backend, starts: to_start, stop, stopped: to_stopped, config_interrupt, log }.run()
+            }
         };
         let thread = thread::spawn_prepared(&name, role, move || backend.prepare().map(|()| backend), worker)?;
         Ok(Self { queues, starts: Some(starts), stop, stopped, thread: Some(thread), phase: Phase::Idle })

@@ -20,6 +20,7 @@ mod raw;
 mod ring;
 mod worker;
 
+pub use crate::memory::GuestRam;
 pub use backend::{Backend, Busy, ConfigBytes, ConfigSpace, Identity, Start, VirtioDevice};
 pub use chain::{Chain, Segment};
 pub use config_interrupt::ConfigInterrupt;
@@ -33,10 +34,6 @@ pub use raw::{RawChain, RawTable};
 pub use ring::{Permit, Ring, Served, check_queue};
 pub use virtio_queue::QueueState;
 pub use vmm_sys_util::epoll::EventSet;
-
-/// Guest memory. The bitmap type is the one the virtio-fs server asks for; it is never filled in. Cloning copies a few
-/// pointers.
-pub type GuestRam = vm_memory::GuestMemoryMmap<vhost_user_backend::bitmap::BitmapMmapRegion>;
 
 /// The bitmap of a slice of [`GuestRam`].
 type Bitmap = vhost_user_backend::bitmap::BitmapMmapRegion;

@@ -54,11 +54,7 @@ pub struct Ring {
 pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
     let queue = Queue::try_from(*state)?;
     let size = u64::from(queue.size());
-    let parts = [
-        (state.desc_table, 16 * size),
-        (state.avail_ring, 6 + 2 * size),
-        (state.used_ring, 6 + 8 * size),
-    ];
+    let parts = [(state.desc_table, 16 * size), (state.avail_ring, 6 + 2 * size), (state.used_ring, 6 + 8 * size)];
     for (addr, len) in parts {
         // Address 0 is how `virtio_queue` marks a ring that was never set up.
         if addr == 0 || !mem.check_range(GuestAddress(addr), len as usize) {
@@ -85,7 +81,18 @@ impl Ring {
         queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
         let in_flight = InFlight(vec![None; usize::from(queue.size())]);
         let budget = queue.size();
-        Ok(Self { queue, mem, kick, interrupt, counters, in_flight, unsignalled: 0, budget, own_kicks: 0, notified: true })
+        Ok(Self {
+            queue,
+            mem,
+            kick,
+            interrupt,
+            counters,
+            in_flight,
+            unsignalled: 0,
+            budget,
+            own_kicks: 0,
+            notified: true,
+        })
     }
 
     /// Guest memory.

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fds::Wake;
-use super::{Backend, ConfigInterrupt, Fault, Fds, Limited, Ring, Start};
+use super::{Backend, ConfigInterrupt, Fault, Fds, Ring, Start};
 
 pub(super) struct Worker<B> {
     pub name: String,
@@ -18,7 +18,6 @@ pub(super) struct Worker<B> {
     pub stop: Arc<EventFd>,
     pub stopped: Sender<Vec<Ring>>,
     pub config_interrupt: ConfigInterrupt,
-    pub log: Arc<Limited>,
 }
 
 impl<B: Backend> Worker<B> {
@@ -35,13 +34,13 @@ impl<B: Backend> Worker<B> {
     fn serve(&mut self, start: &mut Start) {
         let served = self.serve_until_stopped(start);
         if let Err(fault) = &served {
-            self.report(fault);
+            self.config_interrupt.fault(&self.name, fault);
             // The guest still owns the rings: only its reset, or a pause, takes them back. The event blocks its reader.
             let _ = self.stop.read();
         }
         let finished = self.call(&mut start.rings, |backend, rings| backend.stop(rings));
         if let (Ok(()), Err(fault)) = (served, finished) {
-            self.report(&fault);
+            self.config_interrupt.fault(&self.name, &fault);
         }
     }
 
@@ -96,15 +95,6 @@ impl<B: Backend> Worker<B> {
             .unwrap_or_else(|panic| Err(Fault::Panic(message(&*panic))))?;
         rings.iter_mut().try_for_each(Ring::signal)
     }
-
-    fn report(&self, fault: &Fault) {
-        self.config_interrupt.counters().fault();
-        self.log.log(|suppressed| {
-            tracing::warn!(device = self.name, suppressed, "the device needs a reset: {fault}");
-        });
-        self.config_interrupt.needs_reset();
-    }
-
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

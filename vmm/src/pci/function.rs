@@ -1,0 +1,300 @@
+//! A virtio device as a PCI function (virtio 1.2, §4.1): its one BAR, its interrupts, its doorbells, its life.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::config_space::{ConfigSpace, Ids};
+use super::msix::{self, Msix};
+use super::registers::{Live, Registers, Request};
+use super::wiring::Wiring;
+use crate::virtio::{Busy, GuestRam, QueueState, Ring, Start, VirtioDevice, check_queue};
+
+/// Bytes of the BAR, which it is aligned to.
+pub const BAR_SIZE: u64 = 0x4000;
+
+// What lies where in the BAR: a page each for what drivers map apart.
+const COMMON: u64 = 0x000;
+const ISR: u64 = 0x100;
+const DEVICE: u64 = 0x400;
+const NOTIFY: u64 = 0x1000;
+const MSIX_TABLE: u64 = 0x2000;
+const MSIX_PENDING: u64 = 0x3000;
+/// Bytes per queue in the notification area: `notify_off_multiplier`.
+const NOTIFY_STEP: u64 = 4;
+
+const CAPABILITY_VENDOR: u8 = 0x09;
+const CAPABILITY_MSIX: u8 = 0x11;
+const VIRTIO_VENDOR: u16 = 0x1AF4;
+/// Device ids of virtio 1.0 and later count from here.
+const MODERN_DEVICE: u16 = 0x1040;
+
+/// How long the vCPU that asks for a reset waits for it before the guest polls.
+const RESET_DEADLINE: Duration = Duration::from_millis(20);
+
+/// How long going on waits for a device that was too busy to pause.
+const RESUME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One function. Whoever holds it owns the device and, while it does not run, its queues.
+pub struct Function {
+    device: Box<dyn VirtioDevice>,
+    config: ConfigSpace,
+    msix_capability: usize,
+    registers: Registers,
+    msix: Msix,
+    doorbells: Vec<Arc<EventFd>>,
+    mem: Arc<GuestRam>,
+    life: Life,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// The driver is not ready.
+    Idle,
+    /// The workers have the rings.
+    Running,
+    /// The driver asked for a reset, the workers are not done yet.
+    Resetting,
+    /// The machine wants it to stand still, the workers are not done yet.
+    Pausing,
+    /// Stopped by the machine, to go on where it was.
+    Paused,
+}
+
+impl Function {
+    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`].
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        bar: u32,
+        mem: Arc<GuestRam>,
+        wiring: Arc<dyn Wiring>,
+    ) -> io::Result<Self> {
+        let identity = device.identity();
+        let queues = identity.queue_sizes.len();
+        // One vector per queue and one for the configuration.
+        if queues >= msix::VECTORS_MAX {
+            return Err(io::Error::other("too many queues for one function"));
+        }
+        let registers = Registers::new(identity.features, &identity.queue_sizes, queues as u16 + 1);
+        let doorbells = (0..queues as u64).map(|queue| {
+            let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+            wiring.connect_doorbell(u64::from(bar) + NOTIFY + queue * NOTIFY_STEP, &event)?;
+            Ok(Arc::new(event))
+        });
+        let doorbells = doorbells.collect::<io::Result<_>>()?;
+        let (config, msix_capability) = config_space(identity.device_type, bar, queues as u16);
+        let msix = Msix::new(queues + 1, wiring)?;
+        Ok(Self { device, config, msix_capability, registers, msix, doorbells, mem, life: Life::Idle })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn VirtioDevice {
+        &*self.device
+    }
+
+    /// Reads configuration space.
+    pub fn read_config(&self, at: usize, data: &mut [u8]) {
+        self.config.read(at, data);
+    }
+
+    /// Writes configuration space.
+    pub fn write_config(&mut self, at: usize, data: &[u8]) {
+        self.config.write(at, data);
+        let control = self.msix_capability + 2;
+        if at < control + 2 && control < at + data.len() {
+            let mut bytes = [0; 2];
+            self.config.read(control, &mut bytes);
+            let result = self.msix.set_control(u16::from_le_bytes(bytes));
+            self.check_interrupts(result);
+        }
+    }
+
+    /// Reads the BAR.
+    pub fn read_bar(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match offset {
+            COMMON..ISR => {
+                self.finish_reset(Duration::ZERO);
+                let value = self.registers.read(offset - COMMON, data.len(), self.live());
+                let bytes = value.to_le_bytes();
+                let len = data.len().min(bytes.len());
+                data[..len].copy_from_slice(&bytes[..len]);
+            }
+            // No wired interrupt, so its status is always 0.
+            ISR..DEVICE => {}
+            DEVICE..NOTIFY => self.device.identity().config.read(offset - DEVICE, data),
+            MSIX_TABLE..MSIX_PENDING => self.msix.read_table(offset - MSIX_TABLE, data),
+            MSIX_PENDING..BAR_SIZE => self.msix.read_pending(offset - MSIX_PENDING, data),
+            _ => {}
+        }
+    }
+
+    /// Writes the BAR.
+    pub fn write_bar(&mut self, offset: u64, data: &[u8]) {
+        match offset {
+            COMMON..ISR if self.life != Life::Resetting => self.write_common(offset - COMMON, data),
+            DEVICE..NOTIFY => self.device.identity().config.write(offset - DEVICE, data),
+            // Under KVM these writes never come here; they end in the same event.
+            NOTIFY..MSIX_TABLE => {
+                let queue = ((offset - NOTIFY) / NOTIFY_STEP) as usize;
+                if let Some(doorbell) = self.doorbells.get(queue) {
+                    let _ = doorbell.write(1);
+                }
+            }
+            MSIX_TABLE..MSIX_PENDING => {
+                let result = self.msix.write_table(offset - MSIX_TABLE, data);
+                self.check_interrupts(result);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes the rings back from the workers so that nothing moves, at most for `deadline`. When they are still busy, call it
+    /// again or [`resume`](Self::resume).
+    pub fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
+        self.finish_reset(deadline);
+        if matches!(self.life, Life::Running | Life::Pausing) {
+            self.life = Life::Pausing;
+            let states = self.device.stop(deadline)?;
+            self.registers.set_queue_states(states);
+            self.life = Life::Paused;
+        }
+        Ok(())
+    }
+
+    /// Gives them to the workers again.
+    pub fn resume(&mut self) {
+        match self.pause_begun() {
+            Ok(true) => self.start(true),
+            Ok(false) => {}
+            Err(busy) => self.fault(&busy),
+        }
+    }
+
+    /// Whether a pause was begun; if so it is complete now, for a worker that was told to stop can not be told to go on.
+    fn pause_begun(&mut self) -> Result<bool, Busy> {
+        if self.life == Life::Pausing {
+            self.pause(RESUME_DEADLINE)?;
+        }
+        Ok(self.life == Life::Paused)
+    }
+
+    fn live(&self) -> Live {
+        let config_interrupt = self.device.config_interrupt();
+        Live {
+            generation: config_interrupt.generation(),
+            needs_reset: config_interrupt.is_reset_needed(),
+            resetting: self.life == Life::Resetting,
+        }
+    }
+
+    fn write_common(&mut self, offset: u64, data: &[u8]) {
+        let mut bytes = [0; 4];
+        let Some(target) = bytes.get_mut(..data.len()) else { return };
+        target.copy_from_slice(data);
+        let mem = &self.mem;
+        let is_valid = |state: &QueueState| check_queue(mem, state).is_ok();
+        match self.registers.write(offset, data.len(), u32::from_le_bytes(bytes), is_valid) {
+            Request::Nothing => {}
+            Request::Start => self.start(false),
+            Request::Reset => {
+                self.life = Life::Resetting;
+                self.finish_reset(RESET_DEADLINE);
+            }
+            Request::BadQueue(queue) => self.fault(&format_args!("queue {queue} can not be where the driver puts it")),
+        }
+    }
+
+    fn start(&mut self, resumed: bool) {
+        let config_interrupt = self.device.config_interrupt();
+        config_interrupt.connect(self.msix.event(self.registers.config_vector()));
+        if config_interrupt.is_reset_needed() {
+            return;
+        }
+        match self.rings().and_then(|rings| {
+            self.device.start(Start { features: self.registers.features(), rings, resumed })
+        }) {
+            Ok(()) => self.life = Life::Running,
+            Err(error) => self.fault(&error),
+        }
+    }
+
+    fn rings(&self) -> io::Result<Vec<Ring>> {
+        let features = self.registers.features();
+        let counters = self.device.config_interrupt().counters();
+        let queues = self.registers.queues().iter().zip(&self.doorbells);
+        let rings = queues.map(|(queue, doorbell)| {
+            let interrupt = self.msix.event(queue.vector);
+            let (mem, doorbell) = (self.mem.clone(), doorbell.clone());
+            Ring::new(mem, queue.state, features, doorbell, interrupt, counters.clone()).map_err(io::Error::other)
+        });
+        rings.collect()
+    }
+
+    fn finish_reset(&mut self, deadline: Duration) {
+        if self.life == Life::Resetting && self.device.stop(deadline).is_ok() {
+            self.registers.reset();
+            self.device.config_interrupt().reset();
+            self.life = Life::Idle;
+        }
+    }
+
+    fn check_interrupts(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.fault(&error);
+        }
+    }
+
+    fn fault(&self, why: &dyn std::fmt::Display) {
+        self.device.config_interrupt().fault(&self.device.identity().name, why);
+    }
+}
+
+fn config_space(device_type: u32, bar: u32, queues: u16) -> (ConfigSpace, usize) {
+    let ids = Ids {
+        vendor: VIRTIO_VENDOR,
+        device: MODERN_DEVICE + device_type as u16,
+        revision: 1,
+        class: class(device_type),
+    };
+    let mut config = ConfigSpace::new(ids, bar, BAR_SIZE as u32);
+    let mut body = Vec::new();
+    // One vector more than queues, less one as the field wants it; both tables in BAR 0.
+    body.extend(queues.to_le_bytes());
+    body.extend((MSIX_TABLE as u32).to_le_bytes());
+    body.extend((MSIX_PENDING as u32).to_le_bytes());
+    let msix = config.add_capability(CAPABILITY_MSIX, &body);
+    config.allow(msix + 2, &msix::CONTROL_WRITABLE.to_le_bytes());
+    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that can not map a BAR, is left out: there is no such
+    // firmware here, and every capability costs each boot a dozen exits.
+    for (cfg_type, offset, length) in [
+        (1, COMMON, super::registers::SIZE),
+        (2, NOTIFY, u64::from(queues) * NOTIFY_STEP),
+        (3, ISR, 1),
+        (4, DEVICE, NOTIFY - DEVICE),
+    ] {
+        let is_notify = cfg_type == 2;
+        let len = if is_notify { 20 } else { 16 };
+        let mut body = vec![len, cfg_type, 0, 0, 0, 0];
+        body.extend((offset as u32).to_le_bytes());
+        body.extend((length as u32).to_le_bytes());
+        if is_notify {
+            body.extend((NOTIFY_STEP as u32).to_le_bytes());
+        }
+        config.add_capability(CAPABILITY_VENDOR, &body);
+    }
+    (config, msix)
+}
+
+/// The PCI class that tells a person what it is; drivers go by the ids.
+fn class(device_type: u32) -> u32 {
+    use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET};
+    match device_type {
+        VIRTIO_ID_NET => 0x02_00_00,
+        VIRTIO_ID_BLOCK => 0x01_80_00,
+        VIRTIO_ID_CONSOLE => 0x07_80_00,
+        _ => 0xFF_00_00,
+    }
+}
