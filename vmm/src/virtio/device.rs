@@ -120,11 +120,8 @@ impl Group {
         let (to_stopped, stopped) = mpsc::channel();
         let stop = Arc::new(EventFd::new(libc::EFD_CLOEXEC)?);
         let worker = {
-            let (name, stop) = (name.clone(), stop.clone());
-            let (config_interrupt, log) = (config_interrupt.clone(), log.clone());
-            move |backend| {
-                Worker { name, backend, starts: to_start, stop, stopped: to_stopped, config_interrupt, log }.run()
-            }
+            let (name, stop, config_interrupt) = (name.clone(), stop.clone(), config_interrupt.clone());
+            move |backend| Worker { name, backend, starts: to_start, stop, stopped: to_stopped, config_interrupt }.run()
         };
         let thread = thread::spawn_prepared(&name, role, move || backend.prepare().map(|()| backend), worker)?;
         Ok(Self { queues, starts: Some(starts), stop, stopped, thread: Some(thread), phase: Phase::Idle })
