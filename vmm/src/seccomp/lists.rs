@@ -69,7 +69,7 @@ const API: &[Allow] = &[
 /// A vCPU programs interrupts and doorbells for the guest, and writes the serial console's log.
 const VCPU: &[Allow] = &[
     Any(Sysno::ftruncate),
-    Only(Sysno::ioctl, 1, &[KVM_IOEVENTFD, KVM_IRQFD, KVM_RUN, KVM_SET_GSI_ROUTING]),
+    Only(Sysno::ioctl, 1, &[KVM_IOEVENTFD, KVM_IRQFD, KVM_KVMCLOCK_CTRL, KVM_RUN, KVM_SET_GSI_ROUTING]),
     Any(Sysno::pread64),
     Any(Sysno::pwrite64),
 ];
@@ -87,14 +87,50 @@ const BLOCK: &[Allow] = &[
 
 const NET: &[Allow] = &[Only(Sysno::ioctl, 1, &[TUNSETOFFLOAD]), Any(Sysno::readv), Any(Sysno::timerfd_settime)];
 
-const FS: &[Allow] = &[Any(Sysno::openat)];
+/// What virtiofsd's passthrough file system does on behalf of the guest, beneath its folder.
+const FS: &[Allow] = &[
+    Any(Sysno::copy_file_range),
+    Any(Sysno::dup), // a flush closes a copy
+    Any(Sysno::fallocate),
+    Any(Sysno::fchmod),
+    Any(Sysno::fchmodat),
+    Any(Sysno::fchownat),
+    Any(Sysno::fcntl), // copies of descriptors
+    Any(Sysno::fdatasync),
+    Any(Sysno::fstatfs),
+    Any(Sysno::fsync),
+    Any(Sysno::ftruncate),
+    Any(Sysno::getdents64),
+    Any(Sysno::getegid),
+    Any(Sysno::geteuid),
+    Any(Sysno::linkat),
+    Any(Sysno::lseek),
+    Any(Sysno::mkdirat),
+    Any(Sysno::mknodat),
+    Any(Sysno::openat),
+    Any(Sysno::openat2),
+    Any(Sysno::preadv), // what glibc makes of the next without flags
+    Any(Sysno::preadv2),
+    Any(Sysno::pwritev),
+    Any(Sysno::pwritev2),
+    Any(Sysno::readlinkat),
+    Any(Sysno::renameat2),
+    Any(Sysno::statx),
+    Any(Sysno::symlinkat),
+    Any(Sysno::syncfs),
+    Any(Sysno::umask), // a driver that begins gets a new server
+    Any(Sysno::unlinkat),
+    Any(Sysno::utimensat),
+];
 
 const VSOCK: &[Allow] = &[
     Any(Sysno::accept4),
-    Any(Sysno::fcntl),
+    Any(Sysno::connect), // the guest reaches the sockets beside the machine's own
+    Any(Sysno::readv),
     Any(Sysno::recvfrom),
     Any(Sysno::sendto),
     Any(Sysno::shutdown),
+    Only(Sysno::socket, 0, &[libc::AF_UNIX as u64]),
     Any(Sysno::timerfd_settime),
 ];
 

@@ -1,0 +1,78 @@
+//! The owner of one request queue, and of the high-priority queue beside the first (virtio 1.2 §5.11.2).
+
+use std::io;
+use std::sync::Arc;
+
+use super::files::Files;
+use super::pool::{Done, Job, Pool, own_umask};
+use super::request::{self, Lane};
+use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Served, Token};
+
+const DONE: Token = Token(0);
+
+/// Serves quick requests itself and lets the pool serve the rest.
+pub struct FsBackend {
+    files: Arc<Files>,
+    pool: Arc<Pool>,
+    done: Arc<Done>,
+    table: RawTable,
+    in_flight: usize,
+}
+
+impl FsBackend {
+    pub(super) fn new(files: Arc<Files>, pool: Arc<Pool>) -> io::Result<Self> {
+        Ok(Self { files, pool, done: Arc::new(Done::new()?), table: RawTable::new()?, in_flight: 0 })
+    }
+
+    fn complete(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        let mut result = Ok(());
+        for answer in self.done.wait()? {
+            self.in_flight -= 1;
+            // All of them are taken: after the first fault nobody asks for the others again.
+            let completed = answer.result.and_then(|written| match rings.get_mut(answer.ring) {
+                Some(ring) => ring.complete(answer.head, written),
+                None => Err(Fault::Bug("an answer came back to a ring that is not there")),
+            });
+            result = result.and(completed);
+        }
+        result
+    }
+}
+
+impl Backend for FsBackend {
+    fn prepare(&mut self) -> io::Result<()> {
+        own_umask()
+    }
+
+    fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        Ok(fds.add(self.done.event(), DONE, EventSet::IN)?)
+    }
+
+    fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+        rings[queue].drain(|chain| {
+            let (lane, begins) = request::admit(&chain)?;
+            if begins {
+                self.files.renew()?;
+            }
+            if lane == Lane::Quick {
+                return Ok(Served::Used(self.files.serve(&chain, &mut self.table)?));
+            }
+            self.in_flight += 1;
+            self.pool.submit(Job { chain, ring: queue, done: self.done.clone() });
+            Ok(Served::Later)
+        })
+    }
+
+    fn ready(&mut self, _: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+        self.complete(rings)
+    }
+
+    /// Waits for the pool. It may take as long as the host's disk does; the transport has the deadline.
+    fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        let mut result = Ok(());
+        while self.in_flight > 0 {
+            result = result.and(self.complete(rings));
+        }
+        result
+    }
+}

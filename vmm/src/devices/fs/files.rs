@@ -1,0 +1,105 @@
+//! The FUSE server of one share.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use garret_api::vmm::ShareConfig;
+use rustix::fs::{Mode, OFlags};
+use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
+use virtiofsd::server::Server;
+
+use super::guard::Guard;
+use super::owners;
+use crate::virtio::{Chain, Fault, RawTable};
+
+/// Serves one folder. A driver that begins (FUSE_INIT) gets a server of its own, and the files of the one before are closed.
+pub struct Files {
+    /// The served folder, and `/proc/self/fd`, through which the server reopens what it knows. Open before the jail closes.
+    root: File,
+    proc_self_fd: File,
+    timeout: Duration,
+    guest_id: u32,
+    fd_limit: u64,
+    server: RwLock<Option<Arc<Server<Guard>>>>,
+}
+
+impl Files {
+    /// Opens the folder of `config`; the guest may have `fd_limit` files open.
+    pub fn open(config: &ShareConfig, fd_limit: u64) -> io::Result<Self> {
+        Ok(Self {
+            root: open_folder(&config.path)?,
+            proc_self_fd: open_folder(Path::new("/proc/self/fd"))?,
+            timeout: Duration::from_millis(config.staleness_ms.into()),
+            guest_id: config.guest_id,
+            fd_limit,
+            server: RwLock::new(None),
+        })
+    }
+
+    /// Begins anew: no file is open or known. Sets the calling thread's umask to 0.
+    pub fn renew(&self) -> io::Result<()> {
+        let server = Server::new(Guard::new(PassthroughFs::new(self.config()?)?, self.timeout));
+        *self.server.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(server));
+        Ok(())
+    }
+
+    /// Serves the request in `chain`; returns how many bytes the answer has.
+    pub fn serve(&self, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
+        let malformed = |_| Fault::Request("a FUSE message is malformed");
+        let raw = table.lay_out(chain)?;
+        let reader = Reader::new(chain.mem(), raw.clone()).map_err(|_| chain.too_short())?;
+        let writer = Writer::new(chain.mem(), raw).map_err(|_| chain.too_short())?;
+        let server = self.server.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let server = server.ok_or(Fault::Bug("the file server was not started"))?;
+        let answer = catch_unwind(AssertUnwindSafe(|| server.handle_message(reader, writer, None::<&mut ()>)));
+        match answer {
+            Ok(result) => Ok(result.map_err(malformed)? as u32),
+            // What the server held locked stays locked: FUSE_INIT replaces it.
+            Err(panic) => Err(Fault::Panic(message(&*panic))),
+        }
+    }
+
+    fn config(&self) -> io::Result<Config> {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Ok(Config {
+            entry_timeout: self.timeout,
+            attr_timeout: self.timeout,
+            // Close-to-open, and within the timeouts the guest drops pages of a file whose time or size changed.
+            cache_policy: CachePolicy::Auto,
+            // Needs exclusive access; the host's editors and the guest share these files.
+            writeback: false,
+            // The server opens this name without following a link, so the link is not its last part.
+            root_dir: format!("/proc/self/fd/{}/.", self.root.as_raw_fd()),
+            proc_sfd_rawfd: Some(self.proc_self_fd.try_clone()?),
+            announce_submounts: true,
+            // Opening by handle needs a capability that defeats the jail.
+            inode_file_handles: InodeFileHandlesMode::Never,
+            readdirplus: true,
+            xattr: false,
+            posix_acl: NegotiationMode::Never,
+            security_label: NegotiationMode::Never,
+            // No file here has a set-id bit or file capabilities that a write would have to clear.
+            killpriv_v2: false,
+            uid_map: Some(owners::squash(uid, self.guest_id)),
+            gid_map: Some(owners::squash(gid, self.guest_id)),
+            guest_fd_limit: self.fd_limit,
+            ..Config::default()
+        })
+    }
+}
+
+fn open_folder(path: &Path) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message").to_owned()
+}

@@ -1,0 +1,154 @@
+//! The threads that serve what may wait for the disk, so that an fsync does not stall an `ls`. They never touch a ring: the
+//! ring's owner hands them chains and completes what they bring back.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::fs::Mode;
+use rustix::thread::UnshareFlags;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::files::Files;
+use crate::seccomp::Role;
+use crate::thread;
+use crate::virtio::{Chain, Fault, RawTable};
+
+/// A request on its way to a thread of the pool. As many as the rings have entries may wait: the rings are the bound.
+pub struct Job {
+    /// The request.
+    pub chain: Chain,
+    /// The ring it came from, as its owner counts them.
+    pub ring: usize,
+    /// Where the answer goes.
+    pub done: Arc<Done>,
+}
+
+/// A served request on its way back to its ring.
+pub struct Answer {
+    /// See [`Job::ring`].
+    pub ring: usize,
+    /// The chain's head.
+    pub head: u16,
+    /// How many bytes were written into it.
+    pub result: Result<u32, Fault>,
+}
+
+/// The answers for one ring's owner.
+pub struct Done {
+    answers: Mutex<Vec<Answer>>,
+    event: EventFd,
+}
+
+impl Done {
+    /// A place for answers.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { answers: Mutex::default(), event: EventFd::new(libc::EFD_CLOEXEC)? })
+    }
+
+    /// Readable when there are answers.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Takes the answers, waiting for the first.
+    pub fn wait(&self) -> io::Result<Vec<Answer>> {
+        self.event.read()?;
+        Ok(std::mem::take(&mut *lock(&self.answers)))
+    }
+
+    fn push(&self, answer: Answer) {
+        let mut answers = lock(&self.answers);
+        answers.push(answer);
+        // Answers that lie there already have raised the event, and whoever lowers it takes them all afterwards.
+        if answers.len() == 1 {
+            // It fails only when the counter is full: then it is raised.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+/// The pool; it ends with its last clone's drop.
+pub struct Pool {
+    queue: Arc<Queue>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Pool {
+    /// Starts `count` threads named after `device` that serve `files`.
+    pub fn start(device: &str, count: usize, files: &Arc<Files>) -> io::Result<Self> {
+        let mut pool = Self { queue: Arc::default(), threads: Vec::new() };
+        for number in 0..count {
+            let (queue, files) = (pool.queue.clone(), files.clone());
+            let prepare = move || {
+                own_umask()?;
+                // The server wants to be made by a thread that does not share its umask.
+                if number == 0 {
+                    files.renew()?;
+                }
+                Ok((files, RawTable::new()?))
+            };
+            let body = move |(files, table): (Arc<Files>, RawTable)| queue.serve(&files, table);
+            pool.threads.push(thread::spawn_prepared(&format!("{device}-{number}"), Role::Fs, prepare, body)?);
+        }
+        Ok(pool)
+    }
+
+    /// Gives `job` to the next free thread.
+    pub fn submit(&self, job: Job) {
+        lock(&self.queue.state).jobs.push_back(job);
+        self.queue.changed.notify_one();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.queue.state).closed = true;
+        self.queue.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // It catches the server's panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Queue {
+    fn serve(&self, files: &Files, mut table: RawTable) {
+        while let Some(Job { chain, ring, done }) = self.next() {
+            let result = files.serve(&chain, &mut table);
+            done.push(Answer { ring, head: chain.head(), result });
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let idle = |waiting: &mut Waiting| waiting.jobs.is_empty() && !waiting.closed;
+        let state = self.changed.wait_while(lock(&self.state), idle);
+        state.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
+    }
+}
+
+/// Gives the calling thread an umask of its own, and sets it to 0: the guest's kernel has applied its process's umask.
+#[allow(unsafe_code)]
+pub fn own_umask() -> io::Result<()> {
+    // SAFETY: the danger is a descriptor table of its own, which CLONE_FS does not make.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+    rustix::process::umask(Mode::empty());
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,64 @@
+//! What can be said of a FUSE request before it is served: whether the server can take it at all, and who serves it.
+
+use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
+
+use crate::virtio::{Chain, Fault};
+
+/// Who serves a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The ring's own thread: it reads names and attributes, which the host has in memory or reads in one go.
+    Quick,
+    /// The pool: it may wait for the disk.
+    Slow,
+}
+
+/// Judges the request in `chain`.
+pub fn admit(chain: &Chain) -> Result<(Lane, bool), Fault> {
+    let header: InHeader = chain.reader().read_obj()?;
+    let opcode = Opcode::try_from(header.opcode).ok();
+    // The server writes a header into every answer, and panics where it splits one off a shorter buffer.
+    if has_answer(opcode) && (chain.writable_len() as usize) < size_of::<OutHeader>() {
+        return Err(chain.too_short());
+    }
+    Ok((lane(opcode), matches!(opcode, Some(Opcode::Init))))
+}
+
+fn has_answer(opcode: Option<Opcode>) -> bool {
+    use Opcode::{BatchForget, Destroy, Forget, Interrupt};
+    !matches!(opcode, Some(Forget | BatchForget | Interrupt | Destroy))
+}
+
+fn lane(opcode: Option<Opcode>) -> Lane {
+    use Opcode::*;
+    match opcode {
+        Some(
+            Lookup | Getattr | Readlink | Opendir | Readdir | Readdirplus | Releasedir | Statfs | Access | Getxattr
+            | Listxattr | Interrupt,
+        )
+        | None => Lane::Quick,
+        // A forgotten or released file may be the last trace of one that was deleted, which is freed then.
+        _ => Lane::Slow,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_wait_for_the_disk_is_not_served_by_the_rings_thread() {
+        for opcode in [Opcode::Read, Opcode::Write, Opcode::Fsync, Opcode::Syncfs, Opcode::Forget, Opcode::Release] {
+            assert_eq!(lane(Some(opcode)), Lane::Slow, "{opcode:?}");
+        }
+        for opcode in [Opcode::Lookup, Opcode::Getattr, Opcode::Readdirplus] {
+            assert_eq!(lane(Some(opcode)), Lane::Quick, "{opcode:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_kernel_awaits_no_answer_for_may_come_without_room_for_one() {
+        let silent: Vec<u32> = (0..64).filter(|number| !has_answer(Opcode::try_from(*number).ok())).collect();
+        assert_eq!(silent, [2, 36, 38, 42]);
+    }
+}

@@ -1,0 +1,7 @@
+//! The devices. Each folder has one constructor, `new`, which opens everything the device needs; what it does with its queues
+//! is a [`Backend`](crate::virtio::Backend).
+
+pub mod console;
+pub mod fs;
+pub mod rng;
+pub mod vsock;

@@ -1,0 +1,158 @@
+//! The three queues: packets to the guest, packets from it, and events (virtio 1.2 §5.10.2).
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::timerfd::TimerFd;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::muxer::{Muxer, Outgoing};
+use super::packet::{HEADER_LEN, Header};
+use crate::virtio::{Backend, Chain, EventSet, Fault, Fds, Ring, Served, Token};
+
+const MUXER: Token = Token(0);
+const TIMER: Token = Token(1);
+/// How often deadlines are looked at while there are any.
+const TICK: Duration = Duration::from_secs(1);
+
+/// `struct virtio_vsock_event` with the only event there is, TRANSPORT_RESET (§5.10.6.7): every connection is gone.
+const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
+
+/// Serves the queues from one thread; [`Muxer`] does the rest.
+pub struct VsockBackend {
+    muxer: Muxer,
+    timer: TimerFd,
+    ticking: bool,
+    /// The guest must be told that its connections are gone.
+    announce_reset: bool,
+}
+
+impl VsockBackend {
+    pub(super) fn new(muxer: Muxer) -> std::io::Result<Self> {
+        Ok(Self { muxer, timer: TimerFd::new()?, ticking: false, announce_reset: false })
+    }
+
+    /// Moves packets both ways until one side has no more, or no room.
+    fn pump(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        let [to_guest, from_guest, events] = rings else { return Err(Fault::Bug("three rings are wanted")) };
+        let now = Instant::now();
+        self.announce(events)?;
+        loop {
+            let stuck = self.take_packets(from_guest, now)?;
+            self.give_packets(to_guest, now)?;
+            // Packets of the guest wait only for room for the answers they may need.
+            if !stuck || !self.muxer.can_take() {
+                break;
+            }
+        }
+        self.tick_while_needed()
+    }
+
+    /// Returns whether packets were left for want of room for answers.
+    fn take_packets(&mut self, ring: &mut Ring, now: Instant) -> Result<bool, Fault> {
+        let mut stuck = false;
+        ring.drain(|chain| {
+            if !self.muxer.can_take() {
+                stuck = true;
+                return Ok(Served::Stop);
+            }
+            self.take_packet(&chain, now).map(|()| Served::Used(0))
+        })?;
+        Ok(stuck)
+    }
+
+    fn take_packet(&mut self, chain: &Chain, now: Instant) -> Result<(), Fault> {
+        let mut reader = chain.reader();
+        let mut header = Header::new_zeroed();
+        if reader.remaining() < HEADER_LEN {
+            return Err(chain.too_short());
+        }
+        reader.read_exact(header.as_mut_bytes())?;
+        if reader.remaining() < header.len.get() as usize {
+            return Err(chain.too_short());
+        }
+        Ok(self.muxer.take(&header, |payload| reader.read_exact(payload), now)?)
+    }
+
+    /// Room in the ring first, then the bytes for it: what is read from a socket has a place to go.
+    fn give_packets(&mut self, ring: &mut Ring, now: Instant) -> Result<(), Fault> {
+        while self.muxer.has_turns() {
+            let Some(permit) = ring.reserve()? else { return Ok(()) };
+            let room = permit.chain().writable_len() as usize;
+            if room < HEADER_LEN {
+                return Err(permit.chain().too_short());
+            }
+            let Some((header, payload)) = self.next_packet(permit.chain(), now)? else { continue };
+            std::io::Write::write_all(&mut permit.chain().writer(), header.as_bytes())?;
+            permit.used((HEADER_LEN + payload) as u32)?;
+        }
+        Ok(())
+    }
+
+    /// The next packet's header and the length of its payload, which is in the chain already.
+    fn next_packet(&mut self, chain: &Chain, now: Instant) -> Result<Option<(Header, usize)>, Fault> {
+        let (_, body) = chain.writer().split_at(HEADER_LEN)?;
+        match self.muxer.next(body.remaining(), now) {
+            None => Ok(None),
+            Some((_, Outgoing::Control(header))) => Ok(Some((header, 0))),
+            Some((key, Outgoing::Data(stream, limit))) => {
+                let read = body.split_at(limit)?.0.readv(stream.as_fd());
+                let count = *read.as_ref().unwrap_or(&0);
+                Ok(self.muxer.was_read(key, read, now).map(|header| (header, count)))
+            }
+        }
+    }
+
+    fn announce(&mut self, events: &mut Ring) -> Result<(), Fault> {
+        if !self.announce_reset {
+            return Ok(());
+        }
+        if let Some(permit) = events.reserve()? {
+            if (permit.chain().writable_len() as usize) < TRANSPORT_RESET.len() {
+                return Err(permit.chain().too_short());
+            }
+            std::io::Write::write_all(&mut permit.chain().writer(), &TRANSPORT_RESET)?;
+            permit.used(TRANSPORT_RESET.len() as u32)?;
+            self.announce_reset = false;
+        }
+        Ok(())
+    }
+
+    fn tick_while_needed(&mut self) -> Result<(), Fault> {
+        let wanted = self.muxer.has_deadlines();
+        if wanted != self.ticking {
+            let set = if wanted { self.timer.reset(TICK, Some(TICK)) } else { self.timer.clear() };
+            set.map_err(std::io::Error::from)?;
+            self.ticking = wanted;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for VsockBackend {
+    fn reset(&mut self) {
+        // A driver that begins anew has no connections; one that was restored beneath a new device has, and must drop them.
+        self.announce_reset = self.muxer.forget_all();
+    }
+
+    fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        fds.add(self.muxer.events(), MUXER, EventSet::IN)?;
+        Ok(fds.add(&self.timer, TIMER, EventSet::IN)?)
+    }
+
+    fn kicked(&mut self, _queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+        self.pump(rings)
+    }
+
+    fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+        if fd == TIMER {
+            // Ready, so it does not block.
+            self.timer.wait().map_err(std::io::Error::from)?;
+            self.muxer.expire(Instant::now());
+        } else {
+            self.muxer.handle_events(Instant::now())?;
+        }
+        self.pump(rings)
+    }
+}

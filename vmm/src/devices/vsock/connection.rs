@@ -1,0 +1,296 @@
+//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O: which packets are
+//! owed to the guest, how many bytes either side may still send (virtio 1.2 §5.10.6.3), and when the connection is over.
+
+use std::collections::VecDeque;
+
+use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+
+/// What the guest may send ahead of the host's reader, in bytes: the bound of [`Connection`]'s memory.
+pub const BUFFER: u32 = 256 << 10;
+/// The guest is told of room once this much of it is new.
+const CREDIT_STEP: u32 = BUFFER / 4;
+/// A drained buffer larger than this is given back.
+const KEEP_CAPACITY: usize = 16 << 10;
+
+/// The guest broke the protocol; the connection must be reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Connection {
+    /// The guest has accepted, or was accepted.
+    established: bool,
+    /// Bytes from the guest that the host has not taken yet.
+    backlog: VecDeque<u8>,
+    /// Bytes the host has taken, modulo 2³²; `told` is what the guest knows of it.
+    forwarded: u32,
+    told: u32,
+    /// Bytes sent to the guest, and its own last word on its buffer.
+    sent: u32,
+    peer_buffer: u32,
+    peer_forwarded: u32,
+    /// A `CreditRequest` is on its way.
+    asked: bool,
+    owed: Owed,
+    /// `SHUTDOWN_*` bits: what the guest has closed, what the host has closed, and how much of that the guest knows.
+    guest_closed: u32,
+    host_closed: u32,
+    announced: u32,
+    /// The host's socket will take no more bytes.
+    host_deaf: bool,
+    /// The guest's end of stream was passed on to the host's socket.
+    end_passed_on: bool,
+    reset_received: bool,
+    reset_sent: bool,
+}
+
+/// Packets without payload the guest is owed, each at most once.
+#[derive(Debug, Default)]
+struct Owed {
+    request: bool,
+    response: bool,
+    reset: bool,
+    credit: bool,
+    credit_request: bool,
+}
+
+impl Connection {
+    /// The host asks the guest.
+    pub fn outgoing() -> Self {
+        Self { owed: Owed { request: true, ..Owed::default() }, ..Self::default() }
+    }
+
+    /// The guest asked with `request`, and the host's socket is connected.
+    pub fn incoming(request: &Header) -> Self {
+        let mut connection =
+            Self { established: true, owed: Owed { response: true, ..Owed::default() }, ..Self::default() };
+        connection.note_credit(request);
+        connection
+    }
+
+    /// Both sides have agreed to talk.
+    pub fn established(&self) -> bool {
+        self.established
+    }
+
+    /// Takes one packet of the guest. After an error the connection owes a reset and takes nothing more.
+    pub fn receive(&mut self, op: Op, header: &Header, payload: &[u8]) -> Result<(), Broken> {
+        if self.ending() {
+            return Ok(());
+        }
+        self.note_credit(header);
+        let result = match op {
+            Op::Response if !self.established && !self.owed.request => {
+                self.established = true;
+                Ok(())
+            }
+            Op::Reset => {
+                self.reset_received = true;
+                Ok(())
+            }
+            Op::Request | Op::Response => Err(Broken),
+            _ if !self.established => Err(Broken),
+            Op::Data => self.receive_data(payload),
+            Op::Shutdown => {
+                self.guest_closed |= header.flags.get() & SHUTDOWN_BOTH;
+                Ok(())
+            }
+            Op::CreditUpdate => Ok(()),
+            Op::CreditRequest => {
+                self.owed.credit = true;
+                Ok(())
+            }
+        };
+        if result.is_err() {
+            self.abort();
+        }
+        self.settle();
+        result
+    }
+
+    fn receive_data(&mut self, payload: &[u8]) -> Result<(), Broken> {
+        let room = BUFFER as usize - self.backlog.len();
+        if payload.len() > room || self.guest_closed & SHUTDOWN_SEND != 0 {
+            return Err(Broken);
+        }
+        if self.host_deaf {
+            self.forward(payload.len());
+        } else {
+            self.backlog.extend(payload);
+        }
+        Ok(())
+    }
+
+    /// Bytes for the host, in order, in two pieces.
+    pub fn backlog(&self) -> (&[u8], &[u8]) {
+        self.backlog.as_slices()
+    }
+
+    /// How many bytes wait for the host.
+    pub fn backlog_len(&self) -> usize {
+        self.backlog.len()
+    }
+
+    /// The host took `count` bytes of the backlog.
+    pub fn delivered(&mut self, count: usize) {
+        self.backlog.drain(..count);
+        if self.backlog.is_empty() && self.backlog.capacity() > KEEP_CAPACITY {
+            self.backlog = VecDeque::new();
+        }
+        self.forward(count);
+        self.settle();
+    }
+
+    fn forward(&mut self, count: usize) {
+        // The counters are modulo 2³² by definition.
+        self.forwarded = self.forwarded.wrapping_add(count as u32);
+        if self.forwarded.wrapping_sub(self.told) >= CREDIT_STEP {
+            self.owed.credit = true;
+        }
+    }
+
+    /// True once: the guest will send no more and the host has everything, so the host's socket should see the end.
+    pub fn pass_on_end(&mut self) -> bool {
+        let due = self.guest_closed & SHUTDOWN_SEND != 0 && self.backlog.is_empty() && !self.host_deaf;
+        due && !std::mem::replace(&mut self.end_passed_on, true)
+    }
+
+    /// How many bytes may be read from the host and sent now.
+    pub fn window(&self) -> u32 {
+        let open = self.established
+            && self.host_closed & SHUTDOWN_SEND == 0
+            && self.guest_closed & SHUTDOWN_RECEIVE == 0
+            && !self.ending()
+            && !self.owed.response;
+        // A guest that claims to have taken more than it was sent gets nothing: the difference wraps to a huge number.
+        let in_flight = self.sent.wrapping_sub(self.peer_forwarded);
+        if open { self.peer_buffer.saturating_sub(in_flight) } else { 0 }
+    }
+
+    /// `count` bytes went to the guest.
+    pub fn sent(&mut self, count: u32) {
+        debug_assert!(count <= self.window());
+        self.sent = self.sent.wrapping_add(count);
+    }
+
+    /// The host has more to send than the guest has room for.
+    pub fn starved(&mut self) {
+        let open = self.established && !self.ending() && self.guest_closed & SHUTDOWN_RECEIVE == 0;
+        if open && self.window() == 0 && !std::mem::replace(&mut self.asked, true) {
+            self.owed.credit_request = true;
+        }
+    }
+
+    /// The host's socket will send no more.
+    pub fn host_ended(&mut self) {
+        self.host_closed |= SHUTDOWN_SEND;
+        self.settle();
+    }
+
+    /// The host's socket was read to its end.
+    pub fn host_has_ended(&self) -> bool {
+        self.host_closed & SHUTDOWN_SEND != 0
+    }
+
+    /// The host's socket will take no more.
+    pub fn host_deafened(&mut self) {
+        self.host_deaf = true;
+        self.host_closed |= SHUTDOWN_RECEIVE;
+        let unread = self.backlog.len();
+        self.backlog = VecDeque::new();
+        self.forward(unread);
+        self.settle();
+    }
+
+    /// Gives the connection up: the guest gets a reset.
+    pub fn abort(&mut self) {
+        self.owed.reset = !self.reset_received;
+        self.backlog = VecDeque::new();
+    }
+
+    /// A packet without payload that the guest is owed now, with its flags. Taking it settles the debt.
+    pub fn take_control(&mut self) -> Option<(Op, u32)> {
+        let owed = &mut self.owed;
+        if self.reset_received || self.reset_sent {
+            return None;
+        }
+        if std::mem::take(&mut owed.reset) {
+            self.reset_sent = true;
+            return Some((Op::Reset, 0));
+        }
+        for (debt, op) in [(&mut owed.request, Op::Request), (&mut owed.response, Op::Response)] {
+            if std::mem::take(debt) {
+                return Some((op, 0));
+            }
+        }
+        if !self.established {
+            return None;
+        }
+        for (debt, op) in [(&mut owed.credit, Op::CreditUpdate), (&mut owed.credit_request, Op::CreditRequest)] {
+            if std::mem::take(debt) {
+                return Some((op, 0));
+            }
+        }
+        // Last: the end of the stream may not overtake what comes before it.
+        let news = self.host_closed & !self.announced;
+        self.announced = self.host_closed;
+        (news != 0).then_some((Op::Shutdown, self.host_closed))
+    }
+
+    /// [`take_control`](Self::take_control) would give a packet.
+    pub fn owes_control(&self) -> bool {
+        let Owed { request, response, reset, credit, credit_request } = self.owed;
+        let later = self.established && (credit || credit_request || self.host_closed != self.announced);
+        !self.reset_received && !self.reset_sent && (reset || request || response || later)
+    }
+
+    /// Writes the credit fields that go into every packet.
+    pub fn stamp(&mut self, header: &mut Header) {
+        header.buf_alloc = BUFFER.into();
+        header.fwd_cnt = self.forwarded.into();
+        self.told = self.forwarded;
+        self.owed.credit = false;
+    }
+
+    /// Nothing more will happen: both sides know of the end, and the host has all that the guest sent.
+    pub fn over(&self) -> bool {
+        self.reset_sent || (self.reset_received && self.backlog.is_empty())
+    }
+
+    /// It waits for a word of the other side that may never come: the guest's answer, its last reset, or the host's reader
+    /// after the guest has gone. Such a wait needs a deadline.
+    pub fn in_limbo(&self) -> bool {
+        !self.established
+            || self.announced == SHUTDOWN_BOTH
+            || self.guest_closed == SHUTDOWN_BOTH
+            || self.reset_received
+    }
+
+    /// Bytes the host has taken, modulo 2³²: changes while a slow reader makes progress.
+    pub fn progress(&self) -> u32 {
+        self.forwarded
+    }
+
+    fn ending(&self) -> bool {
+        self.owed.reset || self.reset_received || self.reset_sent
+    }
+
+    fn note_credit(&mut self, header: &Header) {
+        self.peer_buffer = header.buf_alloc.get();
+        self.peer_forwarded = header.fwd_cnt.get();
+        self.asked &= self.window() == 0;
+    }
+
+    /// Draws the conclusions of a change: both directions closed is the end (§5.10.6.6).
+    fn settle(&mut self) {
+        if !self.backlog.is_empty() || self.ending() {
+            return;
+        }
+        if self.guest_closed == SHUTDOWN_BOTH {
+            self.owed.reset = true;
+        } else if self.guest_closed & SHUTDOWN_SEND != 0 && self.host_closed & SHUTDOWN_SEND != 0 {
+            self.host_closed = SHUTDOWN_BOTH;
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The socket device (virtio 1.2 §5.10): streams between the guest and Unix sockets of the host.
+//!
+//! A client connects to the machine's socket, writes `CONNECT <port>\n`, reads `OK <port>\n` and has a stream to that port of
+//! the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if there is one.
+//!
+//! [`packet`] knows the wire, [`connection`] one stream's rules without I/O, [`muxer`] all streams and their sockets,
+//! [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] bytes waiting
+//! in each and [`muxer::BACKLOG_MAX`] in all, [`muxer::REFUSALS_MAX`] resets waiting.
+
+mod backend;
+mod connection;
+mod handshake;
+mod host;
+mod muxer;
+mod packet;
+
+#[cfg(test)]
+mod connection_test;
+#[cfg(test)]
+mod muxer_test;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use garret_api::vmm::VsockConfig;
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+pub use backend::VsockBackend;
+
+use crate::seccomp::Role;
+use crate::virtio::{self, ConfigBytes, Device, Identity};
+
+/// Packets to the guest, packets from it, events.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+/// Below are the host, the hypervisor and loopback.
+const CID_MIN: u32 = 3;
+
+/// Why the device could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The context id is taken by definition.
+    #[error("vsock: the context id must be 3 or more and not 4294967295, not {0}")]
+    Cid(u32),
+    /// The path does not fit into a socket's address.
+    #[error("vsock: the path {path} is longer than {limit} bytes; use a shorter one")]
+    PathTooLong {
+        /// The socket's path.
+        path: PathBuf,
+        /// The longest possible.
+        limit: usize,
+    },
+    /// There is a file of another kind.
+    #[error("vsock: {path} is not a socket; move it away")]
+    NotASocket {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Another process listens there.
+    #[error("vsock: another process listens on {path}; stop it or choose another path")]
+    InUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The host refused.
+    #[error("vsock: cannot listen on {path}: {source}")]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The event queue or the timer could not be made.
+    #[error("vsock: {0}")]
+    Host(#[from] io::Error),
+    /// The workers could not be started.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
+}
+
+/// Builds the device and listens on its socket.
+pub fn new(config: &VsockConfig) -> Result<Device, BuildError> {
+    Ok(Device::new(identity(config.cid), vec![(backend(config)?, 0..QUEUE_SIZES.len())], Role::Vsock)?)
+}
+
+fn identity(cid: u32) -> Identity {
+    Identity {
+        name: "vsock".to_owned(),
+        device_type: VIRTIO_ID_VSOCK,
+        // Streams only, which is what offering nothing means (§5.10.3).
+        features: 0,
+        queue_sizes: QUEUE_SIZES.to_vec(),
+        config: Arc::new(ConfigBytes(u64::from(cid).to_le_bytes().to_vec())),
+    }
+}
+
+fn backend(config: &VsockConfig) -> Result<VsockBackend, BuildError> {
+    if config.cid < CID_MIN || config.cid == u32::MAX {
+        return Err(BuildError::Cid(config.cid));
+    }
+    let host = host::Host::listen(&config.socket)?;
+    Ok(VsockBackend::new(muxer::Muxer::new(u64::from(config.cid), host)?)?)
+}

@@ -1,0 +1,462 @@
+//! All connections of one machine: who they belong to, whose turn it is to send to the guest, and how many there may be.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{self, ErrorKind, IoSlice, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SocketFlags};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::connection::Connection;
+use super::handshake::{self, Line};
+use super::host::Host;
+use super::packet::{self, Header, Key, MAX_PAYLOAD, Op, Verdict};
+
+/// Connections at once, of both directions.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// Clients that have not finished their first line; more wait in the listener's queue.
+pub const CLIENTS_MAX: usize = 64;
+/// Resets owed to the guest for connections that do not exist; the guest's packets wait while there are as many.
+pub const REFUSALS_MAX: usize = 256;
+/// Bytes from the guest that wait for slow readers on the host, over all connections; one that would exceed it is reset.
+pub const BACKLOG_MAX: usize = 64 << 20;
+/// How long a client may take for its first line, the guest for an answer, or a closed connection to make progress.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Host ports of connections that the host asks for count from here, above what servers listen on.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 64;
+/// The listener's name among the event tokens.
+const LISTENER: u64 = 0;
+
+/// See the module.
+pub struct Muxer {
+    guest_cid: u64,
+    host: Host,
+    /// Watches the listener and every socket. Its own, not the worker's: it lives on while the device is paused.
+    epoll: Epoll,
+    owners: HashMap<u64, Owner>,
+    next_token: u64,
+    clients: usize,
+    /// The listener has connections that were not taken for lack of room.
+    listener_ready: bool,
+    peers: HashMap<Key, Peer>,
+    next_host_port: u32,
+    /// Connections that may have something for the guest, each at most once.
+    turns: VecDeque<Key>,
+    refusals: VecDeque<Key>,
+    backlog: usize,
+    /// Connections that wait for a word that may never come: since when, and how far they were.
+    limbo: BTreeMap<Key, (Instant, u32)>,
+    scratch: Vec<u8>,
+}
+
+/// What a socket is.
+enum Owner {
+    Client { stream: UnixStream, since: Instant },
+    Peer(Key),
+}
+
+/// A connection and its socket. Events are edge-triggered: what they said is kept here until the socket says `EAGAIN`.
+struct Peer {
+    connection: Connection,
+    stream: UnixStream,
+    token: u64,
+    readable: bool,
+    writable: bool,
+    /// The other end is closed for good, not just half.
+    hung_up: bool,
+    queued: bool,
+    /// Bytes of the muxer's backlog that are this connection's.
+    counted: usize,
+}
+
+/// What goes to the guest next.
+pub enum Outgoing<'m> {
+    /// A packet without payload.
+    Control(Header),
+    /// Bytes to be read from a socket: at most this many, straight into the ring.
+    Data(&'m UnixStream, usize),
+}
+
+impl Muxer {
+    /// A muxer for the guest `guest_cid` and the sockets of `host`.
+    pub fn new(guest_cid: u64, host: Host) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
+        epoll.ctl(ControlOperation::Add, host.listener().as_raw_fd(), event)?;
+        Ok(Self {
+            guest_cid,
+            host,
+            epoll,
+            owners: HashMap::new(),
+            next_token: LISTENER + 1,
+            clients: 0,
+            listener_ready: false,
+            peers: HashMap::new(),
+            next_host_port: FIRST_HOST_PORT,
+            turns: VecDeque::new(),
+            refusals: VecDeque::new(),
+            backlog: 0,
+            limbo: BTreeMap::new(),
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Readable when [`handle_events`](Self::handle_events) has work.
+    pub fn events(&self) -> &impl AsRawFd {
+        &self.epoll
+    }
+
+    /// Connections there are.
+    #[cfg(test)]
+    pub fn connections(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Something has a deadline: [`expire`](Self::expire) should be called now and then.
+    pub fn has_deadlines(&self) -> bool {
+        self.clients > 0 || !self.limbo.is_empty()
+    }
+
+    /// Forgets every connection, for the guest's side of them is gone. Returns whether there were any.
+    pub fn forget_all(&mut self) -> bool {
+        let had = !self.peers.is_empty();
+        self.owners.retain(|_, owner| matches!(owner, Owner::Client { .. }));
+        self.peers.clear();
+        self.turns.clear();
+        self.refusals.clear();
+        self.limbo.clear();
+        self.backlog = 0;
+        had
+    }
+
+    /// Takes what the kernel has to say, at most a bounded batch of it; more makes [`events`](Self::events) readable again.
+    pub fn handle_events(&mut self, now: Instant) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); EVENTS_MAX];
+        let count = match self.epoll.wait(0, &mut events) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+            result => result?,
+        };
+        for event in &events[..count] {
+            if event.data() == LISTENER {
+                self.listener_ready = true;
+                continue;
+            }
+            match self.owners.get(&event.data()) {
+                Some(Owner::Client { .. }) => self.read_line(event.data(), now),
+                Some(Owner::Peer(key)) => self.wake(*key, event.event_set(), now),
+                None => {}
+            }
+        }
+        self.accept(now);
+        Ok(())
+    }
+
+    /// Ends waits that took too long.
+    pub fn expire(&mut self, now: Instant) {
+        let late = |since: Instant| now.saturating_duration_since(since) >= PATIENCE;
+        let count = self.owners.len();
+        self.owners.retain(|_, owner| !matches!(owner, Owner::Client { since, .. } if late(*since)));
+        self.clients -= count - self.owners.len();
+        let waiting: Vec<Key> = self.limbo.keys().copied().collect();
+        for key in waiting {
+            let (Some(peer), Some(limbo)) = (self.peers.get_mut(&key), self.limbo.get_mut(&key)) else { continue };
+            let progress = peer.connection.progress();
+            if limbo.1 != progress {
+                *limbo = (now, progress);
+            } else if late(limbo.0) {
+                peer.connection.abort();
+                self.settle(key, now);
+            }
+        }
+        self.accept(now);
+    }
+
+    fn accept(&mut self, now: Instant) {
+        while self.listener_ready && self.clients < CLIENTS_MAX {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let stream = match rustix::net::accept_with(self.host.listener(), flags) {
+                Ok(fd) => UnixStream::from(fd),
+                Err(Errno::AGAIN) => {
+                    self.listener_ready = false;
+                    return;
+                }
+                Err(Errno::CONNABORTED | Errno::INTR) => continue,
+                // No descriptors left: tried again with the next event.
+                Err(_) => return,
+            };
+            let Ok(token) = self.watch(&stream) else { continue };
+            self.owners.insert(token, Owner::Client { stream, since: now });
+            self.clients += 1;
+            self.read_line(token, now);
+        }
+    }
+
+    fn watch(&mut self, stream: &UnixStream) -> io::Result<u64> {
+        let token = self.next_token;
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(events, token))?;
+        self.next_token += 1;
+        Ok(token)
+    }
+
+    /// Looks for a client's first line without taking more than it: what follows is for the guest.
+    fn read_line(&mut self, token: u64, now: Instant) {
+        let Some(Owner::Client { stream, .. }) = self.owners.get(&token) else { return };
+        let mut buffer = [0; handshake::LINE_MAX];
+        let seen = match rustix::net::recv(stream, &mut buffer[..], RecvFlags::PEEK) {
+            Ok((_, 0)) => Line::Bad,
+            Ok((_, count)) => handshake::parse(&buffer[..count]),
+            Err(Errno::AGAIN | Errno::INTR) => Line::Incomplete,
+            Err(_) => Line::Bad,
+        };
+        if seen == Line::Incomplete {
+            return;
+        }
+        self.clients -= 1;
+        let Some(Owner::Client { stream, .. }) = self.owners.remove(&token) else { return };
+        let Line::Connect { port, len } = seen else { return };
+        // These bytes were just seen in the socket: this call takes them all.
+        let taken = rustix::net::recv(&stream, &mut buffer[..len], RecvFlags::empty());
+        if !matches!(taken, Ok((_, count)) if count == len) || self.peers.len() >= CONNECTIONS_MAX {
+            return;
+        }
+        let key = Key { guest_port: port, host_port: self.free_host_port(port) };
+        self.adopt(key, Connection::outgoing(), stream, token, now);
+    }
+
+    fn free_host_port(&mut self, guest_port: u32) -> u32 {
+        loop {
+            let host_port = self.next_host_port;
+            self.next_host_port = host_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+            // Ends: there are fewer connections than ports.
+            if !self.peers.contains_key(&Key { guest_port, host_port }) {
+                return host_port;
+            }
+        }
+    }
+
+    fn adopt(&mut self, key: Key, connection: Connection, stream: UnixStream, token: u64, now: Instant) {
+        // The events of the past may be spent already, so suppose the best: a socket that is not ready says so.
+        let peer = Peer {
+            connection,
+            stream,
+            token,
+            readable: true,
+            writable: true,
+            hung_up: false,
+            queued: false,
+            counted: 0,
+        };
+        self.owners.insert(token, Owner::Peer(key));
+        self.peers.insert(key, peer);
+        self.settle(key, now);
+    }
+
+    fn wake(&mut self, key: Key, events: EventSet, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        peer.readable |= hung_up || events.intersects(EventSet::IN | EventSet::READ_HANG_UP);
+        peer.writable |= hung_up || events.contains(EventSet::OUT);
+        peer.hung_up |= hung_up;
+        if hung_up && !peer.connection.established() {
+            // The client left before the guest answered.
+            peer.connection.abort();
+        }
+        self.settle(key, now);
+    }
+
+    /// There is room to take a packet from the guest.
+    pub fn can_take(&self) -> bool {
+        self.refusals.len() < REFUSALS_MAX
+    }
+
+    /// Takes one packet from the guest; `payload` is called with a buffer to fill when its bytes are wanted.
+    pub fn take(
+        &mut self,
+        header: &Header,
+        payload: impl FnOnce(&mut [u8]) -> io::Result<()>,
+        now: Instant,
+    ) -> io::Result<()> {
+        let (key, op) = match packet::judge(header, self.guest_cid) {
+            Verdict::Take(key, op) => (key, op),
+            Verdict::Refuse(key) => {
+                self.refusals.push_back(key);
+                return Ok(());
+            }
+            Verdict::Ignore => return Ok(()),
+        };
+        if !self.peers.contains_key(&key) {
+            match op {
+                Op::Request => self.answer_request(key, header, now),
+                Op::Reset => {}
+                _ => self.refusals.push_back(key),
+            }
+            return Ok(());
+        }
+        let len = if op == Op::Data { header.len.get().min(MAX_PAYLOAD + 1) as usize } else { 0 };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(len, 0);
+        payload(&mut scratch)?;
+        if let Some(peer) = self.peers.get_mut(&key) {
+            let was_established = peer.connection.established();
+            if len > MAX_PAYLOAD as usize || self.backlog + len > BACKLOG_MAX {
+                peer.connection.abort();
+            } else if peer.connection.receive(op, header, &scratch).is_ok()
+                && peer.connection.established() != was_established
+            {
+                peer.greet(key);
+            }
+            self.settle(key, now);
+        }
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    /// The guest asks for a host port: a Unix socket beside the listener, if somebody listens there.
+    fn answer_request(&mut self, key: Key, request: &Header, now: Instant) {
+        let connected = if self.peers.len() < CONNECTIONS_MAX {
+            self.host.connect(key.host_port).and_then(|stream| Ok((self.watch(&stream)?, stream)))
+        } else {
+            Err(ErrorKind::QuotaExceeded.into())
+        };
+        match connected {
+            Ok((token, stream)) => self.adopt(key, Connection::incoming(request), stream, token, now),
+            Err(_) => self.refusals.push_back(key),
+        }
+    }
+
+    /// Whether [`next`](Self::next) has something to look at.
+    pub fn has_turns(&self) -> bool {
+        !self.refusals.is_empty() || !self.turns.is_empty()
+    }
+
+    /// What the guest gets next, if it has room for a header and `room` bytes. `Data` must be followed by [`was_read`](Self::was_read).
+    pub fn next(&mut self, room: usize, now: Instant) -> Option<(Key, Outgoing<'_>)> {
+        if let Some(key) = self.refusals.pop_front() {
+            return Some((key, Outgoing::Control(packet::header(key, self.guest_cid, Op::Reset, 0))));
+        }
+        while let Some(key) = self.turns.pop_front() {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            peer.queued = false;
+            if let Some((op, flags)) = peer.connection.take_control() {
+                let mut header = packet::header(key, self.guest_cid, op, 0);
+                header.flags = flags.into();
+                peer.connection.stamp(&mut header);
+                self.settle(key, now);
+                return Some((key, Outgoing::Control(header)));
+            }
+            let limit = room.min(MAX_PAYLOAD as usize).min(peer.connection.window() as usize);
+            if peer.readable && limit > 0 {
+                // Looked up again: a borrow that is returned in one arm of a loop lasts for all of it.
+                let stream = &self.peers[&key].stream;
+                return Some((key, Outgoing::Data(stream, limit)));
+            }
+        }
+        None
+    }
+
+    /// Says how the read of [`Outgoing::Data`] went. Returns the header to put before the bytes, if there are any.
+    pub fn was_read(&mut self, key: Key, result: io::Result<usize>, now: Instant) -> Option<Header> {
+        let peer = self.peers.get_mut(&key)?;
+        let header = match result {
+            Ok(0) => {
+                peer.readable = false;
+                peer.connection.host_ended();
+                None
+            }
+            Ok(count) => {
+                // At most what was asked for, and that was at most MAX_PAYLOAD.
+                let count = count as u32;
+                peer.connection.sent(count);
+                let mut header = packet::header(key, self.guest_cid, Op::Data, count);
+                peer.connection.stamp(&mut header);
+                Some(header)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                peer.readable = false;
+                None
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => None,
+            // The other end closed with bytes unread.
+            Err(_) => {
+                peer.readable = false;
+                peer.hung_up = true;
+                peer.connection.host_ended();
+                None
+            }
+        };
+        self.settle(key, now);
+        header
+    }
+
+    /// Does whatever a change of the connection makes possible: write to the host, wait for a turn, end.
+    fn settle(&mut self, key: Key, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.flush();
+        let before = std::mem::replace(&mut peer.counted, peer.connection.backlog_len());
+        self.backlog = self.backlog - before + peer.counted;
+        if peer.connection.over() {
+            self.backlog -= peer.counted;
+            self.remove(key);
+            return;
+        }
+        if peer.readable {
+            peer.connection.starved();
+        }
+        if !peer.queued && (peer.connection.owes_control() || peer.readable && peer.connection.window() > 0) {
+            peer.queued = true;
+            self.turns.push_back(key);
+        }
+        if peer.connection.in_limbo() {
+            let progress = peer.connection.progress();
+            self.limbo.entry(key).or_insert((now, progress));
+        } else {
+            self.limbo.remove(&key);
+        }
+    }
+
+    fn remove(&mut self, key: Key) {
+        self.limbo.remove(&key);
+        if let Some(peer) = self.peers.remove(&key) {
+            // Closing the socket takes it out of the epoll set.
+            self.owners.remove(&peer.token);
+        }
+    }
+}
+
+impl Peer {
+    /// Tells the client that the guest accepted: a socket nothing was written to has room for a line.
+    fn greet(&mut self, key: Key) {
+        let line = handshake::accepted(key.host_port);
+        if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
+            self.connection.abort();
+        }
+    }
+
+    /// Writes as much of the backlog as the socket takes, and passes the end on.
+    fn flush(&mut self) {
+        while self.writable && self.connection.backlog_len() > 0 {
+            let (first, second) = self.connection.backlog();
+            match self.stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+                Ok(count) if count > 0 => self.connection.delivered(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                _ => self.connection.host_deafened(),
+            }
+        }
+        if self.connection.pass_on_end() {
+            // It fails only when the other end is gone, which the next event tells.
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+        if self.hung_up && self.connection.host_has_ended() {
+            self.connection.host_deafened();
+        }
+    }
+}
