@@ -1,1 +1,31 @@
-fn main() {}
+//! The driver of garret's tests: opens the emulated host, and runs the groups of tests within their budgets.
+//! `make host` and `make test` call it.
+
+mod host;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot the emulated host: a Debian under QEMU whose /dev/kvm is a complete KVM, with garret installed and its runner up
+    Host(host::Options),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Host(options) => host::run(&options).await,
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("garret-integration: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Builds the container images that stand in for public ones where no public registry is in reach, and puts them into the
+# storage folder of a container registry (Debian's docker-registry), whose path it prints:
+#   devcontainers/base:debian   made from Debian's packages; has what a devcontainer base image has
+#   library/busybox:latest      one static program, for quick tests
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../../scripts/lib.sh"
+export SOURCE_DATE_EPOCH=1767225600
+
+metadata='[{"remoteUser":"vscode"}]'
+
+# tree FOLDER: the base image's files.
+base_tree() {
+  local tree=$1
+  debian_tree trixie "$(packages "$here/packages")" "$tree" --aptopt='APT::Sandbox::User "root"'
+  chroot "$tree" groupadd -g 1000 vscode
+  chroot "$tree" useradd -m -u 1000 -g 1000 -s /bin/bash vscode
+  echo 'vscode ALL=(root) NOPASSWD:ALL' >"$tree/etc/sudoers.d/vscode"; chmod 440 "$tree/etc/sudoers.d/vscode"
+  # apt in a container goes to the mirror that this machine uses.
+  debian_sources trixie >"$tree/etc/apt/sources.list"
+  rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/* "$tree"/var/log/* "$tree"/boot/* "$tree"/etc/machine-id
+  : >"$tree/etc/resolv.conf"
+}
+
+busybox_tree() {
+  local tree=$1 applet
+  mkdir -p "$tree"/{bin,dev,etc,proc,root,sys,tmp}; chmod 1777 "$tree/tmp"
+  cp /bin/busybox "$tree/bin/busybox"
+  for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$tree/bin/$applet"; done
+  echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"; echo 'root:x:0:' >"$tree/etc/group"
+}
+
+# oci LAYOUT:TAG TREE [umoci config options]: one layer from a folder.
+oci() {
+  local image=$1 tree=$2; shift 2
+  umoci new --image "$image"
+  umoci insert --image "$image" "$tree" /
+  umoci config --image "$image" --os linux --architecture amd64 --created 2026-01-01T00:00:00Z \
+    --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+}
+
+# storage OUT WORK: assembles the images and pushes them through a registry that runs only for this.
+build_storage() {
+  local out=$1 work=$2 port
+  base_tree "$work/base"
+  busybox_tree "$work/busybox"
+  umoci init --layout "$work/oci"
+  oci "$work/oci:base" "$work/base" --config.env LANG=C.UTF-8 --config.cmd /bin/bash --config.label "devcontainer.metadata=$metadata"
+  oci "$work/oci:busybox" "$work/busybox" --config.cmd /bin/sh
+  port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  cat >"$work/registry.yml" <<YAML
+version: 0.1
+log: { level: warn }
+storage: { filesystem: { rootdirectory: $out } }
+http: { addr: "127.0.0.1:$port" }
+YAML
+  docker-registry serve "$work/registry.yml" & local registry=$!
+  curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
+  skopeo copy --dest-tls-verify=false "oci:$work/oci:base" "docker://127.0.0.1:$port/devcontainers/base:debian"
+  skopeo copy --dest-tls-verify=false "oci:$work/oci:busybox" "docker://127.0.0.1:$port/library/busybox:latest"
+  kill $registry
+}
+
+build_once registry "$(digest "$here/packages" "$here/build.sh" "$here/../../scripts/lib.sh" /bin/busybox </dev/null)" build_storage

@@ -1,0 +1,209 @@
+//! One QEMU with its virtiofsd processes, and the streams between it and us.
+
+use super::{Options, stage::Stage};
+use anyhow::Context;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, Command};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+/// Debian's QEMU brings its own.
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
+/// What the host reports.
+pub enum Event {
+    /// Booted, runner started; the command begins.
+    Up,
+    /// The command's exit status.
+    Status(u8),
+    /// The emulator is gone.
+    Gone,
+}
+
+/// A running emulator. Its processes die with the thread that started them, so nothing outlives the driver.
+pub struct Emulator {
+    qemu: Child,
+    daemons: Vec<Child>,
+    control: Lines<BufReader<tokio::net::UnixStream>>,
+    output: Vec<JoinHandle<()>>,
+    terminal: Option<Termios>,
+}
+
+impl Emulator {
+    /// Starts the emulator and what serves its shares.
+    pub fn start(options: &Options, stage: &Stage) -> anyhow::Result<Self> {
+        let (control, control_inside) = UnixStream::pair()?;
+        let (stdout, stdout_inside) = UnixStream::pair()?;
+        let (stderr, stderr_inside) = UnixStream::pair()?;
+        let mut arguments = Arguments::default();
+        machine(&mut arguments, options, stage);
+        let mut daemons = vec![share(&mut arguments, stage, "host", stage.path())?];
+        if let Some(folder) = &stage.share {
+            daemons.push(share(&mut arguments, stage, "share", folder)?);
+        }
+        // The socket pairs' far ends must be inherited; they are closed here once QEMU has them.
+        for (name, socket) in [("control", &control_inside), ("stdout", &stdout_inside), ("stderr", &stderr_inside)] {
+            fcntl_setfd(socket, FdFlags::empty())?;
+            arguments.add("-chardev", format!("socket,id={name},fd={}", socket.as_fd().as_raw_fd()));
+            arguments.add("-device", format!("virtserialport,chardev={name},name={name}"));
+        }
+        let interactive = options.interactive();
+        arguments.add("-chardev", if interactive { "stdio,id=terminal,signal=off" } else { "null,id=terminal" });
+        arguments.add("-device", "virtconsole,chardev=terminal");
+
+        let log = File::create(stage.log("qemu.log"))?;
+        let mut command = dying_with_us("qemu-system-x86_64");
+        command.args(arguments.0).stderr(log);
+        if !interactive {
+            // Ctrl-C is for the driver, which then ends the emulator.
+            command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        }
+        let terminal = interactive.then(|| tcgetattr(std::io::stdin())).transpose()?;
+        let qemu = command.spawn().context("cannot run qemu-system-x86_64 (make setup installs it)")?;
+        Ok(Self {
+            qemu,
+            daemons,
+            control: BufReader::new(unblocked(control)?).lines(),
+            output: vec![
+                spawn_blocking(|| copy(stdout, std::io::stdout())),
+                spawn_blocking(|| copy(stderr, std::io::stderr())),
+            ],
+            terminal,
+        })
+    }
+
+    /// Waits for the host's next report.
+    pub async fn next(&mut self) -> anyhow::Result<Event> {
+        match self.control.next_line().await? {
+            None => Ok(Event::Gone),
+            Some(line) if line == "up" => Ok(Event::Up),
+            Some(line) => match line.strip_prefix("status ").map(str::parse) {
+                Some(Ok(status)) => Ok(Event::Status(status)),
+                _ => anyhow::bail!("the emulated host says {line:?}"),
+            },
+        }
+    }
+
+    /// Waits until the emulator has ended by itself and all output has been copied.
+    pub async fn ended(&mut self) {
+        let _ = self.qemu.wait().await;
+        for task in self.output.drain(..) {
+            let _ = task.await;
+        }
+    }
+
+    /// Ends whatever still runs, and gives the terminal back as it was.
+    pub async fn kill(mut self) {
+        for child in std::iter::once(&mut self.qemu).chain(&mut self.daemons) {
+            let _ = child.kill().await;
+        }
+        if let Some(terminal) = &self.terminal {
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Drain, terminal);
+        }
+    }
+}
+
+/// QEMU's command line.
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn add(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.extend([option.into(), value.into()]);
+    }
+
+    /// A value with a path in it; QEMU reads a doubled comma as one.
+    fn add_path(&mut self, option: &str, before: &str, path: &Path, after: &str) {
+        self.add(option, format!("{before}{}{after}", path.display().to_string().replace(',', ",,")));
+    }
+}
+
+fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
+    let accelerator: &[(&str, &str)] = if options.icount {
+        &[
+            ("-accel", "tcg,thread=single"),
+            ("-icount", "shift=0,sleep=off"),
+            ("-seed", "7"),
+            ("-rtc", "base=2026-01-01,clock=vm"),
+            ("-smp", "1"),
+        ]
+    } else {
+        &[("-accel", "tcg,thread=multi,tb-size=1024"), ("-smp", "2")]
+    };
+    for (option, value) in accelerator {
+        arguments.add(option, *value);
+    }
+    arguments.add("-machine", "q35,memory-backend=memory,graphics=off,vmport=off");
+    arguments.add("-cpu", "max,+svm");
+    // A virtiofsd serves out of the host's memory, so that has to be shareable.
+    arguments.add("-m", format!("{}", options.memory));
+    arguments.add("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", options.memory));
+    arguments.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
+    arguments.add("-display", "none");
+    arguments.add_path("-kernel", "", &stage.kernel, "");
+    arguments.add_path("-initrd", "", &stage.initramfs, "");
+    // The emulated time-stamp counter is good, but its calibration can fail on a loaded machine.
+    arguments.add(
+        "-append",
+        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1",
+    );
+    arguments.add_path("-serial", "file:", &stage.log("console.log"), "");
+    // Nothing is ever written back: writes go to a temporary file that has no name.
+    for disk in [&stage.root, &stage.swap] {
+        arguments.add_path("-drive", "if=virtio,format=raw,snapshot=on,cache=unsafe,discard=unmap,file=", disk, "");
+    }
+    arguments.add("-netdev", "user,id=net,ipv6=off");
+    arguments.add("-device", "virtio-net-pci,netdev=net,romfile=");
+    arguments.add("-device", "virtio-rng-pci");
+    arguments.add("-device", "virtio-serial-pci");
+}
+
+/// A virtiofsd for one folder. It ends when QEMU closes the connection.
+fn share(arguments: &mut Arguments, stage: &Stage, tag: &str, folder: &Path) -> anyhow::Result<Child> {
+    let path = stage.log(&format!("{tag}.sock"));
+    let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    fcntl_setfd(&listener, FdFlags::empty())?;
+    let log = File::create(stage.log(&format!("virtiofsd-{tag}.log")))?;
+    let mut source = OsString::from("source=");
+    source.push(folder);
+    let daemon = dying_with_us(VIRTIOFSD)
+        .arg(format!("--fd={}", listener.as_fd().as_raw_fd()))
+        .arg("-o")
+        .arg(source)
+        .args(["-o", "cache=auto", "-o", "xattr", "-f"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot run {VIRTIOFSD} (make setup installs it)"))?;
+    arguments.add_path("-chardev", &format!("socket,id={tag},path="), &path, "");
+    arguments.add("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024"));
+    Ok(daemon)
+}
+
+/// A command that the kernel kills when this thread ends, however that comes about.
+fn dying_with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]).kill_on_drop(true);
+    command
+}
+
+fn unblocked(stream: UnixStream) -> anyhow::Result<tokio::net::UnixStream> {
+    stream.set_nonblocking(true)?;
+    Ok(tokio::net::UnixStream::from_std(stream)?)
+}
+
+fn copy(mut from: UnixStream, mut to: impl Write) {
+    // Whoever read our output may be gone; the command goes on.
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = to.flush();
+}

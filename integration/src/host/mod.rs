@@ -1,0 +1,150 @@
+//! The emulated host: QEMU without hardware virtualization emulates a machine with AMD-V, on which garret and its guests run
+//! as on bare metal. Nothing in it is trusted to answer: every wait here has a deadline.
+
+mod emulator;
+mod stage;
+
+use anyhow::{Context, bail};
+use emulator::{Emulator, Event};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// A host comes up in seconds; this allows for a machine that is busy with other work.
+const UP_WITHIN: Duration = Duration::from_secs(120);
+/// Rarely the emulator itself loses an interrupt, and the host hangs while it boots.
+const ATTEMPTS: u32 = 3;
+/// From the command's end to the emulator's.
+const DOWN_WITHIN: Duration = Duration::from_secs(10);
+/// As `timeout(1)`.
+const STATUS_DEADLINE: u8 = 124;
+const STATUS_INTERRUPTED: u8 = 130;
+
+/// How to boot the emulated host and what to run there.
+#[derive(clap::Args, Clone)]
+pub struct Options {
+    /// Folder of this machine to share, at the same path inside (and as /share); the command runs in it
+    #[arg(long, value_name = "FOLDER")]
+    pub share: Option<PathBuf>,
+    /// Run the command as the account that calls, instead of root
+    #[arg(long)]
+    pub as_caller: bool,
+    /// Give up after this many seconds
+    #[arg(long, value_name = "SECONDS", env = "DEADLINE", default_value_t = 1800)]
+    pub deadline: u64,
+    /// Memory of the host in MiB
+    #[arg(long, value_name = "MIB", env = "MEMORY", default_value_t = 8192)]
+    pub memory: u32,
+    /// One CPU, one instruction per virtual nanosecond: figures that repeat, and an emulation several times slower
+    #[arg(long)]
+    pub icount: bool,
+    /// Do not install garret
+    #[arg(long)]
+    pub bare: bool,
+    /// Install garret but do not start its runner
+    #[arg(long)]
+    pub no_runner: bool,
+    /// More programs to have inside, in /run/host/programs
+    #[arg(long = "program", value_name = "FILE")]
+    pub programs: Vec<PathBuf>,
+    /// Keep the logs (console, runner, registry) in this folder
+    #[arg(long, value_name = "FOLDER", env = "LOGS")]
+    pub logs: Option<PathBuf>,
+    /// Give the command this terminal
+    #[arg(long)]
+    pub terminal: bool,
+    /// The command, for `bash -c`; without one, a shell on this terminal
+    pub command: Option<String>,
+}
+
+impl Options {
+    fn interactive(&self) -> bool {
+        self.terminal || self.command.is_none()
+    }
+}
+
+enum Outcome {
+    /// The command ended with this status.
+    Ended(u8),
+    /// The host never reported itself up.
+    NotUp(String),
+}
+
+/// Boots a host and runs what `options` says in it; the exit code is the command's.
+/// Tries again only if the host did not come up: a command is never run twice.
+pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    if options.interactive() && !std::io::stdin().is_terminal() {
+        bail!("a shell needs a terminal: give a command (make host CMD='…')");
+    }
+    let mut signals = Signals::new()?;
+    for attempt in 1..=ATTEMPTS {
+        match boot(options, &mut signals).await? {
+            Outcome::Ended(status) => return Ok(ExitCode::from(status)),
+            Outcome::NotUp(why) => eprintln!("emulated host: {why} (attempt {attempt} of {ATTEMPTS})"),
+        }
+    }
+    bail!("the emulated host did not come up; `--logs FOLDER` keeps its console")
+}
+
+async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcome> {
+    let stage = stage::prepare(options).context("preparing the emulated host")?;
+    let mut emulator = Emulator::start(options, &stage).context("starting the emulator")?;
+    let outcome = watch(&mut emulator, options, signals).await;
+    emulator.kill().await;
+    if let Some(folder) = &options.logs {
+        stage.keep_logs(folder)?;
+    }
+    if matches!(outcome, Ok(Outcome::NotUp(_))) {
+        eprint!("{}", stage.last_lines());
+    }
+    outcome
+}
+
+async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals) -> anyhow::Result<Outcome> {
+    let mut limit = Instant::now() + UP_WITHIN;
+    let mut up = false;
+    loop {
+        let event = tokio::select! {
+            event = emulator.next() => event?,
+            () = sleep_until(limit) => if up {
+                eprintln!("emulated host: the command had not ended after {} s", options.deadline);
+                return Ok(Outcome::Ended(STATUS_DEADLINE));
+            } else {
+                return Ok(Outcome::NotUp(format!("not up after {} s", UP_WITHIN.as_secs())));
+            },
+            () = signals.any() => return Ok(Outcome::Ended(STATUS_INTERRUPTED)),
+        };
+        match event {
+            Event::Up => {
+                up = true;
+                limit = Instant::now() + Duration::from_secs(options.deadline);
+            }
+            Event::Status(status) => {
+                // All output is through once the emulator has ended; a host that hangs on its way down has said all.
+                let _ = timeout(DOWN_WITHIN, emulator.ended()).await;
+                return Ok(Outcome::Ended(status));
+            }
+            Event::Gone if up => bail!(
+                "the emulated host ended before its command did (out of memory? `--logs FOLDER` keeps its console)"
+            ),
+            Event::Gone => return Ok(Outcome::NotUp("the emulator ended while it booted".into())),
+        }
+    }
+}
+
+/// What ends the driver from outside.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
+    }
+
+    async fn any(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
+    }
+}

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs garret under a folder (`/` for this machine): the programs, the guest's kernel and images. Builds the kernel and
+# the images first if they are not in the cache; the programs have to be built (make build).
+# A file is never changed in place: a running machine goes on with the one it has.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+[ $# = 1 ] || die "usage: install.sh FOLDER"
+programs=$here/../target/x86_64-unknown-linux-gnu/release
+lib=${1%/}/usr/lib/garret
+bin=${1%/}/usr/bin
+
+# place FILE FOLDER: a hard link where that works (a staging folder), else a sparse copy, renamed into place.
+place() {
+  local name; name=$(basename "$1")
+  if [ -e "$2/$name" ] && cmp -s "$1" "$2/$name"; then return; fi
+  if [ "$lib" = /usr/lib/garret ] || ! ln -f "$1" "$2/$name.new" 2>/dev/null; then
+    cp --reflink=auto --sparse=always --preserve=mode,timestamps "$1" "$2/$name.new"
+  fi
+  mv -f "$2/$name.new" "$2/$name"
+}
+
+kernel=$("$here/../guest-kernel/build.sh")
+image=$("$here/../guest-image/build.sh")
+mkdir -p "$lib" "$bin"
+for program in garret garret-vmm; do [ -x "$programs/$program" ] || die "$programs/$program is missing: run make build"; done
+place "$programs/garret" "$bin"
+place "$programs/garret-vmm" "$lib"
+place "$kernel/vmlinux" "$lib"
+place "$image/root.erofs" "$lib"
+place "$image/data.ext4" "$lib"

@@ -1,0 +1,55 @@
+# Sourced by the build scripts: where results are cached, and one way to build each of them once.
+# A result is a folder named by the hash of its inputs, so that nothing unchanged is built twice and nothing is replaced
+# under a machine that still uses it.
+
+cache_root=${GARRET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/garret}
+
+die() { echo "${0##*/}: $*" >&2; exit 1; }
+
+# digest FILE...: a short hash of the files' contents and of standard input.
+digest() { { cat "$@"; cat; } | sha256sum | cut -c1-16; }
+
+# build_once KIND KEY FUNCTION: prints $cache_root/KIND/KEY, first letting FUNCTION fill it (its argument: the folder to fill).
+build_once() {
+  local kind=$1 key=$2 make=$3 dir=$cache_root/$1 out=$cache_root/$1/$2
+  if [ ! -d "$out" ]; then
+    mkdir -p "$dir"
+    exec 9>"$dir/lock"; flock 9                       # two builds at once would fight for the same cores
+    if [ ! -d "$out" ]; then
+      build_work=$(mktemp -d "$dir/build.XXXXXX")
+      trap 'rm -rf --one-file-system "$build_work"' EXIT
+      echo "$kind: building (log: $dir/build.log)" >&2
+      mkdir "$build_work/out"
+      # Not `if ! ( … )`: bash would switch off errexit inside.
+      set +e; (set -e; "$make" "$build_work/out" "$build_work") >"$dir/build.log" 2>&1; local status=$?; set -e
+      [ "$status" = 0 ] || { tail -n 30 "$dir/build.log" >&2; die "building $kind failed; log: $dir/build.log"; }
+      mv -T "$build_work/out" "$out"
+      rm -rf --one-file-system "$build_work"
+    fi
+    flock -u 9
+  fi
+  echo "$out"
+}
+
+# debian_sources SUITE: the sources of another Debian release, from the mirrors that this machine's own apt uses.
+debian_sources() {
+  local suite=$1 main security
+  main=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(CREATED_BY)' | awk '$3 == "Packages" && $2 !~ /-/ && $1 ~ /debian\/?$/ { print $1; exit }')
+  security=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(CREATED_BY)' | awk '$3 == "Packages" && $2 ~ /-security$/ { print $1; exit }')
+  [ -n "$main" ] || die "apt knows no Debian mirror: run apt-get update (make setup)"
+  echo "deb $main $suite main"
+  [ -z "$security" ] || echo "deb $security $suite-security main"
+}
+
+# debian_tree SUITE PACKAGES FOLDER [mmdebstrap options]: a minimal Debian with these packages, without documents and translations.
+debian_tree() {
+  local suite=$1 packages=$2 folder=$3; shift 3
+  debian_sources "$suite" | mmdebstrap --variant=minbase --include="$packages" \
+    --aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --dpkgopt='path-exclude=/usr/share/lintian/*' "$@" "$suite" "$folder" -
+}
+
+# packages FILE: the names in a package list (one a line, # comments), joined by commas.
+packages() { sed -e 's/#.*//' -e '/^\s*$/d' "$1" | tr -s ' \n' ',' | sed 's/,$//'; }
