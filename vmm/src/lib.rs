@@ -2,11 +2,23 @@
 //!
 //! A machine is assembled in [`machine`], which reads top to bottom as the boot does; [`control`] holds its state.
 
+pub mod acpi;
+pub mod api_server;
 pub mod boot;
 pub mod bus;
+pub mod config;
+pub mod confine;
 pub mod console_log;
+pub mod control;
+pub mod devices;
 pub mod kvm;
+pub mod last_words;
+pub mod machine;
 pub mod memory;
+pub mod pci;
+pub mod platform;
+pub mod rate_limit;
 pub mod seccomp;
 pub mod thread;
+pub mod vcpu;
 pub mod virtio;

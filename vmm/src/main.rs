@@ -1,3 +1,124 @@
-//! `garret-vmm`: runs one machine.
+//! `garret-vmm`: runs one machine, and ends with it.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use garret_api::vmm::{ExitReason, LastWords};
+use garret_vmm::api_server::{self, ApiServer};
+use garret_vmm::control::{self, Events};
+use garret_vmm::last_words::Epitaph;
+use garret_vmm::machine::Machine;
+use garret_vmm::seccomp::Role;
+use garret_vmm::{config, confine};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Runs one virtual machine until it ends. Exit status: 0 the guest powered off or somebody asked for the end, 1 failure,
+/// 2 wrong usage, 3 the guest wants to start again, 4 the guest's kernel panicked.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<SelfTest>,
+    #[command(flatten)]
+    run: Option<Run>,
+}
+
+#[derive(Args)]
+struct Run {
+    /// The machine's configuration, JSON
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where to serve the machine's API
+    #[arg(long, value_name = "SOCKET")]
+    api: PathBuf,
+    /// Where to write why the machine ended
+    #[arg(long, value_name = "FILE")]
+    last_words: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum SelfTest {
+    /// Enters a thread role's filter and makes a call it forbids
+    #[command(hide = true)]
+    SeccompTest {
+        /// The thread role
+        role: Role,
+    },
+}
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    let cli = Cli::parse();
+    if let Some(SelfTest::SeccompTest { role }) = cli.command {
+        return seccomp_test(role);
+    }
+    let Some(run) = cli.run else { return ExitCode::from(2) };
+    let epitaph = match Epitaph::open(run.last_words.as_deref()) {
+        Ok(epitaph) => epitaph,
+        Err(error) => {
+            eprintln!("garret-vmm: last words {}: {error}", run.last_words.unwrap_or_default().display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let words = run_machine(&run, began)
+        .unwrap_or_else(|error| LastWords { reason: ExitReason::Failed, message: format!("{error:#}") });
+    epitaph.write(words.reason, &words.message);
+    ExitCode::from(words.reason.status())
+}
+
+fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
+    limit_output();
+    raise_descriptor_limit();
+    let config = config::load(&run.config)?;
+    api_server::ending_signals().thread_block().context("cannot block signals")?;
+    confine::confine(&config, &run.api).context("cannot confine the process (Landlock)")?;
+
+    let (events, happenings) = Events::channel();
+    let mut machine = Machine::assemble(&config, &events)?;
+    let api = ApiServer::spawn(&run.api, events).with_context(|| format!("API socket {}", run.api.display()))?;
+    Role::Main.enter()?;
+
+    machine.start(began);
+    let words = control::drive(machine, &happenings);
+    api.end();
+    Ok(words)
+}
+
+/// Logging to standard error. What a guest can cause is limited where it is logged; virtiofsd's own lines are not, and a
+/// panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives on).
+fn limit_output() {
+    use tracing_subscriber::EnvFilter;
+    const PANICS: u32 = 20;
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    let filter = EnvFilter::try_from_env("GARRET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = filter.add_directive("virtiofsd=off".parse().expect("a constant directive"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    std::panic::set_hook(Box::new(|panic| {
+        if SEEN.fetch_add(1, Ordering::Relaxed) < PANICS {
+            let thread = std::thread::current();
+            eprintln!("garret-vmm: bug in thread {}: {panic}", thread.name().unwrap_or("?"));
+        }
+    }));
+}
+
+/// Shared folders keep many files open; the hard limit is the caller's decision.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+fn seccomp_test(role: Role) -> ExitCode {
+    println!("{}: {} calls permitted", role.name(), role.list_len());
+    let outcome = role.enter();
+    if let Err(error) = outcome {
+        eprintln!("garret-vmm: {error}");
+        return ExitCode::FAILURE;
+    }
+    let parent = rustix::process::getppid(); // in no role's list
+    eprintln!("garret-vmm: the filter let getppid through: {parent:?}");
+    ExitCode::SUCCESS
+}

@@ -2,11 +2,12 @@
 
 #![allow(unsafe_code)] // a page shared with the kernel
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
+use kvm_ioctls::VcpuFd;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::Error;
@@ -25,7 +26,9 @@ unsafe impl Send for CoalescedRing {}
 
 impl CoalescedRing {
     /// The ring, mapped from any of the machine's vCPUs.
-    pub fn map(vcpu: impl AsFd) -> Result<Self, Error> {
+    pub fn map(vcpu: &VcpuFd) -> Result<Self, Error> {
+        // SAFETY: the descriptor is open as long as `vcpu` is borrowed.
+        let vcpu = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         let offset = u64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * PAGE as u64;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let page =
@@ -36,8 +39,8 @@ impl CoalescedRing {
         Ok(Self { page })
     }
 
-    /// Takes the oldest write: its data, 1 to 8 bytes.
-    pub fn take(&mut self) -> Option<([u8; 8], usize)> {
+    /// Takes the oldest write: where it went, its data, and how many bytes of them count.
+    pub fn take(&mut self) -> Option<(u64, [u8; 8], usize)> {
         let ring = self.page.as_ptr();
         // SAFETY: both indices are aligned words of the mapped page; only the kernel writes `last`, only we write `first`.
         let (first, last) =
@@ -50,7 +53,7 @@ impl CoalescedRing {
         // SAFETY: `at` is below ENTRIES, so the entry lies in the page; the kernel does not touch it before `first` moves on.
         let entry = unsafe { (&raw const (*ring).coalesced_mmio).cast::<kvm_coalesced_mmio>().add(at as usize).read() };
         first.store((at + 1) % ENTRIES, Ordering::Release);
-        Some((entry.data, (entry.len as usize).min(8)))
+        Some((entry.phys_addr, entry.data, (entry.len as usize).min(8)))
     }
 }
 

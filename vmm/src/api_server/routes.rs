@@ -1,0 +1,130 @@
+//! Paths, bodies, statuses.
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use garret_api::Problem;
+use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, Metrics};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::control::{Command, Event, Events, Refused, Reply};
+
+/// Bytes of a request's body; every body of this API is much smaller.
+const BODY_MAX: usize = 16 << 10;
+
+/// The API, in front of `events`.
+pub fn router(events: Events) -> Router {
+    Router::new()
+        .route("/v1/machine", get(describe))
+        .route("/v1/pause", post(pause))
+        .route("/v1/resume", post(resume))
+        .route("/v1/shutdown", post(shutdown))
+        .route("/v1/balloon", get(balloon).put(set_balloon))
+        .route("/v1/metrics", get(metrics))
+        .fallback(|| async {
+            problem(StatusCode::NOT_FOUND, "not-found", "there is no such path; see GET /v1/machine")
+        })
+        .method_not_allowed_fallback(|| async {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(events)
+}
+
+/// What it is built from and what it does.
+#[utoipa::path(get, path = "/v1/machine", responses((status = 200, body = MachineInfo)))]
+pub(super) async fn describe(State(events): State<Events>) -> Response {
+    ask(&events, Command::Describe).await
+}
+
+/// Stops the vCPUs, then the devices. Pausing a paused machine does nothing.
+#[utoipa::path(post, path = "/v1/pause", responses((status = 204), (status = 409, body = Problem)))]
+pub(super) async fn pause(State(events): State<Events>) -> Response {
+    order(&events, Command::Pause).await
+}
+
+/// Goes on. Resuming a running machine does nothing.
+#[utoipa::path(post, path = "/v1/resume", responses((status = 204), (status = 409, body = Problem)))]
+pub(super) async fn resume(State(events): State<Events>) -> Response {
+    order(&events, Command::Resume).await
+}
+
+/// Ends the machine at once, as pulling its plug would; what it has flushed to its disks is there.
+#[utoipa::path(post, path = "/v1/shutdown", responses((status = 204), (status = 409, body = Problem)))]
+pub(super) async fn shutdown(State(events): State<Events>) -> Response {
+    order(&events, Command::Shutdown).await
+}
+
+/// The balloon and the guest's own statistics.
+#[utoipa::path(get, path = "/v1/balloon", responses((status = 200, body = BalloonInfo)))]
+pub(super) async fn balloon(State(events): State<Events>) -> Response {
+    ask(&events, Command::Balloon).await
+}
+
+/// Asks the guest to give memory, or to take it back.
+#[utoipa::path(put, path = "/v1/balloon", request_body = BalloonTarget,
+    responses((status = 200, body = BalloonInfo), (status = 400, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn set_balloon(State(events): State<Events>, body: Bytes) -> Response {
+    // Unknown fields are refused by the type; the parser's message has line and column.
+    match serde_json::from_slice(&body) {
+        Ok(target) => ask(&events, |reply| Command::SetBalloon(target, reply)).await,
+        Err(error) => problem(StatusCode::BAD_REQUEST, "invalid", format!("body: {error}")),
+    }
+}
+
+/// Counters since the start.
+#[utoipa::path(get, path = "/v1/metrics", responses((status = 200, body = Metrics)))]
+pub(super) async fn metrics(State(events): State<Events>) -> Response {
+    ask(&events, Command::Metrics).await
+}
+
+/// Sends a command whose answer is a body.
+async fn ask<T: Serialize>(events: &Events, command: impl FnOnce(Reply<T>) -> Command) -> Response {
+    match send(events, command).await {
+        Ok(body) => json(StatusCode::OK, &body),
+        Err(response) => response,
+    }
+}
+
+/// Sends a command whose answer is that it is done.
+async fn order(events: &Events, command: impl FnOnce(Reply<()>) -> Command) -> Response {
+    match send(events, command).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(response) => response,
+    }
+}
+
+async fn send<T>(events: &Events, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Response> {
+    let (reply, answer) = oneshot::channel();
+    events.send(Event::Command(command(reply)));
+    match answer.await {
+        Ok(result) => result.map_err(|refused| refusal(&refused)),
+        Err(_) => Err(problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the machine has ended")),
+    }
+}
+
+fn refusal(refused: &Refused) -> Response {
+    let (status, code) = match refused {
+        Refused::State(..) => (StatusCode::CONFLICT, "conflict"),
+        Refused::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
+        Refused::Failed(_) => (StatusCode::CONFLICT, "busy"),
+    };
+    problem(status, code, refused.to_string())
+}
+
+fn problem(status: StatusCode, code: &str, message: impl Into<String>) -> Response {
+    json(status, &Problem::new(code, message))
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).unwrap_or_default(); // our types always serialize
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[cfg(test)]
+#[path = "routes_test.rs"]
+mod tests;

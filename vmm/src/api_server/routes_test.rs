@@ -1,0 +1,111 @@
+//! The real server on a real socket, in front of a driver without a machine.
+
+use super::*;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
+
+use garret_api::vmm::MachineState;
+
+use crate::api_server::ApiServer;
+use crate::control::admit;
+
+/// Answers like the driver, without a machine.
+fn answer_all(events: Receiver<Event>, mut state: MachineState) {
+    for event in events {
+        let Event::Command(command) = event else { continue };
+        let admitted = admit(state, &command);
+        match command {
+            Command::Shutdown(reply) => {
+                let _ = reply.send(admitted.map(|()| state = MachineState::Stopping));
+            }
+            Command::Pause(reply) | Command::Resume(reply) => _ = reply.send(admitted),
+            Command::SetBalloon(target, reply) => {
+                let info = BalloonInfo { target_mib: target.target_mib, ..Default::default() };
+                let _ = reply.send(admitted.map(|()| info));
+            }
+            Command::Balloon(reply) => _ = reply.send(Ok(BalloonInfo::default())),
+            Command::Metrics(reply) => _ = reply.send(Ok(Metrics::default())),
+            Command::Describe(reply) => drop(reply), // as if it had just ended
+        }
+    }
+}
+
+/// The server on a socket of its own, its driver, and a way to ask.
+struct Running {
+    server: ApiServer,
+    driver: std::thread::JoinHandle<()>,
+    socket: std::path::PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Running {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let (events, receiver) = Events::channel();
+        let driver = std::thread::spawn(move || answer_all(receiver, MachineState::Running));
+        let server = ApiServer::spawn(&socket, events).unwrap();
+        Self { server, driver, socket, _folder: folder }
+    }
+
+    /// One request with HTTP's own words; the status and the body.
+    fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        let len = body.len();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: vmm\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n");
+        let _ = stream.write_all(format!("{head}{body}").as_bytes()); // a refused body's end may meet a closed socket
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    fn end(self) {
+        self.server.end();
+        assert!(!self.socket.exists());
+        self.driver.join().unwrap();
+    }
+}
+
+#[test]
+fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
+    let running = Running::start();
+    for (method, path, body, status, contains) in [
+        ("GET", "/v1/metrics", "", 200, r#""setup_ns":0"#),
+        ("GET", "/v1/balloon", "", 200, r#""target_mib":0"#),
+        ("PUT", "/v1/balloon", r#"{"target_mib": 5}"#, 200, r#""target_mib":5"#),
+        (
+            "PUT",
+            "/v1/balloon",
+            "{\n \"target\": 5}",
+            400,
+            "unknown field `target`, expected `target_mib` at line 2 column 9",
+        ),
+        ("PUT", "/v1/balloon", "", 400, "body: EOF while parsing"),
+        ("POST", "/v1/pause", "", 204, ""),
+        ("POST", "/v1/resume", "", 204, ""),
+        ("GET", "/v1/machine", "", 503, "the machine has ended"),
+        ("GET", "/v2", "", 404, "not-found"),
+        ("DELETE", "/v1/machine", "", 405, "method-not-allowed"),
+        ("POST", "/v1/shutdown", "", 204, ""),
+        ("POST", "/v1/pause", "", 409, "the machine is stopping"),
+        ("PUT", "/v1/balloon", r#"{"target_mib": 5}"#, 409, "conflict"),
+    ] {
+        let (got, text) = running.call(method, path, body);
+        assert_eq!(got, status, "{method} {path}: {text}");
+        assert!(text.contains(contains), "{method} {path}: {text}");
+        if status >= 400 {
+            serde_json::from_str::<Problem>(&text).unwrap();
+        }
+    }
+    running.end();
+}
+
+#[test]
+fn a_large_body_is_refused() {
+    let running = Running::start();
+    assert_eq!(running.call("PUT", "/v1/balloon", &" ".repeat(BODY_MAX + 1)).0, 413);
+    running.end();
+}

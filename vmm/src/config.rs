@@ -1,0 +1,275 @@
+//! The machine's configuration file: read, then checked as a whole, each mistake with its own line.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use garret_api::vmm::{DiskConfig, MachineConfig, NetConfig, RateLimit, ShareConfig};
+
+use crate::boot::cmdline;
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("configuration {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It is not a machine's configuration. The parser's message ends with line and column.
+    #[error("configuration {path}: {source}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        source: serde_json::Error,
+    },
+    /// Values are out of range: a line for each.
+    #[error("{}", lines(path, mistakes))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+/// One wrong value.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Mistake {
+    field: String,
+    problem: String,
+}
+
+fn lines(path: &Path, mistakes: &[Mistake]) -> String {
+    let line = |mistake| format!("configuration {}: {mistake}", path.display());
+    mistakes.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Reads and checks `path`.
+pub fn load(path: &Path) -> Result<MachineConfig, Error> {
+    let path = path.to_owned();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    let config = match serde_json::from_str(&text) {
+        Ok(config) => config,
+        Err(source) => return Err(Error::Parse { path, source }),
+    };
+    let mistakes = validate(&config);
+    if mistakes.is_empty() { Ok(config) } else { Err(Error::Invalid { path, mistakes }) }
+}
+
+/// Everything that is wrong with `config`; nothing is opened for it.
+pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
+    let mut check = Check(Vec::new());
+    check.within("vcpus", config.vcpus, 1, 32);
+    check.within("memory_mib", config.memory_mib, 64, 1 << 20);
+    if let Err(error) = cmdline::of(config) {
+        check.mistake("kernel.cmdline", error);
+    }
+    check.at_most("disks", config.disks.len(), 8);
+    check.at_most("nets", config.nets.len(), 4);
+    check.at_most("shares", config.shares.len(), 4);
+    check.distinct("disks", "id", config.disks.iter().map(|disk| &disk.id));
+    check.distinct("nets", "tap", config.nets.iter().map(|net| &net.tap));
+    check.distinct("nets", "mac", config.nets.iter().map(|net| &net.mac));
+    check.distinct("shares", "tag", config.shares.iter().map(|share| &share.tag));
+    config.disks.iter().enumerate().for_each(|(index, disk)| check.disk(index, disk));
+    config.nets.iter().enumerate().for_each(|(index, net)| check.net(index, net));
+    config.shares.iter().enumerate().for_each(|(index, share)| check.share(index, share));
+    if let Some(vsock) = &config.vsock {
+        check.within("vsock.cid", vsock.cid, 3, u32::MAX - 1);
+    }
+    check.0
+}
+
+struct Check(Vec<Mistake>);
+
+impl Check {
+    fn mistake(&mut self, field: impl Display, problem: impl Display) {
+        self.0.push(Mistake { field: field.to_string(), problem: problem.to_string() });
+    }
+
+    fn within<T: PartialOrd + Display>(&mut self, field: impl Display, value: T, min: T, max: T) {
+        if value < min || value > max {
+            self.mistake(field, format_args!("{value} is not between {min} and {max}"));
+        }
+    }
+
+    fn at_most(&mut self, field: &str, count: usize, max: usize) {
+        if count > max {
+            self.mistake(field, format_args!("there are {count}, at most {max} are possible"));
+        }
+    }
+
+    fn distinct<'a>(&mut self, list: &str, field: &str, values: impl Iterator<Item = &'a String>) {
+        let mut seen = HashSet::new();
+        for (index, value) in values.enumerate() {
+            if !seen.insert(value) {
+                self.mistake(format_args!("{list}[{index}].{field}"), format_args!("{value:?} is there already"));
+            }
+        }
+    }
+
+    fn disk(&mut self, index: usize, disk: &DiskConfig) {
+        let possible = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if disk.id.is_empty() || disk.id.len() > 20 || !disk.id.bytes().all(possible) {
+            let problem = format_args!("{:?} is not 1 to 20 characters of a-z, 0-9 and -", disk.id);
+            self.mistake(format_args!("disks[{index}].id"), problem);
+        }
+        self.rate_limit(format_args!("disks[{index}]"), disk.rate_limit);
+    }
+
+    fn net(&mut self, index: usize, net: &NetConfig) {
+        // The kernel's limit for interface names, less the final NUL.
+        if net.tap.is_empty()
+            || net.tap.len() > 15
+            || net.tap.bytes().any(|byte| byte == b'/' || byte.is_ascii_whitespace())
+        {
+            self.mistake(format_args!("nets[{index}].tap"), format_args!("{:?} is not an interface name", net.tap));
+        }
+        match mac(&net.mac) {
+            None => self.mistake(
+                format_args!("nets[{index}].mac"),
+                format_args!("{:?} is not six pairs of hexadecimal digits with colons between them", net.mac),
+            ),
+            Some(bytes) if bytes[0] & 1 != 0 => {
+                self.mistake(format_args!("nets[{index}].mac"), format_args!("{} is a group address", net.mac))
+            }
+            Some(_) => {}
+        }
+        self.rate_limit(format_args!("nets[{index}]"), net.rate_limit);
+    }
+
+    fn share(&mut self, index: usize, share: &ShareConfig) {
+        if share.tag.is_empty() || share.tag.len() > 36 || share.tag.contains('\0') {
+            let problem = format_args!("{:?} is not 1 to 36 bytes without NUL", share.tag);
+            self.mistake(format_args!("shares[{index}].tag"), problem);
+        }
+        self.within(format_args!("shares[{index}].queues"), share.queues, 1, 8);
+        self.within(format_args!("shares[{index}].fd_limit"), share.fd_limit, 64, 1 << 20);
+    }
+
+    fn rate_limit(&mut self, at: impl Display, limit: Option<RateLimit>) {
+        let Some(limit) = limit else { return };
+        for (name, bucket) in [("bytes", limit.bytes), ("operations", limit.operations)] {
+            let Some(bucket) = bucket else { continue };
+            self.within(format_args!("{at}.rate_limit.{name}.per_second"), bucket.per_second, 1, u64::MAX);
+            self.within(format_args!("{at}.rate_limit.{name}.burst"), bucket.burst, 1, u64::MAX);
+        }
+    }
+}
+
+/// `aa:bb:cc:dd:ee:ff`
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut parts = text.split(':').map(|part| {
+        let two_digits = part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        two_digits.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+    });
+    let mut bytes = [0; 6];
+    for byte in &mut bytes {
+        *byte = parts.next()??;
+    }
+    parts.next().is_none().then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::Write;
+
+    /// A sound configuration with the value at `pointer` replaced.
+    fn changed(pointer: &str, value: Value) -> String {
+        let mut config = json!({
+            "vcpus": 2,
+            "memory_mib": 512,
+            "kernel": {"image": "/vmlinux", "cmdline": "quiet"},
+            "root": "/root.erofs",
+            "disks": [{"id": "data", "path": "/data.img", "rate_limit": {"bytes": {"per_second": 1, "burst": 1}}}],
+            "nets": [{"tap": "tap0", "mac": "02:00:00:00:00:01"}, {"tap": "tap1", "mac": "02:00:00:00:00:02"}],
+            "shares": [{"tag": "workspaces", "path": "/workspaces"}],
+            "vsock": {"cid": 3, "socket": "/run/vsock.sock"},
+        });
+        if !pointer.is_empty() {
+            *config.pointer_mut(pointer).unwrap() = value;
+        }
+        config.to_string()
+    }
+
+    fn error(text: &str) -> String {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let line = load(file.path()).unwrap_err().to_string();
+        line.replace(&format!("configuration {}: ", file.path().display()), "")
+    }
+
+    #[test]
+    fn every_mistake_has_its_own_line() {
+        for (pointer, value, expected) in [
+            ("/vcpus", json!(0), "vcpus: 0 is not between 1 and 32"),
+            ("/vcpus", json!(33), "vcpus: 33 is not between 1 and 32"),
+            ("/memory_mib", json!(63), "memory_mib: 63 is not between 64 and 1048576"),
+            (
+                "/kernel/cmdline",
+                json!("a\nb"),
+                "kernel.cmdline: byte 1 of kernel.cmdline is not a printable ASCII character",
+            ),
+            ("/disks/0/id", json!("Data"), "disks[0].id: \"Data\" is not 1 to 20 characters of a-z, 0-9 and -"),
+            (
+                "/disks/0/rate_limit/bytes/burst",
+                json!(0),
+                "disks[0].rate_limit.bytes.burst: 0 is not between 1 and 18446744073709551615",
+            ),
+            ("/nets/0/tap", json!("a/b"), "nets[0].tap: \"a/b\" is not an interface name"),
+            (
+                "/nets/0/mac",
+                json!("02:00"),
+                "nets[0].mac: \"02:00\" is not six pairs of hexadecimal digits with colons between them",
+            ),
+            ("/nets/0/mac", json!("01:00:00:00:00:00"), "nets[0].mac: 01:00:00:00:00:00 is a group address"),
+            ("/nets/0/mac", json!("02:00:00:00:00:02"), "nets[1].mac: \"02:00:00:00:00:02\" is there already"),
+            ("/shares/0/tag", json!(""), "shares[0].tag: \"\" is not 1 to 36 bytes without NUL"),
+            (
+                "/shares/0/tag",
+                json!("x".repeat(37)),
+                &format!("shares[0].tag: {:?} is not 1 to 36 bytes without NUL", "x".repeat(37)),
+            ),
+            ("/vsock/cid", json!(2), "vsock.cid: 2 is not between 3 and 4294967294"),
+        ] {
+            assert_eq!(error(&changed(pointer, value)), expected);
+        }
+    }
+
+    #[test]
+    fn several_mistakes_are_told_at_once() {
+        let text = changed("/vcpus", json!(0)).replace("512", "1");
+        assert_eq!(error(&text).lines().count(), 2);
+    }
+
+    #[test]
+    fn unknown_fields_and_broken_json_are_told_with_line_and_column() {
+        let text = "{\n  \"vcpus\": 1,\n  \"memory\": 5\n}";
+        let line = error(text);
+        assert!(
+            line.starts_with("unknown field `memory`, expected one of `vcpus`")
+                && line.ends_with("at line 3 column 10"),
+            "{line}"
+        );
+        assert!(error("{\n  \"vcpus\": 1,,").ends_with("at line 2 column 14"));
+        let missing = load(Path::new("/no/such/file")).unwrap_err().to_string();
+        assert_eq!(missing, "configuration /no/such/file: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn a_sound_configuration_is_taken() {
+        let config: MachineConfig = serde_json::from_str(&changed("", Value::Null)).unwrap();
+        assert_eq!(validate(&config), []);
+    }
+}

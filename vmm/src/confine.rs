@@ -1,0 +1,52 @@
+//! Landlock: the process reaches the files its configuration names, and nothing else of the file system.
+//!
+//! Entered before the first file of the configuration is opened, so every thread is under it. The kernel may be older than a
+//! right we ask for; then the rest holds (the runner's jail has no other files anyway).
+
+use std::path::{Path, PathBuf};
+
+use garret_api::vmm::MachineConfig;
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, path_beneath_rules,
+};
+
+/// The newest set of rights we know; refer (renames between folders) needs the second.
+const RIGHTS: ABI = ABI::V5;
+
+/// Confines the calling thread and all it will make. `folders`: of the sockets, where files are made and removed.
+pub fn confine(config: &MachineConfig, api: &Path) -> Result<(), RulesetError> {
+    let rules = rules(config, api);
+    let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;
+    for (access, paths) in rules {
+        // A path that is not there gets no rule; opening it then says so.
+        ruleset = ruleset.add_rules(path_beneath_rules(paths, access))?;
+    }
+    ruleset.restrict_self().map(drop)
+}
+
+fn rules(config: &MachineConfig, api: &Path) -> Vec<(BitFlags<AccessFs>, Vec<PathBuf>)> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = read | AccessFs::WriteFile | AccessFs::Truncate;
+    let devices = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let own_folder = write | AccessFs::MakeReg | AccessFs::MakeSock | AccessFs::RemoveFile;
+    // A guest makes no device nodes in a share, executes nothing on the host, and reaches no device behind one.
+    let share = AccessFs::from_all(RIGHTS)
+        & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
+    let sockets = config.vsock.iter().map(|vsock| vsock.socket.as_path()).chain([api]);
+    let made = sockets.chain(config.console.log.as_deref()).map(folder).collect();
+    let images = std::iter::once(&config.kernel.image).chain(&config.kernel.initrd).chain(&config.root).cloned();
+    vec![
+        (read, images.chain(["/proc".into()]).collect()),
+        (write, config.disks.iter().map(|disk| disk.path.clone()).collect()),
+        (share, config.shares.iter().map(|share| share.path.clone()).collect()),
+        (own_folder, made),
+        (devices, ["/dev/kvm", "/dev/net/tun"].map(PathBuf::from).into()),
+    ]
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => ".".into(),
+    }
+}

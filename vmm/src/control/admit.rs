@@ -1,0 +1,67 @@
+//! Which command is possible in which state: the whole policy, and pure.
+
+use garret_api::vmm::MachineState;
+
+use super::Command;
+
+/// A command that is not possible now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The machine's state forbids it.
+    #[error("the machine is {state}: {advice}", state = name(*.0), advice = .1)]
+    State(MachineState, &'static str),
+    /// The value is out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// It was tried and did not work.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn name(state: MachineState) -> &'static str {
+    match state {
+        MachineState::Running => "running",
+        MachineState::Paused => "paused",
+        MachineState::Stopping => "stopping",
+    }
+}
+
+/// Looking is always possible; a machine that goes away takes no orders. Pausing what is paused and resuming what runs are
+/// fine and do nothing, so that a caller may repeat itself.
+pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
+    match (state, command) {
+        (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_)) => Ok(()),
+        (MachineState::Stopping, _) => Err(Refused::State(state, "it takes no more orders")),
+        (MachineState::Running | MachineState::Paused, _) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use MachineState::{Paused, Running, Stopping};
+    use garret_api::vmm::BalloonTarget;
+    use tokio::sync::oneshot::channel;
+
+    fn commands() -> Vec<(Command, bool)> {
+        let target = |target_mib| Command::SetBalloon(BalloonTarget { target_mib }, channel().0);
+        vec![
+            (Command::Describe(channel().0), true),
+            (Command::Metrics(channel().0), true),
+            (Command::Balloon(channel().0), true),
+            (Command::Pause(channel().0), false),
+            (Command::Resume(channel().0), false),
+            (Command::Shutdown(channel().0), false),
+            (target(448), false),
+        ]
+    }
+
+    #[test]
+    fn a_stopping_machine_only_answers_questions() {
+        for (command, question) in commands() {
+            assert_eq!(admit(Running, &command), Ok(()), "{command:?}");
+            assert_eq!(admit(Paused, &command), Ok(()), "{command:?}");
+            assert_eq!(admit(Stopping, &command).is_ok(), question, "{command:?}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The state driver: one loop over events, on the main thread.
+
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use garret_api::vmm::{ExitReason, LastWords, MachineState};
+
+use super::{Command, Event, Refused, Reply, admit};
+use crate::machine::Machine;
+
+/// How long devices may take to finish what is in flight.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs `machine` until it ends, and says why it did.
+pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
+    let mut driver = Driver { machine, state: MachineState::Running, panic_printed: false };
+    let words = loop {
+        let Ok(event) = events.recv() else {
+            break words(ExitReason::Failed, "nothing can reach the machine any more");
+        };
+        match driver.ended(event) {
+            Ok(words) => break words,
+            Err(Some(command)) => driver.serve(command),
+            Err(None) => {}
+        }
+        if driver.state == MachineState::Stopping {
+            break words(ExitReason::Asked, "stopped as asked by the API");
+        }
+    };
+    driver.machine.end(STOP_DEADLINE);
+    words
+}
+
+struct Driver {
+    machine: Machine,
+    state: MachineState,
+    panic_printed: bool,
+}
+
+fn words(reason: ExitReason, message: impl Into<String>) -> LastWords {
+    LastWords { reason, message: message.into() }
+}
+
+impl Driver {
+    /// The last words if `event` is an end, else what is left to do.
+    fn ended(&mut self, event: Event) -> Result<LastWords, Option<Command>> {
+        Ok(match event {
+            Event::PowerOff => words(ExitReason::PowerOff, "the guest powered off"),
+            Event::Panicked => words(ExitReason::Panic, "the guest's kernel panicked: see the console log"),
+            // A kernel that dies before it has a driver for the panic device, or has none: it prints, then resets.
+            Event::Reset if self.panic_printed => {
+                words(ExitReason::Panic, "the guest's kernel panicked and reset the machine: see the console log")
+            }
+            Event::Reset => words(ExitReason::Reboot, "the guest reset the machine"),
+            Event::Failed(why) => words(ExitReason::Failed, why),
+            Event::Terminate => words(ExitReason::Asked, "stopped as asked by a signal"),
+            Event::PanicPrinted => {
+                self.panic_printed = true;
+                return Err(None);
+            }
+            Event::Command(command) => return Err(Some(command)),
+        })
+    }
+
+    fn serve(&mut self, command: Command) {
+        let admitted = admit(self.state, &command);
+        match command {
+            Command::Describe(reply) => answer(reply, Ok(self.machine.info(self.state))),
+            Command::Metrics(reply) => answer(reply, Ok(self.machine.metrics())),
+            Command::Balloon(reply) => answer(reply, Ok(self.machine.balloon().info())),
+            Command::SetBalloon(target, reply) => answer(
+                reply,
+                admitted.and_then(|()| {
+                    let balloon = self.machine.balloon();
+                    balloon.set_target(target).map_err(|error| Refused::Invalid(error.to_string()))?;
+                    Ok(balloon.info())
+                }),
+            ),
+            Command::Pause(reply) => answer(reply, admitted.and_then(|()| self.pause())),
+            Command::Resume(reply) => answer(reply, admitted.map(|()| self.resume())),
+            Command::Shutdown(reply) => answer(reply, admitted.map(|()| self.state = MachineState::Stopping)),
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), Refused> {
+        if self.state == MachineState::Running {
+            self.machine.pause(STOP_DEADLINE).map_err(|busy| Refused::Failed(busy.to_string()))?;
+            self.state = MachineState::Paused;
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        if self.state == MachineState::Paused {
+            self.machine.resume();
+            self.state = MachineState::Running;
+        }
+    }
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, Refused>) {
+    let _ = reply.send(result);
+}

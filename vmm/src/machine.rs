@@ -1,0 +1,171 @@
+//! The assembly of a machine, in the order in which it boots.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use garret_api::vmm::{MachineConfig, MachineInfo, MachineState, Metrics};
+use kvm_ioctls::VcpuFd;
+
+use crate::bus::Bus;
+use crate::console_log::ConsoleLog;
+use crate::control::{Event, Events};
+use crate::devices::balloon::Balloon;
+use crate::devices::{self, pmem};
+use crate::kvm::registers::{self, Entry};
+use crate::kvm::{self, CoalescedRing, Vm, cpuid};
+use crate::memory::{self, GuestRam, layout};
+use crate::pci::{BarWindow, ConfigPorts, PciBus, StillBusy};
+use crate::platform::{self, PciPorts, ports};
+use crate::vcpu::{Buses, Vcpus};
+use crate::{acpi, boot};
+
+/// A machine that is complete, and stands still until [`Machine::start`].
+pub struct Machine {
+    config: MachineConfig,
+    vcpus: Vcpus,
+    pci: Arc<PciBus>,
+    balloon: Balloon,
+    setup: Duration,
+}
+
+impl Machine {
+    /// Configuration → memory → KVM → kernel → devices → vCPUs. All its descriptors are open and all its threads exist
+    /// when this returns.
+    pub fn assemble(config: &MachineConfig, events: &Events) -> anyhow::Result<Self> {
+        let cmdline = boot::cmdline::of(config).map_err(boot::Error::from)?;
+        let log = console_log(config, events)?;
+        let kvm = kvm::open(config.vcpus)?;
+
+        let (memory, root) = guest_memory(config)?;
+        let vm = Arc::new(Vm::new(kvm, memory.clone())?);
+        let rsdp = acpi::write(&memory, config.vcpus)?;
+        let entry = boot::load(&memory, &config.kernel, &cmdline, rsdp)?;
+
+        let (pci, balloon) = pci_devices(config, &vm, &memory, root, &log)?;
+        let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
+        let buses = buses(&vm, &vcpus, &pci, log, events)?;
+        let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
+        Ok(Self { config: config.clone(), vcpus, pci, balloon, setup: Duration::ZERO })
+    }
+
+    /// Lets the vCPUs go. `since`: when the process began.
+    pub fn start(&mut self, since: Instant) {
+        self.setup = since.elapsed();
+        self.vcpus.resume();
+    }
+
+    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished.
+    pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
+        self.vcpus.pause();
+        self.pci.pause(deadline).inspect_err(|_| self.vcpus.resume())
+    }
+
+    /// The other way round.
+    pub fn resume(&self) {
+        self.pci.resume();
+        self.vcpus.resume();
+    }
+
+    /// For good. What is in flight gets `deadline` to reach the disk.
+    pub fn end(self, deadline: Duration) {
+        self.vcpus.stop();
+        if let Err(busy) = self.pci.pause(deadline) {
+            tracing::warn!("{busy}");
+        }
+    }
+
+    /// What the API tells of it.
+    pub fn info(&self, state: MachineState) -> MachineInfo {
+        MachineInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state,
+            config: self.config.clone(),
+        }
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> Metrics {
+        Metrics { setup_ns: self.setup.as_nanos() as u64, exits: self.vcpus.exits(), devices: self.pci.metrics() }
+    }
+
+    /// Its balloon.
+    pub fn balloon(&self) -> &Balloon {
+        &self.balloon
+    }
+}
+
+fn console_log(config: &MachineConfig, events: &Events) -> anyhow::Result<Arc<ConsoleLog>> {
+    let events = events.clone();
+    let path = config.console.log.as_deref();
+    let log = ConsoleLog::open(path, move || events.send(Event::PanicPrinted))
+        .map_err(|error| anyhow::anyhow!("console log {}: {error}", path.unwrap_or("stdout".as_ref()).display()))?;
+    Ok(Arc::new(log))
+}
+
+/// Where the root image lies: first address and length.
+type Root = Option<(u64, u64)>;
+
+/// RAM, and the root image above it: devices reach both, as a program may read from a mapped file into a socket.
+fn guest_memory(config: &MachineConfig) -> anyhow::Result<(GuestRam, Root)> {
+    let bytes = u64::from(config.memory_mib) << 20;
+    let ram = memory::ram(bytes)?;
+    let Some(path) = &config.root else { return Ok((ram, None)) };
+    let image = pmem::map(path)?;
+    let (base, len) = (layout::pmem_base(bytes), image.size() as u64);
+    Ok((memory::with_region(&ram, base, image)?, Some((base, len))))
+}
+
+/// The order is the slots' order, and so the order of the guest's names.
+fn pci_devices(
+    config: &MachineConfig,
+    vm: &Arc<Vm>,
+    memory: &GuestRam,
+    root: Root,
+    log: &Arc<ConsoleLog>,
+) -> anyhow::Result<(Arc<PciBus>, Balloon)> {
+    let mut bus = PciBus::new(vm.clone(), memory.clone(), layout::PCI_WINDOW);
+    if let Some((base, len)) = root {
+        bus.add(Box::new(pmem::new(base, len)?))?;
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        bus.add(Box::new(devices::block::new(index, disk)?))?;
+    }
+    for (index, net) in config.nets.iter().enumerate() {
+        bus.add(Box::new(devices::net::new(index, net)?))?;
+    }
+    for (index, share) in config.shares.iter().enumerate() {
+        bus.add(Box::new(devices::fs::new(index, share)?))?;
+    }
+    if let Some(vsock) = &config.vsock {
+        bus.add(Box::new(devices::vsock::new(vsock)?))?;
+    }
+    let (device, balloon) = devices::balloon::new(&config.balloon, config.memory_mib)?;
+    bus.add(Box::new(device))?;
+    bus.add(Box::new(devices::rng::new()?))?;
+    bus.add(Box::new(devices::console::new(log.clone())?))?;
+    Ok((Arc::new(bus), balloon))
+}
+
+fn vcpus(count: u8, vm: &Vm, memory: &GuestRam, entry: Entry) -> Result<Vec<VcpuFd>, kvm::Error> {
+    let supported = cpuid::supported(vm.kvm())?;
+    let vcpus = (0..count).map(|index| {
+        let vcpu = vm.create_vcpu(index)?;
+        registers::set_common(&vcpu, &cpuid::for_vcpu(&supported, index, count))?;
+        Ok(vcpu)
+    });
+    let vcpus = vcpus.collect::<Result<Vec<_>, kvm::Error>>()?;
+    registers::set_entry(&vcpus[0], memory, entry)?; // the others wait for their start-up signal in KVM
+    Ok(vcpus)
+}
+
+fn buses(vm: &Vm, vcpus: &[VcpuFd], pci: &Arc<PciBus>, log: Arc<ConsoleLog>, events: &Events) -> anyhow::Result<Buses> {
+    let mut port_bus = platform::port_bus(vm, log, events)?;
+    let ring = CoalescedRing::map(&vcpus[0])?;
+    let config_ports = PciPorts::new(vm, ring, Arc::new(ConfigPorts(pci.clone())))?;
+    let range = u64::from(ports::PCI_CONFIG.start)..u64::from(ports::PCI_CONFIG.end);
+    port_bus.add(range, Arc::new(config_ports))?;
+    let mut mmio = Bus::default();
+    mmio.add(layout::PCI_WINDOW, Arc::new(BarWindow(pci.clone())))?;
+    Ok(Buses { ports: Arc::new(port_bus), mmio: Arc::new(mmio) })
+}

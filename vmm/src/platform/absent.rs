@@ -1,0 +1,34 @@
+//! Devices a PC has and this machine has not: the keyboard controller and the CMOS clock.
+//!
+//! ACPI declares them absent. A kernel that asks all the same reads zeros, which mean "not busy" and "no update in
+//! progress"; all ones would mean the opposite, and a driver would poll ten thousand times.
+
+use crate::bus::BusDevice;
+use crate::control::{Event, Events};
+
+/// The keyboard controller's command which pulses the processor's reset line: the oldest way to reboot a PC.
+const PULSE_RESET: u8 = 0xFE;
+
+/// Answers zero.
+pub struct Absent {
+    events: Events,
+}
+
+impl Absent {
+    /// `events` learns of a reset by keyboard controller.
+    pub fn new(events: Events) -> Self {
+        Self { events }
+    }
+}
+
+impl BusDevice for Absent {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        if data == [PULSE_RESET] {
+            self.events.send(Event::Reset);
+        }
+    }
+}

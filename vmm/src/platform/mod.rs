@@ -1,0 +1,49 @@
+//! The few devices at fixed ports: serial port, power and reset, panic, and answers for what a PC would have and this
+//! machine has not.
+
+mod absent;
+mod pci_ports;
+pub mod ports;
+mod power;
+mod serial;
+
+use std::sync::Arc;
+
+pub use absent::Absent;
+pub use pci_ports::PciPorts;
+pub use power::{PanicPort, PowerPorts};
+pub use serial::SerialPort;
+
+use crate::bus::{Bus, Overlap};
+use crate::console_log::ConsoleLog;
+use crate::control::Events;
+use crate::kvm::{self, Vm};
+
+/// The platform could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM refused the serial port's interrupt.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// Two devices at one port.
+    #[error(transparent)]
+    Bus(#[from] Overlap),
+    /// No descriptor for the serial port's interrupt.
+    #[error("serial port: {0}")]
+    Serial(#[from] std::io::Error),
+}
+
+/// Everything at fixed ports except the PCI configuration ports.
+pub fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
+    let range = |range: std::ops::Range<u16>| u64::from(range.start)..u64::from(range.end);
+    let one = |port: u16| u64::from(port)..u64::from(port) + 1;
+    let absent = Arc::new(Absent::new(events.clone()));
+    let mut bus = Bus::default();
+    bus.add(range(ports::SERIAL), Arc::new(SerialPort::new(vm, log)?))?;
+    bus.add(range(ports::SLEEP_CONTROL..ports::RESET + 1), Arc::new(PowerPorts::new(events.clone())))?;
+    bus.add(one(ports::PANIC), Arc::new(PanicPort::new(events.clone())))?;
+    bus.add(one(ports::I8042_DATA), absent.clone())?;
+    bus.add(one(ports::I8042_COMMAND), absent.clone())?;
+    bus.add(range(ports::RTC), absent)?;
+    Ok(bus)
+}

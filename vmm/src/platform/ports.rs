@@ -1,0 +1,28 @@
+//! Port numbers, as the ACPI tables name them.
+
+use std::ops::Range;
+
+/// The first serial port, where every kernel looks for it.
+pub const SERIAL: Range<u16> = 0x3F8..0x400;
+/// Its interrupt.
+pub const SERIAL_GSI: u32 = 4;
+/// pvpanic's customary port.
+pub const PANIC: u16 = 0x505;
+/// ACPI sleep control register; the status register and the reset register follow it.
+pub const SLEEP_CONTROL: u16 = 0x600;
+/// ACPI sleep status register.
+pub const SLEEP_STATUS: u16 = 0x601;
+/// ACPI reset register.
+pub const RESET: u16 = 0x602;
+/// What resets the machine when written to [`RESET`].
+pub const RESET_VALUE: u8 = 1;
+/// The sleep type of S5, soft off.
+pub const SLEEP_TYPE_OFF: u8 = 5;
+/// Configuration address and data, PCI mechanism 1.
+pub const PCI_CONFIG: Range<u16> = 0xCF8..0xD00;
+/// The keyboard controller's data port.
+pub const I8042_DATA: u16 = 0x60;
+/// The keyboard controller's status and command port.
+pub const I8042_COMMAND: u16 = 0x64;
+/// The CMOS clock's index and data.
+pub const RTC: Range<u16> = 0x70..0x72;

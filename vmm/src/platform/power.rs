@@ -1,0 +1,96 @@
+//! Power-off and reset by the registers the FADT names, and the port to which a dying Linux writes.
+
+use super::ports;
+use crate::bus::BusDevice;
+use crate::control::{Event, Events};
+
+/// Sleep control register (ACPI 6.5 §4.8.3.7): bit 5 starts the transition to the type in bits 2 to 4.
+const SLEEP_ENABLE: u8 = 1 << 5;
+const SLEEP_TYPE_SHIFT: u8 = 2;
+const SLEEP_TYPE_MASK: u8 = 7;
+
+/// Sleep control, sleep status and reset register.
+pub struct PowerPorts {
+    events: Events,
+}
+
+impl PowerPorts {
+    /// `events` learns of power-off and reset.
+    pub fn new(events: Events) -> Self {
+        Self { events }
+    }
+}
+
+/// What a write to the power registers asks for; `offset` counts from the sleep control register.
+fn asked(offset: u64, value: u8) -> Option<Event> {
+    const RESET: u64 = (ports::RESET - ports::SLEEP_CONTROL) as u64;
+    let sleep_type = (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK;
+    match offset {
+        0 if value & SLEEP_ENABLE != 0 && sleep_type == ports::SLEEP_TYPE_OFF => Some(Event::PowerOff),
+        RESET if value == ports::RESET_VALUE => Some(Event::Reset),
+        _ => None,
+    }
+}
+
+impl BusDevice for PowerPorts {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(event) = data.first().and_then(|value| asked(offset, *value)) {
+            self.events.send(event);
+        }
+    }
+}
+
+/// pvpanic: a read tells which events the port understands, a write reports them.
+pub struct PanicPort {
+    events: Events,
+}
+
+/// The guest's kernel panicked.
+const PANICKED: u8 = 1;
+
+impl PanicPort {
+    /// `events` learns of the panic.
+    pub fn new(events: Events) -> Self {
+        Self { events }
+    }
+}
+
+impl BusDevice for PanicPort {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(PANICKED);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        if data.first().is_some_and(|event| event & PANICKED != 0) {
+            self.events.send(Event::Panicked);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_soft_off_and_the_reset_value_do_something() {
+        let off = SLEEP_ENABLE | (ports::SLEEP_TYPE_OFF << SLEEP_TYPE_SHIFT);
+        for (offset, value, expected) in [
+            (0, off, Some(Event::PowerOff)),
+            (0, off & !SLEEP_ENABLE, None),
+            (0, SLEEP_ENABLE | (3 << SLEEP_TYPE_SHIFT), None),
+            (1, off, None),
+            (2, ports::RESET_VALUE, Some(Event::Reset)),
+            (2, 0, None),
+        ] {
+            assert_eq!(
+                asked(offset, value).map(|event| format!("{event:?}")),
+                expected.map(|event: Event| format!("{event:?}")),
+                "{offset} {value:#x}"
+            );
+        }
+    }
+}

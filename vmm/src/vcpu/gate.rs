@@ -1,0 +1,127 @@
+//! Where vCPUs stand while the machine is paused.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What the vCPUs should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Stand still.
+    Paused,
+    /// Run.
+    Running,
+    /// End.
+    Stopped,
+}
+
+struct State {
+    phase: Phase,
+    /// Threads which are between [`Gate::join`] and the drop of their ticket, and of these the ones standing at the gate.
+    members: usize,
+    standing: usize,
+}
+
+/// Closed at first.
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Membership of one vCPU thread.
+pub struct Ticket<'a>(&'a Gate);
+
+impl Gate {
+    /// A closed gate.
+    pub fn new() -> Self {
+        Self { state: Mutex::new(State { phase: Phase::Paused, members: 0, standing: 0 }), changed: Condvar::new() }
+    }
+
+    /// Counts the calling thread among those for whom [`Gate::close`] waits.
+    pub fn join(&self) -> Ticket<'_> {
+        self.lock().members += 1;
+        Ticket(self)
+    }
+
+    /// Stands still while paused; returns what to do then.
+    pub fn wait(&self) -> Phase {
+        let mut state = self.lock();
+        if state.phase == Phase::Paused {
+            state.standing += 1;
+            self.changed.notify_all();
+            state = self
+                .changed
+                .wait_while(state, |state| state.phase == Phase::Paused)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.standing -= 1;
+        }
+        state.phase
+    }
+
+    /// Lets everybody run.
+    pub fn open(&self) {
+        self.lock().phase = Phase::Running;
+        self.changed.notify_all();
+    }
+
+    /// `phase`: paused or stopped. `kick` brings the vCPUs out of the guest. When paused: returns once all stand still.
+    pub fn close(&self, phase: Phase, kick: impl Fn()) {
+        self.lock().phase = phase;
+        self.changed.notify_all();
+        // A kick is never lost: it makes the next entry into the guest return at once.
+        kick();
+        let all_still = |state: &mut State| phase == Phase::Paused && state.standing < state.members;
+        drop(self.changed.wait_while(self.lock(), all_still));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.0.lock().members -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[test]
+    fn closing_waits_for_everybody_and_opening_lets_them_go_on() {
+        let gate = Gate::new();
+        let work = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let _ticket = gate.join();
+                    while gate.wait() == Phase::Running {
+                        work.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            for _ in 0..20 {
+                gate.open();
+                let before = work.load(Ordering::SeqCst);
+                while work.load(Ordering::SeqCst) == before {
+                    std::thread::yield_now();
+                }
+                gate.close(Phase::Paused, || ());
+                let still = work.load(Ordering::SeqCst);
+                std::thread::yield_now();
+                assert_eq!(work.load(Ordering::SeqCst), still);
+            }
+            gate.close(Phase::Stopped, || ());
+        });
+    }
+
+    #[test]
+    fn a_thread_that_ended_is_not_waited_for() {
+        let gate = Gate::new();
+        gate.open();
+        drop(gate.join());
+        gate.close(Phase::Paused, || ());
+    }
+}
