@@ -2,5 +2,9 @@
 
 pub mod environment;
 pub mod exec;
+pub mod init;
+pub mod server;
 pub mod setup;
+pub mod statistics;
 pub mod users;
+pub mod workspaces;

@@ -1,2 +1,76 @@
-//! Placeholder of the binary until its parts are in.
-fn main() {}
+//! `garret-agent`: PID 1 of the guest, and the server it starts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use garret_agent::server::vsock::HostOnly;
+use garret_agent::server::{self, Agent};
+use garret_agent::{environment, init};
+use rustix::process::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What is noted of environments, on the data disk.
+const STATE: &str = "/data/garret";
+/// What belongs to this boot.
+const RUN: &str = "/run/garret";
+/// For all containers to stop; init gives a little more.
+const STOP_CONTAINERS: Duration = Duration::from_secs(18);
+
+fn main() -> ExitCode {
+    let role = std::env::args().nth(1);
+    match role.as_deref() {
+        // First: the kernel passes words of its command line to PID 1.
+        _ if std::process::id() == 1 => init::run(),
+        Some("agent") => agent(),
+        Some("unmount") => {
+            init::unmount();
+            ExitCode::SUCCESS
+        }
+        Some("--version") => {
+            println!("garret-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("garret-agent: this is PID 1 of a garret machine (init=); as a command it knows --version only");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn agent() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(serve())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until init asks it to end, which it does when the containers have stopped.
+async fn serve() -> anyhow::Result<()> {
+    let init = rustix::process::getppid().filter(|parent| *parent == Pid::INIT);
+    let mut terminated = signal(SignalKind::terminate()).context("cannot handle signals")?;
+    let state = PathBuf::from(STATE);
+    for folder in [&state, &PathBuf::from(RUN)] {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let agent = Agent::new(state, RUN.into(), init);
+    let port = garret_api::agent::PORT;
+    let listener = HostOnly::bind(port).with_context(|| format!("cannot listen on vsock port {port}"))?;
+    let environments: std::sync::Arc<environment::Environments> = agent.environments().clone();
+    tokio::select! {
+        result = server::serve(listener, agent) => result.context("the server ended"),
+        _ = terminated.recv() => {
+            if tokio::time::timeout(STOP_CONTAINERS, environments.stop_all()).await.is_err() {
+                tracing::warn!("not every container stopped in time");
+            }
+            Ok(())
+        }
+    }
+}

@@ -44,6 +44,11 @@ impl Users {
         Self { passwd: passwd.into(), group: group.into() }
     }
 
+    /// The text of the user and of the group file.
+    pub fn texts(&self) -> (&str, &str) {
+        (&self.passwd, &self.group)
+    }
+
     /// Finds `user[:group]`, each by name or number, as container images and `docker exec` write it. A number without a
     /// line is fine, a name without a line is `None`.
     pub fn find(&self, wanted: &str) -> Option<User> {

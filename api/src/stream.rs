@@ -18,6 +18,12 @@ pub const STDOUT: u8 = 1;
 pub const STDERR: u8 = 2;
 /// The largest frame either side sends, in bytes, channel byte included.
 pub const FRAME_MAX: usize = 64 * 1024;
+/// The largest request (the first frame), in bytes.
+pub const REQUEST_MAX: usize = 1 << 20;
+/// Code of the [`Problem`](crate::Problem) when there is no such program; a shell reports it as 127.
+pub const NO_SUCH_PROGRAM: &str = "no-such-program";
+/// Code of the [`Problem`](crate::Problem) when the program cannot be executed; a shell reports it as 126.
+pub const NOT_EXECUTABLE: &str = "not-executable";
 
 /// What the client may say while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +31,7 @@ pub const FRAME_MAX: usize = 64 * 1024;
 pub enum Control {
     /// The terminal's new size, in characters.
     Resize(WindowSize),
-    /// Send this signal (a number of Linux on x86-64) to the process group.
+    /// Send this signal (its number on x86-64, 1 to 31) to the process group.
     Signal(i32),
     /// Standard input ends here.
     CloseStdin,
@@ -58,7 +64,11 @@ impl Outcome {
         match self {
             Outcome::Exited(status) => *status,
             Outcome::Signaled(signal) => 128u8.wrapping_add(*signal as u8),
-            Outcome::Failed(_) => 125,
+            Outcome::Failed(problem) => match problem.code.as_str() {
+                NO_SUCH_PROGRAM => 127,
+                NOT_EXECUTABLE => 126,
+                _ => 125,
+            },
         }
     }
 }

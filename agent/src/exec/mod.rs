@@ -1,5 +1,24 @@
 //! Processes run for a client, in the guest or in a container.
+//!
+//! | file | what |
+//! |---|---|
+//! | `spec` | a process to run, complete |
+//! | `guest` | from a request to the specification of a process in the guest |
+//! | `spawn` | starts a process in the guest |
+//! | `container` | starts a process in a container, through the OCI runtime |
+//! | `running` | what both give: streams, terminal, signals, end |
+//! | `run` | a process run to its end, for its output |
+//! | `session` | one WebSocket and one process |
 
+mod container;
+mod guest;
+mod run;
+mod running;
+mod session;
+mod spawn;
 mod spec;
 
+pub use guest::process as guest_process;
+pub use run::run;
+pub use session::serve;
 pub use spec::{Credentials, Place, ProcessSpec};

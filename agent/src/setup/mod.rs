@@ -1,5 +1,182 @@
 //! `PUT /v1/machine`: what the guest is told of its host, and the files that make it so.
+//!
+//! Everything goes into `/etc`, whose changes live in memory: each boot is set up anew by the host. The setup is also kept
+//! in a file, so that a restarted agent knows it.
 
+mod check;
 mod facts;
+mod render;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use garret_api::Problem;
+use garret_api::agent::{MachineSetup, NetworkSetup};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::sync::{Mutex, watch};
 
 pub use facts::{FactMount, HostFacts};
+
+/// The machine's setup and what follows from it.
+pub struct Setup {
+    /// Where the last setup is kept.
+    file: PathBuf,
+    current: Mutex<Option<MachineSetup>>,
+    facts: watch::Sender<Arc<HostFacts>>,
+}
+
+impl Setup {
+    /// Takes up what an agent before this one was told, if it was told anything since boot.
+    pub fn load(run: &Path) -> Self {
+        let file = run.join("setup.json");
+        let current: Option<MachineSetup> =
+            std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let facts = current.as_ref().map(render::facts).unwrap_or_default();
+        Self { file, current: Mutex::new(current), facts: watch::Sender::new(Arc::new(facts)) }
+    }
+
+    /// Changes with every setup.
+    pub fn facts(&self) -> watch::Receiver<Arc<HostFacts>> {
+        self.facts.subscribe()
+    }
+
+    /// Whether the machine has been set up since boot.
+    pub async fn done(&self) -> bool {
+        self.current.lock().await.is_some()
+    }
+
+    /// Makes it so. One at a time; what is so already is left alone.
+    pub async fn apply(&self, setup: MachineSetup) -> Result<(), Problem> {
+        check::check(&setup)?;
+        let mut current = self.current.lock().await;
+        if current.as_ref() == Some(&setup) {
+            return Ok(());
+        }
+        let facts = render::facts(&setup);
+        let context = |error: io::Error| Problem::new("internal", format!("cannot set the machine up: {error}"));
+        rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| context(error.into()))?;
+        write_files(Path::new("/"), &setup, &facts, &self.file.with_file_name("image-certificates.crt"))
+            .map_err(context)?;
+        let same_network = current.as_ref().is_some_and(|before| before.network == setup.network);
+        if let Some(network) = setup.network.as_ref().filter(|_| !same_network) {
+            configure(network).await?;
+        }
+        // Last: a setup that failed half-way is done again.
+        write(&self.file, &serde_json::to_string(&setup).expect("a setup is plain data")).map_err(context)?;
+        self.facts.send_replace(Arc::new(facts));
+        *current = Some(setup);
+        Ok(())
+    }
+}
+
+/// Writes all files below `root`. `image_certificates` keeps the image's own bundle, which the first setup replaces.
+fn write_files(root: &Path, setup: &MachineSetup, facts: &HostFacts, image_certificates: &Path) -> io::Result<()> {
+    let at = |path: &str| root.join(path.trim_start_matches('/'));
+    write(&at("/etc/hostname"), &format!("{}\n", setup.hostname))?;
+    write(&at("/etc/hosts"), &render::hosts(&setup.hostname))?;
+    write(&at("/etc/resolv.conf"), &render::resolv_conf(setup.network.as_ref()))?;
+    let mirrors = render::registries_conf(&setup.registry_mirrors);
+    write(&at("/etc/containers/registries.conf.d/50-garret.conf"), &mirrors)?;
+    write(&at("/etc/containers/containers.conf.d/50-garret.conf"), &render::containers_conf(facts))?;
+    match render::apt(setup) {
+        Some(text) => write(&at(render::APT), &text)?,
+        None => remove(&at(render::APT))?,
+    }
+    let certificates = at(render::CERTIFICATES);
+    if !image_certificates.exists() {
+        let own = std::fs::read_to_string(&certificates).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(String::new()),
+            _ => Err(error),
+        })?;
+        write(image_certificates, &own)?;
+    }
+    let own = std::fs::read_to_string(image_certificates)?;
+    let added = setup.ca_bundle.as_deref().unwrap_or_default();
+    write(&certificates, &format!("{own}{added}\n"))?;
+    // The guest itself uses the containers' path in apt's settings.
+    let link = at(render::CONTAINER_CERTIFICATES);
+    remove(&link)?;
+    std::fs::create_dir_all(link.parent().unwrap_or(root))?;
+    std::os::unix::fs::symlink(render::CERTIFICATES, link)
+}
+
+/// Replaces a file in one step; readable by all. A link at `path` is replaced, not followed.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder).map_err(named)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(named)?;
+    io::Write::write_all(&mut file, text.as_bytes()).map_err(named)?;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(named)?;
+    file.persist(path).map_err(|error| named(error.error))?;
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn configure(network: &NetworkSetup) -> Result<(), Problem> {
+    let failed = |why: String| Problem::new("internal", format!("cannot configure the network interface eth0: {why}"));
+    let mut command = Command::new("ip");
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| failed(format!("ip: {error}")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(render::ip_batch(network).as_bytes()).await.map_err(|error| failed(error.to_string()))?;
+    }
+    let output = child.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_added_to_the_images_own_and_taken_away_again() {
+        let root = tempfile::tempdir().unwrap();
+        let kept = root.path().join("kept.crt");
+        let bundle = root.path().join("etc/ssl/certs/ca-certificates.crt");
+        write(&bundle, "IMAGE\n").unwrap();
+        let mut setup = MachineSetup { hostname: "a".into(), ca_bundle: Some("CORP\n".into()), ..Default::default() };
+        for _ in 0..2 {
+            write_files(root.path(), &setup, &render::facts(&setup), &kept).unwrap();
+            assert_eq!(std::fs::read_to_string(&bundle).unwrap(), "IMAGE\nCORP\n\n");
+        }
+        assert!(root.path().join("etc/apt/apt.conf.d/90garret").exists());
+        setup.ca_bundle = None;
+        write_files(root.path(), &setup, &render::facts(&setup), &kept).unwrap();
+        assert_eq!(std::fs::read_to_string(&bundle).unwrap(), "IMAGE\n\n");
+        assert!(!root.path().join("etc/apt/apt.conf.d/90garret").exists());
+    }
+
+    #[tokio::test]
+    async fn a_restarted_agent_knows_the_setup() {
+        let run = tempfile::tempdir().unwrap();
+        assert!(!Setup::load(run.path()).done().await);
+        let mut setup = MachineSetup { hostname: "a".into(), ..Default::default() };
+        setup.packages.npm_registry = Some("http://npm".into());
+        write(&run.path().join("setup.json"), &serde_json::to_string(&setup).unwrap()).unwrap();
+        let loaded = Setup::load(run.path());
+        assert!(loaded.done().await);
+        assert_eq!(loaded.facts().borrow().env["NPM_CONFIG_REGISTRY"], "http://npm");
+    }
+
+    #[tokio::test]
+    async fn a_bad_setup_changes_nothing() {
+        let run = tempfile::tempdir().unwrap();
+        let setup = Setup::load(run.path());
+        let problem = setup.apply(MachineSetup { hostname: "".into(), ..Default::default() }).await.unwrap_err();
+        assert_eq!((problem.code.as_str(), setup.done().await), ("invalid", false));
+    }
+}

@@ -1,0 +1,98 @@
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitStatus;
+
+use garret_api::Problem;
+use garret_api::stream::{Outcome, WindowSize};
+use rustix::process::{Pid, Signal};
+use rustix::termios::Winsize;
+use tempfile::TempDir;
+use tokio::net::unix::pipe;
+use tokio::process::Child;
+
+/// A process that has been started.
+pub(super) struct Running {
+    /// Its standard input: a pipe or its terminal.
+    pub stdin: pipe::Sender,
+    /// Its outputs, each with its channel byte.
+    pub outputs: Vec<(u8, pipe::Receiver)>,
+    /// How to act on it.
+    pub handle: Handle,
+    /// How to wait for it.
+    pub child: Reaper,
+}
+
+/// What can be done to a running process.
+pub(super) struct Handle {
+    /// Its process group, seen from the guest.
+    pub group: Pid,
+    /// The master side of its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+impl Handle {
+    /// Sends a signal to the process group. It being gone already is no error; a number that is no signal is.
+    pub fn signal(&self, number: i32) -> Result<(), Problem> {
+        let signal = Signal::from_named_raw(number)
+            .ok_or_else(|| Problem::new("invalid", format!("{number} is not a signal from 1 to 31")))?;
+        match rustix::process::kill_process_group(self.group, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(Problem::new("internal", format!("cannot signal the process: {error}"))),
+        }
+    }
+
+    /// What a lost connection means: SIGHUP, and SIGCONT so that a stopped job takes notice.
+    pub fn hang_up(&self) {
+        for signal in [Signal::HUP, Signal::CONT] {
+            rustix::process::kill_process_group(self.group, signal).ok();
+        }
+    }
+
+    /// Sets the terminal's size; without a terminal nothing happens.
+    pub fn resize(&self, size: WindowSize) {
+        if let Some(terminal) = &self.terminal {
+            set_size(terminal, size).ok();
+        }
+    }
+}
+
+/// Waits for a process and keeps what must live as long as it.
+pub(super) struct Reaper {
+    pub child: Child,
+    /// Removed when the process has ended.
+    pub _scratch: Option<TempDir>,
+}
+
+impl Reaper {
+    pub async fn wait(&mut self) -> Outcome {
+        match self.child.wait().await {
+            Ok(status) => outcome(status),
+            Err(error) => Outcome::Failed(Problem::new("internal", format!("the process was lost: {error}"))),
+        }
+    }
+}
+
+fn outcome(status: ExitStatus) -> Outcome {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Outcome::Exited(code as u8),
+        (None, signal) => Outcome::Signaled(signal.unwrap_or(0)),
+    }
+}
+
+pub(super) fn set_size(terminal: impl AsFd, size: WindowSize) -> io::Result<()> {
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
+}
+
+/// The two directions of a terminal's master side.
+///
+/// They are not pipes, but what tokio's pipe types do (non-blocking read, write and readiness) fits a terminal just as
+/// well; a hang-up is read as `EIO`.
+pub(super) fn terminal_streams(master: &OwnedFd) -> io::Result<(pipe::Sender, pipe::Receiver)> {
+    let flags = rustix::fs::fcntl_getfl(master)?;
+    rustix::fs::fcntl_setfl(master, flags | rustix::fs::OFlags::NONBLOCK)?;
+    let sender = pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?;
+    let receiver = pipe::Receiver::from_owned_fd_unchecked(master.try_clone()?)?;
+    Ok((sender, receiver))
+}

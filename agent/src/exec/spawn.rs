@@ -1,0 +1,160 @@
+//! Starts a process in the guest: in its own session, in the cgroup for interactive use, as its user.
+#![allow(unsafe_code)]
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+
+use garret_api::Problem;
+use garret_api::stream::{self, WindowSize};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Gid, Pid, Signal, Uid};
+use rustix::pty::OpenptFlags;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+
+use super::running::{Handle, Reaper, Running, set_size, terminal_streams};
+use super::{Credentials, ProcessSpec};
+
+/// Where interactive processes are accounted, apart from the agent.
+const CGROUP: &str = "/sys/fs/cgroup/garret/exec/cgroup.procs";
+
+/// Starts `spec` in the guest.
+pub(super) fn spawn(spec: &ProcessSpec) -> Result<Running, Problem> {
+    if !spec.cwd.is_dir() {
+        return Err(Problem::new("not-found", format!("there is no folder {:?} to start in", spec.cwd)));
+    }
+    let mut command = Command::new(&spec.args[0]);
+    command.args(&spec.args[1..]).env_clear().envs(&spec.env).current_dir(&spec.cwd);
+    let streams = match spec.terminal {
+        Some(size) => Streams::terminal(size),
+        None => Streams::pipes(),
+    };
+    let internal = |error: io::Error| Problem::new("internal", format!("cannot start a process: {error}"));
+    let streams = streams.map_err(internal)?;
+    let (child, pid) = streams.attach(&mut command).and_then(|()| start(command, Some(spec))).map_err(|error| {
+        let program = &spec.args[0];
+        match error.kind() {
+            io::ErrorKind::NotFound => Problem::new(stream::NO_SUCH_PROGRAM, format!("{program}: no such program")),
+            io::ErrorKind::PermissionDenied => {
+                Problem::new(stream::NOT_EXECUTABLE, format!("{program}: cannot be executed"))
+            }
+            _ => Problem::new("internal", format!("{program}: {error}")),
+        }
+    })?;
+    Ok(Running {
+        stdin: streams.stdin,
+        outputs: streams.outputs,
+        handle: Handle { group: pid, terminal: streams.master },
+        child: Reaper { child, _scratch: None },
+    })
+}
+
+/// Our ends of a process's streams, and its own.
+pub(super) struct Streams {
+    pub stdin: pipe::Sender,
+    pub outputs: Vec<(u8, pipe::Receiver)>,
+    pub master: Option<OwnedFd>,
+    theirs: [OwnedFd; 3],
+}
+
+impl Streams {
+    /// Three pipes.
+    pub fn pipes() -> io::Result<Self> {
+        let (their_stdin, stdin) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(Self {
+            stdin: pipe::Sender::from_owned_fd(stdin)?,
+            outputs: vec![
+                (stream::STDOUT, pipe::Receiver::from_owned_fd(stdout)?),
+                (stream::STDERR, pipe::Receiver::from_owned_fd(stderr)?),
+            ],
+            master: None,
+            theirs: [their_stdin, their_stdout, their_stderr],
+        })
+    }
+
+    fn terminal(size: WindowSize) -> io::Result<Self> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags)?;
+        rustix::pty::unlockpt(&master)?;
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        set_size(&master, size)?;
+        let (stdin, stdout) = terminal_streams(&master)?;
+        let theirs = [slave.try_clone()?, slave.try_clone()?, slave];
+        Ok(Self { stdin, outputs: vec![(stream::STDOUT, stdout)], master: Some(master), theirs })
+    }
+
+    /// Gives `command` its ends. Ours must not be the last to hold them, or the end of output is never seen: `command`
+    /// and `self.theirs` are dropped by the caller before it reads.
+    pub fn attach(&self, command: &mut Command) -> io::Result<()> {
+        let [stdin, stdout, stderr] = &self.theirs;
+        command.stdin(Stdio::from(stdin.try_clone()?));
+        command.stdout(Stdio::from(stdout.try_clone()?));
+        command.stderr(Stdio::from(stderr.try_clone()?));
+        Ok(())
+    }
+}
+
+/// Starts `command` as the leader of a new session and process group; with `spec` also with its terminal and identity.
+pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Result<(Child, Pid)> {
+    let cgroup = open_cgroup(Path::new(CGROUP));
+    let terminal = spec.is_some_and(|spec| spec.terminal.is_some());
+    let identity = spec.map(|spec| Identity::new(&spec.credentials));
+    let prepare = move || {
+        rustix::process::setsid()?;
+        if terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        if let Some(cgroup) = &cgroup {
+            rustix::io::write(cgroup, b"0")?;
+        }
+        if let Some(identity) = &identity {
+            identity.assume()?;
+        }
+        // Last, for a change of identity clears it: a killed agent is a lost connection.
+        rustix::process::set_parent_process_death_signal(Some(Signal::HUP))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes raw system calls on values it owns and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+    let child = command.spawn()?;
+    let pid = child.id().and_then(|id| Pid::from_raw(id as i32)).ok_or(io::ErrorKind::NotFound)?;
+    Ok((child, pid))
+}
+
+/// The guest's cgroups are made by init; elsewhere (tests on a plain host) there are none.
+fn open_cgroup(path: &Path) -> Option<OwnedFd> {
+    OpenOptions::new().write(true).open(path).ok().map(OwnedFd::from)
+}
+
+struct Identity {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    change: bool,
+}
+
+impl Identity {
+    fn new(credentials: &Credentials) -> Self {
+        Self {
+            uid: Uid::from_raw(credentials.uid),
+            gid: Gid::from_raw(credentials.gid),
+            groups: credentials.groups.iter().copied().map(Gid::from_raw).collect(),
+            change: rustix::process::geteuid().is_root(),
+        }
+    }
+
+    /// For the one thread after a fork. Groups first: afterwards the right to change them is gone.
+    fn assume(&self) -> rustix::io::Result<()> {
+        if self.change {
+            rustix::thread::set_thread_groups(&self.groups)?;
+            rustix::thread::set_thread_res_gid(self.gid, self.gid, self.gid)?;
+            rustix::thread::set_thread_res_uid(self.uid, self.uid, self.uid)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! PID 1: mounts, cgroups and settings, then one loop which reaps, keeps the agent running and ends the machine.
+//!
+//! Single-threaded and without tokio: nothing here can wait for something else here. Signals are the interface:
+//!
+//! | signal | from | meaning |
+//! |---|---|---|
+//! | `SIGCHLD` | kernel | reap |
+//! | `SIGTERM` | the agent | power off |
+//! | `SIGINT` | kernel (Ctrl-Alt-Del), or anybody who is root | restart the machine |
+//!
+//! | file | what |
+//! |---|---|
+//! | `mounts` | every mount there is |
+//! | `disk` | the data disk: check, mount, grow |
+//! | `kernel` | sysctls, limits, cgroups |
+//! | `chores` | small programs run beside the boot: loopback, swap |
+//! | `supervisor` | when the agent is started again: pure |
+//! | `children` | the loop's view of processes |
+//! | `shutdown` | the end |
+
+mod children;
+mod chores;
+mod disk;
+mod kernel;
+mod mounts;
+mod shutdown;
+mod supervisor;
+
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use children::{Children, Died};
+pub use shutdown::unmount;
+use shutdown::{Ending, Goal};
+use supervisor::Supervisor;
+
+/// One line on the console.
+fn say(what: impl std::fmt::Display) {
+    eprintln!("garret-init: {what}");
+}
+
+/// A program with the environment everything in the guest starts from: the kernel gives PID 1 no `PATH`.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command.env_clear().env("HOME", "/root").env("LANG", "C.UTF-8");
+    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command
+}
+
+/// Runs the machine; must be PID 1.
+pub fn run() -> ! {
+    if let Err(error) = boot() {
+        say(format_args!("cannot boot: {error:#}; powering off"));
+        shutdown::now(Goal::PowerOff);
+    }
+    let error = match serve() {
+        Ok(goal) => shutdown::now(goal),
+        Err(error) => error,
+    };
+    say(format_args!("cannot go on: {error:#}; powering off"));
+    shutdown::now(Goal::PowerOff)
+}
+
+fn boot() -> anyhow::Result<()> {
+    mounts::early()?;
+    kernel::limits();
+    disk::mount()?;
+    mounts::late()?;
+    kernel::sysctls();
+    kernel::cgroups()
+}
+
+/// Until somebody asks for the end.
+fn serve() -> anyhow::Result<Goal> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        mask.add(signal);
+    }
+    // Blocked, so that they are queued: the kernel drops a signal to PID 1 for which it has no handler.
+    mask.thread_block()?;
+    rustix::system::reboot(rustix::system::RebootCommand::CadOff).ok();
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut children = Children::new(signals);
+    let mut supervisor = Supervisor::new(Instant::now());
+    let mut chores = chores::all();
+    let mut ending: Option<Ending> = None;
+    loop {
+        let now = Instant::now();
+        if ending.is_none() && supervisor.due(now) {
+            match children.start_agent() {
+                Ok(()) => supervisor.started(now),
+                Err(error) => {
+                    say(format_args!("cannot start the agent: {error}"));
+                    supervisor.died(now);
+                }
+            }
+            // Beside the agent, not before it: the host waits for the agent only.
+            chores.drain(..).for_each(|chore| children.start_chore(chore));
+        }
+        if ending.as_ref().is_some_and(|ending| ending.over(now, &children)) {
+            break;
+        }
+        let deadline = ending.as_ref().map_or(supervisor.deadline(), |ending| Some(ending.deadline()));
+        let requests = children.wait(deadline)?;
+        for died in children.reap() {
+            match died {
+                Died::Agent(how) => {
+                    if ending.is_none() {
+                        say(format_args!("the agent ended ({how}) and is started again"));
+                    }
+                    supervisor.died(Instant::now());
+                }
+                Died::Chore(name, how) => say(format_args!("{name}: {how}")),
+            }
+        }
+        if let (None, Some(goal)) = (&ending, requests) {
+            ending = Some(Ending::begin(goal, Instant::now(), &children));
+        }
+    }
+    Ok(ending.map_or(Goal::PowerOff, |ending| ending.goal()))
+}

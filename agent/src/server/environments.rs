@@ -1,0 +1,58 @@
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body as ResponseBody, Bytes};
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use garret_api::agent::{EnvironmentSpec, EnvironmentStatus};
+
+use super::machine::session;
+use super::{Agent, Body, Refusal};
+use crate::workspaces;
+
+/// Newline-delimited progress. Ending the request does not end the work.
+pub async fn up(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    Body(spec): Body<EnvironmentSpec>,
+) -> Result<Response, Refusal> {
+    workspaces::check_name(&spec.share)?;
+    let lines = agent.environments.up(&id, spec).await?;
+    let lines = stream::unfold(lines, async |mut lines| {
+        let mut line = serde_json::to_vec(&lines.recv().await?).expect("progress is plain data");
+        line.push(b'\n');
+        Some((Ok::<_, Infallible>(Bytes::from(line)), lines))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response())
+}
+
+pub async fn list(State(agent): State<Arc<Agent>>) -> Json<Vec<EnvironmentStatus>> {
+    Json(agent.environments.list().await)
+}
+
+pub async fn get(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<Json<EnvironmentStatus>, Refusal> {
+    Ok(Json(agent.environments.get(&id).await?))
+}
+
+pub async fn stop(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+    agent.environments.stop(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn delete(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+    agent.environments.delete(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn log(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let log = agent.environments.log(&id).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], log).into_response())
+}
+
+pub async fn exec(State(agent): State<Arc<Agent>>, Path(id): Path<String>, upgrade: WebSocketUpgrade) -> Response {
+    session(agent, upgrade, async move |agent: Arc<Agent>, request| agent.environments.exec(&id, request).await)
+}

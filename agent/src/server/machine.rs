@@ -1,0 +1,83 @@
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use garret_api::Problem;
+use garret_api::agent::{AgentInfo, ExecRequest, MachineSetup, Statistics};
+use garret_api::stream::{FRAME_MAX, REQUEST_MAX};
+use rustix::process::Signal;
+
+use super::{Agent, Body, Refusal};
+use crate::exec::{self, ProcessSpec};
+use crate::users::Users;
+use crate::workspaces;
+
+pub async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Refusal> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(internal)?;
+    Ok(Json(AgentInfo {
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot_id: boot_id.trim().into(),
+        pid: std::process::id(),
+        set_up: agent.setup.done().await,
+    }))
+}
+
+pub async fn set_up(State(agent): State<Arc<Agent>>, Body(setup): Body<MachineSetup>) -> Result<StatusCode, Refusal> {
+    agent.setup.apply(setup).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn statistics() -> Result<Json<Statistics>, Refusal> {
+    Ok(Json(crate::statistics::read().map_err(internal)?))
+}
+
+pub async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
+    session(agent, upgrade, async |agent: Arc<Agent>, request| {
+        let users = Users::load("/".as_ref())
+            .map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))?;
+        let facts = agent.setup.facts().borrow().clone();
+        exec::guest_process(&users, request, &facts.engine_env)
+    })
+}
+
+/// Upgrades to a WebSocket and runs what `prepare` makes of its request. One session too many is told so.
+pub(super) fn session<P, F>(agent: Arc<Agent>, upgrade: WebSocketUpgrade, prepare: P) -> Response
+where
+    P: FnOnce(Arc<Agent>, ExecRequest) -> F + Send + 'static,
+    F: Future<Output = Result<ProcessSpec, Problem>> + Send + 'static,
+{
+    let upgrade = upgrade.max_message_size(REQUEST_MAX).max_frame_size(REQUEST_MAX).write_buffer_size(FRAME_MAX);
+    upgrade.on_upgrade(async move |socket| {
+        let permit = agent.sessions.clone().try_acquire_owned();
+        let full = permit.is_err();
+        exec::serve(socket, async move |request| match full {
+            false => prepare(agent, request).await,
+            true => Err(Problem::new("unavailable", "too many commands run in this machine at once; end some")),
+        })
+        .await;
+        drop(permit);
+    })
+}
+
+pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
+    workspaces::check_name(&share)?;
+    agent.environments.release(&share).await?;
+    workspaces::release(&agent.dirs.workspaces.join(share)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Init does it: it asks this agent back to stop the containers and to end, and goes on from there.
+pub async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
+    let init = agent.init.ok_or_else(|| {
+        Problem::new("unavailable", "this agent was not started by garret's init and cannot power off")
+    })?;
+    rustix::process::kill_process(init, Signal::TERM).map_err(|error| internal(error.into()))?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn internal(error: std::io::Error) -> Refusal {
+    Problem::new("internal", error.to_string()).into()
+}

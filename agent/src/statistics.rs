@@ -1,0 +1,71 @@
+//! The guest's own view of its memory, pressure and load.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use garret_api::agent::{Pressure, Statistics};
+
+/// Reads `/proc`.
+pub fn read() -> io::Result<Statistics> {
+    let mut pressure = BTreeMap::new();
+    for resource in ["cpu", "memory", "io"] {
+        let text = std::fs::read_to_string(format!("/proc/pressure/{resource}"))?;
+        pressure.insert(resource.to_owned(), parse_pressure(&text));
+    }
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default();
+    Ok(Statistics { memory: parse_meminfo(&std::fs::read_to_string("/proc/meminfo")?), pressure, load })
+}
+
+/// `/proc/meminfo` in bytes. Lines without a unit are counts of pages of other kinds and are left out.
+fn parse_meminfo(text: &str) -> BTreeMap<String, u64> {
+    let line = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some((name.to_owned(), kib * 1024))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// A file of `/proc/pressure`; absent lines (`full` of cpu on old kernels) are zero.
+fn parse_pressure(text: &str) -> Pressure {
+    let mut pressure = Pressure::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (average, total) = match words.next() {
+            Some("some") => (&mut pressure.some_avg10, &mut pressure.some_total_us),
+            Some("full") => (&mut pressure.full_avg10, &mut pressure.full_total_us),
+            _ => continue,
+        };
+        for (name, value) in words.filter_map(|word| word.split_once('=')) {
+            match name {
+                "avg10" => *average = value.parse().unwrap_or_default(),
+                "total" => *total = value.parse().unwrap_or_default(),
+                _ => {}
+            }
+        }
+    }
+    pressure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_in_bytes() {
+        let memory = parse_meminfo("MemTotal:        1000 kB\nMemFree: 1 kB\nHugePages_Total:       3\nodd\n");
+        assert_eq!(memory, BTreeMap::from([("MemTotal".into(), 1_024_000), ("MemFree".into(), 1024)]));
+    }
+
+    #[test]
+    fn pressure_has_both_lines() {
+        let text = "some avg10=1.50 avg60=0.00 avg300=0.00 total=42\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=7\n";
+        let expected = Pressure { some_avg10: 1.5, some_total_us: 42, full_avg10: 0.25, full_total_us: 7 };
+        assert_eq!(parse_pressure(text), expected);
+        assert_eq!(
+            parse_pressure("nonsense\nsome avg10=x total=9"),
+            Pressure { some_total_us: 9, ..Default::default() }
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! Letting go of a workspace: afterwards nothing in the guest uses its folder.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use garret_api::Problem;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+/// How long a killed process may take to go.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A share's name: one folder's name.
+pub fn check_name(share: &str) -> Result<(), Problem> {
+    if share.is_empty() || share.contains(['/', '\0']) || share == "." || share == ".." {
+        return Err(Problem::new("invalid", format!("{share:?} is not a workspace's name")));
+    }
+    Ok(())
+}
+
+/// Kills what still uses `folder` (containers have been stopped before), unmounts it and makes the kernel forget it.
+pub async fn release(folder: &Path) -> Result<(), Problem> {
+    let Ok(metadata) = fs::metadata(folder) else { return Ok(()) };
+    // Each workspace is a file system of its own, announced by the server; its number finds users in every mount
+    // namespace. A plain folder of the share has none.
+    let parent = folder.parent().and_then(|parent| fs::metadata(parent).ok());
+    let device = parent.filter(|parent| parent.dev() != metadata.dev()).map(|_| metadata.dev());
+    for pid in users(folder, device) {
+        end(pid).await;
+    }
+    let failed = |what: &str, error: io::Error| {
+        Problem::new("conflict", format!("the workspace {folder:?} is still in use: {what}: {error}"))
+    };
+    match rustix::mount::unmount(folder, UnmountFlags::NOFOLLOW) {
+        // Not a mount point (any more).
+        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+        Err(error) => return Err(failed("unmount", error.into())),
+    }
+    rustix::fs::sync();
+    // Dentries and inodes: the server closes a file when the guest forgets it.
+    fs::write("/proc/sys/vm/drop_caches", "2").map_err(|error| failed("drop caches", error))
+}
+
+/// Processes with a file, folder, program or mapping on it, other than this one.
+fn users(folder: &Path, device: Option<u64>) -> Vec<Pid> {
+    let own = rustix::process::getpid();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
+    pids.filter(|pid| *pid != own && uses(*pid, folder, device)).collect()
+}
+
+fn uses(pid: Pid, folder: &Path, device: Option<u64>) -> bool {
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let links = ["cwd", "root", "exe"].into_iter().map(|name| process.join(name));
+    let entries =
+        |name: &str| fs::read_dir(process.join(name)).into_iter().flatten().flatten().map(|entry| entry.path());
+    links.chain(entries("fd")).chain(entries("map_files")).any(|link| match device {
+        Some(device) => fs::metadata(&link).is_ok_and(|metadata| metadata.dev() == device),
+        None => fs::read_link(&link).is_ok_and(|target| target.starts_with(folder)),
+    })
+}
+
+/// Kills one process and waits for its end.
+async fn end(pid: Pid) {
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    tracing::info!("process {} uses a workspace that goes away and is killed", pid.as_raw_nonzero());
+    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok();
+    let gone = move || {
+        let timeout = Timespec { tv_sec: KILL_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))
+    };
+    tokio::task::spawn_blocking(gone).await.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn names_are_one_folder() {
+        assert!(check_name("a b ü").is_ok());
+        for bad in ["", ".", "..", "a/b", "/"] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_with_its_working_folder_there_is_found_and_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("cat");
+        let mut child = command.current_dir(folder.path()).stdin(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert_eq!(users(folder.path(), None), [pid]);
+        end(pid).await;
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        assert!(users(folder.path(), None).is_empty());
+    }
+}

@@ -1,0 +1,229 @@
+//! The real server on a Unix socket: commands and terminals in the guest (here: this machine) over WebSocket.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Session, request};
+use futures_util::{SinkExt, StreamExt};
+use garret_api::agent::ExecRequest;
+use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDOUT, WindowSize};
+use tokio_tungstenite::tungstenite::Message;
+
+const SIZE: Option<WindowSize> = Some(WindowSize { rows: 33, columns: 111 });
+
+fn terminal(command: &[&str]) -> ExecRequest {
+    ExecRequest { terminal: SIZE, ..request(command) }
+}
+
+#[tokio::test]
+async fn streams_are_apart_and_the_status_arrives() {
+    let mut session = Session::open(request(&["sh", "-c", "printf out; printf err >&2; exit 7"])).await;
+    let end = session.end().await;
+    assert_eq!((end.stdout.as_slice(), end.stderr.as_slice()), (&b"out"[..], &b"err"[..]));
+    assert_eq!(end.outcome, Outcome::Exited(7));
+}
+
+#[tokio::test]
+async fn megabytes_of_bytes_pass_both_ways_unchanged() {
+    let data: Vec<u8> = (0..5_000_003u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut session = Session::open(request(&["cat"])).await;
+    let (mut sink, source) = session.split();
+    let send = async {
+        for chunk in data.chunks(FRAME_MAX - 1) {
+            let mut frame = vec![STDIN];
+            frame.extend_from_slice(chunk);
+            sink.send(Message::binary(frame)).await.unwrap();
+        }
+        sink.send(common::control(&Control::CloseStdin)).await.unwrap();
+    };
+    let (end, ()) = tokio::join!(common::collect(source), send);
+    assert_eq!(end.stdout.len(), data.len());
+    assert!(end.stdout == data, "the bytes are not the same");
+    assert_eq!(end.outcome, Outcome::Exited(0));
+}
+
+#[tokio::test]
+async fn a_slow_reader_stops_the_process_and_loses_nothing() {
+    // `dd` reports on stderr only once everything is written; the sum is of everything.
+    let command = "dd if=/dev/zero bs=65536 count=256 2>/dev/null; echo written >&2";
+    let mut session = Session::open(request(&["sh", "-c", command])).await;
+    // Nothing is read here until the writer stands still: its counter of written bytes does not move any more.
+    let pid = common::child_named("dd").await;
+    let written = common::settled(|| common::written_bytes(pid)).await;
+    assert!(written < 8 << 20, "{written} bytes were buffered for a client that does not read");
+    let end = session.end().await;
+    assert_eq!((end.stdout.len(), end.stderr.as_slice()), (16 << 20, &b"written\n"[..]));
+}
+
+#[tokio::test]
+async fn a_process_that_reads_nothing_can_still_be_signalled() {
+    let mut session = Session::open(request(&["sleep", "1000"])).await;
+    let mut frame = vec![STDIN];
+    frame.resize(FRAME_MAX, 0);
+    for _ in 0..8 {
+        session.send(Message::binary(frame.clone())).await;
+    }
+    session.control(Control::Signal(15)).await;
+    assert_eq!(session.end().await.outcome, Outcome::Signaled(15));
+}
+
+#[tokio::test]
+async fn signals_reach_the_whole_process_group() {
+    let command = "trap 'echo caught; exit 3' INT; echo ready; sleep 1000 & wait";
+    let mut session = Session::open(request(&["sh", "-c", command])).await;
+    session.await_output("ready").await;
+    session.control(Control::Signal(2)).await;
+    let end = session.end().await;
+    assert_eq!((end.stdout.as_slice(), end.outcome), (&b"ready\ncaught\n"[..], Outcome::Exited(3)));
+}
+
+#[tokio::test]
+async fn a_terminal_has_a_size_and_hears_of_a_new_one() {
+    let command = "stty size; trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.01; done";
+    let mut session = Session::open(terminal(&["sh", "-c", command])).await;
+    session.await_output("ready").await;
+    session.control(Control::Resize(WindowSize { rows: 50, columns: 200 })).await;
+    let end = session.end().await;
+    assert_eq!(String::from_utf8(end.stdout).unwrap(), "33 111\r\nready\r\n50 200\r\n");
+}
+
+#[tokio::test]
+async fn a_terminal_is_the_controlling_one_and_interrupts_by_key() {
+    let command = "tty; echo ready; sleep 1000; echo unreachable";
+    let mut session = Session::open(terminal(&["bash", "-c", command])).await;
+    session.await_output("ready").await;
+    session.send(Message::binary(vec![STDIN, 3])).await;
+    let end = session.end().await;
+    let text = String::from_utf8(end.stdout).unwrap();
+    assert!(text.starts_with("/dev/pts/") && !text.contains("unreachable"), "{text:?}");
+    assert_eq!(end.outcome, Outcome::Signaled(2));
+}
+
+#[tokio::test]
+async fn the_end_of_input_is_an_end_of_file_on_a_terminal_too() {
+    let mut session = Session::open(terminal(&["sh", "-c", "cat; echo over"])).await;
+    session.send(Message::binary(b"\0line\n".to_vec())).await;
+    session.control(Control::CloseStdin).await;
+    let end = session.end().await;
+    assert_eq!(String::from_utf8(end.stdout).unwrap(), "line\r\nline\r\nover\r\n");
+}
+
+#[tokio::test]
+async fn a_lost_connection_hangs_the_process_up() {
+    for terminal in [None, SIZE] {
+        let folder = tempfile::tempdir().unwrap();
+        let told = folder.path().join("told");
+        // The shell's own word about its killed child must not go to a pipe nobody reads any more.
+        let command = format!(
+            "exec 2>/dev/null; trap 'echo hup > {}; exit' HUP; echo ready; while :; do sleep 0.01; done",
+            told.display()
+        );
+        let mut session = Session::open(ExecRequest { terminal, ..request(&["sh", "-c", &command]) }).await;
+        session.await_output("ready").await;
+        session.drop_connection();
+        common::eventually(|| std::fs::read_to_string(&told).is_ok_and(|text| text == "hup\n")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_client_is_noticed_while_its_input_is_stuck() {
+    let folder = tempfile::tempdir().unwrap();
+    let pid_file = folder.path().join("pid");
+    let command = format!("echo $$ > {}; echo ready; exec sleep 1000", pid_file.display());
+    let mut session = Session::open(request(&["sh", "-c", &command])).await;
+    session.await_output("ready").await;
+    // More than all buffers on the way hold; the send below is cut off, and the connection with it.
+    let flood = async {
+        loop {
+            session.send(Message::binary(vec![STDIN; FRAME_MAX])).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(1), flood).await.is_err());
+    session.drop_connection();
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    common::eventually(|| !std::path::Path::new("/proc").join(pid.trim()).exists()).await;
+}
+
+#[tokio::test]
+async fn what_is_left_in_the_background_does_not_hold_the_end_back() {
+    let mut session = Session::open(request(&["sh", "-c", "sleep 1000 & echo $!"])).await;
+    let end = session.end().await;
+    assert_eq!(end.outcome, Outcome::Exited(0));
+    let pid = String::from_utf8(end.stdout).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn the_environment_is_a_logins_and_the_requests() {
+    let mut asked = request(&["sh", "-c", "echo \"$HOME:$USER:$LOGNAME:$EXTRA:$CARGO_PKG_NAME\"; pwd"]);
+    asked.env.insert("EXTRA".into(), "a b\nc".into());
+    asked.cwd = Some("/usr".into());
+    let end = Session::open(asked).await.end().await;
+    assert_eq!(String::from_utf8(end.stdout).unwrap(), "/root:root:root:a b\nc:\n/usr\n");
+}
+
+#[tokio::test]
+async fn another_user_has_its_own_numbers() {
+    let asked = ExecRequest { user: Some("daemon".into()), cwd: Some("/".into()), ..request(&["id", "-u"]) };
+    assert_eq!(Session::open(asked).await.end().await.stdout, b"1\n");
+    let asked = ExecRequest { user: Some("4242:77".into()), cwd: Some("/".into()), ..request(&["id"]) };
+    assert_eq!(Session::open(asked).await.end().await.stdout, b"uid=4242 gid=77 groups=77\n");
+}
+
+#[tokio::test]
+async fn what_cannot_start_is_told_in_one_line() {
+    let cases = [
+        (request(&["no-such-program-anywhere"]), 127, "no-such-program-anywhere: no such program"),
+        (request(&["/etc/passwd"]), 126, "/etc/passwd: cannot be executed"),
+        (ExecRequest { cwd: Some("/no/such".into()), ..request(&["id"]) }, 125, "there is no folder \"/no/such\""),
+        (ExecRequest { user: Some("nobody-here".into()), ..request(&["id"]) }, 125, "no user \"nobody-here\""),
+        (ExecRequest { terminal: Some(WindowSize { rows: 0, columns: 1 }), ..request(&["id"]) }, 125, "1 row"),
+        (request(&["echo", "a\0b"]), 125, "NUL byte"),
+    ];
+    for (asked, status, says) in cases {
+        let end = Session::open(asked).await.end().await;
+        assert_eq!(end.outcome.status(), status, "{:?}", end.outcome);
+        let Outcome::Failed(problem) = end.outcome else { panic!("{:?}", end.outcome) };
+        assert!(problem.message.contains(says) && !problem.message.contains('\n'), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_is_refused() {
+    for first in [Message::text("{\"comand\": []}"), Message::text("["), Message::binary(vec![1, 2])] {
+        let mut session = Session::connect().await;
+        session.send(first).await;
+        let Outcome::Failed(problem) = session.end().await.outcome else { panic!("it was accepted") };
+        assert_eq!(problem.code, "invalid");
+    }
+}
+
+#[tokio::test]
+async fn odd_frames_are_survived() {
+    let mut session = Session::open(request(&["cat"])).await;
+    for frame in [
+        Message::binary(vec![]),
+        Message::binary(vec![9, 9]),
+        Message::binary(vec![STDOUT, 1]),
+        Message::binary(vec![STDERR]),
+        Message::text("nonsense"),
+        Message::text("{\"signal\": 4000}"),
+        Message::Ping(vec![1].into()),
+        Message::binary(b"\0ok".to_vec()),
+    ] {
+        session.send(frame).await;
+    }
+    session.control(Control::CloseStdin).await;
+    session.control(Control::CloseStdin).await;
+    let end = session.end().await;
+    assert_eq!((end.stdout.as_slice(), end.outcome), (&b"ok"[..], Outcome::Exited(0)));
+}
+
+#[tokio::test]
+async fn nothing_comes_after_the_outcome() {
+    let mut session = Session::open(request(&["true"])).await;
+    session.end().await;
+    let (_, mut source) = session.split();
+    assert!(!matches!(source.next().await, Some(Ok(Message::Text(_) | Message::Binary(_)))));
+}

@@ -1,0 +1,74 @@
+//! The guest API's plain calls on a Unix socket.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use common::Server;
+use garret_api::Problem;
+use garret_api::agent::{AgentInfo, Statistics};
+
+/// One HTTP/1.1 request; status and body.
+async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
+    let socket = server.socket();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn the_agent_tells_who_it_is() {
+    let server = Server::start();
+    let (status, body) = call(&server, "GET", "/v1/agent", "").await;
+    let info: AgentInfo = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, info.pid, info.set_up), (200, std::process::id(), false));
+    assert_eq!(info.boot_id.len(), 36);
+}
+
+#[tokio::test]
+async fn statistics_are_the_kernels() {
+    let server = Server::start();
+    let (status, body) = call(&server, "GET", "/v1/statistics", "").await;
+    if !std::path::Path::new("/proc/pressure/cpu").exists() {
+        // A kernel without PSI: told, not made up.
+        assert_eq!(status, 500);
+        return;
+    }
+    let statistics: Statistics = serde_json::from_str(&body).unwrap();
+    assert!(statistics.memory["MemTotal"] > statistics.memory["MemFree"]);
+    assert_eq!(statistics.pressure.keys().collect::<Vec<_>>(), ["cpu", "io", "memory"]);
+}
+
+#[tokio::test]
+async fn every_refusal_is_a_problem() {
+    let server = Server::start();
+    let cases = [
+        ("GET", "/v2/agent", "", 404, "not-found"),
+        ("PUT", "/v1/machine", "{", 400, "invalid"),
+        ("PUT", "/v1/machine", r#"{"hostname": "a", "hostnme": "b"}"#, 400, "invalid"),
+        ("PUT", "/v1/machine", r#"{"hostname": "no spaces"}"#, 400, "invalid"),
+        ("POST", "/v1/workspaces/..%2fetc/release", "", 400, "invalid"),
+        ("POST", "/v1/power-off", "", 503, "unavailable"),
+        ("GET", "/v1/environments/none", "", 404, "not-found"),
+        ("GET", "/v1/environments/none/log", "", 404, "not-found"),
+    ];
+    for (method, path, body, status, code) in cases {
+        let (got, answer) = call(&server, method, path, body).await;
+        let problem: Problem = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{path}: {answer:?}"));
+        assert_eq!((got, problem.code.as_str()), (status, code), "{method} {path}: {problem}");
+        assert!(!problem.message.contains('\n'));
+    }
+}
