@@ -40,12 +40,8 @@ impl ConfigSpace {
     ///
     /// Where the BAR answers is fixed: it is writable as far as finding out its size needs, and no further use is made of it.
     pub fn new(ids: Ids, bar: u32, bar_size: u32) -> Self {
-        let mut space = Self {
-            bytes: [0; SIZE],
-            writable: [0; SIZE],
-            last_capability: CAPABILITIES,
-            free: FIRST_CAPABILITY,
-        };
+        let mut space =
+            Self { bytes: [0; SIZE], writable: [0; SIZE], last_capability: CAPABILITIES, free: FIRST_CAPABILITY };
         space.put(0x00, &ids.vendor.to_le_bytes());
         space.put(0x02, &ids.device.to_le_bytes());
         space.put(0x06, &STATUS_CAPABILITIES.to_le_bytes());
@@ -129,7 +125,8 @@ mod tests {
     #[test]
     fn capabilities_form_a_list_that_ends() {
         let mut space = space();
-        let places = [(0x11, 10), (0x09, 14), (0x09, 18)].map(|(id, len)| (space.add_capability(id, &vec![7; len]), id));
+        let places =
+            [(0x11, 10), (0x09, 14), (0x09, 18)].map(|(id, len)| (space.add_capability(id, &vec![7; len]), id));
         let mut at = space.bytes[CAPABILITIES] as usize;
         for (place, id) in places {
             assert_eq!((at, space.bytes[at]), (place, id));

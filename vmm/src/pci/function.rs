@@ -213,9 +213,10 @@ impl Function {
         if config_interrupt.is_reset_needed() {
             return;
         }
-        match self.rings().and_then(|rings| {
-            self.device.start(Start { features: self.registers.features(), rings, resumed })
-        }) {
+        match self
+            .rings()
+            .and_then(|rings| self.device.start(Start { features: self.registers.features(), rings, resumed }))
+        {
             Ok(()) => self.life = Life::Running,
             Err(error) => self.fault(&error),
         }

@@ -13,8 +13,6 @@ use super::wiring::{Msi, Wiring};
 
 /// The most vectors a function has here; the table then fits half a page, and the pending bits two words.
 pub const VECTORS_MAX: usize = 128;
-/// Bytes of one table entry.
-pub const ENTRY: u64 = 16;
 
 /// Message control: MSI-X is on.
 const ENABLE: u16 = 1 << 15;
@@ -57,11 +55,6 @@ impl Msix {
     /// The event that raises `vector`; `None` when there is no such vector.
     pub fn event(&self, vector: u16) -> Option<Arc<EventFd>> {
         self.vectors.get(usize::from(vector)).map(|vector| vector.event.clone())
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.vectors.len()
     }
 
     /// The guest wrote message control.
@@ -108,8 +101,8 @@ impl Msix {
         let enabled = self.control & CONTROL_WRITABLE == ENABLE;
         let vector = &mut self.vectors[at];
         let [low, high, data, control] = vector.entry;
-        let wanted = (enabled && control & MASKED == 0)
-            .then(|| Msi { address: u64::from(high) << 32 | u64::from(low), data });
+        let wanted =
+            (enabled && control & MASKED == 0).then(|| Msi { address: u64::from(high) << 32 | u64::from(low), data });
         match (vector.connected, wanted) {
             (None, Some(msi)) => self.wiring.connect_interrupt(vector.gsi, &vector.event, msi)?,
             (Some(_), None) => self.wiring.disconnect_interrupt(vector.gsi, &vector.event)?,

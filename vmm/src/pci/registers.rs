@@ -205,7 +205,8 @@ impl Registers {
             return Request::Reset;
         }
         self.status |= value & FAILED;
-        for (bit, before) in [(ACKNOWLEDGE, 0), (DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)] {
+        for (bit, before) in [(ACKNOWLEDGE, 0), (DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)]
+        {
             let is_new = value & bit != 0 && self.status & bit == 0;
             let is_refused = bit == FEATURES_OK && !self.can_serve_accepted();
             if !is_new || self.status & before != before || is_refused {

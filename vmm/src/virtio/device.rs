@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::Worker;
 use super::{
-    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start,
+    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Fds, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start,
     VirtioDevice,
 };
 use crate::seccomp::Role;
@@ -121,7 +121,10 @@ impl Group {
         let stop = Arc::new(EventFd::new(libc::EFD_CLOEXEC)?);
         let worker = {
             let (name, stop, config_interrupt) = (name.clone(), stop.clone(), config_interrupt.clone());
-            move |backend| Worker { name, backend, starts: to_start, stop, stopped: to_stopped, config_interrupt }.run()
+            let fds = Fds::new(&*stop)?;
+            move |backend| {
+                Worker { name, backend, fds, starts: to_start, stop, stopped: to_stopped, config_interrupt }.run()
+            }
         };
         let thread = thread::spawn_prepared(&name, role, move || backend.prepare().map(|()| backend), worker)?;
         Ok(Self { queues, starts: Some(starts), stop, stopped, thread: Some(thread), phase: Phase::Idle })

@@ -1,7 +1,8 @@
 //! The file descriptors a worker waits on.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -22,36 +23,50 @@ const STOP: u64 = 1 << 32;
 /// Events taken from the kernel at once.
 const BATCH: usize = 16;
 
-/// The set of file descriptors one worker waits on. It is made afresh at each start, so nothing stays registered over a reset.
+/// The set of file descriptors one worker waits on. Nothing but its own stop event stays in it over a stop.
 pub struct Fds {
     epoll: Epoll,
+    /// What [`clear`](Self::clear) takes out again.
+    added: BTreeSet<RawFd>,
 }
 
 impl Fds {
     pub(super) fn new(stop: &impl AsRawFd) -> io::Result<Self> {
-        let fds = Self { epoll: Epoll::new()? };
-        fds.control(ControlOperation::Add, stop, STOP, EventSet::IN)?;
+        let fds = Self { epoll: Epoll::new()?, added: BTreeSet::new() };
+        fds.control(ControlOperation::Add, stop.as_raw_fd(), STOP, EventSet::IN)?;
         Ok(fds)
     }
 
+    pub(super) fn clear(&mut self) {
+        for fd in std::mem::take(&mut self.added) {
+            // One that was closed meanwhile is out already.
+            let _ = self.control(ControlOperation::Delete, fd, 0, EventSet::empty());
+        }
+    }
+
     pub(super) fn add_kick(&mut self, kick: &impl AsRawFd, queue: usize) -> io::Result<()> {
-        self.control(ControlOperation::Add, kick, STOP + 1 + queue as u64, EventSet::IN)
+        self.control(ControlOperation::Add, kick.as_raw_fd(), STOP + 1 + queue as u64, EventSet::IN)?;
+        self.added.insert(kick.as_raw_fd());
+        Ok(())
     }
 
     /// Calls the backend's `ready` with `token` whenever `fd` has one of `events`. Errors: `fd` is there already, or can not
     /// be waited on.
     pub fn add(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
-        self.control(ControlOperation::Add, fd, token.0.into(), events)
+        self.control(ControlOperation::Add, fd.as_raw_fd(), token.0.into(), events)?;
+        self.added.insert(fd.as_raw_fd());
+        Ok(())
     }
 
     /// Waits for other events of `fd`.
     pub fn modify(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
-        self.control(ControlOperation::Modify, fd, token.0.into(), events)
+        self.control(ControlOperation::Modify, fd.as_raw_fd(), token.0.into(), events)
     }
 
     /// Forgets `fd`. A wake-up that is under way may still arrive.
     pub fn remove(&mut self, fd: &impl AsRawFd) -> io::Result<()> {
-        self.control(ControlOperation::Delete, fd, 0, EventSet::empty())
+        self.added.remove(&fd.as_raw_fd());
+        self.control(ControlOperation::Delete, fd.as_raw_fd(), 0, EventSet::empty())
     }
 
     pub(super) fn wait(&self) -> io::Result<impl Iterator<Item = Wake> + use<>> {
@@ -69,7 +84,7 @@ impl Fds {
         }))
     }
 
-    fn control(&self, operation: ControlOperation, fd: &impl AsRawFd, data: u64, events: EventSet) -> io::Result<()> {
-        self.epoll.ctl(operation, fd.as_raw_fd(), EpollEvent::new(events, data))
+    fn control(&self, operation: ControlOperation, fd: RawFd, data: u64, events: EventSet) -> io::Result<()> {
+        self.epoll.ctl(operation, fd, EpollEvent::new(events, data))
     }
 }

@@ -20,6 +20,13 @@ mod raw;
 mod ring;
 mod worker;
 
+#[cfg(test)]
+pub mod conformance;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use crate::memory::GuestRam;
 pub use backend::{Backend, Busy, ConfigBytes, ConfigSpace, Identity, Start, VirtioDevice};
 pub use chain::{Chain, Segment};

@@ -247,7 +247,7 @@ impl Ring {
     }
 
     /// A new call of the backend begins.
-    pub(super) fn refill(&mut self) {
+    pub(crate) fn refill(&mut self) {
         self.budget = self.queue.size();
     }
 

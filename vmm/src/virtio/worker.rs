@@ -13,6 +13,7 @@ use super::{Backend, ConfigInterrupt, Fault, Fds, Ring, Start};
 pub(super) struct Worker<B> {
     pub name: String,
     pub backend: B,
+    pub fds: Fds,
     pub starts: Receiver<Start>,
     /// Raised once per stop; a read of it blocks.
     pub stop: Arc<EventFd>,
@@ -38,7 +39,8 @@ impl<B: Backend> Worker<B> {
             // The guest still owns the rings: only its reset, or a pause, takes them back. The event blocks its reader.
             let _ = self.stop.read();
         }
-        let finished = self.call(&mut start.rings, |backend, rings| backend.stop(rings));
+        self.fds.clear();
+        let finished = self.call(&mut start.rings, |backend, rings, _| backend.stop(rings));
         if let (Ok(()), Err(fault)) = (served, finished) {
             self.config_interrupt.fault(&self.name, &fault);
         }
@@ -46,24 +48,23 @@ impl<B: Backend> Worker<B> {
 
     fn serve_until_stopped(&mut self, start: &mut Start) -> Result<(), Fault> {
         let Start { features, ref mut rings, resumed } = *start;
-        let mut fds = Fds::new(&*self.stop)?;
         for (queue, ring) in rings.iter().enumerate().filter(|(_, ring)| ring.enabled()) {
-            fds.add_kick(ring.kick_event(), queue)?;
+            self.fds.add_kick(ring.kick_event(), queue)?;
         }
-        self.call(rings, |backend, _| {
+        self.call(rings, |backend, _, fds| {
             if !resumed {
                 backend.reset();
             }
-            backend.start(features, &mut fds)
+            backend.start(features, fds)
         })?;
         // Buffers may have been made available before anybody listened.
         for queue in 0..rings.len() {
             if rings[queue].enabled() {
-                self.call(rings, |backend, rings| backend.kicked(queue, rings))?;
+                self.call(rings, |backend, rings, _| backend.kicked(queue, rings))?;
             }
         }
         loop {
-            for wake in fds.wait()? {
+            for wake in self.fds.wait()? {
                 match wake {
                     Wake::Stop => {
                         self.stop.read()?;
@@ -71,10 +72,10 @@ impl<B: Backend> Worker<B> {
                     }
                     Wake::Kick(queue) => {
                         rings[queue].take_kicks()?;
-                        self.call(rings, |backend, rings| backend.kicked(queue, rings))?;
+                        self.call(rings, |backend, rings, _| backend.kicked(queue, rings))?;
                     }
                     Wake::Backend(token, events) => {
-                        self.call(rings, |backend, rings| backend.ready(token, events, rings, &mut fds))?;
+                        self.call(rings, |backend, rings, fds| backend.ready(token, events, rings, fds))?;
                     }
                 }
             }
@@ -85,13 +86,13 @@ impl<B: Backend> Worker<B> {
     fn call(
         &mut self,
         rings: &mut [Ring],
-        work: impl FnOnce(&mut B, &mut [Ring]) -> Result<(), Fault>,
+        work: impl FnOnce(&mut B, &mut [Ring], &mut Fds) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         for ring in &mut *rings {
             ring.refill();
         }
         // The backend may be left half changed: `reset` makes it whole, and nothing else is called before it but `stop`.
-        catch_unwind(AssertUnwindSafe(|| work(&mut self.backend, rings)))
+        catch_unwind(AssertUnwindSafe(|| work(&mut self.backend, rings, &mut self.fds)))
             .unwrap_or_else(|panic| Err(Fault::Panic(message(&*panic))))?;
         rings.iter_mut().try_for_each(Ring::signal)
     }

@@ -1,0 +1,297 @@
+//! The other end, for tests: guest memory with a driver's virtqueues in it, and a device started on them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Counters, GuestRam, QueueState, Ring, Start, VirtioDevice};
+
+/// Each queue's rings, then a buffer per descriptor.
+const RINGS: u64 = 0x1_0000;
+/// The longest buffer.
+pub const BUFFER: u32 = 0x1_0000;
+/// Descriptors of a queue here at most, to keep guest memory small.
+const SIZE_MAX: u16 = 64;
+/// Nothing here takes long; a test that waits so long has hung.
+pub const HUNG: Duration = Duration::from_secs(20);
+
+pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// How many threads have panicked so far: a worker's panic is caught and would pass as a fault. From now on panics say so in
+/// one line, for a backtrace takes calls that a worker's filter forbids.
+pub fn panics() -> usize {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            PANICS.fetch_add(1, Ordering::SeqCst);
+            eprintln!("{info}");
+        }));
+    });
+    PANICS.load(Ordering::SeqCst)
+}
+
+/// Guest memory of `len` bytes from address 0.
+pub fn ram(len: u64) -> Arc<GuestRam> {
+    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), len as usize)]).unwrap())
+}
+
+/// A driver's end of one virtqueue.
+pub struct DriverQueue {
+    pub mem: Arc<GuestRam>,
+    pub size: u16,
+    pub kick: Arc<EventFd>,
+    pub interrupt: Arc<EventFd>,
+    pub counters: Arc<Counters>,
+    max_size: u16,
+    base: u64,
+    free: Vec<u16>,
+    /// Descriptors of every chain on its way, by head.
+    chains: BTreeMap<u16, Vec<u16>>,
+    avail_idx: u16,
+    used_idx: u16,
+}
+
+/// What the device answered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub head: u16,
+    /// As many bytes as the device says it wrote.
+    pub bytes: Vec<u8>,
+}
+
+impl DriverQueue {
+    /// Guest memory a queue takes.
+    pub const SPACE: u64 = RINGS + SIZE_MAX as u64 * BUFFER as u64;
+
+    pub fn new(mem: Arc<GuestRam>, base: u64, max_size: u16) -> Self {
+        let event = || Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap());
+        let size = max_size.min(SIZE_MAX);
+        let mut queue = Self {
+            mem,
+            size,
+            kick: event(),
+            interrupt: event(),
+            counters: Arc::default(),
+            max_size,
+            base,
+            free: Vec::new(),
+            chains: BTreeMap::new(),
+            avail_idx: 0,
+            used_idx: 0,
+        };
+        queue.reset();
+        queue
+    }
+
+    /// As after the driver's reset: empty rings, all descriptors free.
+    pub fn reset(&mut self) {
+        self.mem.write_slice(&[0; RINGS as usize], GuestAddress(self.base)).unwrap();
+        self.free = (0..self.size).rev().collect();
+        self.chains.clear();
+        (self.avail_idx, self.used_idx) = (0, 0);
+        let _ = (self.kick.read(), self.interrupt.read());
+    }
+
+    pub fn desc_table(&self) -> u64 {
+        // Not the first page: address 0 means "not set up".
+        self.base + 0x1000
+    }
+
+    pub fn avail_ring(&self) -> u64 {
+        self.base + 0x8000
+    }
+
+    pub fn used_ring(&self) -> u64 {
+        self.base + 0xC000
+    }
+
+    /// The buffer of descriptor `index`.
+    pub fn buffer(&self, index: u16) -> u64 {
+        self.base + RINGS + u64::from(index) * u64::from(BUFFER)
+    }
+
+    /// The queue as a transport would enable it.
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            max_size: self.max_size,
+            size: self.size,
+            ready: true,
+            desc_table: self.desc_table(),
+            avail_ring: self.avail_ring(),
+            used_ring: self.used_ring(),
+            ..Default::default()
+        }
+    }
+
+    /// The device's end.
+    pub fn ring(&self, state: QueueState, features: u64) -> Ring {
+        let (kick, interrupt) = (self.kick.clone(), Some(self.interrupt.clone()));
+        Ring::new(self.mem.clone(), state, features, kick, interrupt, self.counters.clone()).unwrap()
+    }
+
+    pub fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
+        let at = self.desc_table() + 16 * u64::from(index);
+        self.mem.write_obj(descriptor, GuestAddress(at)).unwrap();
+    }
+
+    /// Makes `head` available, whatever it is.
+    pub fn offer(&mut self, head: u16) {
+        let at = self.avail_ring() + 4 + 2 * u64::from(self.avail_idx % self.size);
+        self.mem.write_obj(head, GuestAddress(at)).unwrap();
+        self.set_avail_idx(self.avail_idx.wrapping_add(1));
+    }
+
+    pub fn set_avail_idx(&mut self, index: u16) {
+        self.avail_idx = index;
+        self.mem.store(index, GuestAddress(self.avail_ring() + 2), Ordering::Release).unwrap();
+        fence(Ordering::SeqCst);
+    }
+
+    /// Offers a chain of `readable` buffers, then `writable` ones of these lengths. `None`: the queue is full.
+    pub fn try_add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> Option<u16> {
+        let count = readable.len() + writable.len();
+        if count == 0 || count > self.free.len() {
+            return None;
+        }
+        let indices = self.free.split_off(self.free.len() - count);
+        let lens = readable.iter().map(|bytes| (bytes.len() as u32, 0)).chain(writable.iter().map(|len| (*len, WRITE)));
+        for (at, (len, flags)) in lens.enumerate() {
+            let index = indices[at];
+            if let Some(bytes) = readable.get(at) {
+                self.mem.write_slice(bytes, GuestAddress(self.buffer(index))).unwrap();
+            }
+            let next = indices.get(at + 1);
+            let flags = flags | if next.is_some() { NEXT } else { 0 };
+            self.write_descriptor(index, Descriptor::new(self.buffer(index), len, flags, next.copied().unwrap_or(0)));
+        }
+        let head = indices[0];
+        self.chains.insert(head, indices);
+        self.offer(head);
+        Some(head)
+    }
+
+    /// [`try_add`](Self::try_add) into a queue that is not full.
+    pub fn add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> u16 {
+        self.try_add(readable, writable).expect("the driver's queue is full")
+    }
+
+    pub fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    /// How many chains the device has used since the reset, modulo 65536.
+    pub fn device_used_idx(&self) -> u16 {
+        self.mem.load(GuestAddress(self.used_ring() + 2), Ordering::Acquire).unwrap()
+    }
+
+    /// Asks for an interrupt at the next completion (EVENT_IDX), then takes what is there.
+    pub fn used(&mut self) -> Option<Answer> {
+        let used_event = self.avail_ring() + 4 + 2 * u64::from(self.size);
+        self.mem.store(self.used_idx, GuestAddress(used_event), Ordering::Relaxed).unwrap();
+        fence(Ordering::SeqCst);
+        if self.device_used_idx() == self.used_idx {
+            return None;
+        }
+        let at = self.used_ring() + 4 + 8 * u64::from(self.used_idx % self.size);
+        self.used_idx = self.used_idx.wrapping_add(1);
+        let [head, len]: [u32; 2] = self.mem.read_obj(GuestAddress(at)).unwrap();
+        let chain = self.chains.remove(&(head as u16)).expect("the device used a chain that was not offered");
+        let mut bytes = Vec::new();
+        for index in &chain {
+            let at = GuestAddress(self.desc_table() + 16 * u64::from(*index));
+            let descriptor: Descriptor = self.mem.read_obj(at).unwrap();
+            if descriptor.is_write_only() {
+                let mut buffer = vec![0; descriptor.len() as usize];
+                self.mem.read_slice(&mut buffer, descriptor.addr()).unwrap();
+                bytes.extend(buffer);
+            }
+        }
+        assert!(len as usize <= bytes.len(), "the device says it wrote {len} bytes into {}", bytes.len());
+        bytes.truncate(len as usize);
+        self.free.extend(chain);
+        Some(Answer { head: head as u16, bytes })
+    }
+
+    /// The next answer, or `None` once `gave_up` says there will be none.
+    pub fn wait_used_unless(&mut self, gave_up: impl Fn() -> bool) -> Option<Answer> {
+        let epoll = Epoll::new().unwrap();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, std::os::fd::AsRawFd::as_raw_fd(&*self.interrupt), event).unwrap();
+        // Looks again every so often, for a fault may come without an interrupt of this queue.
+        for _ in 0..HUNG.as_millis() / 10 {
+            if let Some(answer) = self.used() {
+                return Some(answer);
+            }
+            if gave_up() {
+                return None;
+            }
+            let _ = epoll.wait(10, &mut [EpollEvent::default()]);
+            let _ = self.interrupt.read();
+        }
+        panic!("no answer from the device");
+    }
+
+    /// The next answer.
+    pub fn wait_used(&mut self) -> Answer {
+        self.wait_used_unless(|| false).unwrap()
+    }
+}
+
+/// A device and a driver.
+pub struct Rig {
+    pub device: Box<dyn VirtioDevice>,
+    pub mem: Arc<GuestRam>,
+    pub queues: Vec<DriverQueue>,
+    pub features: u64,
+}
+
+impl Rig {
+    pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        let sizes = device.identity().queue_sizes.clone();
+        let mem = ram(DriverQueue::SPACE * sizes.len() as u64);
+        let places = (0..).step_by(DriverQueue::SPACE as usize);
+        let queues = places.zip(sizes).map(|(base, size)| DriverQueue::new(mem.clone(), base, size)).collect();
+        let features = device.identity().features;
+        Self { device, mem, queues, features }
+    }
+
+    /// A new driver: empty queues, all enabled.
+    pub fn start(&mut self) {
+        self.queues.iter_mut().for_each(DriverQueue::reset);
+        self.device.config_interrupt().reset();
+        let states = self.queues.iter().map(DriverQueue::state).collect();
+        self.start_at(states, false);
+    }
+
+    /// Goes on where `states` says.
+    pub fn resume(&mut self, states: Vec<QueueState>) {
+        self.start_at(states, true);
+    }
+
+    fn start_at(&mut self, states: Vec<QueueState>, resumed: bool) {
+        let rings = self.queues.iter().zip(states).map(|(queue, state)| queue.ring(state, self.features)).collect();
+        self.device.start(Start { features: self.features, rings, resumed }).unwrap();
+    }
+
+    pub fn stop(&mut self) -> Vec<QueueState> {
+        self.device.stop(HUNG).expect("the device does not stop")
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.device.config_interrupt().is_reset_needed()
+    }
+
+    pub fn faults(&self) -> u64 {
+        self.device.config_interrupt().counters().metrics().faults
+    }
+}
