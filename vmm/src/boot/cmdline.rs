@@ -16,8 +16,9 @@ pub enum Error {
     Unprintable(usize),
 }
 
-/// Panic: reboot at once, which the VMM sees. PCI: one bus, found through its ports.
-const BASE: &str = "console=ttyS0 panic=-1 reboot=acpi pci=lastbus=0";
+/// Panic: reset at once, should the panic device not have told us. PCI: by its ports without a search for a host bridge, and
+/// one bus.
+const BASE: &str = "console=ttyS0 panic=-1 pci=conf1,lastbus=0";
 /// The root image as `/dev/pmem0`, which appears a moment after the kernel looks for it.
 const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 
