@@ -5,6 +5,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../scripts/lib.sh"
+. "$here/../scripts/debian.sh"
 agent=$here/../target/x86_64-unknown-linux-gnu/release/garret-agent
 export SOURCE_DATE_EPOCH=1767225600                       # 2026-01-01: the same inputs, the same bytes
 
@@ -42,6 +43,6 @@ build_image() {
 }
 
 recipe=$(cd "$here" && find . -type f | LC_ALL=C sort | tar -c --mtime=@0 --owner=0 --group=0 -T - | sha256sum)
-tree=$(build_once guest-tree "$(digest "$here/../scripts/lib.sh" <<<"$recipe")" build_tree)
+tree=$(build_once guest-tree "$(digest "$here/../scripts/debian.sh" <<<"$recipe")" build_tree)
 [ -x "$agent" ] || die "$agent is missing: run make build"
 build_once guest-image "$(digest "$agent" <<<"$tree")" build_image

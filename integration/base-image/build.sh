@@ -6,6 +6,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
+. "$here/../../scripts/debian.sh"
 export SOURCE_DATE_EPOCH=1767225600
 
 metadata='[{"remoteUser":"vscode"}]'
@@ -62,4 +63,4 @@ YAML
   kill $registry
 }
 
-build_once registry "$(digest "$here/packages" "$here/build.sh" "$here/../../scripts/lib.sh" /bin/busybox </dev/null)" build_storage
+build_once registry "$(digest "$here/packages" "$here/build.sh" "$here/../../scripts/debian.sh" /bin/busybox </dev/null)" build_storage

@@ -4,6 +4,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
+. "$here/../../scripts/debian.sh"
+starters=("$here/../../scripts/garret-daemon-start" "$here/../../scripts/garret-registry-start")
 
 kernel_package=$(apt-cache depends linux-image-6.12-cloud-amd64 | sed -n 's/.*Depends: \(linux-image.*\)/\1/p')
 [ -n "$kernel_package" ] || die "apt does not know linux-image-6.12-cloud-amd64: run apt-get update (make setup)"
@@ -41,12 +43,12 @@ build_initramfs() {
   cp /bin/busybox "$tree/bin/busybox"
   cp "$root"/modules/* "$tree/modules/"
   install -m 755 "$here/initramfs-init" "$tree/init"
-  install -m 755 "$here/host-init" "$tree/host-init"
+  install -m 755 "$here/host-init" "${starters[@]}" "$tree/"
   # Not compressed: unpacking costs more than reading.
   (cd "$tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$out/initramfs"
 }
 
-root=$(build_once host-root "$(digest "$here/packages" "$here/build.sh" "$here/../../scripts/lib.sh" <<<"$kernel_package")" build_root)
-initramfs=$(build_once host-initramfs "$(digest "$here/initramfs-init" "$here/host-init" "$here/build.sh" <<<"$root")" build_initramfs)
+root=$(build_once host-root "$(digest "$here/packages" "$here/build.sh" "$here/../../scripts/debian.sh" <<<"$kernel_package")" build_root)
+initramfs=$(build_once host-initramfs "$(digest "$here/initramfs-init" "$here/host-init" "${starters[@]}" "$here/build.sh" <<<"$root")" build_initramfs)
 echo "$root"
 echo "$initramfs"

@@ -1,6 +1,7 @@
 //! The driver of garret's tests: opens the emulated host, and runs the groups of tests within their budgets.
 //! `make host` and `make test` call it.
 
+mod groups;
 mod host;
 
 use clap::{Parser, Subcommand};
@@ -17,12 +18,15 @@ struct Arguments {
 enum Command {
     /// Boot the emulated host: a Debian under QEMU whose /dev/kvm is a complete KVM, with garret installed and its runner up
     Host(host::Options),
+    /// Run the groups of tests, each within the budget that CONTRIBUTING.md gives it
+    Test(groups::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Host(options) => host::run(&options).await,
+        Command::Test(options) => groups::run(&options).await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("garret-integration: {error:#}");

@@ -6,6 +6,7 @@ mod stage;
 
 use anyhow::{Context, bail};
 use emulator::{Emulator, Event};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,6 +62,18 @@ pub struct Options {
 }
 
 impl Options {
+    /// Runs one command with everything else as it is by default.
+    pub fn for_command(command: String) -> Self {
+        /// The options' own parser knows the defaults.
+        #[derive(clap::Parser)]
+        struct Parser {
+            #[command(flatten)]
+            options: Options,
+        }
+        let Parser { options } = clap::Parser::parse_from([OsString::from("host"), command.into()]);
+        options
+    }
+
     fn interactive(&self) -> bool {
         self.terminal || self.command.is_none()
     }

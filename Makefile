@@ -1,0 +1,39 @@
+# What a person types. The work is done by scripts/ and by the driver of the tests (integration/).
+.PHONY: help setup build install up test host
+.DEFAULT_GOAL := help
+driver := target/x86_64-unknown-linux-gnu/release/garret-integration
+
+# Passed on as they were typed: `$` and quotes in them are the command's, not make's.
+override WORKSPACE := $(value WORKSPACE)
+override CMD := $(value CMD)
+override SHARE := $(value SHARE)
+export WORKSPACE CMD SHARE
+
+help: ## this text
+	@echo 'make up                                 boot a machine and run the tests of examples/python-service in its devcontainer'
+	@echo "make up WORKSPACE=folder CMD='command'  the same for any folder with a devcontainer.json"
+	@echo 'make test                               everything that must pass; GROUPS="lint unit artifacts end-to-end" for some of it'
+	@echo "make host                               a shell on a host with garret; CMD='command' SHARE=folder for one command there"
+	@echo 'make setup | build | install            Debian packages | programs, kernel, images | into this machine (as root)'
+	@echo
+	@echo 'The scripts end with the status of the command; make itself ends with 2 where that is not 0: for the status'
+	@echo 'itself call scripts/up.sh (WORKSPACE, CMD) or scripts/host.sh (CMD, SHARE) with the same variables.'
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	@scripts/build.sh
+
+install: build
+	@scripts/install.sh /
+
+up:
+	@scripts/up.sh; status=$$?; exit $$status
+
+test: setup
+	@cargo build --quiet --release -p garret-integration --bins
+	@$(driver) test $(GROUPS)
+
+host: setup
+	@scripts/host.sh; status=$$?; exit $$status

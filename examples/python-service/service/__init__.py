@@ -1,0 +1,1 @@
+"""Greetings over HTTP, in a choice of languages, with a memory of who was greeted."""

@@ -1,0 +1,200 @@
+//! `make test`: the groups of tests in their order, each within its budget. The first that fails ends the run.
+
+mod budget;
+
+use anyhow::{Context, bail};
+use budget::Budget;
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Deserialize;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::time::{Instant, timeout};
+
+/// The target that `.cargo/config.toml` names.
+const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
+
+/// Which groups to run.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only these groups, in this order
+    #[arg(value_enum)]
+    groups: Vec<Group>,
+    /// Of the end-to-end tests only those with this in their name
+    #[arg(long, env = "ONLY")]
+    only: Option<String>,
+}
+
+/// A group of tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Group {
+    /// Format and lints
+    Lint,
+    /// Unit, property and conformance tests
+    Unit,
+    /// The guest's kernel and images, and the programs
+    Artifacts,
+    /// Real machines on this host, or on the emulated one
+    EndToEnd,
+}
+
+impl Group {
+    const ALL: [Self; 4] = [Self::Lint, Self::Unit, Self::Artifacts, Self::EndToEnd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lint => "lint",
+            Self::Unit => "unit",
+            Self::Artifacts => "artifacts",
+            Self::EndToEnd => "end-to-end",
+        }
+    }
+}
+
+/// Runs the groups; the exit code says whether all passed.
+pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
+    std::env::set_current_dir(root)?;
+    let table = budget::parse(&std::fs::read_to_string("CONTRIBUTING.md")?).context("CONTRIBUTING.md")?;
+    let cold = !Path::new(RELEASE).join("garret").exists() || !guest_is_built();
+    let groups = if options.groups.is_empty() { &Group::ALL[..] } else { &options.groups };
+    for &group in groups {
+        let Budget { cold: when_cold, warm } = *table
+            .get(group.name())
+            .with_context(|| format!("CONTRIBUTING.md has no budget for `{}`", group.name()))?;
+        let limit = if cold { when_cold } else { warm };
+        println!(
+            "== {} (at most {} min, caches {})",
+            group.name(),
+            limit.as_secs() / 60,
+            if cold { "cold" } else { "warm" }
+        );
+        let begun = Instant::now();
+        let passed = match timeout(limit, run_group(group, options.only.as_deref(), limit)).await {
+            Ok(passed) => passed?,
+            Err(_) => bail!("`{}` is over its budget of {} min", group.name(), limit.as_secs() / 60),
+        };
+        println!("== {}: {} after {} s", group.name(), if passed { "ok" } else { "FAILED" }, begun.elapsed().as_secs());
+        if !passed {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
+    match group {
+        Group::Lint => Ok(cargo(&["fmt", "--all", "--check"]).await?
+            && cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).await?),
+        Group::Unit => Ok(cargo(&["test", "--release", "--workspace", "--lib", "--bins"]).await?
+            && cargo(&["test", "--release", "--workspace", "--exclude", "garret-integration", "--test", "*"]).await?),
+        Group::Artifacts => Ok(cargo(&["build", "--release", "--workspace", "--bins"]).await?
+            && script("guest-kernel/build.sh").await?
+            && script("guest-image/build.sh").await?
+            && script("integration/base-image/build.sh").await?
+            && script("integration/host/build.sh").await?),
+        Group::EndToEnd => end_to_end(only, limit).await,
+    }
+}
+
+/// The tests of this crate, as root on a host with garret: this one if it can run machines, else the emulated one.
+async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
+    let programs = test_programs().await?;
+    if has_virtualization() {
+        return run_to_end(
+            "scripts/end-to-end.sh",
+            programs.iter().map(|path| path.as_os_str()).chain(only.map(OsStr::new)),
+        )
+        .await;
+    }
+    println!("no hardware virtualization here: machines run in the emulated host");
+    let mut options = crate::host::Options::for_command(format!(
+        "status=0; for program in /run/host/programs/*; do $program --test-threads=1 {} || status=$?; done; exit $status",
+        only.unwrap_or_default()
+    ));
+    options.programs = programs;
+    options.deadline = limit.as_secs();
+    options.logs = Some("target/end-to-end".into());
+    Ok(crate::host::run(&options).await? == ExitCode::SUCCESS)
+}
+
+/// Whether guests can run natively. The processor decides, not the device node: some hosts imitate the node.
+pub fn has_virtualization() -> bool {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx") && Path::new("/dev/kvm").exists()
+}
+
+/// Builds this crate's tests and gives their programs.
+async fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
+    /// What cargo says of each thing it has built.
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        kind: Vec<String>,
+    }
+    let arguments =
+        ["test", "--release", "-p", "garret-integration", "--test", "*", "--no-run", "--message-format=json"];
+    let output = Command::new("cargo").args(arguments).stderr(Stdio::inherit()).output().await?;
+    if !output.status.success() {
+        bail!("the end-to-end tests do not build");
+    }
+    let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Message>();
+    let mut programs = Vec::new();
+    for message in messages {
+        let message = message.context("cargo's messages")?;
+        if message.target.is_some_and(|target| target.kind == ["test"]) {
+            programs.extend(message.executable);
+        }
+    }
+    if programs.is_empty() {
+        bail!("there are no end-to-end tests");
+    }
+    Ok(programs)
+}
+
+/// Whether some guest kernel is in the cache: building it is what makes a run cold.
+fn guest_is_built() -> bool {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = variable("GARRET_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("garret")))
+        .or_else(|| variable("HOME").map(|folder| folder.join(".cache/garret")));
+    let kernels = cache.and_then(|folder| std::fs::read_dir(folder.join("kernel")).ok());
+    kernels.into_iter().flatten().flatten().any(|entry| entry.path().join("vmlinux").exists())
+}
+
+async fn cargo(arguments: &[&str]) -> anyhow::Result<bool> {
+    run_to_end("cargo", arguments.iter().map(OsStr::new)).await
+}
+
+async fn script(path: &str) -> anyhow::Result<bool> {
+    run_to_end(path, []).await
+}
+
+/// Runs a program in its own process group, which dies as a whole if the caller gives up.
+async fn run_to_end<'a>(program: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -> anyhow::Result<bool> {
+    struct Killed(Option<Pid>);
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            if let Some(pid) = self.0 {
+                let _already_gone = kill_process_group(pid, Signal::KILL);
+            }
+        }
+    }
+    let mut command = Command::new(program);
+    let mut child = command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot run {program}"))?;
+    let mut group = Killed(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+    let status = child.wait().await?;
+    group.0 = None;
+    Ok(status.success())
+}

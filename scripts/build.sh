@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Builds everything that is installed, and what the emulated host needs where machines cannot run natively. What is built
+# already is left alone.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+cd "$here/.."
+cargo build --release --workspace --bins
+guest-kernel/build.sh
+as_root guest-image/build.sh
+as_root integration/base-image/build.sh
+has_virtualization || as_root integration/host/build.sh

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building, testing and running garret need. Says nothing and takes no time when they are
+# there already.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+
+command -v apt-get >/dev/null || die "this is not a Debian: install what scripts/setup.sh lists yourself"
+wanted=(
+  # to build the programs
+  gcc libc6-dev pkg-config libcap-ng-dev
+  # … the guest's kernel
+  linux-source-6.12 make flex bison bc patch xz-utils libelf-dev libssl-dev perl
+  # … the images, of the guest, of the emulated host and of containers
+  mmdebstrap debian-archive-keyring erofs-utils e2fsprogs cpio kmod busybox-static skopeo umoci docker-registry python3 curl
+  # to run machines
+  nftables iproute2 procps ca-certificates git
+  # the emulated host
+  qemu-system-x86 qemu-system-common util-linux
+)
+# Whoever has node and npm from elsewhere keeps them.
+command -v npm >/dev/null || wanted+=(nodejs npm)
+
+missing=()
+for package in "${wanted[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} != 0 ]; then
+  echo "setup: installing ${missing[*]}" >&2
+  log=$(mktemp)
+  { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 \
+    || { tail -n 20 "$log" >&2; die "apt-get failed; all it said: $log"; }
+  rm "$log"
+  # The package starts a registry for the whole network; garret starts its own where it needs one.
+  case " ${missing[*]} " in *" docker-registry "*)
+    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now docker-registry; fi ;;
+  esac
+elif [ -z "$(apt-cache policy linux-image-6.12-cloud-amd64)" ]; then
+  as_root apt-get update >/dev/null                       # the emulated host's kernel is downloaded, not installed
+fi
+command -v cargo >/dev/null || die "there is no cargo: install Rust 1.95 or newer with rustup (https://rustup.rs), then run this again"

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Starts the installed runner on this machine: by systemd where that runs, else in the background. Where no public container
+# registry answers, first a registry with the images built from Debian packages, and the setting that makes garret use it.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+PATH=$here:$PATH
+garret-registry-start "$("$here/../integration/base-image/build.sh")" "$here/../integration/host/config.toml"
+if [ -d /run/systemd/system ] && [ -f /etc/systemd/system/garret.service ]; then
+  systemctl daemon-reload
+  systemctl start garret
+else
+  garret-daemon-start
+fi

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# `make up`: from nothing to a command's output in a devcontainer. WORKSPACE is the folder (examples/python-service if
+# not set), CMD a shell command to run in its container. The exit status is the command's.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+if [ -z "${WORKSPACE:-}" ]; then
+  WORKSPACE=$here/../examples/python-service
+  CMD=${CMD:-python3 -m unittest -v}
+fi
+[ -d "$WORKSPACE" ] || die "WORKSPACE=$WORKSPACE is not a folder"
+workspace=$(realpath "$WORKSPACE")
+
+"$here/setup.sh"
+"$here/build.sh" >/dev/null
+arguments=(up "$workspace")
+if [ -n "${CMD:-}" ]; then arguments+=(-- sh -c "$CMD"); fi
+
+if has_virtualization; then
+  as_root "$here/install.sh" /
+  as_root "$here/start.sh"
+  exec garret "${arguments[@]}"
+fi
+echo "up: this machine has no hardware virtualization: running in the emulated host" >&2
+line=$(printf '%q ' garret "${arguments[@]}")
+driver=$here/../target/x86_64-unknown-linux-gnu/release/garret-integration
+if [ "$(id -u)" = 0 ]; then exec "$driver" host --share "$workspace" --as-caller "$line"; fi
+as_root env "USER=$USER" "$driver" host --share "$workspace" --as-caller "$line"
