@@ -90,6 +90,8 @@ pub struct Machine {
     pub vmm_pid: Option<u32>,
     /// When the present phase began, in seconds since 1970.
     pub since: u64,
+    /// The number of the developer's newest event: `events?after=` this shows only what is new.
+    pub last_event: u64,
 }
 
 /// What a machine is doing.
@@ -140,11 +142,11 @@ pub struct Environment {
     pub workspace: PathBuf,
     /// What should be.
     pub desired: Desired,
-    /// Counts the `PUT`s that changed something.
+    /// Counts the runs: each `PUT` that changes something begins one, and so does each start of the machine.
     pub generation: u64,
     /// The generation the status speaks of.
     pub observed_generation: u64,
-    /// What is, as the agent last told.
+    /// What is, as the agent last told; `stopped` while the machine does not run.
     pub status: EnvironmentStatus,
     /// The number of its newest event: `events?after=` this shows only what is new.
     pub last_event: u64,

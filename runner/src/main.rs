@@ -1,1 +1,7 @@
-fn main() {}
+//! `garret`: the host daemon and the command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    garret::cli::main()
+}

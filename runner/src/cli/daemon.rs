@@ -1,0 +1,30 @@
+//! `garret daemon`
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{CONFIG, Config};
+
+/// Run the host daemon. It needs root, and /dev/kvm for the machines.
+#[derive(Debug, Args)]
+pub struct Daemon {
+    /// The configuration; without the file everything is as it is by default.
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+    /// What is logged: `info`, `debug`, or a list such as `garret=debug,hyper=info`.
+    #[arg(long, value_name = "FILTER", env = "GARRET_LOG", default_value = "info")]
+    log: String,
+}
+
+impl Daemon {
+    pub async fn run(self, socket: PathBuf) -> anyhow::Result<u8> {
+        let filter = EnvFilter::try_new(&self.log)?;
+        let ansi = io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(io::stderr).init();
+        crate::daemon::serve(Config::read(&self.config)?, socket).await?;
+        Ok(0)
+    }
+}

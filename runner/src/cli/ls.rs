@@ -1,0 +1,73 @@
+//! `garret ls`
+
+use clap::Args;
+use garret_api::client::Client;
+use garret_api::runner::{Environment, Machine};
+use serde_json::json;
+
+use super::output;
+
+/// List machines and environments; an administrator sees everybody's.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ls {
+    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+        let machines: Vec<Machine> = client.get("/v1/machines").await?;
+        let environments: Vec<Environment> = client.get("/v1/environments").await?;
+        if self.json {
+            output::print_json(&json!({ "machines": machines, "environments": environments }))?;
+        } else {
+            output::print(&render(&machines, &environments))?;
+        }
+        Ok(0)
+    }
+}
+
+fn render(machines: &[Machine], environments: &[Environment]) -> String {
+    if machines.is_empty() {
+        return "no machines yet: `garret up FOLDER` makes one\n".into();
+    }
+    let mut rows = vec![["MACHINE", "STATE", "CPUS", "MEMORY", "WHY"].map(String::from).to_vec()];
+    rows.extend(machines.iter().map(|machine| {
+        vec![
+            machine.developer.clone(),
+            output::word(&machine.phase),
+            machine.vcpus.to_string(),
+            format!("{} MiB", machine.memory_mib),
+            machine.reason.clone(),
+        ]
+    }));
+    let machines = output::table(&rows);
+    let mut rows = vec![["ENVIRONMENT", "STATE", "MACHINE", "WORKSPACE"].map(String::from).to_vec()];
+    rows.extend(environments.iter().map(|environment| {
+        vec![
+            environment.id.clone(),
+            output::word(&environment.status.phase),
+            environment.developer.clone(),
+            environment.workspace.display().to_string(),
+        ]
+    }));
+    if environments.is_empty() { machines } else { format!("{machines}\n{}", output::table(&rows)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::{environment, machine};
+
+    #[test]
+    fn both_tables_are_shown() {
+        let text = render(&[machine("alice")], &[environment("w-1", "alice", "/w")]);
+        assert_eq!(
+            text,
+            "MACHINE  STATE    CPUS  MEMORY   WHY\nalice    running  2     512 MiB  running\n\n\
+             ENVIRONMENT  STATE  MACHINE  WORKSPACE\nw-1          ready  alice    /w\n"
+        );
+        assert!(render(&[], &[]).contains("no machines yet"));
+    }
+}

@@ -1,0 +1,139 @@
+//! The command. Each subcommand is a file; all of them are calls to the daemon's API.
+
+mod daemon;
+mod exec;
+mod follow;
+mod local_env;
+mod logs;
+mod ls;
+mod output;
+mod progress;
+mod rm;
+mod shell;
+mod show;
+mod start;
+mod stop;
+mod stream;
+mod target;
+mod terminal;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use garret_api::client::{Client, Error};
+
+use crate::host::jail;
+
+/// The status of a command that was to run in a container and could not be started.
+const NOT_RUN: u8 = 125;
+/// How often something is looked at that has no events of its own.
+const POLL: Duration = Duration::from_millis(200);
+/// How long removing a whole machine may take.
+const REMOVAL: Duration = Duration::from_secs(180);
+
+/// One virtual machine per developer, devcontainers inside.
+///
+/// An ENVIRONMENT is a folder (its own, or one it is in) or an id, as `garret ls` shows it; by default the current folder.
+#[derive(Debug, Parser)]
+#[command(name = "garret", version, disable_help_subcommand = true)]
+struct Arguments {
+    /// The daemon's socket.
+    #[arg(long, global = true, value_name = "PATH", env = "GARRET_SOCKET", default_value = garret_api::runner::SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring a workspace's devcontainer up, and run a command in it.
+    Up(up::Up),
+    /// Run a command in a devcontainer.
+    Exec(exec::Exec),
+    /// Open a shell in a devcontainer.
+    Shell(shell::Shell),
+    /// List machines and environments.
+    Ls(ls::Ls),
+    /// Show everything about an environment or a machine.
+    Show(show::Show),
+    /// Show what a container, or a machine's console, printed.
+    Logs(logs::Logs),
+    /// Stop the machine with all its environments, or one environment. Nothing is removed.
+    Stop(stop::Stop),
+    /// Start the machine and the environments that ran in it, or one environment.
+    Start(start::Start),
+    /// Remove an environment, or the machine with its data disk.
+    Rm(rm::Rm),
+    /// Run the host daemon.
+    Daemon(daemon::Daemon),
+    /// Make a jail and run a VMM in it.
+    #[command(hide = true)]
+    Jail {
+        /// What it is made of.
+        spec: String,
+    },
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let Arguments { socket, command } = Arguments::parse();
+    let own_status = match &command {
+        Command::Exec(_) | Command::Shell(_) => NOT_RUN,
+        Command::Up(up) if up.runs_a_command() => NOT_RUN,
+        _ => 1,
+    };
+    match run(socket, command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("garret: {}", one_line(&error));
+            ExitCode::from(own_status)
+        }
+    }
+}
+
+fn run(socket: PathBuf, command: Command) -> anyhow::Result<u8> {
+    // The jail gives up its rights, which a process with several threads could only do in part.
+    if let Command::Jail { spec } = command {
+        return jail::main(&spec).map(|()| 0);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(dispatch(socket, command));
+    // A thread may still be reading the terminal: it is not waited for.
+    runtime.shutdown_background();
+    status
+}
+
+async fn dispatch(socket: PathBuf, command: Command) -> anyhow::Result<u8> {
+    let client = Client::unix(&socket);
+    match command {
+        Command::Up(up) => up.run(&client).await,
+        Command::Exec(exec) => exec.run(&client).await,
+        Command::Shell(shell) => shell.run(&client).await,
+        Command::Ls(ls) => ls.run(&client).await,
+        Command::Show(show) => show.run(&client).await,
+        Command::Logs(logs) => logs.run(&client).await,
+        Command::Stop(stop) => stop.run(&client).await,
+        Command::Start(start) => start.run(&client).await,
+        Command::Rm(rm) => rm.run(&client).await,
+        Command::Daemon(daemon) => daemon.run(socket).await,
+        Command::Jail { .. } => Ok(0),
+    }
+}
+
+/// An error as one line; that the daemon does not run is the commonest.
+fn one_line(error: &anyhow::Error) -> String {
+    let line = match error.downcast_ref::<Error>() {
+        Some(Error::Connect { path, source }) => format!(
+            "the daemon does not run (cannot connect to {}: {source}): start it with `systemctl start garret`",
+            path.display()
+        ),
+        _ => format!("{error:#}"),
+    };
+    line.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests;

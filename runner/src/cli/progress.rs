@@ -1,0 +1,140 @@
+//! Shows the steps of an environment on its way up: on a terminal with a line that lives, else in plain lines. All of it
+//! on standard error; standard output belongs to the command.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use garret_api::Problem;
+use garret_api::agent::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// What is shown, and where the present line stands.
+pub struct Show {
+    bar: Option<ProgressBar>,
+    /// What a step printed and that is no whole line yet.
+    rest: String,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The environment is ready.
+    Ready,
+    /// A step failed.
+    Failed(Problem),
+}
+
+impl Show {
+    /// For standard error, as it is.
+    pub fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(ProgressBar::new_spinner);
+        if let Some(bar) = &bar {
+            let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(100));
+        }
+        Self { bar, rest: String::new() }
+    }
+
+    /// Shows one step's news; gives the end, if it is one.
+    pub fn step(&mut self, progress: &Progress) -> Option<Ended> {
+        match progress {
+            Progress::Started { step } => {
+                match &self.bar {
+                    Some(bar) => {
+                        bar.set_message(step.clone());
+                        bar.reset_elapsed();
+                    }
+                    None => self.line(&format!("{step} …")),
+                }
+                None
+            }
+            Progress::Output { text, .. } => {
+                self.rest.push_str(text);
+                for line in whole_lines(&mut self.rest) {
+                    self.line(&line);
+                }
+                None
+            }
+            Progress::Finished { step, ms } => {
+                self.flush();
+                self.line(&format!("{step}: {}", seconds(*ms)));
+                None
+            }
+            Progress::Ready { .. } => {
+                self.flush();
+                Some(Ended::Ready)
+            }
+            Progress::Failed { step, problem } => {
+                self.flush();
+                Some(Ended::Failed(Problem::new(&problem.code, format!("{step}: {}", problem.message))))
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            self.line(&rest);
+        }
+    }
+
+    fn line(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            // Nobody reads any more: the command goes on all the same.
+            None => drop(writeln!(io::stderr(), "{line}")),
+        }
+    }
+}
+
+impl Drop for Show {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Takes the whole lines out of `text`. A carriage return alone begins the line anew, as a terminal would show it.
+fn whole_lines(text: &mut String) -> Vec<String> {
+    let Some(end) = text.rfind('\n') else { return Vec::new() };
+    let rest = text.split_off(end + 1);
+    let lines = std::mem::replace(text, rest);
+    lines.lines().map(|line| line.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default().to_owned()).collect()
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_become_lines() {
+        let mut rest = String::new();
+        let mut feed = |piece: &str| {
+            rest.push_str(piece);
+            whole_lines(&mut rest)
+        };
+        assert_eq!(feed("one\ntw"), ["one"]);
+        assert_eq!(feed("o"), [""; 0]);
+        assert_eq!(feed("\r\n10 %\r20 %\r30 %\nthree"), ["two", "30 %"]);
+        assert_eq!(rest, "three");
+    }
+
+    #[test]
+    fn times_are_short() {
+        assert_eq!((seconds(0), seconds(950), seconds(61_234)), ("0.0 s".into(), "0.9 s".into(), "61.2 s".into()));
+    }
+
+    #[test]
+    fn the_end_names_the_step() {
+        let mut show = Show { bar: None, rest: String::new() };
+        assert_eq!(show.step(&Progress::Started { step: "build image".into() }), None);
+        let failed = Progress::Failed { step: "build image".into(), problem: Problem::new("build", "exit status 1") };
+        assert_eq!(show.step(&failed), Some(Ended::Failed(Problem::new("build", "build image: exit status 1"))));
+    }
+}

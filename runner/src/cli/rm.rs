@@ -1,0 +1,49 @@
+//! `garret rm`
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::bail;
+use clap::Args;
+use garret_api::client::Client;
+use garret_api::runner::Machine;
+
+use super::target::{MachineFlag, Target};
+
+/// Remove an environment: its container and what belongs to it. The workspace itself stays as it is.
+///
+/// With --machine the whole machine goes, and with it its data disk: containers, images, home folders.
+#[derive(Debug, Args)]
+pub struct Rm {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    machine: MachineFlag,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl Rm {
+    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+        let Some(developer) = self.machine.developer() else {
+            let environment = self.target.find(client).await?;
+            client.delete(&format!("/v1/environments/{}", environment.id)).await?;
+            return Ok(0);
+        };
+        let path = format!("/v1/machines/{developer}");
+        client.get::<Machine>(&path).await?;
+        let ask = !self.yes && io::stdin().is_terminal();
+        if ask && !confirmed(&format!("remove the machine of {developer} and everything on its data disk?"))? {
+            bail!("nothing was removed");
+        }
+        client.clone().with_deadline(super::REMOVAL).delete(&path).await?;
+        Ok(0)
+    }
+}
+
+fn confirmed(question: &str) -> io::Result<bool> {
+    write!(io::stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,87 @@
+//! `garret show`
+
+use clap::Args;
+use garret_api::client::Client;
+use garret_api::runner::{Environment, Machine};
+
+use super::output;
+use super::target::{MachineFlag, Target};
+
+/// Show everything about an environment, or about the machine.
+#[derive(Debug, Args)]
+pub struct Show {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    machine: MachineFlag,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Show {
+    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+        if let Some(developer) = self.machine.developer() {
+            let machine: Machine = client.get(&format!("/v1/machines/{developer}")).await?;
+            match self.json {
+                true => output::print_json(&machine)?,
+                false => output::print(&output::table(&machine_rows(&machine)))?,
+            }
+        } else {
+            let environment = self.target.find(client).await?;
+            match self.json {
+                true => output::print_json(&environment)?,
+                false => output::print(&output::table(&environment_rows(&environment)))?,
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn row(name: &str, value: impl ToString) -> Vec<String> {
+    vec![format!("{name}:"), value.to_string()]
+}
+
+fn machine_rows(machine: &Machine) -> Vec<Vec<String>> {
+    let mut rows = vec![
+        row("developer", &machine.developer),
+        row("uid", machine.uid),
+        row("state", output::word(&machine.phase)),
+        row("why", &machine.reason),
+        row("desired", output::word(&machine.desired)),
+        row("cpus", machine.vcpus),
+        row("memory", format!("{} MiB", machine.memory_mib)),
+    ];
+    rows.extend(machine.vmm_pid.map(|pid| row("vmm pid", pid)));
+    rows
+}
+
+fn environment_rows(environment: &Environment) -> Vec<Vec<String>> {
+    let status = &environment.status;
+    let mut rows = vec![
+        row("environment", &environment.id),
+        row("workspace", environment.workspace.display()),
+        row("machine", &environment.developer),
+        row("state", output::word(&status.phase)),
+        row("desired", output::word(&environment.desired)),
+    ];
+    rows.extend(status.problem.as_ref().map(|problem| row("problem", problem)));
+    rows.extend(status.container_id.as_ref().map(|id| row("container", id)));
+    rows.extend(status.remote_user.as_ref().map(|user| row("remote user", user)));
+    rows.extend(status.workspace_folder.as_ref().map(|folder| row("folder inside", folder)));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::{environment, machine};
+
+    #[test]
+    fn what_there_is_is_shown() {
+        let text = output::table(&machine_rows(&machine("alice")));
+        assert!(text.contains("memory:     512 MiB\n") && text.contains("vmm pid:    42\n"), "{text}");
+        let text = output::table(&environment_rows(&environment("w-1", "alice", "/w")));
+        assert!(text.contains("remote user:    vscode\n") && !text.contains("problem"), "{text}");
+    }
+}

@@ -1,0 +1,72 @@
+//! `garret start`
+
+use anyhow::bail;
+use clap::Args;
+use garret_api::client::Client;
+use garret_api::runner::{Desired, Environment, EnvironmentRequest, Happening, Machine, MachinePhase, MachineRequest};
+
+use super::follow::follow;
+use super::target::{MachineFlag, Target, me};
+use super::up::wait_until_ready;
+
+/// Start the machine and the environments that ran in it; with an ENVIRONMENT, that one.
+#[derive(Debug, Args)]
+pub struct Start {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    machine: MachineFlag,
+    /// Virtual CPUs from now on.
+    #[arg(long, value_name = "N", conflicts_with = "environment")]
+    cpus: Option<u8>,
+    /// Memory from now on.
+    #[arg(long, value_name = "MIB", conflicts_with = "environment")]
+    memory: Option<u32>,
+}
+
+impl Start {
+    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+        if self.target.environment.is_some() {
+            let environment = self.target.find(client).await?;
+            let request = EnvironmentRequest {
+                workspace: environment.workspace.clone(),
+                desired: Desired::Running,
+                config: None,
+                local_env: Default::default(),
+                rebuild: false,
+            };
+            let environment: Environment =
+                client.put(&format!("/v1/environments/{}", environment.id), &request).await?;
+            wait_until_ready(client, &environment).await?;
+            return Ok(0);
+        }
+        let developer = self.machine.developer().unwrap_or_else(me);
+        let request = MachineRequest { desired: Some(Desired::Running), vcpus: self.cpus, memory_mib: self.memory };
+        start_machine(client, &developer, &request).await?;
+        Ok(0)
+    }
+}
+
+async fn start_machine(client: &Client, developer: &str, request: &MachineRequest) -> anyhow::Result<()> {
+    let machine: Machine = client.put(&format!("/v1/machines/{developer}"), request).await?;
+    if machine.phase != MachinePhase::Running {
+        let ended = follow(client, "/v1/events", machine.last_event, |event| match &event.what {
+            Happening::Machine { phase: MachinePhase::Running, .. } if event.developer == developer => Some(Ok(())),
+            Happening::Machine { phase: MachinePhase::Failed, reason } if event.developer == developer => {
+                Some(Err(reason.clone()))
+            }
+            _ => None,
+        });
+        if let Err(reason) = ended.await? {
+            bail!("the machine did not start: {reason}");
+        }
+    }
+    let environments: Vec<Environment> = client.get("/v1/environments").await?;
+    let mut failed = Vec::new();
+    for environment in environments.iter().filter(|one| one.developer == developer && one.desired == Desired::Running) {
+        if let Err(error) = wait_until_ready(client, environment).await {
+            failed.push(format!("{}: {error:#}", environment.id));
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+}

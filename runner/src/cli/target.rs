@@ -1,0 +1,116 @@
+//! What a command is about: an environment by folder or id, or a machine by its developer.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use garret_api::client::Client;
+use garret_api::runner::Environment;
+use rustix::process::geteuid;
+
+use crate::accounts::Accounts;
+
+/// `[ENVIRONMENT]`
+#[derive(Clone, Debug, Default, Args)]
+pub struct Target {
+    /// The environment: a folder or an id; by default the current folder.
+    #[arg(value_name = "ENVIRONMENT")]
+    pub environment: Option<String>,
+}
+
+/// `[--machine[=DEVELOPER]]`
+#[derive(Clone, Debug, Default, Args)]
+pub struct MachineFlag {
+    /// The machine itself; another developer's needs an administrator.
+    #[arg(
+        long,
+        value_name = "DEVELOPER",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "environment"
+    )]
+    machine: Option<String>,
+}
+
+impl MachineFlag {
+    /// The developer whose machine is meant, if one is.
+    pub fn developer(&self) -> Option<String> {
+        self.machine.as_ref().map(|name| if name.is_empty() { me() } else { name.clone() })
+    }
+}
+
+/// The caller, as the daemon calls them.
+pub fn me() -> String {
+    Accounts::read().developer(geteuid().as_raw())
+}
+
+impl Target {
+    /// Finds the environment among those the caller may see.
+    ///
+    /// # Errors
+    /// There is none, or the daemon does not answer.
+    pub async fn find(&self, client: &Client) -> anyhow::Result<Environment> {
+        let all: Vec<Environment> = client.get("/v1/environments").await?;
+        let asked = self.environment.as_deref().unwrap_or(".");
+        if let Some(found) = all.iter().find(|environment| environment.id == asked) {
+            return Ok(found.clone());
+        }
+        if !asked.contains('/') && asked != "." && asked != ".." && !Path::new(asked).is_dir() {
+            bail!("there is no environment `{asked}`, and no folder of that name: `garret ls` lists them");
+        }
+        let folder = folder(asked)?;
+        match innermost(&all, &folder, &me()) {
+            Some(found) => Ok(found.clone()),
+            None => bail!("{} has no environment: `garret up` makes one, `garret ls` lists them", folder.display()),
+        }
+    }
+}
+
+/// A folder's canonical path.
+///
+/// # Errors
+/// It is missing, or no folder.
+pub fn folder(asked: &str) -> anyhow::Result<PathBuf> {
+    let path = std::fs::canonicalize(asked).with_context(|| format!("cannot use {asked}"))?;
+    if !path.is_dir() {
+        bail!("{asked} is not a folder");
+    }
+    Ok(path)
+}
+
+/// The environment whose workspace is the folder or the nearest above it; one's own before another's.
+fn innermost<'a>(all: &'a [Environment], folder: &Path, me: &str) -> Option<&'a Environment> {
+    all.iter()
+        .filter(|environment| folder.starts_with(&environment.workspace))
+        .max_by_key(|environment| (environment.workspace.components().count(), environment.developer == me))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::environment;
+
+    #[test]
+    fn the_innermost_workspace_is_meant_and_ones_own_first() {
+        let all = [
+            environment("a", "alice", "/w"),
+            environment("b", "alice", "/w/inner"),
+            environment("c", "bob", "/w/inner"),
+        ];
+        let meant = |folder: &str, me: &str| innermost(&all, Path::new(folder), me).map(|found| found.id.as_str());
+        assert_eq!(meant("/w", "alice"), Some("a"));
+        assert_eq!(meant("/w/other/deep", "alice"), Some("a"));
+        assert_eq!(meant("/w/inner/deep", "alice"), Some("b"));
+        assert_eq!(meant("/w/inner", "bob"), Some("c"));
+        assert_eq!(meant("/wide", "alice"), None);
+    }
+
+    #[test]
+    fn what_is_no_folder_is_said() {
+        assert!(
+            format!("{:#}", folder("/nonexistent").unwrap_err()).starts_with("cannot use /nonexistent: No such file")
+        );
+        assert_eq!(folder("/etc/passwd").unwrap_err().to_string(), "/etc/passwd is not a folder");
+    }
+}

@@ -1,0 +1,295 @@
+//! `/etc/garret/config.toml`. Every setting has a default; a file that says something unknown is refused.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use garret_api::agent::{PackageIndexes, Proxy, RegistryMirror};
+use serde::Deserialize;
+
+use crate::host;
+
+/// Where the configuration is, unless `garret daemon --config` says otherwise.
+pub const CONFIG: &str = "/etc/garret/config.toml";
+
+/// The daemon's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What must survive a reboot: the state and the data disks.
+    pub state: PathBuf,
+    /// Sockets and mounts of running machines.
+    pub run: PathBuf,
+    /// Certificate authorities, as a PEM file, which machines trust besides their own; an empty path: none.
+    pub ca_bundle: PathBuf,
+    /// The files machines are made from.
+    pub artifacts: ArtifactsConfig,
+    /// A machine's figures, where its developer says nothing else.
+    pub machine: MachineDefaults,
+    /// The machines' network.
+    pub network: NetworkSection,
+    /// Where machines look for images first.
+    pub registry_mirrors: Vec<RegistryMirror>,
+    /// Proxies for machines, image builds and containers.
+    pub proxy: Proxy,
+    /// Package indexes for image builds and containers.
+    pub packages: PackageIndexes,
+    /// What may pass from the caller to the guest.
+    pub policy: Policy,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/garret".into(),
+            run: "/run/garret".into(),
+            ca_bundle: "/etc/ssl/certs/ca-certificates.crt".into(),
+            artifacts: ArtifactsConfig::default(),
+            machine: MachineDefaults::default(),
+            network: NetworkSection::default(),
+            registry_mirrors: Vec::new(),
+            proxy: Proxy::default(),
+            packages: PackageIndexes::default(),
+            policy: Policy::default(),
+        }
+    }
+}
+
+/// `[artifacts]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArtifactsConfig {
+    /// The static `garret-vmm`.
+    pub vmm: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest's root image.
+    pub root: PathBuf,
+    /// The formatted, empty data disk.
+    pub data_template: PathBuf,
+}
+
+impl Default for ArtifactsConfig {
+    fn default() -> Self {
+        let lib = Path::new("/usr/lib/garret");
+        Self {
+            vmm: lib.join("garret-vmm"),
+            kernel: lib.join("vmlinux"),
+            root: lib.join("root.erofs"),
+            data_template: lib.join("data.ext4"),
+        }
+    }
+}
+
+/// `[machine]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineDefaults {
+    /// Virtual CPUs, 1 to 32; absent: those of the host, at most 4.
+    pub vcpus: Option<u8>,
+    /// Memory in MiB, 256 or more; absent: half of the host's, at most 8,192.
+    pub memory_mib: Option<u32>,
+    /// What a VMM may use beyond guest memory, in MiB.
+    pub memory_overhead_mib: u32,
+    /// How long a machine may take until its agent answers, in seconds.
+    pub boot_deadline_s: u64,
+    /// How long a machine may take to power off before it is killed, in seconds.
+    pub stop_deadline_s: u64,
+}
+
+impl Default for MachineDefaults {
+    fn default() -> Self {
+        Self { vcpus: None, memory_mib: None, memory_overhead_mib: 256, boot_deadline_s: 120, stop_deadline_s: 60 }
+    }
+}
+
+/// `[network]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkSection {
+    /// The machines' addresses, as `address/prefix`.
+    pub pool: String,
+    /// Upstream resolvers; none: those of the host.
+    pub resolvers: Vec<IpAddr>,
+    /// `address:port` on the host or in its neighbourhood that machines may reach all the same: registry mirrors.
+    pub allow: Vec<SocketAddrV4>,
+}
+
+impl Default for NetworkSection {
+    fn default() -> Self {
+        Self { pool: "100.96.0.0/16".into(), resolvers: Vec::new(), allow: Vec::new() }
+    }
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Names of the caller's variables that `${localEnv:…}` may see; a `*` at the end stands for anything. The command
+    /// sends only those the devcontainer.json names.
+    pub local_env: Vec<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { local_env: vec!["*".into()] }
+    }
+}
+
+impl Policy {
+    /// Whether the variable may pass.
+    pub fn admits(&self, name: &str) -> bool {
+        self.local_env.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == pattern,
+        })
+    }
+}
+
+impl Config {
+    /// Reads the file; without one, everything is as it is by default.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, or says something unknown or impossible: the error names file, line and key.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).with_context(|| format!("cannot use {}", path.display())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", located(text, &error)))?;
+        if config.machine.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
+            bail!("[machine] vcpus must be 1 to 32");
+        }
+        if config.machine.memory_mib.is_some_and(|mib| mib < crate::daemon::MEMORY_MIN_MIB) {
+            bail!("[machine] memory_mib must be {} or more", crate::daemon::MEMORY_MIN_MIB);
+        }
+        parse_pool(&config.network.pool)?;
+        Ok(config)
+    }
+
+    /// The network as the host's side needs it. `host_resolvers` are used where the configuration names none.
+    pub fn network(&self, host_resolvers: Vec<IpAddr>) -> anyhow::Result<host::NetworkConfig> {
+        let resolvers = if self.network.resolvers.is_empty() { host_resolvers } else { self.network.resolvers.clone() };
+        Ok(host::NetworkConfig {
+            pool: parse_pool(&self.network.pool)?,
+            resolvers: resolvers.into_iter().take(3).collect(),
+            allow: self.network.allow.iter().map(|at| (*at.ip(), at.port())).collect(),
+        })
+    }
+
+    /// The artifacts as the host's side needs them.
+    pub fn artifacts(&self) -> host::Artifacts {
+        let ArtifactsConfig { vmm, kernel, root, data_template } = self.artifacts.clone();
+        host::Artifacts { vmm, kernel, root, data_template }
+    }
+}
+
+/// One line for what TOML has to say in several.
+fn located(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = error.message().replace('\n', " ");
+    line.map_or_else(|| message.clone(), |line| format!("line {line}: {message}"))
+}
+
+fn parse_pool(pool: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
+    let parsed = pool.split_once('/').and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
+    match parsed {
+        Some((address, prefix)) if (8..=29).contains(&prefix) => Ok((address, prefix)),
+        _ => bail!("[network] pool must be an IPv4 network such as 100.96.0.0/16, not `{pool}`"),
+    }
+}
+
+/// The nameservers of the first table that names one a machine could reach: not the host's own stub on loopback.
+pub fn host_resolvers() -> Vec<IpAddr> {
+    ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"]
+        .iter()
+        .map(|path| nameservers(&fs::read_to_string(path).unwrap_or_default()))
+        .find(|found| !found.is_empty())
+        .unwrap_or_default()
+}
+
+fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok())
+        .filter(|address: &IpAddr| !address.is_loopback())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_is_the_default() {
+        assert_eq!(Config::read(Path::new("/nonexistent/config.toml")).unwrap(), Config::default());
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_whole_file_is_understood() {
+        let config = Config::parse(
+            r#"
+            ca_bundle = "/etc/ca.pem"
+            [artifacts]
+            kernel = "/k/vmlinux"
+            [machine]
+            vcpus = 2
+            memory_mib = 2048
+            [network]
+            pool = "10.99.0.0/16"
+            resolvers = ["1.1.1.1"]
+            allow = ["10.0.2.2:5000"]
+            [[registry_mirrors]]
+            registry = "docker.io"
+            mirror = "10.0.2.2:5000"
+            insecure = true
+            [proxy]
+            http = "http://proxy:3128"
+            [packages]
+            pip_index_url = "http://pip/simple"
+            [policy]
+            local_env = ["HOME", "LC_*"]
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.artifacts().kernel, PathBuf::from("/k/vmlinux"));
+        assert_eq!(config.artifacts().root, PathBuf::from("/usr/lib/garret/root.erofs"));
+        let network = config.network(vec!["9.9.9.9".parse().unwrap()]).unwrap();
+        assert_eq!(network.pool, ("10.99.0.0".parse().unwrap(), 16));
+        assert_eq!(network.resolvers, ["1.1.1.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(network.allow, [("10.0.2.2".parse().unwrap(), 5000)]);
+        assert!(config.registry_mirrors[0].insecure);
+        for (name, admitted) in [("HOME", true), ("HOMER", false), ("LC_ALL", true), ("AWS_SECRET_ACCESS_KEY", false)] {
+            assert_eq!(config.policy.admits(name), admitted, "{name}");
+        }
+    }
+
+    #[test]
+    fn errors_name_line_and_key() {
+        for (text, said) in [
+            ("[machine]\nvcpu = 3\n", "line 2: unknown field `vcpu`"),
+            ("[machine\n", "line 1: "),
+            ("[machine]\nvcpus = 33\n", "vcpus must be 1 to 32"),
+            ("[machine]\nmemory_mib = 10\n", "memory_mib must be 256 or more"),
+            ("[network]\npool = \"everything\"\n", "pool must be an IPv4 network"),
+            ("[network]\n\nallow = [\"host:80\"]\n", "line 3: "),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_stub_resolver_is_left_out() {
+        let text = "# comment\nnameserver 127.0.0.53\nnameserver 10.0.2.3\nsearch x\nnameserver ::1\n";
+        assert_eq!(nameservers(text), ["10.0.2.3".parse::<IpAddr>().unwrap()]);
+    }
+}

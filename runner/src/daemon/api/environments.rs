@@ -1,0 +1,227 @@
+//! `/v1/environments`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use garret_api::Problem;
+use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
+use garret_api::runner::{Desired, Environment, EnvironmentRequest, MachinePhase, MachineRequest};
+use hyper::StatusCode;
+use rusqlite::Connection;
+
+use super::body::Body;
+use super::machines::{require_running, want};
+use super::{Peer, Refusal, proxy};
+use crate::accounts::Accounts;
+use crate::daemon::state::{EnvironmentRow, MachineRow, Scope, environments, events, machines};
+use crate::daemon::{Daemon, requests, workspace};
+use crate::environment_id::environment_id;
+
+/// How long removing an environment may take until the answer says that it goes on.
+const REMOVAL: Duration = Duration::from_secs(60);
+/// How long the agent may take to say how a container is.
+const GLANCE: Duration = Duration::from_secs(3);
+
+#[utoipa::path(
+    get,
+    path = "/v1/environments",
+    responses((status = 200, description = "The environments the caller may see.", body = Vec<Environment>))
+)]
+pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
+    let list = daemon
+        .read(move |db| {
+            let rows = environments::all(db)?.into_iter().filter(|row| peer.may(row.uid) && !row.removed);
+            rows.map(|row| show_row(db, row)).collect()
+        })
+        .await?;
+    Ok(Json(list))
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/environments/{id}",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses((status = 200, description = "The environment.", body = Environment), (status = 404, body = Problem))
+)]
+pub async fn show(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<Json<Environment>, Refusal> {
+    let (row, _) = find(&daemon, peer, &id).await?;
+    Ok(Json(daemon.read(move |db| show_row(db, row)).await?))
+}
+
+#[utoipa::path(
+    put,
+    path = "/v1/environments/{id}",
+    params(("id" = String, Path, description = "The environment's id.")),
+    request_body = EnvironmentRequest,
+    responses(
+        (status = 200, description = "The environment, as it will be made.", body = Environment),
+        (status = 400, body = Problem),
+        (status = 403, description = "The caller may not read and write the workspace.", body = Problem),
+        (status = 409, description = "The host has not the memory, or the machine is being removed.", body = Problem),
+    )
+)]
+pub async fn put(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+    Body(request): Body<EnvironmentRequest>,
+) -> Result<Json<Environment>, Refusal> {
+    requests::check_environment(&request)?;
+    let owner = owner_of(&daemon, peer, &id, &request).await?;
+    if request.desired == Desired::Running {
+        let folder = request.workspace.clone();
+        let checked = tokio::task::spawn_blocking(move || workspace::open_as(owner, &folder).map(drop)).await;
+        checked.unwrap_or_else(|error| Err(Problem::new("internal", error.to_string())))?;
+    }
+    let gid = Accounts::read().by_uid(owner).map_or(peer.gid, |account| account.gid);
+    let desired = (request.desired == Desired::Running).then_some(Desired::Running);
+    let machine = want(&daemon, owner, gid, MachineRequest { desired, ..Default::default() }).await?;
+    let stopped = container_has_stopped(&daemon, &machine, &id).await;
+    let policy = daemon.config.policy.clone();
+    let environment = daemon
+        .write(move |db| {
+            let mut kept = match environments::get(db, &id)? {
+                Some(row) => row,
+                None => requests::new_environment(&id, owner, &request),
+            };
+            if stopped && kept.status.phase == EnvironmentPhase::Ready {
+                kept.status.phase = EnvironmentPhase::Stopped;
+            }
+            let row = requests::apply_environment(&kept, &request, &policy);
+            environments::put(db, &row)?;
+            show_row(db, row)
+        })
+        .await?;
+    daemon.poke(owner);
+    Ok(Json(environment))
+}
+
+/// Whose the environment is. An id that is neither the caller's own nor one they may change says nothing about others'.
+async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRequest) -> Result<u32, Refusal> {
+    let name = id.to_owned();
+    if let Some(row) = daemon.read(move |db| environments::get(db, &name)).await?.filter(|row| peer.may(row.uid)) {
+        return match row.workspace == request.workspace {
+            true => Ok(row.uid),
+            false => Err(Refusal::conflict(format!("{id} is the environment of {}", row.workspace.display()))),
+        };
+    }
+    let own = environment_id(peer.uid, &request.workspace);
+    match own == id {
+        true => Ok(peer.uid),
+        false => Err(Refusal::invalid(format!("the environment of {} has the id {own}", request.workspace.display()))),
+    }
+}
+
+/// Asks the agent: a container may have ended since it was last asked. One that does not answer has not.
+async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) -> bool {
+    if machine.phase != MachinePhase::Running {
+        return false;
+    }
+    let agent = daemon.agent(&machine.developer, GLANCE);
+    match agent.get::<EnvironmentStatus>(&format!("/v1/environments/{id}")).await {
+        Ok(status) => status.phase == EnvironmentPhase::Stopped,
+        Err(error) => error.status() == Some(404),
+    }
+}
+
+#[utoipa::path(
+    delete,
+    path = "/v1/environments/{id}",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses(
+        (status = 204, description = "It is gone; in a machine that stands still, its container goes at the next start."),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn remove(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let (row, machine) = find(&daemon, peer, &id).await?;
+    let mut changes = daemon.changes.subscribe();
+    daemon.write(move |db| environments::put(db, &EnvironmentRow { removed: true, ..row })).await?;
+    daemon.poke(machine.uid);
+    let gone = async {
+        loop {
+            let (uid, name) = (machine.uid, id.clone());
+            let left = daemon
+                .read(move |db| Ok((environments::get(db, &name)?.filter(|row| row.removed), machines::get(db, uid)?)))
+                .await?;
+            match left {
+                (Some(_), Some(machine)) if machine.phase == MachinePhase::Running => {}
+                _ => return Ok(StatusCode::NO_CONTENT),
+            }
+            // The sender lives as long as the daemon.
+            let _ = changes.changed().await;
+        }
+    };
+    let late = || Err(Refusal::unavailable(format!("{id} is still being removed: its machine does not answer")));
+    tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| late())
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/environments/{id}/log",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses((status = 200, description = "What the container last printed.", body = String))
+)]
+pub async fn log(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(id): Path<String>) -> Result<String, Refusal> {
+    let (row, machine) = find(&daemon, peer, &id).await?;
+    require_running(&machine)?;
+    Ok(daemon.agent(&machine.developer, proxy::DEADLINE).text(&format!("/v1/environments/{}/log", row.id)).await?)
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/environments/{id}/exec",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses((status = 101, description = "A WebSocket: a process in the devcontainer."), (status = 404, body = Problem))
+)]
+pub async fn exec(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (row, machine) = find(&daemon, peer, &id).await?;
+    require_running(&machine)?;
+    tracing::info!(uid = peer.uid, environment = row.id, "exec");
+    let agent = daemon.agent(&machine.developer, proxy::DEADLINE);
+    proxy::pass_on(&agent, &format!("/v1/environments/{}/exec", row.id), request).await
+}
+
+/// The environment and its machine, if the peer may see them; a stranger's looks as if it were not there.
+pub async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentRow, MachineRow), Refusal> {
+    let name = id.to_owned();
+    let found = daemon
+        .read(move |db| {
+            let Some(row) = environments::get(db, &name)? else { return Ok(None) };
+            Ok(machines::get(db, row.uid)?.map(|machine| (row, machine)))
+        })
+        .await?;
+    found.filter(|(row, _)| peer.may(row.uid) && !row.removed).ok_or_else(|| {
+        Refusal::not_found(format!("there is no environment {id}: `garret up` makes one, `garret ls` lists them"))
+    })
+}
+
+fn show_row(db: &Connection, row: EnvironmentRow) -> rusqlite::Result<Environment> {
+    let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.developer);
+    Ok(Environment {
+        last_event: events::last(db, &Scope { uid: Some(row.uid), environment: Some(row.id.clone()) })?,
+        id: row.id,
+        developer,
+        workspace: row.workspace,
+        desired: row.desired,
+        generation: row.generation,
+        observed_generation: row.observed_generation,
+        status: row.status,
+    })
+}

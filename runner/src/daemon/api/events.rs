@@ -1,0 +1,105 @@
+//! `/v1/events`: what has happened, and what happens.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use garret_api::Problem;
+use garret_api::runner::Event;
+use hyper::header;
+use serde::Deserialize;
+use tokio::sync::watch;
+use utoipa::IntoParams;
+
+use super::body::Asked;
+use super::{Peer, Refusal, environments};
+use crate::daemon::Daemon;
+use crate::daemon::state::{Scope, events};
+
+/// Which events.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Which {
+    /// Only events with a larger number.
+    #[serde(default)]
+    after: u64,
+    /// Go on with what happens from now on.
+    #[serde(default)]
+    follow: bool,
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/environments/{id}/events",
+    params(("id" = String, Path, description = "The environment's id."), Which),
+    responses(
+        (status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn of_environment(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+    Asked(which): Asked<Which>,
+) -> Result<Response, Refusal> {
+    let (row, _) = environments::find(&daemon, peer, &id).await?;
+    let scope = Scope { uid: Some(row.uid), environment: Some(row.id) };
+    Ok(answer(daemon, scope, which))
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    params(Which),
+    responses((status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"))
+)]
+pub async fn of_all(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Asked(which): Asked<Which>,
+) -> Result<Response, Refusal> {
+    Ok(answer(daemon, peer.scope(), which))
+}
+
+struct Follower {
+    daemon: Arc<Daemon>,
+    changes: watch::Receiver<u64>,
+    scope: Scope,
+    which: Which,
+}
+
+/// A page at a time from the state, woken by changes: a slow reader misses nothing and nothing is held for it.
+fn answer(daemon: Arc<Daemon>, scope: Scope, which: Which) -> Response {
+    let changes = daemon.changes.subscribe();
+    let follower = Follower { daemon, changes, scope, which };
+    let pages = stream::try_unfold(follower, async |mut follower| {
+        Ok::<_, rusqlite::Error>(follower.page().await?.map(|page| (page, follower)))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response()
+}
+
+impl Follower {
+    async fn page(&mut self) -> rusqlite::Result<Option<String>> {
+        loop {
+            self.changes.borrow_and_update();
+            let (after, scope) = (self.which.after, self.scope.clone());
+            let page = self.daemon.read(move |db| events::after(db, after, &scope)).await?;
+            if let Some(last) = page.last() {
+                self.which.after = last.id;
+                return Ok(Some(page.iter().map(line).collect()));
+            }
+            if !self.which.follow || self.changes.changed().await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// One line of JSON; an event has no part that could fail to be written.
+fn line(event: &Event) -> String {
+    serde_json::to_string(event).map(|text| text + "\n").unwrap_or_default()
+}

@@ -1,0 +1,75 @@
+//! The host API on the daemon's Unix socket.
+
+mod body;
+mod environments;
+mod events;
+mod host;
+mod machines;
+mod peer;
+mod proxy;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::get;
+use hyper::StatusCode;
+use utoipa::OpenApi;
+
+pub use peer::{Credentials, Peer};
+use refusal::Refusal;
+
+use super::Daemon;
+
+/// All of the API.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/v1/host", get(host::show))
+        .route("/v1/machines", get(machines::list))
+        .route("/v1/machines/{developer}", get(machines::show).put(machines::put).delete(machines::remove))
+        .route("/v1/machines/{developer}/log", get(machines::log))
+        .route("/v1/machines/{developer}/exec", get(machines::exec))
+        .route("/v1/environments", get(environments::list))
+        .route("/v1/environments/{id}", get(environments::show).put(environments::put).delete(environments::remove))
+        .route("/v1/environments/{id}/events", get(events::of_environment))
+        .route("/v1/environments/{id}/log", get(environments::log))
+        .route("/v1/environments/{id}/exec", get(environments::exec))
+        .route("/v1/events", get(events::of_all))
+        .fallback(async || Refusal::not_found("there is nothing at this path: see the API's description"))
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", "this path has no such method")
+        })
+        .with_state(daemon)
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "garret host API", description = "What `garret daemon` answers on its Unix socket."),
+    paths(
+        host::show,
+        machines::list,
+        machines::show,
+        machines::put,
+        machines::remove,
+        machines::log,
+        machines::exec,
+        environments::list,
+        environments::show,
+        environments::put,
+        environments::remove,
+        environments::log,
+        environments::exec,
+        events::of_environment,
+        events::of_all,
+    ),
+    components(schemas(garret_api::runner::Event, garret_api::Problem))
+)]
+struct Description;
+
+/// The API's description, as JSON.
+pub fn openapi() -> String {
+    let json = Description::openapi().to_pretty_json();
+    json.map(|text| text + "\n").unwrap_or_else(|error| error.to_string())
+}

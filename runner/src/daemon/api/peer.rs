@@ -1,0 +1,85 @@
+//! Who is at the other end of a connection, and what they may see.
+
+use axum::extract::FromRequestParts;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::serve::IncomingStream;
+use garret_api::Problem;
+use hyper::http::request::Parts;
+use tokio::net::UnixListener;
+
+use super::Refusal;
+use crate::accounts::Accounts;
+use crate::daemon::state::{MachineRow, Scope};
+
+/// Members of this group, and root, may do everything to every machine.
+const ADMINISTRATORS: &str = "garret";
+
+/// The peer's credentials, as the kernel vouches for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its uid.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Whether it may do everything.
+    pub administrator: bool,
+}
+
+/// What the kernel said when the connection was accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Credentials(Option<(u32, u32)>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Credentials {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
+    }
+}
+
+impl Peer {
+    /// Whether the peer may see and change what belongs to this uid.
+    pub fn may(&self, owner: u32) -> bool {
+        self.administrator || self.uid == owner
+    }
+
+    /// The events the peer may see.
+    pub fn scope(&self) -> Scope {
+        Scope { uid: (!self.administrator).then_some(self.uid), environment: None }
+    }
+
+    /// The machine, if there is one that the peer may see; a stranger's looks as if it were not there.
+    pub fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
+        machine
+            .filter(|machine| self.may(machine.uid))
+            .ok_or_else(|| Refusal::not_found(format!("{developer} has no machine: `garret up` makes one")))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Peer {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        let said = parts.extensions.get::<ConnectInfo<Credentials>>().and_then(|info| info.0.0);
+        let (uid, gid) = said.ok_or_else(|| Problem::new("forbidden", "the connection's owner is unknown"))?;
+        let administrator = uid == 0 || Accounts::read().is_member(uid, ADMINISTRATORS);
+        Ok(Self { uid, gid, administrator })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::state::tests::machine;
+
+    #[test]
+    fn a_strangers_machine_looks_as_if_it_were_not_there() {
+        let alice = Peer { uid: 1000, gid: 1000, administrator: false };
+        let admin = Peer { administrator: true, ..alice };
+        assert!(alice.admit(Some(machine(1000)), "alice").is_ok());
+        assert!(admin.admit(Some(machine(1001)), "bob").is_ok());
+        let stranger = alice.admit(Some(machine(1001)), "bob").unwrap_err();
+        let nothing = alice.admit(None, "bob").unwrap_err();
+        assert_eq!(format!("{stranger:?}"), format!("{nothing:?}"));
+        assert_eq!(alice.scope().uid, Some(1000));
+        assert_eq!(admin.scope().uid, None);
+    }
+}

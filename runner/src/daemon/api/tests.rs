@@ -1,0 +1,336 @@
+//! The real router on a real Unix socket with a real state; only nobody drives the machines.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use garret_api::agent::{EnvironmentPhase, Progress};
+use garret_api::client::{Client, Error, Lines};
+use garret_api::runner::{
+    Desired, Environment, EnvironmentRequest, Event, Happening, HostInfo, Machine, MachinePhase, MachineRequest,
+};
+use hyper::Method;
+use rustix::process::{Gid, Uid};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::accounts::Accounts;
+use crate::config::Config;
+use crate::daemon::admission::Host;
+use crate::daemon::state::{EnvironmentRow, Store, environments as table, machines as machine_table};
+use crate::environment_id::environment_id;
+
+const ALICE: u32 = 54_321;
+const BOB: u32 = 54_322;
+
+struct Server {
+    dir: TempDir,
+    daemon: Arc<Daemon>,
+    poked: mpsc::UnboundedReceiver<u32>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
+        let network = config.network(Vec::new()).unwrap();
+        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0 };
+        let store = Store::open(&dir.path().join("state.db")).unwrap();
+        let (daemon, poked) = Daemon::new(config, network, host, store);
+        let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
+        fs::set_permissions(dir.path().join("garret.sock"), fs::Permissions::from_mode(0o666)).unwrap();
+        let service = router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
+        tokio::spawn(axum::serve(listener, service).into_future());
+        Self { dir, daemon, poked }
+    }
+
+    fn client(&self) -> Client {
+        Client::unix(self.dir.path().join("garret.sock"))
+    }
+
+    /// A folder that belongs to this uid.
+    fn workspace(&self, uid: u32, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(uid), Some(uid)).unwrap();
+        path
+    }
+
+    /// One call as another user: rights, and with them a socket's credentials, are a thread's.
+    async fn call(&self, uid: u32, method: Method, path: &str, body: Option<Value>) -> Result<Value, Error> {
+        let (client, path) = (self.client(), path.to_owned());
+        let caller = thread::spawn(move || {
+            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                match method {
+                    Method::GET => client.get(&path).await,
+                    Method::PUT => client.put(&path, &body).await,
+                    other => client.send(other, &path, body.as_ref()).await.map(|()| Value::Null),
+                }
+            })
+        });
+        tokio::task::spawn_blocking(move || caller.join().unwrap()).await.unwrap()
+    }
+
+    async fn up(&self, uid: u32, workspace: &Path) -> Result<Environment, Error> {
+        let id = environment_id(uid, workspace);
+        let body = json!({"workspace": workspace, "desired": "running"});
+        let answer = self.call(uid, Method::PUT, &format!("/v1/environments/{id}"), Some(body)).await?;
+        Ok(serde_json::from_value(answer).unwrap())
+    }
+}
+
+fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, String) {
+    let error = answer.unwrap_err();
+    let status = error.status().unwrap_or_else(|| panic!("no status: {error}"));
+    (status, error.into_problem().message)
+}
+
+#[tokio::test]
+async fn the_host_tells_its_figures() {
+    let mut server = Server::start().await;
+    let request = MachineRequest { desired: Some(Desired::Running), vcpus: None, memory_mib: Some(1000) };
+    let machine: Machine = server.client().put("/v1/machines/root", &request).await.unwrap();
+    assert_eq!((machine.uid, machine.memory_mib, machine.vcpus), (0, 1000, 2));
+    assert_eq!(server.poked.recv().await, Some(0));
+    let host: HostInfo = server.client().get("/v1/host").await.unwrap();
+    assert_eq!((host.cpus, host.memory_mib, host.promised_mib), (2, 4000, 1256));
+}
+
+#[tokio::test]
+async fn a_put_of_the_same_changes_nothing() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "w");
+    let first = server.up(ALICE, &workspace).await.unwrap();
+    assert_eq!((first.generation, first.observed_generation), (1, 0));
+    assert_eq!(first.status.phase, EnvironmentPhase::Starting);
+    assert_eq!(server.up(ALICE, &workspace).await.unwrap(), first);
+    let machines: Vec<Machine> = server.client().get("/v1/machines").await.unwrap();
+    assert_eq!(machines.len(), 1);
+    assert_eq!(machines[0].desired, Desired::Running);
+}
+
+#[tokio::test]
+async fn unknown_fields_and_broken_bodies_are_refused_in_one_line() {
+    let server = Server::start().await;
+    for (path, body, said) in [
+        ("/v1/machines/root", json!({"vcpu": 2}), "unknown field `vcpu`"),
+        ("/v1/machines/root", json!({"vcpus": 99}), "vcpus must be 1 to 32"),
+        ("/v1/machines/root", json!({"desired": "happy"}), "unknown variant `happy`"),
+        ("/v1/environments/x", json!({"workspace": "/w"}), "missing field `desired`"),
+        ("/v1/environments/x", json!({"workspace": "/w", "desired": "running", "x": 1}), "unknown field `x`"),
+        (
+            "/v1/environments/x",
+            json!({"workspace": "/w", "desired": "running", "config": "../x"}),
+            "inside the workspace",
+        ),
+        ("/v1/environments/x", json!({"workspace": "/w", "desired": "running"}), "has the id w-"),
+    ] {
+        let (status, message) = refused(server.client().put::<Value>(path, &body).await);
+        assert_eq!(status, 400, "{path} {body}: {message}");
+        assert!(message.contains(said) && !message.contains('\n'), "{path} {body}: {message}");
+    }
+    let (status, message) = refused(server.client().get::<Value>("/v1/events?folow=true").await);
+    assert!(status == 400 && message.contains("unknown field `folow`"), "{message}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let server = Server::start().await;
+    for path in ["/v1/machines/root", "/v1/environments/x", "/v1/environments/x/events", "/v1/nothing", "/"] {
+        assert_eq!(refused(server.client().get::<Value>(path).await).0, 404, "{path}");
+    }
+    assert_eq!(refused(server.client().post("/v1/host").await).0, 405);
+    assert_eq!(refused(server.client().websocket("/v1/environments/x/exec").await).0, 404);
+}
+
+#[tokio::test]
+async fn another_user_sees_and_changes_nothing_of_mine() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "secret");
+    let mine = server.up(ALICE, &workspace).await.unwrap();
+    let environment = format!("/v1/environments/{}", mine.id);
+    let machine = format!("/v1/machines/{ALICE}");
+    let stop = Some(json!({"desired": "stopped"}));
+    let stop_environment = Some(json!({"workspace": workspace, "desired": "stopped"}));
+    for (method, path, body, status) in [
+        (Method::GET, environment.clone(), None, 404),
+        (Method::GET, format!("{environment}/log"), None, 404),
+        (Method::GET, format!("{environment}/events"), None, 404),
+        (Method::GET, format!("{environment}/exec"), None, 404),
+        (Method::DELETE, environment.clone(), None, 404),
+        (Method::PUT, environment.clone(), stop_environment, 400),
+        (Method::GET, machine.clone(), None, 404),
+        (Method::GET, format!("{machine}/log"), None, 404),
+        (Method::GET, format!("{machine}/exec"), None, 404),
+        (Method::DELETE, machine.clone(), None, 404),
+        (Method::PUT, machine.clone(), stop, 403),
+    ] {
+        let (got, message) = refused(server.call(BOB, method.clone(), &path, body).await);
+        assert_eq!(got, status, "{method} {path}: {message}");
+        assert!(!message.contains("secret") || method == Method::PUT || path.contains(&mine.id), "{message}");
+    }
+    for path in ["/v1/machines", "/v1/environments"] {
+        assert_eq!(server.call(BOB, Method::GET, path, None).await.unwrap(), json!([]), "{path}");
+        assert_eq!(server.call(ALICE, Method::GET, path, None).await.unwrap().as_array().unwrap().len(), 1);
+        assert_eq!(server.call(0, Method::GET, path, None).await.unwrap().as_array().unwrap().len(), 1);
+    }
+    let still: Machine = server.client().get(&machine).await.unwrap();
+    assert_eq!(still.desired, Desired::Running);
+}
+
+#[tokio::test]
+async fn a_workspace_is_checked_with_the_callers_rights() {
+    let server = Server::start().await;
+    let theirs = server.workspace(BOB, "theirs");
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o755)).unwrap();
+    let file = server.dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for (path, status, said) in [
+        (theirs.clone(), 403, "theirs: you may not read and write it"),
+        (server.dir.path().join("missing"), 400, "missing: no such folder"),
+        (file, 400, "file: not a folder"),
+        (PathBuf::from("some/where"), 400, "some/where: not an absolute path"),
+    ] {
+        let (got, message) = refused(server.up(ALICE, &path).await);
+        assert!(got == status && message.ends_with(said), "{got} {message}");
+    }
+    assert_eq!(server.call(ALICE, Method::GET, "/v1/machines", None).await.unwrap(), json!([]));
+    server.up(BOB, &theirs).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_beyond_the_hosts_is_refused_with_numbers() {
+    let server = Server::start().await;
+    let put = async |uid: u32, memory_mib: u32| {
+        let body = json!({"desired": "running", "memory_mib": memory_mib});
+        server.call(uid, Method::PUT, &format!("/v1/machines/{uid}"), Some(body)).await
+    };
+    put(ALICE, 2000).await.unwrap();
+    let (status, message) = refused(put(BOB, 1800).await);
+    assert_eq!(status, 409);
+    for number in ["2056 MiB", "2256 of", "4000 MiB"] {
+        assert!(message.contains(number), "{message}");
+    }
+    put(BOB, 1000).await.unwrap();
+    put(ALICE, 2000).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exec_needs_a_running_machine() {
+    let server = Server::start().await;
+    let workspace = server.workspace(0, "w");
+    let environment = server.up(0, &workspace).await.unwrap();
+    for path in [format!("/v1/environments/{}/exec", environment.id), "/v1/machines/root/exec".into()] {
+        let (status, message) = refused(server.client().websocket(&path).await);
+        assert_eq!(status, 409, "{message}");
+        assert!(message.contains("`garret start` starts it"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn events_are_followed_as_they_happen() {
+    let server = Server::start().await;
+    let workspace = server.workspace(0, "w");
+    let environment = server.up(0, &workspace).await.unwrap();
+    let path = format!("/v1/environments/{}/events?follow=true", environment.id);
+    let mut lines: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, &path, None).await.unwrap();
+    for step in ["pull image", "create container"] {
+        let id = environment.id.clone();
+        let progress = Progress::Started { step: step.into() };
+        let expected = progress.clone();
+        server.daemon.write(move |db| table::add_progress(db, &table::get(db, &id)?.unwrap(), progress)).await.unwrap();
+        let event = lines.next().await.unwrap().unwrap();
+        assert_eq!(event.what, Happening::Environment { generation: 1, progress: expected });
+    }
+    let all = format!("/v1/environments/{}/events", environment.id);
+    let mut kept: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, &all, None).await.unwrap();
+    let mut count = 0;
+    while kept.next().await.unwrap().is_some() {
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}
+
+#[tokio::test]
+async fn a_removal_waits_for_the_driver_and_a_machine_that_stands_still_needs_none() {
+    let server = Server::start().await;
+    let workspace = server.workspace(0, "w");
+    let environment = server.up(0, &workspace).await.unwrap();
+    let path = format!("/v1/environments/{}", environment.id);
+    server.client().delete(&path).await.unwrap();
+    assert_eq!(refused(server.client().get::<Environment>(&path).await).0, 404);
+    // It is only noted yet: asked for again, it comes back and is built anew.
+    let again = server.up(0, &workspace).await.unwrap();
+    assert_eq!(again.generation, 2);
+
+    let daemon = server.daemon.clone();
+    let (client, removal) = (server.client(), "/v1/machines/root");
+    let removing = tokio::spawn(async move { client.delete(removal).await });
+    let mut changes = daemon.changes.subscribe();
+    while !daemon.read(|db| Ok(machine_table::get(db, 0)?.unwrap().removed)).await.unwrap() {
+        changes.changed().await.unwrap();
+    }
+    let refusal = refused(server.up(0, &workspace).await);
+    assert!(refusal.0 == 409 && refusal.1.contains("is being removed"), "{refusal:?}");
+    daemon.write(|db| machine_table::forget(db, 0)).await.unwrap();
+    removing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_machine_is_tried_again_when_somebody_asks() {
+    let server = Server::start().await;
+    let workspace = server.workspace(0, "w");
+    server.up(0, &workspace).await.unwrap();
+    server.daemon.write(|db| machine_table::set_phase(db, 0, MachinePhase::Failed, "killed")).await.unwrap();
+    let look = MachineRequest::default();
+    let machine: Machine = server.client().put("/v1/machines/root", &look).await.unwrap();
+    assert_eq!((machine.phase, machine.reason.as_str()), (MachinePhase::Failed, "killed"));
+    let start = MachineRequest { desired: Some(Desired::Running), ..look };
+    let machine: Machine = server.client().put("/v1/machines/root", &start).await.unwrap();
+    assert_eq!(machine.phase, MachinePhase::Stopped);
+    let shown: Machine = server.client().get("/v1/machines/root").await.unwrap();
+    assert_eq!((shown.phase, shown.reason.as_str()), (MachinePhase::Stopped, "asked to start again"));
+}
+
+#[tokio::test]
+async fn only_an_administrator_changes_what_belongs_to_others() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "w");
+    let environment = server.up(ALICE, &workspace).await.unwrap();
+    let path = format!("/v1/environments/{}", environment.id);
+    let request = EnvironmentRequest {
+        workspace: workspace.clone(),
+        desired: Desired::Stopped,
+        config: None,
+        local_env: Default::default(),
+        rebuild: false,
+    };
+    let stopped: Environment = server.client().put(&path, &request).await.unwrap();
+    assert_eq!((stopped.desired, stopped.developer), (Desired::Stopped, Accounts::read().developer(ALICE)));
+    let row: EnvironmentRow =
+        server.daemon.read(move |db| Ok(table::get(db, &environment.id)?.unwrap())).await.unwrap();
+    assert_eq!(row.uid, ALICE);
+    assert_eq!(refused(server.client().put::<Value>("/v1/machines/no-such-account", &json!({})).await).0, 404);
+}
+
+#[test]
+fn the_description_is_the_one_in_the_repository() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/openapi/runner.json");
+    if std::env::var_os("GARRET_UPDATE_OPENAPI").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, openapi()).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == openapi(), "{} is out of date: run this test with GARRET_UPDATE_OPENAPI=1", path.display());
+}

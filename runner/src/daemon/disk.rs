@@ -1,0 +1,118 @@
+//! A machine's data disk: a sparse copy of the formatted, empty template.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use rustix::fs::{SeekFrom as Sparse, ioctl_ficlone, seek};
+use rustix::io::Errno;
+
+/// Makes the disk unless it is there. It appears whole or not at all: a runner killed in the middle leaves none. Blocks.
+///
+/// # Errors
+/// The template is missing or empty, or the disk's folder is full or not writable.
+pub fn make(template: &Path, disk: &Path) -> anyhow::Result<()> {
+    if disk.exists() {
+        return Ok(());
+    }
+    let folder = disk.parent().context("the data disk needs a folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let half_made = disk.with_extension("new");
+    copy(template, &half_made)
+        .with_context(|| format!("cannot copy {} to {}", template.display(), half_made.display()))?;
+    fs::rename(&half_made, disk)?;
+    File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
+fn copy(template: &Path, target: &Path) -> io::Result<()> {
+    let mut from = File::open(template)?;
+    let length = from.metadata()?.len();
+    if length == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the template is empty: build it again"));
+    }
+    let mut to = File::options().write(true).create(true).truncate(true).open(target)?;
+    // Where the file system can share blocks, no data is copied at all.
+    if ioctl_ficlone(&to, &from).is_err() {
+        to.set_len(length)?;
+        copy_data(&mut from, &mut to)?;
+    }
+    to.sync_all()
+}
+
+/// Copies what is data and leaves holes as holes.
+fn copy_data(from: &mut File, to: &mut File) -> io::Result<()> {
+    let mut end = 0;
+    loop {
+        let start = match seek(&*from, Sparse::Data(end)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        end = seek(&*from, Sparse::Hole(start))?;
+        from.seek(SeekFrom::Start(start))?;
+        to.seek(SeekFrom::Start(start))?;
+        let copied = io::copy(&mut from.take(end - start), to)?;
+        if copied < end - start {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.flush()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn holes_stay_holes_and_data_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("machines/m/data.img"));
+        let file = File::create(&template).unwrap();
+        file.set_len(1 << 30).unwrap();
+        file.write_all_at(b"superblock", 1024).unwrap();
+        file.write_all_at(&[7; 100_000], 500 << 20).unwrap();
+        make(&template, &disk).unwrap();
+        let copy = File::open(&disk).unwrap();
+        let (mut head, mut middle) = ([0; 10], [0; 100_000]);
+        copy.read_exact_at(&mut head, 1024).unwrap();
+        copy.read_exact_at(&mut middle, 500 << 20).unwrap();
+        assert_eq!((&head, middle.iter().all(|byte| *byte == 7)), (b"superblock", true));
+        let metadata = copy.metadata().unwrap();
+        assert_eq!(metadata.len(), 1 << 30);
+        assert!(metadata.blocks() * 512 < 2 << 20, "{} blocks", metadata.blocks());
+        assert!(!disk.with_extension("new").exists());
+    }
+
+    #[test]
+    fn a_disk_that_is_there_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("data.img");
+        fs::write(&disk, "precious").unwrap();
+        make(&dir.path().join("no-template"), &disk).unwrap();
+        assert_eq!(fs::read(&disk).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn what_a_killed_runner_left_is_begun_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
+        fs::write(&template, "whole").unwrap();
+        fs::write(disk.with_extension("new"), "half of something longer").unwrap();
+        make(&template, &disk).unwrap();
+        assert_eq!(fs::read(&disk).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_missing_or_empty_template_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
+        assert!(format!("{:#}", make(&template, &disk).unwrap_err()).contains("data.ext4"));
+        fs::write(&template, "").unwrap();
+        assert!(format!("{:#}", make(&template, &disk).unwrap_err()).contains("template is empty"));
+        assert!(!disk.exists());
+    }
+}

@@ -1,0 +1,97 @@
+//! The host daemon: keeps what should be, and makes it so.
+
+mod admission;
+mod api;
+mod disk;
+mod notify;
+mod reconcile;
+mod requests;
+mod serve;
+mod state;
+mod tail;
+mod verdict;
+mod vmm;
+mod workspace;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use garret_api::agent;
+use garret_api::client::Client;
+use rusqlite::Connection;
+use tokio::sync::{mpsc, watch};
+
+pub use admission::MEMORY_MIN_MIB;
+pub use api::openapi;
+pub use serve::serve;
+
+use crate::config::Config;
+use crate::host::{Artifacts, MachinePaths, NetworkConfig};
+use admission::Host;
+use state::Store;
+
+/// What all parts of the daemon share.
+#[derive(Debug)]
+struct Daemon {
+    config: Config,
+    artifacts: Artifacts,
+    network: NetworkConfig,
+    host: Host,
+    store: Store,
+    /// Counts what was written: whoever follows something looks again.
+    changes: watch::Sender<u64>,
+    /// Machines whose driver should look again.
+    pokes: mpsc::UnboundedSender<u32>,
+}
+
+impl Daemon {
+    fn new(
+        config: Config,
+        network: NetworkConfig,
+        host: Host,
+        store: Store,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
+        let (pokes, poked) = mpsc::unbounded_channel();
+        let (changes, _) = watch::channel(0);
+        let artifacts = config.artifacts();
+        (Arc::new(Self { config, artifacts, network, host, store, changes, pokes }), poked)
+    }
+
+    /// Reads the state.
+    async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> rusqlite::Result<T> {
+        self.store.run(job).await
+    }
+
+    /// Changes the state in one transaction, and wakes who follows.
+    async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> rusqlite::Result<T> {
+        let written = self.store.run(job).await;
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        written
+    }
+
+    /// The machine's driver should look again.
+    fn poke(&self, uid: u32) {
+        // Without a supervisor (the daemon is ending) there is nobody to look.
+        let _ = self.pokes.send(uid);
+    }
+
+    fn paths(&self, machine: &str) -> MachinePaths {
+        MachinePaths::new(&self.config.run, machine)
+    }
+
+    fn data_folder(&self, machine: &str) -> PathBuf {
+        self.config.state.join("machines").join(machine)
+    }
+
+    /// A client of the agent in this machine.
+    fn agent(&self, machine: &str, deadline: Duration) -> Client {
+        Client::vsock(self.paths(machine).vsock_socket(), agent::PORT).with_deadline(deadline)
+    }
+}

@@ -1,0 +1,260 @@
+//! From nothing, or from what an earlier runner left, to a machine whose agent answers.
+
+use std::time::Duration;
+
+use garret_api::agent::{AgentInfo, MachineSetup, Progress};
+use garret_api::client::Client;
+use garret_api::runner::{Desired, MachinePhase};
+use tokio::time::Instant;
+
+use super::driver::{Driver, Life};
+use crate::daemon::disk;
+use crate::daemon::state::{MachineRow, VmmId, environments, machines};
+use crate::daemon::vmm::{VmmProcess, boot_id};
+use crate::host::{self, Launch, Slot};
+
+/// The step that stands for the machine in the progress of its environments.
+pub(super) const START_STEP: &str = "start machine";
+/// How long one question to the agent may take while it may not be there yet.
+const TRY: Duration = Duration::from_secs(2);
+/// The pause between two. There is nothing to wait on: a connection to a port without a listener is closed.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long the agent may take to set itself up.
+const SETUP_DEADLINE: Duration = Duration::from_secs(30);
+
+impl Driver {
+    /// Finds what an earlier runner left: the very process the state names, or one it had no time to write down.
+    pub(super) async fn adopt(&mut self) -> anyhow::Result<()> {
+        let uid = self.uid;
+        let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
+        let paths = self.daemon.paths(&machine.developer);
+        self.since = Instant::now();
+        self.vmm = match &machine.vmm {
+            Some(id) => match VmmProcess::find(id)? {
+                Some(process) => Life::Booting(process),
+                None if id.boot_id != boot_id()? => return self.forget_boot(&machine).await,
+                None => Life::Dead,
+            },
+            None => VmmProcess::listening_on(&paths.api_socket()).await?.map_or(Life::Absent, Life::Booting),
+        };
+        self.adopted = matches!(self.vmm, Life::Booting(_));
+        if let Life::Booting(process) = &self.vmm {
+            tracing::info!(machine = machine.developer, pid = process.id.pid, "adopted");
+            self.remember(process.id.clone()).await?;
+        } else if matches!(self.vmm, Life::Absent) && machine.phase != MachinePhase::Failed {
+            // Whatever an earlier runner was about to do, there is no VMM.
+            let (uid, phase) = (self.uid, MachinePhase::Stopped);
+            if machine.phase != phase {
+                self.daemon.write(move |db| machines::set_phase(db, uid, phase, "the runner was restarted")).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The host has been restarted: nothing of the machine is left, and if it should run it starts again.
+    async fn forget_boot(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.vmm = Life::Absent;
+        let (uid, desired) = (self.uid, machine.desired);
+        self.daemon
+            .write(move |db| {
+                machines::set_vmm(db, uid, None)?;
+                machines::set_phase(db, uid, MachinePhase::Stopped, "the host was restarted")?;
+                match desired {
+                    Desired::Running => Ok(()),
+                    Desired::Stopped => environments::end_all(db, uid, None),
+                }
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn remember(&self, id: VmmId) -> rusqlite::Result<()> {
+        let uid = self.uid;
+        self.daemon.write(move |db| machines::set_vmm(db, uid, Some(&id))).await
+    }
+
+    /// Starts the VMM.
+    pub(super) async fn launch(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        let uid = self.uid;
+        (self.since, self.adopted, self.asked, self.blame) = (Instant::now(), false, false, None);
+        self.daemon
+            .write(move |db| {
+                machines::set_phase(db, uid, MachinePhase::Starting, "starting")?;
+                for environment in environments::begin_all(db, uid)? {
+                    environments::add_progress(db, &environment, Progress::Started { step: START_STEP.into() })?;
+                }
+                Ok(())
+            })
+            .await?;
+        let launched = self.start_vmm(machine).await;
+        match launched {
+            Ok(pid) => {
+                tracing::info!(machine = machine.developer, pid, "launched");
+                self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
+                if let Life::Booting(process) = &self.vmm {
+                    self.remember(process.id.clone()).await?;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!("cannot start: {error:#}").replace('\n', " ");
+                Ok(self.write_end(MachinePhase::Failed, reason, true).await?)
+            }
+        }
+    }
+
+    async fn start_vmm(&self, machine: &MachineRow) -> anyhow::Result<u32> {
+        let (daemon, machine) = (self.daemon.clone(), machine.clone());
+        tokio::task::spawn_blocking(move || {
+            let data_disk = daemon.data_folder(&machine.developer).join("data.img");
+            disk::make(&daemon.artifacts.data_template, &data_disk)?;
+            host::launch(&Launch {
+                name: &machine.developer,
+                slot: Slot(machine.slot),
+                uid: machine.uid,
+                gid: machine.gid,
+                vcpus: machine.vcpus,
+                memory_mib: machine.memory_mib,
+                memory_overhead_mib: daemon.config.machine.memory_overhead_mib,
+                artifacts: &daemon.artifacts,
+                data_disk: &data_disk,
+                paths: &daemon.paths(&machine.developer),
+                network: &daemon.network,
+            })
+        })
+        .await?
+    }
+
+    /// Waits until the agent answers and tells it of its host. A change of mind or the VMM's end interrupts.
+    pub(super) async fn greet(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        let agent = self.daemon.agent(&machine.developer, TRY);
+        let deadline = Duration::from_secs(self.daemon.config.machine.boot_deadline_s);
+        tokio::select! {
+            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.poked() => {}
+            () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
+            info = answer(&agent) => {
+                tracing::info!(machine = machine.developer, agent = info.version, "the agent answers");
+                self.set_up(machine).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The agent has been silent too long. A machine that was adopted may hold a day's work: it is left alone.
+    async fn give_up(&mut self, machine: &MachineRow, deadline: Duration) -> anyhow::Result<()> {
+        if !self.adopted {
+            let what = format!("the agent did not answer within {} s", deadline.as_secs());
+            return self.reject(format!("{what}: see `garret logs --machine`")).await;
+        }
+        self.since = Instant::now();
+        let reason = "running, but its agent does not answer";
+        if machine.reason != reason {
+            let uid = self.uid;
+            self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Running, reason)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a machine that did not become what it should.
+    async fn reject(&mut self, why: String) -> anyhow::Result<()> {
+        if let Life::Booting(process) = &self.vmm {
+            process.kill()?;
+            process.ended().await;
+        }
+        self.blame = Some(why);
+        self.vmm = Life::Dead;
+        Ok(())
+    }
+
+    async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        let setup = self.machine_setup(machine).await;
+        let agent = self.daemon.agent(&machine.developer, SETUP_DEADLINE);
+        let told = tokio::select! {
+            () = self.vmm.ended() => {
+                self.vmm = Life::Dead;
+                return Ok(());
+            }
+            told = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)) => told,
+        };
+        if let Err(error) = told {
+            if self.adopted {
+                tracing::warn!(machine = machine.developer, "the agent refuses its setup: {error}");
+                tokio::time::sleep(PAUSE).await;
+                return Ok(());
+            }
+            return self.reject(format!("the agent refuses its setup: {error}")).await;
+        }
+        self.arrive(machine).await?;
+        if self.adopted {
+            self.refresh(machine).await?;
+        }
+        Ok(())
+    }
+
+    /// The machine runs.
+    async fn arrive(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.vmm = match std::mem::replace(&mut self.vmm, Life::Absent) {
+            Life::Booting(process) => Life::Ready(process),
+            other => other,
+        };
+        let (uid, ms, adopted) = (self.uid, self.since.elapsed().as_millis() as u64, self.adopted);
+        let known = machine.phase == MachinePhase::Running && machine.reason == "running";
+        self.daemon
+            .write(move |db| {
+                if !known {
+                    machines::set_phase(db, uid, MachinePhase::Running, "running")?;
+                }
+                if adopted {
+                    return Ok(());
+                }
+                for row in environments::of_machine(db, uid)? {
+                    if row.desired == Desired::Running && !row.settled() {
+                        environments::add_progress(db, &row, Progress::Finished { step: START_STEP.into(), ms })?;
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// What the guest must know of its host.
+    async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
+        let config = &self.daemon.config;
+        let ca_bundle = match config.ca_bundle.as_os_str().is_empty() {
+            true => None,
+            false => match tokio::fs::read_to_string(&config.ca_bundle).await {
+                Ok(bundle) => Some(bundle),
+                Err(error) => {
+                    tracing::warn!("no certificate authorities from {}: {error}", config.ca_bundle.display());
+                    None
+                }
+            },
+        };
+        MachineSetup {
+            hostname: hostname(&machine.developer),
+            network: Some(host::guest_network(Slot(machine.slot), &self.daemon.network)),
+            ca_bundle,
+            registry_mirrors: config.registry_mirrors.clone(),
+            proxy: config.proxy.clone(),
+            packages: config.packages.clone(),
+        }
+    }
+}
+
+/// Asks until the agent answers.
+async fn answer(agent: &Client) -> AgentInfo {
+    loop {
+        match agent.get("/v1/agent").await {
+            Ok(info) => return info,
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// A host name (RFC 1123) that names the developer.
+fn hostname(developer: &str) -> String {
+    let name: String = developer.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    format!("garret-{}", name.trim_end_matches('-'))
+}

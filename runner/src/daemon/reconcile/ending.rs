@@ -1,0 +1,172 @@
+//! From a running machine to one that stands still, by wish or by accident, or is gone.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use garret_api::Problem;
+use garret_api::client::Client;
+use garret_api::runner::{Desired, MachinePhase};
+use garret_api::vmm::LastWords;
+use tokio::time::Instant;
+
+use super::driver::{Driver, Life};
+use crate::daemon::state::{MachineRow, environments, machines};
+use crate::daemon::tail::read_tail;
+use crate::daemon::verdict::{End, Next, Verdict, judge, one_line};
+use crate::host::{self, Slot};
+
+/// How long a request to stop may take to be heard.
+const HEARD: Duration = Duration::from_secs(5);
+/// How long a VMM may take to end when it is told to itself.
+const VMM_DEADLINE: Duration = Duration::from_secs(10);
+/// What is read of a VMM's last words and its log, in bytes.
+const WORDS_MAX: u64 = 64 * 1024;
+
+impl Driver {
+    /// Powers the machine off: the guest is asked, then its VMM, then nobody.
+    pub(super) async fn halt(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        let uid = self.uid;
+        self.asked = true;
+        self.cancel_all().await;
+        self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await?;
+        let agent = self.daemon.agent(&machine.developer, HEARD);
+        let vmm = Client::unix(self.daemon.paths(&machine.developer).api_socket()).with_deadline(HEARD);
+        let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
+        let asked = match self.vmm {
+            Life::Ready(_) => agent.post("/v1/power-off").await,
+            // A guest that has not come up has nothing to lose.
+            _ => Err(garret_api::client::Error::NoListener { port: garret_api::agent::PORT }),
+        };
+        let patience = if asked.is_ok() { patience } else { Duration::ZERO };
+        if tokio::time::timeout(patience, process.ended()).await.is_err() {
+            tracing::warn!(machine = machine.developer, "the guest does not power off: its VMM is ended");
+            // Whether it hears or not, the deadline decides.
+            let _ = vmm.post("/v1/shutdown").await;
+            if tokio::time::timeout(VMM_DEADLINE, process.ended()).await.is_err() {
+                process.kill()?;
+                process.ended().await;
+            }
+        }
+        self.vmm = Life::Dead;
+        Ok(())
+    }
+
+    /// Finds out why the VMM ended, and removes what it left.
+    pub(super) async fn bury(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.cancel_all().await;
+        let (daemon, row) = (self.daemon.clone(), machine.clone());
+        let earlier_reboots = self.reboots.iter().map(|at| at.elapsed().as_secs()).collect();
+        // A runner that was killed while it stopped the machine leaves only the wish.
+        let asked = self.asked || machine.removed || machine.desired == Desired::Stopped;
+        let (end, log) = tokio::task::spawn_blocking(move || {
+            let paths = daemon.paths(&row.developer);
+            let end = End {
+                last_words: last_words(&paths.last_words()),
+                out_of_memory: host::oom_kills(&row.developer) > 0,
+                asked,
+                earlier_reboots,
+            };
+            let log = tail(&paths.vmm_log());
+            host::clean_up(&row.developer, Slot(row.slot), &paths)?;
+            anyhow::Ok((end, log))
+        })
+        .await??;
+        let mut verdict = judge(&end);
+        if let Some(why) = self.blame.take() {
+            verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
+        } else if end.last_words.is_none() && !asked && !log.is_empty() {
+            verdict.reason = format!("{} (its log ends: {log})", verdict.reason);
+        }
+        tracing::info!(machine = machine.developer, phase = ?verdict.phase, "ended: {}", verdict.reason);
+        if verdict.next == Next::StartAgain {
+            self.reboots.push(Instant::now());
+        }
+        if verdict.next == Next::StayStopped {
+            let uid = self.uid;
+            self.daemon.write(move |db| machines::set_desired(db, uid, Desired::Stopped)).await?;
+        }
+        self.asked = false;
+        self.vmm = Life::Absent;
+        Ok(self.write_end(verdict.phase, verdict.reason, !asked).await?)
+    }
+
+    /// The machine stands still now, and everybody may know why.
+    pub(super) async fn write_end(&self, phase: MachinePhase, reason: String, unasked: bool) -> rusqlite::Result<()> {
+        let uid = self.uid;
+        self.daemon
+            .write(move |db| {
+                machines::set_vmm(db, uid, None)?;
+                machines::set_phase(db, uid, phase, &reason)?;
+                let problem = unasked.then(|| Problem::new("machine-ended", format!("the machine ended: {reason}")));
+                environments::end_all(db, uid, problem.as_ref())
+            })
+            .await
+    }
+
+    /// Removes the machine and everything it kept.
+    pub(super) async fn erase(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        let (daemon, row) = (self.daemon.clone(), machine.clone());
+        tokio::task::spawn_blocking(move || {
+            let paths = daemon.paths(&row.developer);
+            host::clean_up(&row.developer, Slot(row.slot), &paths)?;
+            for folder in [daemon.data_folder(&row.developer), paths.run] {
+                remove_folder(&folder)?;
+            }
+            anyhow::Ok(())
+        })
+        .await??;
+        let uid = self.uid;
+        self.daemon.write(move |db| machines::forget(db, uid)).await?;
+        tracing::info!(machine = machine.developer, "removed");
+        Ok(())
+    }
+}
+
+fn remove_folder(folder: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The VMM's last words. The file is in a folder the VMM may write, so what is there is read with care.
+fn last_words(path: &Path) -> Option<LastWords> {
+    serde_json::from_slice(&read_tail(path, WORDS_MAX).ok()?).ok()
+}
+
+/// The last line of the VMM's own output.
+fn tail(path: &Path) -> String {
+    let text = read_tail(path, WORDS_MAX).unwrap_or_default();
+    one_line(String::from_utf8_lossy(&text).lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_read_and_rubbish_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("last-words.json");
+        assert_eq!(last_words(&path), None);
+        fs::write(&path, r#"{"reason":"panic","message":"oops"}"#).unwrap();
+        assert_eq!(last_words(&path).unwrap().message, "oops");
+        fs::write(&path, vec![b'{'; 1 << 20]).unwrap();
+        assert_eq!(last_words(&path), None);
+    }
+
+    #[test]
+    fn the_logs_last_line_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmm.log");
+        assert_eq!(tail(&path), "");
+        fs::write(&path, "first\nthread 'main' panicked\n\n").unwrap();
+        assert_eq!(tail(&path), "thread 'main' panicked");
+    }
+}

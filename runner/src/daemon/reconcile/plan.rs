@@ -1,0 +1,254 @@
+//! What to do next for one machine: a pure function of what is and what should be.
+
+use garret_api::runner::Desired;
+
+/// One machine, as the driver sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Its VMM.
+    pub vmm: Vmm,
+    /// It ended and nobody asked for that: it is started again only when somebody asks.
+    pub failed: bool,
+    /// Its environments.
+    pub environments: Vec<Environment>,
+}
+
+/// One machine's VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vmm {
+    /// There is none.
+    Absent,
+    /// It runs; the agent has not been set up yet.
+    Booting,
+    /// It runs and the agent is set up.
+    Ready,
+    /// It has ended and left things behind.
+    Dead,
+}
+
+/// One environment: what is and what should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// Its id.
+    pub id: String,
+    /// What should be.
+    pub wish: Wish,
+    /// The run asked for last.
+    pub generation: u64,
+    /// The run the status speaks of.
+    pub observed_generation: u64,
+    /// What is being done to it at this moment.
+    pub work: Option<Work>,
+}
+
+/// What should be, of a machine or an environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It should run.
+    Run,
+    /// It should stand still.
+    Stand,
+    /// It should be gone.
+    Vanish,
+}
+
+impl Wish {
+    /// From the kept row.
+    pub fn new(desired: Desired, removed: bool) -> Self {
+        match (removed, desired) {
+            (true, _) => Wish::Vanish,
+            (false, Desired::Running) => Wish::Run,
+            (false, Desired::Stopped) => Wish::Stand,
+        }
+    }
+}
+
+/// Something that is being done to an environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// What it is done for.
+    pub wish: Wish,
+    /// The run it belongs to.
+    pub generation: u64,
+}
+
+/// The next thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: wait until something changes.
+    Rest,
+    /// Start the VMM.
+    Launch,
+    /// Wait for the agent and tell it of its host.
+    Greet,
+    /// Power the machine off.
+    Halt,
+    /// Find out why the VMM ended, and clean up.
+    Bury,
+    /// Remove the machine and its data.
+    Erase,
+    /// Give up what is being done to this environment.
+    Cancel(String),
+    /// Begin to do this to this environment.
+    Begin(String, Work),
+}
+
+/// The next thing to do. Doing it changes what is observed, so that doing and asking again comes to rest.
+pub fn next_action(observed: &Observed, wish: Wish) -> Action {
+    match (observed.vmm, wish) {
+        (Vmm::Dead, _) => Action::Bury,
+        (Vmm::Booting | Vmm::Ready, Wish::Stand | Wish::Vanish) => Action::Halt,
+        (Vmm::Absent, Wish::Vanish) => Action::Erase,
+        (Vmm::Absent, Wish::Stand) => Action::Rest,
+        (Vmm::Absent, Wish::Run) if observed.failed => Action::Rest,
+        (Vmm::Absent, Wish::Run) => Action::Launch,
+        (Vmm::Booting, Wish::Run) => Action::Greet,
+        (Vmm::Ready, Wish::Run) => observed.environments.iter().find_map(next_step).unwrap_or(Action::Rest),
+    }
+}
+
+fn next_step(environment: &Environment) -> Option<Action> {
+    let wanted = Work { wish: environment.wish, generation: environment.generation };
+    let pending = environment.wish == Wish::Vanish || environment.generation != environment.observed_generation;
+    match environment.work {
+        Some(work) if work == wanted => None,
+        Some(_) => Some(Action::Cancel(environment.id.clone())),
+        None if pending => Some(Action::Begin(environment.id.clone(), wanted)),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn observed(vmm: Vmm, failed: bool) -> Observed {
+        Observed { vmm, failed, environments: Vec::new() }
+    }
+
+    #[test]
+    fn the_machine_comes_first() {
+        use {Action::*, Vmm::*, Wish::*};
+        for (vmm, failed, wish, action) in [
+            (Absent, false, Run, Launch),
+            (Absent, true, Run, Rest),
+            (Absent, false, Stand, Rest),
+            (Absent, true, Stand, Rest),
+            (Absent, false, Vanish, Erase),
+            (Absent, true, Vanish, Erase),
+            (Booting, false, Run, Greet),
+            (Booting, false, Stand, Halt),
+            (Booting, false, Vanish, Halt),
+            (Ready, false, Run, Rest),
+            (Ready, false, Stand, Halt),
+            (Ready, false, Vanish, Halt),
+            (Dead, false, Run, Bury),
+            (Dead, false, Stand, Bury),
+            (Dead, false, Vanish, Bury),
+        ] {
+            assert_eq!(next_action(&observed(vmm, failed), wish), action, "{vmm:?} {failed} {wish:?}");
+        }
+    }
+
+    #[test]
+    fn an_environment_is_brought_where_it_should_be() {
+        let work = |wish, generation| Some(Work { wish, generation });
+        let id = || "e".to_string();
+        for (wish, generation, seen, now, action) in [
+            (Wish::Run, 1, 0, None, Action::Begin(id(), work(Wish::Run, 1).unwrap())),
+            (Wish::Run, 1, 1, None, Action::Rest),
+            (Wish::Run, 1, 0, work(Wish::Run, 1), Action::Rest),
+            (Wish::Run, 2, 0, work(Wish::Run, 1), Action::Cancel(id())),
+            (Wish::Stand, 2, 1, None, Action::Begin(id(), work(Wish::Stand, 2).unwrap())),
+            (Wish::Stand, 2, 1, work(Wish::Run, 1), Action::Cancel(id())),
+            (Wish::Stand, 2, 2, None, Action::Rest),
+            (Wish::Vanish, 2, 2, None, Action::Begin(id(), work(Wish::Vanish, 2).unwrap())),
+            (Wish::Vanish, 2, 1, work(Wish::Run, 2), Action::Cancel(id())),
+            (Wish::Vanish, 2, 2, work(Wish::Vanish, 2), Action::Rest),
+        ] {
+            let environment = Environment { id: id(), wish, generation, observed_generation: seen, work: now };
+            let observed = Observed { environments: vec![environment], ..observed(Vmm::Ready, false) };
+            assert_eq!(next_action(&observed, Wish::Run), action, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn one_busy_environment_does_not_hold_up_another() {
+        let run = |id: &str, work| Environment {
+            id: id.into(),
+            wish: Wish::Run,
+            generation: 1,
+            observed_generation: 0,
+            work,
+        };
+        let busy = Some(Work { wish: Wish::Run, generation: 1 });
+        let observed = Observed { environments: vec![run("a", busy), run("b", None)], ..observed(Vmm::Ready, false) };
+        assert!(matches!(next_action(&observed, Wish::Run), Action::Begin(id, _) if id == "b"));
+    }
+
+    /// What a perfect driver would make of an action.
+    fn carry_out(observed: &mut Observed, action: &Action) {
+        let find = |observed: &mut Observed, id: &str| {
+            observed.environments.iter().position(|environment| environment.id == id).unwrap()
+        };
+        match action {
+            Action::Rest | Action::Erase => {}
+            Action::Launch => observed.vmm = Vmm::Booting,
+            Action::Greet => observed.vmm = Vmm::Ready,
+            Action::Halt => observed.vmm = Vmm::Dead,
+            Action::Bury => {
+                observed.vmm = Vmm::Absent;
+                observed.environments.iter_mut().for_each(|environment| environment.work = None);
+            }
+            Action::Cancel(id) => {
+                let at = find(observed, id);
+                observed.environments[at].work = None;
+            }
+            Action::Begin(id, work) => {
+                let at = find(observed, id);
+                match work.wish {
+                    Wish::Vanish => drop(observed.environments.remove(at)),
+                    _ => observed.environments[at].observed_generation = work.generation,
+                }
+            }
+        }
+    }
+
+    fn wishes() -> impl Strategy<Value = Wish> {
+        prop_oneof![Just(Wish::Run), Just(Wish::Stand), Just(Wish::Vanish)]
+    }
+
+    proptest! {
+        #[test]
+        fn it_comes_to_rest(
+            vmm in prop_oneof![Just(Vmm::Absent), Just(Vmm::Booting), Just(Vmm::Ready), Just(Vmm::Dead)],
+            failed: bool,
+            wish in wishes(),
+            environments in prop::collection::vec((wishes(), 0u64..3, 0u64..3, prop::option::of((wishes(), 0u64..3))), 0..4),
+        ) {
+            let environments = environments
+                .into_iter()
+                .enumerate()
+                .map(|(at, (wish, generation, observed_generation, work))| Environment {
+                    id: at.to_string(),
+                    wish,
+                    generation,
+                    observed_generation,
+                    work: work.map(|(wish, generation)| Work { wish, generation }),
+                })
+                .collect();
+            let mut observed = Observed { vmm, failed, environments };
+            for _ in 0..20 {
+                let action = next_action(&observed, wish);
+                if matches!(action, Action::Rest | Action::Erase) {
+                    prop_assert_eq!(action == Action::Erase, wish == Wish::Vanish);
+                    return Ok(());
+                }
+                carry_out(&mut observed, &action);
+            }
+            prop_assert!(false, "no rest: {:?}", observed);
+        }
+    }
+}

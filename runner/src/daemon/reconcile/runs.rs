@@ -1,0 +1,327 @@
+//! What is done to one environment: up, stop, remove. Each is a task of its own beside the machine's driver.
+//!
+//! Everything the agent says comes from the guest: it is clipped, counted and paced before it is kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use garret_api::Problem;
+use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, Progress};
+use garret_api::client::{Client, Error, Lines};
+use garret_api::runner::{Desired, Happening};
+use hyper::Method;
+use rusqlite::Connection;
+use tokio::time::Instant;
+
+use crate::daemon::Daemon;
+use crate::daemon::state::{EnvironmentRow, environments, events};
+use crate::daemon::verdict::one_line;
+use crate::host;
+
+/// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How often a run is taken up again after its connection broke (the agent was restarted).
+const TRIES: u32 = 5;
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The most of a step's output that one event holds, in bytes.
+const OUTPUT_MAX: usize = 32 * 1024;
+/// Output is gathered for this long, which bounds what a guest can make us write per second.
+const GATHER: Duration = Duration::from_millis(30);
+/// The most events other than output a run may have.
+const STEPS_MAX: u32 = 2000;
+/// The longest name or value the agent may tell, in characters.
+const WORD_MAX: usize = 4096;
+
+/// One environment and the machine it is in.
+pub(super) struct Run {
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) machine: String,
+    pub(super) row: EnvironmentRow,
+}
+
+/// How following the agent ended.
+enum Followed {
+    /// With this last line.
+    Ended(Progress),
+    /// Nobody knows: the connection broke.
+    Lost(Error),
+}
+
+impl Run {
+    /// Brings the environment up and keeps every step.
+    pub(super) async fn bring_up(&self) -> rusqlite::Result<()> {
+        let mut spec = self.spec();
+        for attempt in 1..=TRIES {
+            match self.follow(&spec).await? {
+                Followed::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
+                Followed::Lost(error) if attempt == TRIES => {
+                    let progress = failed("agent", Problem::new("unavailable", format!("the agent is lost: {error}")));
+                    return finish(&self.daemon, &self.row, progress).await;
+                }
+                Followed::Lost(error) => {
+                    tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
+                    tokio::time::sleep(RETRY).await;
+                    // The agent may have begun: a second removal would throw away what the first run made.
+                    spec.rebuild = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn spec(&self) -> EnvironmentSpec {
+        EnvironmentSpec {
+            share: self.row.id.clone(),
+            host_path: self.row.workspace.to_string_lossy().into_owned(),
+            config: self.row.config.clone(),
+            local_env: self.row.local_env.clone(),
+            rebuild: self.row.rebuild,
+        }
+    }
+
+    async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<Followed> {
+        let lines = match self.agent().lines::<Progress, _>(Method::PUT, &self.path(""), Some(spec)).await {
+            Ok(lines) => lines,
+            Err(Error::Problem { problem, .. }) => return Ok(Followed::Ended(failed("environment", clip(problem)))),
+            Err(error) => return Ok(Followed::Lost(error)),
+        };
+        let mut steps = 0;
+        let mut pending = None;
+        let mut lines = Gathered { lines, pending: &mut pending };
+        loop {
+            match lines.next().await {
+                Ok(Some(last @ (Progress::Failed { .. } | Progress::Ready { .. }))) => {
+                    return Ok(Followed::Ended(last));
+                }
+                Ok(Some(progress)) => {
+                    steps += u32::from(!matches!(progress, Progress::Output { .. }));
+                    if steps > STEPS_MAX {
+                        let problem =
+                            Problem::new("internal", format!("the agent tells of more than {STEPS_MAX} steps"));
+                        return Ok(Followed::Ended(failed("agent", problem)));
+                    }
+                    self.keep(progress).await?;
+                }
+                Ok(None) => {
+                    let detail = "the agent's answer has no end".to_string();
+                    return Ok(Followed::Lost(Error::Broken { target: self.machine.clone(), detail }));
+                }
+                Err(error) => return Ok(Followed::Lost(error)),
+            }
+        }
+    }
+
+    async fn keep(&self, progress: Progress) -> rusqlite::Result<()> {
+        let row = self.row.clone();
+        self.daemon.write(move |db| environments::add_progress(db, &row, progress)).await
+    }
+
+    /// Stops the container and keeps it.
+    pub(super) async fn stop(&self) -> rusqlite::Result<()> {
+        self.insist("stop", Method::POST, &self.path("/stop")).await?;
+        let (id, generation) = (self.row.id.clone(), self.row.generation);
+        let status = EnvironmentStatus { phase: EnvironmentPhase::Stopped, problem: None, ..self.row.status.clone() };
+        self.daemon.write(move |db| environments::settle(db, &id, generation, &status)).await
+    }
+
+    /// Removes the container, and takes the workspace out of the machine.
+    pub(super) async fn remove(&self) -> rusqlite::Result<()> {
+        self.insist("remove", Method::DELETE, &self.path("")).await?;
+        let release = format!("/v1/workspaces/{}/release", self.row.id);
+        self.insist("release", Method::POST, &release).await?;
+        let (paths, id) = (self.daemon.paths(&self.machine), self.row.id.clone());
+        let unshared = tokio::task::spawn_blocking(move || host::unshare_workspace(&paths, &id)).await;
+        if let Ok(Err(error)) = unshared {
+            tracing::error!(environment = self.row.id, "cannot take its workspace out of the machine: {error:#}");
+        }
+        let id = self.row.id.clone();
+        self.daemon.write(move |db| environments::forget(db, &id)).await
+    }
+
+    /// Asks the agent until it has done it. What is not there (404) needs nothing done.
+    async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
+        let agent = self.agent();
+        let mut pause = RETRY;
+        loop {
+            match agent.send::<()>(method.clone(), path, None).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.status() == Some(404) => return Ok(()),
+                Err(error) => {
+                    let problem = clip(Problem::new("unavailable", format!("cannot {what} {}: {error}", self.row.id)));
+                    tracing::warn!("{problem}");
+                    let (uid, id) = (self.row.uid, self.row.id.clone());
+                    self.daemon
+                        .write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem }))
+                        .await?;
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn agent(&self) -> Client {
+        self.daemon.agent(&self.machine, DEADLINE)
+    }
+
+    fn path(&self, below: &str) -> String {
+        format!("/v1/environments/{}{below}", self.row.id)
+    }
+}
+
+/// The agent's lines, with what a step prints gathered into larger pieces.
+struct Gathered<'a> {
+    lines: Lines<Progress>,
+    /// A line that was read while gathering and is not part of it.
+    pending: &'a mut Option<Progress>,
+}
+
+impl Gathered<'_> {
+    async fn next(&mut self) -> garret_api::client::Result<Option<Progress>> {
+        let first = match self.pending.take() {
+            Some(progress) => Some(progress),
+            None => self.lines.next().await?.map(tame),
+        };
+        let Some(Progress::Output { step, mut text }) = first else { return Ok(first) };
+        let until = Instant::now() + GATHER;
+        while text.len() < OUTPUT_MAX {
+            match tokio::time::timeout_at(until, self.lines.next()).await {
+                Ok(Ok(Some(next))) => match tame(next) {
+                    Progress::Output { step: same, text: more } if same == step => text.push_str(&more),
+                    other => {
+                        *self.pending = Some(other);
+                        return Ok(Some(Progress::Output { step, text }));
+                    }
+                },
+                // The end or the error comes again at the next call.
+                Ok(_) | Err(_) => return Ok(Some(Progress::Output { step, text })),
+            }
+        }
+        // Full before its time: a guest that prints faster than this waits.
+        tokio::time::sleep_until(until).await;
+        Ok(Some(Progress::Output { step, text }))
+    }
+}
+
+/// The last step of a run, and the status that follows from it, in one.
+pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress) -> rusqlite::Result<()> {
+    let status = match &last {
+        Progress::Ready { environment } => EnvironmentStatus { id: row.id.clone(), ..environment.clone() },
+        Progress::Failed { step, problem } => EnvironmentStatus {
+            phase: EnvironmentPhase::Failed,
+            problem: Some(Problem::new(&problem.code, format!("{step}: {}", problem.message))),
+            ..row.status.clone()
+        },
+        // Nothing else ends a run.
+        _ => return Ok(()),
+    };
+    let row = row.clone();
+    daemon
+        .write(move |db| {
+            environments::settle(db, &row.id, row.generation, &status)?;
+            environments::add_progress(db, &row, last)
+        })
+        .await
+}
+
+/// Takes over what the agent tells of settled environments; gives whether anything is different.
+pub(super) fn observe_all(db: &Connection, uid: u32, told: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
+    let mut changed = false;
+    for row in environments::of_machine(db, uid)? {
+        if !row.settled() || row.removed || row.desired != Desired::Running {
+            continue;
+        }
+        let status = match told.iter().find(|status| status.id == row.id) {
+            Some(status) => tame_status(status.clone()),
+            None => EnvironmentStatus { phase: EnvironmentPhase::Stopped, container_id: None, ..row.status.clone() },
+        };
+        // A failed run stays failed, and says why, until somebody asks again.
+        if row.status.phase != EnvironmentPhase::Failed && status != row.status {
+            environments::observe(db, &row.id, row.generation, &status)?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+fn failed(step: &str, problem: Problem) -> Progress {
+    Progress::Failed { step: step.into(), problem }
+}
+
+/// What the agent says, in measure.
+fn tame(progress: Progress) -> Progress {
+    match progress {
+        Progress::Started { step } => Progress::Started { step: one_line(&step) },
+        Progress::Output { step, text } => Progress::Output { step: one_line(&step), text: cut(text, OUTPUT_MAX) },
+        Progress::Finished { step, ms } => Progress::Finished { step: one_line(&step), ms },
+        Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: clip(problem) },
+        Progress::Ready { environment } => Progress::Ready { environment: tame_status(environment) },
+    }
+}
+
+fn tame_status(status: EnvironmentStatus) -> EnvironmentStatus {
+    let word = |word: Option<String>| word.map(|word| cut(word, WORD_MAX));
+    EnvironmentStatus {
+        id: cut(status.id, WORD_MAX),
+        phase: status.phase,
+        container_id: word(status.container_id),
+        remote_user: word(status.remote_user),
+        workspace_folder: word(status.workspace_folder),
+        problem: status.problem.map(clip),
+    }
+}
+
+fn clip(problem: Problem) -> Problem {
+    Problem { code: one_line(&problem.code), message: one_line(&problem.message) }
+}
+
+/// At most `max` bytes, whole characters.
+fn cut(mut text: String, max: usize) -> String {
+    let end = (0..=max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::state::machines;
+    use crate::daemon::state::tests::{environment, machine, memory};
+
+    #[test]
+    fn what_the_agent_says_is_kept_in_measure() {
+        assert_eq!(cut("aä".into(), 2), "a");
+        assert_eq!(cut("aä".into(), 3), "aä");
+        let Progress::Output { text, .. } = tame(Progress::Output { step: "s".into(), text: "ü".repeat(1 << 20) })
+        else {
+            panic!("another kind");
+        };
+        assert_eq!(text.len(), OUTPUT_MAX);
+        let problem = Problem::new("x", "two\nlines\u{7}");
+        assert_eq!(tame(failed("a\nb", problem)), failed("a b", Problem::new("x", "two lines")));
+    }
+
+    #[test]
+    fn a_container_that_ended_by_itself_is_seen() {
+        let db = memory();
+        machines::put(&db, &machine(7)).unwrap();
+        let put = |id: &str, phase, observed_generation| {
+            let mut row = environment(7, id);
+            (row.status.phase, row.observed_generation) = (phase, observed_generation);
+            environments::put(&db, &row).unwrap();
+            row.status
+        };
+        let ready = put("ready", EnvironmentPhase::Ready, 1);
+        put("gone", EnvironmentPhase::Ready, 1);
+        put("failed", EnvironmentPhase::Failed, 1);
+        put("busy", EnvironmentPhase::Starting, 0);
+        assert!(observe_all(&db, 7, vec![ready.clone()]).unwrap());
+        let phases: Vec<_> =
+            environments::of_machine(&db, 7).unwrap().into_iter().map(|row| (row.id, row.status.phase)).collect();
+        use EnvironmentPhase::*;
+        let expected = [("busy", Starting), ("failed", Failed), ("gone", Stopped), ("ready", Ready)];
+        assert_eq!(phases, expected.map(|(id, phase)| (id.to_string(), phase)));
+        assert!(!observe_all(&db, 7, vec![ready]).unwrap());
+    }
+}

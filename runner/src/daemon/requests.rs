@@ -1,0 +1,259 @@
+//! What a request makes of what is kept: pure.
+
+use std::collections::BTreeMap;
+
+use garret_api::Problem;
+use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
+use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineRequest};
+
+use super::admission::MEMORY_MIN_MIB;
+use super::state::{EnvironmentRow, MachineRow};
+use crate::config::Policy;
+
+/// What a caller's variables may weigh in all, in bytes.
+const LOCAL_ENV_MAX: usize = 256 * 1024;
+
+/// The machine as the request wants it. Asking a failed one to run is asking to try again: its failure is forgotten.
+///
+/// # Errors
+/// A figure is out of range.
+pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<MachineRow, Problem> {
+    if machine.removed {
+        let message = format!("the machine of {} is being removed: try again in a moment", machine.developer);
+        return Err(Problem::new("conflict", message));
+    }
+    if request.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
+        return Err(Problem::new("invalid", "vcpus must be 1 to 32"));
+    }
+    if request.memory_mib.is_some_and(|mib| !(MEMORY_MIN_MIB..=1 << 20).contains(&mib)) {
+        return Err(Problem::new("invalid", format!("memory_mib must be {MEMORY_MIN_MIB} to {}", 1 << 20)));
+    }
+    let desired = request.desired.unwrap_or(machine.desired);
+    let again = machine.phase == MachinePhase::Failed && request.desired == Some(Desired::Running);
+    Ok(MachineRow {
+        desired,
+        vcpus: request.vcpus.unwrap_or(machine.vcpus),
+        memory_mib: request.memory_mib.unwrap_or(machine.memory_mib),
+        phase: if again { MachinePhase::Stopped } else { machine.phase },
+        ..machine.clone()
+    })
+}
+
+/// Checks what can be checked of a request by itself.
+///
+/// # Errors
+/// A path that leads out of the workspace, or variables beyond all measure.
+pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
+    if let Some(config) = &request.config {
+        let inside = !config.is_empty() && !config.starts_with('/') && config.split('/').all(|part| part != "..");
+        if !inside {
+            return Err(Problem::new("invalid", format!("config `{config}` must be a path inside the workspace")));
+        }
+    }
+    if request.local_env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
+        return Err(Problem::new("invalid", format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
+    }
+    Ok(())
+}
+
+/// A new environment that nothing has been done for.
+pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> EnvironmentRow {
+    EnvironmentRow {
+        id: id.into(),
+        uid,
+        workspace: request.workspace.clone(),
+        config: None,
+        local_env: BTreeMap::new(),
+        desired: Desired::Stopped,
+        rebuild: false,
+        removed: false,
+        generation: 0,
+        observed_generation: 0,
+        status: EnvironmentStatus {
+            id: id.into(),
+            phase: EnvironmentPhase::Stopped,
+            container_id: None,
+            remote_user: None,
+            workspace_folder: None,
+            problem: None,
+        },
+    }
+}
+
+/// The environment as the request wants it. The generation grows if something is to be done: two equal requests at once
+/// share one run, and one for what is there already starts none.
+pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, policy: &Policy) -> EnvironmentRow {
+    let other_config = request.config.is_some() && request.config != kept.config;
+    let rebuild = request.rebuild || kept.removed || (other_config && kept.generation > 0);
+    let on_its_way = kept.status.phase == EnvironmentPhase::Starting && !kept.removed;
+    let run = match request.desired {
+        Desired::Stopped => kept.desired != Desired::Stopped || kept.removed,
+        Desired::Running if kept.desired != Desired::Running || kept.removed => true,
+        Desired::Running if on_its_way => other_config || (rebuild && !kept.rebuild),
+        Desired::Running => rebuild || kept.status.phase != EnvironmentPhase::Ready,
+    };
+    let mut row = EnvironmentRow {
+        config: request.config.clone().or_else(|| kept.config.clone()),
+        desired: request.desired,
+        removed: false,
+        ..kept.clone()
+    };
+    // A caller that sends none (`garret start`) does not take away what an earlier one gave.
+    if !request.local_env.is_empty() {
+        let admitted = request.local_env.iter().filter(|(name, _)| policy.admits(name));
+        row.local_env = admitted.map(|(name, value)| (name.clone(), value.clone())).collect();
+    }
+    if run {
+        row.generation += 1;
+        row.rebuild = rebuild || (kept.rebuild && !kept.settled());
+        row.status.problem = None;
+        if request.desired == Desired::Running {
+            row.status.phase = EnvironmentPhase::Starting;
+        }
+    }
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::tests::machine;
+    use super::*;
+
+    fn request(desired: Desired) -> EnvironmentRequest {
+        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: BTreeMap::new(), rebuild: false }
+    }
+
+    fn up() -> EnvironmentRequest {
+        request(Desired::Running)
+    }
+
+    fn put(kept: &EnvironmentRow, request: &EnvironmentRequest) -> EnvironmentRow {
+        apply_environment(kept, request, &Policy::default())
+    }
+
+    fn fresh() -> EnvironmentRow {
+        new_environment("w-1", 7, &up())
+    }
+
+    /// The row once its run has ended in this phase.
+    fn ended(mut row: EnvironmentRow, phase: EnvironmentPhase) -> EnvironmentRow {
+        row.observed_generation = row.generation;
+        row.rebuild = false;
+        row.status.phase = phase;
+        row
+    }
+
+    #[test]
+    fn the_first_request_begins_a_run_and_the_same_again_joins_it() {
+        let first = put(&fresh(), &up());
+        assert_eq!((first.generation, first.status.phase), (1, EnvironmentPhase::Starting));
+        assert_eq!(put(&first, &up()), first);
+    }
+
+    #[test]
+    fn what_is_ready_stays_as_it_is_and_what_is_not_is_tried_again() {
+        let first = put(&fresh(), &up());
+        for (phase, generation) in
+            [(EnvironmentPhase::Ready, 1), (EnvironmentPhase::Failed, 2), (EnvironmentPhase::Stopped, 2)]
+        {
+            assert_eq!(put(&ended(first.clone(), phase), &up()).generation, generation, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_rebuild_begins_a_run_once() {
+        let rebuild = EnvironmentRequest { rebuild: true, ..up() };
+        let ready = ended(put(&fresh(), &up()), EnvironmentPhase::Ready);
+        let row = put(&ready, &rebuild);
+        assert_eq!((row.generation, row.rebuild), (2, true));
+        assert_eq!(put(&row, &rebuild), row);
+        assert_eq!(put(&row, &up()), row);
+    }
+
+    #[test]
+    fn another_configuration_is_another_container_and_none_named_is_no_other() {
+        let named = EnvironmentRequest { config: Some(".devcontainer/b/devcontainer.json".into()), ..up() };
+        let ready = ended(put(&fresh(), &named), EnvironmentPhase::Ready);
+        assert!(!ready.rebuild);
+        assert_eq!(put(&ready, &named).generation, 1);
+        assert_eq!(put(&ready, &up()).config, named.config);
+        let other = put(&ready, &EnvironmentRequest { config: Some("x.json".into()), ..up() });
+        assert_eq!((other.generation, other.rebuild), (2, true));
+    }
+
+    #[test]
+    fn stopping_is_a_run_too_and_once_is_enough() {
+        let ready = ended(put(&fresh(), &up()), EnvironmentPhase::Ready);
+        let stopping = put(&ready, &request(Desired::Stopped));
+        assert_eq!((stopping.generation, stopping.desired), (2, Desired::Stopped));
+        assert_eq!(put(&stopping, &request(Desired::Stopped)).generation, 2);
+        assert_eq!(put(&stopping, &up()).generation, 3);
+    }
+
+    #[test]
+    fn what_was_removed_and_comes_back_is_built_anew() {
+        let removed = EnvironmentRow { removed: true, ..ended(put(&fresh(), &up()), EnvironmentPhase::Ready) };
+        let row = put(&removed, &up());
+        assert_eq!((row.generation, row.rebuild, row.removed), (2, true, false));
+    }
+
+    #[test]
+    fn the_policy_filters_the_callers_variables() {
+        let local_env: BTreeMap<String, String> =
+            [("HOME", "/h"), ("TOKEN", "s")].map(|(name, value)| (name.into(), value.into())).into();
+        let policy = Policy { local_env: vec!["HOME".into()] };
+        let row = apply_environment(&fresh(), &EnvironmentRequest { local_env, ..up() }, &policy);
+        assert_eq!(row.local_env.keys().collect::<Vec<_>>(), ["HOME"]);
+        assert_eq!(apply_environment(&row, &up(), &policy).local_env, row.local_env);
+    }
+
+    #[test]
+    fn a_configuration_outside_the_workspace_is_refused() {
+        for (config, fine) in [
+            ("a/b.json", true),
+            (".devcontainer.json", true),
+            ("..x/y", true),
+            ("", false),
+            ("/etc/x", false),
+            ("a/../../b", false),
+        ] {
+            let request = EnvironmentRequest { config: Some(config.into()), ..up() };
+            assert_eq!(check_environment(&request).is_ok(), fine, "{config}");
+        }
+        let local_env = [("X".to_string(), "y".repeat(LOCAL_ENV_MAX))].into();
+        assert!(check_environment(&EnvironmentRequest { local_env, ..up() }).is_err());
+    }
+
+    #[test]
+    fn absent_fields_of_a_machine_stay() {
+        let kept = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(7) };
+        assert_eq!(apply_machine(&kept, &MachineRequest::default()).unwrap(), kept);
+        let request = MachineRequest { vcpus: Some(4), memory_mib: Some(1024), desired: Some(Desired::Stopped) };
+        let row = apply_machine(&kept, &request).unwrap();
+        assert_eq!((row.vcpus, row.memory_mib, row.desired), (4, 1024, Desired::Stopped));
+    }
+
+    #[test]
+    fn only_asking_to_run_forgets_a_failure() {
+        let failed = MachineRow { phase: MachinePhase::Failed, desired: Desired::Running, ..machine(7) };
+        let phase = |desired| apply_machine(&failed, &MachineRequest { desired, ..Default::default() }).unwrap().phase;
+        assert_eq!(phase(None), MachinePhase::Failed);
+        assert_eq!(phase(Some(Desired::Stopped)), MachinePhase::Failed);
+        assert_eq!(phase(Some(Desired::Running)), MachinePhase::Stopped);
+    }
+
+    #[test]
+    fn impossible_figures_are_refused() {
+        let figures = |vcpus, memory_mib| MachineRequest { vcpus, memory_mib, desired: None };
+        for (request, fine) in [
+            (figures(Some(32), Some(256)), true),
+            (figures(Some(0), None), false),
+            (figures(Some(33), None), false),
+            (figures(None, Some(255)), false),
+        ] {
+            assert_eq!(apply_machine(&machine(7), &request).is_ok(), fine, "{request:?}");
+        }
+        let removed = MachineRow { removed: true, ..machine(7) };
+        assert_eq!(apply_machine(&removed, &MachineRequest::default()).unwrap_err().code, "conflict");
+    }
+}

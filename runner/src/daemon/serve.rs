@@ -1,0 +1,71 @@
+//! The daemon's life: prepare the host, listen, reconcile, and end without ending the machines.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::admission::Host;
+use super::api::{self, Credentials};
+use super::state::Store;
+use super::{Daemon, notify, reconcile};
+use crate::config::{self, Config};
+use crate::host;
+
+/// How long open calls may go on when the daemon ends.
+const LAST_CALLS: Duration = Duration::from_millis(500);
+
+/// Runs the daemon on `socket` until it is told to end. The machines go on.
+///
+/// # Errors
+/// The host cannot be prepared, another daemon runs, or the state cannot be used.
+pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
+    for (folder, mode) in [(&config.state, 0o700), (&config.run, 0o755)] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(folder)
+            .with_context(|| format!("cannot make {}: `garret daemon` needs root", folder.display()))?;
+    }
+    // Bound first: of two daemons started at once, one stops here and has touched nothing.
+    let listener = listen(&socket).await?;
+    let network = config.network(config::host_resolvers())?;
+    let for_host = network.clone();
+    tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
+    let store = Store::open(&config.state.join("state.db"))?;
+    let (daemon, poked) = Daemon::new(config, network, Host::measure(), store);
+    let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
+    notify::notify("READY=1")?;
+    tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        served = axum::serve(listener, router).into_future() => served?,
+        ended = reconcile::supervise(daemon, poked) => ended?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    notify::notify("STOPPING=1")?;
+    tracing::info!("ends; the machines go on");
+    tokio::time::sleep(LAST_CALLS).await;
+    Ok(())
+}
+
+/// Listens where everybody may connect: the peer's credentials decide what they may do.
+async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if UnixStream::connect(socket).await.is_ok() {
+        bail!("another garret daemon listens on {} already", socket.display());
+    }
+    if let Err(error) = fs::remove_file(socket)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot remove the stale {}", socket.display()));
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}

@@ -1,0 +1,90 @@
+//! What the runner must not forget, in SQLite. One thread owns the connection; everybody else sends it a closure.
+
+pub mod environments;
+pub mod events;
+pub mod machines;
+mod schema;
+#[cfg(test)]
+pub mod tests;
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use rusqlite::Connection;
+use rusqlite::types::{FromSql, FromSqlError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+pub use environments::EnvironmentRow;
+pub use events::Scope;
+pub use machines::{MachineRow, VmmId};
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// A handle to the state; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Store {
+    /// Opens the state in `path`, making or migrating it as needed.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or a newer runner has written it.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let mut connection =
+            Connection::open(path).with_context(|| format!("cannot open the state in {}", path.display()))?;
+        schema::prepare(&mut connection).with_context(|| format!("cannot use the state in {}", path.display()))?;
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        thread::Builder::new().name("state".into()).spawn(move || {
+            for job in inbox {
+                job(&mut connection);
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs `job` in one transaction, which is kept if it succeeds.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> rusqlite::Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let done = connection.transaction().and_then(|transaction| {
+                let value = job(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            });
+            // A caller that has gone away needs no answer.
+            let _ = answer.send(done);
+        });
+        let lost = || rusqlite::Error::InvalidQuery;
+        self.jobs.send(job).map_err(|_| lost())?;
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+}
+
+/// Now, in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// A wire type kept as JSON text.
+struct Json<T>(T);
+
+impl<T: DeserializeOwned> FromSql for Json<T> {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        serde_json::from_str(value.as_str()?).map(Json).map_err(|error| FromSqlError::Other(Box::new(error)))
+    }
+}
+
+/// The JSON text of a wire type; those have no part that could fail to be written.
+fn json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}

@@ -1,0 +1,65 @@
+//! The tables, and how an older state becomes a newer one: `user_version` counts the steps taken.
+
+use rusqlite::Connection;
+
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE machines (
+        uid INTEGER PRIMARY KEY,
+        gid INTEGER NOT NULL,
+        developer TEXT NOT NULL UNIQUE,
+        slot INTEGER NOT NULL UNIQUE,
+        desired TEXT NOT NULL,
+        removed INTEGER NOT NULL DEFAULT 0,
+        vcpus INTEGER NOT NULL,
+        memory_mib INTEGER NOT NULL,
+        phase TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        vmm TEXT
+    ) STRICT;
+    CREATE TABLE environments (
+        id TEXT PRIMARY KEY,
+        uid INTEGER NOT NULL REFERENCES machines (uid),
+        workspace BLOB NOT NULL,
+        config TEXT,
+        local_env TEXT NOT NULL,
+        desired TEXT NOT NULL,
+        rebuild INTEGER NOT NULL,
+        removed INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        observed_generation INTEGER NOT NULL,
+        status TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX environments_of_machine ON environments (uid);
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        developer TEXT NOT NULL,
+        environment TEXT,
+        what TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_developer ON events (uid, id);
+"];
+
+/// Brings the state up to date.
+///
+/// # Errors
+/// A newer runner has written it, or the file is no state at all.
+pub fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
+    // WAL: readers and the writer do not wait for each other, and a killed runner loses nothing that was committed.
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > MIGRATIONS.len() {
+        anyhow::bail!("a newer garret has written it (version {version}): install that one again");
+    }
+    for (step, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", step + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! Why a VMM ended, and what follows from it: pure.
+
+use garret_api::runner::MachinePhase;
+use garret_api::vmm::{ExitReason, LastWords};
+
+/// A guest that reboots more often than this within [`REBOOT_WINDOW_S`] is not started again.
+const REBOOTS_MAX: usize = 5;
+/// Seconds.
+const REBOOT_WINDOW_S: u64 = 300;
+/// What is shown of a VMM's own words, in characters.
+const LINE_MAX: usize = 500;
+
+/// What is known of an end.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// What the VMM said.
+    pub last_words: Option<LastWords>,
+    /// The kernel killed it for lack of memory.
+    pub out_of_memory: bool,
+    /// The runner had asked for it.
+    pub asked: bool,
+    /// How long ago the guest's earlier reboots were, in seconds.
+    pub earlier_reboots: Vec<u64>,
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The machine's phase.
+    pub phase: MachinePhase,
+    /// Why, in one line.
+    pub reason: String,
+    /// What should happen of itself.
+    pub next: Next,
+}
+
+/// What should happen of itself after an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// What is desired stays as it is.
+    Nothing,
+    /// The guest wants to start again.
+    StartAgain,
+    /// The guest wants to stand still.
+    StayStopped,
+}
+
+/// The verdict on an end.
+pub fn judge(end: &End) -> Verdict {
+    let words = end.last_words.as_ref();
+    let said = words.map(|words| one_line(&words.message)).unwrap_or_default();
+    let verdict = |phase, reason: String, next| Verdict { phase, reason, next };
+    if end.asked {
+        return verdict(MachinePhase::Stopped, "stopped".into(), Next::Nothing);
+    }
+    let failed = |reason| verdict(MachinePhase::Failed, reason, Next::Nothing);
+    match words.map(|words| words.reason) {
+        Some(ExitReason::PowerOff) => verdict(MachinePhase::Stopped, "the guest powered off".into(), Next::StayStopped),
+        Some(ExitReason::Reboot) if reboots_too_often(&end.earlier_reboots) => {
+            failed(format!("the guest rebooted more than {REBOOTS_MAX} times within {REBOOT_WINDOW_S} s"))
+        }
+        Some(ExitReason::Reboot) => verdict(MachinePhase::Stopped, "the guest reboots".into(), Next::StartAgain),
+        Some(ExitReason::Panic) => failed(with("guest kernel panic", &said)),
+        Some(ExitReason::Asked) => failed(with("somebody other than garret ended the VMM", &said)),
+        Some(ExitReason::Failed) => failed(with("the VMM failed", &said)),
+        None if end.out_of_memory => failed(
+            "the kernel killed the VMM for lack of memory: raise memory_overhead_mib, or stop other machines".into(),
+        ),
+        None => failed("the VMM was killed by a signal or crashed: its log has what it said".into()),
+    }
+}
+
+fn reboots_too_often(earlier: &[u64]) -> bool {
+    earlier.iter().filter(|ago| **ago <= REBOOT_WINDOW_S).count() >= REBOOTS_MAX
+}
+
+fn with(what: &str, detail: &str) -> String {
+    if detail.is_empty() { what.into() } else { format!("{what}: {detail}") }
+}
+
+/// What a guest had a hand in, as one line without control characters.
+pub fn one_line(text: &str) -> String {
+    let words: Vec<&str> =
+        text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
+    words.join(" ").chars().take(LINE_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(reason: ExitReason, message: &str) -> Option<LastWords> {
+        Some(LastWords { reason, message: message.into() })
+    }
+
+    #[test]
+    fn every_end_has_its_reason() {
+        use MachinePhase::{Failed, Stopped};
+        for (last_words, out_of_memory, asked, phase, reason, next) in [
+            (None, false, true, Stopped, "stopped", Next::Nothing),
+            (words(ExitReason::Asked, "shutdown"), false, true, Stopped, "stopped", Next::Nothing),
+            (words(ExitReason::PowerOff, ""), false, false, Stopped, "powered off", Next::StayStopped),
+            (words(ExitReason::Reboot, ""), false, false, Stopped, "reboots", Next::StartAgain),
+            (
+                words(ExitReason::Panic, "not\nsyncing"),
+                false,
+                false,
+                Failed,
+                "guest kernel panic: not syncing",
+                Next::Nothing,
+            ),
+            (
+                words(ExitReason::Asked, "SIGTERM"),
+                false,
+                false,
+                Failed,
+                "other than garret ended the VMM: SIGTERM",
+                Next::Nothing,
+            ),
+            (
+                words(ExitReason::Failed, "no /dev/kvm"),
+                false,
+                false,
+                Failed,
+                "the VMM failed: no /dev/kvm",
+                Next::Nothing,
+            ),
+            (None, true, false, Failed, "for lack of memory", Next::Nothing),
+            (None, false, false, Failed, "killed by a signal or crashed", Next::Nothing),
+        ] {
+            let verdict = judge(&End { last_words, out_of_memory, asked, earlier_reboots: Vec::new() });
+            assert_eq!((verdict.phase, verdict.next), (phase, next), "{verdict:?}");
+            assert!(verdict.reason.contains(reason), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_reboot_loop_ends() {
+        let reboot = |earlier_reboots| {
+            judge(&End { last_words: words(ExitReason::Reboot, ""), earlier_reboots, ..End::default() }).next
+        };
+        assert_eq!(reboot(vec![1, 2, 3, 4]), Next::StartAgain);
+        assert_eq!(reboot(vec![1, 2, 3, 4, 5]), Next::Nothing);
+        assert_eq!(reboot(vec![1, 2, 3, 4, 301]), Next::StartAgain);
+    }
+
+    #[test]
+    fn a_guests_words_are_one_harmless_line() {
+        assert_eq!(one_line("a\r\n\u{1b}[31mb\0c\td"), "a [31mb c d");
+        assert_eq!(one_line(&"x".repeat(10_000)).len(), LINE_MAX);
+    }
+}

@@ -1,0 +1,119 @@
+//! A VMM's process: nobody's child, so it is watched by a pidfd.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+
+use super::state::VmmId;
+
+/// A running VMM, or one that has just ended.
+#[derive(Debug)]
+pub struct VmmProcess {
+    /// Which process it is.
+    pub id: VmmId,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl VmmProcess {
+    /// Watches the process that has this id now.
+    pub fn watch(pid: u32) -> io::Result<Option<Self>> {
+        let Some(pidfd) = open(pid)? else { return Ok(None) };
+        // Read after the pidfd was opened: it is this process's start, or the process is gone already.
+        let Ok(started) = start_time(pid) else { return Ok(None) };
+        let id = VmmId { pid, started, boot_id: boot_id()? };
+        // SAFETY: an `OwnedFd` names one open descriptor, the same for its whole life.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+        Ok(Some(Self { id, pidfd }))
+    }
+
+    /// Watches exactly this process, if it still runs.
+    pub fn find(id: &VmmId) -> io::Result<Option<Self>> {
+        Ok(Self::watch(id.pid)?.filter(|found| found.id == *id))
+    }
+
+    /// Whoever listens on the VMM's API, if somebody does: how a VMM is found that no state knows of.
+    pub async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
+        let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
+        match stream.peer_cred()?.pid() {
+            Some(pid) if pid > 0 => Self::watch(pid as u32),
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns when it has ended. Cancel-safe.
+    pub async fn ended(&self) {
+        // A pidfd is readable from the process's end on. It cannot fail while the reactor lives.
+        let _ = self.pidfd.readable().await;
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The host's present boot.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Field 22 of `/proc/<pid>/stat`, counted after the name, which may hold anything (proc_pid_stat(5)).
+fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace());
+    fields.and_then(|mut fields| fields.nth(19)?.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_is_noticed_and_an_id_is_not_taken_for_another() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = VmmProcess::watch(child.id()).unwrap().unwrap();
+        assert!(VmmProcess::find(&process.id).unwrap().is_some());
+        let earlier = VmmId { started: process.id.started - 1, ..process.id.clone() };
+        assert!(VmmProcess::find(&earlier).unwrap().is_none());
+        let other_boot = VmmId { boot_id: "another".into(), ..process.id.clone() };
+        assert!(VmmProcess::find(&other_boot).unwrap().is_none());
+        process.kill().unwrap();
+        process.ended().await;
+        child.wait().unwrap();
+        assert!(VmmProcess::find(&process.id).unwrap().is_none());
+        process.kill().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_listens_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("api.sock");
+        assert!(VmmProcess::listening_on(&socket).await.unwrap().is_none());
+        let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let found = VmmProcess::listening_on(&socket).await.unwrap().unwrap();
+        assert_eq!(found.id.pid, std::process::id());
+    }
+}
