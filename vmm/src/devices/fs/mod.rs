@@ -12,7 +12,9 @@ mod pool;
 mod request;
 
 #[cfg(test)]
-mod fs_test;
+pub(crate) mod fs_test;
+#[cfg(test)]
+mod fuse_client;
 
 use std::io;
 use std::path::PathBuf;

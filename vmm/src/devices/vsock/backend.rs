@@ -11,6 +11,8 @@ use super::muxer::{Muxer, Outgoing};
 use super::packet::{HEADER_LEN, Header};
 use crate::virtio::{Backend, Chain, EventSet, Fault, Fds, Ring, Served, Token};
 
+const TO_GUEST: usize = 0;
+
 const MUXER: Token = Token(0);
 const TIMER: Token = Token(1);
 /// How often deadlines are looked at while there are any.
@@ -141,7 +143,11 @@ impl Backend for VsockBackend {
         Ok(fds.add(&self.timer, TIMER, EventSet::IN)?)
     }
 
-    fn kicked(&mut self, _queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+    fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+        if queue == TO_GUEST {
+            // A look at the first buffer ends the kicks until the buffers run out.
+            drop(rings[TO_GUEST].reserve()?);
+        }
         self.pump(rings)
     }
 

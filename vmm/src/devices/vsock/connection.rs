@@ -163,9 +163,13 @@ impl Connection {
             && self.guest_closed & SHUTDOWN_RECEIVE == 0
             && !self.ending()
             && !self.owed.response;
+        if open { self.credit() } else { 0 }
+    }
+
+    /// Bytes the guest has room for.
+    fn credit(&self) -> u32 {
         // A guest that claims to have taken more than it was sent gets nothing: the difference wraps to a huge number.
-        let in_flight = self.sent.wrapping_sub(self.peer_forwarded);
-        if open { self.peer_buffer.saturating_sub(in_flight) } else { 0 }
+        self.peer_buffer.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded))
     }
 
     /// `count` bytes went to the guest.
@@ -177,7 +181,7 @@ impl Connection {
     /// The host has more to send than the guest has room for.
     pub fn starved(&mut self) {
         let open = self.established && !self.ending() && self.guest_closed & SHUTDOWN_RECEIVE == 0;
-        if open && self.window() == 0 && !std::mem::replace(&mut self.asked, true) {
+        if open && self.credit() == 0 && !std::mem::replace(&mut self.asked, true) {
             self.owed.credit_request = true;
         }
     }
@@ -279,7 +283,7 @@ impl Connection {
     fn note_credit(&mut self, header: &Header) {
         self.peer_buffer = header.buf_alloc.get();
         self.peer_forwarded = header.fwd_cnt.get();
-        self.asked &= self.window() == 0;
+        self.asked &= self.credit() == 0;
     }
 
     /// Draws the conclusions of a change: both directions closed is the end (§5.10.6.6).

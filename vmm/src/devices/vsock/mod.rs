@@ -17,6 +17,8 @@ mod packet;
 #[cfg(test)]
 mod connection_test;
 #[cfg(test)]
+pub(crate) mod device_test;
+#[cfg(test)]
 mod muxer_test;
 
 use std::io;
