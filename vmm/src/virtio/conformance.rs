@@ -446,9 +446,9 @@ conformance! {
     balloon: crate::devices::balloon::tests::subject;
     block: crate::devices::block::tests::subject;
     console: crate::devices::console::tests::subject;
+    fs: crate::devices::fs::fs_test::subject;
     net: crate::devices::net::tests::subject;
     pmem: crate::devices::pmem::tests::subject;
-    fs: crate::devices::fs::fs_test::subject;
     rng: crate::devices::rng::tests::subject;
     vsock: crate::devices::vsock::device_test::subject;
 }

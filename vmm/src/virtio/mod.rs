@@ -21,9 +21,9 @@ mod ring;
 mod worker;
 
 #[cfg(test)]
-pub mod conformance;
+pub(crate) mod conformance;
 #[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

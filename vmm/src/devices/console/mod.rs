@@ -60,4 +60,4 @@ impl Console {
 }
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;

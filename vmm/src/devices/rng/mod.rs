@@ -51,4 +51,4 @@ fn fill(chain: &Chain) -> Result<u32, Fault> {
 }
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;
