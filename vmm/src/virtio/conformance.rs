@@ -16,10 +16,13 @@ use vm_memory::{Bytes, GuestAddress};
 use super::testing::{Answer, BUFFER, DriverQueue, HUNG, INDIRECT, NEXT, Rig, WRITE, panics};
 use super::{GuestRam, VirtioDevice};
 
+/// A device, and what must live as long as it (files, sockets, folders).
+pub type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
+
 /// What the suite must know of a device.
 pub struct Subject {
-    /// A new device, and what must live as long as it (files, sockets, folders).
-    pub build: fn() -> (Box<dyn VirtioDevice>, Box<dyn Any>),
+    /// Builds a new one.
+    pub build: fn() -> Built,
     /// What a driver that has just started the device may send it, in this order. Every request is answered without the host's
     /// doing.
     pub session: Vec<Request>,
