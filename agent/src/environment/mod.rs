@@ -1,14 +1,54 @@
 //! Environments: devcontainers and what is known of them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `up` | the way up, step by step |
+//! | `source` | its image: pulled, built, adapted |
+//! | `hooks` | its lifecycle commands |
+//! | `remote` | processes in it: user, environment |
+//! | `plan`, `mounts`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
+//! | `podman`, `engine_socket`, `runtime` | the engine, its API socket, the OCI runtime's notes |
+//! | `git` | git and the workspace's owner |
+//! | `journal` | what is told of one way up |
+//! | `record`, `entry` | what is noted of an environment |
 
+mod engine_socket;
+mod entry;
+mod git;
+mod hooks;
+mod image;
+mod journal;
+mod mounts;
+mod plan;
+mod podman;
+mod record;
+mod remote;
+mod renumber;
+mod runtime;
+mod source;
+mod up;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::join_all;
 use garret_api::Problem;
-use garret_api::agent::{EnvironmentSpec, EnvironmentStatus, ExecRequest, Progress};
+use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, ExecRequest, LOG_MAX, Progress};
 use tokio::sync::{mpsc, watch};
 
+use self::entry::{Entry, Way};
+use self::journal::StepFailed;
+use self::podman::{Podman, keep_end};
+use self::record::{Record, Store};
+use self::up::Up;
 use crate::exec::ProcessSpec;
 use crate::setup::HostFacts;
+
+/// The longest id, in bytes: containers and images are named by it.
+const ID_MAX: usize = 100;
+/// How long a container may take to end before it is killed, in seconds.
+const STOP_SECONDS: &str = "10";
 
 /// The folders environments live in.
 #[derive(Clone, Debug)]
@@ -24,61 +64,271 @@ pub struct Dirs {
 /// All environments of this machine.
 #[derive(Debug)]
 pub struct Environments {
-    _dirs: Dirs,
-    _facts: watch::Receiver<Arc<HostFacts>>,
+    dirs: Dirs,
+    facts: watch::Receiver<Arc<HostFacts>>,
+    store: Store,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
 }
 
 impl Environments {
-    /// Takes up what `dirs.state` and podman tell of. `facts` changes when the host sets the machine up.
+    /// Takes up what `dirs.state` tells of. `facts` changes when the host sets the machine up.
     pub fn new(dirs: Dirs, facts: watch::Receiver<Arc<HostFacts>>) -> Arc<Self> {
-        Arc::new(Self { _dirs: dirs, _facts: facts })
+        let store = Store::new(dirs.state.join("environments"));
+        let entries = store.load().into_iter().map(|record| (record.id.clone(), Entry::new(store.clone(), record)));
+        let entries = Mutex::new(entries.collect());
+        Arc::new(Self { dirs, facts, store, entries })
     }
 
     /// Brings `id` up. A second call while one runs joins it and receives all its lines from the first.
     /// The work goes on when the receiver is dropped.
-    pub async fn up(self: &Arc<Self>, id: &str, _spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
-        Err(missing(id))
+    pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
+        check_id(id)?;
+        let entry = self.entry_or_new(id, &spec);
+        let (way, new) = entry.begin();
+        let lines = way.journal.follow();
+        if new {
+            let up = Up {
+                dirs: self.dirs.clone(),
+                facts: self.facts.borrow().clone(),
+                podman: self.podman(),
+                entry,
+                journal: way.journal.clone(),
+                spec,
+            };
+            tokio::spawn(go_up(up, way));
+        }
+        Ok(lines)
     }
 
     /// All of them, by id.
     pub async fn list(&self) -> Vec<EnvironmentStatus> {
-        Vec::new()
+        self.all().iter().map(|entry| status(entry)).collect()
     }
 
     /// One of them; `not-found` if there is none.
     pub async fn get(&self, id: &str) -> Result<EnvironmentStatus, Problem> {
-        Err(missing(id))
+        Ok(status(&*self.entry(id)?))
     }
 
     /// Stops its containers; nothing is removed.
     pub async fn stop(&self, id: &str) -> Result<(), Problem> {
-        Err(missing(id))
+        self.stop_entry(&*self.entry(id)?).await
     }
 
-    /// Removes its containers, volumes and what was noted of it. Removing what is not there succeeds.
+    /// Removes its containers, volumes and what was noted of it. Removing what is not there succeeds. A volume that another
+    /// environment uses stays.
     pub async fn delete(&self, id: &str) -> Result<(), Problem> {
-        Err(missing(id))
-    }
-
-    /// The last [`garret_api::agent::LOG_MAX`] bytes of its container's output.
-    pub async fn log(&self, id: &str) -> Result<Vec<u8>, Problem> {
-        Err(missing(id))
-    }
-
-    /// What to run to carry out `request` in the devcontainer; the caller runs it.
-    pub async fn exec(&self, id: &str, _request: ExecRequest) -> Result<ProcessSpec, Problem> {
-        Err(missing(id))
-    }
-
-    /// Stops the containers of every environment whose workspace is `share`, for the folder is about to go away.
-    pub async fn release(&self, _share: &str) -> Result<(), Problem> {
+        check_id(id)?;
+        let entry = self.entry(id).ok();
+        if let Some(entry) = &entry {
+            entry.cancel();
+        }
+        let _alone = match &entry {
+            Some(entry) => Some(entry.gate.lock().await),
+            None => None,
+        };
+        if let Some(entry) = &entry {
+            self.remove_parts(entry).await?;
+        }
+        self.store.remove(id).map_err(|error| Problem::new("internal", format!("cannot forget {id}: {error}")))?;
+        self.lock().remove(id);
         Ok(())
     }
 
+    /// The last [`LOG_MAX`] bytes of its container's output.
+    pub async fn log(&self, id: &str) -> Result<Vec<u8>, Problem> {
+        let entry = self.entry(id)?;
+        let Some(container) = entry.with(|record| record.container.as_ref().map(|container| container.id.clone()))
+        else {
+            return Ok(Vec::new());
+        };
+        let max = usize::try_from(LOG_MAX).unwrap_or(usize::MAX);
+        let mut log = Vec::new();
+        self.podman().stream(["logs", &container], |bytes| keep_end(&mut log, bytes, max)).await?;
+        Ok(log.split_off(log.len().saturating_sub(max)))
+    }
+
+    /// What to run to carry out `request` in the devcontainer; the caller runs it.
+    pub async fn exec(&self, id: &str, request: ExecRequest) -> Result<ProcessSpec, Problem> {
+        let entry = self.entry(id)?;
+        let (phase, container) = entry.with(|record| (record.phase, record.container.clone()));
+        let conflict = |what: &str| Problem::new("conflict", format!("environment {id} {what}"));
+        let container = container.ok_or_else(|| conflict("has no container yet; bring it up first"))?;
+        if phase == EnvironmentPhase::Starting && !container.usable {
+            return Err(conflict("is still on its way up; wait for it"));
+        }
+        let running = runtime::running(&container.id).ok_or_else(|| conflict("is stopped; bring it up first"))?;
+        remote::process(&container, &remote::users(running.pid)?, request)
+    }
+
+    /// Stops the containers of every environment whose workspace is `share`, for the folder is about to go away.
+    pub async fn release(&self, share: &str) -> Result<(), Problem> {
+        let all = self.all();
+        let of_share = all.iter().filter(|entry| entry.with(|record| record.share == share));
+        join_all(of_share.map(|entry| self.stop_entry(entry))).await.into_iter().collect()
+    }
+
     /// Stops every container of the machine, in parallel; called before power-off under a deadline.
-    pub async fn stop_all(&self) {}
+    pub async fn stop_all(&self) {
+        for entry in self.all() {
+            entry.cancel();
+        }
+        if let Err(failure) = self.podman().output(["stop", "--all", "--time", STOP_SECONDS]).await {
+            tracing::warn!("not all containers could be stopped: {failure}");
+        }
+    }
+
+    /// Container, volumes and images of an environment. What somebody else uses stays.
+    async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
+        let podman = self.podman();
+        let (container, volumes) = entry
+            .with(|record| (record.container.as_ref().map(|container| container.id.clone()), record.volumes.clone()));
+        let names = [plan::container_name(&entry.id)].into_iter().chain(container);
+        let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
+        podman.output(rm.into_iter().chain(names)).await?;
+        if !volumes.is_empty() {
+            podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();
+        }
+        let images = [plan::renumbered_image(&entry.id), plan::built_image(&entry.id)];
+        let rmi = ["image", "rm", "--ignore"].map(str::to_owned);
+        podman.output(rmi.into_iter().chain(images)).await.ok();
+        Ok(())
+    }
+
+    async fn stop_entry(&self, entry: &Entry) -> Result<(), Problem> {
+        entry.cancel();
+        let _alone = entry.gate.lock().await;
+        if let Some(container) = entry.with(|record| record.container.as_ref().map(|container| container.id.clone())) {
+            self.podman().output(["stop", "--ignore", "--time", STOP_SECONDS, &container]).await?;
+        }
+        entry
+            .update(|record| {
+                record.phase = EnvironmentPhase::Stopped;
+                record.problem = None;
+            })
+            .await;
+        Ok(())
+    }
+
+    fn podman(&self) -> Podman {
+        Podman { env: self.facts.borrow().engine_env.clone() }
+    }
+
+    fn entry(&self, id: &str) -> Result<Arc<Entry>, Problem> {
+        let missing = || Problem::new("not-found", format!("there is no environment {id:?}"));
+        self.lock().get(id).cloned().ok_or_else(missing)
+    }
+
+    fn entry_or_new(&self, id: &str, spec: &EnvironmentSpec) -> Arc<Entry> {
+        let new = || Entry::new(self.store.clone(), Record::new(id, spec));
+        self.lock().entry(id.to_owned()).or_insert_with(new).clone()
+    }
+
+    fn all(&self) -> Vec<Arc<Entry>> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn missing(id: &str) -> Problem {
-    Problem::new("not-found", format!("there is no environment {id:?}"))
+/// The whole way up, to its last line.
+async fn go_up(up: Up, way: Way) {
+    let alone = up.entry.gate.lock().await;
+    up.entry
+        .update(|record| {
+            record.share.clone_from(&up.spec.share);
+            record.phase = EnvironmentPhase::Starting;
+            record.problem = None;
+        })
+        .await;
+    let result = tokio::select! {
+        result = up.run() => result,
+        () = way.cancel.notified() => Err(StepFailed {
+            step: "up".into(),
+            problem: Problem::new("conflict", "the environment was stopped on its way up"),
+        }),
+    };
+    up.conclude(&result).await;
+    drop(alone);
+    // Before the last line: who reads it and asks again gets a new way up.
+    up.entry.end();
+    way.journal.write(match result {
+        Ok(()) => Progress::Ready { environment: status(&up.entry) },
+        Err(StepFailed { step, problem }) => Progress::Failed { step, problem },
+    });
+}
+
+fn status(entry: &Entry) -> EnvironmentStatus {
+    entry.with(|record| {
+        let running = record.container.as_ref().is_some_and(|container| runtime::is_running(&container.id));
+        record.status(running)
+    })
+}
+
+/// Ids name files, containers and images.
+fn check_id(id: &str) -> Result<(), Problem> {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let starts = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if starts && id.len() <= ID_MAX && id.bytes().all(fine) {
+        return Ok(());
+    }
+    let message = format!("{id:?} is not an environment's id: 1 to {ID_MAX} letters, digits, - and _");
+    Err(Problem::new("invalid", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn environments(folder: &Path) -> Arc<Environments> {
+        let dirs = Dirs { workspaces: folder.join("workspaces"), state: folder.join("state"), run: folder.join("run") };
+        Environments::new(dirs, watch::channel(Arc::default()).1)
+    }
+
+    fn spec() -> EnvironmentSpec {
+        EnvironmentSpec {
+            share: "p-1".into(),
+            host_path: "/home/ann/p".into(),
+            config: None,
+            local_env: BTreeMap::new(),
+            rebuild: false,
+        }
+    }
+
+    async fn last(mut lines: mpsc::Receiver<Progress>) -> Progress {
+        let mut last = None;
+        while let Some(line) = lines.recv().await {
+            last = Some(line);
+        }
+        last.expect("there is a last line")
+    }
+
+    #[tokio::test]
+    async fn a_way_up_that_fails_is_noted_and_survives() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = environments(folder.path());
+        let (one, two) = (all.up("p-1", spec()).await.unwrap(), all.up("p-1", spec()).await.unwrap());
+        let Progress::Failed { step, problem } = last(one).await else { panic!("it must fail") };
+        assert_eq!((step.as_str(), problem.code.as_str()), ("read devcontainer.json", "invalid"));
+        assert_eq!(last(two).await, Progress::Failed { step, problem: problem.clone() });
+        let status = environments(folder.path()).get("p-1").await.unwrap();
+        assert_eq!((status.phase, status.problem), (EnvironmentPhase::Failed, Some(problem)));
+        let refused = all.exec("p-1", ExecRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code, "conflict");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = environments(folder.path());
+        assert_eq!(all.get("x").await.unwrap_err().code, "not-found");
+        assert_eq!(all.exec("x", ExecRequest::default()).await.unwrap_err().code, "not-found");
+        for id in ["", "-x", "a/b", "../x", "ü", &"x".repeat(101)] {
+            assert_eq!(all.up(id, spec()).await.unwrap_err().code, "invalid", "{id}");
+        }
+    }
 }

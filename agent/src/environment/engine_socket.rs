@@ -1,0 +1,57 @@
+//! The engine's API socket, for containers that ask for `docker.sock`.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+
+use garret_api::Problem;
+use tokio::net::UnixStream;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+
+use super::mounts::ENGINE_SOCKET;
+
+/// One start at a time.
+static STARTING: Mutex<()> = Mutex::const_new(());
+
+/// Gives the service the listening socket as file descriptor 3, with its own process id, as systemd does: nobody has to
+/// wait until it listens.
+const SERVE: &str = "export LISTEN_PID=$$ LISTEN_FDS=1; exec podman system service --time=0 3<&0 </dev/null";
+
+/// Has the engine serve its API at [`ENGINE_SOCKET`]; done already if it does.
+pub async fn serve() -> Result<(), Problem> {
+    let _starting = STARTING.lock().await;
+    if UnixStream::connect(ENGINE_SOCKET).await.is_ok() {
+        return Ok(());
+    }
+    let failed = |error: std::io::Error| Problem::new("internal", format!("{ENGINE_SOCKET} cannot be served: {error}"));
+    let listener = listen(Path::new(ENGINE_SOCKET)).map_err(failed)?;
+    let mut service = Command::new("/bin/sh")
+        .args(["-c", SERVE])
+        .env_clear()
+        .envs(super::podman::ENV)
+        .stdin(Stdio::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Not of the agent's process group: it outlives an agent's restart.
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
+    tokio::spawn(async move {
+        let ended = service.wait().await;
+        tracing::warn!("the engine's API service has ended: {ended:?}");
+    });
+    Ok(())
+}
+
+fn listen(path: &Path) -> std::io::Result<OwnedFd> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Non-blocking would be inherited by the service, which expects neither; Go sets what it needs.
+    Ok(std::os::unix::net::UnixListener::bind(path)?.into())
+}

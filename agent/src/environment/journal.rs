@@ -1,0 +1,201 @@
+//! What is told of one way up, kept so that whoever joins later receives all of it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use garret_api::Problem;
+use garret_api::agent::Progress;
+use tokio::sync::{mpsc, watch};
+
+/// The most text of steps that is kept, in bytes; the oldest goes first.
+const KEPT_MAX: usize = 1 << 20;
+/// Lines that wait for one receiver before it has to take them from what is kept.
+const WAITING: usize = 64;
+
+/// The lines of one way up.
+#[derive(Debug)]
+pub struct Journal {
+    lines: Mutex<Lines>,
+    /// How many lines there have been.
+    written: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    /// The number of the first line kept.
+    first: u64,
+    kept: VecDeque<Progress>,
+    bytes: usize,
+}
+
+/// What a reader finds after the lines it has.
+enum Next {
+    Line(u64, Box<Progress>),
+    Nothing,
+}
+
+impl Journal {
+    /// An empty one.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { lines: Mutex::default(), written: watch::Sender::new(0) })
+    }
+
+    /// Adds a line.
+    pub fn write(&self, line: Progress) {
+        let mut lines = self.lock();
+        lines.bytes += weight(&line);
+        lines.kept.push_back(line);
+        while lines.bytes > KEPT_MAX && lines.kept.len() > 1 {
+            let gone = lines.kept.pop_front();
+            lines.bytes -= gone.as_ref().map_or(0, weight);
+            lines.first += 1;
+        }
+        let written = lines.first + lines.kept.len() as u64;
+        drop(lines);
+        self.written.send_replace(written);
+    }
+
+    /// All lines from the first to the last one, which is `Ready` or `Failed`. A receiver that is so slow that lines have
+    /// been dropped in between goes on with the oldest kept.
+    pub fn follow(self: &Arc<Self>) -> mpsc::Receiver<Progress> {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let journal = self.clone();
+        tokio::spawn(async move {
+            let mut written = journal.written.subscribe();
+            let mut wanted = 0;
+            loop {
+                written.borrow_and_update();
+                while let Next::Line(number, line) = journal.read(wanted) {
+                    let last = is_last(&line);
+                    wanted = number + 1;
+                    if sender.send(*line).await.is_err() || last {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    () = sender.closed() => return,
+                    changed = written.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+        receiver
+    }
+
+    fn read(&self, wanted: u64) -> Next {
+        let lines = self.lock();
+        let number = wanted.max(lines.first);
+        let line = usize::try_from(number - lines.first).ok().and_then(|index| lines.kept.get(index));
+        line.map_or(Next::Nothing, |line| Next::Line(number, Box::new(line.clone())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_last(line: &Progress) -> bool {
+    matches!(line, Progress::Ready { .. } | Progress::Failed { .. })
+}
+
+/// A line's size: its text, and something for the rest.
+fn weight(line: &Progress) -> usize {
+    let text = match line {
+        Progress::Output { text, .. } => text.len(),
+        _ => 0,
+    };
+    text + 64
+}
+
+/// A step that failed, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepFailed {
+    /// The step's name.
+    pub step: String,
+    /// Why.
+    pub problem: Problem,
+}
+
+impl Journal {
+    /// Carries out one step: tells its start, its output and its end. Its failure is the caller's to tell, once, as the
+    /// last line.
+    pub async fn step<T>(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl AsyncFnOnce(&Output) -> Result<T, Problem>,
+    ) -> Result<T, StepFailed> {
+        self.write(Progress::Started { step: name.to_owned() });
+        let begun = Instant::now();
+        let output = Output { journal: self.clone(), step: name.to_owned(), open: Mutex::default() };
+        let result = work(&output).await;
+        output.flush();
+        let done = result.map_err(|problem| StepFailed { step: name.to_owned(), problem })?;
+        let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.write(Progress::Finished { step: name.to_owned(), ms });
+        Ok(done)
+    }
+}
+
+impl Journal {
+    /// Work that is told of only when it fails, as a step of this name.
+    pub async fn quiet_step<T>(
+        &self,
+        name: &str,
+        work: impl AsyncFnOnce() -> Result<T, Problem>,
+    ) -> Result<T, StepFailed> {
+        work().await.map_err(|problem| StepFailed { step: name.to_owned(), problem })
+    }
+}
+
+/// Where a step's output goes.
+#[derive(Debug)]
+pub struct Output {
+    journal: Arc<Journal>,
+    step: String,
+    /// The first bytes of a character whose rest has not come yet.
+    open: Mutex<Vec<u8>>,
+}
+
+impl Output {
+    /// What a process printed. A character may be split between two calls.
+    pub fn bytes(&self, bytes: &[u8]) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.extend_from_slice(bytes);
+        let whole = open.len() - unfinished(&open);
+        let text: Vec<u8> = open.drain(..whole).collect();
+        drop(open);
+        self.text(&String::from_utf8_lossy(&text));
+    }
+
+    /// A line of ours.
+    pub fn line(&self, line: &str) {
+        self.text(&format!("{line}\n"));
+    }
+
+    fn text(&self, text: &str) {
+        if !text.is_empty() {
+            self.journal.write(Progress::Output { step: self.step.clone(), text: text.to_owned() });
+        }
+    }
+
+    fn flush(&self) {
+        let rest = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        self.text(&String::from_utf8_lossy(&rest));
+    }
+}
+
+/// How many bytes at the end are the beginning of a character, at most 3.
+fn unfinished(bytes: &[u8]) -> usize {
+    match bytes.utf8_chunks().last() {
+        Some(chunk) => {
+            let invalid = chunk.invalid();
+            let begins = std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if begins { invalid.len() } else { 0 }
+        }
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+#[path = "journal_test.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! Sources of bind mounts: paths the developer's machine knows, in places the guest has.
+
+use garret_api::Problem;
+use garret_devcontainer::Mount;
+
+/// The guest engine's own socket, which `docker.sock` stands for.
+pub const ENGINE_SOCKET: &str = "/run/podman/podman.sock";
+/// What a file may call the engine's socket.
+const SOCKET_NAMES: [&str; 4] =
+    ["/var/run/docker.sock", "/run/docker.sock", "/var/run/podman/podman.sock", "/run/podman/podman.sock"];
+
+/// Where a workspace is, on the host and in the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    /// On the host, without a slash at its end.
+    pub host: &'a str,
+    /// In the guest.
+    pub guest: &'a str,
+}
+
+impl Shared<'_> {
+    /// A bind mount's source in the guest.
+    ///
+    /// # Errors
+    /// It is a path of the host outside the workspace.
+    pub fn source(&self, source: &str) -> Result<String, Problem> {
+        if SOCKET_NAMES.contains(&source) {
+            return Ok(ENGINE_SOCKET.to_owned());
+        }
+        let climbs = source.split('/').any(|part| part == "..");
+        let inside = source.strip_prefix(self.host).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        match inside {
+            Some(rest) if !climbs => Ok(format!("{}{rest}", self.guest)),
+            _ => Err(Problem::new(
+                "invalid",
+                format!(
+                    "mount source {source:?} is outside the workspace {:?}: move it inside, use a volume, or take the mount out",
+                    self.host
+                ),
+            )),
+        }
+    }
+
+    /// A mount as the engine of the guest needs it.
+    ///
+    /// # Errors
+    /// As [`source`](Self::source); also a bind mount without a source.
+    pub fn mount(&self, mount: &Mount) -> Result<Mount, Problem> {
+        let mut mount = mount.clone();
+        if mount.kind == "bind" {
+            let Some(source) = &mount.source else {
+                return Err(Problem::new("invalid", format!("the bind mount at {:?} has no source", mount.target)));
+            };
+            mount.source = Some(self.source(source)?);
+        }
+        Ok(mount)
+    }
+
+    /// `runArgs` with the sources of their mounts translated: `-v`, `--volume` and `--mount`, with `=` or as two words.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub fn run_args(&self, args: &[String]) -> Result<Vec<String>, Problem> {
+        let mut out = Vec::with_capacity(args.len());
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let (name, value) = match arg.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (arg.as_str(), None),
+            };
+            let translate: fn(&Self, &str) -> Result<String, Problem> = match name {
+                "-v" | "--volume" => Self::volume_argument,
+                "--mount" => Self::mount_argument,
+                _ => {
+                    out.push(arg.clone());
+                    continue;
+                }
+            };
+            match value {
+                Some(value) => out.push(format!("{name}={}", translate(self, value)?)),
+                None => {
+                    out.push(arg.clone());
+                    out.extend(args.next().map(|value| translate(self, value)).transpose()?);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// `source:target[:options]`; a source without a slash at its start is a volume.
+    fn volume_argument(&self, text: &str) -> Result<String, Problem> {
+        match text.split_once(':') {
+            Some((source, rest)) if source.starts_with('/') => Ok(format!("{}:{rest}", self.source(source)?)),
+            _ => Ok(text.to_owned()),
+        }
+    }
+
+    fn mount_argument(&self, text: &str) -> Result<String, Problem> {
+        let mount = Mount::parse(text).map_err(|message| Problem::new("invalid", format!("runArgs: {message}")))?;
+        Ok(self.mount(&mount)?.to_argument())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARED: Shared<'_> = Shared { host: "/home/ann/my project", guest: "/workspaces/p-1" };
+
+    #[test]
+    fn sources_inside_are_found_in_the_share() {
+        assert_eq!(SHARED.source("/home/ann/my project").unwrap(), "/workspaces/p-1");
+        assert_eq!(SHARED.source("/home/ann/my project/a/b").unwrap(), "/workspaces/p-1/a/b");
+        assert_eq!(SHARED.source("/var/run/docker.sock").unwrap(), ENGINE_SOCKET);
+    }
+
+    #[test]
+    fn sources_outside_are_one_clear_error() {
+        for source in ["/home/ann/.ssh", "/home/ann/my project 2", "/home/ann/my project/../x", "relative", ""] {
+            let message = SHARED.source(source).unwrap_err().message;
+            assert!(message.contains("outside the workspace") && !message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn only_bind_mounts_have_paths() {
+        let mount = |text: &str| SHARED.mount(&Mount::parse(text).unwrap()).map(|mount| mount.to_argument());
+        assert_eq!(mount("type=volume,source=cache,target=/c").unwrap(), "type=volume,source=cache,target=/c");
+        assert_eq!(
+            mount("type=bind,source=/home/ann/my project/x,target=/x,readonly").unwrap(),
+            "type=bind,source=/workspaces/p-1/x,target=/x,readonly"
+        );
+        assert!(mount("type=bind,target=/x").is_err());
+    }
+
+    #[test]
+    fn run_args_are_translated_too() {
+        let args = [
+            "--network=host",
+            "-v",
+            "/home/ann/my project/a:/a:ro",
+            "--volume=name:/n",
+            "--mount",
+            "type=bind,src=/home/ann/my project,dst=/b",
+            "-v",
+        ]
+        .map(str::to_owned);
+        assert_eq!(
+            SHARED.run_args(&args).unwrap(),
+            [
+                "--network=host",
+                "-v",
+                "/workspaces/p-1/a:/a:ro",
+                "--volume=name:/n",
+                "--mount",
+                "type=bind,source=/workspaces/p-1,target=/b",
+                "-v"
+            ]
+        );
+        assert!(SHARED.run_args(&["-v".into(), "/etc:/e".into()]).is_err());
+    }
+}

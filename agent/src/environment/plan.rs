@@ -1,0 +1,194 @@
+//! From a configuration and an image to the engine's arguments. Pure.
+
+use std::collections::BTreeMap;
+
+use garret_api::Problem;
+use garret_devcontainer::{Build, Merged, Mount, Resolved};
+
+use super::image::repository;
+use super::mounts::Shared;
+use super::podman::Config;
+use super::record::ImageRecord;
+
+/// The label of everything that belongs to an environment; its value is the environment's id.
+pub const ENVIRONMENT_LABEL: &str = "garret.environment";
+/// The container's log is begun anew beyond this size; what is shown of it is less.
+const LOG_FILE_MAX: &str = "4mb";
+
+/// Keeps a container alive and ends it at once when asked; with arguments, runs them instead. The image's entrypoints of
+/// features come before. `sleep` in the background and `wait`: a shell handles a signal only between commands.
+const KEEP_ALIVE: &str = "exec \"$@\"\nwhile :; do sleep 86400 & wait $!; done";
+
+/// The container of an environment, unless `runArgs` name it.
+pub fn container_name(id: &str) -> String {
+    format!("garret-{id}")
+}
+
+/// The image an environment builds.
+pub fn built_image(id: &str) -> String {
+    format!("localhost/garret-{}", id.to_lowercase())
+}
+
+/// The image whose remote user has the workspace's owner's ids.
+pub fn renumbered_image(id: &str) -> String {
+    format!("{}-user", built_image(id))
+}
+
+/// What to build.
+#[derive(Debug)]
+pub struct BuildPlan<'a> {
+    /// The environment.
+    pub id: &'a str,
+    /// The Dockerfile in the guest.
+    pub dockerfile: &'a str,
+    /// The context in the guest.
+    pub context: &'a str,
+    /// The rest.
+    pub build: &'a Build,
+    /// Without a cache.
+    pub anew: bool,
+}
+
+/// `podman build …`.
+pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
+    // The Docker format keeps SHELL and HEALTHCHECK, which an OCI image cannot hold.
+    let mut args = words(&["build", "--format", "docker", "--tag", &built_image(plan.id), "--file", plan.dockerfile]);
+    args.extend([format!("--label={ENVIRONMENT_LABEL}={}", plan.id)]);
+    if let Some(target) = plan.build.target.as_deref().filter(|target| !target.is_empty()) {
+        args.extend(words(&["--target", target]));
+    }
+    if plan.anew {
+        args.extend(words(&["--no-cache", "--pull=newer"]));
+    } else {
+        args.extend(plan.build.cache_from.iter().map(|image| format!("--cache-from={}", repository(image))));
+    }
+    args.extend(plan.build.args.iter().map(|(name, value)| format!("--build-arg={name}={value}")));
+    args.extend(plan.build.options.iter().cloned());
+    args.push(plan.context.to_owned());
+    args
+}
+
+/// What to run.
+#[derive(Debug)]
+pub struct RunPlan<'a> {
+    /// The environment.
+    pub id: &'a str,
+    /// The workspace.
+    pub shared: Shared<'a>,
+    /// The file.
+    pub resolved: &'a Resolved,
+    /// The file and the image together.
+    pub merged: &'a Merged,
+    /// The image's name.
+    pub image: &'a str,
+    /// What the image says itself.
+    pub config: &'a Config,
+}
+
+/// `podman run …` for the container. Later arguments win, so `runArgs` come after what is garret's own.
+///
+/// # Errors
+/// A mount's source is outside the workspace.
+pub fn run_args(plan: &RunPlan<'_>) -> Result<Vec<String>, Problem> {
+    let RunPlan { id, shared, resolved, merged, image, config } = *plan;
+    let mut args = words(&["run", "--detach", "--pull=never", "--name", &container_name(id)]);
+    // What an interrupted way up has left behind; a name of the developer's own may be somebody else's.
+    let own_name = resolved.config.own.run_args.iter().any(|arg| arg == "--name" || arg.starts_with("--name="));
+    args.extend((!own_name).then(|| "--replace".to_owned()));
+    args.extend(words(&["--log-driver", "k8s-file", "--log-opt", &format!("max-size={LOG_FILE_MAX}")]));
+    args.push(format!("--label={ENVIRONMENT_LABEL}={id}"));
+    args.extend(resolved.labels.iter().map(|(name, value)| format!("--label={name}={value}")));
+    for mount in all_mounts(resolved, merged)? {
+        args.push(format!("--mount={}", shared.mount(&mount)?.to_argument()));
+    }
+    args.extend(merged.container_env.iter().map(|(name, value)| format!("--env={name}={value}")));
+    args.extend(merged.container_user.iter().map(|user| format!("--user={user}")));
+    args.extend(shared.run_args(&resolved.config.own.run_args)?);
+    args.extend(merged.init.then(|| "--init".to_owned()));
+    args.extend(merged.privileged.then(|| "--privileged".to_owned()));
+    args.extend(merged.cap_add.iter().map(|capability| format!("--cap-add={capability}")));
+    args.extend(merged.security_opt.iter().map(|option| format!("--security-opt={option}")));
+    args.extend(words(&["--entrypoint", "/bin/sh", image, "-c", &start_script(&merged.entrypoints), "-"]));
+    if merged.override_command == Some(false) {
+        args.extend(config.own_command());
+    }
+    Ok(args)
+}
+
+fn start_script(entrypoints: &[String]) -> String {
+    let mut script = "echo Container started\ntrap 'exit 0' TERM\n".to_owned();
+    for entrypoint in entrypoints {
+        script += &format!("{entrypoint}\n");
+    }
+    script + KEEP_ALIVE
+}
+
+/// The workspace first, then the rest.
+fn all_mounts(resolved: &Resolved, merged: &Merged) -> Result<Vec<Mount>, Problem> {
+    let workspace = resolved.workspace_mount.as_deref().map(Mount::parse).transpose();
+    let workspace = workspace.map_err(|message| Problem::new("invalid", format!("workspaceMount: {message}")))?;
+    Ok(workspace.into_iter().chain(merged.mounts.iter().map(|entry| entry.mount().clone())).collect())
+}
+
+/// Whether a container with these arguments needs the engine's socket.
+pub fn needs_engine_socket(run_args: &[String]) -> bool {
+    run_args.iter().any(|arg| arg.contains(super::mounts::ENGINE_SOCKET))
+}
+
+/// The names of the volumes a container gets.
+pub fn volumes(merged: &Merged) -> Vec<String> {
+    let mounts = merged.mounts.iter().map(garret_devcontainer::MountEntry::mount);
+    mounts.filter(|mount| mount.kind == "volume").filter_map(|mount| mount.source.clone()).collect()
+}
+
+/// The user that remote processes run as, before there is a container: the merged one, the one `runArgs` set, the
+/// container's, the image's.
+pub fn remote_user(resolved: &Resolved, merged: &Merged, image: &ImageRecord) -> String {
+    let named = merged.remote_user.clone().or_else(|| user_of_run_args(&resolved.config.own.run_args));
+    let named = named.or_else(|| merged.container_user.clone()).unwrap_or_else(|| image.user.clone());
+    let name = named.split(':').next().unwrap_or_default();
+    if name.is_empty() { "root".to_owned() } else { name.to_owned() }
+}
+
+fn user_of_run_args(args: &[String]) -> Option<String> {
+    args.iter().enumerate().rev().find_map(|(index, arg)| match arg.as_str() {
+        "-u" | "--user" => args.get(index + 1).cloned(),
+        _ => arg.strip_prefix("-u=").or_else(|| arg.strip_prefix("--user=")).map(str::to_owned),
+    })
+}
+
+/// The file and its image together.
+///
+/// # Errors
+/// The metadata is wrong.
+pub fn merge(resolved: &Resolved, image: &ImageRecord) -> Result<Merged, Problem> {
+    resolved.merge(image.metadata.as_deref()).map_err(|error| Problem::new("invalid", error.to_string()))
+}
+
+/// The environment of a remote process: the container's own, what the user's shell adds, the file's `remoteEnv` (where
+/// `null` takes away), the caller's.
+pub fn remote_env(
+    container: &BTreeMap<String, String>,
+    probed: &BTreeMap<String, String>,
+    remote: &BTreeMap<String, Option<String>>,
+    request: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut env = container.clone();
+    env.extend(probed.clone());
+    for (name, value) in remote {
+        match value {
+            Some(value) => env.insert(name.clone(), value.clone()),
+            None => env.remove(name),
+        };
+    }
+    env.extend(request.clone());
+    env
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod tests;

@@ -1,0 +1,172 @@
+use garret_devcontainer::{Document, Workspace, resolve};
+
+use super::*;
+use crate::environment::podman::OneOrMany;
+
+const SHARED: Shared<'_> = Shared { host: "/home/ann/p", guest: "/workspaces/p-1" };
+
+fn resolved(text: &str) -> Resolved {
+    let document = Document::parse("d", text.as_bytes()).unwrap();
+    let workspace = Workspace {
+        local_folder: SHARED.host.into(),
+        config_file: ".devcontainer.json".into(),
+        local_env: BTreeMap::new(),
+    };
+    resolve(&document, workspace).unwrap()
+}
+
+fn image(label: Option<&str>) -> ImageRecord {
+    ImageRecord { user: "app".into(), metadata: label.map(str::to_owned) }
+}
+
+fn config() -> Config {
+    Config {
+        user: "app".into(),
+        entrypoint: Some(OneOrMany::Many(vec!["/entry".into()])),
+        cmd: Some(vec!["serve".into()]),
+        ..Config::default()
+    }
+}
+
+fn run(text: &str, label: Option<&str>) -> Result<Vec<String>, Problem> {
+    let (resolved, config) = (resolved(text), config());
+    let merged = merge(&resolved, &image(label))?;
+    run_args(&RunPlan {
+        id: "p-1",
+        shared: SHARED,
+        resolved: &resolved,
+        merged: &merged,
+        image: "img",
+        config: &config,
+    })
+}
+
+#[test]
+fn a_plain_container_is_kept_alive() {
+    let args = run(r#"{"image": "x"}"#, None).unwrap();
+    assert_eq!(&args[..6], ["run", "--detach", "--pull=never", "--name", "garret-p-1", "--replace"]);
+    let named = run(r#"{"image": "x", "runArgs": ["--name=mine"]}"#, None).unwrap();
+    assert!(!named.contains(&"--replace".to_owned()));
+    for expected in [
+        "--label=garret.environment=p-1",
+        "--label=devcontainer.local_folder=/home/ann/p",
+        "--label=devcontainer.config_file=/home/ann/p/.devcontainer.json",
+        "--mount=type=bind,source=/workspaces/p-1,target=/workspaces/p",
+    ] {
+        assert!(args.contains(&expected.to_owned()), "{expected} is not in {args:?}");
+    }
+    let end = &args[args.len() - 6..];
+    assert_eq!(&end[..4], ["--entrypoint", "/bin/sh", "img", "-c"]);
+    assert!(end[4].starts_with("echo Container started\ntrap 'exit 0' TERM\nexec"), "{}", end[4]);
+    assert_eq!(end[5], "-");
+}
+
+#[test]
+fn everything_a_file_can_ask_for() {
+    let args = run(
+        r#"{"image": "x", "init": true, "privileged": true, "capAdd": ["SYS_PTRACE"], "securityOpt": ["seccomp=unconfined"],
+            "containerEnv": {"A": "a b=c"}, "containerUser": "joe", "runArgs": ["--hostname", "box"],
+            "mounts": ["source=cache,target=/c,type=volume"], "workspaceMount": "", "overrideCommand": false}"#,
+        Some(r#"[{"entrypoint": "/start.sh", "capAdd": ["NET_ADMIN"]}]"#),
+    )
+    .unwrap();
+    let from = args.iter().position(|arg| arg.starts_with("--mount")).unwrap();
+    assert_eq!(
+        &args[from..args.len() - 5],
+        [
+            "--mount=type=volume,source=cache,target=/c",
+            "--env=A=a b=c",
+            "--user=joe",
+            "--hostname",
+            "box",
+            "--init",
+            "--privileged",
+            "--cap-add=NET_ADMIN",
+            "--cap-add=SYS_PTRACE",
+            "--security-opt=seccomp=unconfined",
+            "--entrypoint",
+            "/bin/sh",
+            "img"
+        ]
+    );
+    let end = &args[args.len() - 5..];
+    assert!(end[1].contains("\n/start.sh\nexec \"$@\"\n"), "{}", end[1]);
+    assert_eq!(&end[2..], ["-", "/entry", "serve"]);
+}
+
+#[test]
+fn a_mount_from_outside_is_refused() {
+    for text in [
+        r#"{"image": "x", "mounts": ["type=bind,source=/home/ann/.ssh,target=/s"]}"#,
+        r#"{"image": "x", "runArgs": ["-v", "/etc:/e"]}"#,
+        r#"{"image": "x", "workspaceMount": "type=bind,source=/,target=/host"}"#,
+    ] {
+        assert!(run(text, None).unwrap_err().message.contains("outside the workspace"), "{text}");
+    }
+}
+
+#[test]
+fn the_engines_socket_is_noticed() {
+    let socket = r#"{"image": "x", "mounts": ["type=bind,source=/var/run/docker.sock,target=/var/run/docker.sock"]}"#;
+    assert!(needs_engine_socket(&run(socket, None).unwrap()));
+    assert!(!needs_engine_socket(&run(r#"{"image": "x"}"#, None).unwrap()));
+}
+
+#[test]
+fn builds() {
+    let build = Build {
+        args: BTreeMap::from([("V".into(), "1 2".into())]),
+        target: Some("dev".into()),
+        cache_from: vec!["ghcr.io/a/b:latest".into()],
+        options: vec!["--network=host".into()],
+        ..Build::default()
+    };
+    let plan = BuildPlan { id: "P-1", dockerfile: "/w/D", context: "/w", build: &build, anew: false };
+    assert_eq!(
+        build_args(&plan),
+        [
+            "build",
+            "--format",
+            "docker",
+            "--tag",
+            "localhost/garret-p-1",
+            "--file",
+            "/w/D",
+            "--label=garret.environment=P-1",
+            "--target",
+            "dev",
+            "--cache-from=ghcr.io/a/b",
+            "--build-arg=V=1 2",
+            "--network=host",
+            "/w"
+        ]
+    );
+    let anew = build_args(&BuildPlan { anew: true, ..plan });
+    assert!(anew.contains(&"--no-cache".to_owned()) && !anew.iter().any(|arg| arg.starts_with("--cache-from")));
+}
+
+#[test]
+fn who_the_remote_user_is() {
+    for (text, label, expected) in [
+        (r#"{"image": "x"}"#, None, "app"),
+        (r#"{"image": "x", "containerUser": "c:g"}"#, None, "c"),
+        (r#"{"image": "x", "runArgs": ["-u", "a", "--user=b"]}"#, None, "b"),
+        (r#"{"image": "x", "runArgs": ["-u", "a"]}"#, Some(r#"{"remoteUser": "vscode"}"#), "vscode"),
+        (r#"{"image": "x", "remoteUser": "me"}"#, Some(r#"{"remoteUser": "vscode"}"#), "me"),
+    ] {
+        let (resolved, image) = (resolved(text), image(label));
+        assert_eq!(remote_user(&resolved, &merge(&resolved, &image).unwrap(), &image), expected, "{text}");
+    }
+    let resolved = resolved(r#"{"image": "x"}"#);
+    let image = ImageRecord::default();
+    assert_eq!(remote_user(&resolved, &merge(&resolved, &image).unwrap(), &image), "root");
+}
+
+#[test]
+fn the_environment_of_a_remote_process() {
+    let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let remote = BTreeMap::from([("B".into(), Some("remote".into())), ("C".into(), None)]);
+    let env =
+        remote_env(&map(&[("A", "1"), ("B", "1"), ("C", "1")]), &map(&[("A", "2")]), &remote, &map(&[("D", "4")]));
+    assert_eq!(env, map(&[("A", "2"), ("B", "remote"), ("D", "4")]));
+}

@@ -1,0 +1,271 @@
+//! The container engine, driven by its command line.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Stdio;
+
+use garret_api::Problem;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+/// What podman itself runs with; nothing of the agent's environment reaches it.
+pub const ENV: [(&str, &str); 3] =
+    [("HOME", "/root"), ("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")];
+/// The most of an error output that is kept, in bytes; its end.
+const STDERR_MAX: usize = 16 * 1024;
+/// The largest answer in JSON, in bytes.
+const STDOUT_MAX: usize = 16 << 20;
+
+/// A podman to call.
+#[derive(Clone, Debug, Default)]
+pub struct Podman {
+    /// Variables for the engine itself: proxies and certificates.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A call that ended with another status than 0.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", last_line(.stderr).unwrap_or("podman failed and did not say why"))]
+pub struct Failure {
+    /// The end of what it printed to its standard error.
+    pub stderr: String,
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        Problem::new("internal", failure.to_string())
+    }
+}
+
+impl Podman {
+    /// Calls `podman args…` and returns what it printed.
+    pub async fn output<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<String, Failure> {
+        let mut stdout = Vec::new();
+        let mut stderr = Vec::new();
+        let mut keep = |from: Stream, bytes: &[u8]| match from {
+            Stream::Stdout if stdout.len() < STDOUT_MAX => stdout.extend_from_slice(bytes),
+            Stream::Stdout => {}
+            Stream::Stderr => keep_end(&mut stderr, bytes, STDERR_MAX),
+        };
+        let ended_well = self.call(args, &mut keep).await?;
+        if ended_well {
+            Ok(String::from_utf8_lossy(&stdout).trim_end().to_owned())
+        } else {
+            Err(Failure { stderr: String::from_utf8_lossy(&stderr).into_owned() })
+        }
+    }
+
+    /// Calls `podman args…`; `output` gets what it prints, both streams, as it comes.
+    pub async fn stream<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        mut output: impl FnMut(&[u8]),
+    ) -> Result<(), Failure> {
+        let mut end = Vec::new();
+        let mut pass_on = |_, bytes: &[u8]| {
+            keep_end(&mut end, bytes, STDERR_MAX);
+            output(bytes);
+        };
+        let ended_well = self.call(args, &mut pass_on).await?;
+        if ended_well { Ok(()) } else { Err(Failure { stderr: String::from_utf8_lossy(&end).into_owned() }) }
+    }
+
+    /// Calls `podman args…` for an answer in JSON.
+    pub async fn json<T: DeserializeOwned, S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<T, Failure> {
+        let text = self.output(args).await?;
+        serde_json::from_str(&text)
+            .map_err(|error| Failure { stderr: format!("podman's answer is unreadable: {error}") })
+    }
+
+    /// An image that is there, or `None`.
+    pub async fn image(&self, name: &str) -> Result<Option<Image>, Failure> {
+        match self.json::<Vec<Image>, _>(["image", "inspect", name]).await {
+            Ok(images) => Ok(images.into_iter().next()),
+            Err(failure) if failure.stderr.contains("image not known") => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Runs to the end; true if the status is 0. A dropped future kills it.
+    async fn call<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        output: &mut impl FnMut(Stream, &[u8]),
+    ) -> Result<bool, Failure> {
+        let failed =
+            |what: &str, error: std::io::Error| Failure { stderr: format!("podman could not be {what}: {error}") };
+        let mut child = Command::new("podman")
+            .args(args)
+            .env_clear()
+            .envs(ENV)
+            .envs(&self.env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed("started", error))?;
+        let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+        let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
+        // The end of both streams, not only of the process: nothing it printed is lost.
+        while stdout.is_some() || stderr.is_some() {
+            tokio::select! {
+                length = read(&mut stdout, &mut out), if stdout.is_some() => output(Stream::Stdout, &out[..length]),
+                length = read(&mut stderr, &mut err), if stderr.is_some() => output(Stream::Stderr, &err[..length]),
+            }
+        }
+        let status = child.wait().await.map_err(|error| failed("waited for", error))?;
+        Ok(status.success())
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// At its end the stream is taken away and 0 bytes are read.
+async fn read(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) -> usize {
+    let length = match stream {
+        Some(open) => open.read(buffer).await.unwrap_or(0),
+        None => 0,
+    };
+    if length == 0 {
+        *stream = None;
+    }
+    length
+}
+
+/// Appends, and forgets the beginning beyond `max` bytes.
+pub fn keep_end(kept: &mut Vec<u8>, bytes: &[u8], max: usize) {
+    kept.extend_from_slice(bytes);
+    // In steps of `max`, so that each byte is moved once at most.
+    if kept.len() > 2 * max {
+        kept.drain(..kept.len() - max);
+    }
+}
+
+fn last_line(text: &str) -> Option<&str> {
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.strip_prefix("Error: ").unwrap_or(line))
+}
+
+/// What is of interest of an image.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Image {
+    /// Its id, 64 hexadecimal digits.
+    pub id: String,
+    /// How containers are made from it.
+    pub config: Config,
+    /// Where its files are.
+    pub graph_driver: GraphDriver,
+}
+
+/// Where an image's layers are.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct GraphDriver {
+    /// Folders by their role in the overlay.
+    pub data: Option<Layers>,
+}
+
+/// The folders of an overlay.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Layers {
+    /// The topmost.
+    pub upper_dir: Option<String>,
+    /// Those below it, topmost first, with colons between.
+    pub lower_dir: Option<String>,
+}
+
+impl Image {
+    /// The folders of its layers, topmost first.
+    pub fn layers(&self) -> Vec<&Path> {
+        let Some(layers) = &self.graph_driver.data else { return Vec::new() };
+        let lower = layers.lower_dir.iter().flat_map(|dirs| dirs.split(':'));
+        layers.upper_dir.as_deref().into_iter().chain(lower).map(Path::new).collect()
+    }
+}
+
+/// How containers are made from an image. Absent lists are `null` in podman's answers.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Config {
+    /// `user[:group]`; empty: root.
+    pub user: String,
+    /// Labels.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Before the command.
+    pub entrypoint: Option<OneOrMany>,
+    /// The command.
+    pub cmd: Option<Vec<String>>,
+}
+
+/// podman shows a container's entrypoint as one string in older versions.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// One string.
+    One(String),
+    /// A list.
+    Many(Vec<String>),
+}
+
+impl Config {
+    /// A label's value.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// What the image itself runs: entrypoint and command.
+    pub fn own_command(&self) -> Vec<String> {
+        let entrypoint = match &self.entrypoint {
+            None => Vec::new(),
+            Some(OneOrMany::One(one)) => vec![one.clone()],
+            Some(OneOrMany::Many(many)) => many.clone(),
+        };
+        entrypoint.into_iter().chain(self.cmd.iter().flatten().cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_its_last_line() {
+        let failure = Failure { stderr: "STEP 1\n\nError: no such thing\n \n".into() };
+        assert_eq!(failure.to_string(), "no such thing");
+        assert_eq!(Failure { stderr: " \n".into() }.to_string(), "podman failed and did not say why");
+    }
+
+    #[test]
+    fn the_end_is_kept() {
+        let mut kept = Vec::new();
+        for byte in 0..100u8 {
+            keep_end(&mut kept, &[byte], 10);
+        }
+        assert!(kept.len() <= 20 && kept.ends_with(&[90, 91, 92, 93, 94, 95, 96, 97, 98, 99]));
+    }
+
+    #[test]
+    fn answers_of_podman() {
+        let image: Vec<Image> = serde_json::from_str(
+            r#"[{"Id": "ab", "Config": {"Cmd": ["bash"], "Entrypoint": ["/e"], "Labels": null}, "Size": 5,
+                "GraphDriver": {"Name": "overlay", "Data": {"LowerDir": "/b:/c", "UpperDir": "/a"}}}]"#,
+        )
+        .unwrap();
+        let config = &image[0].config;
+        assert_eq!((config.user.as_str(), image[0].layers()), ("", ["/a", "/b", "/c"].map(Path::new).to_vec()));
+        assert_eq!((config.label("x"), config.own_command()), (None, vec!["/e".to_owned(), "bash".into()]));
+    }
+}

@@ -1,0 +1,96 @@
+//! What the OCI runtime notes of the containers that run: read in microseconds, where a call of the engine costs a process,
+//! a database and locks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where podman lets crun keep its state; in memory, so that a reboot forgets it.
+const ROOT: &str = "/run/crun";
+
+/// A container that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Running {
+    /// Its first process, as the guest sees it.
+    pub pid: i32,
+    /// When it was started.
+    pub started_at: String,
+    /// The environment of its first process.
+    pub env: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    pid: i32,
+    created: String,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    process: Process,
+}
+
+#[derive(Deserialize)]
+struct Process {
+    env: Vec<String>,
+}
+
+/// The container of this id, if it runs.
+pub fn running(id: &str) -> Option<Running> {
+    running_in(Path::new(ROOT), id)
+}
+
+/// Whether the container of this id runs.
+pub fn is_running(id: &str) -> bool {
+    status(&Path::new(ROOT).join(id)).is_some()
+}
+
+fn running_in(root: &Path, id: &str) -> Option<Running> {
+    let folder = root.join(id);
+    let Status { pid, created } = status(&folder)?;
+    let config: Config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    let pairs = config.process.env.iter().filter_map(|pair| pair.split_once('='));
+    let env = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Some(Running { pid, started_at: created, env })
+}
+
+/// The engine takes the notes away when a container has ended; until it has, its process is gone already.
+fn status(folder: &Path) -> Option<Status> {
+    let status: Status = serde_json::from_slice(&std::fs::read(folder.join("status")).ok()?).ok()?;
+    (status.pid > 0 && root_of(status.pid).parent().is_some_and(Path::exists)).then_some(status)
+}
+
+/// A process's root folder, as the guest reaches it.
+pub fn root_of(pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/root"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_of_a_container_that_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("ab");
+        std::fs::create_dir(&folder).unwrap();
+        let own = std::process::id();
+        std::fs::write(folder.join("status"), format!(r#"{{"pid": {own}, "created": "t1", "rootfs": "x"}}"#)).unwrap();
+        std::fs::write(folder.join("config.json"), r#"{"process": {"env": ["A=b=c", "B="], "cwd": "/"}}"#).unwrap();
+        let running = running_in(root.path(), "ab").unwrap();
+        assert_eq!((running.pid, running.started_at.as_str()), (own as i32, "t1"));
+        assert_eq!((running.env["A"].as_str(), running.env["B"].as_str()), ("b=c", ""));
+    }
+
+    #[test]
+    fn no_notes_or_no_process_is_no_container() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(running_in(root.path(), "ab"), None);
+        std::fs::create_dir(root.path().join("ab")).unwrap();
+        for status in ["", "{}", r#"{"pid": 0, "created": "t"}"#, r#"{"pid": 2147483647, "created": "t"}"#] {
+            std::fs::write(root.path().join("ab/status"), status).unwrap();
+            assert_eq!(running_in(root.path(), "ab"), None, "{status}");
+        }
+    }
+}

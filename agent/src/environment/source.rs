@@ -1,0 +1,201 @@
+//! The image a container is made from: pulled, or built; and, if need be, one more layer for the remote user's ids.
+
+use std::path::{Component, Path, PathBuf};
+
+use garret_api::Problem;
+use garret_devcontainer::{Build, Merged, Source};
+
+use super::image::{full_name, pull_failed};
+use super::journal::{Output, StepFailed};
+use super::plan::{self, BuildPlan};
+use super::podman::Image;
+use super::renumber::{Renumbered, renumber};
+use super::up::{Read, Up};
+use crate::users::Users;
+
+/// The image the file asks for, by the name to run it by.
+pub(super) async fn image(up: &Up, read: &Read) -> Result<(String, Image), StepFailed> {
+    let source = read.resolved.config.source(read.resolved.file());
+    match source {
+        Err(error) => Err(StepFailed {
+            step: "read devcontainer.json".into(),
+            problem: Problem::new("invalid", error.to_string()),
+        }),
+        Ok(Source::Image(image)) => pulled(up, image.trim()).await,
+        Ok(Source::Dockerfile { dockerfile, context, build }) => {
+            up.journal
+                .step("build image", async |output| built(up, read, &dockerfile, &context, &build, output).await)
+                .await
+        }
+    }
+}
+
+/// An image that is there is used as it is, under the name as written (the guest's own) or the full one.
+async fn pulled(up: &Up, image: &str) -> Result<(String, Image), StepFailed> {
+    let full = full_name(image);
+    if !up.spec.rebuild {
+        let find = async || -> Result<_, Problem> { Ok(up.podman.image(&full).await?) };
+        if let Some(found) = up.journal.quiet_step("find image", find).await? {
+            return Ok((full, found));
+        }
+    }
+    up.journal
+        .step("pull image", async |output| {
+            // An image of the guest's own has no registry to ask.
+            if full.starts_with("localhost/") {
+                return found(up, &full).await;
+            }
+            let pull = up.podman.stream(["pull", &full], |bytes| output.bytes(bytes)).await;
+            pull.map_err(|failure| Problem::new("image-unavailable", pull_failed(&full, &failure.stderr)))?;
+            found(up, &full).await
+        })
+        .await
+}
+
+async fn found(up: &Up, name: &str) -> Result<(String, Image), Problem> {
+    let image = up.podman.image(name).await?;
+    let image =
+        image.ok_or_else(|| Problem::new("image-unavailable", format!("there is no image {name} in the machine")))?;
+    Ok((name.to_owned(), image))
+}
+
+async fn built(
+    up: &Up,
+    read: &Read,
+    dockerfile: &str,
+    context: &str,
+    build: &Build,
+    output: &Output,
+) -> Result<(String, Image), Problem> {
+    let workspace = up.workspace();
+    let dockerfile = inside(&workspace, &read.folder, dockerfile, "build.dockerfile")?;
+    let context = inside(&workspace, &read.folder, context, "build.context")?;
+    if !dockerfile.is_file() {
+        let message =
+            format!("build.dockerfile: there is no file {:?} in the workspace", shown(&workspace, &dockerfile));
+        return Err(Problem::new("invalid", message));
+    }
+    if !context.is_dir() {
+        let message = format!("build.context: there is no folder {:?} in the workspace", shown(&workspace, &context));
+        return Err(Problem::new("invalid", message));
+    }
+    let args = plan::build_args(&BuildPlan {
+        id: &up.entry.id,
+        dockerfile: &dockerfile.to_string_lossy(),
+        context: &context.to_string_lossy(),
+        build,
+        anew: up.spec.rebuild,
+    });
+    up.podman.stream(args, |bytes| output.bytes(bytes)).await.map_err(|failure| {
+        let dockerfile = shown(&workspace, &dockerfile);
+        let message = format!("the image could not be built from {dockerfile}: {failure}; its output is above");
+        Problem::new("build-failed", message)
+    })?;
+    found(up, &plan::built_image(&up.entry.id)).await
+}
+
+/// A path relative to `folder` that stays in the workspace.
+fn inside(workspace: &Path, folder: &Path, path: &str, property: &str) -> Result<PathBuf, Problem> {
+    let mut whole = PathBuf::new();
+    for part in folder.join(path).components() {
+        match part {
+            Component::ParentDir => {
+                whole.pop();
+            }
+            Component::CurDir => {}
+            part => whole.push(part),
+        }
+    }
+    if whole.starts_with(workspace) {
+        return Ok(whole);
+    }
+    Err(Problem::new("invalid", format!("{property}: {path:?} is outside the workspace: move it inside")))
+}
+
+fn shown(workspace: &Path, path: &Path) -> String {
+    path.strip_prefix(workspace).unwrap_or(path).display().to_string()
+}
+
+/// The image, or one on top of it in which the remote user has the ids that the workspace's files show.
+pub(super) async fn with_owner_ids(
+    up: &Up,
+    user: &str,
+    merged: &Merged,
+    name: String,
+    image: &Image,
+) -> Result<String, StepFailed> {
+    if merged.update_remote_user_uid == Some(false) {
+        return Ok(name);
+    }
+    let (passwd, group) = user_files(image);
+    let Some(renumbered) = renumber(&passwd, &group, user) else { return Ok(name) };
+    up.journal
+        .step("adapt user ids", async |output| {
+            let internal = |error| Problem::new("internal", format!("cannot write an image's layer: {error}"));
+            let folder = tempfile::tempdir_in(&up.dirs.run).map_err(internal)?;
+            write_layer(folder.path(), &name, &image.config.user, &renumbered).map_err(internal)?;
+            let tag = plan::renumbered_image(&up.entry.id);
+            let context = folder.path().to_string_lossy();
+            let args = ["build", "--format", "docker", "--tag", &tag, &context];
+            up.podman.stream(args, |bytes| output.bytes(bytes)).await.map_err(|failure| {
+                let to_do = "set \"updateRemoteUserUID\" to false to go on without";
+                let message = format!("user {user} could not be given the workspace's owner: {failure}; {to_do}");
+                Problem::new("build-failed", message)
+            })?;
+            Ok(tag)
+        })
+        .await
+}
+
+/// The image's user and group file, each from the topmost layer that has it.
+fn user_files(image: &Image) -> (String, String) {
+    let mut files = (None, None);
+    for users in image.layers().into_iter().filter_map(|layer| Users::load(layer).ok()) {
+        let (passwd, group) = users.texts();
+        files.0 = files.0.or_else(|| Some(passwd.to_owned()).filter(|text| !text.is_empty()));
+        files.1 = files.1.or_else(|| Some(group.to_owned()).filter(|text| !text.is_empty()));
+    }
+    (files.0.unwrap_or_default(), files.1.unwrap_or_default())
+}
+
+fn write_layer(folder: &Path, image: &str, image_user: &str, renumbered: &Renumbered) -> std::io::Result<()> {
+    std::fs::write(folder.join("passwd"), &renumbered.passwd)?;
+    std::fs::write(folder.join("group"), &renumbered.group)?;
+    std::fs::write(folder.join("Dockerfile"), layer(image, image_user, &renumbered.homes))
+}
+
+fn layer(image: &str, image_user: &str, homes: &[(String, String)]) -> String {
+    let mut text = format!("FROM {image}\nUSER root\nCOPY --chown=0:0 --chmod=0644 passwd group /etc/\n");
+    for (home, owner) in homes {
+        // The array form: no shell reads the folder's name.
+        let script = "if [ -d \"$1\" ]; then chown -hR \"$0\" \"$1\"; fi";
+        text += &format!("RUN {}\n", serde_json::json!(["/bin/sh", "-c", script, owner, home]));
+    }
+    if !image_user.is_empty() {
+        text += &format!("USER {image_user}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_in_the_workspace() {
+        let at = |path| inside(Path::new("/w/p"), Path::new("/w/p/.devcontainer"), path, "build.context");
+        assert_eq!(at("..").unwrap(), Path::new("/w/p"));
+        assert_eq!(at("./a/../b").unwrap(), Path::new("/w/p/.devcontainer/b"));
+        for path in ["../..", "../../p2", "/etc", "../../../../../.."] {
+            assert!(at(path).unwrap_err().message.contains("outside the workspace"), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_layer_ends_with_the_images_own_user() {
+        let text = layer("img", "app", &[("/home/a b".into(), "1000:1000".into())]);
+        assert!(text.starts_with("FROM img\nUSER root\n") && text.ends_with("\nUSER app\n"), "{text}");
+        assert!(text.contains(r#","1000:1000","/home/a b"]"#), "{text}");
+        assert!(layer("img", "", &[]).ends_with("/etc/\n"));
+    }
+}

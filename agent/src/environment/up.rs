@@ -1,0 +1,353 @@
+//! The way up, step by step.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use garret_api::Problem;
+use garret_api::agent::{EnvironmentPhase, EnvironmentSpec};
+use garret_devcontainer::{Document, METADATA_LABEL, Merged, Resolved, Stage, UserEnvProbe, Workspace, find, resolve};
+
+use super::entry::Entry;
+use super::journal::{Journal, Output, StepFailed};
+use super::mounts::Shared;
+use super::plan::{self, RunPlan};
+use super::podman::Podman;
+use super::record::{ContainerRecord, ImageRecord, Probed};
+use super::{Dirs, engine_socket, git, hooks, remote, runtime, source};
+use crate::exec;
+use crate::setup::HostFacts;
+use crate::users::Users;
+
+/// One way up.
+pub(super) struct Up {
+    pub dirs: Dirs,
+    pub facts: Arc<HostFacts>,
+    pub podman: Podman,
+    pub entry: Arc<Entry>,
+    pub journal: Arc<Journal>,
+    pub spec: EnvironmentSpec,
+}
+
+/// A devcontainer.json that has been read.
+pub(super) struct Read {
+    pub resolved: Resolved,
+    /// Its text as it was, to notice a change.
+    pub text: String,
+    /// The folder it is in, in the guest.
+    pub folder: PathBuf,
+}
+
+/// What the steps after its start need of a container.
+struct Container {
+    merged: Merged,
+    users: Users,
+    started_at: String,
+}
+
+impl Up {
+    /// All steps. The container stays when one fails.
+    pub async fn run(&self) -> Result<(), StepFailed> {
+        let read = self.journal.step("read devcontainer.json", async |output| self.read(output).await).await?;
+        self.initialize(&read).await?;
+        let running = self.container(&read).await?;
+        self.probe(&read, &running).await?;
+        if self.lifecycle(&running).await? {
+            // The commands may have changed what the user's shell says.
+            self.entry.update(|record| record.container.as_mut().map(|container| container.probed = None)).await;
+            self.probe(&read, &running).await?;
+        }
+        Ok(())
+    }
+
+    fn id(&self) -> &str {
+        &self.entry.id
+    }
+
+    pub(super) fn workspace(&self) -> PathBuf {
+        self.dirs.workspaces.join(&self.spec.share)
+    }
+
+    async fn read(&self, output: &Output) -> Result<Read, Problem> {
+        let (workspace, spec) = (self.workspace(), self.spec.clone());
+        // The workspace is on another machine's disk: the reading may take its time.
+        let read = tokio::task::spawn_blocking(move || read(&workspace, spec));
+        let read = read.await.map_err(|error| Problem::new("internal", error.to_string()))??;
+        for notice in &read.resolved.notices {
+            output.line(&format!("warning: {}", notice.0));
+        }
+        let changed = self.entry.with(|record| record.config.as_ref().is_some_and(|config| *config != read.text));
+        if changed && !self.spec.rebuild {
+            output.line(
+                "warning: devcontainer.json has changed since the container was made; it takes effect with --rebuild",
+            );
+        }
+        Ok(read)
+    }
+
+    /// `initializeCommand` runs in the guest, in the workspace.
+    async fn initialize(&self, read: &Read) -> Result<(), StepFailed> {
+        let Some(command) = &read.resolved.config.own.initialize_command else { return Ok(()) };
+        let workspace = self.workspace();
+        hooks::run(&self.journal, Stage::InitializeCommand, command, |mut request| {
+            request.cwd = Some(workspace.to_string_lossy().into_owned());
+            let users = Users::load(Path::new("/"))
+                .map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))?;
+            exec::guest_process(&users, request, &self.facts.engine_env)
+        })
+        .await
+    }
+
+    /// The environment's container: the one there is, started if need be, or a new one.
+    async fn container(&self, read: &Read) -> Result<Container, StepFailed> {
+        let mut known = self.entry.with(|record| record.container.clone());
+        if let Some(container) = known.take_if(|_| self.spec.rebuild) {
+            self.journal.step("remove container", async |_| self.remove(&container).await).await?;
+        }
+        let known = match known {
+            Some(container) if !runtime::is_running(&container.id) => {
+                self.journal.step("start container", async |_| self.start(container).await).await?
+            }
+            known => known,
+        };
+        let container = match known {
+            Some(container) => container,
+            None => self.create(read).await?,
+        };
+        self.journal.quiet_step("read container", async || self.take_up(read, container).await).await
+    }
+
+    async fn remove(&self, container: &ContainerRecord) -> Result<(), Problem> {
+        self.podman.output(["rm", "--force", "--ignore", "--time", "10", "--volumes", &container.id]).await?;
+        self.entry.update(|record| record.container = None).await;
+        Ok(())
+    }
+
+    /// `None`: somebody has removed it behind our back.
+    async fn start(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, Problem> {
+        if container.engine_socket {
+            engine_socket::serve().await?;
+        }
+        match self.podman.output(["start", &container.id]).await {
+            Ok(_) => Ok(Some(container)),
+            Err(failure) if failure.stderr.contains("no such container") => Ok(None),
+            Err(failure) => {
+                let message = format!("the container could not be started: {failure}; bring it up with --rebuild");
+                Err(Problem::new("engine-failed", message))
+            }
+        }
+    }
+
+    async fn create(&self, read: &Read) -> Result<ContainerRecord, StepFailed> {
+        let (name, image) = source::image(self, read).await?;
+        let said = ImageRecord {
+            user: image.config.user.clone(),
+            metadata: image.config.label(METADATA_LABEL).map(str::to_owned),
+        };
+        let merged = self.journal.quiet_step("read image", async || plan::merge(&read.resolved, &said)).await?;
+        let user = plan::remote_user(&read.resolved, &merged, &said);
+        let name = source::with_owner_ids(self, &user, &merged, name, &image).await?;
+        self.journal
+            .step("create container", async |_| {
+                let workspace = self.workspace();
+                let args = plan::run_args(&RunPlan {
+                    id: self.id(),
+                    shared: Shared { host: self.host_path(), guest: &workspace.to_string_lossy() },
+                    resolved: &read.resolved,
+                    merged: &merged,
+                    image: &name,
+                    config: &image.config,
+                })?;
+                let engine_socket = plan::needs_engine_socket(&args);
+                if engine_socket {
+                    engine_socket::serve().await?;
+                }
+                let id = self.run_container(&args).await?;
+                let container = ContainerRecord { id, image: said, engine_socket, ..ContainerRecord::default() };
+                self.entry
+                    .update(|record| {
+                        record.container = Some(container.clone());
+                        record.config = Some(read.text.clone());
+                        record.volumes.extend(plan::volumes(&merged));
+                    })
+                    .await;
+                Ok(container)
+            })
+            .await
+    }
+
+    /// A container that could not be started is taken away: the next way up begins anew.
+    async fn run_container(&self, args: &[String]) -> Result<String, Problem> {
+        let name = plan::container_name(self.id());
+        let failure = match self.podman.output(args).await {
+            Ok(printed) => {
+                let id = printed.lines().last().unwrap_or_default().to_owned();
+                if let Some(running) = runtime::running(&id) {
+                    if let Err(error) = git::trust_workspaces(&runtime::root_of(running.pid)) {
+                        tracing::warn!("{name}: git may complain of the workspace's owner: {error}");
+                    }
+                    return Ok(id);
+                }
+                let log = self.podman.output(["logs", "--tail", "1", &id]).await.unwrap_or_default();
+                self.podman.output(["rm", "--force", "--volumes", "--ignore", &id]).await.ok();
+                format!("its command ended at once, with {:?}; set \"overrideCommand\" to true to keep it", log.trim())
+            }
+            Err(failure) => failure.to_string(),
+        };
+        self.podman.output(["rm", "--force", "--volumes", "--ignore", &name]).await.ok();
+        Err(Problem::new("engine-failed", format!("the container could not be created: {failure}")))
+    }
+
+    /// Notes what follows from the container and the file together.
+    async fn take_up(&self, read: &Read, container: ContainerRecord) -> Result<Container, Problem> {
+        let merged = plan::merge(&read.resolved, &container.image)?;
+        let running = runtime::running(&container.id)
+            .ok_or_else(|| Problem::new("engine-failed", "the container has ended; its output is in its log"))?;
+        let users = remote::users(running.pid)?;
+        let remote_user = plan::remote_user(&read.resolved, &merged, &container.image);
+        remote::user(&users, &remote_user)?;
+        let remote_env = merged.remote_env_in(read.resolved.file(), &running.env);
+        let container = ContainerRecord {
+            remote_user,
+            workspace_folder: read.resolved.workspace_folder.clone(),
+            env: running.env,
+            remote_env: remote_env.map_err(|error| Problem::new("invalid", error.to_string()))?,
+            usable: merged.usable_after() == Stage::InitializeCommand,
+            ..container
+        };
+        self.entry.update(|record| record.container = Some(container)).await;
+        Ok(Container { merged, users, started_at: running.started_at })
+    }
+
+    /// Asks the remote user's shell, unless it has said it since the container was started.
+    async fn probe(&self, read: &Read, running: &Container) -> Result<(), StepFailed> {
+        let kind = running.merged.user_env_probe.unwrap_or_default();
+        let started_at = &running.started_at;
+        let container = self.container_record();
+        let known =
+            container.probed.as_ref().is_some_and(|known| known.kind == kind && known.started_at == *started_at);
+        if known {
+            return Ok(());
+        }
+        let ask =
+            async |output: &Output| remote::probe(&container, &running.users, kind, |line| output.line(line)).await;
+        let env =
+            if kind == UserEnvProbe::None { None } else { self.journal.step("read user environment", ask).await? };
+        let probed = Probed { kind, started_at: started_at.clone(), env: env.unwrap_or_default() };
+        tracing::debug!("{}: {} variables of the user's shell", read.resolved.id, probed.env.len());
+        self.entry.update(|record| record.container.as_mut().map(|container| container.probed = Some(probed))).await;
+        Ok(())
+    }
+
+    /// The lifecycle commands that are due; true if any ran.
+    async fn lifecycle(&self, running: &Container) -> Result<bool, StepFailed> {
+        let started_at = &running.started_at;
+        let mut any = false;
+        for stage in Stage::IN_CONTAINER {
+            let container = self.container_record();
+            if !container.is_done(stage, started_at) {
+                for command in running.merged.commands(stage) {
+                    any = true;
+                    let prepare = |request| remote::process(&container, &running.users, request);
+                    hooks::run(&self.journal, stage, command, prepare).await?;
+                }
+            }
+            let usable = stage >= running.merged.usable_after();
+            self.entry
+                .update(|record| {
+                    if let Some(container) = &mut record.container {
+                        container.set_done(stage, started_at);
+                        container.usable |= usable;
+                    }
+                })
+                .await;
+        }
+        Ok(any)
+    }
+
+    fn container_record(&self) -> ContainerRecord {
+        self.entry.with(|record| record.container.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn host_path(&self) -> &str {
+        self.spec.host_path.trim_end_matches('/')
+    }
+
+    /// Notes how it ended.
+    pub async fn conclude(&self, result: &Result<(), StepFailed>) {
+        let problem = result.as_ref().err().map(|failed| failed.problem.clone());
+        self.entry
+            .update(|record| {
+                record.phase = if problem.is_some() { EnvironmentPhase::Failed } else { EnvironmentPhase::Ready };
+                record.problem = problem;
+            })
+            .await;
+    }
+}
+
+fn read(workspace: &Path, spec: EnvironmentSpec) -> Result<Read, Problem> {
+    let invalid = |message: String| Problem::new("invalid", message);
+    if !workspace.is_dir() {
+        return Err(invalid(format!("the workspace {} is not a folder of this machine", spec.host_path)));
+    }
+    let at = |error: garret_devcontainer::Error| invalid(format!("{}: {error}", spec.host_path));
+    let config_file = find(&Folder(workspace), spec.config.as_deref()).map_err(at)?;
+    let path = workspace.join(&config_file);
+    let bytes = std::fs::read(&path).map_err(|error| invalid(format!("{config_file} cannot be read: {error}")))?;
+    let document = Document::parse(&config_file, &bytes).map_err(|error| invalid(error.to_string()))?;
+    let folder = path.parent().unwrap_or(workspace).to_owned();
+    let resolved =
+        resolve(&document, Workspace { local_folder: spec.host_path.clone(), config_file, local_env: spec.local_env });
+    let resolved = resolved.map_err(|error| invalid(error.to_string()))?;
+    Ok(Read { resolved, text: String::from_utf8_lossy(&bytes).into_owned(), folder })
+}
+
+struct Folder<'a>(&'a Path);
+
+impl find::Files for Folder<'_> {
+    fn is_file(&self, path: &str) -> bool {
+        self.0.join(path).is_file()
+    }
+    fn folders(&self, path: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.join(path)).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(host_path: &str) -> EnvironmentSpec {
+        EnvironmentSpec {
+            share: "s".into(),
+            host_path: host_path.into(),
+            config: None,
+            local_env: Default::default(),
+            rebuild: false,
+        }
+    }
+
+    fn error(workspace: &Path) -> String {
+        read(workspace, spec("/home/ann/p")).err().expect("it fails").message
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_workspace_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(error(&folder.path().join("x")), "the workspace /home/ann/p is not a folder of this machine");
+        assert!(error(folder.path()).starts_with("/home/ann/p: no devcontainer.json in the workspace"));
+        std::fs::write(folder.path().join("devcontainer.json"), "{\n \"image\" 5}").unwrap();
+        assert!(error(folder.path()).starts_with("devcontainer.json:2:"), "{}", error(folder.path()));
+        for name in ["a", "b"] {
+            let folder = folder.path().join(".devcontainer").join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("devcontainer.json"), r#"{"image": "x"}"#).unwrap();
+        }
+        std::fs::remove_file(folder.path().join("devcontainer.json")).unwrap();
+        assert!(error(folder.path()).contains("several devcontainer.json"));
+        let chosen = EnvironmentSpec { config: Some("a".into()), ..spec("/home/ann/p") };
+        let read = read(folder.path(), chosen).ok().expect("the chosen one is read");
+        assert_eq!(read.folder, folder.path().join(".devcontainer/a"));
+    }
+}
