@@ -132,7 +132,8 @@ pub(super) fn registries_conf(mirrors: &[RegistryMirror]) -> String {
     toml::to_string(&Registries { registry: registry.collect() }).expect("strings are valid TOML")
 }
 
-/// containers.conf(5): `append` keeps what the image's own file says.
+/// containers.conf(5): `append` keeps what the image's own file says. A list with nothing else in it is refused by podman,
+/// so an empty one is left out.
 pub(super) fn containers_conf(facts: &HostFacts) -> String {
     let list = |values: Vec<String>| {
         let mut list: Vec<Value> = values.into_iter().map(Value::String).collect();
@@ -141,11 +142,12 @@ pub(super) fn containers_conf(facts: &HostFacts) -> String {
     };
     let env = |env: &BTreeMap<String, String>| env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let mount = |mount: &FactMount| format!("{}:{}:ro", mount.source.display(), mount.target.display());
-    let containers = toml::Table::from_iter([
-        ("env".into(), list(env(&facts.env))),
-        ("volumes".into(), list(facts.mounts.iter().map(mount).collect())),
-    ]);
-    let engine = toml::Table::from_iter([("env".into(), list(env(&facts.engine_env)))]);
+    let section = |lists: Vec<(&str, Vec<String>)>| {
+        let lists = lists.into_iter().filter(|(_, values)| !values.is_empty());
+        toml::Table::from_iter(lists.map(|(name, values)| (name.into(), list(values))))
+    };
+    let containers = section(vec![("env", env(&facts.env)), ("volumes", facts.mounts.iter().map(mount).collect())]);
+    let engine = section(vec![("env", env(&facts.engine_env))]);
     let sections = [("containers".into(), Value::Table(containers)), ("engine".into(), Value::Table(engine))];
     toml::to_string(&toml::Table::from_iter(sections)).expect("strings are valid TOML")
 }
@@ -214,5 +216,7 @@ mod tests {
         assert_eq!(env.last().unwrap()["append"].as_bool(), Some(true));
         let volumes = parsed["containers"]["volumes"].as_array().unwrap();
         assert_eq!(volumes[0].as_str(), Some(&*format!("{CERTIFICATES}:{CONTAINER_CERTIFICATES}:ro")));
+        let empty: toml::Table = containers_conf(&HostFacts::default()).parse().unwrap();
+        assert!(empty.values().all(|section| section.as_table().unwrap().is_empty()), "{empty}");
     }
 }

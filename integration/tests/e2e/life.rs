@@ -96,7 +96,7 @@ fn several_environments_come_and_go_with_files_open() {
     ALICE.garret(&["rm", second.str()]).ok();
     assert_eq!(second.read("here"), "two\n");
     let shared = fs::read_dir("/run/garret/machines/alice/workspaces").unwrap().count();
-    let environments = ALICE.json(&["ls"]).as_array().unwrap().len();
+    let environments = ALICE.json(&["ls"])["environments"].as_array().unwrap().len();
     assert_eq!(shared, environments, "a removed workspace is still shared");
     first.exec(&["true"]).ok();
 }
