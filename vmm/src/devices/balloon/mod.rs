@@ -1,0 +1,221 @@
+//! virtio-balloon (§5.5): memory the guest gives up or reports free goes back to the host at once.
+
+mod pages;
+mod release;
+mod shared;
+mod statistics;
+
+#[cfg(test)]
+pub mod tests;
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use garret_api::vmm::BalloonConfig;
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+use vm_memory::Address;
+
+use self::pages::{PFN_LEN, PFNS_MAX, coalesce, coalesce_pfns};
+use self::release::release;
+use self::shared::Shared;
+use self::statistics::STATISTICS_MAX;
+use crate::rate_limit::{clear_timer, set_timer};
+use crate::seccomp::Role;
+use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Served, Token};
+
+pub use self::shared::{Balloon, TargetTooLarge};
+
+/// Feature bits (§5.5.3).
+const F_STATS_VQ: u64 = 1 << 1;
+const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_REPORTING: u64 = 1 << 5;
+
+/// Inflate, deflate, statistics, free page hints (never offered), free page reports (§5.5.2).
+const QUEUE_SIZES: [u16; 5] = [128, 128, 16, 128, 128];
+const STATISTICS: usize = 2;
+
+const STATISTICS_DUE: Token = Token(0);
+
+/// Why a balloon could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host has no timer for the statistics.
+    #[error("balloon: cannot make a timer: {0}")]
+    Timer(io::Error),
+    /// The device around it.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
+}
+
+/// The balloon of a machine with `memory_mib` of memory, and the handle to control it by.
+pub fn new(config: &BalloonConfig, memory_mib: u32) -> Result<(Device, Balloon), Error> {
+    let shared = Arc::new(Shared::default());
+    let backend = BalloonBackend::new(config, shared.clone()).map_err(Error::Timer)?;
+    let identity = Identity {
+        name: "balloon".to_owned(),
+        device_type: VIRTIO_ID_BALLOON,
+        features: features(config),
+        queue_sizes: QUEUE_SIZES.to_vec(),
+        config: shared.clone(),
+    };
+    let device = Device::new(identity, vec![(backend, 0..QUEUE_SIZES.len())], Role::Quiet)?;
+    let interrupt = virtio::VirtioDevice::config_interrupt(&device).clone();
+    Ok((device, Balloon::new(shared, interrupt, memory_mib)))
+}
+
+fn features(config: &BalloonConfig) -> u64 {
+    let offered = [
+        (config.statistics_interval_s > 0, F_STATS_VQ),
+        (config.deflate_on_oom, F_DEFLATE_ON_OOM),
+        (config.free_page_reporting, F_REPORTING),
+    ];
+    offered.into_iter().filter(|(offered, _)| *offered).fold(0, |features, (_, bit)| features | bit)
+}
+
+/// What a queue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Inflate,
+    Deflate,
+    Statistics,
+    Reporting,
+    Nothing,
+}
+
+/// The specification numbers the queues as if all features were there, Linux counts only those that are: with reporting the
+/// last queue may be any behind the deflate queue.
+fn purpose(queue: usize, features: u64) -> Purpose {
+    match queue {
+        0 => Purpose::Inflate,
+        1 => Purpose::Deflate,
+        STATISTICS if features & F_STATS_VQ != 0 => Purpose::Statistics,
+        _ if features & F_REPORTING != 0 => Purpose::Reporting,
+        _ => Purpose::Nothing,
+    }
+}
+
+/// The device's worker part.
+struct BalloonBackend {
+    shared: Arc<Shared>,
+    interval: Duration,
+    timer: OwnedFd,
+    features: u64,
+    /// The driver's statistics buffer: giving it back asks for new ones.
+    statistics: Option<Chain>,
+}
+
+impl BalloonBackend {
+    fn new(config: &BalloonConfig, shared: Arc<Shared>) -> io::Result<Self> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        let interval = Duration::from_secs(config.statistics_interval_s.into());
+        Ok(Self { shared, interval, timer, features: 0, statistics: None })
+    }
+
+    fn take_statistics(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        while let Some(chain) = ring.take()? {
+            self.shared.learn(statistics::parse(&read_up_to(&chain, STATISTICS_MAX)?));
+            // A driver has one buffer. More than one go straight back, the last is kept.
+            if let Some(former) = self.statistics.replace(chain) {
+                ring.complete(former.head(), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees what the driver reports: the buffers are the pages, and stay free until they are given back to it.
+    fn take_report(&self, chain: &Chain) -> u32 {
+        let pages = chain.writable().iter().map(|page| {
+            let start = page.addr.raw_value();
+            start..start + u64::from(page.len)
+        });
+        let released = release(chain.mem(), &coalesce(pages.collect()));
+        self.shared.reported(released);
+        0
+    }
+}
+
+impl Backend for BalloonBackend {
+    fn reset(&mut self) {
+        self.statistics = None;
+        self.shared.forget();
+    }
+
+    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        self.features = features;
+        if features & F_STATS_VQ != 0 {
+            set_timer(self.timer.as_fd(), self.interval, self.interval)?;
+            fds.add(&self.timer.as_raw_fd(), STATISTICS_DUE, EventSet::IN)?;
+        }
+        Ok(())
+    }
+
+    fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+        let ring = &mut rings[queue];
+        match purpose(queue, self.features) {
+            Purpose::Inflate => ring.drain(|chain| {
+                release(chain.mem(), &named_pages(&chain)?);
+                Ok(Served::Used(0))
+            }),
+            // The host gives memory again when the guest touches it.
+            Purpose::Deflate => ring.drain(|_| Ok(Served::Used(0))),
+            Purpose::Statistics => self.take_statistics(ring),
+            Purpose::Reporting => ring.drain(|chain| Ok(Served::Used(self.take_report(&chain)))),
+            Purpose::Nothing => Ok(()),
+        }
+    }
+
+    fn ready(&mut self, _: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+        clear_timer(self.timer.as_fd());
+        match self.statistics.take() {
+            Some(chain) => rings[STATISTICS].complete(chain.head(), 0),
+            None => Ok(()),
+        }
+    }
+
+    fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        match self.statistics.take() {
+            Some(chain) => rings[STATISTICS].put_back(chain),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The pages an inflate request names.
+fn named_pages(chain: &Chain) -> Result<Vec<Range<u64>>, Fault> {
+    if chain.readable_len() as usize > PFNS_MAX * PFN_LEN {
+        return Err(Fault::Request("more page numbers at once than the balloon takes"));
+    }
+    Ok(coalesce_pfns(&read_up_to(chain, PFNS_MAX * PFN_LEN)?))
+}
+
+fn read_up_to(chain: &Chain, limit: usize) -> Result<Vec<u8>, Fault> {
+    let mut bytes = Vec::new();
+    chain.reader().take(limit as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod queue_tests {
+    use super::*;
+
+    #[test]
+    fn reporting_is_found_where_linux_and_where_the_specification_put_it() {
+        let both = F_STATS_VQ | F_REPORTING;
+        for (queue, features, expected) in [
+            (0, both, Purpose::Inflate),
+            (1, both, Purpose::Deflate),
+            (2, both, Purpose::Statistics),
+            (3, both, Purpose::Reporting),
+            (4, both, Purpose::Reporting),
+            (2, F_REPORTING, Purpose::Reporting),
+            (2, 0, Purpose::Nothing),
+            (4, F_STATS_VQ, Purpose::Nothing),
+        ] {
+            assert_eq!(purpose(queue, features), expected, "{queue} {features:#x}");
+        }
+    }
+}

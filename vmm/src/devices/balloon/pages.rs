@@ -1,0 +1,95 @@
+//! From the page numbers a guest names to as few ranges of its memory as possible. Pure.
+
+use std::ops::Range;
+
+/// The balloon's pages are 4 KiB, whatever the guest's are (§5.5.6).
+pub const PAGE: u64 = 4096;
+/// A page number is 32 bits.
+pub const PFN_LEN: usize = 4;
+/// Page numbers one chain may hold; Linux sends 256.
+pub const PFNS_MAX: usize = 4096;
+
+/// The page ranges, in bytes, that the little-endian page numbers in `bytes` name: sorted, disjoint, not adjacent, so repeated
+/// and shuffled numbers cost nothing more. A trailing part of a number is ignored.
+pub fn coalesce_pfns(bytes: &[u8]) -> Vec<Range<u64>> {
+    let pfns = bytes.chunks_exact(PFN_LEN).map(|pfn| u64::from(u32::from_le_bytes([pfn[0], pfn[1], pfn[2], pfn[3]])));
+    coalesce(pfns.map(|pfn| pfn * PAGE..(pfn + 1) * PAGE).collect())
+}
+
+/// Joins ranges that touch or overlap. Empty ones disappear.
+pub fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// The part of `range` that lies in `region`, cut inwards to whole pages; empty when there is none.
+pub fn whole_pages(range: &Range<u64>, region: &Range<u64>) -> Range<u64> {
+    // A region ends far below the largest number, so rounding up cannot overflow.
+    let start = range.start.clamp(region.start, region.end).next_multiple_of(PAGE);
+    let end = range.end.min(region.end) / PAGE * PAGE;
+    start..end.max(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn bytes(pfns: &[u32]) -> Vec<u8> {
+        pfns.iter().flat_map(|pfn| pfn.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn neighbours_become_one_range() {
+        for (pfns, pages) in [
+            (vec![], vec![]),
+            (vec![5], vec![5..6]),
+            (vec![1, 2, 3], vec![1..4]),
+            (vec![3, 2, 1], vec![1..4]),
+            (vec![7, 7, 7, 8], vec![7..9]),
+            (vec![1, 3, 2, 9], vec![1..4, 9..10]),
+            (vec![u32::MAX, 0], vec![0..1, 0xFFFF_FFFF..0x1_0000_0000]),
+        ] {
+            let ranges: Vec<_> =
+                pages.into_iter().map(|range: Range<u64>| range.start * PAGE..range.end * PAGE).collect();
+            assert_eq!(coalesce_pfns(&bytes(&pfns)), ranges, "{pfns:?}");
+        }
+        assert_eq!(coalesce_pfns(&[1, 0, 0]), [], "part of a number");
+    }
+
+    #[test]
+    fn cut_inwards_to_whole_pages() {
+        for (range, pages) in [
+            (0..4096, 0..4096),
+            (1..8192, 4096..8192),
+            (1..4095, 4096..4096),
+            (0..u64::MAX, 0..0x10_0000),
+            (0x10_0000..0x20_0000, 0x10_0000..0x10_0000),
+            (u64::MAX - 1..u64::MAX, 0x10_0000..0x10_0000),
+            (4096..12287, 4096..8192),
+        ] {
+            assert_eq!(whole_pages(&range, &(0..0x10_0000)), pages, "{range:?}");
+        }
+    }
+
+    proptest! {
+        /// Exactly the named pages, each once, in as few ranges as can be.
+        #[test]
+        fn exactly_the_named_pages(pfns in proptest::collection::vec(prop_oneof![0..64_u32, any::<u32>()], 0..200)) {
+            let ranges = coalesce_pfns(&bytes(&pfns));
+            let pages: Vec<u64> = ranges.iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect();
+            let named: BTreeSet<u64> = pfns.iter().map(|pfn| u64::from(*pfn)).collect();
+            prop_assert_eq!(&pages, &named.into_iter().collect::<Vec<_>>());
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! virtio-blk over a raw file (§5.2).
+//!
+//! A request is judged by [`request`], becomes a [`job::Job`] and is carried out by io_uring, or in place where the host has
+//! no io_uring. What is discarded is punched out of the file, so the image shrinks with its contents.
+
+mod config;
+mod image;
+mod job;
+mod request;
+mod uring;
+
+#[cfg(test)]
+pub mod tests;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use garret_api::vmm::DiskConfig;
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use zerocopy::FromBytes;
+
+use self::config::BlockConfig;
+use self::image::{Image, ImageError};
+use self::job::Job;
+use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
+use self::uring::Uring;
+use crate::rate_limit::RateLimiter;
+use crate::seccomp::Role;
+use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Token};
+
+/// Requests a driver can have in flight.
+const QUEUE_SIZE: u16 = 256;
+
+const COMPLETED: Token = Token(0);
+const TOKENS_FLOWED: Token = Token(1);
+
+/// Why a disk could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The host has no timer for the rate limit.
+    #[error("disk {id}: cannot make a timer: {source}")]
+    Timer {
+        /// The disk.
+        id: String,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The device around it.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
+}
+
+/// The disk `/dev/vd<a + index>`.
+pub fn new(index: usize, config: &DiskConfig) -> Result<Device, Error> {
+    let backend = BlockBackend::new(config)?;
+    let identity = Identity {
+        name: format!("block{index}"),
+        device_type: VIRTIO_ID_BLOCK,
+        features: backend.features(),
+        queue_sizes: vec![QUEUE_SIZE],
+        config: backend.config.clone(),
+    };
+    Ok(Device::new(identity, vec![(backend, 0..1)], Role::Block)?)
+}
+
+/// The device's worker part.
+struct BlockBackend {
+    id: String,
+    image: Image,
+    config: Arc<BlockConfig>,
+    limiter: RateLimiter,
+    /// Absent where the host has none for us: then requests are carried out in place.
+    uring: Option<Uring>,
+    negotiated: u64,
+}
+
+impl BlockBackend {
+    fn new(config: &DiskConfig) -> Result<Self, Error> {
+        let image = Image::open(config)?;
+        let limiter =
+            RateLimiter::new(config.rate_limit).map_err(|source| Error::Timer { id: config.id.clone(), source })?;
+        let space = Arc::new(BlockConfig::new(image.disk));
+        Ok(Self { id: config.id.clone(), image, config: space, limiter, uring: None, negotiated: 0 })
+    }
+
+    fn features(&self) -> u64 {
+        let mut bits = vec![
+            blk::VIRTIO_BLK_F_SIZE_MAX,
+            blk::VIRTIO_BLK_F_SEG_MAX,
+            blk::VIRTIO_BLK_F_BLK_SIZE,
+            blk::VIRTIO_BLK_F_TOPOLOGY,
+            blk::VIRTIO_BLK_F_FLUSH,
+            blk::VIRTIO_BLK_F_CONFIG_WCE,
+        ];
+        if self.image.disk.read_only {
+            bits.push(blk::VIRTIO_BLK_F_RO);
+        }
+        if self.image.disk.discard {
+            bits.extend([blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES]);
+        }
+        bits.into_iter().fold(0, |features, bit| features | 1 << bit)
+    }
+
+    /// §5.2.6.2: without FLUSH, or with the cache off, a write is acknowledged when it is durable.
+    fn writethrough(&self) -> bool {
+        let has = |bit: u32| self.negotiated & (1 << bit) != 0;
+        !has(blk::VIRTIO_BLK_F_FLUSH) || (has(blk::VIRTIO_BLK_F_CONFIG_WCE) && !self.config.writeback())
+    }
+
+    /// Takes requests until there is none, or the limit holds them back.
+    fn serve(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        while !self.limiter.blocked() {
+            let Some(chain) = ring.take()? else { break };
+            self.accept(chain, ring)?;
+        }
+        match &mut self.uring {
+            Some(uring) => Ok(uring.submit()?),
+            None => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, chain: Chain, ring: &mut Ring) -> Result<(), Fault> {
+        let (header, shape) = dissect(&chain)?;
+        let action = judge(header, shape, self.image.disk);
+        self.limiter.charge(action.map_or(0, |action| action.bytes()));
+        match action {
+            Err(status) => answer(&chain, status, ring),
+            Ok(Action::Identify) => self.identify(&chain, ring),
+            Ok(action) => {
+                let durable = action.writes() && self.writethrough();
+                self.carry_out(Job::new(chain, action, durable)?, ring)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, mut job: Job, ring: &mut Ring) -> Result<(), Fault> {
+        if let Some(uring) = &mut self.uring {
+            uring.push(job);
+            return Ok(());
+        }
+        let result = job.run(&self.image.file, 0);
+        self.finish(job, result, ring)
+    }
+
+    /// Answers a job, or turns it into the flush it still needs.
+    fn finish(&mut self, mut job: Job, result: io::Result<()>, ring: &mut Ring) -> Result<(), Fault> {
+        if job.durable && result.is_ok() {
+            job.durable = false;
+            job.action = Action::Flush;
+            return self.carry_out(job, ring);
+        }
+        answer(&job.chain, if result.is_ok() { Status::Ok } else { Status::IoError }, ring)
+    }
+
+    fn identify(&self, chain: &Chain, ring: &mut Ring) -> Result<(), Fault> {
+        let mut id = [0; ID_LEN];
+        let used = self.id.len().min(ID_LEN);
+        id[..used].copy_from_slice(&self.id.as_bytes()[..used]);
+        chain.writer().write_all(&id)?;
+        answer(chain, Status::Ok, ring)
+    }
+
+    /// Answers what the kernel has finished.
+    fn reap(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        while let Some((mut job, result)) = self.uring.as_mut().and_then(Uring::next_completed) {
+            let result = match result {
+                // The rest of a short transfer, and what only the plain calls can do: in place, for both are rare.
+                Ok(done) => job.run_rest(&self.image.file, done),
+                Err(error) if worth_another_try(&error) => job.run(&self.image.file, 0),
+                Err(error) => Err(error),
+            };
+            self.finish(job, result, ring)?;
+        }
+        Ok(())
+    }
+}
+
+fn worth_another_try(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::ECANCELED))
+}
+
+impl Backend for BlockBackend {
+    /// On the worker's thread, because the bound on kernel threads belongs to the thread that submits.
+    fn prepare(&mut self) -> io::Result<()> {
+        match Uring::new(&self.image.file, QUEUE_SIZE) {
+            Ok(uring) => self.uring = Some(uring),
+            Err(error) => tracing::info!(disk = self.id, "the host has no io_uring for us, requests block: {error}"),
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        self.negotiated = features;
+        if let Some(uring) = &self.uring {
+            fds.add(uring, COMPLETED, EventSet::IN)?;
+        }
+        fds.add(&self.limiter, TOKENS_FLOWED, EventSet::IN)?;
+        Ok(())
+    }
+
+    fn kicked(&mut self, _queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+        self.serve(&mut rings[0])
+    }
+
+    fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+        match fd {
+            TOKENS_FLOWED => self.limiter.elapsed(),
+            _ => {
+                // First the announcement, then the completions: one that comes in between is announced again.
+                if let Some(uring) = &mut self.uring {
+                    uring.acknowledge();
+                }
+                self.reap(&mut rings[0])?;
+            }
+        }
+        // Also hands on the flushes that writes have turned into.
+        self.serve(&mut rings[0])
+    }
+
+    fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
+            uring.wait()?;
+            self.reap(&mut rings[0])?;
+        }
+        Ok(())
+    }
+}
+
+/// Header and shape of a request. A chain without room for both a header and a status cannot even be answered.
+fn dissect(chain: &Chain) -> Result<(Header, Shape), Fault> {
+    let mut reader = chain.reader();
+    let mut bytes = [0; size_of::<Header>()];
+    if reader.remaining() < bytes.len() || chain.writable_len() == 0 {
+        return Err(chain.too_short());
+    }
+    io::Read::read_exact(&mut reader, &mut bytes)?;
+    // All of its bit patterns are valid, and the length is right.
+    let header = Header::read_from_bytes(&bytes).unwrap_or_default();
+    let readable = reader.remaining() as u64;
+    let range = if readable == size_of::<Range>() as u64 {
+        let mut bytes = [0; size_of::<Range>()];
+        io::Read::read_exact(&mut reader, &mut bytes)?;
+        Range::read_from_bytes(&bytes).ok()
+    } else {
+        None
+    };
+    Ok((header, Shape { readable, writable: u64::from(chain.writable_len()) - 1, range }))
+}
+
+/// Completes a request: its status is the last writable byte (§5.2.6).
+fn answer(chain: &Chain, status: Status, ring: &mut Ring) -> Result<(), Fault> {
+    let mut writer = chain.writer();
+    writer.skip(writer.remaining() - 1)?;
+    writer.write_all(&[status as u8])?;
+    ring.complete(chain.head(), chain.writable_len())
+}

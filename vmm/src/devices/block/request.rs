@@ -1,0 +1,284 @@
+//! What a driver may ask of a disk (§5.2.6), judged before anything is done. Pure: bytes in, an [`Action`] or a status out.
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The unit of every sector number, whatever the block size (§5.2.4).
+pub const SECTOR: u64 = 512;
+/// The largest range of one discard or write-zeroes request, in sectors: 2 GiB.
+pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
+/// Segments of data in one request; with the header and the status a chain of [`super::QUEUE_SIZE`] descriptors.
+pub const SEG_MAX: u32 = super::QUEUE_SIZE as u32 - 2;
+/// The largest segment, in bytes.
+pub const SIZE_MAX: u32 = 256 << 10;
+/// The most data one request carries, in bytes.
+pub const MAX_DATA: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+/// Bytes of the serial number (§5.2.6, `VIRTIO_BLK_T_GET_ID`).
+pub const ID_LEN: usize = 20;
+
+/// The first bytes of every request.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Header {
+    /// `VIRTIO_BLK_T_*`.
+    pub kind: U32,
+    /// Unused.
+    pub reserved: U32,
+    /// Where a read or write begins.
+    pub sector: U64,
+}
+
+/// What follows the header of a discard or write-zeroes request.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Range {
+    /// Where it begins.
+    pub sector: U64,
+    /// How many.
+    pub sectors: U32,
+    /// `VIRTIO_BLK_WRITE_ZEROES_FLAG_*`.
+    pub flags: U32,
+}
+
+/// What the disk can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// Its size.
+    pub sectors: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Whether the host's file system can punch holes, so that discard and write-zeroes are offered.
+    pub discard: bool,
+}
+
+/// A request that may be carried out: every range lies inside the disk. Offsets and lengths are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Fill the writable buffers.
+    Read { offset: u64, len: u64 },
+    /// Store the readable buffers.
+    Write { offset: u64, len: u64 },
+    /// Make every acknowledged write durable.
+    Flush,
+    /// Tell the serial number.
+    Identify,
+    /// Give the space back; it reads as zeroes afterwards.
+    Punch { offset: u64, len: u64 },
+    /// Zero it, and keep the space.
+    Zero { offset: u64, len: u64 },
+}
+
+impl Action {
+    /// Whether it changes what the disk holds.
+    pub fn writes(&self) -> bool {
+        matches!(self, Action::Write { .. } | Action::Punch { .. } | Action::Zero { .. })
+    }
+
+    /// The bytes a rate limit counts.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Action::Read { len, .. } | Action::Write { len, .. } => *len,
+            _ => 0,
+        }
+    }
+}
+
+/// The last byte of every request, written by the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = virtio_bindings::virtio_blk::VIRTIO_BLK_S_OK as u8,
+    /// Failed, or not allowed.
+    IoError = virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR as u8,
+    /// The device does not know this request.
+    Unsupported = virtio_bindings::virtio_blk::VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+/// How a chain is filled besides header and status.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Readable bytes after the header.
+    pub readable: u64,
+    /// Writable bytes before the status.
+    pub writable: u64,
+    /// The readable bytes themselves, where they are exactly one range.
+    pub range: Option<Range>,
+}
+
+/// Judges a request.
+pub fn judge(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status> {
+    match header.kind.get() {
+        VIRTIO_BLK_T_IN => {
+            let (offset, len) = extent(header.sector.get(), shape.writable, disk)?;
+            Ok(Action::Read { offset, len })
+        }
+        VIRTIO_BLK_T_OUT => {
+            writable(disk)?;
+            let (offset, len) = extent(header.sector.get(), shape.readable, disk)?;
+            Ok(Action::Write { offset, len })
+        }
+        VIRTIO_BLK_T_FLUSH => Ok(Action::Flush),
+        VIRTIO_BLK_T_GET_ID if shape.writable >= ID_LEN as u64 => Ok(Action::Identify),
+        VIRTIO_BLK_T_GET_ID => Err(Status::IoError),
+        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if !disk.discard => Err(Status::Unsupported),
+        kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
+            writable(disk)?;
+            // One range a request is all the device offers.
+            judge_range(kind, shape.range.ok_or(Status::IoError)?, disk)
+        }
+        _ => Err(Status::Unsupported),
+    }
+}
+
+fn judge_range(kind: u32, range: Range, disk: Disk) -> Result<Action, Status> {
+    let unmap = range.flags.get() & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+    let unknown = range.flags.get() & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+    // §5.2.6.2: unknown flags are unsupported, and so is "unmap" in a discard.
+    if unknown || (unmap && kind == VIRTIO_BLK_T_DISCARD) {
+        return Err(Status::Unsupported);
+    }
+    if range.sectors.get() > MAX_RANGE_SECTORS || range.sectors.get() == 0 {
+        return Err(Status::IoError);
+    }
+    let (offset, len) = inside(range.sector.get(), u64::from(range.sectors.get()), disk)?;
+    match kind {
+        VIRTIO_BLK_T_WRITE_ZEROES if !unmap => Ok(Action::Zero { offset, len }),
+        _ => Ok(Action::Punch { offset, len }),
+    }
+}
+
+fn writable(disk: Disk) -> Result<(), Status> {
+    if disk.read_only { Err(Status::IoError) } else { Ok(()) }
+}
+
+fn extent(sector: u64, bytes: u64, disk: Disk) -> Result<(u64, u64), Status> {
+    if bytes % SECTOR != 0 || bytes > MAX_DATA {
+        return Err(Status::IoError);
+    }
+    inside(sector, bytes / SECTOR, disk)
+}
+
+fn inside(sector: u64, sectors: u64, disk: Disk) -> Result<(u64, u64), Status> {
+    match sector.checked_add(sectors) {
+        // The disk's size in bytes is a file's length, so nothing below it overflows.
+        Some(end) if end <= disk.sectors => Ok((sector * SECTOR, sectors * SECTOR)),
+        _ => Err(Status::IoError),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DISK: Disk = Disk { sectors: 100, read_only: false, discard: true };
+
+    fn ask(kind: u32, sector: u64, shape: Shape, disk: Disk) -> Result<Action, Status> {
+        judge(Header { kind: kind.into(), reserved: 0.into(), sector: sector.into() }, shape, disk)
+    }
+
+    fn data(readable: u64, writable: u64) -> Shape {
+        Shape { readable, writable, range: None }
+    }
+
+    fn range(sector: u64, sectors: u32, flags: u32) -> Shape {
+        let range = Range { sector: sector.into(), sectors: sectors.into(), flags: flags.into() };
+        Shape { readable: 16, writable: 0, range: Some(range) }
+    }
+
+    #[test]
+    fn reads_and_writes_stay_inside_the_disk() {
+        for (sector, bytes, expected) in [
+            (0, 512, Ok((0, 512))),
+            (99, 512, Ok((99 * 512, 512))),
+            (0, 100 * 512, Ok((0, 100 * 512))),
+            (100, 0, Ok((100 * 512, 0))),
+            (100, 512, Err(Status::IoError)),
+            (99, 1024, Err(Status::IoError)),
+            (u64::MAX, 512, Err(Status::IoError)),
+            (u64::MAX / 512 + 1, 512, Err(Status::IoError)),
+            (0, 511, Err(Status::IoError)),
+            (0, 513, Err(Status::IoError)),
+        ] {
+            let read = ask(VIRTIO_BLK_T_IN, sector, data(0, bytes), DISK);
+            assert_eq!(read, expected.map(|(offset, len)| Action::Read { offset, len }), "read {sector} {bytes}");
+            let write = ask(VIRTIO_BLK_T_OUT, sector, data(bytes, 0), DISK);
+            assert_eq!(write, expected.map(|(offset, len)| Action::Write { offset, len }), "write {sector} {bytes}");
+        }
+    }
+
+    #[test]
+    fn one_request_carries_a_bounded_amount_of_data() {
+        let disk = Disk { sectors: u64::MAX / 512, ..DISK };
+        assert!(ask(VIRTIO_BLK_T_IN, 0, data(0, MAX_DATA), disk).is_ok());
+        assert_eq!(ask(VIRTIO_BLK_T_IN, 0, data(0, MAX_DATA + 512), disk), Err(Status::IoError));
+    }
+
+    #[test]
+    fn a_read_only_disk_refuses_every_change() {
+        let disk = Disk { read_only: true, ..DISK };
+        assert_eq!(ask(VIRTIO_BLK_T_OUT, 0, data(512, 0), disk), Err(Status::IoError));
+        assert_eq!(ask(VIRTIO_BLK_T_DISCARD, 0, range(0, 1, 0), disk), Err(Status::IoError));
+        assert_eq!(ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, range(0, 1, 0), disk), Err(Status::IoError));
+        assert!(ask(VIRTIO_BLK_T_IN, 0, data(0, 512), disk).is_ok());
+    }
+
+    #[test]
+    fn ranges_follow_the_specification() {
+        let discard = |shape| ask(VIRTIO_BLK_T_DISCARD, 0, shape, DISK);
+        assert_eq!(discard(range(8, 8, 0)), Ok(Action::Punch { offset: 4096, len: 4096 }));
+        assert_eq!(discard(range(8, 8, 1)), Err(Status::Unsupported));
+        assert_eq!(discard(range(8, 8, 2)), Err(Status::Unsupported));
+        assert_eq!(discard(range(8, 0, 0)), Err(Status::IoError));
+        assert_eq!(discard(range(99, 2, 0)), Err(Status::IoError));
+        assert_eq!(discard(range(u64::MAX, 1, 0)), Err(Status::IoError));
+        assert_eq!(discard(range(0, MAX_RANGE_SECTORS + 1, 0)), Err(Status::IoError));
+        assert_eq!(discard(data(32, 0)), Err(Status::IoError));
+        let zero = |shape| ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, shape, DISK);
+        assert_eq!(zero(range(1, 1, 0)), Ok(Action::Zero { offset: 512, len: 512 }));
+        assert_eq!(zero(range(1, 1, 1)), Ok(Action::Punch { offset: 512, len: 512 }));
+        let without = Disk { discard: false, ..DISK };
+        assert_eq!(ask(VIRTIO_BLK_T_DISCARD, 0, range(0, 1, 0), without), Err(Status::Unsupported));
+    }
+
+    #[test]
+    fn the_serial_number_needs_its_20_bytes() {
+        assert_eq!(ask(VIRTIO_BLK_T_GET_ID, 0, data(0, 20), DISK), Ok(Action::Identify));
+        assert_eq!(ask(VIRTIO_BLK_T_GET_ID, 0, data(0, 19), DISK), Err(Status::IoError));
+    }
+
+    proptest! {
+        /// Whatever a guest asks, what is allowed lies inside the disk, in whole sectors, within the limits.
+        #[test]
+        fn nothing_outside_the_disk(
+            kind in prop_oneof![0..20_u32, any::<u32>()],
+            sector in prop_oneof![0..200_u64, any::<u64>()],
+            readable in prop_oneof![0..100_000_u64, Just(16_u64)],
+            writable in 0..100_000_u64,
+            (start, count, flags) in (prop_oneof![0..200_u64, any::<u64>()], any::<u32>(), 0..4_u32),
+            one in any::<bool>(),
+            read_only in any::<bool>(),
+            discard in any::<bool>(),
+        ) {
+            let shape = Shape { readable, writable, range: one.then(|| range(start, count, flags).range.unwrap()) };
+            let disk = Disk { read_only, discard, ..DISK };
+            match ask(kind, sector, shape, disk) {
+                Ok(Action::Read { offset, len }) => prop_assert!(len == writable && offset + len <= 51200 && len % 512 == 0),
+                Ok(action @ Action::Write { offset, len }) => {
+                    prop_assert!(len == readable && offset + len <= 51200 && len % 512 == 0 && !read_only && action.writes());
+                }
+                Ok(Action::Punch { offset, len } | Action::Zero { offset, len }) => {
+                    prop_assert!(offset + len <= 51200 && len > 0 && !read_only && discard);
+                }
+                Ok(Action::Flush) => prop_assert_eq!(kind, VIRTIO_BLK_T_FLUSH),
+                Ok(Action::Identify) => prop_assert!(writable >= 20),
+                Err(status) => prop_assert_ne!(status, Status::Ok),
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Asynchronous file access by io_uring: several requests in flight, one system call for a batch of them.
+//!
+//! The ring may do nothing but what a disk needs, on nothing but the image: it is restricted before it is enabled.
+#![allow(unsafe_code)] // submission entries carry raw addresses
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use io_uring::register::Restriction;
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{IoUring, opcode, squeue};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::job::{Job, PUNCH, ZERO};
+use super::request::Action;
+
+/// The image's place among the ring's registered files: the only one.
+const IMAGE: Fixed = Fixed(0);
+/// Kernel threads one disk may use for requests that would block.
+const KERNEL_THREADS: u32 = 4;
+
+/// The ring and the jobs the kernel works on. A job's slot is its chain's head, which is unique among those in flight.
+pub struct Uring {
+    ring: IoUring,
+    completed: EventFd,
+    jobs: Vec<Option<Job>>,
+    in_flight: usize,
+}
+
+impl Uring {
+    /// A ring for `slots` jobs on `file`. Errors: the host forbids io_uring or lacks a part of it.
+    pub fn new(file: &File, slots: u16) -> io::Result<Self> {
+        let ring: IoUring = IoUring::builder().setup_r_disabled().build(slots.into())?;
+        let completed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[file.as_raw_fd()])?;
+        submitter.register_eventfd(completed.as_raw_fd())?;
+        submitter.register_iowq_max_workers(&mut [KERNEL_THREADS, KERNEL_THREADS])?;
+        submitter.register_restrictions(&mut [
+            Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
+            Restriction::sqe_op(opcode::Fsync::CODE),
+            Restriction::sqe_op(opcode::Fallocate::CODE),
+            Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
+        ])?;
+        submitter.register_enable_rings()?;
+        Ok(Self { ring, completed, jobs: (0..slots).map(|_| None).collect(), in_flight: 0 })
+    }
+
+    /// Queues a job; [`Uring::submit`] hands it to the kernel.
+    pub fn push(&mut self, job: Job) {
+        let slot = usize::from(job.chain.head());
+        let entry = entry(&job).user_data(slot as u64);
+        self.jobs[slot] = Some(job);
+        self.in_flight += 1;
+        // SAFETY: the entry's buffers live in the job, which stays in its slot until the kernel has answered, even when this
+        // ring is dropped.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        // The queue has an entry per slot, and no slot has two jobs.
+        assert!(pushed.is_ok(), "more jobs than slots");
+    }
+
+    /// Hands the queued jobs to the kernel.
+    pub fn submit(&mut self) -> io::Result<()> {
+        self.enter(0)
+    }
+
+    /// Forgets that completions were announced: to be called before they are taken.
+    pub fn acknowledge(&mut self) {
+        // EAGAIN only means that none was announced.
+        let _ = self.completed.read();
+    }
+
+    /// The next job the kernel has answered: how many bytes it did.
+    pub fn next_completed(&mut self) -> Option<(Job, io::Result<u64>)> {
+        let entry = self.ring.completion().next()?;
+        let job = self.jobs.get_mut(entry.user_data() as usize).and_then(Option::take)?;
+        self.in_flight -= 1;
+        let result = entry.result();
+        let result = u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+        Some((job, result))
+    }
+
+    /// Waits until a job is answered; at once when none is in flight.
+    pub fn wait(&mut self) -> io::Result<()> {
+        if self.in_flight == 0 { Ok(()) } else { self.enter(1) }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        loop {
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn entry(job: &Job) -> squeue::Entry {
+    let (buffers, count) = (job.buffers().as_ptr(), job.buffers().len() as u32);
+    match job.action {
+        Action::Read { offset, .. } => opcode::Readv::new(IMAGE, buffers, count).offset(offset).build(),
+        Action::Write { offset, .. } => opcode::Writev::new(IMAGE, buffers, count).offset(offset).build(),
+        Action::Punch { offset, len } => fallocate(offset, len, PUNCH.bits()),
+        Action::Zero { offset, len } => fallocate(offset, len, ZERO.bits()),
+        // Identify never comes here, and a flush in its place would do no harm.
+        Action::Flush | Action::Identify => opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build(),
+    }
+}
+
+fn fallocate(offset: u64, len: u64, mode: u32) -> squeue::Entry {
+    opcode::Fallocate::new(IMAGE, len).offset(offset).mode(mode as i32).build()
+}
+
+impl AsRawFd for Uring {
+    /// Readable when jobs were answered.
+    fn as_raw_fd(&self) -> RawFd {
+        self.completed.as_raw_fd()
+    }
+}
+
+impl Drop for Uring {
+    /// Guest memory must not go away under the kernel.
+    fn drop(&mut self) {
+        while self.in_flight > 0 && self.wait().is_ok() {
+            while self.next_completed().is_some() {}
+        }
+        // The kernel would not even say what it has finished: better lose the memory than have it written later.
+        if self.in_flight > 0 {
+            std::mem::forget(std::mem::take(&mut self.jobs));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that took over the worker could ask the kernel for nothing else through the ring.
+    #[test]
+    fn the_ring_refuses_everything_else() {
+        let image = tempfile::tempfile().unwrap();
+        let other = tempfile::tempfile().unwrap();
+        let mut uring = Uring::new(&image, 4).unwrap();
+        let open = opcode::OpenAt::new(io_uring::types::Fd(libc::AT_FDCWD), c"/etc/passwd".as_ptr()).build();
+        let elsewhere = opcode::Fsync::new(io_uring::types::Fd(other.as_raw_fd())).build();
+        let allowed = opcode::Fsync::new(IMAGE).build();
+        for (entry, expected) in [(open, -libc::EACCES), (elsewhere, -libc::EACCES), (allowed, 0)] {
+            // SAFETY: the entries refer to nothing but a constant string.
+            unsafe { uring.ring.submission().push(&entry).unwrap() };
+            uring.ring.submit_and_wait(1).unwrap();
+            assert_eq!(uring.ring.completion().next().unwrap().result(), expected);
+        }
+        assert!(uring.ring.submitter().register_files(&[other.as_raw_fd()]).is_err());
+    }
+}

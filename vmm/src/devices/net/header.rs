@@ -1,0 +1,179 @@
+//! The header before every packet (§5.1.6), judged before the host's network stack acts on it. Pure.
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+};
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Its length, with and without merged buffers (§5.1.6.1).
+pub const HEADER: usize = 12;
+/// Where `num_buffers` lies in it.
+pub const NUM_BUFFERS: usize = 10;
+/// An Ethernet header with a VLAN tag.
+const ETHERNET: usize = 18;
+/// The shortest Ethernet header.
+const ETHERNET_MIN: usize = 14;
+/// The largest packet with its header: what segmentation offload hands over at once.
+pub const PACKET_MAX: usize = HEADER + ETHERNET + 65536;
+
+/// The header, in the guest's byte order, which is the TAP's: both are little-endian.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Header {
+    pub flags: u8,
+    pub gso_type: u8,
+    pub hdr_len: U16,
+    pub gso_size: U16,
+    pub csum_start: U16,
+    pub csum_offset: U16,
+    pub num_buffers: U16,
+}
+
+/// The header the host gets for a packet of `length` bytes, header included, or `None` when the packet must be dropped: it is
+/// no packet, or asks for an offload that was not negotiated, or one that points outside it.
+pub fn admit(header: Header, length: usize, features: u64) -> Option<Header> {
+    if !(HEADER + ETHERNET_MIN..=PACKET_MAX).contains(&length) {
+        return None;
+    }
+    let frame = length - HEADER;
+    let has = |bit: u32| features & (1 << bit) != 0;
+    let checksum = u32::from(header.flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    if checksum {
+        let field = usize::from(header.csum_start.get()) + usize::from(header.csum_offset.get());
+        if !has(VIRTIO_NET_F_CSUM) || field + 2 > frame {
+            return None;
+        }
+    }
+    let segments = match u32::from(header.gso_type) {
+        VIRTIO_NET_HDR_GSO_NONE => false,
+        VIRTIO_NET_HDR_GSO_TCPV4 if has(VIRTIO_NET_F_HOST_TSO4) => true,
+        VIRTIO_NET_HDR_GSO_TCPV6 if has(VIRTIO_NET_F_HOST_TSO6) => true,
+        _ => return None,
+    };
+    // §5.1.6.2: segmentation needs the checksum, and pieces of some size.
+    if segments && (!checksum || header.gso_size.get() == 0 || usize::from(header.hdr_len.get()) > frame) {
+        return None;
+    }
+    let flags = if checksum { VIRTIO_NET_HDR_F_NEEDS_CSUM as u8 } else { 0 };
+    let plain = Header::default();
+    Some(match (checksum, segments) {
+        (false, _) => plain,
+        (true, false) => Header { flags, csum_start: header.csum_start, csum_offset: header.csum_offset, ..plain },
+        (true, true) => Header { flags, num_buffers: 0.into(), ..header },
+    })
+}
+
+/// What the TAP may leave to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Checksums not filled in.
+    pub checksum: bool,
+    /// TCP over IPv4 not cut into segments.
+    pub tso4: bool,
+    /// The same over IPv6.
+    pub tso6: bool,
+}
+
+impl Offloads {
+    /// What the driver accepted. Segments without checksums are refused by the kernel, so they are not asked for.
+    pub fn accepted(features: u64) -> Self {
+        let has = |bit: u32| features & (1 << bit) != 0;
+        let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
+        Self {
+            checksum,
+            tso4: checksum && has(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: checksum && has(VIRTIO_NET_F_GUEST_TSO6),
+        }
+    }
+
+    /// The largest packet, header included, that may come from a TAP with this MTU.
+    pub fn packet_max(&self, mtu: u16) -> usize {
+        if self.tso4 || self.tso6 { PACKET_MAX } else { HEADER + ETHERNET + usize::from(mtu) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: u64 = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4 | 1 << VIRTIO_NET_F_HOST_TSO6;
+
+    fn header(flags: u8, gso_type: u8, gso_size: u16, csum_start: u16, csum_offset: u16) -> Header {
+        Header {
+            flags,
+            gso_type,
+            hdr_len: 54.into(),
+            gso_size: gso_size.into(),
+            csum_start: csum_start.into(),
+            csum_offset: csum_offset.into(),
+            num_buffers: 9.into(),
+        }
+    }
+
+    #[test]
+    fn only_what_was_negotiated_and_lies_inside() {
+        let plain = header(0, 0, 0, 0, 0);
+        let checksum = header(1, 0, 0, 34, 16);
+        let segments = header(1, 1, 1448, 34, 16);
+        for (header, length, features, admitted) in [
+            (plain, HEADER + 60, 0, true),
+            (plain, HEADER + 13, ALL, false),
+            (plain, PACKET_MAX, ALL, true),
+            (plain, PACKET_MAX + 1, ALL, false),
+            (plain, 0, ALL, false),
+            (checksum, HEADER + 52, ALL, true),
+            (checksum, HEADER + 51, ALL, false),
+            (checksum, HEADER + 60, 0, false),
+            (segments, HEADER + 3000, ALL, true),
+            (segments, HEADER + 3000, 1 << VIRTIO_NET_F_CSUM, false),
+            (header_with(segments, |h| h.gso_size = 0.into()), HEADER + 3000, ALL, false),
+            (header_with(segments, |h| h.flags = 0), HEADER + 3000, ALL, false),
+            (header_with(segments, |h| h.hdr_len = u16::MAX.into()), HEADER + 3000, ALL, false),
+            (header_with(segments, |h| h.gso_type = 3), HEADER + 3000, ALL, false),
+            (header_with(segments, |h| h.gso_type = 5), HEADER + 3000, ALL, false),
+            (header_with(segments, |h| h.gso_type = 0x81), HEADER + 3000, ALL, false),
+            (header_with(checksum, |h| h.csum_start = u16::MAX.into()), PACKET_MAX - 2, ALL, false),
+        ] {
+            assert_eq!(admit(header, length, features).is_some(), admitted, "{header:?} {length}");
+        }
+    }
+
+    fn header_with(mut header: Header, change: impl FnOnce(&mut Header)) -> Header {
+        change(&mut header);
+        header
+    }
+
+    #[test]
+    fn the_guest_gets_only_offloads_it_accepted() {
+        let csum = 1 << VIRTIO_NET_F_GUEST_CSUM;
+        let tso4 = 1 << VIRTIO_NET_F_GUEST_TSO4;
+        assert_eq!(Offloads::accepted(tso4), Offloads::default());
+        assert_eq!(Offloads::accepted(csum | tso4), Offloads { checksum: true, tso4: true, tso6: false });
+        assert_eq!(Offloads::accepted(csum).packet_max(1500), 12 + 18 + 1500);
+        assert_eq!(Offloads::accepted(csum | tso4).packet_max(1500), PACKET_MAX);
+    }
+
+    proptest! {
+        /// What reaches the host never points outside its packet and asks for nothing that was not negotiated.
+        #[test]
+        fn what_is_admitted_is_sound(bytes in any::<[u8; 12]>(), length in 0..70_000_usize, features in any::<u64>()) {
+            let header = Header::read_from_bytes(&bytes).unwrap();
+            if let Some(admitted) = admit(header, length, features) {
+                let frame = length - HEADER;
+                let checksum = admitted.flags == 1;
+                prop_assert!(admitted.flags <= 1);
+                prop_assert!(!checksum || features & 1 << VIRTIO_NET_F_CSUM != 0);
+                let field = usize::from(admitted.csum_start.get()) + usize::from(admitted.csum_offset.get());
+                prop_assert!(!checksum || field + 2 <= frame);
+                prop_assert!(matches!(admitted.gso_type, 0 | 1 | 4));
+                prop_assert!(admitted.gso_type == 0 || (checksum && admitted.gso_size.get() > 0));
+                prop_assert!(usize::from(admitted.hdr_len.get()) <= frame);
+                prop_assert_eq!(admitted.num_buffers.get(), 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! virtio-net on a TAP interface (§5.1), with checksum and segmentation offloads both ways.
+
+mod buffers;
+mod header;
+mod mac;
+mod rx;
+mod tap;
+mod tx;
+
+#[cfg(test)]
+pub mod tests;
+
+use std::io;
+use std::sync::Arc;
+
+use garret_api::vmm::NetConfig;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net as net;
+use zerocopy::little_endian::U16;
+use zerocopy::{Immutable, IntoBytes};
+
+use self::header::Offloads;
+use self::rx::Rx;
+use self::tap::{Tap, TapError};
+use self::tx::Tx;
+use crate::rate_limit::RateLimiter;
+use crate::seccomp::Role;
+use crate::virtio::{self, Backend, ConfigBytes, Device, EventSet, Fault, Fds, Identity, Ring, Token};
+
+/// Packets (sent) or buffers (received) in flight.
+const QUEUE_SIZE: u16 = 256;
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+const TAP: Token = Token(0);
+const RECEIVE_TOKENS: Token = Token(1);
+const TRANSMIT_TOKENS: Token = Token(2);
+
+/// What the device offers. No control queue: nothing here changes while the machine runs.
+const FEATURES: u64 = 1 << net::VIRTIO_NET_F_CSUM
+    | 1 << net::VIRTIO_NET_F_GUEST_CSUM
+    | 1 << net::VIRTIO_NET_F_MTU
+    | 1 << net::VIRTIO_NET_F_MAC
+    | 1 << net::VIRTIO_NET_F_GUEST_TSO4
+    | 1 << net::VIRTIO_NET_F_GUEST_TSO6
+    | 1 << net::VIRTIO_NET_F_HOST_TSO4
+    | 1 << net::VIRTIO_NET_F_HOST_TSO6
+    | 1 << net::VIRTIO_NET_F_MRG_RXBUF;
+
+/// Why a network interface could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The TAP.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The guest's address.
+    #[error("network interface {tap}: {mac:?} is no hardware address; write it as 02:00:00:00:00:01, not a group's")]
+    Mac {
+        /// The interface.
+        tap: String,
+        /// What was given.
+        mac: String,
+    },
+    /// The host has no timer for the rate limit.
+    #[error("network interface {tap}: cannot make a timer: {source}")]
+    Timer {
+        /// The interface.
+        tap: String,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The device around it.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
+}
+
+/// The interface `eth<index>`.
+pub fn new(index: usize, config: &NetConfig) -> Result<Device, Error> {
+    let mac = mac::parse(&config.mac).ok_or_else(|| Error::Mac { tap: config.tap.clone(), mac: config.mac.clone() })?;
+    let backend = NetBackend::new(config)?;
+    let space = Space { mac, mtu: backend.tap.mtu.into(), ..Space::default() };
+    let identity = Identity {
+        name: format!("net{index}"),
+        device_type: VIRTIO_ID_NET,
+        features: FEATURES,
+        queue_sizes: vec![QUEUE_SIZE; 2],
+        config: Arc::new(ConfigBytes(space.as_bytes().to_vec())),
+    };
+    Ok(Device::new(identity, vec![(backend, 0..2)], Role::Net)?)
+}
+
+/// The configuration space (§5.1.4).
+#[derive(Default, IntoBytes, Immutable)]
+#[repr(C)]
+struct Space {
+    mac: [u8; 6],
+    status: U16,
+    max_virtqueue_pairs: U16,
+    mtu: U16,
+}
+
+/// The device's worker part: one thread for both directions.
+struct NetBackend {
+    tap: Tap,
+    rx: Rx,
+    tx: Tx,
+}
+
+impl NetBackend {
+    fn new(config: &NetConfig) -> Result<Self, Error> {
+        let tap = Tap::attach(&config.tap)?;
+        let limiter =
+            || RateLimiter::new(config.rate_limit).map_err(|source| Error::Timer { tap: config.tap.clone(), source });
+        Ok(Self { tap, rx: Rx::new(limiter()?), tx: Tx::new(limiter()?) })
+    }
+}
+
+impl Backend for NetBackend {
+    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        self.tap.set_offloads(Offloads::accepted(features))?;
+        self.rx.start(features, self.tap.mtu);
+        self.tx.start(features);
+        // By edges: with packets waiting but no buffer for them a level would wake us for ever.
+        fds.add(&self.tap, TAP, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
+        fds.add(&self.rx.limiter, RECEIVE_TOKENS, EventSet::IN)?;
+        fds.add(&self.tx.limiter, TRANSMIT_TOKENS, EventSet::IN)?;
+        Ok(())
+    }
+
+    fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
+        match queue {
+            RECEIVE => self.rx.serve(&self.tap, &mut rings[RECEIVE]),
+            _ => self.tx.serve(&self.tap, &mut rings[TRANSMIT]),
+        }
+    }
+
+    fn ready(&mut self, fd: Token, events: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+        match fd {
+            RECEIVE_TOKENS => self.rx.limiter.elapsed(),
+            TRANSMIT_TOKENS => self.tx.limiter.elapsed(),
+            _ => {}
+        }
+        if fd == TRANSMIT_TOKENS || (fd == TAP && self.tx.waiting && events.contains(EventSet::OUT)) {
+            self.tx.serve(&self.tap, &mut rings[TRANSMIT])?;
+        }
+        if fd == RECEIVE_TOKENS || (fd == TAP && events.contains(EventSet::IN)) {
+            self.rx.serve(&self.tap, &mut rings[RECEIVE])?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        self.rx.stop(&mut rings[RECEIVE])
+    }
+}
