@@ -1,31 +1,20 @@
 //! `garret ls`
 
-use clap::Args;
 use garret_api::client::Client;
 use garret_api::runner::{Environment, Machine};
 use serde_json::json;
 
 use super::output;
 
-/// List machines and environments; an administrator sees everybody's.
-#[derive(Debug, Args)]
-pub struct Ls {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Ls {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
-        let machines: Vec<Machine> = client.get("/v1/machines").await?;
-        let environments: Vec<Environment> = client.get("/v1/environments").await?;
-        if self.json {
-            output::print_json(&json!({ "machines": machines, "environments": environments }))?;
-        } else {
-            output::print(&render(&machines, &environments))?;
-        }
-        Ok(0)
+/// Lists what the caller may see.
+pub async fn run(client: &Client, json: bool) -> anyhow::Result<u8> {
+    let machines: Vec<Machine> = client.get("/v1/machines").await?;
+    let environments: Vec<Environment> = client.get("/v1/environments").await?;
+    match json {
+        true => output::print_json(&json!({ "machines": machines, "environments": environments }))?,
+        false => output::print(&render(&machines, &environments))?,
     }
+    Ok(0)
 }
 
 fn render(machines: &[Machine], environments: &[Environment]) -> String {

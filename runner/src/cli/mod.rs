@@ -43,6 +43,9 @@ struct Arguments {
     /// The daemon's socket.
     #[arg(long, global = true, value_name = "PATH", env = "GARRET_SOCKET", default_value = garret_api::runner::SOCKET)]
     socket: PathBuf,
+    /// Print data as JSON.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -55,8 +58,8 @@ enum Command {
     Exec(exec::Exec),
     /// Open a shell in a devcontainer.
     Shell(shell::Shell),
-    /// List machines and environments.
-    Ls(ls::Ls),
+    /// List machines and environments; an administrator sees everybody's.
+    Ls,
     /// Show everything about an environment or a machine.
     Show(show::Show),
     /// Show what a container, or a machine's console, printed.
@@ -79,13 +82,13 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let Arguments { socket, command } = Arguments::parse();
-    let own_status = match &command {
+    let arguments = Arguments::parse();
+    let own_status = match &arguments.command {
         Command::Exec(_) | Command::Shell(_) => NOT_RUN,
         Command::Up(up) if up.runs_a_command() => NOT_RUN,
         _ => 1,
     };
-    match run(socket, command) {
+    match run(arguments) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("garret: {}", one_line(&error));
@@ -94,26 +97,26 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(socket: PathBuf, command: Command) -> anyhow::Result<u8> {
+fn run(arguments: Arguments) -> anyhow::Result<u8> {
     // The jail gives up its rights, which a process with several threads could only do in part.
-    if let Command::Jail { spec } = command {
-        return jail::main(&spec).map(|()| 0);
+    if let Command::Jail { spec } = &arguments.command {
+        return jail::main(spec).map(|()| 0);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(dispatch(socket, command));
+    let status = runtime.block_on(dispatch(arguments));
     // A thread may still be reading the terminal: it is not waited for.
     runtime.shutdown_background();
     status
 }
 
-async fn dispatch(socket: PathBuf, command: Command) -> anyhow::Result<u8> {
+async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Result<u8> {
     let client = Client::unix(&socket);
     match command {
-        Command::Up(up) => up.run(&client).await,
+        Command::Up(up) => up.run(&client, json).await,
         Command::Exec(exec) => exec.run(&client).await,
         Command::Shell(shell) => shell.run(&client).await,
-        Command::Ls(ls) => ls.run(&client).await,
-        Command::Show(show) => show.run(&client).await,
+        Command::Ls => ls::run(&client, json).await,
+        Command::Show(show) => show.run(&client, json).await,
         Command::Logs(logs) => logs.run(&client).await,
         Command::Stop(stop) => stop.run(&client).await,
         Command::Start(start) => start.run(&client).await,

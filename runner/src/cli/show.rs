@@ -14,22 +14,19 @@ pub struct Show {
     target: Target,
     #[command(flatten)]
     machine: MachineFlag,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Show {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
         if let Some(developer) = self.machine.developer() {
             let machine: Machine = client.get(&format!("/v1/machines/{developer}")).await?;
-            match self.json {
+            match json {
                 true => output::print_json(&machine)?,
                 false => output::print(&output::table(&machine_rows(&machine)))?,
             }
         } else {
             let environment = self.target.find(client).await?;
-            match self.json {
+            match json {
                 true => output::print_json(&environment)?,
                 false => output::print(&output::table(&environment_rows(&environment)))?,
             }

@@ -70,12 +70,13 @@ impl Target {
 /// A folder's canonical path.
 ///
 /// # Errors
-/// It is missing, or no folder.
+/// It is missing, no folder, or not the caller's to read.
 pub fn folder(asked: &str) -> anyhow::Result<PathBuf> {
     let path = std::fs::canonicalize(asked).with_context(|| format!("cannot use {asked}"))?;
     if !path.is_dir() {
         bail!("{asked} is not a folder");
     }
+    std::fs::read_dir(&path).with_context(|| format!("cannot use {asked}"))?;
     Ok(path)
 }
 

@@ -60,6 +60,7 @@ fn command_lines_are_understood() {
         "garret exec --machine=alice -u root -w /tmp -T -- id",
         "garret shell some-id-12345678",
         "garret ls --json",
+        "garret --json ls",
         "garret show --machine --json",
         "garret logs --machine --follow",
         "garret logs folder -f",
@@ -84,7 +85,6 @@ fn nonsense_is_refused() {
         "garret exec folder",
         "garret exec folder --",
         "garret up a b",
-        "garret up --json -- ls",
         "garret show folder --machine",
         "garret start folder --cpus 2",
         "garret frobnicate",
@@ -104,7 +104,7 @@ fn a_command_keeps_its_own_options() {
 #[tokio::test]
 async fn a_daemon_that_does_not_run_is_one_clear_line() {
     let arguments = parse("garret --socket /nonexistent/garret.sock ls").unwrap();
-    let error = dispatch(arguments.socket, arguments.command).await.unwrap_err();
+    let error = dispatch(arguments).await.unwrap_err();
     let line = one_line(&error);
     assert!(line.starts_with("the daemon does not run (cannot connect to /nonexistent/garret.sock: "), "{line}");
     assert!(line.ends_with("start it with `systemctl start garret`") && !line.contains('\n'), "{line}");

@@ -33,9 +33,6 @@ pub struct Up {
     /// Remove the container first and build everything anew.
     #[arg(long)]
     rebuild: bool,
-    /// Print the environment as JSON when it is ready.
-    #[arg(long, conflicts_with = "command")]
-    json: bool,
     /// What to run in the container.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -47,7 +44,10 @@ impl Up {
         !self.command.is_empty()
     }
 
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
+        if json && self.runs_a_command() {
+            bail!("--json and a command would both write to standard output: leave one out");
+        }
         let workspace = target::folder(&self.folder)?;
         let config = find(&Folder(&workspace), self.config.as_deref())
             .with_context(|| format!("workspace {}", workspace.display()))?;
@@ -62,7 +62,7 @@ impl Up {
         let id = environment_id(geteuid().as_raw(), &workspace);
         let environment: Environment = client.put(&format!("/v1/environments/{id}"), &request).await?;
         wait_until_ready(client, &environment).await?;
-        if self.json {
+        if json {
             output::print_json(&client.get::<Environment>(&format!("/v1/environments/{id}")).await?)?;
         }
         if self.command.is_empty() {
