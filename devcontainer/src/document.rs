@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jsonc_parser::ast;
 use jsonc_parser::common::Ranged;
+use jsonc_parser::errors::ParseErrorKind;
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -41,7 +42,12 @@ impl Document {
         let syntax = |place, message: String| Error::Syntax { file: file.to_owned(), place, message };
         let text = utf8(text).map_err(|(place, message)| syntax(place, message))?;
         let parsed = parse_to_ast(text, &CollectOptions::default(), &OPTIONS).map_err(|error| {
-            let place = Place { line: error.line_display(), column: error.column_display() };
+            // A missing comma is noticed at what follows, where an editor marks it; the parser names the end of what precedes.
+            let skipped = match error.kind() {
+                ParseErrorKind::ExpectedComma => blank(&text[error.range().start..]),
+                _ => 0,
+            };
+            let place = Lines::of(text).place(error.range().start + skipped);
             syntax(place, decapitalized(&error.kind().to_string()))
         })?;
         let start = Place { line: 1, column: 1 };
@@ -117,6 +123,12 @@ fn utf8(bytes: &[u8]) -> Result<&str, (Place, String)> {
         (Lines::of(valid).place(valid.len()), "the text is not UTF-8 here".to_owned())
     })?;
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+/// The length of the white space at the beginning; of nothing if nothing follows it.
+fn blank(text: &str) -> usize {
+    let rest = text.trim_start();
+    if rest.is_empty() { 0 } else { text.len() - rest.len() }
 }
 
 fn decapitalized(message: &str) -> String {

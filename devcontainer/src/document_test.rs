@@ -23,7 +23,7 @@ fn syntax_errors_say_where() {
         ("", "devcontainer.json:1:1: the file is empty: a JSON object is expected"),
         ("// only a comment", "devcontainer.json:1:1: the file is empty: a JSON object is expected"),
         ("\n [1]", "devcontainer.json:2:2: a JSON object is expected"),
-        ("{\n  \"a\": 1\n  \"b\": 2\n}", "devcontainer.json:2:9: expected comma"),
+        ("{\n  \"a\": 1\n  \"b\": 2\n}", "devcontainer.json:3:3: expected comma"),
         ("{ \"image\": 'x' }", "devcontainer.json:1:12: single-quoted strings are not allowed"),
         ("{ \"image\": x }", "devcontainer.json:1:12: unexpected word"),
         ("{ \"ä\": 1, \"image\": ", "devcontainer.json:1:"),
