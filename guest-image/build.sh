@@ -29,7 +29,7 @@ build_tree() {
 build_image() {
   local out=$1 root=$2/root data=$2/data
   cp -al "$tree/tree" "$root"
-  install -m 755 "$agent" "$root/usr/lib/garret/garret-agent"
+  strip -o "$root/usr/lib/garret/garret-agent" "$agent"
   # Not compressed and nothing inlined: every page of every file can be mapped where it is. pmem wants whole 2 MiB.
   mkfs.erofs -E noinline_data -T "$SOURCE_DATE_EPOCH" -U 6b7b1e0e-2f5e-4c52-9d34-0e1e3f0a7c11 "$out/root.erofs" "$root" >/dev/null
   truncate -s %2M "$out/root.erofs"
