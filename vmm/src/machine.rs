@@ -72,6 +72,9 @@ impl Machine {
         if let Err(busy) = self.pci.pause(deadline) {
             tracing::warn!("{busy}");
         }
+        if let Some(vsock) = &self.config.vsock {
+            let _ = std::fs::remove_file(&vsock.socket); // the API server removes its own
+        }
     }
 
     /// What the API tells of it.

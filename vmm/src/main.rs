@@ -65,9 +65,18 @@ fn main() -> ExitCode {
         }
     };
     let words = run_machine(&run, began)
-        .unwrap_or_else(|error| LastWords { reason: ExitReason::Failed, message: format!("{error:#}") });
+        .unwrap_or_else(|error| LastWords { reason: ExitReason::Failed, message: one_line(&error) });
     epitaph.write(words.reason, &words.message);
     ExitCode::from(words.reason.status())
+}
+
+/// The error and its causes, each said once: most of our errors name their cause themselves.
+fn one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
+        "" => cause,
+        said if said.contains(&cause) => line,
+        _ => format!("{line}: {cause}"),
+    })
 }
 
 fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {

@@ -1,0 +1,94 @@
+//! A running machine under the machine API, and under signals.
+
+use std::fs;
+
+use garret_api::vmm::{BalloonInfo, BalloonTarget, ExitReason, MachineInfo, MachineState, Metrics};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stage::{Machine, config};
+
+fn ticking() -> Machine {
+    let mut machine = Machine::start(config("while :; do echo tick; sleep 0.1; done"));
+    machine.wait_for("tick", 2);
+    machine
+}
+
+#[test]
+fn pause_stops_the_guest_and_resume_lets_it_go_on() {
+    let mut machine = ticking();
+    for _ in 0..3 {
+        machine.post("/v1/pause");
+        machine.post("/v1/pause"); // again: nothing happens
+        assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Paused);
+        let (metrics, console) = (machine.get::<Metrics>("/v1/metrics"), machine.console());
+        for _ in 0..20 {
+            assert_eq!(machine.get::<Metrics>("/v1/metrics"), metrics);
+        }
+        assert_eq!(machine.console(), console);
+        machine.post("/v1/resume");
+        machine.post("/v1/resume");
+        assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Running);
+        let ticks = console.matches("tick").count();
+        machine.wait_for("tick", ticks + 2);
+    }
+    machine.post("/v1/pause");
+    machine.post("/v1/shutdown"); // also possible while paused
+    assert_eq!(machine.end().words.reason, ExitReason::Asked);
+}
+
+#[test]
+fn sigterm_ends_it() {
+    let machine = ticking();
+    kill_process(Pid::from_raw(machine.pid().cast_signed()).expect("a pid"), Signal::TERM).expect("it is there");
+    let end = machine.end();
+    assert_eq!((end.words.reason, end.status), (ExitReason::Asked, 0), "{}", end.stderr);
+}
+
+#[test]
+fn the_balloon_takes_and_gives_back() {
+    let mut machine = ticking();
+    for target_mib in [64, 16, 0] {
+        machine.put::<BalloonInfo>("/v1/balloon", &BalloonTarget { target_mib }).expect("possible");
+        machine.wait("the balloon", |machine| machine.get::<BalloonInfo>("/v1/balloon").actual_mib == target_mib);
+    }
+    machine.wait("statistics", |machine| {
+        let info = machine.get::<BalloonInfo>("/v1/balloon");
+        info.statistics.is_some_and(|statistics| statistics.total.is_some_and(|total| total > 128 << 20))
+    });
+    let refused = machine.put::<BalloonInfo>("/v1/balloon", &BalloonTarget { target_mib: 193 }).unwrap_err();
+    assert_eq!(refused.status(), Some(400), "{refused}");
+    let refused = machine.put::<BalloonInfo>("/v1/balloon", &serde_json::json!({ "mib": 1 })).unwrap_err();
+    assert_eq!(refused.status(), Some(400));
+    assert!(refused.to_string().contains("unknown field `mib`"), "{refused}");
+    machine.post("/v1/shutdown");
+    assert_eq!(machine.end().words.reason, ExitReason::Asked);
+}
+
+#[test]
+fn every_thread_is_under_its_filter_and_has_gained_nothing() {
+    let machine = ticking();
+    let mut names = Vec::new();
+    for task in fs::read_dir(format!("/proc/{}/task", machine.pid())).expect("it runs") {
+        let status = fs::read_to_string(task.expect("a task").path().join("status")).expect("a status");
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).map(str::to_owned);
+        let name = field("Name:").expect("a name");
+        assert_eq!(field("Seccomp:").as_deref(), Some("2"), "thread {name}");
+        assert_eq!(field("NoNewPrivs:").as_deref(), Some("1"), "thread {name}");
+        names.push(name);
+    }
+    for expected in ["garret-vmm", "api", "vcpu0"] {
+        assert!(names.iter().any(|name| name == expected), "{names:?}");
+    }
+}
+
+#[test]
+fn no_device_faults_while_a_guest_boots() {
+    let machine = ticking();
+    let metrics = machine.get::<Metrics>("/v1/metrics");
+    for (name, device) in &metrics.devices {
+        assert_eq!(device.faults, 0, "{name}");
+    }
+    assert!(metrics.devices["console"].chains > 0, "{metrics:?}");
+    assert!(metrics.setup_ns > 0 && metrics.exits["io"] > 0, "{metrics:?}");
+}

@@ -1,0 +1,6 @@
+//! One `garret-vmm` at a time, without the runner: how a machine begins and ends, and what it says when it cannot.
+
+mod bad_input;
+mod control;
+mod ends;
+mod stage;
