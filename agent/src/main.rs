@@ -60,6 +60,7 @@ async fn serve() -> anyhow::Result<()> {
     for folder in [&state, &PathBuf::from(RUN)] {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    garret_agent::exec::clean_up();
     let agent = Agent::new(state, RUN.into(), init);
     let port = garret_api::agent::PORT;
     let listener = HostOnly::bind(port).with_context(|| format!("cannot listen on vsock port {port}"))?;

@@ -28,6 +28,7 @@ use super::spawn::{Streams, start};
 const RUNTIME_ROOT: &str = "/run/crun";
 /// Where the files of one exec are made.
 const SCRATCH: &str = "/run/garret";
+const PREFIX: &str = "exec-";
 
 /// Starts `spec` in container `id`.
 pub(super) async fn spawn(id: &str, spec: &ProcessSpec) -> Result<Running, Problem> {
@@ -42,6 +43,14 @@ pub(super) async fn spawn(id: &str, spec: &ProcessSpec) -> Result<Running, Probl
     files.run(id, spec).await
 }
 
+/// Removes what an agent that was killed has left.
+pub fn clean_up() {
+    let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())) {
+        std::fs::remove_dir_all(entry.path()).ok();
+    }
+}
+
 /// The files one call of the runtime needs.
 struct Files {
     folder: tempfile::TempDir,
@@ -53,7 +62,7 @@ struct Files {
 impl Files {
     fn make(process: &Value) -> std::io::Result<Self> {
         std::fs::create_dir_all(SCRATCH)?;
-        let folder = tempfile::Builder::new().prefix("exec-").tempdir_in(SCRATCH)?;
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(SCRATCH)?;
         std::fs::write(folder.path().join("process.json"), process.to_string())?;
         let pid = folder.path().join("pid");
         rustix::fs::mknodat(CWD, &pid, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
@@ -203,7 +212,10 @@ fn failure_of(log: &str, program: &str) -> Problem {
     if message.contains("not found in $PATH") || (message.contains(program) && message.contains("No such file")) {
         return Problem::new(stream::NO_SUCH_PROGRAM, format!("{program}: no such program in the container"));
     }
-    if message.contains("Permission denied") {
+    if message.contains("chdir to") {
+        return Problem::new("not-found", format!("the folder to start in is not usable in the container: {message}"));
+    }
+    if message.contains("Permission denied") || message.contains("not executable") {
         return Problem::new(stream::NOT_EXECUTABLE, format!("{program}: cannot be executed in the container"));
     }
     Problem::new("internal", format!("cannot start {program} in the container: {message}"))
@@ -274,6 +286,13 @@ mod tests {
         let log = r#"{"msg":"executable file `nosuch` not found in $PATH: No such file or directory","level":"error"}"#;
         assert_eq!(failure_of(log, "nosuch").code, stream::NO_SUCH_PROGRAM);
         assert_eq!(failure_of("", "x").code, "internal");
-        assert_eq!(failure_of(r#"{"msg":"open `/x`: Permission denied"}"#, "/x").code, stream::NOT_EXECUTABLE);
+        let cases = [
+            ("open `/x`: Permission denied", stream::NOT_EXECUTABLE),
+            ("the path `/x` exists but it is not executable: Operation not permitted", stream::NOT_EXECUTABLE),
+            ("chdir to `/nosuch`: No such file or directory", "not-found"),
+        ];
+        for (message, code) in cases {
+            assert_eq!(failure_of(&json!({"msg": message}).to_string(), "/x").code, code, "{message}");
+        }
     }
 }

@@ -18,6 +18,7 @@ mod session;
 mod spawn;
 mod spec;
 
+pub use container::clean_up;
 pub use guest::process as guest_process;
 pub use run::run;
 pub use session::serve;

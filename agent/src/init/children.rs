@@ -1,4 +1,5 @@
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
@@ -33,7 +34,7 @@ impl Children {
 
     /// Starts the agent in its own cgroup: nothing else is in it, so its death concerns nobody else.
     pub fn start_agent(&mut self) -> io::Result<()> {
-        let child = super::program("/proc/self/exe").arg("agent").spawn()?;
+        let child = super::program("/proc/self/exe").arg0("garret-agent").arg("agent").spawn()?;
         let pid = Pid::from_raw(child.id() as i32);
         if let Err(error) = kernel::enter_agent_cgroup(pid) {
             super::say(format_args!("the agent's cgroup: {error}"));

@@ -33,6 +33,6 @@ pub fn all() -> Vec<Chore> {
 
 fn zram() -> std::io::Result<()> {
     let info = rustix::system::sysinfo();
-    let total = u64::from(info.totalram) * u64::from(info.mem_unit);
+    let total = info.totalram * u64::from(info.mem_unit);
     std::fs::write("/sys/block/zram0/disksize", (total / ZRAM_SHARE).to_string())
 }
