@@ -20,7 +20,7 @@ pub enum Error {
 /// Console: the serial port until the virtio console is up, which takes a line per exit instead of a few exits per character.
 /// Panic: reset at once, should the panic device not have told us. PCI: by its ports without a search for a host bridge, and
 /// one bus.
-const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1 pci=conf1,lastbus=0";
+const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1 pci=conf1,noearly,lastbus=0";
 /// The root image as `/dev/pmem0`, which appears a moment after the kernel looks for it.
 const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 

@@ -91,7 +91,13 @@ impl Vm {
         if before == msi {
             return Ok(());
         }
-        self.commit_routes(&routes)
+        self.commit_routes(&routes).inspect_err(|_| {
+            // The guest chose a message that KVM refuses: it must not spoil the table for the other devices.
+            match before {
+                Some(before) => routes.insert(gsi, before),
+                None => routes.remove(&gsi),
+            };
+        })
     }
 
     /// KVM_SET_GSI_ROUTING replaces the whole table, so the I/O APIC's pins are in it every time.

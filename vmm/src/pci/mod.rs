@@ -1,8 +1,9 @@
 //! PCI with as little of it as Linux needs: one bus, one function per device, no bridge, configuration space by the ports
 //! 0xCF8 and 0xCFC.
 //!
-//! Boot Linux with `pci=conf1,lastbus=0`: `conf1` makes it believe in the ports without looking for a host bridge (there is
-//! none), `lastbus=0` keeps it from looking for other buses. The root bridge itself is in the DSDT.
+//! Boot Linux with `pci=conf1,noearly,lastbus=0`: `conf1` makes it believe in the ports without looking for a host bridge (there
+//! is none), `noearly` spares a first scan for old chipsets' quirks, `lastbus=0` keeps it from looking for other buses. The
+//! root bridge itself is in the DSDT.
 
 mod config_space;
 mod function;
