@@ -69,14 +69,16 @@ mod tests {
 
     #[test]
     fn ram_leaves_the_hole_below_4_gib() {
-        for (bytes, ranges) in [
-            (64 * MIB, vec![0..64 * MIB]),
-            (3 * GIB, vec![0..3 * GIB]),
-            (3 * GIB + MIB, vec![0..3 * GIB, 4 * GIB..4 * GIB + MIB]),
-            (8 * GIB, vec![0..3 * GIB, 4 * GIB..9 * GIB]),
+        for (bytes, low_end, high_end) in [
+            (64 * MIB, 64 * MIB, None),
+            (3 * GIB, 3 * GIB, None),
+            (3 * GIB + MIB, 3 * GIB, Some(4 * GIB + MIB)),
+            (8 * GIB, 3 * GIB, Some(9 * GIB)),
         ] {
-            assert_eq!(ram_ranges(bytes), ranges, "{bytes:#x}");
-            assert_eq!(ranges.iter().map(|r| r.end - r.start).sum::<u64>(), bytes);
+            let ranges = ram_ranges(bytes);
+            assert_eq!(ranges[0], 0..low_end, "{bytes:#x}");
+            assert_eq!(ranges.get(1).cloned(), high_end.map(|end| 4 * GIB..end), "{bytes:#x}");
+            assert_eq!(ranges.iter().map(|range| range.end - range.start).sum::<u64>(), bytes);
         }
     }
 
@@ -89,8 +91,20 @@ mod tests {
 
     #[test]
     fn nothing_overlaps_below_1_mib() {
-        let page_tables = PAGE_TABLES..PAGE_TABLES + 6 * 4096;
-        assert!(page_tables.end <= CMDLINE && CMDLINE + 4096 < EBDA && EBDA < ACPI.start);
-        assert!(PVH_MODULES + 4096 <= PAGE_TABLES);
+        let in_order = [
+            GDT..GDT + 32,
+            PVH_START_INFO..PVH_START_INFO + 4096, // also the zero page
+            PVH_MEMORY_MAP..PVH_MEMORY_MAP + 4096,
+            PVH_MODULES..PVH_MODULES + 4096,
+            PAGE_TABLES..PAGE_TABLES + 6 * 4096,
+            CMDLINE..CMDLINE + 4096,
+            EBDA..ACPI.start,
+            ACPI,
+            HIGH_KERNEL..LOW_RAM_END,
+        ];
+        for pair in in_order.windows(2) {
+            assert!(pair[0].end <= pair[1].start, "{pair:x?}");
+        }
+        assert_eq!(ZERO_PAGE, PVH_START_INFO);
     }
 }
