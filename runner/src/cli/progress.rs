@@ -8,6 +8,9 @@ use garret_api::Problem;
 use garret_api::agent::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// A line longer than this, in bytes, is shown before it ends.
+const LINE_MAX: usize = 64 * 1024;
+
 /// What is shown, and where the present line stands.
 pub struct Show {
     bar: Option<ProgressBar>,
@@ -53,6 +56,9 @@ impl Show {
                 self.rest.push_str(text);
                 for line in whole_lines(&mut self.rest) {
                     self.line(&line);
+                }
+                if self.rest.len() > LINE_MAX {
+                    self.flush();
                 }
                 None
             }

@@ -15,6 +15,7 @@ mod workspace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use garret_api::agent;
@@ -29,7 +30,7 @@ pub use serve::serve;
 use crate::config::Config;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig};
 use admission::Host;
-use state::Store;
+use state::{Store, machines};
 
 /// What all parts of the daemon share.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ struct Daemon {
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
     pokes: mpsc::UnboundedSender<u32>,
+    /// The host shuts down: machines stand still, and should run again after its next boot.
+    closing: AtomicBool,
 }
 
 impl Daemon {
@@ -55,7 +58,10 @@ impl Daemon {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
         let artifacts = config.artifacts();
-        (Arc::new(Self { config, artifacts, network, host, store, changes, pokes }), poked)
+        (
+            Arc::new(Self { config, artifacts, network, host, store, changes, pokes, closing: AtomicBool::new(false) }),
+            poked,
+        )
     }
 
     /// Reads the state.
@@ -80,6 +86,21 @@ impl Daemon {
     fn poke(&self, uid: u32) {
         // Without a supervisor (the daemon is ending) there is nobody to look.
         let _ = self.pokes.send(uid);
+    }
+
+    /// Brings all machines to rest without a change of what is desired; returns when they are.
+    async fn close(&self) -> rusqlite::Result<()> {
+        let mut changes = self.changes.subscribe();
+        self.closing.store(true, Ordering::Relaxed);
+        loop {
+            let machines = self.read(machines::all).await?;
+            if machines.iter().all(|machine| machine.vmm.is_none()) {
+                return Ok(());
+            }
+            machines.iter().for_each(|machine| self.poke(machine.uid));
+            // The sender is our own.
+            let _ = changes.changed().await;
+        }
     }
 
     fn paths(&self, machine: &str) -> MachinePaths {

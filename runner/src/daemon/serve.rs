@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,6 +19,8 @@ use crate::host;
 
 /// How long open calls may go on when the daemon ends.
 const LAST_CALLS: Duration = Duration::from_millis(500);
+/// How long the machines may take to stop when the host shuts down; garret.service allows a little more.
+const CLOSING: Duration = Duration::from_secs(100);
 
 /// Runs the daemon on `socket` until it is told to end. The machines go on.
 ///
@@ -43,16 +46,31 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
         served = axum::serve(listener, router).into_future() => served?,
-        ended = reconcile::supervise(daemon, poked) => ended?,
+        ended = &mut reconciled => return ended,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     notify::notify("STOPPING=1")?;
-    tracing::info!("ends; the machines go on");
+    if host_shuts_down().await {
+        tracing::info!("the host shuts down: the machines stop");
+        tokio::select! {
+            closed = tokio::time::timeout(CLOSING, daemon.close()) => closed.unwrap_or(Ok(()))?,
+            ended = &mut reconciled => ended?,
+        }
+    } else {
+        tracing::info!("ends; the machines go on");
+    }
     tokio::time::sleep(LAST_CALLS).await;
     Ok(())
+}
+
+/// Whether the service manager ends everything, not only us.
+async fn host_shuts_down() -> bool {
+    let asked = tokio::process::Command::new("systemctl").arg("is-system-running").output().await;
+    asked.is_ok_and(|output| output.stdout.starts_with(b"stopping"))
 }
 
 /// Listens where everybody may connect: the peer's credentials decide what they may do.

@@ -22,6 +22,8 @@ use crate::environment_id::environment_id;
 
 /// How long removing an environment may take until the answer says that it goes on.
 const REMOVAL: Duration = Duration::from_secs(60);
+/// The most environments of one machine.
+const ENVIRONMENTS_MAX: usize = 256;
 /// How long the agent may take to say how a container is.
 const GLANCE: Duration = Duration::from_secs(3);
 
@@ -89,6 +91,10 @@ pub async fn put(
         .write(move |db| {
             let mut kept = match environments::get(db, &id)? {
                 Some(row) => row,
+                None if environments::of_machine(db, owner)?.len() >= ENVIRONMENTS_MAX => {
+                    let said = format!("{ENVIRONMENTS_MAX} environments are the most of one machine: `garret rm` one");
+                    return Ok(Err(Problem::new("conflict", said)));
+                }
                 None => requests::new_environment(&id, owner, &request),
             };
             if stopped && kept.status.phase == EnvironmentPhase::Ready {
@@ -96,9 +102,9 @@ pub async fn put(
             }
             let row = requests::apply_environment(&kept, &request, &policy);
             environments::put(db, &row)?;
-            show_row(db, row)
+            show_row(db, row).map(Ok)
         })
-        .await?;
+        .await??;
     daemon.poke(owner);
     Ok(Json(environment))
 }

@@ -324,6 +324,24 @@ async fn only_an_administrator_changes_what_belongs_to_others() {
     assert_eq!(refused(server.client().put::<Value>("/v1/machines/no-such-account", &json!({})).await).0, 404);
 }
 
+#[tokio::test]
+async fn closing_waits_for_every_machine_and_changes_no_wish() {
+    let mut server = Server::start().await;
+    let request = json!({"desired": "running", "memory_mib": 1000});
+    server.client().put::<Machine>("/v1/machines/root", &request).await.unwrap();
+    let id = crate::daemon::state::VmmId { pid: 1, started: 1, boot_id: "b".into() };
+    server.daemon.write(move |db| machine_table::set_vmm(db, 0, Some(&id))).await.unwrap();
+    assert_eq!(server.poked.recv().await, Some(0));
+    let daemon = server.daemon.clone();
+    let closing = tokio::spawn(async move { daemon.close().await });
+    assert_eq!(server.poked.recv().await, Some(0), "its driver looks again");
+    assert!(!closing.is_finished());
+    server.daemon.write(|db| machine_table::set_vmm(db, 0, None)).await.unwrap();
+    closing.await.unwrap().unwrap();
+    let machine: Machine = server.client().get("/v1/machines/root").await.unwrap();
+    assert_eq!(machine.desired, Desired::Running);
+}
+
 #[test]
 fn the_description_is_the_one_in_the_repository() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/openapi/runner.json");

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -85,7 +86,7 @@ impl Driver {
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
         self.adopt().await?;
         while let Some((machine, environments)) = self.look().await? {
-            let action = next_action(&self.observe(&machine, &environments), wish(&machine));
+            let action = next_action(&self.observe(&machine, &environments), self.wish(&machine));
             tracing::debug!(machine = machine.developer, ?action);
             match action {
                 Action::Rest => self.rest(&machine).await?,
@@ -112,6 +113,13 @@ impl Driver {
                 Ok(Some((machine, environments::of_machine(db, uid)?)))
             })
             .await
+    }
+
+    fn wish(&self, machine: &MachineRow) -> Wish {
+        match Wish::new(machine.desired, machine.removed) {
+            Wish::Run if self.daemon.closing.load(Ordering::Relaxed) => Wish::Stand,
+            wish => wish,
+        }
     }
 
     fn observe(&self, machine: &MachineRow, environments: &[EnvironmentRow]) -> Observed {
@@ -245,8 +253,4 @@ impl Driver {
     pub(super) async fn poked(&self) {
         self.poke.notified().await;
     }
-}
-
-fn wish(machine: &MachineRow) -> Wish {
-    Wish::new(machine.desired, machine.removed)
 }
