@@ -1,6 +1,9 @@
 //! The engine's API socket, for containers that ask for `docker.sock`.
 
+use std::fs::Permissions;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -52,6 +55,8 @@ fn listen(path: &Path) -> std::io::Result<OwnedFd> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Non-blocking would be inherited by the service, which expects neither; Go sets what it needs.
-    Ok(std::os::unix::net::UnixListener::bind(path)?.into())
+    let listener = UnixListener::bind(path)?;
+    // In a container it is whoever's the container is: mounting it is the permission.
+    std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
+    Ok(listener.into())
 }

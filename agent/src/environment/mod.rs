@@ -192,6 +192,7 @@ impl Environments {
         let images = [plan::renumbered_image(&entry.id), plan::built_image(&entry.id)];
         let rmi = ["image", "rm", "--ignore"].map(str::to_owned);
         podman.output(rmi.into_iter().chain(images)).await.ok();
+        podman.prune_images(&entry.id).await;
         Ok(())
     }
 

@@ -11,13 +11,18 @@ use super::podman::Config;
 use super::record::ImageRecord;
 
 /// The label of everything that belongs to an environment; its value is the environment's id.
-pub const ENVIRONMENT_LABEL: &str = "garret.environment";
+const ENVIRONMENT_LABEL: &str = "garret.environment";
 /// The container's log is begun anew beyond this size; what is shown of it is less.
 const LOG_FILE_MAX: &str = "4mb";
 
 /// Keeps a container alive and ends it at once when asked; with arguments, runs them instead. The image's entrypoints of
 /// features come before. `sleep` in the background and `wait`: a shell handles a signal only between commands.
 const KEEP_ALIVE: &str = "exec \"$@\"\nwhile :; do sleep 86400 & wait $!; done";
+
+/// The label of an environment's parts, with its value.
+pub fn label(id: &str) -> String {
+    format!("{ENVIRONMENT_LABEL}={id}")
+}
 
 /// The container of an environment, unless `runArgs` name it.
 pub fn container_name(id: &str) -> String {
@@ -45,6 +50,8 @@ pub struct BuildPlan<'a> {
     pub context: &'a str,
     /// The rest.
     pub build: &'a Build,
+    /// What its commands find in their environment, beyond the proxies, which the engine passes on by itself.
+    pub env: &'a BTreeMap<String, String>,
     /// Without a cache.
     pub anew: bool,
 }
@@ -53,7 +60,7 @@ pub struct BuildPlan<'a> {
 pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     // The Docker format keeps SHELL and HEALTHCHECK, which an OCI image cannot hold.
     let mut args = words(&["build", "--format", "docker", "--tag", &built_image(plan.id), "--file", plan.dockerfile]);
-    args.extend([format!("--label={ENVIRONMENT_LABEL}={}", plan.id)]);
+    args.push(format!("--label={}", label(plan.id)));
     if let Some(target) = plan.build.target.as_deref().filter(|target| !target.is_empty()) {
         args.extend(words(&["--target", target]));
     }
@@ -62,6 +69,9 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     } else {
         args.extend(plan.build.cache_from.iter().map(|image| format!("--cache-from={}", repository(image))));
     }
+    // For the build's commands, not for the image: tomorrow's host may say otherwise.
+    args.extend(plan.env.iter().map(|(name, value)| format!("--env={name}={value}")));
+    args.extend(plan.env.keys().map(|name| format!("--unsetenv={name}")));
     args.extend(plan.build.args.iter().map(|(name, value)| format!("--build-arg={name}={value}")));
     args.extend(plan.build.options.iter().cloned());
     args.push(plan.context.to_owned());
@@ -96,7 +106,7 @@ pub fn run_args(plan: &RunPlan<'_>) -> Result<Vec<String>, Problem> {
     let own_name = resolved.config.own.run_args.iter().any(|arg| arg == "--name" || arg.starts_with("--name="));
     args.extend((!own_name).then(|| "--replace".to_owned()));
     args.extend(words(&["--log-driver", "k8s-file", "--log-opt", &format!("max-size={LOG_FILE_MAX}")]));
-    args.push(format!("--label={ENVIRONMENT_LABEL}={id}"));
+    args.push(format!("--label={}", label(id)));
     args.extend(resolved.labels.iter().map(|(name, value)| format!("--label={name}={value}")));
     for mount in all_mounts(resolved, merged)? {
         args.push(format!("--mount={}", shared.mount(&mount)?.to_argument()));

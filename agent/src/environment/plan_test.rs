@@ -121,7 +121,8 @@ fn builds() {
         options: vec!["--network=host".into()],
         ..Build::default()
     };
-    let plan = BuildPlan { id: "P-1", dockerfile: "/w/D", context: "/w", build: &build, anew: false };
+    let env = BTreeMap::from([("PIP_INDEX_URL".into(), "http://pip".into())]);
+    let plan = BuildPlan { id: "P-1", dockerfile: "/w/D", context: "/w", build: &build, env: &env, anew: false };
     assert_eq!(
         build_args(&plan),
         [
@@ -136,6 +137,8 @@ fn builds() {
             "--target",
             "dev",
             "--cache-from=ghcr.io/a/b",
+            "--env=PIP_INDEX_URL=http://pip",
+            "--unsetenv=PIP_INDEX_URL",
             "--build-arg=V=1 2",
             "--network=host",
             "/w"

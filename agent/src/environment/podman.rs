@@ -92,6 +92,14 @@ impl Podman {
         }
     }
 
+    /// Removes the images an environment built before and nobody uses any more.
+    pub async fn prune_images(&self, environment: &str) {
+        let filter = format!("label={}", super::plan::label(environment));
+        if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter]).await {
+            tracing::warn!("old images of {environment} could not be removed: {failure}");
+        }
+    }
+
     /// Runs to the end; true if the status is 0. A dropped future kills it.
     async fn call<S: AsRef<OsStr>>(
         &self,

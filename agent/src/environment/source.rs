@@ -79,11 +79,14 @@ async fn built(
         let message = format!("build.context: there is no folder {:?} in the workspace", shown(&workspace, &context));
         return Err(Problem::new("invalid", message));
     }
+    let mut env = up.facts.env.clone();
+    env.retain(|name, _| !up.facts.engine_env.contains_key(name));
     let args = plan::build_args(&BuildPlan {
         id: &up.entry.id,
         dockerfile: &dockerfile.to_string_lossy(),
         context: &context.to_string_lossy(),
         build,
+        env: &env,
         anew: up.spec.rebuild,
     });
     up.podman.stream(args, |bytes| output.bytes(bytes)).await.map_err(|failure| {
@@ -136,7 +139,8 @@ pub(super) async fn with_owner_ids(
             write_layer(folder.path(), &name, &image.config.user, &renumbered).map_err(internal)?;
             let tag = plan::renumbered_image(&up.entry.id);
             let context = folder.path().to_string_lossy();
-            let args = ["build", "--format", "docker", "--tag", &tag, &context];
+            let label = plan::label(&up.entry.id);
+            let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
             up.podman.stream(args, |bytes| output.bytes(bytes)).await.map_err(|failure| {
                 let to_do = "set \"updateRemoteUserUID\" to false to go on without";
                 let message = format!("user {user} could not be given the workspace's owner: {failure}; {to_do}");
@@ -158,6 +162,9 @@ fn user_files(image: &Image) -> (String, String) {
     (files.0.unwrap_or_default(), files.1.unwrap_or_default())
 }
 
+/// Takes pairs of an owner and a folder.
+const CHOWN_HOMES: &str = "while [ $# -gt 1 ]; do if [ -d \"$2\" ]; then chown -hR \"$1\" \"$2\"; fi; shift 2; done";
+
 fn write_layer(folder: &Path, image: &str, image_user: &str, renumbered: &Renumbered) -> std::io::Result<()> {
     std::fs::write(folder.join("passwd"), &renumbered.passwd)?;
     std::fs::write(folder.join("group"), &renumbered.group)?;
@@ -166,10 +173,11 @@ fn write_layer(folder: &Path, image: &str, image_user: &str, renumbered: &Renumb
 
 fn layer(image: &str, image_user: &str, homes: &[(String, String)]) -> String {
     let mut text = format!("FROM {image}\nUSER root\nCOPY --chown=0:0 --chmod=0644 passwd group /etc/\n");
-    for (home, owner) in homes {
-        // The array form: no shell reads the folder's name.
-        let script = "if [ -d \"$1\" ]; then chown -hR \"$0\" \"$1\"; fi";
-        text += &format!("RUN {}\n", serde_json::json!(["/bin/sh", "-c", script, owner, home]));
+    // The array form: no shell reads a folder's name.
+    let mut run = ["/bin/sh", "-c", CHOWN_HOMES, "-"].map(str::to_owned).to_vec();
+    run.extend(homes.iter().flat_map(|(home, owner)| [owner.clone(), home.clone()]));
+    if !homes.is_empty() {
+        text += &format!("RUN {}\n", serde_json::json!(run));
     }
     if !image_user.is_empty() {
         text += &format!("USER {image_user}\n");
@@ -195,7 +203,7 @@ mod tests {
     fn the_layer_ends_with_the_images_own_user() {
         let text = layer("img", "app", &[("/home/a b".into(), "1000:1000".into())]);
         assert!(text.starts_with("FROM img\nUSER root\n") && text.ends_with("\nUSER app\n"), "{text}");
-        assert!(text.contains(r#","1000:1000","/home/a b"]"#), "{text}");
+        assert!(text.contains(r#","-","1000:1000","/home/a b"]"#), "{text}");
         assert!(layer("img", "", &[]).ends_with("/etc/\n"));
     }
 }

@@ -78,7 +78,7 @@ impl Up {
         let changed = self.entry.with(|record| record.config.as_ref().is_some_and(|config| *config != read.text));
         if changed && !self.spec.rebuild {
             output.line(
-                "warning: devcontainer.json has changed since the container was made; it takes effect with --rebuild",
+                "warning: devcontainer.json has changed; what it says of the container takes effect with --rebuild",
             );
         }
         Ok(read)
@@ -113,6 +113,9 @@ impl Up {
             Some(container) => container,
             None => self.create(read).await?,
         };
+        if self.spec.rebuild {
+            self.podman.prune_images(self.id()).await;
+        }
         self.journal.quiet_step("read container", async || self.take_up(read, container).await).await
     }
 
@@ -238,7 +241,7 @@ impl Up {
         Ok(())
     }
 
-    /// The lifecycle commands that are due; true if any ran.
+    /// The lifecycle commands that are due; true if any ran that may set the container up.
     async fn lifecycle(&self, running: &Container) -> Result<bool, StepFailed> {
         let started_at = &running.started_at;
         let mut any = false;
@@ -246,7 +249,7 @@ impl Up {
             let container = self.container_record();
             if !container.is_done(stage, started_at) {
                 for command in running.merged.commands(stage) {
-                    any = true;
+                    any |= stage < Stage::PostAttachCommand;
                     let prepare = |request| remote::process(&container, &running.users, request);
                     hooks::run(&self.journal, stage, command, prepare).await?;
                 }
@@ -347,7 +350,7 @@ mod tests {
         std::fs::remove_file(folder.path().join("devcontainer.json")).unwrap();
         assert!(error(folder.path()).contains("several devcontainer.json"));
         let chosen = EnvironmentSpec { config: Some("a".into()), ..spec("/home/ann/p") };
-        let read = read(folder.path(), chosen).ok().expect("the chosen one is read");
+        let read = read(folder.path(), chosen).expect("the chosen one is read");
         assert_eq!(read.folder, folder.path().join(".devcontainer/a"));
     }
 }
