@@ -6,7 +6,7 @@ mod shared;
 mod statistics;
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, Read};
 use std::ops::Range;

@@ -39,6 +39,7 @@ pub fn whole_pages(range: &Range<u64>, region: &Range<u64>) -> Range<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // one range is what is meant
 mod tests {
     use super::*;
     use proptest::prelude::*;

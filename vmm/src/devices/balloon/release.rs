@@ -35,6 +35,7 @@ fn release_in(region: &<GuestRam as GuestMemory>::R, range: &Range<u64>) -> u64 
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // one range is what is meant
 mod tests {
     use super::*;
     use vm_memory::Bytes;

@@ -50,7 +50,7 @@ impl Image {
             return Err(ImageError::NotAFile { id, path });
         }
         let length = metadata.len();
-        if length == 0 || length % SECTOR != 0 {
+        if length == 0 || !length.is_multiple_of(SECTOR) {
             return Err(ImageError::Length { id, path, length });
         }
         let lock = if config.read_only {

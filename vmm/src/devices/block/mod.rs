@@ -10,7 +10,7 @@ mod request;
 mod uring;
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, Write};
 use std::sync::Arc;

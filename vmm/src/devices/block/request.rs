@@ -157,7 +157,7 @@ fn writable(disk: Disk) -> Result<(), Status> {
 }
 
 fn extent(sector: u64, bytes: u64, disk: Disk) -> Result<(u64, u64), Status> {
-    if bytes % SECTOR != 0 || bytes > MAX_DATA {
+    if !bytes.is_multiple_of(SECTOR) || bytes > MAX_DATA {
         return Err(Status::IoError);
     }
     inside(sector, bytes / SECTOR, disk)

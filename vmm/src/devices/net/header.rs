@@ -16,6 +16,9 @@ pub const NUM_BUFFERS: usize = 10;
 const ETHERNET: usize = 18;
 /// The shortest Ethernet header.
 const ETHERNET_MIN: usize = 14;
+/// The smallest piece a TCP sender arrives at: the smallest MSS, 48 bytes, less 40 bytes of options. Smaller ones would only
+/// make the host cut one packet into tens of thousands.
+const SEGMENT_MIN: u16 = 8;
 /// The largest packet with its header: what segmentation offload hands over at once.
 pub const PACKET_MAX: usize = HEADER + ETHERNET + 65536;
 
@@ -54,7 +57,7 @@ pub fn admit(header: Header, length: usize, features: u64) -> Option<Header> {
         _ => return None,
     };
     // §5.1.6.2: segmentation needs the checksum, and pieces of some size.
-    if segments && (!checksum || header.gso_size.get() == 0 || usize::from(header.hdr_len.get()) > frame) {
+    if segments && (!checksum || header.gso_size.get() < SEGMENT_MIN || usize::from(header.hdr_len.get()) > frame) {
         return None;
     }
     let flags = if checksum { VIRTIO_NET_HDR_F_NEEDS_CSUM as u8 } else { 0 };
@@ -131,6 +134,7 @@ mod tests {
             (segments, HEADER + 3000, ALL, true),
             (segments, HEADER + 3000, 1 << VIRTIO_NET_F_CSUM, false),
             (header_with(segments, |h| h.gso_size = 0.into()), HEADER + 3000, ALL, false),
+            (header_with(segments, |h| h.gso_size = 7.into()), HEADER + 3000, ALL, false),
             (header_with(segments, |h| h.flags = 0), HEADER + 3000, ALL, false),
             (header_with(segments, |h| h.hdr_len = u16::MAX.into()), HEADER + 3000, ALL, false),
             (header_with(segments, |h| h.gso_type = 3), HEADER + 3000, ALL, false),
@@ -170,7 +174,7 @@ mod tests {
                 let field = usize::from(admitted.csum_start.get()) + usize::from(admitted.csum_offset.get());
                 prop_assert!(!checksum || field + 2 <= frame);
                 prop_assert!(matches!(admitted.gso_type, 0 | 1 | 4));
-                prop_assert!(admitted.gso_type == 0 || (checksum && admitted.gso_size.get() > 0));
+                prop_assert!(admitted.gso_type == 0 || (checksum && admitted.gso_size.get() >= SEGMENT_MIN));
                 prop_assert!(usize::from(admitted.hdr_len.get()) <= frame);
                 prop_assert_eq!(admitted.num_buffers.get(), 0);
             }

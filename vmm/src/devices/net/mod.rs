@@ -8,7 +8,7 @@ mod tap;
 mod tx;
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::sync::Arc;

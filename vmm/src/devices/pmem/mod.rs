@@ -4,7 +4,7 @@
 //! `/dev/pmem0` stays its own, in memory. A read-only mapping would make every such write an exit that nothing can emulate.
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -83,7 +83,7 @@ fn open(path: &Path) -> Result<(File, u64), Error> {
         return Err(Error::NotAFile { path: path.to_owned() });
     }
     let length = metadata.len();
-    if length == 0 || length % ALIGNMENT != 0 {
+    if length == 0 || !length.is_multiple_of(ALIGNMENT) {
         return Err(Error::Length { path: path.to_owned(), length });
     }
     Ok((file, length))
