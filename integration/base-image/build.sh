@@ -58,8 +58,10 @@ http: { addr: "127.0.0.1:$port" }
 YAML
   docker-registry serve "$work/registry.yml" & local registry=$!
   curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
-  skopeo copy --dest-tls-verify=false "oci:$work/oci:base" "docker://127.0.0.1:$port/devcontainers/base:debian"
-  skopeo copy --dest-tls-verify=false "oci:$work/oci:busybox" "docker://127.0.0.1:$port/library/busybox:latest"
+  # zstd costs whoever pulls a fraction of gzip, which counts where the processor is emulated.
+  push() { skopeo copy --dest-tls-verify=false --dest-compress-format zstd "oci:$work/oci:$1" "docker://127.0.0.1:$port/$2"; }
+  push base devcontainers/base:debian
+  push busybox library/busybox:latest
   kill $registry
 }
 
