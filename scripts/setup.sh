@@ -21,9 +21,10 @@ wanted=(
 # Whoever has node and npm from elsewhere keeps them.
 command -v npm >/dev/null || wanted+=(nodejs npm)
 
+installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true)
 missing=()
 for package in "${wanted[@]}"; do
-  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  grep -qx "$package installed" <<<"$installed" || missing+=("$package")
 done
 if [ ${#missing[@]} != 0 ]; then
   echo "setup: installing ${missing[*]}" >&2
@@ -35,7 +36,7 @@ if [ ${#missing[@]} != 0 ]; then
   case " ${missing[*]} " in *" docker-registry "*)
     if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now docker-registry; fi ;;
   esac
-elif [ -z "$(apt-cache policy linux-image-6.12-cloud-amd64)" ]; then
+elif ! apt-cache show linux-image-6.12-cloud-amd64 >/dev/null 2>&1; then
   as_root apt-get update >/dev/null                       # the emulated host's kernel is downloaded, not installed
 fi
 command -v cargo >/dev/null || die "there is no cargo: install Rust 1.95 or newer with rustup (https://rustup.rs), then run this again"
