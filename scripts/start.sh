@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 PATH=$here:$PATH
 garret-registry-start "$("$here/../integration/base-image/build.sh")" "$here/../integration/host/config.toml"
-if [ -d /run/systemd/system ] && [ -f /etc/systemd/system/garret.service ]; then
+if [ -d /run/systemd/system ]; then
   systemctl daemon-reload
   systemctl start garret
 else
