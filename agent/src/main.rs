@@ -8,6 +8,7 @@ use anyhow::Context;
 use garret_agent::server::vsock::HostOnly;
 use garret_agent::server::{self, Agent};
 use garret_agent::{environment, init};
+use nix::sys::signal::SigSet;
 use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,10 +41,20 @@ fn main() -> ExitCode {
 }
 
 fn agent() -> ExitCode {
+    // Init's blocked signals are inherited; the agent and all it starts, containers too, must hear them.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        eprintln!("garret-agent: cannot unblock signals: {error}");
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(serve())) {
+    let ended = runtime.context("cannot start the runtime").and_then(|runtime| {
+        let ended = runtime.block_on(serve());
+        // Not waiting for its threads: one may be in a call that does not return, and init waits for this end.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
