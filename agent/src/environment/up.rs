@@ -1,5 +1,7 @@
 //! The way up, step by step.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +19,9 @@ use super::{Dirs, engine_socket, git, hooks, remote, runtime, source};
 use crate::exec;
 use crate::setup::HostFacts;
 use crate::users::Users;
+
+/// The largest devcontainer.json, in bytes.
+const CONFIG_MAX: u64 = 1 << 20;
 
 /// One way up.
 pub(super) struct Up {
@@ -131,7 +136,7 @@ impl Up {
             engine_socket::serve().await?;
         }
         match self.podman.output(["start", &container.id]).await {
-            Ok(_) => Ok(Some(container)),
+            Ok(_) => Ok(Some(ContainerRecord { usable: false, ..container })),
             Err(failure) if failure.stderr.contains("no such container") => Ok(None),
             Err(failure) => {
                 let message = format!("the container could not be started: {failure}; bring it up with --rebuild");
@@ -214,7 +219,7 @@ impl Up {
             workspace_folder: read.resolved.workspace_folder.clone(),
             env: running.env,
             remote_env: remote_env.map_err(|error| Problem::new("invalid", error.to_string()))?,
-            usable: merged.usable_after() == Stage::InitializeCommand,
+            usable: container.usable || merged.usable_after() == Stage::InitializeCommand,
             ..container
         };
         self.entry.update(|record| record.container = Some(container)).await;
@@ -295,13 +300,22 @@ fn read(workspace: &Path, spec: EnvironmentSpec) -> Result<Read, Problem> {
     let at = |error: garret_devcontainer::Error| invalid(format!("{}: {error}", spec.host_path));
     let config_file = find(&Folder(workspace), spec.config.as_deref()).map_err(at)?;
     let path = workspace.join(&config_file);
-    let bytes = std::fs::read(&path).map_err(|error| invalid(format!("{config_file} cannot be read: {error}")))?;
+    let bytes = read_bounded(&path).map_err(|error| invalid(format!("{config_file} cannot be read: {error}")))?;
     let document = Document::parse(&config_file, &bytes).map_err(|error| invalid(error.to_string()))?;
     let folder = path.parent().unwrap_or(workspace).to_owned();
     let resolved =
         resolve(&document, Workspace { local_folder: spec.host_path.clone(), config_file, local_env: spec.local_env });
     let resolved = resolved.map_err(|error| invalid(error.to_string()))?;
     Ok(Read { resolved, text: String::from_utf8_lossy(&bytes).into_owned(), folder })
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(CONFIG_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > CONFIG_MAX {
+        return Err(std::io::Error::other(format!("it is larger than {CONFIG_MAX} bytes")));
+    }
+    Ok(bytes)
 }
 
 struct Folder<'a>(&'a Path);
@@ -342,6 +356,8 @@ mod tests {
         assert!(error(folder.path()).starts_with("/home/ann/p: no devcontainer.json in the workspace"));
         std::fs::write(folder.path().join("devcontainer.json"), "{\n \"image\" 5}").unwrap();
         assert!(error(folder.path()).starts_with("devcontainer.json:2:"), "{}", error(folder.path()));
+        std::fs::write(folder.path().join("devcontainer.json"), vec![b' '; 1 << 21]).unwrap();
+        assert!(error(folder.path()).contains("larger than 1048576 bytes"), "{}", error(folder.path()));
         for name in ["a", "b"] {
             let folder = folder.path().join(".devcontainer").join(name);
             std::fs::create_dir_all(&folder).unwrap();
