@@ -22,7 +22,7 @@ pub struct ConsoleLog {
 
 struct Inner {
     sink: Sink,
-    watch: Watch,
+    watch: Option<Watch>,
 }
 
 enum Sink {
@@ -31,7 +31,7 @@ enum Sink {
 }
 
 impl ConsoleLog {
-    /// Opens (and empties) the log, or takes standard output. `panicked` is called each time a kernel panic is seen.
+    /// Opens (and empties) the log, or takes standard output. `panicked` is called when a kernel panic is seen, once.
     pub fn open(path: Option<&Path>, panicked: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let sink = match path {
             None => Sink::Stdout,
@@ -40,16 +40,16 @@ impl ConsoleLog {
                 Sink::File { file, len: 0, max: CONSOLE_LOG_MAX }
             }
         };
-        Ok(Self { inner: Mutex::new(Inner { sink, watch: Watch::default() }), panicked: Box::new(panicked) })
+        Ok(Self { inner: Mutex::new(Inner { sink, watch: Some(Watch::default()) }), panicked: Box::new(panicked) })
     }
 
     /// Appends.
     pub fn write(&self, bytes: &[u8]) {
         let mut inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = inner.sink.append(bytes);
-        let panicked = inner.watch.sees(bytes);
-        drop(inner);
-        if panicked {
+        // Once: a guest that repeats the line must not fill the queue of events.
+        if inner.watch.as_mut().is_some_and(|watch| watch.sees(bytes)) {
+            inner.watch = None;
             (self.panicked)();
         }
     }
@@ -150,8 +150,9 @@ mod tests {
         log.write(b"all is well\n");
         assert_eq!(seen.load(Ordering::Relaxed), 0);
         log.write(PANIC);
+        log.write(PANIC);
         assert_eq!(seen.load(Ordering::Relaxed), 1);
-        assert_eq!(std::fs::read(&path).unwrap(), [b"all is well\n", PANIC].concat());
+        assert_eq!(std::fs::read(&path).unwrap(), [b"all is well\n", PANIC, PANIC].concat());
     }
 
     proptest! {

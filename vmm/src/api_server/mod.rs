@@ -3,8 +3,9 @@
 mod openapi;
 mod routes;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -69,6 +70,7 @@ fn prepare(socket: &Path) -> io::Result<Prepared> {
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, Permissions::from_mode(0o600))?;
     let terminate = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     ending_signals().thread_unblock()?;
     drop(entered);
