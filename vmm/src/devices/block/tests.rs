@@ -3,6 +3,8 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use garret_api::vmm::{Bucket, RateLimit};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tempfile::NamedTempFile;
 use zerocopy::IntoBytes;
@@ -226,6 +228,81 @@ fn an_image_that_shrinks_meanwhile_is_an_error_for_the_guest() {
     assert_eq!(disk.read(1020, 4096)[4096], IOERR, "half of it is there");
     assert_eq!(disk.read(0, 4096)[4096], OK);
     assert!(!disk.rig.is_broken());
+}
+
+#[test]
+fn a_full_host_is_an_error_for_the_guest_and_costs_nothing_else() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root, for a file system of its own");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    mount(Some("none"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+    let image = NamedTempFile::new_in(folder.path()).unwrap();
+    image.as_file().set_len(MIB).unwrap();
+    let mut disk = Disk::with(image, |_| {});
+    assert_eq!(disk.write(0, vec![1; 32768]), [OK]);
+    assert_eq!(disk.write(1024, vec![2; 65536]), [IOERR]);
+    // Giving something back helps.
+    assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 2048, 0)], &[1]), [OK]);
+    assert_eq!(disk.write(1024, vec![3; 32768]), [OK]);
+    assert_eq!(disk.read(1024, 32768)[..32768], vec![3; 32768]);
+    assert!(!disk.rig.is_broken());
+}
+
+/// One request of a driver, in units of 512 bytes on a small disk.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write(u64, u32, u8),
+    Discard(u64, u32),
+    Zero(u64, u32, bool),
+    Restart,
+}
+
+/// Whatever the order of requests, a disk holds what was written last.
+#[test]
+fn a_disk_holds_what_was_written_last() {
+    const SECTORS: u64 = 64;
+    let place = (0..SECTORS, 1..32_u32);
+    let step = prop_oneof![
+        4 => (place.clone(), any::<u8>()).prop_map(|((at, count), byte)| Step::Write(at, count, byte)),
+        1 => place.clone().prop_map(|(at, count)| Step::Discard(at, count)),
+        1 => (place, any::<bool>()).prop_map(|((at, count), unmap)| Step::Zero(at, count, unmap)),
+        1 => Just(Step::Restart),
+    ];
+    let config = Config { cases: 40, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&proptest::collection::vec(step, 1..20), |steps| {
+            let mut disk = Disk::new(SECTORS * 512);
+            let mut model = vec![0x11; SECTORS as usize * 512];
+            for step in steps {
+                let (at, count, byte, status) = match step {
+                    Step::Write(at, count, byte) => (at, count, byte, disk.write(at, vec![byte; count as usize * 512])),
+                    Step::Discard(at, count) => {
+                        let request = [header(blk::VIRTIO_BLK_T_DISCARD, 0), range(at, count, 0)];
+                        (at, count, 0, disk.ask(&request, &[1]))
+                    }
+                    Step::Zero(at, count, unmap) => {
+                        let request = [header(blk::VIRTIO_BLK_T_WRITE_ZEROES, 0), range(at, count, unmap.into())];
+                        (at, count, 0, disk.ask(&request, &[1]))
+                    }
+                    Step::Restart => {
+                        disk.rig.stop();
+                        disk.rig.start();
+                        continue;
+                    }
+                };
+                let fits = at + u64::from(count) <= SECTORS;
+                prop_assert_eq!(status, [if fits { OK } else { IOERR }]);
+                if fits {
+                    model[at as usize * 512..][..count as usize * 512].fill(byte);
+                }
+            }
+            prop_assert_eq!(&disk.read(0, SECTORS as u32 * 512)[..model.len()], &model[..]);
+            prop_assert_eq!(disk.content(0, model.len()), model);
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[test]
