@@ -11,11 +11,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rustix::process::{Gid, Uid};
 use virtiofsd::filesystem::FsOptions;
-use virtiofsd::fuse::{Attr, FsyncIn, GetattrIn, InHeader, Opcode, OpenIn, OutHeader, ReadIn, SetattrIn};
+use virtiofsd::fuse::{
+    Attr, CopyfilerangeIn, FallocateIn, FlushIn, FsyncIn, GetattrIn, InHeader, LseekIn, Opcode, OpenIn, OutHeader,
+    ReadIn, SetattrIn,
+};
 use virtiofsd::soft_idmap::Id;
 use vm_memory::ByteValued;
 
-use super::fuse_client::{Broken, Client, REQUESTS, ROOT_ID, share, zero};
+use super::fuse_client::{Broken, Client, HIGH_PRIORITY, REQUESTS, ROOT_ID, share, zero};
 use crate::virtio::conformance::{Request, Subject};
 
 /// The developer on the host, in these tests.
@@ -448,8 +451,8 @@ proptest! {
     }
 }
 
-/// Holds a write lease on a file, so that who opens it waits: a disk that does not answer, for as long as a test wants.
-struct Lease(fs::File);
+/// Holds a write lease on a file until it is dropped, so that who opens it waits: a disk that does not answer, for as long as a test wants.
+struct Lease(#[allow(dead_code)] fs::File);
 
 impl Lease {
     #[allow(unsafe_code)]
@@ -501,4 +504,98 @@ fn stop_waits_for_a_slow_request_until_its_deadline() {
     // What is open stays open over a pause.
     client.rig.resume(states);
     client.getattr(ROOT_ID).unwrap();
+}
+
+#[test]
+fn every_queue_is_served() {
+    let place = Place::new();
+    let config = garret_api::vmm::ShareConfig { queues: 3, ..share(&place.share()) };
+    let mut client = Client::silent(&config);
+    client.init().unwrap();
+    let mut space = [0; 40];
+    client.rig.device.identity().config.read(0, &mut space);
+    assert_eq!(space[..2], *b"t\0");
+    assert_eq!(space[36..], 3u32.to_le_bytes());
+    for queue in REQUESTS..REQUESTS + 3 {
+        client.queue = queue;
+        let folder = client.mkdir(ROOT_ID, &format!("{queue}"), 0o755).unwrap().nodeid;
+        client.create(folder, "file", 0o644).unwrap();
+    }
+    client.queue = HIGH_PRIORITY;
+    client.forget(99, 1);
+    assert!((1..=3).all(|queue| place.share().join(format!("{queue}/file")).exists()));
+}
+
+/// What the tests above do not ask for: a call that the role's filter lacks ends the process.
+#[test]
+fn the_rarer_operations_work() {
+    let place = Place::new();
+    let mut client = Client::new(&place.share());
+    let (file, fh) = client.create(ROOT_ID, "file", 0o600).unwrap();
+    let (copy, copy_fh) = client.create(ROOT_ID, "copy", 0o600).unwrap();
+    let node = file.nodeid;
+    client.write(node, fh, 0, b"0123456789").unwrap();
+
+    let space = FallocateIn { fh, offset: 0, length: 100, mode: 0, padding: 0 };
+    client.call(Opcode::Fallocate, node, &[space.as_slice()], 0).unwrap();
+    assert_eq!(client.getattr(node).unwrap().size, 100);
+    let seek = LseekIn { fh, offset: 50, whence: libc::SEEK_DATA as u32, padding: 0 };
+    client.call(Opcode::Lseek, node, &[seek.as_slice()], 8).unwrap();
+    let range =
+        CopyfilerangeIn { fh_in: fh, nodeid_out: copy.nodeid, fh_out: copy_fh, len: 10, ..CopyfilerangeIn::default() };
+    client.call(Opcode::CopyFileRange, node, &[range.as_slice()], 8).unwrap();
+    assert_eq!(client.read(copy.nodeid, copy_fh, 0, 20).unwrap(), b"0123456789");
+
+    // Truncated by handle and by name; times set by handle and by name.
+    for handle in [Some(fh), None] {
+        let of_handle = handle.map_or(0, |_| 1 << 6);
+        let size = SetattrIn { valid: 8 | of_handle, fh: handle.unwrap_or(0), size: 5, ..SetattrIn::default() };
+        assert_eq!(client.setattr(node, size).unwrap().size, 5);
+        let times = SetattrIn { valid: 0x30 | of_handle, fh: handle.unwrap_or(0), mtime: 77, ..SetattrIn::default() };
+        assert_eq!(client.setattr(node, times).unwrap().mtime, 77);
+        let mode = SetattrIn { valid: 1 | of_handle, fh: handle.unwrap_or(0), mode: 0o640, ..SetattrIn::default() };
+        assert_eq!(client.setattr(node, mode).unwrap().mode & 0o7777, 0o640);
+    }
+    let sync = FsyncIn { fh, fsync_flags: 1, padding: 0 };
+    client.call(Opcode::Fsync, node, &[sync.as_slice()], 0).unwrap();
+    let flush = FlushIn { fh, ..FlushIn::default() };
+    client.call(Opcode::Flush, node, &[flush.as_slice()], 0).unwrap();
+    client.call(Opcode::Syncfs, ROOT_ID, &[&[0; 8]], 0).unwrap();
+    client.call(Opcode::Statfs, ROOT_ID, &[], 80).unwrap();
+    client.call(Opcode::Access, node, &[&[4, 0, 0, 0, 0, 0, 0, 0]], 0).unwrap();
+    let folder = client.call(Opcode::Opendir, ROOT_ID, &[&[0; 8]], 16).unwrap();
+    let sync = FsyncIn { fh: u64::from_le_bytes(folder[..8].try_into().unwrap()), ..FsyncIn::default() };
+    client.call(Opcode::Fsyncdir, ROOT_ID, &[sync.as_slice()], 0).unwrap();
+    client.call(Opcode::Removexattr, node, &[&zero("user.a")], 0).expect_err("there are no attributes");
+    for opcode in [Opcode::Getxattr, Opcode::Listxattr, Opcode::Setlk, Opcode::Ioctl, Opcode::TmpFile] {
+        let body = [&4u64.to_le_bytes()[..], &zero("user.a")].concat();
+        assert_eq!(client.call(opcode, node, &[&body], 64).err(), Some(libc::ENOSYS), "{opcode:?}");
+    }
+    let message = client.message(Opcode::Destroy, 0, &[]);
+    assert_eq!(client.exchange(&message, 16).unwrap(), b"");
+    client.init().unwrap();
+}
+
+#[test]
+fn what_is_wrong_with_the_config_is_said() {
+    let place = Place::new();
+    let good = share(&place.share());
+    let with = |change: fn(&mut garret_api::vmm::ShareConfig)| {
+        let mut config = good.clone();
+        change(&mut config);
+        super::new(0, &config).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let missing = "share t: cannot open the folder /missing: No such file or directory (os error 2)";
+    assert_eq!(with(|config| config.path = "/missing".into()), missing);
+    let file = "share t: cannot open the folder /proc/version: Not a directory (os error 20)";
+    assert_eq!(with(|config| config.path = "/proc/version".into()), file);
+    for queues in [0, 9] {
+        let mut config = good.clone();
+        config.queues = queues;
+        let error = super::new(0, &config).err().unwrap().to_string();
+        assert_eq!(error, format!("share t: there can be 1 to 8 queues, not {queues}"));
+    }
+    assert!(with(|config| config.tag = String::new()).ends_with("a tag has 1 to 36 bytes and none of them is zero"));
+    assert!(with(|config| config.tag = "x".repeat(37)).contains("a tag has 1 to 36 bytes"));
+    assert!(with(|config| config.fd_limit = u64::MAX).contains("raise RLIMIT_NOFILE or lower fd_limit"));
 }

@@ -10,7 +10,9 @@ use vm_memory::ByteValued;
 
 use crate::virtio::testing::{BUFFER, Rig};
 
-/// The first request queue; queue 0 is the high-priority one.
+/// The queue for what forgets.
+pub const HIGH_PRIORITY: usize = 0;
+/// The first request queue.
 pub const REQUESTS: usize = 1;
 
 /// An error number of the answer.
@@ -27,6 +29,8 @@ pub fn share(path: &Path) -> ShareConfig {
 pub struct Client {
     pub rig: Rig,
     unique: u64,
+    /// Where requests go.
+    pub queue: usize,
     /// Whose requests these are.
     pub uid: u32,
 }
@@ -43,7 +47,7 @@ impl Client {
     pub fn silent(config: &ShareConfig) -> Self {
         let mut rig = Rig::new(Box::new(super::new(0, config).unwrap()));
         rig.start();
-        Self { rig, unique: 0, uid: 0 }
+        Self { rig, unique: 0, queue: REQUESTS, uid: 0 }
     }
 
     /// As a driver does after a fault.
@@ -61,7 +65,7 @@ impl Client {
         let whole = room / BUFFER as usize;
         let mut writable = vec![BUFFER; whole];
         writable.extend(Some((room % BUFFER as usize) as u32).filter(|len| *len > 0));
-        let queue = &mut self.rig.queues[REQUESTS];
+        let queue = &mut self.rig.queues[self.queue];
         let head = queue.add(&readable, &writable);
         queue.kick();
         head
@@ -71,7 +75,7 @@ impl Client {
     pub fn exchange(&mut self, message: &[u8], room: usize) -> Result<Vec<u8>, Broken> {
         let head = self.offer(message, room);
         let interrupt = self.rig.device.config_interrupt().clone();
-        let answer = self.rig.queues[REQUESTS].wait_used_unless(|| interrupt.is_reset_needed()).ok_or(Broken)?;
+        let answer = self.rig.queues[self.queue].wait_used_unless(|| interrupt.is_reset_needed()).ok_or(Broken)?;
         assert_eq!(answer.head, head);
         Ok(answer.bytes)
     }

@@ -3,8 +3,8 @@
 //! A client connects to the machine's socket, writes `CONNECT <port>\n`, reads `OK <port>\n` and has a stream to that port of
 //! the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if there is one.
 //!
-//! [`packet`] knows the wire, [`connection`] one stream's rules without I/O, [`muxer`] all streams and their sockets,
-//! [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] bytes waiting
+//! [`packet`] knows the wire, [`connection`] one stream's rules without I/O, [`peer`] a stream and its socket, [`muxer`]
+//! all of them, [`host`] the sockets they begin at, [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] bytes waiting
 //! in each and [`muxer::BACKLOG_MAX`] in all, [`muxer::REFUSALS_MAX`] resets waiting.
 
 mod backend;
@@ -13,6 +13,7 @@ mod handshake;
 mod host;
 mod muxer;
 mod packet;
+mod peer;
 
 #[cfg(test)]
 mod connection_test;

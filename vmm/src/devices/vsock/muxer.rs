@@ -1,8 +1,7 @@
 //! All connections of one machine: who they belong to, whose turn it is to send to the guest, and how many there may be.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::{self, ErrorKind, IoSlice, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use super::connection::Connection;
 use super::handshake::{self, Line};
 use super::host::Host;
 use super::packet::{self, Header, Key, MAX_PAYLOAD, Op, Verdict};
+use super::peer::Peer;
 
 /// Connections at once, of both directions.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -60,20 +60,6 @@ pub struct Muxer {
 enum Owner {
     Client { stream: UnixStream, since: Instant },
     Peer(Key),
-}
-
-/// A connection and its socket. Events are edge-triggered: what they said is kept here until the socket says `EAGAIN`.
-struct Peer {
-    connection: Connection,
-    stream: UnixStream,
-    token: u64,
-    readable: bool,
-    writable: bool,
-    /// The other end is closed for good, not just half.
-    hung_up: bool,
-    queued: bool,
-    /// Bytes of the muxer's backlog that are this connection's.
-    counted: usize,
 }
 
 /// What goes to the guest next.
@@ -243,32 +229,14 @@ impl Muxer {
     }
 
     fn adopt(&mut self, key: Key, connection: Connection, stream: UnixStream, token: u64, now: Instant) {
-        // The events of the past may be spent already, so suppose the best: a socket that is not ready says so.
-        let peer = Peer {
-            connection,
-            stream,
-            token,
-            readable: true,
-            writable: true,
-            hung_up: false,
-            queued: false,
-            counted: 0,
-        };
         self.owners.insert(token, Owner::Peer(key));
-        self.peers.insert(key, peer);
+        self.peers.insert(key, Peer::new(connection, stream, token));
         self.settle(key, now);
     }
 
     fn wake(&mut self, key: Key, events: EventSet, now: Instant) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
-        peer.readable |= hung_up || events.intersects(EventSet::IN | EventSet::READ_HANG_UP);
-        peer.writable |= hung_up || events.contains(EventSet::OUT);
-        peer.hung_up |= hung_up;
-        if hung_up && !peer.connection.established() {
-            // The client left before the guest answered.
-            peer.connection.abort();
-        }
+        peer.wake(events);
         self.settle(key, now);
     }
 
@@ -367,8 +335,7 @@ impl Muxer {
         let peer = self.peers.get_mut(&key)?;
         let header = match result {
             Ok(0) => {
-                peer.readable = false;
-                peer.connection.host_ended();
+                peer.ended(false);
                 None
             }
             Ok(count) => {
@@ -384,11 +351,8 @@ impl Muxer {
                 None
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => None,
-            // The other end closed with bytes unread.
             Err(_) => {
-                peer.readable = false;
-                peer.hung_up = true;
-                peer.connection.host_ended();
+                peer.ended(true);
                 None
             }
         };
@@ -427,36 +391,6 @@ impl Muxer {
         if let Some(peer) = self.peers.remove(&key) {
             // Closing the socket takes it out of the epoll set.
             self.owners.remove(&peer.token);
-        }
-    }
-}
-
-impl Peer {
-    /// Tells the client that the guest accepted: a socket nothing was written to has room for a line.
-    fn greet(&mut self, key: Key) {
-        let line = handshake::accepted(key.host_port);
-        if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
-            self.connection.abort();
-        }
-    }
-
-    /// Writes as much of the backlog as the socket takes, and passes the end on.
-    fn flush(&mut self) {
-        while self.writable && self.connection.backlog_len() > 0 {
-            let (first, second) = self.connection.backlog();
-            match self.stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
-                Ok(count) if count > 0 => self.connection.delivered(count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
-                _ => self.connection.host_deafened(),
-            }
-        }
-        if self.connection.pass_on_end() {
-            // It fails only when the other end is gone, which the next event tells.
-            let _ = self.stream.shutdown(Shutdown::Write);
-        }
-        if self.hung_up && self.connection.host_has_ended() {
-            self.connection.host_deafened();
         }
     }
 }

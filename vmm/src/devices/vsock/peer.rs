@@ -1,0 +1,86 @@
+//! A connection and its socket.
+
+use std::io::{ErrorKind, IoSlice, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::connection::Connection;
+use super::handshake;
+use super::packet::Key;
+
+/// See the module. Events are edge-triggered: what they said is kept here until the socket says `EAGAIN`.
+pub struct Peer {
+    /// The rules, and what waits for the socket.
+    pub connection: Connection,
+    /// Non-blocking.
+    pub stream: UnixStream,
+    /// The socket's name among the event tokens.
+    pub token: u64,
+    /// There may be bytes to read, or the end.
+    pub readable: bool,
+    writable: bool,
+    /// The other end is closed for good, not just half.
+    hung_up: bool,
+    /// It waits for its turn to send to the guest.
+    pub queued: bool,
+    /// Bytes of the muxer's backlog that are this connection's.
+    pub counted: usize,
+}
+
+impl Peer {
+    /// A connection over `stream`, whose events have `token`.
+    pub fn new(connection: Connection, stream: UnixStream, token: u64) -> Self {
+        // The events of the past may be spent already, so suppose the best: a socket that is not ready says so.
+        let (readable, writable) = (true, true);
+        Self { connection, stream, token, readable, writable, hung_up: false, queued: false, counted: 0 }
+    }
+
+    /// Takes note of what the kernel says of the socket.
+    pub fn wake(&mut self, events: EventSet) {
+        let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        self.readable |= hung_up || events.intersects(EventSet::IN | EventSet::READ_HANG_UP);
+        self.writable |= hung_up || events.contains(EventSet::OUT);
+        self.hung_up |= hung_up;
+        if hung_up && !self.connection.established() {
+            // The client left before the guest answered.
+            self.connection.abort();
+        }
+    }
+
+    /// The socket was read to its end; `broken`: it was closed with bytes unread, in both directions.
+    pub fn ended(&mut self, broken: bool) {
+        self.readable = false;
+        self.hung_up |= broken;
+        self.connection.host_ended();
+    }
+
+    /// Tells the client that the guest accepted: a socket nothing was written to has room for a line.
+    pub fn greet(&mut self, key: Key) {
+        let line = handshake::accepted(key.host_port);
+        if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
+            self.connection.abort();
+        }
+    }
+
+    /// Writes as much of the backlog as the socket takes, and passes the end on.
+    pub fn flush(&mut self) {
+        while self.writable && self.connection.backlog_len() > 0 {
+            let (first, second) = self.connection.backlog();
+            match self.stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+                Ok(count) if count > 0 => self.connection.delivered(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                _ => self.connection.host_deafened(),
+            }
+        }
+        if self.connection.pass_on_end() {
+            // It fails only when the other end is gone, which the next event tells.
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+        if self.hung_up && self.connection.host_has_ended() {
+            self.connection.host_deafened();
+        }
+    }
+}
