@@ -89,9 +89,9 @@ impl Function {
         Ok(Self { device, config, msix_capability, registers, msix, doorbells, mem, life: Life::Idle })
     }
 
-    /// The device.
-    pub fn device(&self) -> &dyn VirtioDevice {
-        &*self.device
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.device.identity().name
     }
 
     /// Reads configuration space.
@@ -249,7 +249,7 @@ impl Function {
     }
 
     fn fault(&self, why: &dyn std::fmt::Display) {
-        self.device.config_interrupt().fault(&self.device.identity().name, why);
+        self.device.config_interrupt().fault(self.name(), why);
     }
 }
 

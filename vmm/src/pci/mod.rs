@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use garret_api::vmm::DeviceMetrics;
 
 use crate::bus::BusDevice;
-use crate::virtio::{GuestRam, VirtioDevice};
+use crate::virtio::{Counters, GuestRam, VirtioDevice};
 use function::{BAR_SIZE, Function};
 pub use wiring::{Msi, Wiring};
 
@@ -58,6 +58,8 @@ pub struct StillBusy(pub String);
 /// The bus: slot 0 is the device added first.
 pub struct PciBus {
     functions: Vec<Mutex<Function>>,
+    /// Names and counters by slot, apart from the functions: a function may be locked for as long as its device is busy.
+    counters: Vec<(String, Arc<Counters>)>,
     mem: Arc<GuestRam>,
     wiring: Arc<dyn Wiring>,
     window: Range<u64>,
@@ -67,7 +69,7 @@ pub struct PciBus {
 impl PciBus {
     /// An empty bus whose BARs lie in `window`, a range below 4 GiB.
     pub fn new(wiring: Arc<dyn Wiring>, mem: GuestRam, window: Range<u64>) -> Self {
-        Self { functions: Vec::new(), mem: Arc::new(mem), wiring, window, address: Mutex::new(0) }
+        Self { functions: Vec::new(), counters: Vec::new(), mem: Arc::new(mem), wiring, window, address: Mutex::new(0) }
     }
 
     /// Puts `device` into the next slot.
@@ -76,8 +78,11 @@ impl PciBus {
         let bar = self.window.start.next_multiple_of(BAR_SIZE) + self.functions.len() as u64 * BAR_SIZE;
         let place = u32::try_from(bar).ok().filter(|_| bar + BAR_SIZE <= self.window.end);
         let Some(place) = place.filter(|_| self.functions.len() < SLOTS) else { return Err(Error::Full(name)) };
+        let counters = device.config_interrupt().counters().clone();
         let function = Function::new(device, place, self.mem.clone(), self.wiring.clone());
-        self.functions.push(Mutex::new(function.map_err(|source| Error::Host { device: name, source })?));
+        let function = function.map_err(|source| Error::Host { device: name.clone(), source })?;
+        self.functions.push(Mutex::new(function));
+        self.counters.push((name, counters));
         Ok(())
     }
 
@@ -88,7 +93,7 @@ impl PciBus {
         for function in &self.functions {
             let mut function = lock(function);
             if function.pause(until.saturating_duration_since(Instant::now())).is_err() {
-                let name = function.device().identity().name.clone();
+                let name = function.name().to_owned();
                 drop(function);
                 self.resume();
                 return Err(StillBusy(name));
@@ -104,12 +109,7 @@ impl PciBus {
 
     /// Every device's counters, by its name.
     pub fn metrics(&self) -> BTreeMap<String, DeviceMetrics> {
-        let metrics = |function: &Mutex<Function>| {
-            let function = lock(function);
-            let device = function.device();
-            (device.identity().name.clone(), device.config_interrupt().counters().metrics())
-        };
-        self.functions.iter().map(metrics).collect()
+        self.counters.iter().map(|(name, counters)| (name.clone(), counters.metrics())).collect()
     }
 
     /// The function the address register names, and the register.

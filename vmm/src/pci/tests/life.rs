@@ -168,21 +168,26 @@ fn a_pause_holds_everything_and_a_resume_goes_on() {
     }
 }
 
-/// Its `stop` takes as long as the test wants.
-struct Slow(Arc<EventFd>);
+/// Its `stop` takes as long as the test wants: it raises `stopping`, then waits for `go_on`.
+struct Slow {
+    stopping: Arc<EventFd>,
+    go_on: Arc<EventFd>,
+}
 
 impl Backend for Slow {
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
         rings[queue].drain(|chain| Ok(Served::Used(chain.writable_len())))
     }
     fn stop(&mut self, _: &mut [Ring]) -> Result<(), Fault> {
-        self.0.read()?;
+        self.stopping.write(1)?;
+        self.go_on.read()?;
         Ok(())
     }
 }
 
-fn slow() -> (Guest, Arc<EventFd>) {
-    let gate = Arc::new(EventFd::new(0).unwrap());
+/// A guest with a slow device, and the device's `stopping` and `go_on`; both block their readers.
+fn slow() -> (Guest, Arc<EventFd>, Arc<EventFd>) {
+    let [stopping, go_on] = [(); 2].map(|()| Arc::new(EventFd::new(0).unwrap()));
     let identity = Identity {
         name: "slow".into(),
         device_type: 99,
@@ -190,19 +195,20 @@ fn slow() -> (Guest, Arc<EventFd>) {
         queue_sizes: vec![16],
         config: Arc::new(ConfigBytes(vec![1, 2, 3])),
     };
-    let device = Device::new(identity, vec![(Slow(gate.clone()), 0..1)], Role::Quiet).unwrap();
-    (Guest::new(vec![Box::new(device)]), gate)
+    let backend = Slow { stopping: stopping.clone(), go_on: go_on.clone() };
+    let device = Device::new(identity, vec![(backend, 0..1)], Role::Quiet).unwrap();
+    (Guest::new(vec![Box::new(device)]), stopping, go_on)
 }
 
 #[test]
 fn a_reset_does_not_block_the_guest_and_shows_when_it_is_done() {
-    let (mut guest, gate) = slow();
+    let (mut guest, _, go_on) = slow();
     guest.set_up();
     guest.set_status(0);
     assert_ne!(guest.status(), 0, "the worker still has the rings");
     guest.set_status(ACKNOWLEDGE);
     guest.write16(0x10, 1);
-    gate.write(1).unwrap();
+    go_on.write(1).unwrap();
     while guest.status() != 0 {
         std::thread::yield_now();
     }
@@ -210,41 +216,41 @@ fn a_reset_does_not_block_the_guest_and_shows_when_it_is_done() {
     guest.set_up();
     guest.ask(8);
     assert_eq!(guest.answer().len(), 8);
-    gate.write(1).unwrap();
+    go_on.write(1).unwrap();
 }
 
 #[test]
-fn a_device_too_busy_to_pause_goes_on() {
-    let (mut guest, gate) = slow();
+fn a_device_too_busy_to_pause_goes_on_and_can_be_looked_at() {
+    let (mut guest, stopping, go_on) = slow();
     guest.set_up();
     let opener = {
-        let (gate, bus) = (gate.clone(), guest.bus.clone());
+        let (go_on, bus) = (go_on.clone(), guest.bus.clone());
         std::thread::spawn(move || {
-            // Only once the pause has given up, for it holds the function until then.
-            drop(bus.metrics());
-            gate.write(1).unwrap();
+            stopping.read().unwrap();
+            // The pause has given up or will at once, and going on waits for the device: metrics wait for nobody.
+            assert_eq!(bus.metrics().len(), 1);
+            go_on.write(1).unwrap();
         })
     };
-    let paused = guest.bus.pause(Duration::from_millis(1));
+    let paused = guest.bus.pause(Duration::ZERO);
     opener.join().unwrap();
     if paused.is_ok() {
-        // The opener was quicker than the deadline: it paused after all.
+        // The device was quicker even than no time at all.
         guest.bus.resume();
     } else {
         assert_eq!(paused, Err(StillBusy("slow".into())));
     }
     guest.ask(8);
     assert_eq!(guest.answer().len(), 8);
-    gate.write(1).unwrap();
+    go_on.write(1).unwrap();
 }
 
 #[test]
 fn device_configuration_reads_end_where_it_ends() {
-    let (guest, gate) = slow();
+    let (guest, ..) = slow();
     assert_eq!(guest.read::<8>(0x400), [1, 2, 3, 0, 0, 0, 0, 0]);
     assert_eq!(guest.read::<4>(0x402), [3, 0, 0, 0]);
     assert_eq!(guest.read::<4>(0xFFC), [0; 4]);
     guest.window.write(0x400, &[9]);
     assert_eq!(guest.read::<1>(0x400), [1]);
-    drop(gate);
 }
