@@ -167,6 +167,19 @@ fn a_missing_name_may_be_remembered_as_long_as_any_other() {
 }
 
 #[test]
+fn only_what_was_written_is_flushed() {
+    let place = Place::new();
+    fs::write(place.share().join("file"), "x").unwrap();
+    let mut client = Client::new(&place.share());
+    let node = client.walk("file");
+    for (flags, noflush) in [(libc::O_RDONLY, 1 << 5), (libc::O_WRONLY, 0), (libc::O_RDWR, 0)] {
+        let body = OpenIn { flags: flags as u32, open_flags: 0 };
+        let answer = client.call(Opcode::Open, node, &[body.as_slice()], 16).unwrap();
+        assert_eq!(u32::from_le_bytes(answer[8..12].try_into().unwrap()), noflush);
+    }
+}
+
+#[test]
 fn a_folder_is_listed_whole() {
     let place = Place::new();
     let mut expected: Vec<String> = (0..300).map(|n| format!("file-{n}")).collect();
