@@ -50,3 +50,52 @@ fn folder(path: &Path) -> PathBuf {
         _ => ".".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn only_what_the_configuration_names_is_reachable() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_owned();
+        let path = move |name: &str| root.join(name);
+        for name in ["vmlinux", "disk", "secret"] {
+            fs::write(path(name), name).unwrap();
+        }
+        fs::create_dir_all(path("share/inner")).unwrap();
+        fs::create_dir(path("run")).unwrap();
+        let config = serde_json::json!({
+            "vcpus": 1,
+            "memory_mib": 64,
+            "kernel": {"image": path("vmlinux")},
+            "disks": [{"id": "d", "path": path("disk")}],
+            "shares": [{"tag": "w", "path": path("share")}],
+        });
+        let config = serde_json::from_value(config).unwrap();
+        // On a thread of its own: it cannot be undone.
+        let confined = std::thread::spawn(move || {
+            confine(&config, &path("run/api.sock")).unwrap();
+            assert_eq!(fs::read(path("vmlinux")).unwrap(), b"vmlinux");
+            fs::write(path("disk"), "new").unwrap();
+            fs::write(path("share/inner/file"), "").unwrap();
+            fs::rename(path("share/inner/file"), path("share/file")).unwrap();
+            fs::write(path("run/api.sock"), "").unwrap();
+            for refused in [
+                fs::read(path("secret")).err(),
+                fs::write(path("vmlinux"), "").err(),
+                fs::write(path("new"), "").err(),
+                fs::remove_file(path("disk")).err(),
+                fs::read("/etc/passwd").err(),
+                fs::rename(path("share/file"), path("run/file")).err(),
+            ] {
+                // A rename between two sets of rights is refused as one between two file systems.
+                let kind = refused.map(|error| error.kind());
+                assert!(matches!(kind, Some(ErrorKind::PermissionDenied | ErrorKind::CrossesDevices)), "{kind:?}");
+            }
+        });
+        confined.join().unwrap();
+    }
+}
