@@ -22,7 +22,7 @@ fn parse_meminfo(text: &str) -> BTreeMap<String, u64> {
     let line = |line: &str| {
         let (name, value) = line.split_once(':')?;
         let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
-        Some((name.to_owned(), kib * 1024))
+        Some((name.to_owned(), kib.saturating_mul(1024)))
     };
     text.lines().filter_map(line).collect()
 }

@@ -168,6 +168,15 @@ mod tests {
         assert_eq!(users().find("0:5").unwrap().credentials.gid, 5);
     }
 
+    proptest::proptest! {
+        /// A container writes these files: whatever they say, finding is total, and groups are bounded.
+        #[test]
+        fn any_file_is_survived(passwd in "([a-z0:1,-]{0,12}:?\n?){0,40}", group in "([a-z0:1,-]{0,12}:?\n?){0,40}", wanted in "[a-z0-9:]{0,6}") {
+            let user = Users::parse(&passwd, &group).find(&wanted);
+            assert!(user.is_none_or(|user| user.credentials.groups.len() <= GROUPS_MAX));
+        }
+    }
+
     #[test]
     fn links_stay_below_the_root() {
         let root = tempfile::tempdir().unwrap();

@@ -108,7 +108,9 @@ impl Files {
         };
         let (stdin, outputs) = match (&master, streams) {
             (Some(master), _) => {
-                spec.terminal.map(|size| set_size(master, size));
+                if let Some(size) = spec.terminal {
+                    set_size(master, size).map_err(|error| internal("the terminal", error))?;
+                }
                 let (stdin, stdout) = terminal_streams(master).map_err(|error| internal("the terminal", error))?;
                 (stdin, vec![(stream::STDOUT, stdout)])
             }

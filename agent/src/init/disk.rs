@@ -45,7 +45,7 @@ pub fn mount() -> anyhow::Result<()> {
 pub fn may_grow() -> bool {
     let superblock = File::open(DEVICE).map_err(anyhow::Error::from).and_then(|device| read_superblock(&device));
     let sectors = std::fs::read_to_string("/sys/block/vda/size").ok().and_then(|text| text.trim().parse::<u64>().ok());
-    matches!((superblock, sectors), (Ok(superblock), Some(sectors)) if sectors * 512 >= superblock.bytes + superblock.block)
+    matches!((superblock, sectors), (Ok(superblock), Some(sectors)) if sectors * 512 >= superblock.bytes.saturating_add(superblock.block))
 }
 
 fn try_mount() -> rustix::io::Result<()> {
@@ -125,5 +125,18 @@ mod tests {
         assert_eq!(parse_superblock(&[0xff; SUPERBLOCK_LENGTH]), None);
         let empty = tempfile::NamedTempFile::new().unwrap();
         assert!(read_superblock(empty.as_file()).is_err());
+    }
+
+    proptest::proptest! {
+        /// Whatever is on the disk, PID 1 does not panic.
+        #[test]
+        fn any_superblock_is_survived(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), SUPERBLOCK_LENGTH)) {
+            let mut bytes: [u8; SUPERBLOCK_LENGTH] = bytes.try_into().unwrap();
+            bytes[0x38..0x3a].copy_from_slice(&0xef53u16.to_le_bytes());
+            bytes[0x18..0x1c].copy_from_slice(&u32::from(bytes[0x18] % 7).to_le_bytes());
+            if let Some(superblock) = parse_superblock(&bytes) {
+                assert!(superblock.block.is_power_of_two() && superblock.bytes % superblock.block == 0);
+            }
+        }
     }
 }
