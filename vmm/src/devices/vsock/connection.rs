@@ -197,6 +197,11 @@ impl Connection {
         self.host_closed & SHUTDOWN_SEND != 0
     }
 
+    /// The guest will take no more.
+    pub fn guest_is_deaf(&self) -> bool {
+        self.guest_closed & SHUTDOWN_RECEIVE != 0
+    }
+
     /// The host's socket will take no more.
     pub fn host_deafened(&mut self) {
         self.host_deaf = true;

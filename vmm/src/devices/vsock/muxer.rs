@@ -157,7 +157,7 @@ impl Muxer {
             if limbo.1 != progress {
                 *limbo = (now, progress);
             } else if late(limbo.0) {
-                peer.connection.abort();
+                peer.give_up();
                 self.settle(key, now);
             }
         }
@@ -274,11 +274,10 @@ impl Muxer {
         payload(&mut scratch)?;
         if let Some(peer) = self.peers.get_mut(&key) {
             let was_established = peer.connection.established();
-            if len > MAX_PAYLOAD as usize || self.backlog + len > BACKLOG_MAX {
-                peer.connection.abort();
-            } else if peer.connection.receive(op, header, &scratch).is_ok()
-                && peer.connection.established() != was_established
-            {
+            let fits = len <= MAX_PAYLOAD as usize && self.backlog + len <= BACKLOG_MAX;
+            if !fits || peer.connection.receive(op, header, &scratch).is_err() {
+                peer.give_up();
+            } else if peer.connection.established() != was_established {
                 peer.greet(key);
             }
             self.settle(key, now);
@@ -391,6 +390,10 @@ impl Muxer {
         if let Some(peer) = self.peers.remove(&key) {
             // Closing the socket takes it out of the epoll set.
             self.owners.remove(&peer.token);
+            if peer.queued {
+                // Or a guest that opens and resets without taking answers would fill the queue.
+                self.turns.retain(|waiting| *waiting != key);
+            }
         }
     }
 }

@@ -7,12 +7,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::connection::BUFFER;
 use super::host::Host;
 use super::muxer::{CLIENTS_MAX, CONNECTIONS_MAX, Muxer, Outgoing, PATIENCE, REFUSALS_MAX};
-use super::packet::{self, HOST_CID, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_SEND};
+use super::packet::{self, HOST_CID, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const GUEST: u64 = 3;
 const PORT: u32 = 1024;
@@ -421,6 +422,42 @@ fn connections_are_bounded() {
 }
 
 #[test]
+fn connections_that_come_and_go_unanswered_leave_nothing() {
+    let mut rig = Rig::new();
+    let listener = UnixListener::bind(format!("{}_77", rig.path.display())).unwrap();
+    for port in 0..3000 {
+        let key = Key { guest_port: port, host_port: 77 };
+        rig.send(key, Op::Request, &[]);
+        drop(listener.accept().unwrap());
+        assert!(rig.muxer.has_turns(), "a response is owed");
+        rig.send(key, Op::Reset, &[]);
+        assert!(!rig.muxer.has_turns());
+    }
+    assert_eq!(rig.muxer.connections(), 0);
+}
+
+#[test]
+fn a_guest_that_hears_no_more_learns_that_the_client_has_gone() {
+    let mut rig = Rig::new();
+    let (mut client, key) = rig.connect();
+    rig.send_flags(key, Op::Shutdown, SHUTDOWN_RECEIVE, &[]);
+    client.write_all(b"for nobody").unwrap();
+    drop(client);
+    rig.events();
+    let (_, op, header, _) = rig.receive().unwrap();
+    assert_eq!((op, header.flags.get()), (Op::Shutdown.number(), SHUTDOWN_BOTH));
+}
+
+#[test]
+fn a_client_of_a_guest_that_takes_no_packets_is_let_go() {
+    let mut rig = Rig::new();
+    let client = rig.client("CONNECT 1024\n");
+    rig.pass(PATIENCE);
+    assert_eq!(rig.drain(&client), (vec![], true), "before the guest took its reset");
+    assert!(rig.muxer.has_turns());
+}
+
+#[test]
 fn a_new_driver_has_no_connections() {
     let mut rig = Rig::new();
     assert!(!rig.muxer.forget_all());
@@ -434,4 +471,122 @@ fn a_new_driver_has_no_connections() {
     assert_eq!(rig.receive_all(), [(key, Op::Reset.number())]);
     assert_eq!(rig.drain(&waiting), (vec![], false), "a client that has not asked yet may go on");
     rig.connect();
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Packet { known: usize, op: u16, flags: u32, credit: (u32, u32), len: usize },
+    Take(usize),
+    Connect,
+    Write(usize, usize),
+    Read(usize),
+    HalfClose(usize),
+    Close(usize),
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let credit = (prop_oneof![Just(0), Just(100_000), any::<u32>()], prop_oneof![Just(0), 0u32..100_000, any::<u32>()]);
+    let packet = (0usize..8, 0u16..9, 0u32..5, credit, prop_oneof![0usize..100, Just(70_000)])
+        .prop_map(|(known, op, flags, credit, len)| Step::Packet { known, op, flags, credit, len });
+    let step = prop_oneof![
+        6 => packet,
+        3 => (0usize..10).prop_map(Step::Take),
+        2 => Just(Step::Connect),
+        2 => (0usize..8, 1usize..100_000).prop_map(|(client, len)| Step::Write(client, len)),
+        2 => (0usize..8).prop_map(Step::Read),
+        1 => (0usize..8).prop_map(Step::HalfClose),
+        1 => (0usize..8).prop_map(Step::Close),
+        1 => (0u64..15).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 1..150)
+}
+
+proptest! {
+    /// Any guest and any clients: nothing panics, and when all have gone, nothing is left.
+    #[test]
+    fn whatever_happens_ends(steps in steps()) {
+        let mut rig = Rig::new();
+        let listener = UnixListener::bind(format!("{}_1", rig.path.display())).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (mut clients, mut keys) = (Vec::new(), vec![Key { guest_port: 1, host_port: 1 }]);
+        for step in steps {
+            match step {
+                Step::Packet { known, op, flags, credit, len } => {
+                    let key = keys[known % keys.len()];
+                    let header = Header {
+                        src_cid: GUEST.into(),
+                        dst_cid: HOST_CID.into(),
+                        src_port: key.guest_port.into(),
+                        dst_port: key.host_port.into(),
+                        len: (len as u32).into(),
+                        op: op.into(),
+                        flags: flags.into(),
+                        buf_alloc: credit.0.into(),
+                        fwd_cnt: credit.1.into(),
+                        ..packet::header(key, GUEST, Op::Data, 0)
+                    };
+                    if rig.muxer.can_take() {
+                        rig.muxer.take(&header, |_| Ok(()), rig.now).unwrap();
+                    }
+                }
+                Step::Take(count) => {
+                    for _ in 0..count {
+                        let Some((key, ..)) = rig.receive() else { break };
+                        keys.push(key);
+                    }
+                }
+                Step::Connect => {
+                    let client = rig.client("CONNECT 1\n");
+                    client.set_nonblocking(true).unwrap();
+                    clients.push(client);
+                }
+                Step::Write(client, len) if !clients.is_empty() => {
+                    let at = client % clients.len();
+                    let _ = clients[at].write(&vec![1; len]);
+                }
+                Step::Read(client) if !clients.is_empty() => {
+                    let at = client % clients.len();
+                    let _ = clients[at].read(&mut [0; 50_000]);
+                }
+                Step::HalfClose(client) if !clients.is_empty() => {
+                    let _ = clients[client % clients.len()].shutdown(Shutdown::Write);
+                }
+                Step::Close(client) if !clients.is_empty() => {
+                    clients.swap_remove(client % clients.len());
+                }
+                Step::Wait(seconds) => rig.pass(Duration::from_secs(seconds)),
+                _ => {}
+            }
+            if let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(true).unwrap();
+                clients.push(stream);
+            }
+            rig.events();
+        }
+        drop((clients, listener));
+        // Everybody on the host has gone; the guest takes its packets, says nothing, and gives no credit: a connection
+        // that holds bytes for it may wait for that, and only that.
+        for _ in 0..10 {
+            rig.events();
+            while rig.receive().is_some() {}
+            rig.pass(PATIENCE);
+        }
+        for key in keys {
+            rig.muxer.take(&reset_from(key), |_| Ok(()), rig.now).unwrap();
+        }
+        while rig.receive().is_some() {}
+        prop_assert_eq!(rig.muxer.connections(), 0);
+        prop_assert!(!rig.muxer.has_turns() && !rig.muxer.has_deadlines());
+    }
+}
+
+fn reset_from(key: Key) -> Header {
+    Header {
+        src_cid: GUEST.into(),
+        dst_cid: HOST_CID.into(),
+        src_port: key.guest_port.into(),
+        dst_port: key.host_port.into(),
+        ..packet::header(key, GUEST, Op::Reset, 0)
+    }
 }

@@ -49,6 +49,13 @@ impl Peer {
         }
     }
 
+    /// Ends the connection: the client at once, the guest by a reset as soon as it takes one.
+    pub fn give_up(&mut self) {
+        self.connection.abort();
+        // It fails only when the other end is gone already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     /// The socket was read to its end; `broken`: it was closed with bytes unread, in both directions.
     pub fn ended(&mut self, broken: bool) {
         self.readable = false;
@@ -60,7 +67,7 @@ impl Peer {
     pub fn greet(&mut self, key: Key) {
         let line = handshake::accepted(key.host_port);
         if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
-            self.connection.abort();
+            self.give_up();
         }
     }
 
@@ -78,6 +85,10 @@ impl Peer {
         if self.connection.pass_on_end() {
             // It fails only when the other end is gone, which the next event tells.
             let _ = self.stream.shutdown(Shutdown::Write);
+        }
+        if self.hung_up && self.connection.guest_is_deaf() {
+            // What it did not read is for nobody, so its end may be told now.
+            self.connection.host_ended();
         }
         if self.hung_up && self.connection.host_has_ended() {
             self.connection.host_deafened();
