@@ -133,7 +133,8 @@ mod tests {
         fn any_superblock_is_survived(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), SUPERBLOCK_LENGTH)) {
             let mut bytes: [u8; SUPERBLOCK_LENGTH] = bytes.try_into().unwrap();
             bytes[0x38..0x3a].copy_from_slice(&0xef53u16.to_le_bytes());
-            bytes[0x18..0x1c].copy_from_slice(&u32::from(bytes[0x18] % 7).to_le_bytes());
+            let exponent = u32::from(bytes[0x18] % 7);
+            bytes[0x18..0x1c].copy_from_slice(&exponent.to_le_bytes());
             if let Some(superblock) = parse_superblock(&bytes) {
                 assert!(superblock.block.is_power_of_two() && superblock.bytes % superblock.block == 0);
             }
