@@ -13,7 +13,7 @@ use garret_vmm::control::{self, Events};
 use garret_vmm::last_words::Epitaph;
 use garret_vmm::machine::Machine;
 use garret_vmm::seccomp::Role;
-use garret_vmm::{config, confine};
+use garret_vmm::{config, confine, thread};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Runs one virtual machine until it ends. Exit status: 0 the guest powered off or somebody asked for the end, 1 failure,
@@ -52,6 +52,7 @@ enum SelfTest {
 
 fn main() -> ExitCode {
     let began = Instant::now();
+    thread::share_heap();
     let cli = Cli::parse();
     if let Some(SelfTest::SeccompTest { role }) = cli.command {
         return seccomp_test(role);

@@ -155,13 +155,17 @@ impl Function {
     /// again or [`resume`](Self::resume).
     pub fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
         self.finish_reset(deadline);
-        if matches!(self.life, Life::Running | Life::Pausing) {
-            self.life = Life::Pausing;
-            let states = self.device.stop(deadline)?;
-            self.registers.set_queue_states(states);
-            self.life = Life::Paused;
+        match self.life {
+            Life::Idle | Life::Paused => Ok(()),
+            Life::Resetting => Err(Busy),
+            Life::Running | Life::Pausing => {
+                self.life = Life::Pausing;
+                let states = self.device.stop(deadline)?;
+                self.registers.set_queue_states(states);
+                self.life = Life::Paused;
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Gives them to the workers again.

@@ -283,6 +283,7 @@ pub fn reset_under_load(subject: Subject) {
             }
         }
         let states = trial.rig.stop();
+        assert!(!trial.rig.is_broken(), "a good driver, and a fault");
         // After `stop` nothing writes any more: the rings are where the device says they are.
         for (queue, state) in trial.rig.queues.iter().zip(&states) {
             assert_eq!(queue.device_used_idx(), state.next_used);

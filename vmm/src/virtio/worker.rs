@@ -40,7 +40,13 @@ impl<B: Backend> Worker<B> {
             let _ = self.stop.read();
         }
         self.fds.clear();
-        let finished = self.call(&mut start.rings, |backend, rings, _| backend.stop(rings));
+        let finished = self.call(&mut start.rings, |backend, rings, _| {
+            backend.stop(rings)?;
+            match rings.iter().all(|ring| ring.in_flight() == 0) {
+                true => Ok(()),
+                false => Err(Fault::Bug("stop left chains in flight")),
+            }
+        });
         if let (Ok(()), Err(fault)) = (served, finished) {
             self.config_interrupt.fault(&self.name, &fault);
         }

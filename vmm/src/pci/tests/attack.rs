@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pci::registers::{Live, Registers, Request};
-use crate::virtio::testing::{HUNG, panics};
+use crate::virtio::testing::panics;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]

@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::*;
 use crate::pci::StillBusy;
 use crate::seccomp::Role;
-use crate::virtio::testing::HUNG;
 use crate::virtio::{Backend, ConfigBytes, Device, Fault, Identity, Ring, Served};
 
 #[test]
@@ -208,6 +207,7 @@ fn a_reset_does_not_block_the_guest_and_shows_when_it_is_done() {
     assert_ne!(guest.status(), 0, "the worker still has the rings");
     guest.set_status(ACKNOWLEDGE);
     guest.write16(0x10, 1);
+    assert_eq!(guest.bus.pause(Duration::ZERO), Err(StillBusy("slow".into())), "it could still write to memory");
     go_on.write(1).unwrap();
     while guest.status() != 0 {
         std::thread::yield_now();

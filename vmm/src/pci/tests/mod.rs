@@ -8,6 +8,7 @@ mod scan;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,7 +16,7 @@ use super::wiring::{Msi, Wiring};
 use super::{BarWindow, ConfigPorts, PciBus};
 use crate::bus::BusDevice;
 use crate::virtio::VirtioDevice;
-use crate::virtio::testing::{DriverQueue, ram};
+use crate::virtio::testing::{DriverQueue, HUNG, ram};
 
 const WINDOW: std::ops::Range<u64> = 0xC000_0000..0xC010_0000;
 const BAR: u64 = super::BAR_SIZE;
@@ -184,10 +185,9 @@ impl Guest {
     /// Reset, and the steps of §3.1.1 up to FEATURES_OK.
     fn negotiate(&mut self) {
         self.set_status(0);
-        for _ in 0..1000 {
-            if self.status() == 0 {
-                break;
-            }
+        let began = Instant::now();
+        while self.status() != 0 {
+            assert!(began.elapsed() < HUNG, "the reset does not end");
             std::thread::yield_now();
         }
         self.queues.iter_mut().for_each(DriverQueue::reset);

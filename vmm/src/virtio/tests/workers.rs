@@ -30,6 +30,7 @@ impl Backend for Obedient {
         rings[queue].drain(|chain| match chain.reader().read_obj::<u8>()? {
             b'p' => panic!("as told"),
             b'f' => Err(Fault::Request("as told")),
+            b'l' => Ok(Served::Later),
             _ => Ok(Served::Used(0)),
         })
     }
@@ -73,6 +74,17 @@ fn a_worker_that_waits_for_its_reset_serves_nothing() {
     rig.queues[0].add(&[vec![b'x']], &[]);
     rig.queues[0].kick();
     assert_eq!(rig.stop()[0].next_used, 0);
+}
+
+#[test]
+fn a_backend_that_forgets_a_chain_is_found_out() {
+    let mut rig = rig(1);
+    rig.queues[0].add(&[vec![b'l']], &[]);
+    rig.queues[0].kick();
+    assert!(tell(&mut rig, 0, b'x'));
+    assert!(!rig.is_broken());
+    rig.stop();
+    assert!(rig.is_broken());
 }
 
 #[test]
