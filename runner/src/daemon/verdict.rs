@@ -15,6 +15,8 @@ const LINE_MAX: usize = 500;
 pub struct End {
     /// What the VMM said.
     pub last_words: Option<LastWords>,
+    /// The last line of its own output.
+    pub log: String,
     /// The kernel killed it for lack of memory.
     pub out_of_memory: bool,
     /// The runner had asked for it.
@@ -66,7 +68,8 @@ pub fn judge(end: &End) -> Verdict {
         None if end.out_of_memory => failed(
             "the kernel killed the VMM for lack of memory: raise memory_overhead_mib, or stop other machines".into(),
         ),
-        None => failed("the VMM was killed by a signal or crashed: its log has what it said".into()),
+        None if end.log.is_empty() => failed("the VMM was killed by a signal or crashed".into()),
+        None => failed(format!("the VMM was killed by a signal or crashed; its log ends: {}", end.log)),
     }
 }
 
@@ -128,10 +131,16 @@ mod tests {
             (None, true, false, Failed, "for lack of memory", Next::Nothing),
             (None, false, false, Failed, "killed by a signal or crashed", Next::Nothing),
         ] {
-            let verdict = judge(&End { last_words, out_of_memory, asked, earlier_reboots: Vec::new() });
+            let verdict = judge(&End { last_words, out_of_memory, asked, ..End::default() });
             assert_eq!((verdict.phase, verdict.next), (phase, next), "{verdict:?}");
             assert!(verdict.reason.contains(reason), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn what_the_vmm_printed_last_is_told() {
+        let verdict = judge(&End { log: "thread 'vcpu0' panicked".into(), ..End::default() });
+        assert!(verdict.reason.ends_with("crashed; its log ends: thread 'vcpu0' panicked"), "{verdict:?}");
     }
 
     #[test]

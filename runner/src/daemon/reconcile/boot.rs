@@ -61,7 +61,7 @@ impl Driver {
                 machines::set_phase(db, uid, MachinePhase::Stopped, "the host was restarted")?;
                 match desired {
                     Desired::Running => Ok(()),
-                    Desired::Stopped => environments::end_all(db, uid, None),
+                    Desired::Stopped => environments::end_all(db, uid, None, false),
                 }
             })
             .await?;

@@ -62,24 +62,22 @@ impl Driver {
         let earlier_reboots = self.reboots.iter().map(|at| at.elapsed().as_secs()).collect();
         // A runner that was killed while it stopped the machine leaves only the wish.
         let asked = self.asked || machine.removed || machine.desired == Desired::Stopped;
-        let (end, log) = tokio::task::spawn_blocking(move || {
+        let end = tokio::task::spawn_blocking(move || {
             let paths = daemon.paths(&row.developer);
             let end = End {
                 last_words: last_words(&paths.last_words()),
                 out_of_memory: host::oom_kills(&row.developer) > 0,
+                log: tail(&paths.vmm_log()),
                 asked,
                 earlier_reboots,
             };
-            let log = tail(&paths.vmm_log());
             host::clean_up(&row.developer, Slot(row.slot), &paths)?;
-            anyhow::Ok((end, log))
+            anyhow::Ok(end)
         })
         .await??;
         let mut verdict = judge(&end);
         if let Some(why) = self.blame.take() {
             verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
-        } else if end.last_words.is_none() && !asked && !log.is_empty() {
-            verdict.reason = format!("{} (its log ends: {log})", verdict.reason);
         }
         tracing::info!(machine = machine.developer, phase = ?verdict.phase, "ended: {}", verdict.reason);
         if verdict.next == Next::StartAgain {
@@ -102,7 +100,9 @@ impl Driver {
                 machines::set_vmm(db, uid, None)?;
                 machines::set_phase(db, uid, phase, &reason)?;
                 let problem = unasked.then(|| Problem::new("machine-ended", format!("the machine ended: {reason}")));
-                environments::end_all(db, uid, problem.as_ref())
+                // Somebody changed their mind while it stopped, or the guest reboots.
+                let wanted = machines::get(db, uid)?.is_some_and(|row| row.desired == Desired::Running && !row.removed);
+                environments::end_all(db, uid, problem.as_ref(), wanted && phase == MachinePhase::Stopped)
             })
             .await
     }

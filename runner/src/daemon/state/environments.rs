@@ -134,10 +134,14 @@ pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentR
     Ok(begun)
 }
 
-/// The machine no longer runs, and with it none of its environments. Whoever waits for one learns of it.
-pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>) -> rusqlite::Result<()> {
+/// The machine no longer runs, and with it none of its environments. Whoever waits for one learns of it, unless the machine
+/// starts `again` of itself and the run goes on there.
+pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
         if !environment.settled() && environment.desired == Desired::Running {
+            if again {
+                continue;
+            }
             let said = problem.cloned().unwrap_or_else(|| Problem::new("stopped", "the machine was stopped"));
             add_progress(db, &environment, Progress::Failed { step: "start machine".into(), problem: said })?;
         }

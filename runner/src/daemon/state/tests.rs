@@ -113,7 +113,10 @@ fn a_start_begins_runs_and_an_end_tells_who_waits() {
     assert_eq!(generations, [("asked", 1), ("ran", 2)]);
 
     let problem = garret_api::Problem::new("machine-failed", "guest kernel panic");
-    environments::end_all(&db, 7, Some(&problem)).unwrap();
+    environments::end_all(&db, 7, Some(&problem), true).unwrap();
+    assert!(events::after(&db, 0, &Scope::default()).unwrap().is_empty(), "it starts again: nobody is told of an end");
+    assert!(!environments::get(&db, "asked").unwrap().unwrap().settled());
+    environments::end_all(&db, 7, Some(&problem), false).unwrap();
     let events = events::after(&db, 0, &Scope::default()).unwrap();
     let told: Vec<_> = events.iter().filter_map(|event| event.environment.as_deref()).collect();
     assert_eq!(told, ["asked", "ran"]);
