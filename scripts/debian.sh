@@ -2,9 +2,10 @@
 
 # debian_sources SUITE: the sources of another Debian release, from the mirrors that this machine's own apt uses.
 debian_sources() {
-  local suite=$1 main security
-  main=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(CREATED_BY)' | awk '$3 == "Packages" && $2 !~ /-/ && $1 ~ /debian\/?$/ { print $1; exit }')
-  security=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(CREATED_BY)' | awk '$3 == "Packages" && $2 ~ /-security$/ { print $1; exit }')
+  local suite=$1 targets main security
+  targets=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(CREATED_BY)')
+  main=$(awk '$3 == "Packages" && $2 !~ /-/ && $1 ~ /debian\/?$/ { print $1; exit }' <<<"$targets")
+  security=$(awk '$3 == "Packages" && $2 ~ /-security$/ { print $1; exit }' <<<"$targets")
   [ -n "$main" ] || die "apt knows no Debian mirror: run apt-get update (make setup)"
   echo "deb $main $suite main"
   [ -z "$security" ] || echo "deb $security $suite-security main"

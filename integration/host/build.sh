@@ -7,7 +7,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/debian.sh"
 starters=("$here/../../scripts/garret-daemon-start" "$here/../../scripts/garret-registry-start")
 
-kernel_package=$(apt-cache depends linux-image-6.12-cloud-amd64 | sed -n 's/.*Depends: \(linux-image.*\)/\1/p')
+# apt answers nothing while its lists are being renewed.
+kernel_package=$({ apt-cache depends linux-image-6.12-cloud-amd64 || true; } | sed -n 's/.*Depends: \(linux-image.*\)/\1/p')
 [ -n "$kernel_package" ] || die "apt does not know linux-image-6.12-cloud-amd64: run apt-get update (make setup)"
 
 # root OUT WORK: the packages, the kernel's modules, two developers. The disk is large and sparse: machines' disks live on it.
