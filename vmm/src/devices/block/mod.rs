@@ -132,15 +132,14 @@ impl BlockBackend {
             Ok(Action::Identify) => self.identify(&chain, ring),
             Ok(action) => {
                 let durable = action.writes() && self.writethrough();
-                self.carry_out(Job::new(chain, action, durable)?, ring)
+                self.carry_out(Job { chain, action, durable }, ring)
             }
         }
     }
 
-    fn carry_out(&mut self, mut job: Job, ring: &mut Ring) -> Result<(), Fault> {
+    fn carry_out(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
         if let Some(uring) = &mut self.uring {
-            uring.push(job);
-            return Ok(());
+            return uring.push(job);
         }
         let result = job.run(&self.image.file, 0);
         self.finish(job, result, ring)
@@ -166,7 +165,7 @@ impl BlockBackend {
 
     /// Answers what the kernel has finished.
     fn reap(&mut self, ring: &mut Ring) -> Result<(), Fault> {
-        while let Some((mut job, result)) = self.uring.as_mut().and_then(Uring::next_completed) {
+        while let Some((job, result)) = self.uring.as_mut().and_then(Uring::next_completed) {
             let result = match result {
                 // The rest of a short transfer, and what only the plain calls can do: in place, for both are rare.
                 Ok(done) => job.run_rest(&self.image.file, done),

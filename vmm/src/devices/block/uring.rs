@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::job::{Job, PUNCH, ZERO};
 use super::request::Action;
+use crate::virtio::Fault;
 
 /// The image's place among the ring's registered files: the only one.
 const IMAGE: Fixed = Fixed(0);
@@ -24,8 +25,25 @@ const KERNEL_THREADS: u32 = 4;
 pub struct Uring {
     ring: IoUring,
     completed: EventFd,
-    jobs: Vec<Option<Job>>,
+    jobs: Vec<Option<(Job, Buffers)>>,
     in_flight: usize,
+}
+
+/// The host addresses of a job's data in guest memory, where the kernel finds them while it works on the job.
+struct Buffers(Vec<libc::iovec>);
+
+// SAFETY: the addresses are used only by the kernel, whichever thread asks it, and point into guest memory, which belongs to
+// no thread.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    fn of(job: &Job) -> Result<Self, Fault> {
+        Ok(Self(match job.action {
+            Action::Read { len, .. } => job.destination(len, 0)?.iovecs()?,
+            Action::Write { .. } => job.source(0)?.iovecs()?,
+            _ => Vec::new(),
+        }))
+    }
 }
 
 impl Uring {
@@ -49,16 +67,18 @@ impl Uring {
     }
 
     /// Queues a job; [`Uring::submit`] hands it to the kernel.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: Job) -> Result<(), Fault> {
         let slot = usize::from(job.chain.head());
-        let entry = entry(&job).user_data(slot as u64);
-        self.jobs[slot] = Some(job);
-        self.in_flight += 1;
-        // SAFETY: the entry's buffers live in the job, which stays in its slot until the kernel has answered, even when this
-        // ring is dropped.
+        let buffers = Buffers::of(&job)?;
+        let entry = entry(job.action, &buffers.0).user_data(slot as u64);
+        // SAFETY: the kernel looks at the entry in `enter` at the earliest. Then its buffers are in their slot, and stay there
+        // until it has answered, even when this ring is dropped; and so does the job, whose chain keeps guest memory mapped.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // The queue has an entry per slot, and no slot has two jobs.
-        assert!(pushed.is_ok(), "more jobs than slots");
+        pushed.map_err(|_| Fault::Bug("more jobs than slots"))?;
+        self.jobs[slot] = Some((job, buffers));
+        self.in_flight += 1;
+        Ok(())
     }
 
     /// Hands the queued jobs to the kernel.
@@ -75,7 +95,7 @@ impl Uring {
     /// The next job the kernel has answered: how many bytes it did.
     pub fn next_completed(&mut self) -> Option<(Job, io::Result<u64>)> {
         let entry = self.ring.completion().next()?;
-        let job = self.jobs.get_mut(entry.user_data() as usize).and_then(Option::take)?;
+        let (job, _buffers) = self.jobs.get_mut(entry.user_data() as usize).and_then(Option::take)?;
         self.in_flight -= 1;
         let result = entry.result();
         let result = u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
@@ -102,9 +122,9 @@ impl Uring {
     }
 }
 
-fn entry(job: &Job) -> squeue::Entry {
-    let (buffers, count) = (job.buffers().as_ptr(), job.buffers().len() as u32);
-    match job.action {
+fn entry(action: Action, buffers: &[libc::iovec]) -> squeue::Entry {
+    let (buffers, count) = (buffers.as_ptr(), buffers.len() as u32);
+    match action {
         Action::Read { offset, .. } => opcode::Readv::new(IMAGE, buffers, count).offset(offset).build(),
         Action::Write { offset, .. } => opcode::Writev::new(IMAGE, buffers, count).offset(offset).build(),
         Action::Punch { offset, len } => fallocate(offset, len, PUNCH.bits()),
