@@ -1,8 +1,8 @@
 //! The other end, for tests: guest memory with a driver's virtqueues in it, and a device started on them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Once};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -26,18 +26,19 @@ pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
-/// How many threads have panicked so far: a worker's panic is caught and would pass as a fault. From now on panics say so in
-/// one line, for a backtrace takes calls that a worker's filter forbids.
-pub fn panics() -> usize {
-    static PANICS: AtomicUsize = AtomicUsize::new(0);
+/// How many threads of `device` have panicked so far: a worker's panic is caught and would pass as a fault. From now on panics
+/// say so in one line, for a backtrace takes calls that a worker's filter forbids.
+pub fn panics(device: &str) -> usize {
+    static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
-            PANICS.fetch_add(1, Ordering::SeqCst);
+            let thread = std::thread::current();
+            PANICKED.lock().unwrap().extend(thread.name().map(str::to_owned));
             eprintln!("{info}");
         }));
     });
-    PANICS.load(Ordering::SeqCst)
+    PANICKED.lock().unwrap().iter().filter(|thread| thread.starts_with(device)).count()
 }
 
 /// Guest memory of `len` bytes from address 0.

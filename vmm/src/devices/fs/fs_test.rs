@@ -4,8 +4,6 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -20,23 +18,10 @@ use vm_memory::ByteValued;
 
 use super::fuse_client::{Broken, Client, HIGH_PRIORITY, REQUESTS, ROOT_ID, share, zero};
 use crate::virtio::conformance::{Request, Subject};
+use crate::virtio::testing::panics;
 
 /// The developer on the host, in these tests.
 const OWNER: u32 = 4321;
-
-/// Panics on any thread since the first call: a worker's is caught and passes as a fault.
-fn panics() -> usize {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            COUNT.fetch_add(1, Ordering::SeqCst);
-            before(info);
-        }));
-    });
-    COUNT.load(Ordering::SeqCst)
-}
 
 /// A folder that belongs to the owner, and beside it something that must never be touched.
 struct Place {
@@ -387,7 +372,7 @@ fn folders_that_come_and_go_are_seen() {
 
 #[test]
 fn answers_without_room_are_faults_not_panics() {
-    panics();
+    panics("fs");
     let place = Place::new();
     let mut client = Client::new(&place.share());
     let (file, fh) = client.create(ROOT_ID, "file", 0o600).unwrap();
@@ -396,7 +381,7 @@ fn answers_without_room_are_faults_not_panics() {
             let body = ReadIn { fh, size: 0, ..ReadIn::default() };
             let message = client.message(opcode, file.nodeid, &[body.as_slice()]);
             assert_eq!(client.exchange(&message, room), Err(Broken), "{opcode:?} {room}");
-            assert_eq!(panics(), 0, "{opcode:?} {room}");
+            assert_eq!(panics("fs"), 0, "{opcode:?} {room}");
             client.restart();
         }
     }
@@ -444,7 +429,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn no_message_makes_the_server_panic_or_reach_outside(messages in messages()) {
-        panics();
+        panics("fs");
         let place = Place::new();
         fs::write(place.share().join("file"), "x").unwrap();
         let mut client = Client::new(&place.share());
@@ -458,7 +443,7 @@ proptest! {
             if client.exchange(&message, room) == Err(Broken) {
                 client.restart();
             }
-            prop_assert_eq!(panics(), 0, "operation {}", opcode);
+            prop_assert_eq!(panics("fs"), 0, "operation {}", opcode);
         }
         place.check_outside();
     }

@@ -53,13 +53,14 @@ fn tell(rig: &mut Rig, queue: usize, byte: u8) -> bool {
 #[test]
 fn a_fault_and_a_panic_need_a_reset_and_a_reset_is_enough() {
     for byte in [b'f', b'p'] {
-        panics();
+        let before = panics("test");
         let mut rig = rig(1);
         let config = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         rig.device.config_interrupt().connect(Some(config.clone()));
         assert!(tell(&mut rig, 0, b'x'));
         assert!(!tell(&mut rig, 0, byte));
         assert_eq!((rig.faults(), config.read().unwrap()), (1, 1));
+        assert_eq!(panics("test") - before, usize::from(byte == b'p'));
         rig.stop();
         rig.start();
         assert!(tell(&mut rig, 0, b'x'));
