@@ -142,8 +142,8 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
         arguments.add(option, *value);
     }
     arguments.add("-machine", "q35,memory-backend=memory,graphics=off,vmport=off");
-    // Without the promise of fast string instructions, which the emulator carries out byte by byte: clearing and copying
-    // memory would take eight times as long.
+    // Without the promise of fast string instructions: the kernels then clear and copy memory by `rep stosq` and `rep movsq`,
+    // eight bytes a step, and the emulator carries out every string instruction step by step.
     arguments.add("-cpu", "max,+svm,-erms,-fsrm");
     // A virtiofsd serves out of the host's memory, so that has to be shareable.
     arguments.add("-m", format!("{}", options.memory));

@@ -18,10 +18,10 @@ use super::terminal::{self, RawMode};
 /// What a shell shows for a command whose reader went away: 128 and SIGPIPE.
 const PIPE_CLOSED: u8 = 141;
 
-/// Runs the process; gives its exit status.
+/// Runs the process; gives its exit status. One that could not be started is told in a line and has a shell's status for that.
 ///
 /// # Errors
-/// It could not be started, or the connection was lost.
+/// The connection was refused or lost.
 pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::Result<u8> {
     let mut socket = client.websocket(path).await?;
     socket.send(text(request)?).await.context("cannot send the request")?;
@@ -32,11 +32,11 @@ pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::
         error = send(to) => Err(error),
     };
     drop(raw);
-    match outcome? {
-        Some(Outcome::Failed(problem)) => bail!("{problem}"),
-        Some(outcome) => Ok(outcome.status()),
-        None => Ok(PIPE_CLOSED),
+    let Some(outcome) = outcome? else { return Ok(PIPE_CLOSED) };
+    if let Outcome::Failed(problem) = &outcome {
+        eprintln!("garret: {problem}");
     }
+    Ok(outcome.status())
 }
 
 /// What the process prints, until its outcome; none if nobody reads any more.

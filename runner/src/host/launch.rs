@@ -37,7 +37,7 @@ pub struct Artifacts {
 /// One machine, about to start.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// The machine's name: `[a-z0-9-]`, at most 32 characters.
+    /// The machine's name: `[a-z0-9_.-]`, at most 32 characters.
     pub name: &'a str,
     /// Its place in the address pool.
     pub slot: Slot,
@@ -49,7 +49,7 @@ pub struct Launch<'a> {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u32,
-    /// What the VMM itself may use beyond guest memory, in MiB; page cache of its disk included.
+    /// What the VMM itself may use beyond guest memory and private pages of the root image, in MiB; page cache of its disk included.
     pub memory_overhead_mib: u32,
     /// What it is made from.
     pub artifacts: &'a Artifacts,
@@ -83,7 +83,9 @@ pub fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
 fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
     make_folders(launch)?;
     let memory_mib = u64::from(launch.memory_mib) + u64::from(launch.memory_overhead_mib);
-    cgroup::create(launch.name, memory_mib << 20)?;
+    // A guest may write to all of its root; the pages are its own then, beside its memory.
+    let root_bytes = fs::metadata(&launch.artifacts.root)?.len();
+    cgroup::create(launch.name, (memory_mib << 20) + root_bytes)?;
     network::create(launch.name, launch.slot, launch.uid, launch.network)?;
     chown(launch.data_disk, Some(launch.uid), Some(launch.gid))?;
     fs::write(launch.paths.config(), serde_json::to_vec_pretty(&machine_config(launch))?)?;
