@@ -153,13 +153,14 @@ impl Store {
             .collect()
     }
 
-    /// Writes one record; afterwards it is on the disk, and a crash in between leaves the earlier one.
+    /// Writes one record; afterwards it is on the disk, and a crash in between leaves the earlier one. So is all that it
+    /// speaks of: containers and what commands made in them lie on the same disk, and podman syncs none of it.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         std::fs::create_dir_all(&self.0)?;
         let temporary = self.0.join(format!("{}.new", record.id));
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
-        file.sync_all()?;
+        rustix::fs::syncfs(&file)?;
         std::fs::rename(&temporary, self.path(&record.id))?;
         File::open(&self.0)?.sync_all()
     }

@@ -47,7 +47,8 @@ fn machines_outlive_the_runner_and_the_next_adopts_them() {
 
 /// Kills the daemon and starts it again, the way the host's own service does it.
 fn restart_daemon() {
-    let pid: u64 = fs::read_to_string("/run/garret/daemon.pid").unwrap().trim().parse().unwrap();
+    let found = std::process::Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().expect("pgrep runs");
+    let pid: u64 = String::from_utf8(found.stdout).unwrap().trim().parse().expect("one daemon");
     kill(pid);
     wait_until("the daemon is gone", 10, || !Path::new(&format!("/proc/{pid}")).exists());
     let status = std::process::Command::new("garret-daemon-start").status().expect("the host's own start script");
@@ -59,7 +60,8 @@ fn containers_and_exec_outlive_the_agent() {
     let workspace = Workspace::with_image(ALICE, "agent", "");
     workspace.up(&[]).ok();
     let started = workspace.sh("stat -c %Y /proc/1").ok();
-    let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^/usr/lib/garret/garret-agent agent' && echo ${p#/proc/}; done";
+    let agent =
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && echo ${p#/proc/}; done";
     let guest = |line: &str| ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]);
     let before = guest(agent).ok();
     assert_eq!(before.lines().count(), 1, "{before}");
