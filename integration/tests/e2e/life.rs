@@ -60,8 +60,7 @@ fn containers_and_exec_outlive_the_agent() {
     let workspace = Workspace::with_image(ALICE, "agent", "");
     workspace.up(&[]).ok();
     let started = workspace.sh("stat -c %Y /proc/1").ok();
-    let agent =
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && echo ${p#/proc/}; done";
+    let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && echo ${p#/proc/}; done; true";
     let guest = |line: &str| ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]);
     let before = guest(agent).ok();
     assert_eq!(before.lines().count(), 1, "{before}");
