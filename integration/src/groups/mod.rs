@@ -118,7 +118,15 @@ async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool>
     // Ends a little before the budget does, while there still is somebody to keep the logs.
     options.deadline = limit.saturating_sub(Duration::from_secs(60)).as_secs();
     options.logs = Some("target/end-to-end".into());
-    Ok(crate::host::run(&options).await? == ExitCode::SUCCESS)
+    // An error is the emulated host's, not a test's: rarely the emulator itself dies. Tests that failed are not run again.
+    let status = match crate::host::run(&options).await {
+        Err(error) => {
+            eprintln!("{error:#}; once more, on a new host");
+            crate::host::run(&options).await?
+        }
+        ended => ended?,
+    };
+    Ok(status == ExitCode::SUCCESS)
 }
 
 /// Whether guests can run natively. The processor decides, not the device node: some hosts imitate the node.
