@@ -32,8 +32,8 @@ fn setuid_has_no_effect_on_the_host() {
         .ok();
     for name in ["planted", "planted2"] {
         let metadata = fs::metadata(workspace.path().join(name)).unwrap();
-        // Whatever the bits say, it is alice's file: it can only ever run as alice.
         assert_eq!(metadata.uid(), ALICE.uid, "{name}");
+        assert_eq!(metadata.permissions().mode() & 0o6000, 0, "{name} has a set-id bit");
     }
     assert_ne!(workspace.sh("sudo mknod device b 254 0").status, 0, "a device node was made");
     assert!(!workspace.path().join("device").exists());

@@ -345,10 +345,10 @@ async fn closing_waits_for_every_machine_and_changes_no_wish() {
 #[test]
 fn the_description_is_the_one_in_the_repository() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/openapi/runner.json");
-    if std::env::var_os("GARRET_UPDATE_OPENAPI").is_some() {
+    if std::env::var_os("GARRET_WRITE_OPENAPI").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, openapi()).unwrap();
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == openapi(), "{} is out of date: run this test with GARRET_UPDATE_OPENAPI=1", path.display());
+    assert!(kept == openapi(), "{} is out of date: run this test with GARRET_WRITE_OPENAPI=1", path.display());
 }

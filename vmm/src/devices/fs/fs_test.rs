@@ -450,7 +450,9 @@ proptest! {
 }
 
 /// Holds a write lease on a file until it is dropped, so that who opens it waits: a disk that does not answer, for as long as a test wants.
-struct Lease(#[allow(dead_code)] fs::File);
+struct Lease {
+    _file: fs::File,
+}
 
 impl Lease {
     #[allow(unsafe_code)]
@@ -462,7 +464,7 @@ impl Lease {
                 && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
         };
         assert!(taken, "{}", std::io::Error::last_os_error());
-        Self(file)
+        Self { _file: file }
     }
 }
 
