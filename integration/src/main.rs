@@ -24,12 +24,12 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
-        Command::Host(options) => host::run(&options).await,
-        Command::Test(options) => groups::run(&options).await,
+    let (outcome, failed) = match Arguments::parse().command {
+        Command::Host(options) => (host::run(&options).await, ExitCode::from(host::STATUS_HOST_FAILED)),
+        Command::Test(options) => (groups::run(&options).await, ExitCode::FAILURE),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("garret-integration: {error:#}");
-        ExitCode::FAILURE
+        failed
     })
 }

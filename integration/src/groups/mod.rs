@@ -1,6 +1,7 @@
 //! `make test`: the groups of tests in their order, each within its budget. The first that fails ends the run.
 
 mod budget;
+mod emulated;
 
 use anyhow::{Context, bail};
 use budget::Budget;
@@ -99,7 +100,7 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
     }
 }
 
-/// The tests of this crate, as root on a host with garret: this one if it can run machines, else the emulated one.
+/// The tests of this crate, as root on a host with garret: this one if it can run machines, else on emulated ones.
 async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     let programs = test_programs().await?;
     if has_virtualization() {
@@ -109,24 +110,10 @@ async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool>
         )
         .await;
     }
-    println!("no hardware virtualization here: machines run in the emulated host");
-    let mut options = crate::host::Options::for_command(format!(
-        "status=0; for program in /run/host/programs/*; do $program --test-threads=1 {} || status=$?; done; exit $status",
-        only.unwrap_or_default()
-    ));
-    options.programs = programs;
+    println!("no hardware virtualization here: machines run in emulated hosts");
     // Ends a little before the budget does, while there still is somebody to keep the logs.
-    options.deadline = limit.saturating_sub(Duration::from_secs(60)).as_secs();
-    options.logs = Some("target/end-to-end".into());
-    // An error is the emulated host's, not a test's: rarely the emulator itself dies. Tests that failed are not run again.
-    let status = match crate::host::run(&options).await {
-        Err(error) => {
-            eprintln!("{error:#}; once more, on a new host");
-            crate::host::run(&options).await?
-        }
-        ended => ended?,
-    };
-    Ok(status == ExitCode::SUCCESS)
+    let deadline = limit.saturating_sub(Duration::from_secs(60));
+    emulated::run(&programs, only.unwrap_or_default(), deadline).await
 }
 
 /// Whether guests can run natively. The processor decides, not the device node: some hosts imitate the node.

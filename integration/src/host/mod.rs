@@ -6,7 +6,6 @@ mod stage;
 
 use anyhow::{Context, bail};
 use emulator::{Emulator, Event};
-use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +19,8 @@ const UP_WITHIN: Duration = Duration::from_secs(120);
 const ATTEMPTS: u32 = 3;
 /// From the command's end to the emulator's.
 const DOWN_WITHIN: Duration = Duration::from_secs(10);
+/// The host failed, not the command; a number that commands seldom use, as `env(1)` has it.
+pub const STATUS_HOST_FAILED: u8 = 125;
 /// As `timeout(1)`.
 const STATUS_DEADLINE: u8 = 124;
 const STATUS_INTERRUPTED: u8 = 130;
@@ -62,18 +63,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Runs one command with everything else as it is by default.
-    pub fn for_command(command: String) -> Self {
-        /// The options' own parser knows the defaults.
-        #[derive(clap::Parser)]
-        struct Parser {
-            #[command(flatten)]
-            options: Options,
-        }
-        let Parser { options } = clap::Parser::parse_from([OsString::from("host"), command.into()]);
-        options
-    }
-
     fn interactive(&self) -> bool {
         self.terminal || self.command.is_none()
     }
@@ -110,7 +99,7 @@ async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcom
     if let Some(folder) = &options.logs {
         stage.keep_logs(folder)?;
     }
-    if matches!(outcome, Ok(Outcome::NotUp(_))) {
+    if matches!(outcome, Err(_) | Ok(Outcome::NotUp(_))) {
         eprint!("{}", stage.last_lines());
     }
     outcome
@@ -140,9 +129,9 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
                 let _ = timeout(DOWN_WITHIN, emulator.ended()).await;
                 return Ok(Outcome::Ended(status));
             }
-            Event::Gone if up => bail!(
-                "the emulated host ended before its command did (out of memory? `--logs FOLDER` keeps its console)"
-            ),
+            Event::Gone if up => {
+                bail!("the emulated host ended before its command did; its last lines are above")
+            }
             Event::Gone => return Ok(Outcome::NotUp("the emulator ended while it booted".into())),
         }
     }

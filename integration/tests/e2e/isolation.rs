@@ -1,9 +1,10 @@
 //! What a machine, a container and another user must not reach; and what the jail leaves the VMM.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command};
 
-use crate::stage::{ALICE, BOB, Workspace};
+use crate::stage::{ALICE, BOB, Workspace, wait_until};
 
 #[test]
 fn another_uid_sees_and_touches_nothing_of_mine() {
@@ -40,9 +41,16 @@ fn the_network_is_the_internet_and_nothing_else() {
     for address in host_addresses() {
         assert_ne!(connect(&address, port), 0, "the host answered on {address}");
     }
-    assert_ne!(connect("169.254.169.254", 80), 0, "the metadata address answered");
     // The listener does answer from where it may be reached, so the test can fail.
-    std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
+
+    // A server beyond the host, as a cloud has one for its secrets. It answers the host on both of its addresses.
+    let _beyond = Beyond::open();
+    for address in [Beyond::PUBLIC, Beyond::METADATA] {
+        wait_until("the server beyond answers", 10, || TcpStream::connect((address, 80)).is_ok());
+    }
+    assert_eq!(connect(Beyond::PUBLIC, 80), 0, "the world beyond the host is out of reach");
+    assert_ne!(connect(Beyond::METADATA, 80), 0, "the metadata address answered");
 
     // Bob's machine listens on its own address, and answers there.
     let config = r#"{ "image": "docker.io/library/busybox:latest", "runArgs": ["--network=host"] }"#;
@@ -114,8 +122,46 @@ fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
     assert!(group.contains("/garret/"), "{group}");
 }
 
+/// A web server in a network namespace next to the host, on a public address (one that is reserved for documentation) and
+/// on the one where clouds keep a machine's credentials.
+struct Beyond(Child);
+
+impl Beyond {
+    const PUBLIC: &str = "198.51.100.7";
+    const METADATA: &str = "169.254.169.254";
+
+    fn open() -> Self {
+        let commands = [
+            "ip netns add beyond",
+            "ip link add beyond type veth peer name host netns beyond",
+            "ip address add 198.51.100.1/24 dev beyond",
+            "ip link set beyond up",
+            "ip -n beyond address add 198.51.100.7/24 dev host",
+            "ip -n beyond address add 169.254.169.254/32 dev host",
+            "ip -n beyond link set host up",
+            "ip route add 169.254.169.254 dev beyond",
+        ];
+        for command in commands {
+            let mut words = command.split(' ');
+            let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+            assert!(status.success(), "{command}");
+        }
+        let serve = ["netns", "exec", "beyond", "python3", "-m", "http.server", "80"];
+        Self(Command::new("ip").args(serve).spawn().unwrap())
+    }
+}
+
+impl Drop for Beyond {
+    fn drop(&mut self) {
+        let _gone = (self.0.kill(), self.0.wait());
+        for arguments in [["link", "del", "beyond"], ["netns", "del", "beyond"]] {
+            let _gone = Command::new("ip").args(arguments).status();
+        }
+    }
+}
+
 fn host_addresses() -> Vec<String> {
-    let output = std::process::Command::new("ip").args(["-4", "-o", "addr"]).output().unwrap();
+    let output = Command::new("ip").args(["-4", "-o", "addr"]).output().unwrap();
     String::from_utf8(output.stdout)
         .unwrap()
         .lines()
@@ -130,5 +176,5 @@ fn a_name_the_host_resolves() -> Option<String> {
     let text: String =
         lists.chain(["/etc/apt/sources.list".into()]).filter_map(|path| fs::read_to_string(path).ok()).collect();
     let host = text.split("http").nth(1)?.split("//").nth(1)?.split(['/', ':', ' ', '\n']).next()?.to_owned();
-    std::process::Command::new("getent").args(["hosts", &host]).status().ok()?.success().then_some(host)
+    Command::new("getent").args(["hosts", &host]).status().ok()?.success().then_some(host)
 }

@@ -3,13 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::stage::{ALICE, Workspace, wait_until};
-
-fn kill(pid: u64) {
-    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
-}
+use crate::stage::{ALICE, Workspace, kill, restart_daemon, wait_until};
 
 #[test]
 fn a_killed_vmm_is_noticed_explained_and_brought_back_with_its_data() {
@@ -43,16 +37,6 @@ fn machines_outlive_the_runner_and_the_next_adopts_them() {
     kill(after["vmm_pid"].as_u64().unwrap());
     wait_until("the machine is failed", 10, || ALICE.machine()["phase"] == "failed");
     ALICE.garret(&["start", "--machine"]).ok();
-}
-
-/// Kills the daemon and starts it again, the way the host's own service does it.
-fn restart_daemon() {
-    let found = std::process::Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().expect("pgrep runs");
-    let pid: u64 = String::from_utf8(found.stdout).unwrap().trim().parse().expect("one daemon");
-    kill(pid);
-    wait_until("the daemon is gone", 10, || !Path::new(&format!("/proc/{pid}")).exists());
-    let status = std::process::Command::new("garret-daemon-start").status().expect("the host's own start script");
-    assert!(status.success());
 }
 
 #[test]

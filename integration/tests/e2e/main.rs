@@ -9,4 +9,5 @@ mod exec;
 mod isolation;
 mod life;
 mod ownership;
+mod settings;
 mod stage;

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A user of the host. The emulated host has these accounts; on bare metal `make test` makes them.
 #[derive(Clone, Copy, Debug)]
 pub struct Developer {
@@ -225,4 +227,19 @@ pub fn wait_until(what: &str, seconds: u32, mut condition: impl FnMut() -> bool)
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     panic!("{what}: not within {seconds} s");
+}
+
+/// SIGKILL.
+pub fn kill(pid: u64) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+/// Kills the daemon and starts it again, the way the host's own service does it.
+pub fn restart_daemon() {
+    let found = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().expect("pgrep runs");
+    let pid: u64 = String::from_utf8(found.stdout).unwrap().trim().parse().expect("one daemon");
+    kill(pid);
+    wait_until("the daemon is gone", 10, || !Path::new(&format!("/proc/{pid}")).exists());
+    let status = Command::new("garret-daemon-start").status().expect("the host's own start script");
+    assert!(status.success());
 }

@@ -1,0 +1,153 @@
+//! The end-to-end tests on emulated hosts. A host has one processor, so several run side by side and take the tests from one
+//! list, one at a time.
+
+use anyhow::{Context, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::Command;
+
+/// More would want more memory than a developer's machine has: each host has 8 GiB.
+const HOSTS_AT_MOST: usize = 2;
+/// Each host's logs, in a folder with its number, and the list.
+const FOLDER: &str = "target/end-to-end";
+
+/// Runs the tests with `only` in their name; gives whether all passed.
+///
+/// # Errors
+/// A host did not come up or ended in the middle, twice.
+pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow::Result<bool> {
+    let mut tests = Vec::new();
+    for program in programs {
+        let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
+        tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
+    }
+    // The programs' first tests are short ones (bad_input): taken last, they let the hosts end at about the same time.
+    tests.sort_by(|one, other| other.cmp(one));
+    let list = List::new(Path::new(FOLDER), &tests)?;
+    let hosts = std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST).min(tests.len());
+    let runs = (0..hosts).map(|host| take_part(host, programs, &list, deadline));
+    Ok(futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed))
+}
+
+/// The names of a test program's tests.
+async fn list(program: &Path, only: &str) -> anyhow::Result<Vec<String>> {
+    let output = Command::new(program).args(["--list", "--format=terse", only]).output().await?;
+    if !output.status.success() {
+        bail!("{} does not list its tests", program.display());
+    }
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// A folder that all hosts share: `tests` is the list, a link in `taken` says which host took a test, a file in `done` that it
+/// has ended.
+struct List(PathBuf);
+
+impl List {
+    fn new(folder: &Path, tests: &[String]) -> anyhow::Result<Self> {
+        let list = Self(folder.join("list"));
+        if list.0.exists() {
+            fs::remove_dir_all(&list.0)?;
+        }
+        for name in ["taken", "done"] {
+            fs::create_dir_all(list.0.join(name))?;
+        }
+        fs::write(list.0.join("tests"), tests.iter().map(|test| format!("{test}\n")).collect::<String>())?;
+        Ok(list)
+    }
+
+    /// What a host runs in this folder: the tests that nobody has taken, until there is none. Making a link is atomic.
+    fn script(host: usize, programs: &str) -> String {
+        format!(
+            "status=0; while read -r program test <&3; do \
+             ln -s {host} \"taken/$program.$test\" 2>/dev/null || continue; \
+             {programs}/$program --test-threads=1 --exact $test || status=$?; \
+             touch \"done/$program.$test\"; done 3<tests; exit $status"
+        )
+    }
+
+    /// Gives back what a host took and did not end.
+    fn give_back(&self, host: usize) -> std::io::Result<()> {
+        for entry in fs::read_dir(self.0.join("taken"))? {
+            let entry = entry?;
+            let done = self.0.join("done").join(entry.file_name()).exists();
+            if !done && fs::read_link(entry.path())? == Path::new(&host.to_string()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One host's part. Goes on on a new host, once, if the host itself failed; tests that failed are not run again.
+async fn take_part(host: usize, programs: &[PathBuf], list: &List, deadline: Duration) -> anyhow::Result<bool> {
+    for _ in 0..2 {
+        match attempt(host, programs, list, deadline).await? {
+            Some(0) => return Ok(true),
+            Some(status) if status != i32::from(crate::host::STATUS_HOST_FAILED) => return Ok(false),
+            _ => println!("host {host} failed: its logs are in {FOLDER}/{host}"),
+        }
+        list.give_back(host)?;
+    }
+    bail!("an emulated host failed twice")
+}
+
+/// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix.
+async fn attempt(host: usize, programs: &[PathBuf], list: &List, deadline: Duration) -> anyhow::Result<Option<i32>> {
+    // By the link, for building the tests may have replaced the file.
+    let mut child = Command::new("/proc/self/exe");
+    child.arg("host").arg("--logs").arg(Path::new(FOLDER).join(host.to_string())).arg("--share").arg(&list.0);
+    child.arg("--deadline").arg(deadline.as_secs().to_string());
+    child.args(programs.iter().flat_map(|program| [Path::new("--program"), program]));
+    child.arg("--").arg(List::script(host, "/run/host/programs"));
+    // Ended with the driver, and then ends its emulator.
+    child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = child.spawn().context("cannot run the emulated host")?;
+    let (stdout, stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);
+    let (status, ..) = tokio::join!(child.wait(), pass_on(stdout), pass_on(stderr));
+    Ok(status?.code())
+}
+
+async fn pass_on(stream: impl AsyncRead + Unpin) {
+    let mut lines = BufReader::new(stream).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        println!("{}", String::from_utf8_lossy(&line));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn hosts_side_by_side_run_every_test_once_and_a_failed_hosts_tests_go_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        // The arguments are those of a test program; the test named 3 fails.
+        fs::write(&program, "#!/bin/sh\nsleep 0.01\necho $3 >> ../ran\n[ $3 != m::3 ]\n").unwrap();
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let tests: Vec<_> = (0..20).map(|test| format!("program m::{test}")).collect();
+        let list = List::new(folder.path(), &tests).unwrap();
+        // Host 0 failed before: it ended one test and not the other. Host 1 is still busy with one.
+        std::os::unix::fs::symlink("0", list.0.join("taken/program.m::18")).unwrap();
+        std::os::unix::fs::symlink("0", list.0.join("taken/program.m::19")).unwrap();
+        std::os::unix::fs::symlink("1", list.0.join("taken/program.m::17")).unwrap();
+        fs::write(list.0.join("done/program.m::19"), "").unwrap();
+        list.give_back(0).unwrap();
+        let host = |number| {
+            let script = List::script(number, folder.path().to_str().unwrap());
+            std::process::Command::new("bash").arg("-c").arg(script).current_dir(&list.0).spawn().unwrap()
+        };
+        let mut hosts = [host(0), host(1)];
+        let statuses: Vec<_> = hosts.iter_mut().map(|host| host.wait().unwrap().code().unwrap()).collect();
+        assert_eq!(statuses.iter().sum::<i32>(), 1, "one of them had the test that fails: {statuses:?}");
+        let ran = fs::read_to_string(folder.path().join("ran")).unwrap();
+        let mut ran: Vec<usize> = ran.lines().map(|line| line.strip_prefix("m::").unwrap().parse().unwrap()).collect();
+        ran.sort_unstable();
+        assert_eq!(ran, (0..17).chain([18]).collect::<Vec<_>>());
+    }
+}
