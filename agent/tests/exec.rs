@@ -8,6 +8,7 @@ use common::{Session, request};
 use futures_util::{SinkExt, StreamExt};
 use garret_api::agent::ExecRequest;
 use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDOUT, WindowSize};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use tokio_tungstenite::tungstenite::Message;
 
 const SIZE: Option<WindowSize> = Some(WindowSize { rows: 33, columns: 111 });
@@ -22,6 +23,22 @@ async fn streams_are_apart_and_the_status_arrives() {
     let end = session.end().await;
     assert_eq!((end.stdout.as_slice(), end.stderr.as_slice()), (&b"out"[..], &b"err"[..]));
     assert_eq!(end.outcome, Outcome::Exited(7));
+}
+
+#[tokio::test]
+#[allow(unsafe_code)]
+async fn a_process_heeds_the_signals_that_the_agent_ignores() {
+    // SAFETY: ignoring a signal runs no code; nobody sends this one.
+    unsafe { signal(Signal::SIGUSR2, SigHandler::SigIgn) }.unwrap();
+    let mut session = Session::open(request(&["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"])).await;
+    let end = session.end().await;
+    let text = String::from_utf8(end.stdout).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    for line in text.lines() {
+        let mask = u64::from_str_radix(line.split_once(":\t").unwrap().1, 16).unwrap();
+        // The C library keeps signal 32 and the one after to itself.
+        assert_eq!(mask & 0x7fff_ffff, 0, "{line}");
+    }
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use std::process::Stdio;
 
 use garret_api::Problem;
 use garret_api::stream::{self, WindowSize};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::pipe::PipeFlags;
-use rustix::process::{Gid, Pid, Signal, Uid};
+use rustix::process::{Gid, Pid, Uid};
 use rustix::pty::OpenptFlags;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -105,6 +106,7 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     let terminal = spec.is_some_and(|spec| spec.terminal.is_some());
     let identity = spec.map(|spec| Identity::new(&spec.credentials));
     let prepare = move || {
+        heed_signals()?;
         rustix::process::setsid()?;
         if terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
@@ -116,7 +118,7 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
             identity.assume()?;
         }
         // Last, for a change of identity clears it: a killed agent is a lost connection.
-        rustix::process::set_parent_process_death_signal(Some(Signal::HUP))?;
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::HUP))?;
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes raw system calls on values it owns and allocates nothing.
@@ -124,6 +126,16 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     let child = command.spawn()?;
     let pid = child.id().and_then(|id| Pid::from_raw(id as i32)).ok_or(io::ErrorKind::NotFound)?;
     Ok((child, pid))
+}
+
+/// What a process ignores, its children ignore too, and whoever started us may have had us ignore the hangup (`nohup`) or the
+/// interrupt (a shell's `&`). Which signals are blocked is set right by the standard library.
+fn heed_signals() -> io::Result<()> {
+    for number in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
+    }
+    Ok(())
 }
 
 /// The guest's cgroups are made by init; elsewhere (tests on a plain host) there are none.

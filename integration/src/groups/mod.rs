@@ -5,9 +5,9 @@ mod emulated;
 
 use anyhow::{Context, bail};
 use budget::Budget;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getuid, kill_process_group};
 use serde::Deserialize;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -16,6 +16,9 @@ use tokio::time::{Instant, timeout};
 
 /// The target that `.cargo/config.toml` names.
 const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
+
+/// This program. Not by what the system says it runs: building the tests may have replaced the file.
+const DRIVER: &str = "target/x86_64-unknown-linux-gnu/release/garret-integration";
 
 /// Which groups to run.
 #[derive(clap::Args)]
@@ -92,10 +95,10 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
         Group::Unit => Ok(cargo(&["test", "--release", "--workspace", "--lib", "--bins"]).await?
             && cargo(&["test", "--release", "--workspace", "--exclude", "garret-integration", "--test", "*"]).await?),
         Group::Artifacts => Ok(cargo(&["build", "--release", "--workspace", "--bins"]).await?
-            && script("guest-kernel/build.sh").await?
-            && script("guest-image/build.sh").await?
-            && script("integration/base-image/build.sh").await?
-            && script("integration/host/build.sh").await?),
+            && run_to_end(Command::new("guest-kernel/build.sh")).await?
+            && run_to_end(as_root("guest-image/build.sh")?).await?
+            && run_to_end(as_root("integration/base-image/build.sh")?).await?
+            && run_to_end(as_root("integration/host/build.sh")?).await?),
         Group::EndToEnd => end_to_end(only, limit).await,
     }
 }
@@ -104,11 +107,9 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
 async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     let programs = test_programs().await?;
     if has_virtualization() {
-        return run_to_end(
-            "scripts/end-to-end.sh",
-            programs.iter().map(|path| path.as_os_str()).chain(only.map(OsStr::new)),
-        )
-        .await;
+        let mut tests = Command::new("scripts/end-to-end.sh");
+        tests.args(&programs).args(only);
+        return run_to_end(tests).await;
     }
     println!("no hardware virtualization here: machines run in emulated hosts");
     // Ends a little before the budget does, while there still is somebody to keep the logs.
@@ -156,24 +157,42 @@ async fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
 
 /// Whether some guest kernel is in the cache: building it is what makes a run cold.
 fn guest_is_built() -> bool {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("GARRET_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("garret")))
-        .or_else(|| variable("HOME").map(|folder| folder.join(".cache/garret")));
-    let kernels = cache.and_then(|folder| std::fs::read_dir(folder.join("kernel")).ok());
+    let kernels = cache().and_then(|folder| std::fs::read_dir(folder.join("kernel")).ok());
     kernels.into_iter().flatten().flatten().any(|entry| entry.path().join("vmlinux").exists())
 }
 
-async fn cargo(arguments: &[&str]) -> anyhow::Result<bool> {
-    run_to_end("cargo", arguments.iter().map(OsStr::new)).await
+/// Where results are cached; scripts/lib.sh says the same.
+fn cache() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    variable("GARRET_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("garret")))
+        .or_else(|| variable("HOME").map(|folder| folder.join(".cache/garret")))
 }
 
-async fn script(path: &str) -> anyhow::Result<bool> {
-    run_to_end(path, []).await
+/// A command that is root's, with the caller's cache: making file systems and starting emulated hosts takes root.
+fn as_root(program: &str) -> anyhow::Result<Command> {
+    if getuid().is_root() {
+        return Ok(Command::new(program));
+    }
+    let assign = |name: &str, value: Option<OsString>| -> anyhow::Result<OsString> {
+        let mut assignment = OsString::from(name);
+        assignment.push(value.with_context(|| format!("there is no {name}"))?);
+        Ok(assignment)
+    };
+    let mut command = Command::new("sudo");
+    command.arg("env").arg(assign("PATH=", std::env::var_os("PATH"))?);
+    command.arg(assign("GARRET_CACHE=", cache().map(PathBuf::into_os_string))?).arg(program);
+    Ok(command)
+}
+
+async fn cargo(arguments: &[&str]) -> anyhow::Result<bool> {
+    let mut command = Command::new("cargo");
+    command.args(arguments);
+    run_to_end(command).await
 }
 
 /// Runs a program in its own process group, which dies as a whole if the caller gives up.
-async fn run_to_end<'a>(program: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -> anyhow::Result<bool> {
+async fn run_to_end(mut command: Command) -> anyhow::Result<bool> {
     struct Killed(Option<Pid>);
     impl Drop for Killed {
         fn drop(&mut self) {
@@ -182,13 +201,8 @@ async fn run_to_end<'a>(program: &str, arguments: impl IntoIterator<Item = &'a O
             }
         }
     }
-    let mut command = Command::new(program);
-    let mut child = command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("cannot run {program}"))?;
+    command.stdin(Stdio::null()).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("cannot run {:?}", command.as_std().get_program()))?;
     let mut group = Killed(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let status = child.wait().await?;
     group.0 = None;

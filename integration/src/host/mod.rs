@@ -31,9 +31,9 @@ pub struct Options {
     /// Folder of this machine to share, at the same path inside (and as /share); the command runs in it
     #[arg(long, value_name = "FOLDER")]
     pub share: Option<PathBuf>,
-    /// Run the command as the account that calls, instead of root
-    #[arg(long)]
-    pub as_caller: bool,
+    /// Run the command as this account instead of root: it is made inside, named by USER
+    #[arg(long = "as", value_name = "UID:GID", value_parser = account)]
+    pub account: Option<(u32, u32)>,
     /// Give up after this many seconds
     #[arg(long, value_name = "SECONDS", env = "DEADLINE", default_value_t = 1800)]
     pub deadline: u64,
@@ -66,6 +66,12 @@ impl Options {
     fn interactive(&self) -> bool {
         self.terminal || self.command.is_none()
     }
+}
+
+/// `UID:GID`
+fn account(text: &str) -> Result<(u32, u32), String> {
+    let ids = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    ids.ok_or_else(|| format!("{text:?} is not UID:GID"))
 }
 
 enum Outcome {

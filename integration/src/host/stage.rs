@@ -2,7 +2,6 @@
 
 use super::Options;
 use anyhow::{Context, bail};
-use rustix::process::{getgid, getuid};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -132,7 +131,7 @@ fn shared_folder(folder: &Path) -> anyhow::Result<PathBuf> {
 
 /// The job as shell assignments.
 fn job(options: &Options, share: Option<&Path>) -> anyhow::Result<String> {
-    let (uid, gid) = if options.as_caller { (getuid().as_raw(), getgid().as_raw()) } else { (0, 0) };
+    let (uid, gid) = options.account.unwrap_or_default();
     let user = if uid == 0 { "root".to_owned() } else { std::env::var("USER").unwrap_or_else(|_| "developer".into()) };
     let size = rustix::termios::tcgetwinsize(std::io::stdin()).ok();
     let share = share.map(|path| path.to_str().context("the shared folder's name is not UTF-8")).transpose()?;
