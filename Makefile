@@ -1,5 +1,5 @@
 # What a person types. The work is done by scripts/ and by the driver of the tests (integration/).
-.PHONY: help setup build install up test host
+.PHONY: help setup build install up test host bench
 .DEFAULT_GOAL := help
 driver := target/x86_64-unknown-linux-gnu/release/garret-integration
 
@@ -14,6 +14,7 @@ help: ## this text
 	@echo "make up WORKSPACE=folder CMD='command'  the same for any folder with a devcontainer.json"
 	@echo 'make test                               everything that must pass; GROUPS="lint unit artifacts end-to-end" for some of it'
 	@echo "make host                               a shell on a host with garret; CMD='command' SHARE=folder for one command there"
+	@echo 'make bench                               garret beside its peers: ONLY=boot,fs SIZE=full PEERS=name=path COMPARE=old.jsonl'
 	@echo 'make setup | build | install            Debian packages | programs, kernel, images | into this machine (as root)'
 	@echo
 	@echo 'The scripts end with the status of the command; make itself ends with 2 where that is not 0: for the status'
@@ -37,3 +38,6 @@ test: setup
 
 host: setup
 	@scripts/host.sh; status=$$?; exit $$status
+
+bench: setup
+	@scripts/bench.sh; status=$$?; exit $$status

@@ -1,0 +1,120 @@
+//! What is measured. A [`Bench`] takes a subject and gives one sample of each of its metrics.
+
+mod block;
+mod boot;
+mod boot_at_once;
+mod devcontainer;
+mod fio;
+mod footprint;
+mod fs;
+mod memory;
+mod net;
+mod vsock;
+mod work;
+
+use crate::lab::Lab;
+use crate::result::{Better, Unit};
+use crate::scale::{Scale, Size};
+use crate::subject::Subject;
+
+/// One number of one run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measurement {
+    /// Of which metric.
+    pub metric: String,
+    /// What it counts.
+    pub unit: Unit,
+    /// Which direction is the good one.
+    pub better: Better,
+    /// The number.
+    pub value: f64,
+    /// What exactly was done.
+    pub detail: String,
+    /// Its course, if it has one: seconds and value.
+    pub series: Vec<(f64, f64)>,
+}
+
+impl Measurement {
+    /// Something of which less is better.
+    pub fn less(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
+        let metric = metric.into();
+        Self { metric, unit, better: Better::Lower, value, detail: String::new(), series: Vec::new() }
+    }
+
+    /// Something of which more is better.
+    pub fn more(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
+        Self { better: Better::Higher, ..Self::less(metric, unit, value) }
+    }
+
+    /// A number of things.
+    pub fn count(metric: impl Into<String>, value: u64) -> Self {
+        Self::less(metric, Unit::Count, value as f64)
+    }
+
+    /// A number of bytes.
+    pub fn bytes(metric: impl Into<String>, value: u64) -> Self {
+        Self::less(metric, Unit::Bytes, value as f64)
+    }
+
+    /// Says what exactly was done.
+    pub fn with(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+}
+
+/// What one run of one subject gave.
+#[derive(Clone, Debug, Default)]
+pub struct Sampled {
+    /// How the subject was started.
+    pub setup: String,
+    /// A sample of each metric.
+    pub measurements: Vec<Measurement>,
+}
+
+/// Something to measure.
+pub trait Bench {
+    /// Its name in results and on the command line.
+    fn name(&self) -> &'static str;
+
+    /// How many samples are kept.
+    fn kept(&self, scale: &Scale) -> usize {
+        scale.long_rounds
+    }
+
+    /// Whether the first round's samples are dropped.
+    fn warms_up(&self, size: Size) -> bool {
+        size.warms_up()
+    }
+
+    /// Whether a subject can take part at all.
+    fn takes(&self, _subject: &str) -> bool {
+        true
+    }
+
+    /// One sample of one subject.
+    ///
+    /// # Errors
+    /// The subject does not start, or does not get to the end in time.
+    fn run(&self, lab: &Lab, subject: &dyn Subject) -> anyhow::Result<Sampled>;
+
+    /// One round: a sample of each subject, in this order, or of all together. Rarely an emulator loses an interrupt: who fails
+    /// once begins again.
+    fn round(&self, lab: &Lab, subjects: &[&dyn Subject]) -> Vec<anyhow::Result<Sampled>> {
+        subjects.iter().map(|subject| self.run(lab, *subject).or_else(|_| self.run(lab, *subject))).collect()
+    }
+}
+
+/// All of them, in the order they run. The gate runs those whose counts repeat.
+pub fn all(size: Size) -> Vec<Box<dyn Bench>> {
+    let mut benches: Vec<Box<dyn Bench>> = vec![Box::new(boot::Boot), Box::new(footprint::Footprint), Box::new(fs::Fs)];
+    if size != Size::Gate {
+        benches.push(Box::new(block::Block));
+        benches.push(Box::new(vsock::Vsock));
+        benches.push(Box::new(net::Net));
+        benches.push(Box::new(memory::Memory));
+        benches.push(Box::new(boot_at_once::BootAtOnce));
+        benches.push(Box::new(devcontainer::Devcontainer));
+    }
+    benches
+}

@@ -1,0 +1,173 @@
+//! Memory of processes, from `/proc/PID/smaps`, told apart by what it is for.
+
+use std::fs;
+
+use anyhow::Context;
+
+use crate::subject::Running;
+
+/// Bytes of one or several processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Private pages of the VMM and its servers themselves: all that is neither guest memory nor the root image.
+    pub own_private: u64,
+    /// Guest memory that the host holds.
+    pub guest_resident: u64,
+    /// All that is mapped and there, shared pages in full.
+    pub resident: u64,
+    /// All private pages: what would be free without the machine.
+    pub private: u64,
+    /// All that is there, each shared page divided by how many share it.
+    pub proportional: u64,
+}
+
+impl Memory {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            own_private: self.own_private + other.own_private,
+            guest_resident: self.guest_resident.max(other.guest_resident), // a server maps the same pages once more
+            resident: self.resident + other.resident,
+            private: self.private + other.private,
+            proportional: self.proportional + other.proportional,
+        }
+    }
+}
+
+/// Of all processes of a machine with so much memory.
+///
+/// # Errors
+/// A process has ended.
+pub fn of(running: &Running, guest_bytes: u64) -> anyhow::Result<Memory> {
+    running.pids().into_iter().try_fold(Memory::default(), |sum, pid| {
+        let smaps = fs::read(format!("/proc/{pid}/smaps")).with_context(|| format!("memory of process {pid}"))?;
+        Ok(sum.plus(parse(&String::from_utf8_lossy(&smaps), guest_bytes)))
+    })
+}
+
+/// Of the VMM alone, the cheap figure: for a curve over time.
+///
+/// # Errors
+/// The process has ended.
+pub fn resident(pid: u32) -> anyhow::Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).with_context(|| format!("memory of {pid}"))?;
+    Ok(rollup.lines().filter_map(|line| sized(line, "Rss:")).sum())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum For {
+    Guest,
+    Root,
+    Own,
+}
+
+/// A guest's memory is the mapping (without a file of its own, or in memory only) that is at least as large as the guest.
+fn purpose(header: &str, guest_bytes: u64) -> Option<For> {
+    let mut words = header.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    let name = words.nth(4).unwrap_or("");
+    let in_memory = name.is_empty() || name.starts_with("/memfd:") || name.starts_with("[anon");
+    Some(match () {
+        () if name.ends_with(".erofs") => For::Root,
+        () if in_memory && end - start >= guest_bytes => For::Guest,
+        () => For::Own,
+    })
+}
+
+fn parse(smaps: &str, guest_bytes: u64) -> Memory {
+    let mut memory = Memory::default();
+    let mut is_for = For::Own;
+    for line in smaps.lines() {
+        if let Some(purpose) = purpose(line, guest_bytes) {
+            is_for = purpose;
+            continue;
+        }
+        let private = sized(line, "Private_Clean:").or_else(|| sized(line, "Private_Dirty:")).unwrap_or(0);
+        memory.private += private;
+        if is_for == For::Own {
+            memory.own_private += private;
+        }
+        let resident = sized(line, "Rss:").unwrap_or(0);
+        memory.resident += resident;
+        if is_for == For::Guest {
+            memory.guest_resident += resident;
+        }
+        memory.proportional += sized(line, "Pss:").unwrap_or(0);
+    }
+    memory
+}
+
+/// `Name:   12 kB` in bytes.
+fn sized(line: &str, name: &str) -> Option<u64> {
+    let kib: u64 = line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+00400000-00500000 r-xp 00000000 fe:00 123                                /usr/lib/garret/garret-vmm
+Rss:                 800 kB
+Pss:                 400 kB
+Private_Clean:       100 kB
+Private_Dirty:        20 kB
+7f0000000000-7f0020000000 rw-p 00000000 00:00 0
+Rss:              100000 kB
+Pss:              100000 kB
+Private_Clean:         0 kB
+Private_Dirty:    100000 kB
+7f1000000000-7f1010000000 rw-p 00000000 fe:00 124                        /usr/lib/garret/root.erofs
+Rss:               50000 kB
+Pss:               10000 kB
+Private_Clean:         0 kB
+Private_Dirty:        64 kB
+7f2000000000-7f2000010000 rw-p 00000000 00:00 0                          [stack]
+Rss:                  16 kB
+Pss:                  16 kB
+Private_Dirty:        16 kB
+VmFlags: rd wr mr
+";
+
+    #[test]
+    fn memory_is_told_apart() {
+        let memory = parse(SMAPS, 512 << 20);
+        let kib = |kib: u64| kib << 10;
+        assert_eq!(
+            memory,
+            Memory {
+                own_private: kib(136),
+                guest_resident: kib(100_000),
+                resident: kib(150_816),
+                private: kib(100_200),
+                proportional: kib(110_416),
+            }
+        );
+        let both = memory.plus(memory);
+        assert_eq!((both.guest_resident, both.own_private), (kib(100_000), kib(272)));
+    }
+
+    #[test]
+    fn this_process() {
+        let own = std::process::id();
+        assert!(resident(own).unwrap() > 0);
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let memory = parse(&smaps, 1 << 40);
+        assert!(memory.own_private > 0 && memory.guest_resident == 0, "{memory:?}");
+    }
+
+    #[test]
+    fn only_a_mapping_as_large_as_the_guest_is_its_memory() {
+        for (line, expected) in [
+            ("7f0000000000-7f0020000000 rw-s 00000000 00:01 9 /memfd:memory-backend-memfd (deleted)", Some(For::Guest)),
+            ("7f0000000000-7f001ffff000 rw-p 00000000 00:00 0", Some(For::Own)),
+            ("7f0000000000-7f0020000000 rw-p 00000000 fe:00 7 /var/disk.img", Some(For::Own)),
+            ("7f0000000000-7f0020000000 rw-p 00000000 00:00 0 [anon:ram]", Some(For::Guest)),
+            ("Rss:  4 kB", None),
+            ("VmFlags: rd wr", None),
+        ] {
+            assert!(purpose(line, 512 << 20) == expected, "{line}");
+        }
+    }
+}

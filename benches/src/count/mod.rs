@@ -1,0 +1,153 @@
+//! What is counted on the host, beside the guest's own clock: counts mean the same on a slow host.
+
+mod kvm;
+pub mod memory;
+mod process;
+mod trace;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use garret_api::vmm::DeviceMetrics;
+
+use crate::subject::Running;
+pub use process::{io_bytes, open_descriptors};
+pub use trace::Tracer;
+
+/// Counters at one moment; [`Snapshot::since`] makes them those of a span.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// KVM's statistics of the machine: `exits`, `io_exits`, `mmio_exits`, `halt_exits`, `pf_taken`, ….
+    pub kvm: BTreeMap<String, u64>,
+    /// System calls of all its processes, if they are counted now.
+    pub system_calls: Option<u64>,
+    /// Entries into `KVM_RUN`, if they are counted now.
+    pub kvm_runs: Option<u64>,
+    /// Bytes its processes read and wrote by system calls.
+    pub io_bytes: u64,
+    /// The VMM's own counters of its devices, where it has any.
+    pub devices: BTreeMap<String, DeviceMetrics>,
+}
+
+impl Snapshot {
+    /// What happened between `before` and this.
+    pub fn since(&self, before: &Self) -> Self {
+        let kvm = self.kvm.iter().map(|(name, now)| {
+            let then = before.kvm.get(name).copied().unwrap_or(0);
+            (name.clone(), now.saturating_sub(then))
+        });
+        let devices = self.devices.iter().map(|(name, now)| {
+            let then = before.devices.get(name).copied().unwrap_or_default();
+            let difference = DeviceMetrics {
+                kicks: now.kicks.saturating_sub(then.kicks),
+                interrupts: now.interrupts.saturating_sub(then.interrupts),
+                chains: now.chains.saturating_sub(then.chains),
+                faults: now.faults.saturating_sub(then.faults),
+            };
+            (name.clone(), difference)
+        });
+        Self {
+            kvm: kvm.collect(),
+            system_calls: less(self.system_calls, before.system_calls),
+            kvm_runs: less(self.kvm_runs, before.kvm_runs),
+            io_bytes: self.io_bytes.saturating_sub(before.io_bytes),
+            devices: devices.collect(),
+        }
+    }
+
+    /// One of KVM's statistics.
+    pub fn exits(&self, name: &str) -> Option<u64> {
+        self.kvm.get(name).copied()
+    }
+}
+
+/// Counts of one machine. It remembers every thread it has seen, for traces count by thread; one that lives less than the
+/// time between two looks is not seen.
+pub struct Counter<'a> {
+    tracer: &'a Tracer,
+    threads: BTreeSet<u32>,
+}
+
+impl<'a> Counter<'a> {
+    /// Of a machine that has just been started.
+    pub fn new(tracer: &'a Tracer) -> Self {
+        Self { tracer, threads: BTreeSet::new() }
+    }
+
+    /// Looks for new threads.
+    pub fn look(&mut self, running: &Running) {
+        self.threads.extend(running.pids().into_iter().flat_map(process::threads));
+    }
+
+    /// All counters, when something is about to begin. The VMM is asked first: its answering is not to be counted.
+    ///
+    /// # Errors
+    /// The kernel's traces cannot be read, or the VMM does not answer.
+    pub fn before(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
+        let devices = devices(running)?;
+        Ok(Snapshot { devices, ..self.host_side(running)? })
+    }
+
+    /// All counters, when something has ended. The VMM is asked last.
+    ///
+    /// # Errors
+    /// The kernel's traces cannot be read, or the VMM does not answer.
+    pub fn after(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
+        let counted = self.host_side(running)?;
+        Ok(Snapshot { devices: devices(running)?, ..counted })
+    }
+
+    fn host_side(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
+        self.look(running);
+        let traced = self.tracer.counts()?;
+        let sum = |counts: &BTreeMap<u32, u64>| self.threads.iter().filter_map(|thread| counts.get(thread)).sum();
+        let (system_calls, kvm_runs) = traced.map(|traced| (sum(&traced.system_calls), sum(&traced.kvm_runs))).unzip();
+        Ok(Snapshot {
+            kvm: kvm::statistics(kvm::FOLDER.as_ref(), &self.threads)?,
+            system_calls,
+            kvm_runs,
+            io_bytes: running.pids().into_iter().map(io_bytes).sum(),
+            devices: BTreeMap::new(),
+        })
+    }
+
+    /// When one of its threads first entered `KVM_RUN`, if that was recorded.
+    ///
+    /// # Errors
+    /// The kernel's trace cannot be read.
+    pub fn first_run_ns(&self) -> anyhow::Result<Option<u64>> {
+        self.tracer.first_run_ns(&self.threads)
+    }
+}
+
+fn less(now: Option<u64>, before: Option<u64>) -> Option<u64> {
+    now.map(|now| now.saturating_sub(before.unwrap_or(0)))
+}
+
+fn devices(running: &Running) -> anyhow::Result<BTreeMap<String, DeviceMetrics>> {
+    Ok(running.control.metrics()?.map(|metrics| metrics.devices).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(exits: u64, chains: u64) -> Snapshot {
+        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0 };
+        Snapshot {
+            kvm: BTreeMap::from([("exits".into(), exits)]),
+            system_calls: Some(exits * 2),
+            kvm_runs: None,
+            io_bytes: 10,
+            devices: BTreeMap::from([("fs0".into(), device)]),
+        }
+    }
+
+    #[test]
+    fn a_span_is_a_difference() {
+        let span = snapshot(100, 50).since(&snapshot(40, 20));
+        assert_eq!((span.exits("exits"), span.exits("io_exits")), (Some(60), None));
+        assert_eq!((span.system_calls, span.kvm_runs, span.io_bytes), (Some(120), None, 0));
+        assert_eq!((span.devices["fs0"].chains, span.devices["fs0"].interrupts), (30, 0));
+        assert_eq!(snapshot(5, 5).since(&Snapshot::default()), snapshot(5, 5));
+    }
+}

@@ -1,0 +1,139 @@
+//! The conversation between the harness and its helper in the guest, over vsock or TCP: the first byte says what is wanted.
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+/// Every byte comes back at once.
+const ECHO: u8 = b'E';
+/// Blocks come until one that is the last; their number goes back.
+const SINK: u8 = b'S';
+/// Blocks go until the other side has enough.
+const SOURCE: u8 = b'G';
+
+const BLOCK: usize = 64 << 10;
+/// A block's first byte.
+const MORE: u8 = 1;
+const LAST: u8 = 0;
+
+/// Serves one connection until the other side is gone.
+pub fn serve(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    let mut wanted = [0];
+    stream.read_exact(&mut wanted)?;
+    match wanted[0] {
+        ECHO => echo(stream),
+        SINK => sink(stream),
+        SOURCE => source(stream),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+fn echo(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 {
+        stream.write_all(&byte)?;
+    }
+    Ok(())
+}
+
+fn sink(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    let mut block = vec![MORE; BLOCK];
+    let mut blocks = 0u64;
+    while block[0] == MORE {
+        stream.read_exact(&mut block)?;
+        blocks += 1;
+    }
+    stream.write_all(&blocks.to_le_bytes())
+}
+
+fn source(stream: &mut impl Write) -> std::io::Result<()> {
+    let block = vec![MORE; BLOCK];
+    loop {
+        stream.write_all(&block)?;
+    }
+}
+
+/// Bytes a second from here to the helper, until it has confirmed the last.
+///
+/// # Errors
+/// The connection breaks, or something was lost.
+pub fn throughput_to(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
+    stream.write_all(&[SINK])?;
+    let mut block = vec![MORE; BLOCK];
+    let began = Instant::now();
+    let mut blocks = 0u64;
+    while block[0] == MORE {
+        block[0] = if began.elapsed() < time { MORE } else { LAST };
+        stream.write_all(&block)?;
+        blocks += 1;
+    }
+    let mut confirmed = [0; 8];
+    stream.read_exact(&mut confirmed)?;
+    let elapsed = began.elapsed().as_secs_f64();
+    ensure!(u64::from_le_bytes(confirmed) == blocks, "the guest counted {confirmed:?} blocks of {blocks}");
+    Ok((blocks * BLOCK as u64) as f64 / elapsed)
+}
+
+/// Bytes a second from the helper to here.
+///
+/// # Errors
+/// The connection breaks.
+pub fn throughput_from(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
+    stream.write_all(&[SOURCE])?;
+    let mut block = vec![0; BLOCK];
+    stream.read_exact(&mut block)?; // the time begins when it flows
+    let began = Instant::now();
+    let mut bytes = 0u64;
+    while began.elapsed() < time {
+        let read = stream.read(&mut block)?;
+        ensure!(read > 0, "the guest closed the connection");
+        bytes += read as u64;
+    }
+    Ok(bytes as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Seconds that one byte there and back takes: the mean of `count`.
+///
+/// # Errors
+/// The connection breaks.
+pub fn round_trips(stream: &mut (impl Read + Write), count: u32) -> anyhow::Result<f64> {
+    stream.write_all(&[ECHO])?;
+    let mut byte = [b'x'];
+    let began = Instant::now();
+    for _ in 0..count {
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+    }
+    Ok(began.elapsed().as_secs_f64() / f64::from(count.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    fn helper() -> UnixStream {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || serve(&mut theirs));
+        ours
+    }
+
+    #[test]
+    fn bytes_flow_both_ways() {
+        let time = Duration::from_millis(30);
+        assert!(throughput_to(&mut helper(), time).unwrap() > 0.0);
+        assert!(throughput_from(&mut helper(), time).unwrap() > 0.0);
+        assert!(round_trips(&mut helper(), 20).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn nonsense_and_a_helper_that_is_gone_are_errors() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"?").unwrap();
+        assert!(serve(&mut theirs).is_err());
+        drop(theirs);
+        assert!(round_trips(&mut ours, 3).is_err());
+    }
+}

@@ -1,0 +1,255 @@
+//! Where the benches work: files, images and the counting that all of them share.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use tempfile::TempDir;
+
+use crate::count::Tracer;
+use crate::guest;
+use crate::process::run;
+use crate::scale::{Scale, Size};
+use crate::subject::{Disk, Machine};
+
+/// The data disk of a machine: sparse, so that its size costs nothing.
+const DATA_BYTES: u64 = 8 << 30;
+/// Files of one folder of the source tree.
+const FILES_PER_FOLDER: usize = 50;
+/// Chooses the lengths of the source tree's files.
+const SEED: u64 = 7;
+
+/// How folders of ours begin in a folder of everybody's.
+const PREFIX: &str = "garret-bench-";
+
+/// Where everything is.
+#[derive(Debug, Args)]
+pub struct Places {
+    /// Where garret is installed
+    #[arg(long, value_name = "FOLDER", default_value = "/usr/lib/garret")]
+    pub lib: PathBuf,
+    /// The image made by benches/tools/build.sh; fs, block and net need it
+    #[arg(long, value_name = "FILE", env = "GARRET_BENCH_TOOLS")]
+    tools: Option<PathBuf>,
+    /// A folder on a disk: the machines' files are in a folder of its own in it
+    #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
+    work: PathBuf,
+    /// Leave the machines' files (consoles, configurations, disks) where they are
+    #[arg(long)]
+    keep: bool,
+    /// The account that the devcontainer bench acts as
+    #[arg(long, value_name = "NAME", default_value = "alice")]
+    developer: String,
+}
+
+/// What a run has to work with.
+pub struct Lab {
+    /// The profile.
+    pub size: Size,
+    /// Its numbers.
+    pub scale: Scale,
+    /// garret's folder.
+    pub lib: PathBuf,
+    /// An erofs image of a Debian with fio, iperf3, a compiler and npm; some benches need it.
+    tools: Option<PathBuf>,
+    /// The account that the devcontainer bench acts as.
+    pub developer: String,
+    /// The kernel's counting.
+    pub tracer: Tracer,
+    work: TempDir,
+    keep: bool,
+}
+
+impl Lab {
+    /// Prepares a run.
+    ///
+    /// # Errors
+    /// garret is not installed, this is not root, or the kernel's traces cannot be used.
+    pub fn open(size: Size, places: &Places) -> anyhow::Result<Self> {
+        let Places { lib, work, .. } = places;
+        for name in ["vmlinux", "root.erofs", "garret-vmm"] {
+            let file = lib.join(name);
+            ensure!(file.exists(), "{} is missing: install garret first (make install)", file.display());
+        }
+        ensure!(rustix::process::geteuid().is_root(), "the benchmarks run as root: they read the kernel's counters");
+        // Where they are built in, or not needed by anybody who is there, nothing is to be loaded.
+        for module in ["kvm_amd", "kvm_intel", "vhost_vsock", "vhost_net", "tun"] {
+            let _ = run("modprobe", &["-q", module]);
+        }
+        remove_old(work);
+        let mut work = tempfile::Builder::new().prefix(PREFIX).tempdir_in(work)?;
+        work.disable_cleanup(places.keep);
+        fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755))?;
+        let lab = Self {
+            size,
+            scale: size.scale(),
+            lib: lib.clone(),
+            tools: places.tools.clone(),
+            developer: places.developer.clone(),
+            tracer: Tracer::open()?,
+            work,
+            keep: places.keep,
+        };
+        lab.make_helper()?;
+        Ok(lab)
+    }
+
+    /// A machine with the common parts and no disks yet.
+    pub fn machine(&self, cmdline: &str) -> Machine {
+        Machine {
+            vcpus: self.scale.vcpus,
+            memory_mib: self.scale.memory_mib,
+            kernel: self.lib.join("vmlinux"),
+            root: self.lib.join("root.erofs"),
+            cmdline: cmdline.to_owned(),
+            disks: Vec::new(),
+            share: None,
+            // Under icount a machine lives through minutes of its own time: nothing may run out meanwhile.
+            staleness_ms: if self.size == Size::Gate { 86_400_000 } else { 1000 },
+            tap: None,
+            vsock: false,
+            hotplug_mib: 0,
+        }
+    }
+
+    /// The memory of a machine, in bytes.
+    pub fn guest_bytes(&self) -> u64 {
+        u64::from(self.scale.memory_mib) << 20
+    }
+
+    /// An empty folder for one machine; it goes when it is dropped, unless all is to be kept.
+    ///
+    /// # Errors
+    /// The disk is full, say.
+    pub fn folder(&self) -> anyhow::Result<TempDir> {
+        let mut folder = tempfile::Builder::new().prefix("run-").tempdir_in(self.work.path())?;
+        folder.disable_cleanup(self.keep);
+        // Other accounts may have to get to what is in it.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(folder)
+    }
+
+    /// A formatted, empty data disk in `folder`.
+    ///
+    /// # Errors
+    /// There is no `mkfs.ext4`.
+    pub fn data_disk(&self, folder: &Path) -> anyhow::Result<Disk> {
+        let path = folder.join("data.img");
+        File::create(&path)?.set_len(DATA_BYTES)?;
+        let options = ["-q", "-F", "-m", "0", "-J", "size=64", "-E", "assume_storage_prezeroed=1,discard"];
+        run("mkfs.ext4", &[&options[..], &[path.to_str().context("the path is not UTF-8")?]].concat())?;
+        Ok(Disk { path, read_only: false })
+    }
+
+    /// A disk with a job's script on it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn job_disk(&self, folder: &Path, variables: &[(&str, String)], body: &str) -> anyhow::Result<Disk> {
+        let path = folder.join("job.img");
+        fs::write(&path, guest::script(variables, body))?;
+        Ok(Disk { path, read_only: true })
+    }
+
+    /// The tools.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn tools_disk(&self) -> anyhow::Result<Disk> {
+        let path = self.tools.clone().context("no tools image: benches/tools/build.sh makes one, --tools names it")?;
+        ensure!(path.exists(), "no tools image {}", path.display());
+        Ok(Disk { path, read_only: true })
+    }
+
+    /// This program, as a disk.
+    pub fn helper_disk(&self) -> Disk {
+        Disk { path: self.work.path().join("helper.img"), read_only: true }
+    }
+
+    /// The source tree as a tar archive, made once.
+    ///
+    /// # Errors
+    /// It cannot be written, or there is no `tar`.
+    pub fn source_disk(&self) -> anyhow::Result<Disk> {
+        let path = self.work.path().join("source.tar");
+        if !path.exists() {
+            let tree = self.work.path().join("source");
+            write_tree(&tree, self.scale.files)?;
+            let (tree, archive) = (tree.to_str().context("path")?, path.to_str().context("path")?);
+            run("tar", &["--sort=name", "--owner=0", "--group=0", "-C", tree, "-cf", archive, "."])?;
+            fs::remove_dir_all(tree)?;
+        }
+        Ok(Disk { path, read_only: true })
+    }
+
+    /// A raw disk of `mib`, written all over, made once and used again: who comes later finds what the one before wrote.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn scratch_disk(&self, mib: u32) -> anyhow::Result<Disk> {
+        let path = self.work.path().join("scratch.img");
+        if !path.exists() {
+            let mut file = File::create(&path)?;
+            let mut random = fastrand::Rng::with_seed(SEED);
+            let mut piece = vec![0; 1 << 20];
+            for _ in 0..mib {
+                random.fill(&mut piece);
+                file.write_all(&piece)?;
+            }
+            file.sync_all()?;
+        }
+        Ok(Disk { path, read_only: false })
+    }
+
+    fn make_helper(&self) -> anyhow::Result<()> {
+        let mut program = fs::read(std::env::current_exe()?).context("this program")?;
+        guest::pad(&mut program, 0);
+        fs::write(self.work.path().join("helper.img"), program).context("helper.img")
+    }
+}
+
+/// What runs that were killed, or were to keep everything, have left.
+fn remove_old(work: &Path) {
+    for entry in fs::read_dir(work).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Folders of text files of 200 bytes to 8 KiB, the same each time.
+fn write_tree(tree: &Path, files: usize) -> anyhow::Result<()> {
+    let mut random = fastrand::Rng::with_seed(SEED);
+    for number in 0..files {
+        let folder = tree.join(format!("part{:03}", number / FILES_PER_FOLDER));
+        if number % FILES_PER_FOLDER == 0 {
+            fs::create_dir_all(&folder)?;
+        }
+        let length = random.usize(200..8192);
+        let text: String = std::iter::repeat_with(|| if random.u8(..) < 20 { '\n' } else { random.lowercase() })
+            .take(length)
+            .collect();
+        fs::write(folder.join(format!("source{number}.c")), text)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_the_same_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let trees = ["a", "b"].map(|name| folder.path().join(name));
+        for tree in &trees {
+            write_tree(tree, 60).unwrap();
+        }
+        let file = "part001/source59.c";
+        assert_eq!(fs::read(trees[0].join(file)).unwrap(), fs::read(trees[1].join(file)).unwrap());
+        assert_eq!(fs::read_dir(&trees[0]).unwrap().count(), 2);
+    }
+}

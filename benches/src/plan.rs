@@ -1,0 +1,100 @@
+//! What is run in which order. Pure.
+
+/// One bench as the plan sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub bench: &'static str,
+    /// Who takes part.
+    pub subjects: Vec<String>,
+    /// How many samples of each are kept.
+    pub kept: usize,
+    /// Whether a round whose samples are dropped comes first.
+    pub warms_up: bool,
+}
+
+/// One round of one bench: every subject once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The bench.
+    pub bench: &'static str,
+    /// The subjects in the order they run. It turns by one each round, so that nobody always comes after the same neighbour.
+    pub subjects: Vec<String>,
+    /// The samples are dropped.
+    pub warm_up: bool,
+    /// After this round all samples are there.
+    pub last: bool,
+    /// Its place among the rounds, from 0.
+    pub round: usize,
+}
+
+/// All rounds: first the first round of each bench, then the second of each, …. What is left out when time runs short is
+/// then the repetitions, not the benches at the end.
+pub fn steps(wanted: &[Wanted]) -> Vec<Step> {
+    let rounds = |wanted: &Wanted| wanted.kept + usize::from(wanted.warms_up);
+    let most = wanted.iter().map(rounds).max().unwrap_or(0);
+    (0..most)
+        .flat_map(|round| wanted.iter().filter(move |wanted| round < rounds(wanted)).map(move |wanted| (round, wanted)))
+        .map(|(round, wanted)| Step {
+            bench: wanted.bench,
+            subjects: turned(&wanted.subjects, round),
+            warm_up: wanted.warms_up && round == 0,
+            last: round + 1 == rounds(wanted),
+            round,
+        })
+        .filter(|step| !step.subjects.is_empty())
+        .collect()
+}
+
+fn turned(subjects: &[String], by: usize) -> Vec<String> {
+    let mut turned = subjects.to_vec();
+    turned.rotate_left(by % subjects.len().max(1));
+    turned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn wanted(bench: &'static str, subjects: &[&str], kept: usize, warms_up: bool) -> Wanted {
+        Wanted { bench, subjects: subjects.iter().map(ToString::to_string).collect(), kept, warms_up }
+    }
+
+    #[test]
+    fn rounds_interleave_and_the_first_is_dropped() {
+        let steps = steps(&[wanted("boot", &["a", "b"], 2, true), wanted("idle", &["a", "b"], 1, false)]);
+        let told: Vec<_> =
+            steps.iter().map(|step| (step.bench, step.subjects.concat(), step.warm_up, step.last)).collect();
+        assert_eq!(
+            told,
+            [
+                ("boot", "ab".into(), true, false),
+                ("idle", "ab".into(), false, true),
+                ("boot", "ba".into(), false, false),
+                ("boot", "ab".to_string(), false, true),
+            ]
+        );
+    }
+
+    #[test]
+    fn nobody_to_run_is_nothing_to_do() {
+        assert_eq!(steps(&[]), []);
+        assert_eq!(steps(&[wanted("boot", &[], 3, true)]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn every_subject_gets_its_samples(kept in 1usize..9, warms_up: bool, count in 1usize..5) {
+            let names = ["a", "b", "c", "d"];
+            let steps = steps(&[wanted("x", &names[..count], kept, warms_up)]);
+            prop_assert_eq!(steps.iter().filter(|step| !step.warm_up).count(), kept);
+            prop_assert_eq!(steps.iter().filter(|step| step.last).count(), 1);
+            for step in &steps {
+                let mut sorted = step.subjects.clone();
+                sorted.sort();
+                prop_assert_eq!(sorted, names[..count].to_vec());
+            }
+        }
+    }
+}
