@@ -15,6 +15,8 @@ wanted=(
   mmdebstrap debian-archive-keyring erofs-utils e2fsprogs cpio kmod busybox-static skopeo umoci docker-registry python3 curl
   # to run machines
   nftables iproute2 procps ca-certificates git
+  # what the end-to-end tests set beside the machines on a host that runs them itself
+  openssl tinyproxy-bin
   # the emulated host
   qemu-system-x86 qemu-system-common util-linux
 )

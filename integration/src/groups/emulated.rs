@@ -26,10 +26,18 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
     }
     // The programs' first tests are short ones (bad_input): taken last, they let the hosts end at about the same time.
     tests.sort_by(|one, other| other.cmp(one));
+    if tests.is_empty() {
+        bail!("no end-to-end test has `{only}` in its name");
+    }
     let list = List::new(Path::new(FOLDER), &tests)?;
     let hosts = std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST).min(tests.len());
     let runs = (0..hosts).map(|host| take_part(host, programs, &list, deadline));
-    Ok(futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed))
+    let passed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
+    let left = list.not_done(&tests);
+    if !left.is_empty() {
+        bail!("nobody ran {}", left.join(", "));
+    }
+    Ok(passed)
 }
 
 /// The names of a test program's tests.
@@ -67,6 +75,12 @@ impl List {
              {programs}/$program --test-threads=1 --exact $test || status=$?; \
              touch \"done/$program.$test\"; done 3<tests; exit $status"
         )
+    }
+
+    /// Who takes no test although there are some says nothing of it: a link that could not be made looks like one that is there.
+    fn not_done<'a>(&self, tests: &'a [String]) -> Vec<&'a str> {
+        let done = |test: &str| self.0.join("done").join(test.replacen(' ', ".", 1)).exists();
+        tests.iter().map(String::as_str).filter(|test| !done(test)).collect()
     }
 
     /// Gives back what a host took and did not end.
@@ -148,5 +162,6 @@ mod tests {
         let mut ran: Vec<usize> = ran.lines().map(|line| line.strip_prefix("m::").unwrap().parse().unwrap()).collect();
         ran.sort_unstable();
         assert_eq!(ran, (0..17).chain([18]).collect::<Vec<_>>());
+        assert_eq!(list.not_done(&tests), ["program m::17"]);
     }
 }

@@ -137,8 +137,8 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     } else {
         &[("-accel", "tcg,thread=multi,tb-size=1024")]
     };
-    // One processor: with two, the emulator can go on with code that the kernel has just patched on the other, and every
-    // twentieth guest or so took its host down ("Oops: int3"). Whoever has two cores runs two hosts.
+    // One processor: with two, the emulator can go on with code that the kernel has just patched on the other. Guests died of
+    // triple faults, and now and then the host ("Oops: int3"). Whoever has two cores runs two hosts.
     arguments.add("-smp", "1");
     for (option, value) in accelerator {
         arguments.add(option, *value);

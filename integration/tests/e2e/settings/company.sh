@@ -38,8 +38,10 @@ tinyproxy -d -c proxy.conf >/dev/null 2>&1 &
 docker-registry serve registry.yml >registry.log 2>&1 &
 python3 "$(dirname "$0")/serve.py" web "$address" 8080 >/dev/null 2>&1 &
 python3 "$(dirname "$0")/serve.py" web "$address" 8443 certificate.pem key.pem >/dev/null 2>&1 &
+answers() { (: <>"/dev/tcp/$address/$1") 2>/dev/null; }
 for port in 3128 5443 8080 8443; do
-  for _ in $(seq 100); do (: <>"/dev/tcp/$address/$port") 2>/dev/null && break; sleep 0.1; done
+  for _ in $(seq 300); do ! answers $port || break; sleep 0.1; done
+  answers $port || { echo "nothing answers on port $port"; exit 1; }
 done
 echo ready
 cat

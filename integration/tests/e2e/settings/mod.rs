@@ -35,11 +35,8 @@ fn a_companys_mirror_certificates_proxy_and_indexes_reach_pulls_builds_and_conta
     let seen = format!(
         "hello\nhello\nthe probe is installed\nAcquire::http::Proxy \"http://{ADDRESS}:3128\";\nhttp://{ADDRESS}:8080/npm/\n"
     );
-    built.write(
-        ".devcontainer/Dockerfile",
-        &format!("FROM {IMAGE}\nRUN set -o pipefail; {{ {checks}; }} | tee /seen\n"),
-    );
-    let dockerfile = built.read(".devcontainer/Dockerfile").replace("RUN", "SHELL [\"/bin/bash\", \"-c\"]\nRUN");
+    let dockerfile =
+        format!("FROM {IMAGE}\nSHELL [\"/bin/bash\", \"-o\", \"pipefail\", \"-c\"]\nRUN {{ {checks}; }} | tee /seen\n");
     built.write(".devcontainer/Dockerfile", &dockerfile);
     built.up(&[]).ok();
     assert_eq!(built.sh("cat /seen").ok(), seen);
