@@ -111,12 +111,14 @@ async fn take_part(host: usize, programs: &[PathBuf], list: &List, deadline: Dur
 
 /// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix.
 async fn attempt(host: usize, programs: &[PathBuf], list: &List, deadline: Duration) -> anyhow::Result<Option<i32>> {
-    let mut child = super::as_root(super::DRIVER)?;
+    // Killed by the kernel when this thread ends, however that comes about; the emulator dies with it in the same way.
+    let driver = super::as_root(super::DRIVER)?;
+    let mut child = Command::new("setpriv");
+    child.args(["--pdeathsig", "KILL"]).arg(driver.as_std().get_program()).args(driver.as_std().get_args());
     child.arg("host").arg("--logs").arg(Path::new(FOLDER).join(host.to_string())).arg("--share").arg(&list.0);
     child.arg("--deadline").arg(deadline.as_secs().to_string());
     child.args(programs.iter().flat_map(|program| [Path::new("--program"), program]));
     child.arg("--").arg(List::script(host, "/run/host/programs"));
-    // Ended with the driver, and then ends its emulator.
     child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = child.spawn().context("cannot run the emulated host")?;
     let (stdout, stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);
