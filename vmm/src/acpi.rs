@@ -1,13 +1,15 @@
 //! The few ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): processors and interrupt controller (MADT), power and
-//! reset registers (FADT), host bridge, serial port and panic device (DSDT). What is absent is declared absent, so that
+//! reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port and panic device (DSDT). What is absent is declared absent, so that
 //! no guest polls for it.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{self, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -30,9 +32,11 @@ pub fn write(memory: &GuestRam, vcpus: u8) -> Result<u64, GuestMemoryError> {
     let dsdt = tables.put(&bytes(&dsdt()))?;
     let fadt = tables.put(&bytes(&fadt(dsdt)))?;
     let madt = tables.put(&bytes(&madt(vcpus)))?;
+    let mcfg = tables.put(&bytes(&mcfg()))?;
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(mcfg);
     let xsdt = tables.put(&bytes(&xsdt))?;
     memory.write_slice(&bytes(&Rsdp::new(OEM, xsdt)), GuestAddress(layout::ACPI.start))?;
     Ok(layout::ACPI.start)
@@ -84,10 +88,18 @@ fn madt(vcpus: u8) -> MADT {
     table
 }
 
+/// Where configuration space is: segment 0, bus 0.
+fn mcfg() -> MCFG {
+    let mut table = MCFG::new(OEM, TABLE, REVISION);
+    table.add_ecam(layout::PCI_CONFIG.start, 0, 0, 0);
+    table
+}
+
 fn dsdt() -> Sdt {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     let mut body = Vec::new();
     host_bridge(&mut body);
+    motherboard(&mut body);
     serial_port(&mut body);
     panic_device(&mut body);
     // S5, "soft off": the value the guest writes to the sleep control register.
@@ -106,7 +118,7 @@ fn device(sink: &mut dyn AmlSink, name: &str, properties: &[(&str, &dyn Aml)]) {
     Scope::new(Path::new("\\_SB_"), vec![&device]).to_aml_bytes(sink);
 }
 
-/// One bus, the configuration ports, one window for memory BARs; interrupts are messages, so no routing table.
+/// One bus, one window for memory BARs; interrupts are messages, so no routing table.
 fn host_bridge(sink: &mut dyn AmlSink) {
     let window = AddressSpace::new_memory(
         AddressSpaceCacheable::NotCacheable,
@@ -115,13 +127,20 @@ fn host_bridge(sink: &mut dyn AmlSink) {
         (layout::PCI_WINDOW.end - 1) as u32,
         None,
     );
-    let config = IO::new(ports::PCI_CONFIG.start, ports::PCI_CONFIG.start, 1, ports::PCI_CONFIG.len() as u8);
     let buses = AddressSpace::new_bus_number(0u16, 0u16);
-    let resources = ResourceTemplate::new(vec![&buses, &config, &window]);
+    let resources = ResourceTemplate::new(vec![&buses, &window]);
     let (id, zero) = (EISAName::new("PNP0A03"), 0u8);
     let properties: [(&str, &dyn Aml); 5] =
         [("_HID", &id), ("_UID", &zero), ("_SEG", &zero), ("_BBN", &zero), ("_CRS", &resources)];
     device(sink, "PCI0", &properties);
+}
+
+/// Who else uses memory: Linux believes the MCFG table only where a device of this kind says the same (PCI Firmware 3.0, §4.1.2).
+fn motherboard(sink: &mut dyn AmlSink) {
+    let (start, len) = (layout::PCI_CONFIG.start as u32, (layout::PCI_CONFIG.end - layout::PCI_CONFIG.start) as u32);
+    let memory = Memory32Fixed::new(true, start, len);
+    let resources = ResourceTemplate::new(vec![&memory]);
+    device(sink, "MBRD", &[("_HID", &EISAName::new("PNP0C02")), ("_CRS", &resources)]);
 }
 
 /// Its interrupt is wired: without it a guest hangs at its first write to the terminal from user space.
@@ -173,7 +192,9 @@ mod tests {
             let xsdt = u64_at(&memory, root + 24);
             let (fadt, madt) = (u64_at(&memory, xsdt + 36), u64_at(&memory, xsdt + 44));
             let dsdt = u64_at(&memory, fadt + 140);
-            for (at, signature) in [(xsdt, b"XSDT"), (fadt, b"FACP"), (madt, b"APIC"), (dsdt, b"DSDT")] {
+            let mcfg = u64_at(&memory, xsdt + 52);
+            for (at, signature) in [(xsdt, b"XSDT"), (fadt, b"FACP"), (madt, b"APIC"), (dsdt, b"DSDT"), (mcfg, b"MCFG")]
+            {
                 let bytes = table(&memory, at);
                 assert_eq!((&bytes[..4], sum(&bytes)), (&signature[..], 0));
                 assert!(layout::ACPI.contains(&(at + bytes.len() as u64)), "{at:#x}");

@@ -12,10 +12,10 @@ use crate::control::{Event, Events};
 use crate::devices::balloon::Balloon;
 use crate::devices::{self, pmem};
 use crate::kvm::registers::{self, Entry};
-use crate::kvm::{self, CoalescedRing, Vm, cpuid};
+use crate::kvm::{self, Vm, cpuid};
 use crate::memory::{self, GuestRam, layout};
-use crate::pci::{BarWindow, ConfigPorts, PciBus, StillBusy};
-use crate::platform::{self, PciPorts, ports};
+use crate::pci::{BarWindow, ConfigWindow, PciBus, StillBusy};
+use crate::platform;
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
 
@@ -43,7 +43,7 @@ impl Machine {
 
         let (pci, balloon) = pci_devices(config, &vm, &memory, root, &log)?;
         let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
-        let buses = buses(&vm, &vcpus, &pci, log, events)?;
+        let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
         Ok(Self { config: config.clone(), vcpus, pci, balloon, setup: Duration::ZERO })
     }
@@ -127,7 +127,7 @@ fn pci_devices(
     root: Root,
     log: &Arc<ConsoleLog>,
 ) -> anyhow::Result<(Arc<PciBus>, Balloon)> {
-    let mut bus = PciBus::new(vm.clone(), memory.clone(), layout::PCI_WINDOW);
+    let mut bus = PciBus::new(vm.clone(), memory.clone(), layout::PCI_WINDOW, layout::PCI_CONFIG.start);
     if let Some((base, len)) = root {
         bus.add(Box::new(pmem::new(base, len)?))?;
     }
@@ -162,13 +162,10 @@ fn vcpus(count: u8, vm: &Vm, memory: &GuestRam, entry: Entry) -> Result<Vec<Vcpu
     Ok(vcpus)
 }
 
-fn buses(vm: &Vm, vcpus: &[VcpuFd], pci: &Arc<PciBus>, log: Arc<ConsoleLog>, events: &Events) -> anyhow::Result<Buses> {
-    let mut port_bus = platform::port_bus(vm, log, events)?;
-    let ring = CoalescedRing::map(&vcpus[0])?;
-    let config_ports = PciPorts::new(vm, ring, Arc::new(ConfigPorts(pci.clone())))?;
-    let range = u64::from(ports::PCI_CONFIG.start)..u64::from(ports::PCI_CONFIG.end);
-    port_bus.add(range, Arc::new(config_ports))?;
+fn buses(vm: &Vm, pci: &Arc<PciBus>, log: Arc<ConsoleLog>, events: &Events) -> anyhow::Result<Buses> {
+    let port_bus = platform::port_bus(vm, log, events)?;
     let mut mmio = Bus::default();
     mmio.add(layout::PCI_WINDOW, Arc::new(BarWindow(pci.clone())))?;
+    mmio.add(layout::PCI_CONFIG, Arc::new(ConfigWindow(pci.clone())))?;
     Ok(Buses { ports: Arc::new(port_bus), mmio: Arc::new(mmio) })
 }

@@ -18,9 +18,8 @@ pub enum Error {
 
 /// Messages: warnings and worse, unless the caller says otherwise; said before the consoles, which print what waits for them.
 /// Console: the serial port until the virtio console is up, which takes a line per exit instead of a few exits per character.
-/// Panic: reset at once, should the panic device not have told us. PCI: by its ports without a search for a host bridge, and
-/// one bus.
-const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1 pci=conf1,noearly,lastbus=0";
+/// Panic: reset at once, should the panic device not have told us.
+const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1";
 /// The root image as `/dev/pmem0`, which appears a moment after the kernel looks for it.
 const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 

@@ -105,6 +105,8 @@ fn memory_map(memory: &GuestRam) -> Vec<(Range<u64>, Kind)> {
         (0..layout::EBDA, Kind::Ram),
         (layout::EBDA..layout::HIGH_KERNEL, Kind::Reserved),
         (layout::HIGH_KERNEL..low, Kind::Ram),
+        // Before Linux has read the DSDT, it believes the MCFG table only where this map says the same.
+        (layout::PCI_CONFIG, Kind::Reserved),
     ];
     let high =
         memory.iter().find(|region| region.start_addr().0 == layout::HIGH_RAM_START && low == layout::LOW_RAM_END);

@@ -1,12 +1,10 @@
 //! The kernel's side of the machine: virtual machine, memory slots, interrupts, processors.
 
-mod coalesced;
 pub mod cpuid;
 mod host;
 pub mod registers;
 mod vm;
 
-pub use coalesced::CoalescedRing;
 pub use host::open;
 pub use vm::{Msi, Vm};
 

@@ -3,19 +3,19 @@
 #![allow(unsafe_code)] // memory slots hand host memory to the guest
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
-    kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, failed};
-use crate::memory::{GuestRam, layout};
+use crate::memory::{GuestRam, PAGE, SharedPage, layout};
 
 /// Pins of the I/O APIC: wired interrupts are below, message-signalled ones from here on.
 const IO_APIC_PINS: u32 = 24;
@@ -37,6 +37,9 @@ pub struct Vm {
     kvm: Kvm,
     next_gsi: AtomicU32,
     routes: Mutex<BTreeMap<u32, Msi>>,
+    next_slot: AtomicU32,
+    /// Kept: the guest reads these pages as long as the machine exists.
+    shown: Mutex<Vec<Arc<SharedPage>>>,
     /// Kept: the guest uses this memory as long as the machine exists.
     _memory: GuestRam,
 }
@@ -59,7 +62,15 @@ impl Vm {
             // SAFETY: the range is one mapping, kept alive by `_memory`; the regions of a GuestMemory do not overlap.
             unsafe { fd.set_user_memory_region(slot) }.map_err(failed("give the machine its memory"))?;
         }
-        let vm = Self { fd, kvm, next_gsi: IO_APIC_PINS.into(), routes: Mutex::default(), _memory: memory };
+        let vm = Self {
+            fd,
+            kvm,
+            next_gsi: IO_APIC_PINS.into(),
+            routes: Mutex::default(),
+            next_slot: AtomicU32::new(memory.iter().count() as u32),
+            shown: Mutex::default(),
+            _memory: memory,
+        };
         vm.commit_routes(&BTreeMap::new())?;
         Ok(vm)
     }
@@ -132,9 +143,19 @@ impl Vm {
             .map_err(failed("disconnect a queue's doorbell"))
     }
 
-    /// Writes to these ports wait in the [`super::CoalescedRing`] until the next exit.
-    pub fn coalesce_port(&self, port: u16, len: u32) -> Result<(), Error> {
-        self.fd.register_coalesced_mmio(IoEventAddress::Pio(port.into()), len).map_err(failed("coalesce port writes"))
+    /// The guest reads `page` at `address` without an exit; a write there is an exit and changes nothing.
+    pub fn show_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
+        let slot = kvm_userspace_memory_region {
+            slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: address,
+            memory_size: PAGE as u64,
+            userspace_addr: page.address(),
+        };
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+        // SAFETY: the page lives as long as this machine, in `shown`, and is only ever written with atomic stores. KVM refuses
+        // an address that another slot has.
+        unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("show the machine a page"))
     }
 }
 

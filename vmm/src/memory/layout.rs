@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            low memory: page tables, start info, command line, ACPI tables, then the kernel at its own address
-//! 3 GiB        PCI window, then the APICs and KVM's own pages
+//! 3 GiB        PCI window, PCI configuration space, then the APICs and KVM's own pages
 //! 4 GiB        the rest of RAM
 //! …            /dev/pmem0, at the next whole GiB
 //! ```
@@ -40,6 +40,8 @@ pub const HIGH_KERNEL: u64 = MIB;
 
 /// Memory BARs, and the host bridge's window in the DSDT.
 pub const PCI_WINDOW: Range<u64> = 0xC000_0000..0xE000_0000;
+/// PCI configuration space of bus 0: 4 KiB for each of 32 devices' 8 functions (PCI Express Base 4.0, §7.2.2).
+pub const PCI_CONFIG: Range<u64> = 0xE000_0000..0xE010_0000;
 /// The I/O APIC's registers.
 pub const IO_APIC: u64 = 0xFEC0_0000;
 /// The local APICs' registers.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // mappings
 
 pub mod layout;
+mod page;
 
 use std::io;
 use std::ptr::null_mut;
@@ -10,6 +11,8 @@ use std::ptr::null_mut;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+pub use page::{PAGE, SharedPage};
 
 /// A huge page of the host.
 const HUGE_PAGE: usize = 2 << 20;

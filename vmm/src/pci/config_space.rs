@@ -1,6 +1,6 @@
 //! The configuration space of one function: a type 0 header and its capabilities (PCI Local Bus 3.0, §6.1, §6.7).
 //!
-//! Linux reads every capability several times while it scans, and each access is an exit: so one BAR, no expansion ROM, no
+//! Linux tries each BAR while it scans, and each write is an exit: so one BAR, no expansion ROM, no
 //! wired interrupt, no power management, no PCI Express, and only the capabilities a driver needs.
 
 /// Bytes of a configuration space.
@@ -72,11 +72,16 @@ impl ConfigSpace {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
 
-    /// Reads; what lies beyond is all ones.
+    /// All of it.
+    pub fn bytes(&self) -> &[u8; SIZE] {
+        &self.bytes
+    }
+
+    /// Reads; what lies beyond is zero, as there are no extended capabilities.
     pub fn read(&self, at: usize, data: &mut [u8]) {
         match self.bytes.get(at..at + data.len()) {
             Some(bytes) => data.copy_from_slice(bytes),
-            None => data.fill(0xFF),
+            None => data.fill(0),
         }
     }
 
@@ -146,6 +151,6 @@ mod tests {
         space.write(SIZE - 1, &[0; 4]);
         space.write(SIZE + 7, &[0; 4]);
         assert_eq!(space.bytes, before);
-        assert_eq!(long(&space, SIZE - 2), u32::MAX);
+        assert_eq!(long(&space, SIZE - 2), 0);
     }
 }

@@ -10,6 +10,7 @@ use super::config_space::{ConfigSpace, Ids};
 use super::msix::{self, Msix};
 use super::registers::{Live, Registers, Request};
 use super::wiring::Wiring;
+use crate::memory::SharedPage;
 use crate::virtio::{Busy, GuestRam, QueueState, Ring, Start, VirtioDevice, check_queue};
 
 /// Bytes of the BAR, which it is aligned to.
@@ -41,6 +42,7 @@ const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Function {
     device: Box<dyn VirtioDevice>,
     config: ConfigSpace,
+    config_page: Arc<SharedPage>,
     msix_capability: usize,
     registers: Registers,
     msix: Msix,
@@ -64,10 +66,11 @@ enum Life {
 }
 
 impl Function {
-    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`].
+    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`], and its configuration space at `config_at`, a page's address.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         bar: u32,
+        config_at: u64,
         mem: Arc<GuestRam>,
         wiring: Arc<dyn Wiring>,
     ) -> io::Result<Self> {
@@ -85,8 +88,11 @@ impl Function {
         });
         let doorbells = doorbells.collect::<io::Result<_>>()?;
         let (config, msix_capability) = config_space(identity.device_type, bar, queues as u16);
+        let config_page = Arc::new(SharedPage::default());
+        config_page.show(config.bytes());
+        wiring.show_page(config_at, &config_page)?;
         let msix = Msix::new(queues + 1, wiring)?;
-        Ok(Self { device, config, msix_capability, registers, msix, doorbells, mem, life: Life::Idle })
+        Ok(Self { device, config, config_page, msix_capability, registers, msix, doorbells, mem, life: Life::Idle })
     }
 
     /// The device's name.
@@ -94,7 +100,7 @@ impl Function {
         &self.device.identity().name
     }
 
-    /// Reads configuration space.
+    /// Reads configuration space, for who does not see its page.
     pub fn read_config(&self, at: usize, data: &mut [u8]) {
         self.config.read(at, data);
     }
@@ -102,6 +108,7 @@ impl Function {
     /// Writes configuration space.
     pub fn write_config(&mut self, at: usize, data: &[u8]) {
         self.config.write(at, data);
+        self.config_page.show(self.config.bytes());
         let control = self.msix_capability + 2;
         if at < control + 2 && control < at + data.len() {
             let mut bytes = [0; 2];

@@ -1,9 +1,8 @@
-//! PCI with as little of it as Linux needs: one bus, one function per device, no bridge, configuration space by the ports
-//! 0xCF8 and 0xCFC.
+//! PCI with as little of it as Linux needs: one bus, one function per device, no bridge, configuration space in memory (ECAM)
+//! where the MCFG table says. The root bridge is in the DSDT.
 //!
-//! Boot Linux with `pci=conf1,noearly,lastbus=0`: `conf1` makes it believe in the ports without looking for a host bridge (there
-//! is none), `noearly` spares a first scan for old chipsets' quirks, `lastbus=0` keeps it from looking for other buses. The
-//! root bridge itself is in the DSDT.
+//! A scan reads each register of each function several times. So each function's space is a page that the guest reads by
+//! itself, and only its writes come here; there are no configuration ports, which Linux would prefer.
 
 mod config_space;
 mod function;
@@ -23,16 +22,15 @@ use std::time::{Duration, Instant};
 use garret_api::vmm::DeviceMetrics;
 
 use crate::bus::BusDevice;
+use crate::memory::PAGE;
 use crate::virtio::{Counters, GuestRam, VirtioDevice};
 use function::{BAR_SIZE, Function};
 pub use wiring::{Msi, Wiring};
 
-/// The ports of configuration space: the address, then the data.
-pub const PORTS: Range<u64> = 0xCF8..0xD00;
 /// Devices on a bus.
 const SLOTS: usize = 32;
-/// The address register's bit that makes the data port one of configuration space.
-const ENABLE: u32 = 1 << 31;
+/// Configuration space of one device: its eight functions.
+const DEVICE_SIZE: u64 = 8 * PAGE as u64;
 
 /// A device could not be put on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +61,13 @@ pub struct PciBus {
     mem: Arc<GuestRam>,
     wiring: Arc<dyn Wiring>,
     window: Range<u64>,
-    address: Mutex<u32>,
+    config: u64,
 }
 
 impl PciBus {
-    /// An empty bus whose BARs lie in `window`, a range below 4 GiB.
-    pub fn new(wiring: Arc<dyn Wiring>, mem: GuestRam, window: Range<u64>) -> Self {
-        Self { functions: Vec::new(), counters: Vec::new(), mem: Arc::new(mem), wiring, window, address: Mutex::new(0) }
+    /// An empty bus whose BARs lie in `window`, a range below 4 GiB, and whose configuration space begins at `config`.
+    pub fn new(wiring: Arc<dyn Wiring>, mem: GuestRam, window: Range<u64>, config: u64) -> Self {
+        Self { functions: Vec::new(), counters: Vec::new(), mem: Arc::new(mem), wiring, window, config }
     }
 
     /// Puts `device` into the next slot.
@@ -79,7 +77,8 @@ impl PciBus {
         let place = u32::try_from(bar).ok().filter(|_| bar + BAR_SIZE <= self.window.end);
         let Some(place) = place.filter(|_| self.functions.len() < SLOTS) else { return Err(Error::Full(name)) };
         let counters = device.config_interrupt().counters().clone();
-        let function = Function::new(device, place, self.mem.clone(), self.wiring.clone());
+        let config = self.config + self.functions.len() as u64 * DEVICE_SIZE;
+        let function = Function::new(device, place, config, self.mem.clone(), self.wiring.clone());
         let function = function.map_err(|source| Error::Host { device: name.clone(), source })?;
         self.functions.push(Mutex::new(function));
         self.counters.push((name, counters));
@@ -111,15 +110,6 @@ impl PciBus {
     pub fn metrics(&self) -> BTreeMap<String, DeviceMetrics> {
         self.counters.iter().map(|(name, counters)| (name.clone(), counters.metrics())).collect()
     }
-
-    /// The function the address register names, and the register.
-    fn selected(&self) -> Option<(&Mutex<Function>, usize)> {
-        let address = *lock(&self.address);
-        let (bus, slot, function) = (address >> 16 & 0xFF, address >> 11 & 0x1F, address >> 8 & 7);
-        let is_ours = address & ENABLE != 0 && bus == 0 && function == 0;
-        let found = is_ours.then(|| self.functions.get(slot as usize)).flatten()?;
-        Some((found, (address & 0xFC) as usize))
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,31 +117,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The bus as seen through [`PORTS`].
-pub struct ConfigPorts(pub Arc<PciBus>);
+/// Configuration space as far as an exit is needed: each write, and reading where nothing is.
+pub struct ConfigWindow(pub Arc<PciBus>);
 
-/// The first data port.
-const DATA: u64 = 4;
+impl ConfigWindow {
+    /// The function at `offset`, and the register.
+    fn find(&self, offset: u64) -> Option<(&Mutex<Function>, usize)> {
+        let is_first_function = offset % DEVICE_SIZE < PAGE as u64;
+        let slot = is_first_function.then_some(offset / DEVICE_SIZE)?;
+        Some((self.0.functions.get(usize::try_from(slot).ok()?)?, offset as usize % PAGE))
+    }
+}
 
-impl BusDevice for ConfigPorts {
+impl BusDevice for ConfigWindow {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0xFF);
-        if offset < DATA {
-            if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(data)) {
-                *data = lock(&self.0.address).to_le_bytes();
-            }
-        } else if let Some((function, register)) = self.0.selected() {
-            lock(function).read_config(register + (offset - DATA) as usize, data);
+        match self.find(offset) {
+            Some((function, register)) => lock(function).read_config(register, data),
+            None => data.fill(0xFF),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if offset < DATA {
-            if let (0, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) {
-                *lock(&self.0.address) = u32::from_le_bytes(data);
-            }
-        } else if let Some((function, register)) = self.0.selected() {
-            lock(function).write_config(register + (offset - DATA) as usize, data);
+        if let Some((function, register)) = self.find(offset) {
+            lock(function).write_config(register, data);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What the transport asks of the hypervisor: a trait, so that the transport can be driven without one.
 
 use std::io;
+use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
 pub use crate::kvm::Msi;
 use crate::kvm::{Error, Vm};
+use crate::memory::SharedPage;
 
 /// Event descriptors in place of exits and injected interrupts.
 pub trait Wiring: Send + Sync {
@@ -19,6 +21,8 @@ pub trait Wiring: Send + Sync {
     fn disconnect_interrupt(&self, gsi: u32, event: &EventFd) -> io::Result<()>;
     /// A write by the guest at `address` writes to `event`.
     fn connect_doorbell(&self, address: u64, event: &EventFd) -> io::Result<()>;
+    /// The guest reads `page` at `address` without anybody's help.
+    fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()>;
 }
 
 fn other(error: Error) -> io::Error {
@@ -46,5 +50,9 @@ impl Wiring for Vm {
 
     fn connect_doorbell(&self, address: u64, event: &EventFd) -> io::Result<()> {
         self.register_ioeventfd(event, address).map_err(other)
+    }
+
+    fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()> {
+        self.show_page(address, page.clone()).map_err(other)
     }
 }

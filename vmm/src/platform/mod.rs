@@ -2,7 +2,6 @@
 //! machine has not.
 
 mod absent;
-mod pci_ports;
 pub mod ports;
 mod power;
 mod serial;
@@ -10,7 +9,6 @@ mod serial;
 use std::sync::Arc;
 
 pub use absent::Absent;
-pub use pci_ports::PciPorts;
 pub use power::{PanicPort, PowerPorts};
 pub use serial::SerialPort;
 
@@ -33,7 +31,7 @@ pub enum Error {
     Serial(#[from] std::io::Error),
 }
 
-/// Everything at fixed ports except the PCI configuration ports.
+/// Everything at fixed ports.
 pub fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
     let range = |range: std::ops::Range<u16>| u64::from(range.start)..u64::from(range.end);
     let one = |port: u16| u64::from(port)..u64::from(port) + 1;

@@ -18,8 +18,6 @@ pub const RESET: u16 = 0x602;
 pub const RESET_VALUE: u8 = 1;
 /// The sleep type of S5, soft off.
 pub const SLEEP_TYPE_OFF: u8 = 5;
-/// Configuration address and data, PCI mechanism 1.
-pub const PCI_CONFIG: Range<u16> = 0xCF8..0xD00;
 /// The keyboard controller's data port.
 pub const I8042_DATA: u16 = 0x60;
 /// The keyboard controller's status and command port.

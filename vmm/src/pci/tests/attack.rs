@@ -53,8 +53,8 @@ proptest! {
 /// One access by the guest.
 #[derive(Clone, Debug)]
 enum Access {
-    Config { address: u32, offset: u64, data: Vec<u8> },
-    ReadConfig { address: u32, offset: u64, len: usize },
+    Config { at: u64, data: Vec<u8> },
+    ReadConfig { at: u64, len: usize },
     Bar { at: u64, data: Vec<u8> },
     ReadBar { at: u64, len: usize },
     SetUp,
@@ -70,25 +70,11 @@ fn access() -> impl Strategy<Value = Access> {
             (any::<u64>(), len()).prop_map(|(value, len)| value.to_le_bytes()[..len].to_vec()),
         ]
     };
-    let address = || prop_oneof![(0..64u32).prop_map(|register| 1 << 31 | register << 2), any::<u32>()];
+    let config = || prop_oneof![4 => 0..0x104u64, 1 => 0..32 * DEVICE_SIZE - 8];
     let at = || prop_oneof![6 => 0..0x40u64, 2 => TABLE..TABLE + 64, 1 => NOTIFY..NOTIFY + 32, 1 => 0..WINDOW.end - WINDOW.start];
-    // A data port takes what fits: up to 4 bytes from offset 4 on.
-    let port = || {
-        prop_oneof![
-            Just((4u64, 4usize)),
-            Just((4, 2)),
-            Just((6, 2)),
-            Just((5, 1)),
-            Just((7, 1)),
-            Just((0, 4)),
-            Just((3, 1))
-        ]
-    };
     prop_oneof![
-        4 => (address(), port(), any::<u32>()).prop_map(|(address, (offset, len), value)| Access::Config {
-            address, offset, data: value.to_le_bytes()[..len].to_vec()
-        }),
-        1 => (address(), port()).prop_map(|(address, (offset, len))| Access::ReadConfig { address, offset, len }),
+        4 => (config(), data()).prop_map(|(at, data)| Access::Config { at, data }),
+        1 => (config(), len()).prop_map(|(at, len)| Access::ReadConfig { at, len }),
         12 => (at(), data()).prop_map(|(at, data)| Access::Bar { at, data }),
         3 => (at(), len()).prop_map(|(at, len)| Access::ReadBar { at, len }),
         1 => Just(Access::SetUp),
@@ -99,14 +85,8 @@ fn access() -> impl Strategy<Value = Access> {
 
 fn perform(guest: &mut Guest, access: Access) {
     match access {
-        Access::Config { address, offset, data } => {
-            guest.ports.write(0, &address.to_le_bytes());
-            guest.ports.write(offset, &data);
-        }
-        Access::ReadConfig { address, offset, len } => {
-            guest.ports.write(0, &address.to_le_bytes());
-            guest.ports.read(offset, &mut vec![0; len]);
-        }
+        Access::Config { at, data } => guest.space.write(at, &data),
+        Access::ReadConfig { at, len } => guest.space.read(at, &mut vec![0; len]),
         Access::Bar { at, data } => guest.window.write(at, &data),
         Access::ReadBar { at, len } => guest.window.read(at, &mut vec![0; len]),
         Access::SetUp => guest.set_up(),

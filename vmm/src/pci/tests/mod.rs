@@ -1,4 +1,4 @@
-//! The transport as a guest sees it: by ports and memory, with real devices behind it and a switchboard in KVM's place.
+//! The transport as a guest sees it: by memory, with real devices behind it and a switchboard in KVM's place.
 
 mod attack;
 mod interrupts;
@@ -13,12 +13,14 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::wiring::{Msi, Wiring};
-use super::{BarWindow, ConfigPorts, PciBus};
+use super::{BarWindow, ConfigWindow, DEVICE_SIZE, PciBus};
 use crate::bus::BusDevice;
+use crate::memory::SharedPage;
 use crate::virtio::VirtioDevice;
 use crate::virtio::testing::{DriverQueue, HUNG, ram};
 
 const WINDOW: std::ops::Range<u64> = 0xC000_0000..0xC010_0000;
+const CONFIG: u64 = 0xE000_0000;
 const BAR: u64 = super::BAR_SIZE;
 
 // The BAR's layout as the capabilities tell it; `scan` checks that they do.
@@ -44,6 +46,7 @@ struct Switches {
     gsis: u32,
     doorbells: BTreeMap<u64, EventFd>,
     connected: BTreeMap<u32, (Msi, EventFd)>,
+    pages: BTreeMap<u64, Arc<SharedPage>>,
 }
 
 impl Switchboard {
@@ -89,12 +92,18 @@ impl Wiring for Switchboard {
         assert!(before.is_none(), "two doorbells at {address:#x}");
         Ok(())
     }
+
+    fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()> {
+        let before = self.state.lock().unwrap().pages.insert(address, page.clone());
+        assert!(before.is_none(), "two pages at {address:#x}");
+        Ok(())
+    }
 }
 
 /// A guest with one virtio driver, for the device in slot 0.
 struct Guest {
     bus: Arc<PciBus>,
-    ports: ConfigPorts,
+    space: ConfigWindow,
     window: BarWindow,
     wires: Arc<Switchboard>,
     queues: Vec<DriverQueue>,
@@ -107,30 +116,31 @@ impl Guest {
         let mem = ram(DriverQueue::SPACE * sizes.len() as u64);
         let places = (0..).step_by(DriverQueue::SPACE as usize);
         let queues = places.zip(sizes).map(|(base, size)| DriverQueue::new(mem.clone(), base, size)).collect();
-        let mut bus = PciBus::new(wires.clone(), (*mem).clone(), WINDOW);
+        let mut bus = PciBus::new(wires.clone(), (*mem).clone(), WINDOW, CONFIG);
         devices.into_iter().for_each(|device| bus.add(device).unwrap());
         let bus = Arc::new(bus);
-        Self { bus: bus.clone(), ports: ConfigPorts(bus.clone()), window: BarWindow(bus), wires, queues }
+        Self { bus: bus.clone(), space: ConfigWindow(bus.clone()), window: BarWindow(bus), wires, queues }
     }
 
     fn rng() -> Self {
         Self::new(vec![Box::new(crate::devices::rng::new().unwrap())])
     }
 
-    fn select(&self, slot: u32, register: u32) {
-        self.ports.write(0, &(1u32 << 31 | slot << 11 | register & 0xFC).to_le_bytes());
-    }
-
+    /// What the guest reads: from the page where it is shown one, else from the bus.
     fn config(&self, slot: u32, register: u32, len: usize) -> u32 {
-        self.select(slot, register);
         let mut data = [0; 4];
-        self.ports.read(4 + u64::from(register & 3), &mut data[..len]);
+        let offset = u64::from(slot) * DEVICE_SIZE + u64::from(register);
+        self.space.read(offset, &mut data[..len]);
+        if let Some(page) = self.wires.state.lock().unwrap().pages.get(&(CONFIG + u64::from(slot) * DEVICE_SIZE)) {
+            let mut shown = [0; 4];
+            shown[..len].copy_from_slice(&page.bytes()[register as usize..][..len]);
+            assert_eq!(shown, data, "slot {slot}, register {register:#x}");
+        }
         u32::from_le_bytes(data)
     }
 
     fn set_config(&self, slot: u32, register: u32, data: &[u8]) {
-        self.select(slot, register);
-        self.ports.write(4 + u64::from(register & 3), data);
+        self.space.write(u64::from(slot) * DEVICE_SIZE + u64::from(register), data);
     }
 
     fn read<const N: usize>(&self, at: u64) -> [u8; N] {

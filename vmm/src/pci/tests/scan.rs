@@ -4,19 +4,6 @@ use super::*;
 use crate::pci::{Error, SLOTS};
 
 #[test]
-fn the_address_register_works_as_linux_probes_it() {
-    let guest = Guest::rng();
-    // `pci_check_type1`: a byte at 0xCFB is not the address register.
-    guest.ports.write(0, &0x8000_0000u32.to_le_bytes());
-    guest.ports.write(3, &[1]);
-    let mut data = [0; 4];
-    guest.ports.read(0, &mut data);
-    assert_eq!(u32::from_le_bytes(data), 0x8000_0000);
-    guest.ports.read(1, &mut data[..2]);
-    assert_eq!(data[..2], [0xFF, 0xFF]);
-}
-
-#[test]
 fn a_scan_finds_each_device_once_and_nothing_else() {
     let rng = || Box::new(crate::devices::rng::new().unwrap()) as Box<dyn VirtioDevice>;
     let guest = Guest::new(vec![rng(), rng(), rng()]);
@@ -24,12 +11,14 @@ fn a_scan_finds_each_device_once_and_nothing_else() {
         let id = guest.config(slot, 0, 4);
         assert_eq!(id, if slot < 3 { 0x1044_1AF4 } else { u32::MAX }, "slot {slot}");
     }
-    for address in [0u32, 1 << 31 | 1 << 16, 1 << 31 | 1 << 8] {
-        guest.ports.write(0, &address.to_le_bytes());
+    for offset in [0x1000, 0x7000, 3 * DEVICE_SIZE, 31 * DEVICE_SIZE + 0x7FFC] {
         let mut data = [0; 4];
-        guest.ports.read(4, &mut data);
-        assert_eq!(data, [0xFF; 4], "disabled, another bus or another function: {address:#x}");
+        guest.space.read(offset, &mut data);
+        assert_eq!(data, [0xFF; 4], "another function or no device: {offset:#x}");
+        guest.space.write(offset, &[0; 4]);
     }
+    assert_eq!(guest.config(0, 0x100, 4), 0, "no extended capabilities");
+    assert_eq!(guest.wires.state.lock().unwrap().pages.len(), 3);
     // One BAR each, inside the window, apart from each other; no wired interrupt.
     let bars: Vec<u32> = (0..3).map(|slot| guest.config(slot, 0x10, 4)).collect();
     assert_eq!(bars, [0xC000_0000, 0xC000_4000, 0xC000_8000]);
@@ -56,7 +45,7 @@ fn a_full_bus_says_so() {
     for (window, room) in
         [(WINDOW, SLOTS), (0xC000_0000..0xC000_0000 + 2 * BAR, 2), (0xC000_0001..0xC000_0000 + 2 * BAR, 1)]
     {
-        let mut bus = PciBus::new(Arc::new(Switchboard::default()), (*ram(4096)).clone(), window);
+        let mut bus = PciBus::new(Arc::new(Switchboard::default()), (*ram(4096)).clone(), window, CONFIG);
         for _ in 0..room {
             bus.add(Box::new(crate::devices::rng::new().unwrap())).unwrap();
         }
