@@ -117,10 +117,18 @@ impl BlockBackend {
             let Some(chain) = ring.take()? else { break };
             self.accept(chain, ring)?;
         }
-        match &mut self.uring {
-            Some(uring) => Ok(uring.submit()?),
-            None => Ok(()),
+        self.submit(ring)
+    }
+
+    /// Hands over what was taken, and answers what the kernel had at hand. A write's answer can be followed by its flush.
+    fn submit(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        while let Some(uring) = &mut self.uring {
+            if !uring.submit()? {
+                break;
+            }
+            self.reap(ring)?;
         }
+        Ok(())
     }
 
     fn accept(&mut self, chain: Chain, ring: &mut Ring) -> Result<(), Fault> {
