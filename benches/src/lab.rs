@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tempfile::TempDir;
 
 use crate::count::Tracer;
@@ -22,6 +23,8 @@ const FILES_PER_FOLDER: usize = 50;
 /// Chooses the lengths of the source tree's files.
 const SEED: u64 = 7;
 
+/// What `fs.nr_open` allows anybody unless somebody has changed it.
+const DESCRIPTORS: u64 = 1 << 20;
 /// How folders of ours begin in a folder of everybody's.
 const PREFIX: &str = "garret-bench-";
 
@@ -79,6 +82,7 @@ impl Lab {
         for module in ["kvm_amd", "kvm_intel", "vhost_vsock", "vhost_net", "tun"] {
             let _ = run("modprobe", &["-q", module]);
         }
+        allow_descriptors()?;
         remove_old(work);
         let mut work = tempfile::Builder::new().prefix(PREFIX).tempdir_in(work)?;
         work.disable_cleanup(places.keep);
@@ -209,6 +213,13 @@ impl Lab {
         guest::pad(&mut program, 0);
         fs::write(self.work.path().join("helper.img"), program).context("helper.img")
     }
+}
+
+/// A file server may keep a descriptor for each file its guest knows: the same plenty for all subjects, whatever a login
+/// shell of this host allows.
+fn allow_descriptors() -> anyhow::Result<()> {
+    let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    setrlimit(Resource::Nofile, limit).context("RLIMIT_NOFILE")
 }
 
 /// What runs that were killed, or were to keep everything, have left.

@@ -5,8 +5,8 @@
 pub struct Wanted {
     /// Its name.
     pub bench: &'static str,
-    /// Who takes part.
-    pub subjects: Vec<String>,
+    /// Who takes part, with the samples there already.
+    pub subjects: Vec<(String, usize)>,
     /// How many samples of each are kept.
     pub kept: usize,
     /// Whether a round whose samples are dropped comes first.
@@ -37,13 +37,20 @@ pub fn steps(wanted: &[Wanted]) -> Vec<Step> {
         .flat_map(|round| wanted.iter().filter(move |wanted| round < rounds(wanted)).map(move |wanted| (round, wanted)))
         .map(|(round, wanted)| Step {
             bench: wanted.bench,
-            subjects: turned(&wanted.subjects, round),
+            subjects: turned(&missing(wanted, round), round),
             warm_up: wanted.warms_up && round == 0,
             last: round + 1 == rounds(wanted),
             round,
         })
         .filter(|step| !step.subjects.is_empty())
         .collect()
+}
+
+/// Whose sample of this round is not there. Who misses any warms up again.
+fn missing(wanted: &Wanted, round: usize) -> Vec<String> {
+    let warm_ups = usize::from(wanted.warms_up);
+    let is_there = |there: usize| if round < warm_ups { there >= wanted.kept } else { there > round - warm_ups };
+    wanted.subjects.iter().filter(|(_, there)| !is_there(*there)).map(|(name, _)| name.clone()).collect()
 }
 
 fn turned(subjects: &[String], by: usize) -> Vec<String> {
@@ -58,7 +65,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn wanted(bench: &'static str, subjects: &[&str], kept: usize, warms_up: bool) -> Wanted {
-        Wanted { bench, subjects: subjects.iter().map(ToString::to_string).collect(), kept, warms_up }
+        Wanted { bench, subjects: subjects.iter().map(|name| (name.to_string(), 0)).collect(), kept, warms_up }
+    }
+
+    #[test]
+    fn what_is_there_is_not_run_again() {
+        let there = |a, b| Wanted { subjects: vec![("a".into(), a), ("b".into(), b)], ..wanted("boot", &[], 2, true) };
+        let told = |wanted: Wanted| {
+            let told = steps(&[wanted]).into_iter().map(|step| (step.subjects.concat(), step.warm_up, step.last));
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(told(there(2, 2)), []);
+        assert_eq!(
+            told(there(2, 0)),
+            [("b".into(), true, false), ("b".into(), false, false), ("b".into(), false, true)]
+        );
+        assert_eq!(told(there(1, 0))[1..], [("b".into(), false, false), ("ab".to_string(), false, true)]);
     }
 
     #[test]

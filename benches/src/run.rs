@@ -40,7 +40,7 @@ pub struct Options {
     /// Where the results go
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     out: PathBuf,
-    /// Go on with the results that are there: benches that are complete are left out
+    /// Go on with the results that are there: no sample is taken twice
     #[arg(long)]
     resume: bool,
     /// Begin no round after so many minutes (24 by default for the quick size, else none)
@@ -69,18 +69,18 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let benches = chosen_benches(bench::all(options.size), &options.only)?;
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     let results = options.out.join(RESULTS);
-    let done = if options.resume { resumed(&results)? } else { HashSet::new() };
+    let records = if options.resume { resumed(&results)? } else { HashMap::new() };
     let lab = Lab::open(options.size, &options.places)?;
     let garret = options.places.lib.join("garret-vmm");
     let versioned = [vec![("garret", garret.as_path())], programs.versioned()].concat();
     let run = Run {
         host: host::look(&options.commit, options.icount, &versioned),
         writer: Writer::open(&results, options.resume)?,
-        records: HashMap::new(),
+        records,
         failed: HashSet::new(),
         size: options.size,
     };
-    run.carry_out(&lab, &benches, &subjects, &done, time_limit(options))?;
+    run.carry_out(&lab, &benches, &subjects, time_limit(options))?;
     eprintln!("results: {}", results.display());
     Ok(())
 }
@@ -109,16 +109,15 @@ fn check(wanted: &[String], there: &[&str], what: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The benches and subjects that an earlier run has finished. Its failures go out of the file: they get another chance.
-fn resumed(results: &Path) -> anyhow::Result<HashSet<(String, String)>> {
+/// What an earlier run has written. Its failures go out of the file: they get another chance.
+fn resumed(results: &Path) -> anyhow::Result<HashMap<Key, Record>> {
     if !results.exists() {
-        return Ok(HashSet::new());
+        return Ok(HashMap::new());
     }
     let mut records = result::read(results)?;
     records.retain(|record| record.error.is_none());
     result::replace(results, &records)?;
-    let last = records.into_iter().filter(|record| record.metric == LAST_METRIC && record.complete);
-    Ok(last.map(|record| (record.bench, record.subject)).collect())
+    Ok(records.into_iter().map(|record| (record.key(), record)).collect())
 }
 
 /// A run under way.
@@ -137,12 +136,11 @@ impl Run {
         lab: &Lab,
         benches: &[Box<dyn Bench>],
         subjects: &[Box<dyn Subject>],
-        done: &HashSet<(String, String)>,
         limit: Option<Duration>,
     ) -> anyhow::Result<()> {
-        let wanted: Vec<_> = benches.iter().map(|bench| wanted(lab, bench.as_ref(), subjects, done)).collect();
+        let wanted: Vec<_> = benches.iter().map(|bench| self.wanted(lab, bench.as_ref(), subjects)).collect();
         let steps = plan::steps(&wanted);
-        ensure!(!steps.is_empty() || !done.is_empty(), "nobody takes part in these benches");
+        ensure!(!steps.is_empty() || !self.records.is_empty(), "nobody takes part in these benches");
         let began = Instant::now();
         for (number, step) in steps.iter().enumerate() {
             if limit.is_some_and(|limit| began.elapsed() >= limit) {
@@ -204,6 +202,22 @@ impl Run {
         Ok(())
     }
 
+    fn wanted(&self, lab: &Lab, bench: &dyn Bench, subjects: &[Box<dyn Subject>]) -> Wanted {
+        let names = subjects.iter().map(|subject| subject.name()).filter(|name| bench.takes(name));
+        Wanted {
+            bench: bench.name(),
+            subjects: names.map(|name| (name.to_owned(), self.samples(bench.name(), name))).collect(),
+            kept: bench.kept(&lab.scale),
+            warms_up: bench.warms_up(lab.size),
+        }
+    }
+
+    /// How many samples there are.
+    fn samples(&self, bench: &str, subject: &str) -> usize {
+        let key = (bench.to_owned(), LAST_METRIC.to_owned(), subject.to_owned());
+        self.records.get(&key).map_or(0, |record| record.samples.len())
+    }
+
     /// Adds a sample to each metric's record, and writes the records anew.
     fn keep(&mut self, step: &Step, subject: &str, sampled: Sampled) -> anyhow::Result<()> {
         let mut written = Vec::new();
@@ -263,17 +277,6 @@ impl Run {
     }
 }
 
-fn wanted(lab: &Lab, bench: &dyn Bench, subjects: &[Box<dyn Subject>], done: &HashSet<(String, String)>) -> Wanted {
-    let names = subjects.iter().map(|subject| subject.name()).filter(|name| bench.takes(name));
-    let names = names.filter(|name| !done.contains(&(bench.name().to_owned(), (*name).to_owned())));
-    Wanted {
-        bench: bench.name(),
-        subjects: names.map(str::to_owned).collect(),
-        kept: bench.kept(&lab.scale),
-        warms_up: bench.warms_up(lab.size),
-    }
-}
-
 fn told(step: &Step) -> String {
     let warm_up = if step.warm_up { " (warm-up)" } else { "" };
     format!("{}{warm_up}: {}", step.bench, step.subjects.join(", "))
@@ -282,7 +285,6 @@ fn told(step: &Step) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::result::tests::record;
 
     fn run_into(folder: &Path) -> Run {
         Run {
@@ -327,15 +329,19 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_complete_is_left_out() {
+    fn a_run_goes_on_where_it_was() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(RESULTS);
-        assert!(resumed(&path).unwrap().is_empty());
-        let whole = record("boot", LAST_METRIC, "garret", Unit::Seconds, &[1.0]);
-        let half = Record { complete: false, subject: "qemu-q35".into(), ..whole.clone() };
-        let other = record("boot", "exits", "qemu-microvm", Unit::Count, &[1.0]);
-        Writer::open(&path, false).unwrap().write(&[whole, half, other]).unwrap();
-        assert_eq!(resumed(&path).unwrap(), HashSet::from([("boot".into(), "garret".into())]));
+        let mut run = run_into(folder.path());
+        let cost =
+            |value| Sampled { measurements: vec![Measurement::less(LAST_METRIC, Unit::Seconds, value)], ..sample(1.0) };
+        run.keep(&step(false), "garret", cost(2.0)).unwrap();
+        let mut run = run_into(folder.path());
+        assert_eq!(run.samples("boot", "garret"), 0);
+        run.records = resumed(&folder.path().join(RESULTS)).unwrap();
+        assert_eq!([run.samples("boot", "garret"), run.samples("boot", "qemu-q35")], [1, 0]);
+        run.keep(&step(true), "garret", cost(4.0)).unwrap();
+        let records = result::read(&folder.path().join(RESULTS)).unwrap();
+        assert_eq!((records.len(), records[0].samples.as_slice(), records[0].complete), (1, &[2.0, 4.0][..], true));
     }
 
     #[test]

@@ -101,7 +101,11 @@ pub trait Bench {
     /// One round: a sample of each subject, in this order, or of all together. Rarely an emulator loses an interrupt: who fails
     /// once begins again.
     fn round(&self, lab: &Lab, subjects: &[&dyn Subject]) -> Vec<anyhow::Result<Sampled>> {
-        subjects.iter().map(|subject| self.run(lab, *subject).or_else(|_| self.run(lab, *subject))).collect()
+        let again = |subject: &dyn Subject, why: anyhow::Error| {
+            eprintln!("  {}, once more: {why:#}", subject.name());
+            self.run(lab, subject)
+        };
+        subjects.iter().map(|subject| self.run(lab, *subject).or_else(|why| again(*subject, why))).collect()
     }
 }
 

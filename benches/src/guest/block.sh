@@ -1,4 +1,5 @@
 # A raw disk without a file system or a cache between.
+warm_fio
 job="--filename=$DISK --ioengine=libaio --direct=1"
 # Word splitting wanted: these are options.
 fio_case rand_read_depth1 $job --rw=randread --bs=4k --iodepth=1

@@ -21,6 +21,7 @@ tree_cases() {
 file_cases() {
   local suffix=$2 job="--filename=$1/fio.dat --size=${FILE_MIB}M --ioengine=psync --direct=1"
   wants fio || return 0
+  warm_fio
   # Word splitting wanted: these are options.
   fio_case "seq_write$suffix" $job --rw=write --bs=1M --end_fsync=1
   fio_case "seq_read$suffix" $job --rw=read --bs=1M

@@ -33,6 +33,9 @@ fio_case() {
   say value "fio:$name" "$(grep '^3;' /tmp/output | tail -n 1)"
 }
 
+# The first start of a program reads it from its disk: that is no part of what is measured.
+warm_fio() { tool fio --name=warm --filename=/tmp/warm --size=4k --rw=read >/dev/null 2>&1; }
+
 forget() { sync; echo 3 >/proc/sys/vm/drop_caches; }
 rest_forever() { say done; while :; do sleep 1000; done; }
 

@@ -19,7 +19,8 @@ static NEXT_CID: AtomicU32 = AtomicU32::new(0x6700);
 pub enum Kind {
     /// virtio-mmio, no firmware but a loader, the root on virtio-blk: this machine has no pmem.
     Microvm,
-    /// virtio-pci, the firmware it comes with, the root on virtio-pmem.
+    /// virtio-pci, the firmware it comes with, the root on virtio-pmem; beside a file server on virtio-blk: the server maps all
+    /// memory to write, and the root's file is read-only.
     Q35,
 }
 
@@ -54,9 +55,10 @@ impl Subject for Qemu {
         let socket = server.as_ref().map(|(_, socket)| socket.as_path());
         let program = Program::new(&self.program, arguments(self.kind, machine, folder, cid, socket, root_bytes));
         let qemu = program.start(folder, None)?;
-        let root = match self.kind {
-            Kind::Microvm => "root on virtio-blk, in the guest's own page cache",
-            Kind::Q35 => "root on virtio-pmem with DAX",
+        let root = if has_pmem(self.kind, machine) {
+            "root on virtio-pmem with DAX"
+        } else {
+            "root on virtio-blk, in the guest's own page cache"
         };
         Ok(Running {
             began_ns,
@@ -184,23 +186,21 @@ fn block(line: &mut Arguments, id: &str, path: &Path, read_only: bool) {
     line.device("virtio-blk", &format!(",drive={id}"));
 }
 
+fn has_pmem(kind: Kind, machine: &Machine) -> bool {
+    kind == Kind::Q35 && machine.share.is_none()
+}
+
 /// Adds the root; gives the kernel's words for it.
 fn root(line: &mut Arguments, machine: &Machine, bytes: u64) -> String {
-    match line.kind {
-        Kind::Microvm => {
-            block(line, "root", &machine.root, true);
-            block_root(&machine.root_after_disks())
-        }
-        Kind::Q35 => {
-            let path = comma(&machine.root);
-            line.add(
-                "-object",
-                format!("memory-backend-file,id=root,mem-path={path},size={bytes},share=off,readonly=on,rom=off"),
-            );
-            line.add("-device", "virtio-pmem-pci,memdev=root");
-            PMEM_ROOT.to_owned()
-        }
+    if !has_pmem(line.kind, machine) {
+        block(line, "root", &machine.root, true);
+        return block_root(&machine.root_after_disks());
     }
+    let path = comma(&machine.root);
+    let options = format!("id=root,mem-path={path},size={bytes},share=off,readonly=on,rom=off");
+    line.add("-object", format!("memory-backend-file,{options}"));
+    line.add("-device", "virtio-pmem-pci,memdev=root");
+    PMEM_ROOT.to_owned()
 }
 
 /// QEMU reads a doubled comma as one.
@@ -224,8 +224,7 @@ mod tests {
         for part in [
             "-m 512M,slots=1,maxmem=1836M",
             "memory-backend=ram -object memory-backend-memfd,id=ram,size=512M,share=on",
-            "virtio-pmem-pci,memdev=root",
-            "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait quiet init=/x",
+            "root=/dev/vdc rootfstype=erofs ro",
             "virtio-blk-pci,drive=disk1",
             "readonly=on,file=/m/job.img",
             "vhost-user-fs-pci,chardev=fs,tag=share",
@@ -235,6 +234,13 @@ mod tests {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(!line.contains("-device,") && !line.contains("virtio-mem"), "{line}");
+        let unshared = self::line(Kind::Q35, &Machine { share: None, ..machine() });
+        for part in [
+            "virtio-pmem-pci,memdev=root",
+            "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait quiet init=/x",
+        ] {
+            assert!(unshared.contains(part), "{part}: {unshared}");
+        }
         let plug = Machine { hotplug_mib: 256, ..machine() };
         assert!(self::line(Kind::Q35, &plug).contains("size=256M -device virtio-mem-pci,id=plug,memdev=plugged"));
     }
