@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make bench`: garret and its peers in one run on one host, natively or on the emulated one. ONLY=boot,fs for some of the
 # benches, SIZE=full for hours on bare metal, PEERS='firecracker=/path cloud-hypervisor=/path' for peers that Debian does not
-# have, COMPARE=old.jsonl to see what changed, ICOUNT=1 for counts that repeat. Interrupted, it keeps what it has; RESUME=1 goes on.
+# have, COMPARE=old.jsonl to see what changed, ICOUNT=1 for counts that repeat. MINUTES=24: no round of
+# the quick size begins later. Interrupted, it keeps what it has; RESUME=1 goes on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -10,13 +11,14 @@ release=target/x86_64-unknown-linux-gnu/release
 out=target/bench
 "$here/build.sh" >/dev/null
 tools=$(as_root benches/tools/build.sh)/tools.erofs
+virtiofsd=$(benches/tools/virtiofsd.sh)/virtiofsd
 mkdir -p "$out"
 
 run=(run --size "${SIZE:-quick}" --commit "$(git describe --always --dirty 2>/dev/null || echo unknown)")
 if [ -n "${ONLY:-}" ]; then run+=(--only "$ONLY"); fi
-if [ -n "${RESUME:-}" ]; then run+=(--resume); fi
+resume=${RESUME:+--resume}
 programs=()
-for peer in ${PEERS:-}; do
+for peer in "virtiofsd=$virtiofsd" ${PEERS:-}; do
   path=$(realpath "${peer#*=}")
   if has_virtualization; then run+=(--peer "${peer%%=*}=$path"); continue; fi
   programs+=(--program "$path")
@@ -25,13 +27,20 @@ done
 
 if has_virtualization; then
   as_root "$here/install.sh" /
-  as_root env "PATH=$here:$PATH" "$release/garret-bench" "${run[@]}" --tools "$tools" --out "$out" || status=$?
+  as_root env "PATH=$here:$PATH" "$release/garret-bench" "${run[@]}" $resume --tools "$tools" --out "$out" || status=$?
 else
   echo "bench: this machine has no hardware virtualization: measuring in the emulated host, where times mean nothing" >&2
-  options=(--no-runner --deadline "${DEADLINE:-2700}" --share "$out" --program "$release/garret-bench" --program "$tools")
+  options=(--no-runner --share "$out" --program "$release/garret-bench" --program "$tools")
   if [ -n "${ICOUNT:-}" ]; then options+=(--icount); run+=(--icount); fi
-  line=$(printf '%q ' /run/host/programs/garret-bench "${run[@]}" --tools /run/host/programs/tools.erofs)
-  as_root "$release/garret-integration" host "${options[@]}" "${programs[@]}" -- "$line" || status=$?
+  # Now and then the emulator hangs. What was measured until then is kept, and another one goes on with the rest.
+  while
+    minutes=$(( ${MINUTES:-24} - SECONDS / 60 ))
+    if [ "${SIZE:-quick}" = quick ]; then limit=(--minutes $((minutes > 0 ? minutes : 0))); else limit=(); fi
+    line=$(printf '%q ' /run/host/programs/garret-bench "${run[@]}" "${limit[@]}" $resume --tools /run/host/programs/tools.erofs)
+    status=0
+    as_root "$release/garret-integration" host --deadline "${DEADLINE:-2700}" "${options[@]}" "${programs[@]}" -- "$line" || status=$?
+    [ "$status" = 125 ] && [ "$minutes" -gt 0 ]
+  do resume=--resume; done
 fi
 [ ! -s "$out/results.jsonl" ] || "$release/garret-bench" report "$out/results.jsonl"
 if [ -n "${COMPARE:-}" ]; then "$release/garret-bench" compare "$COMPARE" "$out/results.jsonl"; fi

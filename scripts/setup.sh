@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 command -v apt-get >/dev/null || die "this is not a Debian: install what scripts/setup.sh lists yourself"
 wanted=(
   # to build the programs
-  gcc libc6-dev pkg-config libcap-ng-dev
+  gcc libc6-dev pkg-config libcap-ng-dev libseccomp-dev
   # … the guest's kernel
   linux-source-6.12 make flex bison bc patch xz-utils libelf-dev libssl-dev perl
   # … the images, of the guest, of the emulated host and of containers
@@ -18,7 +18,8 @@ wanted=(
   # what the end-to-end tests set beside the machines on a host that runs them itself
   openssl tinyproxy-bin
   # the emulated host
-  qemu-system-x86 qemu-system-common util-linux
+  qemu-system-x86 qemu-system-common util-linux dpkg-dev meson ninja-build libglib2.0-dev libpixman-1-dev libslirp-dev libfdt-dev
+  zlib1g-dev
 )
 # Whoever has node and npm from elsewhere keeps them.
 command -v npm >/dev/null || wanted+=(nodejs npm)

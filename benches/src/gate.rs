@@ -20,11 +20,14 @@ const GATED: &[(&str, f64)] = &[
     ("boot/mmio_exits_to_init", 2.0),
     ("boot/exits_to_init", 10.0),
     ("boot/system_calls_to_init", 5.0),
-    ("boot/kvm_run_to_agent", 10.0),
+    ("boot/kvm_run_to_agent", 2.0),
     ("boot/exits_to_agent", 10.0),
     ("boot/system_calls_to_agent", 10.0),
     ("footprint/vmm_private_bytes", 5.0),
+    ("fs/untar_requests", 2.0),
+    ("fs/git_add_requests", 2.0),
     ("fs/git_status_requests", 2.0),
+    ("fs/git_status_system_calls", 5.0),
 ];
 
 /// What to judge by what.

@@ -2,6 +2,7 @@
 //! list, one at a time.
 
 use anyhow::{Context, bail};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -109,16 +110,21 @@ async fn take_part(host: usize, programs: &[PathBuf], list: &List, deadline: Dur
     bail!("an emulated host failed twice")
 }
 
-/// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix.
+/// One host's command, until it ends; gives its status.
 async fn attempt(host: usize, programs: &[PathBuf], list: &List, deadline: Duration) -> anyhow::Result<Option<i32>> {
+    let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host.to_string()).into_os_string()];
+    arguments.extend(["--share".into(), list.0.clone().into_os_string()]);
+    arguments.extend(programs.iter().flat_map(|program| ["--program".into(), program.clone().into_os_string()]));
+    run_host(&arguments, deadline, &List::script(host, "/run/host/programs")).await
+}
+
+/// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix.
+pub async fn run_host(arguments: &[OsString], deadline: Duration, command: &str) -> anyhow::Result<Option<i32>> {
     // Killed by the kernel when this thread ends, however that comes about; the emulator dies with it in the same way.
     let driver = super::as_root(super::DRIVER)?;
     let mut child = Command::new("setpriv");
     child.args(["--pdeathsig", "KILL"]).arg(driver.as_std().get_program()).args(driver.as_std().get_args());
-    child.arg("host").arg("--logs").arg(Path::new(FOLDER).join(host.to_string())).arg("--share").arg(&list.0);
-    child.arg("--deadline").arg(deadline.as_secs().to_string());
-    child.args(programs.iter().flat_map(|program| [Path::new("--program"), program]));
-    child.arg("--").arg(List::script(host, "/run/host/programs"));
+    child.arg("host").args(arguments).arg("--deadline").arg(deadline.as_secs().to_string()).arg("--").arg(command);
     child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = child.spawn().context("cannot run the emulated host")?;
     let (stdout, stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);

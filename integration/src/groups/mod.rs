@@ -2,6 +2,7 @@
 
 mod budget;
 mod emulated;
+mod gate;
 
 use anyhow::{Context, bail};
 use budget::Budget;
@@ -42,10 +43,12 @@ pub enum Group {
     Artifacts,
     /// Real machines on this host, or on the emulated one
     EndToEnd,
+    /// garret's costs in counts, against benches/baseline.json
+    Gate,
 }
 
 impl Group {
-    const ALL: [Self; 4] = [Self::Lint, Self::Unit, Self::Artifacts, Self::EndToEnd];
+    const ALL: [Self; 5] = [Self::Lint, Self::Unit, Self::Artifacts, Self::EndToEnd, Self::Gate];
 
     fn name(self) -> &'static str {
         match self {
@@ -53,6 +56,7 @@ impl Group {
             Self::Unit => "unit",
             Self::Artifacts => "artifacts",
             Self::EndToEnd => "end-to-end",
+            Self::Gate => "gate",
         }
     }
 }
@@ -98,8 +102,10 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
             && run_to_end(Command::new("guest-kernel/build.sh")).await?
             && run_to_end(as_root("guest-image/build.sh")?).await?
             && run_to_end(as_root("integration/base-image/build.sh")?).await?
-            && run_to_end(as_root("integration/host/build.sh")?).await?),
+            && run_to_end(as_root("integration/host/build.sh")?).await?
+            && run_to_end(as_root("integration/emulator/build.sh")?).await?),
         Group::EndToEnd => end_to_end(only, limit).await,
+        Group::Gate => gate::run().await,
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Options, stage::Stage};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,6 +22,8 @@ const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 pub enum Event {
     /// Booted, runner started; the command begins.
     Up,
+    /// It still runs.
+    Alive,
     /// The command's exit status.
     Status(u8),
     /// The emulator is gone.
@@ -60,14 +62,14 @@ impl Emulator {
         arguments.add("-device", "virtconsole,chardev=terminal");
 
         let log = File::create(stage.log("qemu.log"))?;
-        let mut command = dying_with_us("qemu-system-x86_64");
+        let mut command = dying_with_us(&stage.emulator);
         command.args(arguments.0).stderr(log);
         if !interactive {
             // Ctrl-C is for the driver, which then ends the emulator.
             command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         }
         let terminal = interactive.then(|| tcgetattr(std::io::stdin())).transpose()?;
-        let qemu = command.spawn().context("cannot run qemu-system-x86_64 (make setup installs it)")?;
+        let qemu = command.spawn().context("cannot run setpriv")?;
         Ok(Self {
             qemu,
             daemons,
@@ -85,6 +87,7 @@ impl Emulator {
         match self.control.next_line().await? {
             None => Ok(Event::Gone),
             Some(line) if line == "up" => Ok(Event::Up),
+            Some(line) if line == "alive" => Ok(Event::Alive),
             Some(line) => match line.strip_prefix("status ").map(str::parse) {
                 Some(Ok(status)) => Ok(Event::Status(status)),
                 _ => anyhow::bail!("the emulated host says {line:?}"),
@@ -137,11 +140,15 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     } else {
         &[("-accel", "tcg,thread=multi,tb-size=1024")]
     };
-    // One processor: with two, the emulator can go on with code that the kernel has just patched on the other. Guests died of
-    // triple faults, and now and then the host ("Oops: int3"). Whoever has two cores runs two hosts.
+    // One processor: with two, guests died of triple faults, and now and then the host ("Oops: int3"). That was before
+    // `integration/emulator`'s mend. Whoever has two cores runs two hosts.
     arguments.add("-smp", "1");
     for (option, value) in accelerator {
         arguments.add(option, *value);
+    }
+    // Its firmware comes with Debian's package.
+    for folder in ["/usr/share/qemu", "/usr/share/seabios"] {
+        arguments.add("-L", folder);
     }
     arguments.add("-machine", "q35,memory-backend=memory,graphics=off,vmport=off");
     // Without the promise of fast string instructions: the kernels then clear and copy memory by `rep stosq` and `rep movsq`,
@@ -195,9 +202,9 @@ fn share(arguments: &mut Arguments, stage: &Stage, tag: &str, folder: &Path) -> 
 }
 
 /// A command that the kernel kills when this thread ends, however that comes about.
-fn dying_with_us(program: &str) -> Command {
+fn dying_with_us(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", program]).kill_on_drop(true);
+    command.args(["--pdeathsig", "KILL"]).arg(program).kill_on_drop(true);
     command
 }
 

@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 const UP_WITHIN: Duration = Duration::from_secs(120);
 /// Rarely the emulator itself loses an interrupt, and the host hangs while it boots.
 const ATTEMPTS: u32 = 3;
+/// A host says every 2 s of its own time that it is alive. Rarely the emulator hangs in the middle of a command, too.
+const SILENT_AT_MOST: Duration = Duration::from_secs(180);
 /// From the command's end to the emulator's.
 const DOWN_WITHIN: Duration = Duration::from_secs(10);
 /// The host failed, not the command; a number that commands seldom use, as `env(1)` has it.
@@ -114,6 +116,7 @@ async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcom
 async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals) -> anyhow::Result<Outcome> {
     let mut limit = Instant::now() + UP_WITHIN;
     let mut up = false;
+    let mut heard = Instant::now();
     loop {
         let event = tokio::select! {
             event = emulator.next() => event?,
@@ -123,9 +126,14 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
             } else {
                 return Ok(Outcome::NotUp(format!("not up after {} s", UP_WITHIN.as_secs())));
             },
+            () = sleep_until(heard + SILENT_AT_MOST), if up => {
+                bail!("the emulated host hangs: nothing was heard of it for {} s", SILENT_AT_MOST.as_secs())
+            }
             () = signals.any() => return Ok(Outcome::Ended(STATUS_INTERRUPTED)),
         };
+        heard = Instant::now();
         match event {
+            Event::Alive => {}
             Event::Up => {
                 up = true;
                 limit = Instant::now() + Duration::from_secs(options.deadline);

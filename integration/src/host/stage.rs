@@ -14,6 +14,7 @@ pub struct Stage {
     pub initramfs: PathBuf,
     pub root: PathBuf,
     pub swap: PathBuf,
+    pub emulator: PathBuf,
     /// Canonical path of the shared folder.
     pub share: Option<PathBuf>,
 }
@@ -28,6 +29,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
     let [root, initramfs] = built.lines().collect::<Vec<_>>()[..] else {
         bail!("integration/host/build.sh printed {built:?}")
     };
+    let emulator = script(&repository.join("integration/emulator/build.sh"), &[])?;
     // In the cache, so that files can be hard links to what it holds.
     let runs = Path::new(root).ancestors().nth(2).context("the cache has no folder")?.join("run");
     fs::create_dir_all(&runs)?;
@@ -49,6 +51,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
         root: file("root.ext4"),
         swap: file("swap"),
         initramfs: Path::new(initramfs).join("initramfs"),
+        emulator: Path::new(emulator.trim()).join("qemu-system-x86_64"),
         share,
         folder,
     })

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with one line more. Prints its
+# folder.
+#
+# When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but leaves its number behind as a
+# pending exception. Should the emulator be disturbed before the guest's next exit, by a timer while it counts instructions or
+# by another of its processors, the guest gets that interrupt again, with interrupts off: it deadlocks, or dies of a triple
+# fault. QEMU 7.2 and 10.0 alike.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../../scripts/lib.sh"
+. "$here/../../scripts/debian.sh"
+delivered='do_interrupt_x86_hardirq(env, vector, 1);'
+
+# source_of_qemu VERSION WORK: as Debian builds it, in WORK/qemu.
+source_of_qemu() {
+  local version=$1 work=$2 apt=$2/apt suite
+  # apt's own unprivileged user must be able to write there.
+  mkdir -m 777 -p "$apt"/{lists/partial,cache/archives/partial,out}
+  suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  debian_sources "$suite" | sed 's/^deb /deb-src /' >"$apt/sources.list"
+  local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists"
+    -o "Dir::Cache=$apt/cache" -o Acquire::Languages=none -o APT::Sandbox::User=root)
+  apt-get "${options[@]}" update
+  (cd "$apt/out" && apt-get "${options[@]}" source --download-only "qemu=$version")
+  (cd "$work" && dpkg-source --no-check -x "$apt"/out/qemu_*.dsc qemu)
+}
+
+# build_emulator OUT WORK
+build_emulator() {
+  local out=$1 work=$2
+  source_of_qemu "$version" "$work"
+  cd "$work/qemu"
+  local file; file=$(grep -rlF "$delivered" target/i386/tcg)
+  sed -i "/$delivered/a cs->exception_index = -1;" "$file"
+  mkdir ../build && cd ../build
+  ../qemu/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg --enable-fdt=system --enable-slirp \
+    --enable-vhost-user --enable-vhost-kernel --disable-werror --disable-docs --disable-debug-info
+  ninja qemu-system-x86_64
+  install -s -m 755 qemu-system-x86_64 "$out/"
+}
+
+version=$(dpkg-query -W -f '${source:Version}' qemu-system-x86)
+build_once emulator "$(digest "$here/build.sh" <<<"$version")" build_emulator
