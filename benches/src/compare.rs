@@ -87,7 +87,7 @@ fn row(old: &Record, new: &Record, ratio: Option<Estimate>, change: Change) -> S
         (None, Some(value)) => crate::report::value(value, record.unit),
         (None, None) => "–".to_owned(),
     };
-    let ratio = ratio.map_or("–".into(), |ratio| format!("{:.3} [{:.3}, {:.3}]", ratio.value, ratio.low, ratio.high));
+    let ratio = ratio.map_or("–".into(), |ratio| format!("{:.3} {}", ratio.value, ratio.interval(3)));
     let told = match change {
         Change::Better => "better",
         Change::Worse => "**worse**",

@@ -335,9 +335,8 @@ mod tests {
         let cost =
             |value| Sampled { measurements: vec![Measurement::less(LAST_METRIC, Unit::Seconds, value)], ..sample(1.0) };
         run.keep(&step(false), "garret", cost(2.0)).unwrap();
-        let mut run = run_into(folder.path());
-        assert_eq!(run.samples("boot", "garret"), 0);
-        run.records = resumed(&folder.path().join(RESULTS)).unwrap();
+        let records = resumed(&folder.path().join(RESULTS)).unwrap();
+        let mut run = Run { records, ..run_into(folder.path()) };
         assert_eq!([run.samples("boot", "garret"), run.samples("boot", "qemu-q35")], [1, 0]);
         run.keep(&step(true), "garret", cost(4.0)).unwrap();
         let records = result::read(&folder.path().join(RESULTS)).unwrap();

@@ -7,7 +7,7 @@ const SEED: u64 = 0x6761_7272_6574;
 /// What lies outside a 95 % interval, on each side.
 const TAIL: f64 = 0.025;
 
-/// An estimate with its 95 % confidence interval.
+/// An estimate with its 95 % confidence interval, which is all there is where nothing is known of how much samples differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     pub value: f64,
@@ -16,6 +16,20 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// Whether there were samples enough for an interval.
+    pub fn is_bounded(self) -> bool {
+        self.high.is_finite()
+    }
+
+    /// The interval for a person, with this many digits.
+    pub fn interval(self, digits: usize) -> String {
+        if self.is_bounded() {
+            format!("[{:.digits$}, {:.digits$}]", self.low, self.high)
+        } else {
+            "(one sample)".to_owned()
+        }
+    }
+
     /// The same seen the other way round: of `b / a` for an estimate of `a / b`.
     pub fn inverse(self) -> Self {
         Self { value: 1.0 / self.value, low: 1.0 / self.high, high: 1.0 / self.low }
@@ -48,6 +62,9 @@ pub fn of_ratio(above: &[f64], below: &[f64]) -> Option<Estimate> {
     let value = median(above)? / median(below)?;
     if !value.is_finite() || value <= 0.0 {
         return None;
+    }
+    if above.len().min(below.len()) == 1 {
+        return Some(Estimate { value, low: 0.0, high: f64::INFINITY });
     }
     let mut random = fastrand::Rng::with_seed(SEED);
     let (low, high) = spread(|| resampled_median(above, &mut random) / resampled_median(below, &mut random));
@@ -92,6 +109,10 @@ mod tests {
         assert_eq!(of_median(&[1.0]), None);
         assert_eq!(of_ratio(&[1.0], &[0.0]), None);
         assert_eq!(of_ratio(&[], &[1.0]), None);
+        let alone = of_ratio(&[1.0, 2.0], &[3.0]).unwrap();
+        assert!(!alone.is_bounded() && !alone.inverse().is_bounded() && alone.value == 0.5);
+        assert_eq!(alone.interval(2), "(one sample)");
+        assert_eq!(of_ratio(&[6.0; 2], &[2.0; 2]).unwrap().interval(2), "[3.00, 3.00]");
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn ratio(row: &Row<'_>) -> String {
         cost if cost.low > 1.0 => "bad",
         _ => "",
     };
-    format!("<td class=\"{class}\">{:.2}<br><small>{:.2} – {:.2}</small></td>", cost.value, cost.low, cost.high)
+    format!("<td class=\"{class}\">{:.2}<br><small>{}</small></td>", cost.value, cost.interval(2))
 }
 
 fn failures(report: &Report<'_>) -> String {

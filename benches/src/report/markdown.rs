@@ -41,9 +41,7 @@ pub fn page(report: &Report<'_>) -> String {
 fn line(report: &Report<'_>, row: &Row<'_>) -> String {
     let detail = if row.detail.is_empty() { String::new() } else { format!("<br><small>{}</small>", cell(row.detail)) };
     let cells = row.cells.iter().map(|record| record.map_or("–".to_owned(), |record| report.shown(record)));
-    let ratio = row
-        .against_best()
-        .map_or("–".to_owned(), |cost| format!("{:.2} [{:.2}, {:.2}]", cost.value, cost.low, cost.high));
+    let ratio = row.against_best().map_or("–".to_owned(), |cost| format!("{:.2} {}", cost.value, cost.interval(2)));
     format!("| {}{detail} | {} | {ratio} |", row.metric, cells.collect::<Vec<_>>().join(" | "))
 }
 

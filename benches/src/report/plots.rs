@@ -65,6 +65,7 @@ pub fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Option<St
         .collect();
     let Some((groups, ..)) = bars.last().copied() else { return Ok(None) };
     let ends = bars.iter().flat_map(|(.., cost)| [cost.low, cost.high, cost.value]);
+    let ends = ends.filter(|end| end.is_finite() && *end > 0.0);
     let widest = ends.map(|end| end.ln().abs()).fold(f64::from(2).ln(), f64::max) * 1.1;
     let at = |ratio: f64| LEFT + ((ratio.ln() + widest) / (2.0 * widest) * f64::from(RIGHT - LEFT)) as i32;
     let height = 56 + bars.len() as i32 * LINE + groups as i32 * GAP;
@@ -84,7 +85,9 @@ pub fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Option<St
             let (from, to) = (at(1.0).min(at(cost.value)), at(1.0).max(at(cost.value)));
             put(area, &Rectangle::new([(from, y), (to.max(from + 1), y + LINE - 4)], colour(*subject).filled()))?;
             let middle = y + (LINE - 4) / 2;
-            put(area, &PathElement::new([(at(cost.low), middle), (at(cost.high), middle)], INK))?;
+            if cost.is_bounded() {
+                put(area, &PathElement::new([(at(cost.low), middle), (at(cost.high), middle)], INK))?;
+            }
             text(area, &format!("{:.2}", cost.value), (RIGHT + 15, y - 2), 11, INK)?;
         }
         put(area, &PathElement::new([(at(1.0), 28), (at(1.0), height - 18)], INK.stroke_width(2)))
