@@ -62,6 +62,8 @@ pub struct Lab {
     pub developer: String,
     /// The kernel's counting.
     pub tracer: Tracer,
+    /// A nanosecond of this host's clock is an instruction.
+    pub icount: bool,
     work: TempDir,
     keep: bool,
 }
@@ -71,7 +73,7 @@ impl Lab {
     ///
     /// # Errors
     /// garret is not installed, this is not root, or the kernel's traces cannot be used.
-    pub fn open(size: Size, places: &Places) -> anyhow::Result<Self> {
+    pub fn open(size: Size, places: &Places, icount: bool) -> anyhow::Result<Self> {
         let Places { lib, work, .. } = places;
         for name in ["vmlinux", "root.erofs", "garret-vmm"] {
             let file = lib.join(name);
@@ -94,6 +96,7 @@ impl Lab {
             tools: places.tools.clone(),
             developer: places.developer.clone(),
             tracer: Tracer::open()?,
+            icount,
             work,
             keep: places.keep,
         };

@@ -70,7 +70,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     let results = options.out.join(RESULTS);
     let records = if options.resume { resumed(&results)? } else { HashMap::new() };
-    let lab = Lab::open(options.size, &options.places)?;
+    let lab = Lab::open(options.size, &options.places, options.icount)?;
     let garret = options.places.lib.join("garret-vmm");
     let versioned = [vec![("garret", garret.as_path())], programs.versioned()].concat();
     let run = Run {

@@ -76,7 +76,7 @@ impl Size {
                 at_once: &[4],
                 idle_machines: 2,
                 idle: Duration::from_secs(60),
-                files: 300,
+                files: 150,
                 file_mib: 32,
                 transfer_s: 1,
                 round_trips: 500,

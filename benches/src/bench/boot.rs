@@ -69,7 +69,7 @@ fn to_init(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<Vec<Measurement>>
     let counts = counter.after(&running)?;
     let time =
         Measurement::less("init_seconds", Unit::Seconds, seconds).with("until a shell as init has printed a line");
-    Ok([time].into_iter().chain(counted(&counts, "init")).collect())
+    Ok([time].into_iter().chain(instructions(lab, seconds, "init")).chain(counted(&counts, "init")).collect())
 }
 
 fn to_agent(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<(String, Vec<Measurement>)> {
@@ -90,8 +90,14 @@ fn to_agent(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<(String, Vec<Mea
         let nanoseconds = first.saturating_sub(running.began_ns) as f64;
         Measurement::less("setup_ns", Unit::Nanoseconds, nanoseconds).with("process to first KVM_RUN")
     });
-    let measurements = [time].into_iter().chain(setup).chain(counted(&counts, "agent")).collect();
-    Ok((running.setup.clone(), measurements))
+    let time = [time].into_iter().chain(instructions(lab, seconds, "agent"));
+    Ok((running.setup.clone(), time.chain(setup).chain(counted(&counts, "agent")).collect()))
+}
+
+/// Of host, VMM and guest together, where the emulator counts them.
+fn instructions(lab: &Lab, seconds: f64, until: &str) -> Option<Measurement> {
+    let count = (seconds * 1e9) as u64;
+    lab.icount.then(|| Measurement::count(format!("instructions_to_{until}"), count).with("of host, VMM and guest"))
 }
 
 fn counted(counts: &Snapshot, until: &str) -> Vec<Measurement> {

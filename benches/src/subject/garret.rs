@@ -41,7 +41,14 @@ impl Subject for Garret {
             console: folder.join("console.log"),
             guest: machine.vsock.then(|| GuestSocket::Unix(folder.join("vsock.sock"))),
             control: Box::new(Api(socket)),
-            setup: format!("virtio-pci, virtio-fs in process, root on pmem with DAX; added to: {}", machine.cmdline),
+            setup: format!(
+                "virtio-pci, virtio-fs in process, root on pmem with DAX; {} vCPUs, {} MiB, kernel {}, root {}, words added: {}",
+                machine.vcpus,
+                machine.memory_mib,
+                machine.kernel.display(),
+                machine.root.display(),
+                machine.cmdline
+            ),
         })
     }
 

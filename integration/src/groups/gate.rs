@@ -12,7 +12,7 @@ const FOLDER: &str = "target/gate";
 const BASELINE: &str = "benches/baseline.json";
 /// An attempt takes less than a minute; while it counts instructions, the emulator hangs more often than else.
 const ATTEMPT: Duration = Duration::from_secs(75);
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 3;
 
 /// Measures and judges; gives whether nothing is worse. What is better is told, and passes.
 ///
