@@ -21,7 +21,7 @@ const GATED: &[(&str, f64)] = &[
     ("boot/exits_to_init", 10.0),
     ("boot/system_calls_to_init", 5.0),
     ("boot/kvm_run_to_agent", 2.0),
-    ("boot/exits_to_agent", 10.0),
+    ("boot/exits_to_agent", 15.0),
     ("boot/system_calls_to_agent", 10.0),
     ("footprint/vmm_private_bytes", 5.0),
     ("fs/untar_requests", 2.0),

@@ -172,6 +172,12 @@ impl Ring {
         Ok(Some(chain))
     }
 
+    /// Whether the driver has made more chains available than were taken.
+    pub fn has_more(&self) -> Result<bool, Fault> {
+        let available = self.queue.avail_idx(&*self.mem, Ordering::Acquire)?;
+        Ok(available.0 != self.queue.next_avail())
+    }
+
     /// Gives back a chain as if it had not been taken. Only the last one taken can go back: several go back in reverse order.
     pub fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
         self.untake(chain.ticket())

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::files::Files;
 use super::pool::{Done, Job, Pool, own_umask};
 use super::request::{self, Lane};
-use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Served, Token};
+use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
 
 const DONE: Token = Token(0);
 
-/// Serves quick requests itself and lets the pool serve the rest.
+/// Serves what is quick itself, and lets the pool serve the rest.
 pub struct FsBackend {
     files: Arc<Files>,
     pool: Arc<Pool>,
@@ -49,18 +49,21 @@ impl Backend for FsBackend {
     }
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
-        rings[queue].drain(|chain| {
+        let ring = &mut rings[queue];
+        while let Some(chain) = ring.take()? {
             let (lane, begins) = request::admit(&chain)?;
             if begins {
                 self.files.renew()?;
             }
-            if lane == Lane::Quick {
-                return Ok(Served::Used(self.files.serve(&chain, &mut self.table)?));
+            if lane == Lane::Quick || (lane == Lane::Brief && !ring.has_more()?) {
+                let written = self.files.serve(&chain, &mut self.table)?;
+                ring.complete(chain.head(), written)?;
+            } else {
+                self.in_flight += 1;
+                self.pool.submit(Job { chain, ring: queue, done: self.done.clone() });
             }
-            self.in_flight += 1;
-            self.pool.submit(Job { chain, ring: queue, done: self.done.clone() });
-            Ok(Served::Later)
-        })
+        }
+        Ok(())
     }
 
     fn ready(&mut self, _: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {

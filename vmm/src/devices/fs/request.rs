@@ -9,7 +9,10 @@ use crate::virtio::{Chain, Fault};
 pub enum Lane {
     /// The ring's own thread: it reads names and attributes, which the host has in memory or reads in one go.
     Quick,
-    /// The pool: it may wait for the disk.
+    /// The ring's own thread if nothing else waits in the ring, else the pool: it changes what the host has in memory, and waits
+    /// for the disk only now and then. A thread more on the way is five system calls and two switches more.
+    Brief,
+    /// The pool: it waits for the disk.
     Slow,
 }
 
@@ -38,7 +41,11 @@ fn lane(opcode: Option<Opcode>) -> Lane {
         )
         | None => Lane::Quick,
         // A forgotten or released file may be the last trace of one that was deleted, which is freed then.
-        _ => Lane::Slow,
+        Some(
+            Create | Open | Mknod | Mkdir | Symlink | Link | Rename | Rename2 | Unlink | Rmdir | Setattr | Write
+            | Flush | Release | Forget | BatchForget,
+        ) => Lane::Brief,
+        Some(_) => Lane::Slow,
     }
 }
 
@@ -47,9 +54,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_wait_for_the_disk_is_not_served_by_the_rings_thread() {
-        for opcode in [Opcode::Read, Opcode::Write, Opcode::Fsync, Opcode::Syncfs, Opcode::Forget, Opcode::Release] {
+    fn what_waits_for_the_disk_is_not_served_by_the_rings_thread() {
+        for opcode in [Opcode::Read, Opcode::Fsync, Opcode::Fsyncdir, Opcode::Syncfs, Opcode::Fallocate, Opcode::Init] {
             assert_eq!(lane(Some(opcode)), Lane::Slow, "{opcode:?}");
+        }
+        for opcode in [Opcode::Write, Opcode::Create, Opcode::Unlink, Opcode::Forget, Opcode::Release] {
+            assert_eq!(lane(Some(opcode)), Lane::Brief, "{opcode:?}");
         }
         for opcode in [Opcode::Lookup, Opcode::Getattr, Opcode::Readdirplus] {
             assert_eq!(lane(Some(opcode)), Lane::Quick, "{opcode:?}");
