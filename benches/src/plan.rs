@@ -1,5 +1,7 @@
 //! What is run in which order. Pure.
 
+use std::ops::RangeInclusive;
+
 /// One bench as the plan sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -28,22 +30,32 @@ pub struct Step {
     pub round: usize,
 }
 
-/// All rounds: first the first round of each bench, then the second of each, …. What is left out when time runs short is
-/// then the repetitions, not the benches at the end.
+/// All rounds: first a sample of each bench (behind its warm-up), then a second of each, …. What is left out when time runs
+/// short is then the repetitions, not the benches at the end.
 pub fn steps(wanted: &[Wanted]) -> Vec<Step> {
-    let rounds = |wanted: &Wanted| wanted.kept + usize::from(wanted.warms_up);
-    let most = wanted.iter().map(rounds).max().unwrap_or(0);
+    let most = wanted.iter().map(|wanted| wanted.kept).max().unwrap_or(0);
     (0..most)
-        .flat_map(|round| wanted.iter().filter(move |wanted| round < rounds(wanted)).map(move |wanted| (round, wanted)))
-        .map(|(round, wanted)| Step {
-            bench: wanted.bench,
-            subjects: turned(&missing(wanted, round), round),
-            warm_up: wanted.warms_up && round == 0,
-            last: round + 1 == rounds(wanted),
-            round,
-        })
+        .flat_map(|sample| wanted.iter().filter(move |wanted| sample < wanted.kept).map(move |wanted| (sample, wanted)))
+        .flat_map(|(sample, wanted)| rounds(wanted, sample).map(move |round| step(wanted, round)))
         .filter(|step| !step.subjects.is_empty())
         .collect()
+}
+
+/// The rounds that give a sample: the first comes with the warm-up before it.
+fn rounds(wanted: &Wanted, sample: usize) -> RangeInclusive<usize> {
+    let round = sample + usize::from(wanted.warms_up);
+    if sample == 0 { 0..=round } else { round..=round }
+}
+
+fn step(wanted: &Wanted, round: usize) -> Step {
+    let warm_ups = usize::from(wanted.warms_up);
+    Step {
+        bench: wanted.bench,
+        subjects: turned(&missing(wanted, round), round),
+        warm_up: round < warm_ups,
+        last: round + 1 == wanted.kept + warm_ups,
+        round,
+    }
 }
 
 /// Whose sample of this round is not there. Who misses any warms up again.
@@ -92,8 +104,8 @@ mod tests {
             told,
             [
                 ("boot", "ab".into(), true, false),
-                ("idle", "ab".into(), false, true),
                 ("boot", "ba".into(), false, false),
+                ("idle", "ab".into(), false, true),
                 ("boot", "ab".to_string(), false, true),
             ]
         );
