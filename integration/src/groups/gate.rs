@@ -14,11 +14,20 @@ const BASELINE: &str = "benches/baseline.json";
 const ATTEMPT: Duration = Duration::from_secs(75);
 const ATTEMPTS: u32 = 3;
 
-/// Measures and judges; gives whether nothing is worse. What is better is told, and passes.
+/// Gives whether nothing is worse. What is better is told, and passes. Once in a dozen runs the emulator makes a guest wait, and
+/// the agent is asked more often: what is worse has to be worse twice.
 ///
 /// # Errors
 /// The emulator hung each time, or there is no baseline.
 pub async fn run() -> anyhow::Result<bool> {
+    Ok(passes().await? || {
+        println!("once more, to be sure");
+        passes().await?
+    })
+}
+
+/// Measures and judges.
+async fn passes() -> anyhow::Result<bool> {
     let (folder, bench) = (Path::new(FOLDER), Path::new(super::RELEASE).join("garret-bench"));
     let results = folder.join("results.jsonl");
     std::fs::create_dir_all(folder)?;
