@@ -27,19 +27,21 @@ done
 
 if has_virtualization; then
   as_root "$here/install.sh" /
-  as_root env "PATH=$here:$PATH" "$release/garret-bench" "${run[@]}" $resume --tools "$tools" --out "$out" || status=$?
+  as_root env "PATH=$here:$PATH" "$release/garret-bench" "${run[@]}" ${MINUTES:+--minutes "$MINUTES"} $resume --tools "$tools" --out "$out" || status=$?
 else
   echo "bench: this machine has no hardware virtualization: measuring in the emulated host, where times mean nothing" >&2
   options=(--no-runner --share "$out" --program "$release/garret-bench" --program "$tools")
   if [ -n "${ICOUNT:-}" ]; then options+=(--icount); run+=(--icount); fi
   # Now and then the emulator hangs. What was measured until then is kept, and another one goes on with the rest.
+  attempts=4
   while
     minutes=$(( ${MINUTES:-24} - SECONDS / 60 ))
     if [ "${SIZE:-quick}" = quick ]; then limit=(--minutes $((minutes > 0 ? minutes : 0))); else limit=(); fi
     line=$(printf '%q ' /run/host/programs/garret-bench "${run[@]}" "${limit[@]}" $resume --tools /run/host/programs/tools.erofs)
     status=0
     as_root "$release/garret-integration" host --deadline "${DEADLINE:-2700}" "${options[@]}" "${programs[@]}" -- "$line" || status=$?
-    [ "$status" = 125 ] && [ "$minutes" -gt 0 ]
+    attempts=$((attempts - 1))
+    [ "$status" = 125 ] && [ "$attempts" -gt 0 ]
   do resume=--resume; done
 fi
 [ ! -s "$out/results.jsonl" ] || "$release/garret-bench" report "$out/results.jsonl"

@@ -8,9 +8,9 @@ version=$(sed -n '/^name = "virtiofsd"$/{n;s/version = "\(.*\)"/\1/p}' "$here/..
 
 # build_virtiofsd OUT WORK: outside this project, whose settings for static programs do not suit it.
 build_virtiofsd() {
-  (cd "$2" && env -u LIBCAPNG_LINK_TYPE -u CARGO_TARGET_DIR cargo install --locked --quiet --root root --target-dir target \
+  (cd "$2" && env -u LIBCAPNG_LINK_TYPE -u CARGO_TARGET_DIR cargo install --locked --quiet --root installed --target-dir target \
     --version "$version" virtiofsd)
-  mv "$2/root/bin/virtiofsd" "$1/"
+  mv "$2/installed/bin/virtiofsd" "$1/"
 }
 
 build_once virtiofsd "$(digest "$here/virtiofsd.sh" <<<"$version $(rustc --version)")" build_virtiofsd

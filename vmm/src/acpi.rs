@@ -1,6 +1,6 @@
 //! The few ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): processors and interrupt controller (MADT), power and
-//! reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port and panic device (DSDT). What is absent is declared absent, so that
-//! no guest polls for it.
+//! reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port and panic device (DSDT). What
+//! is absent is declared absent, so that no guest polls for it.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path,
