@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what the emulated host boots: `vmlinuz` (Debian's 6.12 cloud kernel, extracted from its package), `initramfs`,
-# `root.ext4` (Debian trixie with what a runner's host needs) and `swap`. Prints the folders: kernel and root, initramfs.
+# Builds what the emulated host boots: `vmlinuz` (Debian's 6.12 cloud kernel, extracted from its package), `initramfs`
+# and `root.ext4` (Debian trixie with what a runner's host needs). Prints the folders: kernel and root, initramfs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
@@ -34,7 +34,6 @@ build_root() {
   echo 'PS1='\''\u@emulated-host:\w\$ '\' >>"$tree/etc/bash.bashrc"
   truncate -s 128G "$out/root.ext4"
   mkfs.ext4 -q -L host-root -E lazy_itable_init=1,lazy_journal_init=1,discard -m 0 -d "$tree" "$out/root.ext4"
-  truncate -s 4G "$out/swap"; mkswap -q "$out/swap"
 }
 
 # initramfs OUT WORK: busybox, the disk's driver, and both init scripts, so that changing a script needs no new root.

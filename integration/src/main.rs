@@ -3,6 +3,7 @@
 
 mod groups;
 mod host;
+mod load;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ struct Arguments {
 enum Command {
     /// Boot the emulated host: a Debian under QEMU whose /dev/kvm is a complete KVM, with garret installed and its runner up
     Host(host::Options),
+    /// Take memory, keep it and check it, byte by byte: what the memory tests run in their guests
+    Load(load::Options),
     /// Run the groups of tests, each within the budget that CONTRIBUTING.md gives it
     Test(groups::Options),
 }
@@ -26,6 +29,7 @@ enum Command {
 async fn main() -> ExitCode {
     let (outcome, failed) = match Arguments::parse().command {
         Command::Host(options) => (host::run(&options).await, ExitCode::from(host::STATUS_HOST_FAILED)),
+        Command::Load(options) => (load::run(&options), ExitCode::FAILURE),
         Command::Test(options) => (groups::run(&options).await, ExitCode::FAILURE),
     };
     outcome.unwrap_or_else(|error| {

@@ -12,8 +12,28 @@ use tokio::process::Command;
 
 /// More would want more memory than a developer's machine has: each host has 8 GiB.
 const HOSTS_AT_MOST: usize = 2;
-/// Each host's logs, in a folder with its number, and the list.
+/// Each host's logs, in a folder with its number, and the lists.
 const FOLDER: &str = "target/end-to-end";
+
+/// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
+const MEMORY_TESTS: &str = "memory-";
+
+/// How large a host is, in MiB.
+#[derive(Clone, Copy)]
+struct Size {
+    memory: u32,
+    swap: u32,
+}
+
+/// For most tests.
+const LARGE: Size = Size { memory: 8192, swap: 4096 };
+/// For the tests of memory.
+const SMALL: Size = Size { memory: 2048, swap: 8192 };
+
+/// Whether a program's tests run on emulated hosts even where machines can run natively.
+pub fn always(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MEMORY_TESTS))
+}
 
 /// Runs the tests with `only` in their name; gives whether all passed.
 ///
@@ -27,18 +47,73 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
     }
     // The programs' first tests are short ones (bad_input): taken last, they let the hosts end at about the same time.
     tests.sort_by(|one, other| other.cmp(one));
-    if tests.is_empty() {
-        bail!("no end-to-end test has `{only}` in its name");
+    if tests.is_empty() && programs.iter().all(|program| always(program)) {
+        return Ok(true); // `only` meant tests that ran natively
     }
-    let list = List::new(Path::new(FOLDER), &tests)?;
-    let hosts = std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST).min(tests.len());
-    let runs = (0..hosts).map(|host| take_part(host, programs, &list, deadline));
+    if tests.is_empty() {
+        bail!("no end-to-end test for an emulated host has `{only}` in its name");
+    }
+    let (memory, others): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| test.starts_with(MEMORY_TESTS));
+    let memory = Share::new("memory", memory, SMALL)?;
+    let others = Share::new("list", others, LARGE)?;
+    let hosts = std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST);
+    let runs = (0..hosts).map(async |host| {
+        // The first has the tests of memory to itself, and then takes part in the others.
+        let first = host > 0 || memory.take_part("memory", programs, deadline).await?;
+        anyhow::Ok(others.take_part(&host.to_string(), programs, deadline).await? && first)
+    });
     let passed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
-    let left = list.not_done(&tests);
+    let left = [memory.left(), others.left()].concat();
     if !left.is_empty() {
         bail!("nobody ran {}", left.join(", "));
     }
     Ok(passed)
+}
+
+/// Tests that hosts of one size share out among themselves.
+struct Share {
+    tests: Vec<String>,
+    list: List,
+    size: Size,
+}
+
+impl Share {
+    fn new(name: &str, tests: Vec<String>, size: Size) -> anyhow::Result<Self> {
+        Ok(Self { list: List::new(&Path::new(FOLDER).join(name), &tests)?, tests, size })
+    }
+
+    /// One host's part. Goes on on a new host, once, if the host itself failed; tests that failed are not run again.
+    async fn take_part(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<bool> {
+        if self.left().is_empty() {
+            return Ok(true);
+        }
+        for _ in 0..2 {
+            match self.attempt(host, programs, deadline).await? {
+                Some(0) => return Ok(true),
+                Some(status) if status != i32::from(crate::host::STATUS_HOST_FAILED) => return Ok(false),
+                _ => println!("host {host} failed: its logs are in {FOLDER}/{host}"),
+            }
+            self.list.give_back(host)?;
+        }
+        bail!("an emulated host failed twice")
+    }
+
+    /// One host's command, until it ends; gives its status.
+    async fn attempt(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<Option<i32>> {
+        let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
+        arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
+        for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
+            arguments.extend([option.into(), mib.to_string().into()]);
+        }
+        // The driver itself is one of the programs: its `load` is what the tests of memory run in guests.
+        let programs = programs.iter().map(PathBuf::as_path).chain([Path::new(super::DRIVER)]);
+        arguments.extend(programs.flat_map(|program| ["--program".into(), program.as_os_str().to_owned()]));
+        run_host(&arguments, deadline, &List::script(host, "/run/host/programs")).await
+    }
+
+    fn left(&self) -> Vec<&str> {
+        self.list.not_done(&self.tests)
+    }
 }
 
 /// The names of a test program's tests.
@@ -57,7 +132,7 @@ struct List(PathBuf);
 
 impl List {
     fn new(folder: &Path, tests: &[String]) -> anyhow::Result<Self> {
-        let list = Self(folder.join("list"));
+        let list = Self(folder.to_owned());
         if list.0.exists() {
             fs::remove_dir_all(&list.0)?;
         }
@@ -69,7 +144,7 @@ impl List {
     }
 
     /// What a host runs in this folder: the tests that nobody has taken, until there is none. Making a link is atomic.
-    fn script(host: usize, programs: &str) -> String {
+    fn script(host: &str, programs: &str) -> String {
         format!(
             "status=0; while read -r program test <&3; do \
              ln -s {host} \"taken/$program.$test\" 2>/dev/null || continue; \
@@ -85,37 +160,16 @@ impl List {
     }
 
     /// Gives back what a host took and did not end.
-    fn give_back(&self, host: usize) -> std::io::Result<()> {
+    fn give_back(&self, host: &str) -> std::io::Result<()> {
         for entry in fs::read_dir(self.0.join("taken"))? {
             let entry = entry?;
             let done = self.0.join("done").join(entry.file_name()).exists();
-            if !done && fs::read_link(entry.path())? == Path::new(&host.to_string()) {
+            if !done && fs::read_link(entry.path())? == Path::new(host) {
                 fs::remove_file(entry.path())?;
             }
         }
         Ok(())
     }
-}
-
-/// One host's part. Goes on on a new host, once, if the host itself failed; tests that failed are not run again.
-async fn take_part(host: usize, programs: &[PathBuf], list: &List, deadline: Duration) -> anyhow::Result<bool> {
-    for _ in 0..2 {
-        match attempt(host, programs, list, deadline).await? {
-            Some(0) => return Ok(true),
-            Some(status) if status != i32::from(crate::host::STATUS_HOST_FAILED) => return Ok(false),
-            _ => println!("host {host} failed: its logs are in {FOLDER}/{host}"),
-        }
-        list.give_back(host)?;
-    }
-    bail!("an emulated host failed twice")
-}
-
-/// One host's command, until it ends; gives its status.
-async fn attempt(host: usize, programs: &[PathBuf], list: &List, deadline: Duration) -> anyhow::Result<Option<i32>> {
-    let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host.to_string()).into_os_string()];
-    arguments.extend(["--share".into(), list.0.clone().into_os_string()]);
-    arguments.extend(programs.iter().flat_map(|program| ["--program".into(), program.clone().into_os_string()]));
-    run_host(&arguments, deadline, &List::script(host, "/run/host/programs")).await
 }
 
 /// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix.
@@ -152,18 +206,18 @@ mod tests {
         fs::write(&program, "#!/bin/sh\nsleep 0.01\necho $3 >> ../ran\n[ $3 != m::3 ]\n").unwrap();
         fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
         let tests: Vec<_> = (0..20).map(|test| format!("program m::{test}")).collect();
-        let list = List::new(folder.path(), &tests).unwrap();
+        let list = List::new(&folder.path().join("list"), &tests).unwrap();
         // Host 0 failed before: it ended one test and not the other. Host 1 is still busy with one.
         std::os::unix::fs::symlink("0", list.0.join("taken/program.m::18")).unwrap();
         std::os::unix::fs::symlink("0", list.0.join("taken/program.m::19")).unwrap();
         std::os::unix::fs::symlink("1", list.0.join("taken/program.m::17")).unwrap();
         fs::write(list.0.join("done/program.m::19"), "").unwrap();
-        list.give_back(0).unwrap();
-        let host = |number| {
+        list.give_back("0").unwrap();
+        let host = |number: &str| {
             let script = List::script(number, folder.path().to_str().unwrap());
             std::process::Command::new("bash").arg("-c").arg(script).current_dir(&list.0).spawn().unwrap()
         };
-        let mut hosts = [host(0), host(1)];
+        let mut hosts = [host("0"), host("1")];
         let statuses: Vec<_> = hosts.iter_mut().map(|host| host.wait().unwrap().code().unwrap()).collect();
         assert_eq!(statuses.iter().sum::<i32>(), 1, "one of them had the test that fails: {statuses:?}");
         let ran = fs::read_to_string(folder.path().join("ran")).unwrap();

@@ -168,7 +168,7 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     );
     arguments.add_path("-serial", "file:", &stage.log("console.log"), "");
     // Nothing is ever written back: writes go to a temporary file that has no name.
-    for disk in [&stage.root, &stage.swap] {
+    for disk in [&stage.root, &stage.swap()] {
         arguments.add_path("-drive", "if=virtio,format=raw,snapshot=on,cache=unsafe,discard=unmap,file=", disk, "");
     }
     arguments.add("-netdev", "user,id=net,ipv6=off");

@@ -42,6 +42,9 @@ pub struct Options {
     /// Memory of the host in MiB
     #[arg(long, value_name = "MIB", env = "MEMORY", default_value_t = 8192)]
     pub memory: u32,
+    /// Swap of the host in MiB, on a disk of its own
+    #[arg(long, value_name = "MIB", env = "SWAP", default_value_t = 4096)]
+    pub swap: u32,
     /// One CPU, one instruction per virtual nanosecond: figures that repeat, and an emulation several times slower
     #[arg(long)]
     pub icount: bool,

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
+const SWAP: &str = "swap";
+
 /// Everything one boot of the emulated host reads.
 pub struct Stage {
     folder: TempDir,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub root: PathBuf,
-    pub swap: PathBuf,
     pub emulator: PathBuf,
     /// Canonical path of the shared folder.
     pub share: Option<PathBuf>,
@@ -44,12 +45,12 @@ pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
         place(program, &folder.path().join("programs"))?;
     }
     let share = options.share.as_deref().map(shared_folder).transpose()?;
+    swap_disk(&folder.path().join(SWAP), options.swap)?;
     fs::write(folder.path().join("job"), job(options, share.as_deref())?)?;
     let file = |name| Path::new(root).join(name);
     Ok(Stage {
         kernel: file("vmlinuz"),
         root: file("root.ext4"),
-        swap: file("swap"),
         initramfs: Path::new(initramfs).join("initramfs"),
         emulator: Path::new(emulator.trim()).join("qemu-system-x86_64"),
         share,
@@ -61,6 +62,11 @@ impl Stage {
     /// The folder itself.
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The host's swap disk.
+    pub fn swap(&self) -> PathBuf {
+        self.path().join(SWAP)
     }
 
     /// A file or socket in the folder's part that is not shared with the host.
@@ -91,6 +97,16 @@ impl Stage {
         }
         text
     }
+}
+
+/// A sparse file with a swap signature.
+fn swap_disk(file: &Path, mib: u32) -> anyhow::Result<()> {
+    fs::File::create(file)?.set_len(u64::from(mib) << 20)?;
+    let status = Command::new("mkswap").arg("--quiet").arg(file).status().context("cannot run mkswap")?;
+    if !status.success() {
+        bail!("mkswap refuses {mib} MiB");
+    }
+    Ok(())
 }
 
 fn install(repository: &Path, folder: &Path) -> anyhow::Result<()> {
