@@ -3,6 +3,7 @@
 pub mod environment;
 pub mod exec;
 pub mod init;
+pub mod memory;
 pub mod server;
 pub mod setup;
 pub mod statistics;

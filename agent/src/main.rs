@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use garret_agent::server::vsock::HostOnly;
 use garret_agent::server::{self, Agent};
-use garret_agent::{environment, init};
+use garret_agent::{environment, init, memory};
 use nix::sys::signal::SigSet;
 use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +25,10 @@ fn main() -> ExitCode {
         // First: the kernel passes words of its command line to PID 1.
         _ if std::process::id() == 1 => init::run(),
         Some("agent") => agent(),
+        Some("memory-loop") => {
+            log("warn");
+            memory::run_loop()
+        }
         Some("unmount") => {
             init::unmount();
             ExitCode::SUCCESS
@@ -34,7 +38,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => {
-            eprintln!("garret-agent: this is PID 1 of a garret machine (init=); as a command it knows --version only");
+            eprintln!(
+                "garret-agent: PID 1 of a garret machine (init=); as a command it knows memory-loop and --version"
+            );
             ExitCode::from(2)
         }
     }
@@ -45,8 +51,11 @@ fn agent() -> ExitCode {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         eprintln!("garret-agent: cannot unblock signals: {error}");
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    log("info");
+    // The kernel's killer for lack of memory spares it; what it starts takes that back (`exec::let_be_killed`).
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        tracing::warn!("the agent may be killed for lack of memory: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.context("cannot start the runtime").and_then(|runtime| {
         let ended = runtime.block_on(serve());
@@ -63,6 +72,12 @@ fn agent() -> ExitCode {
     }
 }
 
+/// To standard error; `RUST_LOG` overrules `level`.
+fn log(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+}
+
 /// Serves until init asks it to end, which it does when the containers have stopped.
 async fn serve() -> anyhow::Result<()> {
     let init = rustix::process::getppid().filter(|parent| *parent == Pid::INIT);
@@ -73,6 +88,7 @@ async fn serve() -> anyhow::Result<()> {
     }
     garret_agent::exec::clean_up();
     let agent = Agent::new(state, RUN.into(), init);
+    agent.memory().start_loop().context("cannot start the memory loop")?;
     let port = garret_api::agent::PORT;
     let listener = HostOnly::bind(port).with_context(|| format!("cannot listen on vsock port {port}"))?;
     let environments: std::sync::Arc<environment::Environments> = agent.environments().clone();

@@ -18,7 +18,7 @@ pub fn read() -> io::Result<Statistics> {
 }
 
 /// `/proc/meminfo` in bytes. Lines without a unit are counts of pages of other kinds and are left out.
-fn parse_meminfo(text: &str) -> BTreeMap<String, u64> {
+pub(crate) fn parse_meminfo(text: &str) -> BTreeMap<String, u64> {
     let line = |line: &str| {
         let (name, value) = line.split_once(':')?;
         let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
@@ -28,7 +28,7 @@ fn parse_meminfo(text: &str) -> BTreeMap<String, u64> {
 }
 
 /// A file of `/proc/pressure`; absent lines (`full` of cpu on old kernels) are zero.
-fn parse_pressure(text: &str) -> Pressure {
+pub(crate) fn parse_pressure(text: &str) -> Pressure {
     let mut pressure = Pressure::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();

@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use common::Server;
 use garret_api::Problem;
-use garret_api::agent::{AgentInfo, Statistics};
+use garret_api::agent::{AgentInfo, MemoryReport, Statistics};
 
 /// One HTTP/1.1 request; status and body.
 async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -52,6 +52,41 @@ async fn statistics_are_the_kernels() {
     assert_eq!(statistics.pressure.keys().collect::<Vec<_>>(), ["cpu", "io", "memory"]);
 }
 
+/// Opens `GET /v1/memory` and reads its first report.
+fn first_report(socket: &std::path::Path) -> (UnixStream, MemoryReport) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.write_all(b"GET /v1/memory HTTP/1.1\r\nHost: guest\r\n\r\n").unwrap();
+    let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+    let line = lines.into_iter().find(|line| line.starts_with('{')).unwrap();
+    (stream, serde_json::from_str(&line).unwrap())
+}
+
+#[tokio::test]
+async fn every_listener_gets_a_report_at_once() {
+    let server = Server::start();
+    let socket = server.socket();
+    let reading = tokio::task::spawn_blocking(move || {
+        // The second comes while the first is there, the third after both have gone.
+        let (first, second) = (first_report(&socket), first_report(&socket));
+        drop(first);
+        drop(second.0);
+        [second.1, first_report(&socket).1]
+    });
+    for report in reading.await.unwrap() {
+        assert!(report.total > report.available && report.available > 0);
+        assert_eq!(report.pressure.is_some(), std::path::Path::new("/proc/pressure/memory").exists());
+    }
+}
+
+#[tokio::test]
+async fn a_target_is_set_and_taken_back() {
+    let server = Server::start();
+    for body in [r#"{"target": 67108864}"#, r#"{"target": 18446744073709551615}"#, r#"{"target": null}"#, "{}"] {
+        assert_eq!(call(&server, "PUT", "/v1/memory", body).await, (204, String::new()), "{body}");
+    }
+}
+
 #[tokio::test]
 async fn every_refusal_is_a_problem() {
     let server = Server::start();
@@ -62,6 +97,9 @@ async fn every_refusal_is_a_problem() {
         ("PUT", "/v1/machine", r#"{"hostname": "no spaces"}"#, 400, "invalid"),
         ("POST", "/v1/workspaces/..%2fetc/release", "", 400, "invalid"),
         ("POST", "/v1/power-off", "", 503, "unavailable"),
+        ("PUT", "/v1/memory", r#"{"target": 67108863}"#, 400, "invalid"),
+        ("PUT", "/v1/memory", r#"{"target": -1}"#, 400, "invalid"),
+        ("PUT", "/v1/memory", r#"{"goal": 1}"#, 400, "invalid"),
         ("GET", "/v1/environments/none", "", 404, "not-found"),
         ("GET", "/v1/environments/none/log", "", 404, "not-found"),
     ];

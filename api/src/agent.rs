@@ -5,6 +5,8 @@
 //! | `GET /v1/agent` | → [`AgentInfo`] |
 //! | `PUT /v1/machine` | [`MachineSetup`] → 204; idempotent |
 //! | `GET /v1/statistics` | → [`Statistics`] |
+//! | `GET /v1/memory` | → newline-delimited [`MemoryReport`], one at once and then as things change, until the caller leaves |
+//! | `PUT /v1/memory` | [`MemorySqueeze`] → 204; idempotent |
 //! | `GET /v1/exec` | WebSocket, [`stream`](crate::stream): a process in the guest itself, as root |
 //! | `PUT /v1/environments/{id}` | [`EnvironmentSpec`] → newline-delimited [`Progress`] until it is ready or has failed |
 //! | `GET /v1/environments` | → list of [`EnvironmentStatus`] |
@@ -253,6 +255,45 @@ pub struct Statistics {
     pub pressure: BTreeMap<String, Pressure>,
     /// `/proc/loadavg`'s first figure.
     pub load: f64,
+}
+
+/// A line of `GET /v1/memory`: how the guest's memory stands, in bytes. The guest's word: hints from an untrusted party.
+///
+/// A line comes once a second while the figures change, at the latest every 10 s, and at once when memory gets short.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryReport {
+    /// Memory the guest's kernel manages: grows and shrinks with what is plugged.
+    pub total: u64,
+    /// Unused.
+    pub free: u64,
+    /// What a program could get without swapping (`MemAvailable`).
+    pub available: u64,
+    /// Page cache and anonymous memory that nobody has touched for a minute or longer (in an idle guest 30 s), as the
+    /// multi-generational LRU tells.
+    pub cold: u64,
+    /// Swap (compressed memory) there is.
+    pub swap_total: u64,
+    /// Swap in use, before compression.
+    pub swap_used: u64,
+    /// Memory pressure; absent where the guest's kernel does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
+    /// Memory is short now: this line did not wait for its time.
+    pub short: bool,
+    /// What the agent's own loop has reclaimed since it started.
+    pub reclaimed: u64,
+    /// Times the guest's kernel killed for lack of memory since boot, containers' own limits not counted.
+    pub oom_kills: u64,
+}
+
+/// `PUT /v1/memory`: how much memory the guest should make do with for now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySqueeze {
+    /// Bytes in use (`total` less `free`) to come down to, 64 MiB or more, the coldest first, at the price of some speed;
+    /// absent: only what costs nothing is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<u64>,
 }
 
 /// One resource's pressure stall information.

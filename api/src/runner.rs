@@ -3,6 +3,8 @@
 //! | call | body → answer |
 //! |---|---|
 //! | `GET /v1/host` | → [`HostInfo`] |
+//! | `GET /v1/top` | → [`Top`]: how the host's memory and each machine's stands, of the machines the caller may see |
+//! | `GET /metrics` | → the same as Prometheus text, of all machines; root and the `garret` group only |
 //! | `GET /v1/machines` | → list of [`Machine`] |
 //! | `GET /v1/machines/{developer}` | → [`Machine`] |
 //! | `PUT /v1/machines/{developer}` | [`MachineRequest`] → [`Machine`]; idempotent |
@@ -63,9 +65,15 @@ pub struct MachineRequest {
     /// Virtual CPUs, 1 to 32; used from the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
-    /// Memory in MiB, 256 or more; used from the next start.
+    /// The most memory it can have, in MiB, 256 or more; used from the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u32>,
+    /// Memory that is its own whatever the others do, in MiB, 256 to `memory_mib`; at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guaranteed_mib: Option<u32>,
+    /// Its share of what is left beyond the guarantees, 1 to 10,000 (100 is usual); at once. Root and the `garret` group only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
 }
 
 /// One developer's machine.
@@ -83,8 +91,12 @@ pub struct Machine {
     pub reason: String,
     /// Virtual CPUs.
     pub vcpus: u8,
-    /// Memory in MiB.
+    /// The most memory it can have, in MiB: what it was promised.
     pub memory_mib: u32,
+    /// Memory that is its own whatever the others do, in MiB.
+    pub guaranteed_mib: u32,
+    /// Its share of what is left beyond the guarantees; 100 is usual.
+    pub weight: u32,
     /// The VMM's process id on the host, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
@@ -186,9 +198,101 @@ pub enum Happening {
         /// The step.
         progress: Progress,
     },
+    /// Memory was taken from a machine, or given back after that.
+    Squeeze {
+        /// By which means.
+        means: Means,
+        /// Bytes it may hold from now on, or bytes taken where the means is `swap`.
+        bytes: u64,
+        /// Why, in one line with numbers.
+        reason: String,
+    },
     /// Something is wrong that no step tells of.
     Problem {
         /// What.
         problem: Problem,
     },
+}
+
+/// How memory is taken from a machine, the gentlest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Means {
+    /// Nothing is taken any more.
+    Released,
+    /// Its agent reclaims what is cold, and what it may plug is lowered.
+    Guest,
+    /// The host swaps its memory out.
+    Swap,
+    /// It stands still, so that what was swapped out stays there.
+    Paused,
+}
+
+/// `GET /v1/top`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Top {
+    /// The host.
+    pub host: HostMemory,
+    /// The machines that the caller may see, in order of their names.
+    pub machines: Vec<MachineMemory>,
+}
+
+/// The host's memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostMemory {
+    /// Memory.
+    pub total: u64,
+    /// What a program could get without swapping.
+    pub available: u64,
+    /// Swap.
+    pub swap_total: u64,
+    /// Swap that is free.
+    pub swap_free: u64,
+    /// What the arbiter gives to machines: the memory without the reserve for the host itself.
+    pub capacity: u64,
+    /// Promised to the machines that should run.
+    pub promised: u64,
+    /// Guaranteed to them.
+    pub guaranteed: u64,
+    /// What they hold.
+    pub resident: u64,
+    /// `promised` divided by `total`.
+    pub overcommit: f64,
+    /// Memory pressure: per cent of the last 10 s in which some task waited; absent on a host without PSI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_some: Option<f64>,
+    /// The same of all tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_full: Option<f64>,
+}
+
+/// One running machine's memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MachineMemory {
+    /// Whose it is.
+    pub developer: String,
+    /// The most it can have.
+    pub promised: u64,
+    /// Its own whatever the others do.
+    pub guaranteed: u64,
+    /// Its share of what is left.
+    pub weight: u32,
+    /// What its guest may use now: memory at boot and what it may plug.
+    pub limit: u64,
+    /// What it should hold of the host's memory, as the arbiter sees it.
+    pub target: u64,
+    /// What it holds of the host's memory.
+    pub resident: u64,
+    /// What the host has swapped out of it.
+    pub swapped: u64,
+    /// What it holds and uses: without what is free or cold in the guest.
+    pub working_set: u64,
+    /// Memory pressure in the guest: per cent of the last 10 s in which some task waited; absent if it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_some: Option<f64>,
+    /// What is being done to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squeezed: Option<Means>,
+    /// Times something in the guest was killed for lack of memory, containers' own limits not counted.
+    pub oom_kills: u64,
 }

@@ -12,8 +12,11 @@ use utoipa::ToSchema;
 pub struct MachineConfig {
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
-    /// Guest memory in MiB, 64 to 1,048,576.
+    /// Guest memory that is there from the start, in MiB, 64 to 1,048,576.
     pub memory_mib: u32,
+    /// Memory that can be plugged and unplugged while the machine runs (virtio-mem), beside `memory_mib`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hotplug: Option<HotplugConfig>,
     /// What to boot.
     pub kernel: KernelConfig,
     /// The read-only root image, given to the guest as `/dev/pmem0`; its length must be a multiple of 2 MiB.
@@ -179,6 +182,42 @@ impl Default for BalloonConfig {
     fn default() -> Self {
         Self { deflate_on_oom: true, free_page_reporting: true, statistics_interval_s: 1 }
     }
+}
+
+/// The virtio-mem device: the guest has of its region what it was allowed to plug, in blocks of 2 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HotplugConfig {
+    /// The most there can be, in MiB: a multiple of 128 (what Linux adds at once), up to 1,048,576. Address space, not memory.
+    pub size_mib: u32,
+    /// What the guest may plug when it starts, in MiB: a multiple of 2, at most `size_mib`.
+    #[serde(default)]
+    pub requested_mib: u32,
+}
+
+/// `PUT /v1/memory`: how much of the virtio-mem region the guest shall have plugged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryTarget {
+    /// MiB, a multiple of 2, 0 to the region's size.
+    pub requested_mib: u32,
+}
+
+/// `GET /v1/memory`. What is plugged is the VMM's own count, not the guest's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryInfo {
+    /// Memory that is always there, in MiB.
+    pub boot_mib: u32,
+    /// The virtio-mem region's size, in MiB; 0: the machine has none.
+    pub size_mib: u32,
+    /// What was asked last, in MiB.
+    pub requested_mib: u32,
+    /// What the guest has plugged, in MiB.
+    pub plugged_mib: u32,
+    /// Whether a driver of the guest serves the device: without one nothing is ever plugged.
+    pub driver: bool,
+    /// Plug and unplug requests that were refused since the start.
+    pub refused: u64,
 }
 
 /// Where console output goes.

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::count::Tracer;
 use crate::guest;
 use crate::process::run;
+use crate::project;
 use crate::scale::{Scale, Size};
 use crate::subject::{Disk, Machine};
 
@@ -109,6 +110,8 @@ impl Lab {
         Machine {
             vcpus: self.scale.vcpus,
             memory_mib: self.scale.memory_mib,
+            hotplug_mib: 0,
+            reporting: true,
             kernel: self.lib.join("vmlinux"),
             root: self.lib.join("root.erofs"),
             cmdline: cmdline.to_owned(),
@@ -118,7 +121,6 @@ impl Lab {
             staleness_ms: if self.size == Size::Gate { 86_400_000 } else { 1000 },
             tap: None,
             vsock: false,
-            hotplug_mib: 0,
         }
     }
 
@@ -187,6 +189,22 @@ impl Lab {
             write_tree(&tree, self.scale.files)?;
             let (tree, archive) = (tree.to_str().context("path")?, path.to_str().context("path")?);
             run("tar", &["--sort=name", "--owner=0", "--group=0", "-C", tree, "-cf", archive, "."])?;
+            fs::remove_dir_all(tree)?;
+        }
+        Ok(Disk { path, read_only: true })
+    }
+
+    /// A small C program's source as a tar archive, in one folder and with a Makefile, made once.
+    ///
+    /// # Errors
+    /// It cannot be written, or there is no `tar`.
+    pub fn project_disk(&self) -> anyhow::Result<Disk> {
+        let path = self.work.path().join("project.tar");
+        if !path.exists() {
+            let tree = self.work.path().join("project");
+            project::write(&tree)?;
+            let (parent, archive) = (self.work.path().to_str().context("path")?, path.to_str().context("path")?);
+            run("tar", &["--sort=name", "--owner=0", "--group=0", "-C", parent, "-cf", archive, "project"])?;
             fs::remove_dir_all(tree)?;
         }
         Ok(Disk { path, read_only: true })

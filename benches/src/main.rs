@@ -11,6 +11,7 @@ mod host;
 mod lab;
 mod plan;
 mod process;
+mod project;
 mod report;
 mod result;
 mod run;

@@ -73,20 +73,26 @@ pub enum Unit {
     Bytes,
     /// Nanoseconds.
     Nanoseconds,
+    /// Milliseconds.
+    Milliseconds,
     /// Seconds.
     Seconds,
+    /// GiB in a second.
+    GibPerSecond,
     /// Bytes in a second.
     BytesPerSecond,
     /// Operations in a second.
     PerSecond,
     /// Memory held over time: GiB times seconds.
     GibSeconds,
+    /// One number over another of the same kind.
+    Ratio,
 }
 
 impl Unit {
     /// Whether a faster host gives another number.
     pub fn is_time(self) -> bool {
-        !matches!(self, Unit::Count | Unit::Bytes)
+        !matches!(self, Unit::Count | Unit::Bytes | Unit::Ratio)
     }
 }
 

@@ -203,7 +203,8 @@ impl Run {
     }
 
     fn wanted(&self, lab: &Lab, bench: &dyn Bench, subjects: &[Box<dyn Subject>]) -> Wanted {
-        let names = subjects.iter().map(|subject| subject.name()).filter(|name| bench.takes(name));
+        let taking_part = subjects.iter().filter(|subject| takes_part(bench, subject.as_ref(), lab.size));
+        let names = taking_part.map(|subject| subject.name());
         Wanted {
             bench: bench.name(),
             subjects: names.map(|name| (name.to_owned(), self.samples(bench.name(), name))).collect(),
@@ -277,6 +278,10 @@ impl Run {
     }
 }
 
+fn takes_part(bench: &dyn Bench, subject: &dyn Subject, size: Size) -> bool {
+    subject.only().is_none_or(|only| only == bench.name()) && bench.takes(subject.name(), size)
+}
+
 fn told(step: &Step) -> String {
     let warm_up = if step.warm_up { " (warm-up)" } else { "" };
     format!("{}{warm_up}: {}", step.bench, step.subjects.join(", "))
@@ -341,6 +346,26 @@ mod tests {
         run.keep(&step(true), "garret", cost(4.0)).unwrap();
         let records = result::read(&folder.path().join(RESULTS)).unwrap();
         assert_eq!((records.len(), records[0].samples.as_slice(), records[0].complete), (1, &[2.0, 4.0][..], true));
+    }
+
+    #[test]
+    fn who_takes_part_in_what() {
+        let subjects = Programs::new(Path::new("/usr/lib/garret"), &["firecracker=/f".into()]).unwrap().subjects();
+        let names = |bench: &str, size| {
+            let benches = bench::all(size);
+            let bench = benches.iter().find(|found| found.name() == bench).unwrap();
+            let subjects = subjects.iter().filter(|subject| takes_part(bench.as_ref(), subject.as_ref(), size));
+            subjects.map(|subject| subject.name()).collect::<Vec<_>>().join(" ")
+        };
+        for (bench, size, expected) in [
+            ("boot", Size::Quick, "garret qemu-microvm qemu-q35 firecracker"),
+            ("fs", Size::Quick, "garret qemu-microvm qemu-q35"),
+            ("devcontainer", Size::Full, "garret"),
+            ("memory", Size::Quick, "garret qemu-microvm qemu-virtio-mem firecracker"),
+            ("memory", Size::Full, "garret qemu-microvm qemu-q35 qemu-virtio-mem firecracker"),
+        ] {
+            assert_eq!(names(bench, size), expected, "{bench} {size:?}");
+        }
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub struct Scale {
     pub transfer_s: u32,
     /// Round trips of a request/response test.
     pub round_trips: u32,
-    /// Memory a guest takes and gives back, in MiB.
+    /// Memory a guest takes and gives back, in MiB: a multiple of 128, what Linux plugs at once. As much comes by
+    /// virtio-mem.
     pub fill_mib: u32,
     /// Longest that one machine may take for its work.
     pub deadline: Duration,

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use garret_api::agent::{PackageIndexes, Proxy, RegistryMirror};
 use serde::Deserialize;
 
+use crate::daemon::MEMORY_MIN_MIB;
 use crate::host;
 
 /// Where the configuration is, unless `garret daemon --config` says otherwise.
@@ -28,6 +29,8 @@ pub struct Config {
     pub artifacts: ArtifactsConfig,
     /// A machine's figures, where its developer says nothing else.
     pub machine: MachineDefaults,
+    /// What the host keeps of its memory.
+    pub memory: MemorySection,
     /// The machines' network.
     pub network: NetworkSection,
     /// Where machines look for images first.
@@ -48,6 +51,7 @@ impl Default for Config {
             ca_bundle: "/etc/ssl/certs/ca-certificates.crt".into(),
             artifacts: ArtifactsConfig::default(),
             machine: MachineDefaults::default(),
+            memory: MemorySection::default(),
             network: NetworkSection::default(),
             registry_mirrors: Vec::new(),
             proxy: Proxy::default(),
@@ -89,8 +93,13 @@ impl Default for ArtifactsConfig {
 pub struct MachineDefaults {
     /// Virtual CPUs, 1 to 32; absent: those of the host, at most 4.
     pub vcpus: Option<u8>,
-    /// Memory in MiB, 256 or more; absent: half of the host's, at most 8,192.
+    /// The most memory it can have, in MiB, 256 or more; absent: half of the host's, at most 8,192.
     pub memory_mib: Option<u32>,
+    /// Memory that is its own whatever the others do, in MiB, 256 or more; absent: a quarter of the most it can have. A
+    /// machine that can have less is guaranteed all it can have.
+    pub guaranteed_mib: Option<u32>,
+    /// Memory it has from the start, in MiB, 256 or more; the rest is plugged when it is needed.
+    pub boot_mib: u32,
     /// What a VMM may use beyond guest memory, in MiB.
     pub memory_overhead_mib: u32,
     /// How long a machine may take until its agent answers, in seconds.
@@ -101,8 +110,25 @@ pub struct MachineDefaults {
 
 impl Default for MachineDefaults {
     fn default() -> Self {
-        Self { vcpus: None, memory_mib: None, memory_overhead_mib: 256, boot_deadline_s: 120, stop_deadline_s: 60 }
+        Self {
+            vcpus: None,
+            memory_mib: None,
+            guaranteed_mib: None,
+            boot_mib: 512,
+            memory_overhead_mib: 256,
+            boot_deadline_s: 120,
+            stop_deadline_s: 60,
+        }
     }
+}
+
+/// `[memory]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySection {
+    /// Memory in MiB that the host keeps for itself: no machine is guaranteed any of it, and machines are squeezed before
+    /// they touch it; absent: a twentieth of the host's, at least 256.
+    pub reserve_mib: Option<u32>,
 }
 
 /// `[network]`
@@ -166,8 +192,20 @@ impl Config {
         if config.machine.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
             bail!("[machine] vcpus must be 1 to 32");
         }
-        if config.machine.memory_mib.is_some_and(|mib| mib < crate::daemon::MEMORY_MIN_MIB) {
-            bail!("[machine] memory_mib must be {} or more", crate::daemon::MEMORY_MIN_MIB);
+        let machine = &config.machine;
+        for (name, mib) in [
+            ("memory_mib", machine.memory_mib),
+            ("guaranteed_mib", machine.guaranteed_mib),
+            ("boot_mib", Some(machine.boot_mib)),
+        ] {
+            if mib.is_some_and(|mib| mib < MEMORY_MIN_MIB) {
+                bail!("[machine] {name} must be {MEMORY_MIN_MIB} or more");
+            }
+        }
+        if let (Some(guaranteed), Some(memory)) = (machine.guaranteed_mib, machine.memory_mib)
+            && guaranteed > memory
+        {
+            bail!("[machine] guaranteed_mib ({guaranteed}) must not be more than memory_mib ({memory})");
         }
         parse_pool(&config.network.pool)?;
         Ok(config)
@@ -242,6 +280,10 @@ mod tests {
             [machine]
             vcpus = 2
             memory_mib = 2048
+            guaranteed_mib = 512
+            boot_mib = 384
+            [memory]
+            reserve_mib = 1024
             [network]
             pool = "10.99.0.0/16"
             resolvers = ["1.1.1.1"]
@@ -278,6 +320,10 @@ mod tests {
             ("[machine\n", "line 1: "),
             ("[machine]\nvcpus = 33\n", "vcpus must be 1 to 32"),
             ("[machine]\nmemory_mib = 10\n", "memory_mib must be 256 or more"),
+            ("[machine]\nguaranteed_mib = 10\n", "[machine] guaranteed_mib must be 256 or more"),
+            ("[machine]\nboot_mib = 10\n", "[machine] boot_mib must be 256 or more"),
+            ("[machine]\nmemory_mib = 300\nguaranteed_mib = 400\n", "guaranteed_mib (400) must not be more than"),
+            ("[memory]\nreserve_mib = -1\n", "line 2: "),
             ("[network]\npool = \"everything\"\n", "pool must be an IPv4 network"),
             ("[network]\n\nallow = [\"host:80\"]\n", "line 3: "),
         ] {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use garret_api::vmm::{DiskConfig, MachineConfig, NetConfig, RateLimit, ShareConfig};
+use garret_api::vmm::{DiskConfig, HotplugConfig, MachineConfig, NetConfig, RateLimit, ShareConfig};
 
 use crate::boot::cmdline;
 
@@ -70,6 +70,9 @@ pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
     let mut check = Check(Vec::new());
     check.within("vcpus", config.vcpus, 1, 32);
     check.within("memory_mib", config.memory_mib, 64, 1 << 20);
+    if let Some(hotplug) = &config.hotplug {
+        check.hotplug(hotplug);
+    }
     if let Err(error) = cmdline::of(config) {
         check.mistake("kernel.cmdline", error);
     }
@@ -115,6 +118,19 @@ impl Check {
                 self.mistake(format_args!("{list}[{index}].{field}"), format_args!("{value:?} is there already"));
             }
         }
+    }
+
+    fn multiple_of(&mut self, field: &str, value: u32, unit: u32) {
+        if !value.is_multiple_of(unit) {
+            self.mistake(field, format_args!("{value} is not a multiple of {unit}"));
+        }
+    }
+
+    fn hotplug(&mut self, hotplug: &HotplugConfig) {
+        self.within("hotplug.size_mib", hotplug.size_mib, 128, 1 << 20);
+        self.multiple_of("hotplug.size_mib", hotplug.size_mib, 128);
+        self.within("hotplug.requested_mib", hotplug.requested_mib, 0, hotplug.size_mib);
+        self.multiple_of("hotplug.requested_mib", hotplug.requested_mib, 2);
     }
 
     fn disk(&mut self, index: usize, disk: &DiskConfig) {
@@ -190,6 +206,7 @@ mod tests {
         let mut config = json!({
             "vcpus": 2,
             "memory_mib": 512,
+            "hotplug": {"size_mib": 1024, "requested_mib": 2},
             "kernel": {"image": "/vmlinux", "cmdline": "quiet"},
             "root": "/root.erofs",
             "disks": [{"id": "data", "path": "/data.img", "rate_limit": {"bytes": {"per_second": 1, "burst": 1}}}],
@@ -216,6 +233,11 @@ mod tests {
             ("/vcpus", json!(0), "vcpus: 0 is not between 1 and 32"),
             ("/vcpus", json!(33), "vcpus: 33 is not between 1 and 32"),
             ("/memory_mib", json!(63), "memory_mib: 63 is not between 64 and 1048576"),
+            ("/hotplug/size_mib", json!(1_048_704), "hotplug.size_mib: 1048704 is not between 128 and 1048576"),
+            ("/hotplug/size_mib", json!(200), "hotplug.size_mib: 200 is not a multiple of 128"),
+            ("/hotplug/requested_mib", json!(1026), "hotplug.requested_mib: 1026 is not between 0 and 1024"),
+            ("/hotplug/requested_mib", json!(3), "hotplug.requested_mib: 3 is not a multiple of 2"),
+            ("/hotplug", json!({"size_mib": 0}), "hotplug.size_mib: 0 is not between 128 and 1048576"),
             (
                 "/kernel/cmdline",
                 json!("a\nb"),

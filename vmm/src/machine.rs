@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use garret_api::vmm::{MachineConfig, MachineInfo, MachineState, Metrics};
+use garret_api::vmm::{MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Bus;
 use crate::console_log::ConsoleLog;
 use crate::control::{Event, Events};
 use crate::devices::balloon::Balloon;
+use crate::devices::mem::{Hotplug, TargetRefused};
 use crate::devices::{self, pmem};
 use crate::kvm::registers::{self, Entry};
 use crate::kvm::{self, Vm, cpuid};
@@ -25,6 +26,7 @@ pub struct Machine {
     vcpus: Vcpus,
     pci: Arc<PciBus>,
     balloon: Balloon,
+    hotplug: Option<Hotplug>,
     setup: Duration,
 }
 
@@ -41,11 +43,11 @@ impl Machine {
         let rsdp = acpi::write(&memory, config.vcpus)?;
         let entry = boot::load(&memory, &config.kernel, &cmdline, rsdp)?;
 
-        let (pci, balloon) = pci_devices(config, &vm, &memory, root, &log)?;
+        let (pci, balloon, hotplug) = pci_devices(config, &vm, &memory, root, &log)?;
         let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
-        Ok(Self { config: config.clone(), vcpus, pci, balloon, setup: Duration::ZERO })
+        Ok(Self { config: config.clone(), vcpus, pci, balloon, hotplug, setup: Duration::ZERO })
     }
 
     /// Lets the vCPUs go. `since`: when the process began.
@@ -96,6 +98,17 @@ impl Machine {
     pub fn balloon(&self) -> &Balloon {
         &self.balloon
     }
+
+    /// How its memory stands: what is always there, and what can be plugged.
+    pub fn memory(&self) -> MemoryInfo {
+        let hotplug = self.hotplug.as_ref().map(Hotplug::info);
+        MemoryInfo { boot_mib: self.config.memory_mib, ..hotplug.unwrap_or_default() }
+    }
+
+    /// Says how much the guest shall have plugged.
+    pub fn set_memory(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
+        self.hotplug.as_ref().ok_or(TargetRefused::NoDevice)?.set_target(target)
+    }
 }
 
 fn console_log(config: &MachineConfig, events: &Events) -> anyhow::Result<Arc<ConsoleLog>> {
@@ -109,13 +122,18 @@ fn console_log(config: &MachineConfig, events: &Events) -> anyhow::Result<Arc<Co
 /// Where the root image lies: first address and length.
 type Root = Option<(u64, u64)>;
 
-/// RAM, and the root image above it: devices reach both, as a program may read from a mapped file into a socket.
+/// RAM, the hotplug region above it, and above both the root image: devices reach all, as a program may read from a mapped
+/// file into a socket.
 fn guest_memory(config: &MachineConfig) -> anyhow::Result<(GuestRam, Root)> {
     let bytes = u64::from(config.memory_mib) << 20;
-    let ram = memory::ram(bytes)?;
+    let pluggable = config.hotplug.map_or(0, |hotplug| u64::from(hotplug.size_mib) << 20);
+    let mut ram = memory::ram(bytes)?;
+    if pluggable > 0 {
+        ram = memory::with_hotplug(&ram, layout::hotplug_base(bytes), pluggable)?;
+    }
     let Some(path) = &config.root else { return Ok((ram, None)) };
     let image = pmem::map(path)?;
-    let (base, len) = (layout::pmem_base(bytes), image.size() as u64);
+    let (base, len) = (layout::pmem_base(bytes, pluggable), image.size() as u64);
     Ok((memory::with_region(&ram, base, image)?, Some((base, len))))
 }
 
@@ -126,7 +144,7 @@ fn pci_devices(
     memory: &GuestRam,
     root: Root,
     log: &Arc<ConsoleLog>,
-) -> anyhow::Result<(Arc<PciBus>, Balloon)> {
+) -> anyhow::Result<(Arc<PciBus>, Balloon, Option<Hotplug>)> {
     let mut bus = PciBus::new(vm.clone(), memory.clone(), layout::PCI_WINDOW, layout::PCI_CONFIG.start);
     if let Some((base, len)) = root {
         bus.add(Box::new(pmem::new(base, len)?))?;
@@ -147,7 +165,20 @@ fn pci_devices(
     bus.add(Box::new(device))?;
     bus.add(Box::new(devices::rng::new()?))?;
     bus.add(Box::new(devices::console::new(log.clone())?))?;
-    Ok((Arc::new(bus), balloon))
+    let hotplug = hotplug(config, vm, memory, &mut bus)?;
+    Ok((Arc::new(bus), balloon, hotplug))
+}
+
+fn hotplug(
+    config: &MachineConfig,
+    vm: &Arc<Vm>,
+    memory: &GuestRam,
+    bus: &mut PciBus,
+) -> anyhow::Result<Option<Hotplug>> {
+    let (Some(config), Some(region)) = (&config.hotplug, memory.hotplug()) else { return Ok(None) };
+    let (device, hotplug) = devices::mem::new(config, region, vm.clone())?;
+    bus.add(Box::new(device))?;
+    Ok(Some(hotplug))
 }
 
 fn vcpus(count: u8, vm: &Vm, memory: &GuestRam, entry: Entry) -> Result<Vec<VcpuFd>, kvm::Error> {

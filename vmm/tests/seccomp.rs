@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const ROLES: [&str; 8] = ["main", "api", "vcpu", "block", "net", "fs", "vsock", "quiet"];
+const ROLES: [&str; 9] = ["main", "api", "vcpu", "block", "net", "fs", "vsock", "mem", "quiet"];
 
 /// The longest list a role may have; a longer one is a decision to take here.
 const LIST_MAX: usize = 64;
@@ -37,4 +37,4 @@ macro_rules! roles {
     };
 }
 
-roles!(main api vcpu block net fs vsock quiet);
+roles!(main api vcpu block net fs vsock mem quiet);

@@ -108,7 +108,9 @@ impl Podman {
     ) -> Result<bool, Failure> {
         let failed =
             |what: &str, error: std::io::Error| Failure { stderr: format!("podman could not be {what}: {error}") };
-        let mut child = Command::new("podman")
+        let mut podman = Command::new("podman");
+        crate::exec::let_be_killed(&mut podman);
+        let mut child = podman
             .args(args)
             .env_clear()
             .envs(ENV)

@@ -22,4 +22,5 @@ pub use container::clean_up;
 pub use guest::process as guest_process;
 pub use run::run;
 pub use session::serve;
+pub use spawn::let_be_killed;
 pub use spec::{Credentials, Place, ProcessSpec};

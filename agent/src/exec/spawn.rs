@@ -10,6 +10,7 @@ use std::process::Stdio;
 use garret_api::Problem;
 use garret_api::stream::{self, WindowSize};
 use nix::sys::signal::{SigHandler, Signal, signal};
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, Uid};
 use rustix::pty::OpenptFlags;
@@ -107,6 +108,7 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     let identity = spec.map(|spec| Identity::new(&spec.credentials));
     let prepare = move || {
         heed_signals()?;
+        lower_guard();
         rustix::process::setsid()?;
         if terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
@@ -126,6 +128,23 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     let child = command.spawn()?;
     let pid = child.id().and_then(|id| Pid::from_raw(id as i32)).ok_or(io::ErrorKind::NotFound)?;
     Ok((child, pid))
+}
+
+/// What `command` starts may be killed for lack of memory: the agent may not, and its children would inherit that.
+pub fn let_be_killed(command: &mut Command) {
+    let prepare = || {
+        lower_guard();
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes raw system calls and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// For the one process after a fork. Where it may not, it has no guard either (tests on a plain host).
+fn lower_guard() {
+    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        rustix::io::write(file, b"0").ok();
+    }
 }
 
 /// What a process ignores, its children ignore too, and whoever started us may have had us ignore the hangup (`nohup`) or the

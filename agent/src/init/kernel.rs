@@ -29,7 +29,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("vm/swappiness", "100"),
 ];
 
-/// cgroup files of the agent and of interactive commands: first when the CPU is short, last when memory is.
+/// cgroup files of the agent and of interactive commands: first when the CPU is short, last when memory is. What protects
+/// containers is with the memory loop, for it grows with memory.
 const GARRET: &[(&str, &str)] = &[("cpu.weight", "1000"), ("memory.min", "33554432"), ("memory.low", "134217728")];
 
 /// Every container inherits the hard limits; the defaults (4096 files) are far too small for them.

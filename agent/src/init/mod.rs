@@ -10,10 +10,10 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `mounts` | every mount there is |
+//! | `mounts` | every mount there is, but for the debugfs of the memory loop |
 //! | `disk` | the data disk: check, mount, grow |
 //! | `kernel` | sysctls, limits, cgroups |
-//! | `chores` | small programs run beside the boot: loopback, swap |
+//! | `chores` | small programs run beside the boot: loopback, growing a file system |
 //! | `supervisor` | when the agent is started again: pure |
 //! | `children` | the loop's view of processes |
 //! | `shutdown` | the end |

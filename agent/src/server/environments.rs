@@ -1,8 +1,6 @@
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body as ResponseBody, Bytes};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -22,12 +20,7 @@ pub async fn up(
 ) -> Result<Response, Refusal> {
     workspaces::check_name(&spec.share)?;
     let lines = agent.environments.up(&id, spec).await?;
-    let lines = stream::unfold(lines, async |mut lines| {
-        let mut line = serde_json::to_vec(&lines.recv().await?).expect("progress is plain data");
-        line.push(b'\n');
-        Some((Ok::<_, Infallible>(Bytes::from(line)), lines))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response())
+    Ok(super::lines(stream::unfold(lines, async |mut lines| Some((lines.recv().await?, lines)))))
 }
 
 pub async fn list(State(agent): State<Arc<Agent>>) -> Json<Vec<EnvironmentStatus>> {

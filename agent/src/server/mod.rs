@@ -2,23 +2,28 @@
 
 mod environments;
 mod machine;
+mod memory;
 pub mod vsock;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::{Body as ResponseBody, Bytes};
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::serve::Listener;
+use futures_util::{Stream, StreamExt};
 use garret_api::Problem;
 use garret_api::agent::WORKSPACES_DIR;
 use rustix::process::Pid;
 use tokio::sync::Semaphore;
 
 use crate::environment::{Dirs, Environments};
+use crate::memory::Memory;
 use crate::setup::Setup;
 
 /// The most commands and terminals at once.
@@ -31,6 +36,7 @@ const BODY_MAX: usize = 8 << 20;
 pub struct Agent {
     setup: Setup,
     environments: Arc<Environments>,
+    memory: Memory,
     /// PID 1, when it is ours and can be asked to power off.
     init: Option<Pid>,
     sessions: Arc<Semaphore>,
@@ -38,18 +44,23 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// `state` survives a reboot, `run` an agent's restart.
+    /// `state` survives a reboot, `run` an agent's restart. Within the runtime.
     pub fn new(state: PathBuf, run: PathBuf, init: Option<Pid>) -> Arc<Self> {
         let setup = Setup::load(&run);
         let dirs = Dirs { workspaces: WORKSPACES_DIR.into(), state, run };
         let environments = Environments::new(dirs.clone(), setup.facts());
         let sessions = Arc::new(Semaphore::new(SESSIONS_MAX));
-        Arc::new(Self { setup, environments, init, sessions, dirs })
+        Arc::new(Self { setup, environments, memory: Memory::new(), init, sessions, dirs })
     }
 
     /// All environments.
     pub fn environments(&self) -> &Arc<Environments> {
         &self.environments
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 }
 
@@ -59,6 +70,7 @@ pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<A
         .route("/v1/agent", get(machine::info))
         .route("/v1/machine", put(machine::set_up))
         .route("/v1/statistics", get(machine::statistics))
+        .route("/v1/memory", get(memory::follow).put(memory::squeeze))
         .route("/v1/exec", get(machine::exec))
         .route("/v1/power-off", post(machine::power_off))
         .route("/v1/workspaces/{share}/release", post(machine::release))
@@ -71,6 +83,16 @@ pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<A
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(agent);
     axum::serve(listener, router).await
+}
+
+/// Newline-delimited JSON, each value as it comes.
+fn lines<T: serde::Serialize>(values: impl Stream<Item = T> + Send + 'static) -> Response {
+    let lines = values.map(|value| {
+        let mut line = serde_json::to_vec(&value).expect("what the API has is plain data");
+        line.push(b'\n');
+        Ok::<_, Infallible>(Bytes::from(line))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response()
 }
 
 /// A [`Problem`] as an answer.

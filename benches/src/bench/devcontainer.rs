@@ -39,7 +39,7 @@ impl Bench for Devcontainer {
         scale.long_rounds.div_ceil(2)
     }
 
-    fn takes(&self, subject: &str) -> bool {
+    fn takes(&self, subject: &str, _size: Size) -> bool {
         subject == "garret"
     }
 

@@ -19,7 +19,7 @@ impl Bench for Fs {
         "fs"
     }
 
-    fn takes(&self, subject: &str) -> bool {
+    fn takes(&self, subject: &str, _size: Size) -> bool {
         subject != "firecracker" // it has no virtio-fs
     }
 

@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub kvm_runs: Option<u64>,
     /// Bytes its processes read and wrote by system calls.
     pub io_bytes: u64,
+    /// Time that processors worked for its processes, the guest within them, in milliseconds.
+    pub cpu_ms: u64,
     /// The VMM's own counters of its devices, where it has any.
     pub devices: BTreeMap<String, DeviceMetrics>,
 }
@@ -50,6 +52,7 @@ impl Snapshot {
             system_calls: less(self.system_calls, before.system_calls),
             kvm_runs: less(self.kvm_runs, before.kvm_runs),
             io_bytes: self.io_bytes.saturating_sub(before.io_bytes),
+            cpu_ms: self.cpu_ms.saturating_sub(before.cpu_ms),
             devices: devices.collect(),
         }
     }
@@ -106,6 +109,7 @@ impl<'a> Counter<'a> {
             system_calls,
             kvm_runs,
             io_bytes: running.pids().into_iter().map(io_bytes).sum(),
+            cpu_ms: running.pids().into_iter().map(process::cpu_ms).sum(),
             devices: BTreeMap::new(),
         })
     }
@@ -138,6 +142,7 @@ mod tests {
             system_calls: Some(exits * 2),
             kvm_runs: None,
             io_bytes: 10,
+            cpu_ms: exits * 3,
             devices: BTreeMap::from([("fs0".into(), device)]),
         }
     }
@@ -146,7 +151,7 @@ mod tests {
     fn a_span_is_a_difference() {
         let span = snapshot(100, 50).since(&snapshot(40, 20));
         assert_eq!((span.exits("exits"), span.exits("io_exits")), (Some(60), None));
-        assert_eq!((span.system_calls, span.kvm_runs, span.io_bytes), (Some(120), None, 0));
+        assert_eq!((span.system_calls, span.kvm_runs, span.io_bytes, span.cpu_ms), (Some(120), None, 0, 180));
         assert_eq!((span.devices["fs0"].chains, span.devices["fs0"].interrupts), (30, 0));
         assert_eq!(snapshot(5, 5).since(&Snapshot::default()), snapshot(5, 5));
     }

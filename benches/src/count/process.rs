@@ -18,6 +18,19 @@ pub fn io_bytes(pid: u32) -> u64 {
     read_and_written(&fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default())
 }
 
+/// Time that processors have worked for it, in milliseconds: for its guest, for threads that have ended, and in the kernel
+/// too.
+pub fn cpu_ms(pid: u32) -> u64 {
+    worked(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()).unwrap_or(0)
+}
+
+/// proc_pid_stat(5): behind the name in parentheses, which may hold anything, utime and stime are the 12th and 13th field.
+fn worked(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
+    Some(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
 fn read_and_written(io: &str) -> u64 {
     let fields = io.lines().filter_map(|line| line.split_once(": "));
     fields
@@ -36,6 +49,8 @@ mod tests {
         assert!(threads(own).contains(&own));
         assert!(open_descriptors(own) >= 3);
         assert_eq!((threads(u32::MAX), open_descriptors(u32::MAX), io_bytes(u32::MAX)), (Vec::new(), 0, 0));
+        assert_eq!(worked("7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 150 50 9 9 20 0 4 0 1"), Some(2000));
+        assert_eq!((worked(""), cpu_ms(u32::MAX)), (None, 0));
         assert_eq!(read_and_written("rchar: 100\nwchar: 20\nsyscr: 7\nread_bytes: 4096\n"), 120);
     }
 }

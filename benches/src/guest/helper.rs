@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -24,15 +23,8 @@ pub enum Helper {
         #[arg(long, value_name = "PORT", conflicts_with = "vsock")]
         tcp: Option<u16>,
     },
-    /// Take memory, touch all of it, hold it for a moment, and end
-    Fill {
-        /// How much
-        mib: usize,
-    },
 }
 
-/// How long filled memory is held.
-const HOLD: Duration = Duration::from_secs(2);
 /// Whatever context id this guest has.
 const ANY_CID: u32 = u32::MAX;
 
@@ -44,12 +36,6 @@ pub fn run(helper: &Helper) -> anyhow::Result<()> {
     match helper {
         Helper::Serve { vsock: Some(port), .. } => serve_vsock(*port).context("vsock"),
         Helper::Serve { tcp, .. } => serve_tcp(tcp.unwrap_or_default()).context("TCP"),
-        Helper::Fill { mib } => {
-            let memory = vec![1u8; mib << 20];
-            thread::sleep(HOLD);
-            std::hint::black_box(&memory);
-            Ok(())
-        }
     }
 }
 

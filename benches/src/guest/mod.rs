@@ -4,12 +4,14 @@
 pub mod helper;
 mod wire;
 
-pub use wire::{round_trips, throughput_from, throughput_to};
+pub use wire::{fill, round_trips, throughput_from, throughput_to};
 
 /// The vsock and TCP port of the helper.
 pub const PORT: u32 = 5000;
 /// The words on the kernel's command line: the job is always the second disk.
 pub const CMDLINE: &str = "quiet init=/bin/bash -- /dev/vdb";
+/// The same where memory is plugged: what can leave again is all that goes to it.
+pub const HOTPLUG_CMDLINE: &str = "quiet memory_hotplug.online_policy=auto-movable init=/bin/bash -- /dev/vdb";
 
 const PREAMBLE: &str = include_str!("preamble.sh");
 /// Files.
@@ -20,7 +22,7 @@ pub const BLOCK: &str = include_str!("block.sh");
 pub const VSOCK: &str = include_str!("vsock.sh");
 /// A TCP server.
 pub const NET: &str = include_str!("net.sh");
-/// A program that takes memory.
+/// A build, then a vsock server that takes memory.
 pub const MEMORY: &str = include_str!("memory.sh");
 
 /// How long a guest rests around each case, in seconds: time for the host to read its counters.

@@ -1,6 +1,7 @@
 //! The conversation between the harness and its helper in the guest, over vsock or TCP: the first byte says what is wanted.
 
 use std::io::{ErrorKind, Read, Write};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -11,6 +12,8 @@ const ECHO: u8 = b'E';
 const SINK: u8 = b'S';
 /// Blocks go until the other side has enough.
 const SOURCE: u8 = b'G';
+/// MiB and milliseconds come, four bytes each: so much memory is taken, held for so long, freed; then one byte goes back.
+const FILL: u8 = b'F';
 
 const BLOCK: usize = 64 << 10;
 /// A block's first byte.
@@ -25,6 +28,7 @@ pub fn serve(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
         ECHO => echo(stream),
         SINK => sink(stream),
         SOURCE => source(stream),
+        FILL => take(stream),
         _ => Err(ErrorKind::InvalidData.into()),
     }
 }
@@ -52,6 +56,28 @@ fn source(stream: &mut impl Write) -> std::io::Result<()> {
     loop {
         stream.write_all(&block)?;
     }
+}
+
+fn take(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    let mut number = || {
+        let mut bytes = [0; 4];
+        stream.read_exact(&mut bytes).map(|()| u32::from_le_bytes(bytes))
+    };
+    let (mib, hold_ms) = (number()?, number()?);
+    let memory = vec![1u8; (mib as usize) << 20]; // not zeros: those would not be touched
+    thread::sleep(Duration::from_millis(hold_ms.into()));
+    drop(std::hint::black_box(memory));
+    stream.write_all(&[FILL])
+}
+
+/// Lets the helper take `mib` of memory, touch all of it, hold it and free it; returns when it is free.
+///
+/// # Errors
+/// The connection breaks.
+pub fn fill(stream: &mut (impl Read + Write), mib: u32, hold: Duration) -> std::io::Result<()> {
+    let hold_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
+    stream.write_all(&[&[FILL][..], &mib.to_le_bytes(), &hold_ms.to_le_bytes()].concat())?;
+    stream.read_exact(&mut [0])
 }
 
 /// Bytes a second from here to the helper, until it has confirmed the last.
@@ -112,7 +138,6 @@ pub fn round_trips(stream: &mut (impl Read + Write), count: u32) -> anyhow::Resu
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
-    use std::thread;
 
     fn helper() -> UnixStream {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -126,6 +151,13 @@ mod tests {
         assert!(throughput_to(&mut helper(), time).unwrap() > 0.0);
         assert!(throughput_from(&mut helper(), time).unwrap() > 0.0);
         assert!(round_trips(&mut helper(), 20).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn memory_is_held_for_as_long_as_asked() {
+        let (began, hold) = (Instant::now(), Duration::from_millis(20));
+        fill(&mut helper(), 1, hold).unwrap();
+        assert!(began.elapsed() >= hold);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Report, Row, plots};
+use crate::result::Record;
 
 const STYLE: &str = "
 :root { color-scheme: light; --ink: #1d2330; --faint: #667085; --line: #e4e7ec; --good: #067647; --bad: #b42318; }
@@ -12,7 +13,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; col
 dd { margin: 0 } .caution { background: #fffaeb; border-left: 4px solid #f79009; padding: .6rem 1rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: 1rem 0 }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal } small { color: var(--faint) }
+th:first-child, td:first-child { text-align: left; white-space: normal }
+small { color: var(--faint); white-space: normal }
 .good { color: var(--good); font-weight: 600 } .bad { color: var(--bad); font-weight: 600 }
 svg { max-width: 100%; height: auto } details { margin-top: 2rem } code { font-size: .75rem; overflow-wrap: anywhere }
 ";
@@ -63,12 +65,17 @@ fn table(report: &Report<'_>, rows: &[Row<'_>]) -> String {
     for row in rows {
         let _ = write!(text, "<tr><td>{}<br><small>{}</small></td>", escaped(row.metric), escaped(row.detail));
         for record in &row.cells {
-            let _ = write!(text, "<td>{}</td>", record.map_or("–".to_owned(), |record| escaped(&report.shown(record))));
+            let _ = write!(text, "<td>{}</td>", record.map_or("–".to_owned(), |record| shown(report, row, record)));
         }
         let _ = writeln!(text, "{}</tr>", ratio(row));
     }
     text.push_str("</table>\n");
     text
+}
+
+fn shown(report: &Report<'_>, row: &Row<'_>, record: &Record) -> String {
+    let note = row.note(record).map_or(String::new(), |note| format!("<br><small>{}</small>", escaped(note)));
+    escaped(&report.shown(record)) + &note
 }
 
 /// Coloured only where the interval leaves no doubt.
@@ -86,7 +93,7 @@ fn failures(report: &Report<'_>) -> String {
     if report.failures.is_empty() {
         return String::new();
     }
-    let item = |record: &&crate::result::Record| {
+    let item = |record: &&Record| {
         let why = escaped(record.error.as_deref().unwrap_or_default());
         format!("<li><b>{}, {}</b>: {why}</li>\n", escaped(&record.bench), escaped(&record.subject))
     };
@@ -120,6 +127,7 @@ mod tests {
             "no | &lt;kvm&gt;",
             "class=\"good\">0.25",
             "20.0 ms (emulated)",
+            "30.0 ms (emulated)<br><small>after &lt;a&gt; pause</small>",
             "Resident memory",
         ] {
             assert!(page.contains(part), "{part}: {page}");

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Report, Row};
+use crate::result::Record;
 
 /// The whole page.
 pub fn page(report: &Report<'_>) -> String {
@@ -39,8 +40,10 @@ pub fn page(report: &Report<'_>) -> String {
 }
 
 fn line(report: &Report<'_>, row: &Row<'_>) -> String {
-    let detail = if row.detail.is_empty() { String::new() } else { format!("<br><small>{}</small>", cell(row.detail)) };
-    let cells = row.cells.iter().map(|record| record.map_or("–".to_owned(), |record| report.shown(record)));
+    let small = |text: &str| if text.is_empty() { String::new() } else { format!("<br><small>{}</small>", cell(text)) };
+    let detail = small(row.detail);
+    let shown = |record: &Record| report.shown(record) + &small(row.note(record).unwrap_or_default());
+    let cells = row.cells.iter().map(|record| record.map_or("–".to_owned(), shown));
     let ratio = row.against_best().map_or("–".to_owned(), |cost| format!("{:.2} {}", cost.value, cost.interval(2)));
     format!("| {}{detail} | {} | {ratio} |", row.metric, cells.collect::<Vec<_>>().join(" | "))
 }
@@ -62,7 +65,7 @@ mod tests {
         for part in [
             "## boot\n\n| | garret | qemu-q35 | qemu-microvm | garret ÷ best peer |\n|---|--:|--:|--:|--:|\n",
             "| exits_to_agent | 1000 | 4000 | – | 0.25 [0.25, 0.25] |",
-            "| setup_ns | 20.0 ms (emulated) | – | – | – |",
+            "| setup_ns | 20.0 ms (emulated) | 30.0 ms (emulated)<br><small>after &lt;a> pause</small> | – | 0.67",
             "- fs, qemu-microvm: no \\| &lt;kvm>",
             "- boot, qemu-q35: `-machine q35`",
             "times by themselves do not, and are marked (emulated)",

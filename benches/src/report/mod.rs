@@ -63,7 +63,7 @@ pub struct Report<'a> {
 pub struct Row<'a> {
     /// The metric's name without the bench.
     pub metric: &'a str,
-    /// What was done.
+    /// What was done, as the first subject says.
     pub detail: &'a str,
     /// By column.
     pub cells: Vec<Option<&'a Record>>,
@@ -72,6 +72,11 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// What a subject says of its number where that is not what the first says.
+    pub fn note<'r>(&self, record: &'r Record) -> Option<&'r str> {
+        (record.detail != self.detail && !record.detail.is_empty()).then_some(record.detail.as_str())
+    }
+
     /// garret against the peer that does best.
     pub fn against_best(&self) -> Option<Estimate> {
         self.costs.iter().flatten().copied().max_by(|a, b| a.value.total_cmp(&b.value))
@@ -186,10 +191,13 @@ pub fn value(value: f64, unit: Unit) -> String {
         Unit::Count => scaled(value, PLAIN),
         Unit::Bytes => scaled(value, BINARY),
         Unit::Nanoseconds => scaled(value * 1e-9, TIME),
+        Unit::Milliseconds => scaled(value * 1e-3, TIME),
         Unit::Seconds => scaled(value, TIME),
+        Unit::GibPerSecond => format!("{}/s", scaled(value * f64::from(1 << 30), BINARY)),
         Unit::BytesPerSecond => format!("{}/s", scaled(value, BINARY)),
         Unit::PerSecond => format!("{}/s", scaled(value, PLAIN)),
         Unit::GibSeconds => format!("{value:.2} GiB·s"),
+        Unit::Ratio => format!("{value:.3}"),
     }
 }
 
@@ -220,6 +228,10 @@ pub mod tests {
             record("boot", "exits_to_agent", "qemu-q35", Unit::Count, &[4000.0, 4000.0]),
             record("boot", "exits_to_agent", "garret", Unit::Count, &[1000.0, 1000.0]),
             record("boot", "setup_ns", "garret", Unit::Nanoseconds, &[2e7, 2e7]),
+            Record {
+                detail: "after <a> pause".into(),
+                ..record("boot", "setup_ns", "qemu-q35", Unit::Nanoseconds, &[3e7])
+            },
             record("boot", "init_seconds", "garret", Unit::Seconds, &[1.0, 1.0]),
             record("boot", "agent_seconds", "garret", Unit::Seconds, &[1.5, 1.5]),
             Record { better: Better::Higher, ..rate.clone() },
@@ -278,6 +290,9 @@ pub mod tests {
             (104_857_600.0, Unit::BytesPerSecond, "100 MiB/s"),
             (12_345.0, Unit::PerSecond, "12.3k/s"),
             (1.5, Unit::GibSeconds, "1.50 GiB·s"),
+            (0.5, Unit::GibPerSecond, "512 MiB/s"),
+            (850.0, Unit::Milliseconds, "850 ms"),
+            (1.0049, Unit::Ratio, "1.005"),
         ] {
             assert_eq!(value(number, unit), expected, "{number} {unit:?}");
         }

@@ -64,7 +64,8 @@ fn arguments(machine: &Machine, folder: &Path, share: Option<&Path>) -> Vec<Stri
     add("--serial", "off".into());
     add("--console", format!("file={}", file("console.log")));
     add("--rng", "src=/dev/urandom".into());
-    add("--balloon", "size=0,deflate_on_oom=on,free_page_reporting=on".into());
+    let reporting = if machine.reporting { "on" } else { "off" };
+    add("--balloon", format!("size=0,deflate_on_oom=on,free_page_reporting={reporting}"));
     if machine.vsock {
         add("--vsock", format!("cid=3,socket={}", file("vsock.sock")));
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use garret_api::vmm::{BalloonInfo, BalloonTarget, Metrics};
+use garret_api::vmm::{BalloonInfo, BalloonTarget, MemoryInfo, MemoryTarget, Metrics};
 use serde_json::{Value, json};
 
 use super::{Control, GuestSocket, MAC, Machine, Running, Subject, TAG, api};
@@ -42,9 +42,12 @@ impl Subject for Garret {
             guest: machine.vsock.then(|| GuestSocket::Unix(folder.join("vsock.sock"))),
             control: Box::new(Api(socket)),
             setup: format!(
-                "virtio-pci, virtio-fs in process, root on pmem with DAX; {} vCPUs, {} MiB, kernel {}, root {}, words added: {}",
+                "virtio-pci, virtio-fs in process, root on pmem with DAX; {} vCPUs, {} MiB ({} of them by virtio-mem), \
+                 free page reporting {}, kernel {}, root {}, words added: {}",
                 machine.vcpus,
                 machine.memory_mib,
+                machine.hotplug_mib,
+                if machine.reporting { "on" } else { "off" },
                 machine.kernel.display(),
                 machine.root.display(),
                 machine.cmdline
@@ -54,6 +57,10 @@ impl Subject for Garret {
 
     fn programs(&self) -> Vec<PathBuf> {
         vec![self.vmm.clone()]
+    }
+
+    fn reclaims(&self) -> bool {
+        true
     }
 }
 
@@ -67,14 +74,18 @@ fn configuration(machine: &Machine, folder: &Path) -> Value {
     let share = |path| json!({"tag": TAG, "path": path, "guest_id": 0, "queues": queues, "staleness_ms": staleness_ms});
     let mut config = json!({
         "vcpus": machine.vcpus,
-        "memory_mib": machine.memory_mib,
+        "memory_mib": machine.memory_mib - machine.hotplug_mib,
         "kernel": {"image": machine.kernel, "cmdline": machine.cmdline},
         "root": machine.root,
         "disks": disks.collect::<Vec<_>>(),
         "shares": shares.map(share).collect::<Vec<_>>(),
         "nets": machine.tap.iter().map(|tap| json!({"tap": tap, "mac": MAC})).collect::<Vec<_>>(),
+        "balloon": {"free_page_reporting": machine.reporting},
         "console": {"log": folder.join("console.log")},
     });
+    if machine.hotplug_mib > 0 {
+        config["hotplug"] = json!({"size_mib": machine.hotplug_mib, "requested_mib": machine.hotplug_mib});
+    }
     if machine.vsock {
         config["vsock"] = json!({"cid": 3, "socket": folder.join("vsock.sock")});
     }
@@ -93,6 +104,16 @@ impl Control for Api {
         api::call(&self.0, async |client| client.get::<BalloonInfo>("/v1/balloon").await).map(|info| info.actual_mib)
     }
 
+    fn plug(&self, mib: u32) -> anyhow::Result<()> {
+        let target = MemoryTarget { requested_mib: mib };
+        api::call(&self.0, async |client| client.put::<Value>("/v1/memory", &target).await).map(drop)
+    }
+
+    fn plugged_mib(&self) -> anyhow::Result<Option<u32>> {
+        let info = api::call(&self.0, async |client| client.get::<MemoryInfo>("/v1/memory").await)?;
+        Ok((info.size_mib > 0).then_some(info.plugged_mib))
+    }
+
     fn metrics(&self) -> anyhow::Result<Option<Metrics>> {
         api::call(&self.0, async |client| client.get("/v1/metrics").await).map(Some)
     }
@@ -102,19 +123,23 @@ impl Control for Api {
 mod tests {
     use super::super::tests::machine;
     use super::*;
-    use garret_api::vmm::MachineConfig;
+    use garret_api::vmm::{HotplugConfig, MachineConfig};
 
     #[test]
     fn the_vmm_understands_what_it_is_given() {
         let machine = machine();
         let config: MachineConfig = serde_json::from_value(configuration(&machine, Path::new("/w"))).unwrap();
-        assert_eq!((config.vcpus, config.memory_mib), (2, 512));
+        assert_eq!((config.vcpus, config.memory_mib, config.hotplug), (2, 512, None));
+        assert!(config.balloon.free_page_reporting && config.balloon.deflate_on_oom);
         assert_eq!(config.disks.iter().map(|disk| disk.read_only).collect::<Vec<_>>(), [false, true]);
         assert_eq!((config.shares[0].tag.as_str(), config.shares[0].guest_id), (TAG, 0));
         assert_eq!(config.nets[0].tap, "gb0");
         assert_eq!(config.vsock.unwrap().socket, Path::new("/w/vsock.sock"));
-        let plain = Machine { share: None, tap: None, vsock: false, ..machine };
+        let plain = Machine { share: None, tap: None, vsock: false, hotplug_mib: 256, reporting: false, ..machine };
         let config: MachineConfig = serde_json::from_value(configuration(&plain, Path::new("/w"))).unwrap();
         assert!(config.shares.is_empty() && config.nets.is_empty() && config.vsock.is_none());
+        let hotplug = HotplugConfig { size_mib: 256, requested_mib: 256 };
+        assert_eq!((config.memory_mib, config.hotplug), (256, Some(hotplug)));
+        assert!(!config.balloon.free_page_reporting);
     }
 }

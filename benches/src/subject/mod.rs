@@ -21,14 +21,17 @@ use crate::clock;
 use crate::process::{Process, last_line};
 pub use socket::GuestSocket;
 
-/// What a machine is made of. Every machine also has a console, a random number generator and a balloon that takes free
-/// pages the guest reports.
+/// What a machine is made of. Every machine also has a console, a random number generator and a balloon.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Virtual CPUs.
     pub vcpus: u8,
-    /// Memory in MiB.
+    /// Memory in MiB, once it is up.
     pub memory_mib: u32,
+    /// How much of it comes by virtio-mem, in MiB; who has no virtio-mem has all of it from the start.
+    pub hotplug_mib: u32,
+    /// The balloon takes free pages that the guest reports; who cannot be told does as it always does.
+    pub reporting: bool,
     /// An ELF file with a PVH entry.
     pub kernel: PathBuf,
     /// The read-only root: erofs, its length a multiple of 2 MiB.
@@ -45,8 +48,6 @@ pub struct Machine {
     pub tap: Option<String>,
     /// A socket to the guest.
     pub vsock: bool,
-    /// Memory that virtio-mem can plug, in MiB; who has no virtio-mem goes without.
-    pub hotplug_mib: u32,
 }
 
 /// A raw image.
@@ -94,6 +95,16 @@ pub trait Subject {
 
     /// The program files that make up the VMM.
     fn programs(&self) -> Vec<PathBuf>;
+
+    /// The one bench it is there for, if it is not there for all.
+    fn only(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether its guests run the loop that takes back cold memory.
+    fn reclaims(&self) -> bool {
+        false
+    }
 }
 
 /// What is steered from outside while the machine runs.
@@ -238,7 +249,7 @@ impl Programs {
     /// Everybody who can take part, garret first.
     pub fn subjects(&self) -> Vec<Box<dyn Subject>> {
         let mut all: Vec<Box<dyn Subject>> = vec![Box::new(garret::Garret::new(&self.lib))];
-        for kind in [qemu::Kind::Microvm, qemu::Kind::Q35] {
+        for kind in [qemu::Kind::Microvm, qemu::Kind::Q35, qemu::Kind::VirtioMem] {
             all.push(Box::new(qemu::Qemu::new(kind, &self.qemu, &self.virtiofsd)));
         }
         if let Some(path) = &self.firecracker {
@@ -268,6 +279,8 @@ pub mod tests {
         Machine {
             vcpus: 2,
             memory_mib: 512,
+            hotplug_mib: 0,
+            reporting: true,
             kernel: "/lib/vmlinux".into(),
             root: "/lib/root.erofs".into(),
             cmdline: "quiet init=/x".into(),
@@ -276,7 +289,6 @@ pub mod tests {
             staleness_ms: 1000,
             tap: Some("gb0".into()),
             vsock: true,
-            hotplug_mib: 0,
         }
     }
 
@@ -287,9 +299,9 @@ pub mod tests {
             let programs = Programs::new(Path::new("/usr/lib/garret"), &peers)?;
             anyhow::Ok(programs.subjects().iter().map(|subject| subject.name()).collect::<Vec<_>>())
         };
-        assert_eq!(names(&[]).unwrap(), ["garret", "qemu-microvm", "qemu-q35"]);
+        assert_eq!(names(&[]).unwrap(), ["garret", "qemu-microvm", "qemu-q35", "qemu-virtio-mem"]);
         let all = names(&["firecracker=/f", "cloud-hypervisor=/c", "qemu=/q"]).unwrap();
-        assert_eq!(all[3..], ["firecracker", "cloud-hypervisor"]);
+        assert_eq!(all[4..], ["firecracker", "cloud-hypervisor"]);
         assert!(names(&["xen=/x"]).is_err());
         assert!(names(&["firecracker"]).is_err());
     }

@@ -19,9 +19,18 @@ static NEXT_CID: AtomicU32 = AtomicU32::new(0x6700);
 pub enum Kind {
     /// virtio-mmio, no firmware but a loader, the root on virtio-blk: this machine has no pmem.
     Microvm,
-    /// virtio-pci, the firmware it comes with, the root on virtio-pmem; beside a file server on virtio-blk: the server maps all
-    /// memory to write, and the root's file is read-only.
+    /// virtio-pci, the firmware it comes with, the root on virtio-pmem; beside a file server on virtio-blk: the server maps
+    /// all memory to write, and the root's file is read-only.
     Q35,
+    /// As q35, and a part of its memory comes by virtio-mem.
+    VirtioMem,
+}
+
+impl Kind {
+    /// Whether its devices are on PCI.
+    fn has_pci(self) -> bool {
+        self != Kind::Microvm
+    }
 }
 
 /// QEMU.
@@ -43,7 +52,12 @@ impl Subject for Qemu {
         match self.kind {
             Kind::Microvm => "qemu-microvm",
             Kind::Q35 => "qemu-q35",
+            Kind::VirtioMem => "qemu-virtio-mem",
         }
+    }
+
+    fn only(&self) -> Option<&'static str> {
+        (self.kind == Kind::VirtioMem).then_some("memory") // elsewhere it would be q35 once more
     }
 
     fn start(&self, machine: &Machine, folder: &Path) -> anyhow::Result<Running> {
@@ -90,7 +104,7 @@ impl Arguments {
     fn device(&mut self, name: &str, options: &str) {
         let transport = match self.kind {
             Kind::Microvm => "device",
-            Kind::Q35 => "pci",
+            Kind::Q35 | Kind::VirtioMem => "pci",
         };
         self.add("-device", format!("{name}-{transport}{options}"));
     }
@@ -122,13 +136,14 @@ fn arguments(
     }
     if let Some(tap) = &machine.tap {
         line.add("-netdev", format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=on"));
-        let no_rom = if kind == Kind::Q35 { ",romfile=" } else { "" };
+        let no_rom = if kind.has_pci() { ",romfile=" } else { "" };
         line.device("virtio-net", &format!(",netdev=net,mac={MAC}{no_rom}"));
     }
     if let Some(cid) = cid {
         line.device("vhost-vsock", &format!(",guest-cid={cid}"));
     }
-    line.device("virtio-balloon", ",free-page-reporting=on,deflate-on-oom=on");
+    let reporting = if machine.reporting { "on" } else { "off" };
+    line.device("virtio-balloon", &format!(",free-page-reporting={reporting},deflate-on-oom=on"));
     line.add("-object", "rng-random,id=rng,filename=/dev/urandom");
     line.device("virtio-rng", ",rng=rng");
     line.add("-chardev", format!("file,id=console,path={}", comma(&folder.join("console.log"))));
@@ -143,11 +158,12 @@ fn board(line: &mut Arguments, machine: &Machine, shared: bool, root_bytes: u64)
         Kind::Microvm => {
             "microvm,accel=kvm,acpi=on,ioapic2=on,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off"
         }
-        Kind::Q35 => "q35,accel=kvm,graphics=off,vmport=off",
+        Kind::Q35 | Kind::VirtioMem => "q35,accel=kvm,graphics=off,vmport=off",
     };
     let memory = if shared { ",memory-backend=ram" } else { "" };
     line.add("-machine", format!("{board}{memory}"));
-    let mib = machine.memory_mib;
+    let plugged = if line.kind == Kind::VirtioMem { machine.hotplug_mib } else { 0 };
+    let mib = machine.memory_mib - plugged;
     if shared {
         line.add("-object", format!("memory-backend-memfd,id=ram,size={mib}M,share=on"));
     }
@@ -161,15 +177,14 @@ fn board(line: &mut Arguments, machine: &Machine, shared: bool, root_bytes: u64)
             line.add("-m", format!("{mib}M"));
         }
         // Room in the address space for the root, which lies there as memory does.
-        Kind::Q35 => {
-            let hotplug = u64::from(machine.hotplug_mib);
-            let most = u64::from(mib) + hotplug + (root_bytes >> 20) + 1024;
+        Kind::Q35 | Kind::VirtioMem => {
+            let most = u64::from(machine.memory_mib) + (root_bytes >> 20) + 1024;
             line.add("-m", format!("{mib}M,slots=1,maxmem={most}M"));
-            if hotplug > 0 {
-                line.add("-object", format!("memory-backend-ram,id=plugged,size={hotplug}M"));
-                line.add("-device", "virtio-mem-pci,id=plug,memdev=plugged,requested-size=0");
-            }
         }
+    }
+    if plugged > 0 {
+        line.add("-object", format!("memory-backend-ram,id=plugged,size={plugged}M"));
+        line.add("-device", format!("virtio-mem-pci,id=plug,memdev=plugged,requested-size={plugged}M"));
     }
 }
 
@@ -187,7 +202,7 @@ fn block(line: &mut Arguments, id: &str, path: &Path, read_only: bool) {
 }
 
 fn has_pmem(kind: Kind, machine: &Machine) -> bool {
-    kind == Kind::Q35 && machine.share.is_none()
+    kind.has_pci() && machine.share.is_none()
 }
 
 /// Adds the root; gives the kernel's words for it.
@@ -241,8 +256,24 @@ mod tests {
         ] {
             assert!(unshared.contains(part), "{part}: {unshared}");
         }
-        let plug = Machine { hotplug_mib: 256, ..machine() };
-        assert!(self::line(Kind::Q35, &plug).contains("size=256M -device virtio-mem-pci,id=plug,memdev=plugged"));
+    }
+
+    #[test]
+    fn a_part_of_the_memory_comes_by_virtio_mem_where_there_is_one() {
+        let machine = Machine { hotplug_mib: 192, reporting: false, ..machine() };
+        let line = line(Kind::VirtioMem, &machine);
+        for part in [
+            "-m 320M,slots=1,maxmem=1836M",
+            "memory-backend-ram,id=plugged,size=192M",
+            "virtio-mem-pci,id=plug,memdev=plugged,requested-size=192M",
+            "virtio-balloon-pci,free-page-reporting=off",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        for kind in [Kind::Q35, Kind::Microvm] {
+            let line = self::line(kind, &machine);
+            assert!(line.contains("-m 512M") && !line.contains("virtio-mem"), "{line}");
+        }
     }
 
     #[test]

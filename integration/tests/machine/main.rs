@@ -3,4 +3,5 @@
 mod bad_input;
 mod control;
 mod ends;
+mod hotplug;
 mod stage;

@@ -16,6 +16,7 @@ mod stop;
 mod stream;
 mod target;
 mod terminal;
+mod top;
 mod up;
 
 use std::path::PathBuf;
@@ -62,6 +63,8 @@ enum Command {
     Ls,
     /// Show everything about an environment or a machine.
     Show(show::Show),
+    /// Show how the host's memory and that of the running machines stands, live.
+    Top(top::Top),
     /// Show what a container, or a machine's console, printed.
     Logs(logs::Logs),
     /// Stop the machine with all its environments, or one environment. Nothing is removed.
@@ -117,6 +120,7 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
         Command::Shell(shell) => shell.run(&client).await,
         Command::Ls => ls::run(&client, json).await,
         Command::Show(show) => show.run(&client, json).await,
+        Command::Top(top) => top.run(&client, json).await,
         Command::Logs(logs) => logs.run(&client).await,
         Command::Stop(stop) => stop.run(&client).await,
         Command::Start(start) => start.run(&client).await,

@@ -48,6 +48,8 @@ fn machine_rows(machine: &Machine) -> Vec<Vec<String>> {
         row("desired", output::word(&machine.desired)),
         row("cpus", machine.vcpus),
         row("memory", format!("{} MiB", machine.memory_mib)),
+        row("guaranteed", format!("{} MiB", machine.guaranteed_mib)),
+        row("weight", machine.weight),
     ];
     rows.extend(machine.vmm_pid.map(|pid| row("vmm pid", pid)));
     rows
@@ -77,7 +79,7 @@ mod tests {
     #[test]
     fn what_there_is_is_shown() {
         let text = output::table(&machine_rows(&machine("alice")));
-        assert!(text.contains("memory:     512 MiB\n") && text.contains("vmm pid:    42\n"), "{text}");
+        assert!(text.contains("memory:      512 MiB\nguaranteed:  256 MiB\nweight:      100\n"), "{text}");
         let text = output::table(&environment_rows(&environment("w-1", "alice", "/w")));
         assert!(text.contains("remote user:    vscode\n") && !text.contains("problem"), "{text}");
     }

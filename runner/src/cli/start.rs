@@ -19,9 +19,15 @@ pub struct Start {
     /// Virtual CPUs from now on.
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     cpus: Option<u8>,
-    /// Memory from now on.
+    /// The most memory it can have, from its next start on.
     #[arg(long, value_name = "MIB", conflicts_with = "environment")]
     memory: Option<u32>,
+    /// Memory that is its own whatever the others do, at once.
+    #[arg(long, value_name = "MIB", conflicts_with = "environment")]
+    guaranteed: Option<u32>,
+    /// Its share of what is left beyond the guarantees, at once; 100 is usual. Needs an administrator.
+    #[arg(long, value_name = "N", conflicts_with = "environment")]
+    weight: Option<u32>,
 }
 
 impl Start {
@@ -41,7 +47,13 @@ impl Start {
             return Ok(0);
         }
         let developer = self.machine.developer().unwrap_or_else(me);
-        let request = MachineRequest { desired: Some(Desired::Running), vcpus: self.cpus, memory_mib: self.memory };
+        let request = MachineRequest {
+            desired: Some(Desired::Running),
+            vcpus: self.cpus,
+            memory_mib: self.memory,
+            guaranteed_mib: self.guaranteed,
+            weight: self.weight,
+        };
         start_machine(client, &developer, &request).await?;
         Ok(0)
     }

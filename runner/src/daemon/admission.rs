@@ -1,9 +1,13 @@
-//! How much memory may be promised: a pure function of the host's figures and what is promised already.
+//! How much memory may be promised and guaranteed: a pure function of the host's figures and what is promised already.
 
 use std::fs;
 
 /// The least memory a machine may have, in MiB.
 pub const MEMORY_MIN_MIB: u32 = 256;
+
+/// What a machine takes of the host beside its memory while it rests, in MiB: the VMM's own, page tables, kernel
+/// objects.
+pub const MACHINE_OVERHEAD_MIB: u64 = 24;
 
 /// The host's figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +18,28 @@ pub struct Host {
     pub memory_mib: u64,
     /// Swap, in MiB.
     pub swap_mib: u64,
+    /// Memory kept for the host itself, in MiB; the rest is the machines' capacity.
+    pub reserve_mib: u64,
+}
+
+/// What is promised to the machines that should run, in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Promises {
+    /// The most that they can have, in MiB, what their VMMs need included.
+    pub promised_mib: u64,
+    /// Their own whatever the others do, in MiB.
+    pub guaranteed_mib: u64,
+    /// How many they are.
+    pub machines: u64,
+}
+
+/// What a machine asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// The most that it can have, in MiB, what its VMM needs included.
+    pub promised_mib: u64,
+    /// Its own whatever the others do, in MiB.
+    pub guaranteed_mib: u64,
 }
 
 impl Host {
@@ -21,7 +47,14 @@ impl Host {
     pub fn measure() -> Self {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
-        Self { cpus, memory_mib: meminfo_mib(&meminfo, "MemTotal"), swap_mib: meminfo_mib(&meminfo, "SwapTotal") }
+        let memory_mib = meminfo_mib(&meminfo, "MemTotal");
+        let reserve_mib = default_reserve_mib(memory_mib);
+        Self { cpus, memory_mib, swap_mib: meminfo_mib(&meminfo, "SwapTotal"), reserve_mib }
+    }
+
+    /// What machines may hold together, in MiB.
+    pub fn capacity_mib(&self) -> u64 {
+        self.memory_mib.saturating_sub(self.reserve_mib)
     }
 
     /// A machine's virtual CPUs where nobody says otherwise.
@@ -33,16 +66,31 @@ impl Host {
     pub fn default_memory_mib(&self) -> u32 {
         ((self.memory_mib / 2).min(8192) as u32).max(MEMORY_MIN_MIB)
     }
+
+    /// What is guaranteed to a machine of `memory_mib` MiB where nobody says otherwise, in MiB.
+    pub fn default_guaranteed_mib(memory_mib: u32) -> u32 {
+        (memory_mib / 4).max(MEMORY_MIN_MIB).min(memory_mib)
+    }
+}
+
+/// What a host of `memory_mib` MiB keeps for itself where nobody says otherwise, in MiB.
+fn default_reserve_mib(memory_mib: u64) -> u64 {
+    (memory_mib / 20).max(256)
 }
 
 fn meminfo_mib(meminfo: &str, name: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
+    super::memory::meminfo(meminfo, name) >> 20
 }
 
-/// Whether a machine of `asked_mib` may run beside those that are promised `promised_mib` in all; if not, why, with
-/// numbers. Memory may be promised up to the host's memory and swap together.
-pub fn admit(host: &Host, promised_mib: u64, asked_mib: u64) -> Result<(), String> {
+/// Whether a machine may run beside those that should; if not, why, with numbers. Memory may be promised up to the
+/// host's memory and swap together, and guaranteed, with each machine's overhead, up to the memory without the host's
+/// reserve.
+pub fn admit(host: &Host, already: Promises, asked: Ask) -> Result<(), String> {
+    admit_promise(host, already.promised_mib, asked.promised_mib)?;
+    admit_guarantee(host, already, asked.guaranteed_mib)
+}
+
+fn admit_promise(host: &Host, promised_mib: u64, asked_mib: u64) -> Result<(), String> {
     let there = host.memory_mib + host.swap_mib;
     if promised_mib + asked_mib <= there {
         return Ok(());
@@ -54,23 +102,62 @@ pub fn admit(host: &Host, promised_mib: u64, asked_mib: u64) -> Result<(), Strin
     ))
 }
 
+fn admit_guarantee(host: &Host, already: Promises, asked_mib: u64) -> Result<(), String> {
+    let capacity = host.capacity_mib();
+    let guaranteed = already.guaranteed_mib + already.machines * MACHINE_OVERHEAD_MIB;
+    if guaranteed + asked_mib + MACHINE_OVERHEAD_MIB <= capacity {
+        return Ok(());
+    }
+    Err(format!(
+        "the machine asks for a guarantee of {asked_mib} MiB and takes {MACHINE_OVERHEAD_MIB} for itself, but \
+         {guaranteed} of the {capacity} MiB for machines (memory {}, reserve {}) are guaranteed to {} others already: \
+         ask for less with guaranteed_mib, or stop another machine",
+        host.memory_mib, host.reserve_mib, already.machines
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HOST: Host = Host { cpus: 2, memory_mib: 4000, swap_mib: 1000 };
+    const HOST: Host = Host { cpus: 2, memory_mib: 4000, swap_mib: 1000, reserve_mib: 256 };
+
+    fn promised(promised_mib: u64) -> Promises {
+        Promises { promised_mib, ..Promises::default() }
+    }
 
     #[test]
     fn memory_and_swap_may_be_promised_and_no_more() {
-        for (promised, asked, fits) in [(0, 5000, true), (0, 5001, false), (3000, 2000, true), (3000, 2001, false)] {
-            assert_eq!(admit(&HOST, promised, asked).is_ok(), fits, "{promised} + {asked}");
+        for (already, asked, fits) in [(0, 5000, true), (0, 5001, false), (3000, 2000, true), (3000, 2001, false)] {
+            let ask = Ask { promised_mib: asked, guaranteed_mib: 0 };
+            assert_eq!(admit(&HOST, promised(already), ask).is_ok(), fits, "{already} + {asked}");
         }
     }
 
     #[test]
+    fn guarantees_and_overheads_fit_beside_the_reserve() {
+        for (guaranteed_mib, machines, asked, fits) in
+            [(0, 0, 3720, true), (0, 0, 3721, false), (1000, 4, 2624, true), (1000, 4, 2625, false)]
+        {
+            let already = Promises { promised_mib: 0, guaranteed_mib, machines };
+            let ask = Ask { promised_mib: asked, guaranteed_mib: asked };
+            assert_eq!(admit(&HOST, already, ask).is_ok(), fits, "{already:?} + {asked}");
+        }
+        let all_reserved = Host { reserve_mib: 9000, ..HOST };
+        let least = Ask { promised_mib: 256, guaranteed_mib: 256 };
+        assert!(admit(&all_reserved, Promises::default(), least).is_err());
+    }
+
+    #[test]
     fn a_refusal_has_the_numbers() {
-        let refusal = admit(&HOST, 3000, 2500).unwrap_err();
-        for number in ["2500 MiB", "3000 of", "5000 MiB", "memory 4000", "swap 1000"] {
+        let ask = Ask { promised_mib: 2500, guaranteed_mib: 256 };
+        let already = Promises { promised_mib: 3000, guaranteed_mib: 3400, machines: 4 };
+        let refusal = admit(&HOST, already, ask).unwrap_err();
+        for number in ["2500 MiB", "3000 of", "5000 MiB", "memory 4000", "swap 1000", "memory_mib"] {
+            assert!(refusal.contains(number), "{refusal}");
+        }
+        let refusal = admit(&HOST, already, Ask { promised_mib: 512, ..ask }).unwrap_err();
+        for number in ["256 MiB", "24 for itself", "3496 of", "3744 MiB", "reserve 256", "4 others", "guaranteed_mib"] {
             assert!(refusal.contains(number), "{refusal}");
         }
     }
@@ -78,10 +165,16 @@ mod tests {
     #[test]
     fn defaults_follow_the_host() {
         assert_eq!((HOST.default_vcpus(), HOST.default_memory_mib()), (2, 2000));
-        let big = Host { cpus: 96, memory_mib: 400_000, swap_mib: 0 };
+        let big = Host { cpus: 96, memory_mib: 400_000, swap_mib: 0, reserve_mib: 256 };
         assert_eq!((big.default_vcpus(), big.default_memory_mib()), (4, 8192));
-        let tiny = Host { cpus: 1, memory_mib: 300, swap_mib: 0 };
+        let tiny = Host { cpus: 1, memory_mib: 300, swap_mib: 0, reserve_mib: 256 };
         assert_eq!((tiny.default_vcpus(), tiny.default_memory_mib()), (1, 256));
+        for (memory, guaranteed) in [(256, 256), (1000, 256), (8192, 2048)] {
+            assert_eq!(Host::default_guaranteed_mib(memory), guaranteed);
+        }
+        for (memory, reserve) in [(2000, 256), (400_000, 20_000)] {
+            assert_eq!(default_reserve_mib(memory), reserve);
+        }
     }
 
     #[test]

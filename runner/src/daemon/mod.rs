@@ -3,7 +3,9 @@
 mod admission;
 mod api;
 mod disk;
+mod memory;
 mod notify;
+mod promises;
 mod reconcile;
 mod requests;
 mod serve;
@@ -30,7 +32,11 @@ pub use serve::serve;
 use crate::config::Config;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig};
 use admission::Host;
-use state::{Store, machines};
+use memory::{Memory, Needed};
+use state::{MachineRow, Store, machines};
+
+/// How long a VMM may take to let its machine go on.
+const WAKE: Duration = Duration::from_secs(5);
 
 /// What all parts of the daemon share.
 #[derive(Debug)]
@@ -40,6 +46,7 @@ struct Daemon {
     network: NetworkConfig,
     host: Host,
     store: Store,
+    memory: Memory,
     /// Counts what was written: whoever follows something looks again.
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
@@ -58,10 +65,8 @@ impl Daemon {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
         let artifacts = config.artifacts();
-        (
-            Arc::new(Self { config, artifacts, network, host, store, changes, pokes, closing: AtomicBool::new(false) }),
-            poked,
-        )
+        let (memory, closing) = (Memory::default(), AtomicBool::new(false));
+        (Arc::new(Self { config, artifacts, network, host, store, memory, changes, pokes, closing }), poked)
     }
 
     /// Reads the state.
@@ -109,6 +114,17 @@ impl Daemon {
 
     fn data_folder(&self, machine: &str) -> PathBuf {
         self.config.state.join("machines").join(machine)
+    }
+
+    /// A client of this machine's VMM.
+    fn vmm(&self, machine: &str, deadline: Duration) -> Client {
+        Client::unix(self.paths(machine).api_socket()).with_deadline(deadline)
+    }
+
+    /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever
+    /// wants something of the guest needs one.
+    async fn wake(&self, machine: &MachineRow) -> Needed {
+        self.memory.standing.wake(machine.uid, &self.vmm(&machine.developer, WAKE)).await
     }
 
     /// A client of the agent in this machine.

@@ -12,6 +12,12 @@ use crate::config::Policy;
 
 /// What a caller's variables may weigh in all, in bytes.
 const LOCAL_ENV_MAX: usize = 256 * 1024;
+/// The most memory of one machine, in MiB.
+const MEMORY_MAX_MIB: u32 = 1 << 20;
+/// The largest share.
+const WEIGHT_MAX: u32 = 10_000;
+/// The usual share.
+pub const WEIGHT: u32 = 100;
 
 /// The machine as the request wants it. Asking a failed one to run is asking to try again: its failure is forgotten.
 ///
@@ -25,15 +31,28 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
     if request.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
         return Err(Problem::new("invalid", "vcpus must be 1 to 32"));
     }
-    if request.memory_mib.is_some_and(|mib| !(MEMORY_MIN_MIB..=1 << 20).contains(&mib)) {
-        return Err(Problem::new("invalid", format!("memory_mib must be {MEMORY_MIN_MIB} to {}", 1 << 20)));
+    if request.memory_mib.is_some_and(|mib| !(MEMORY_MIN_MIB..=MEMORY_MAX_MIB).contains(&mib)) {
+        return Err(Problem::new("invalid", format!("memory_mib must be {MEMORY_MIN_MIB} to {MEMORY_MAX_MIB}")));
+    }
+    let memory_mib = request.memory_mib.unwrap_or(machine.memory_mib);
+    if let Some(mib) = request.guaranteed_mib
+        && !(MEMORY_MIN_MIB..=memory_mib).contains(&mib)
+    {
+        let range = format!("{MEMORY_MIN_MIB} to the machine's memory_mib, which is {memory_mib}");
+        return Err(Problem::new("invalid", format!("guaranteed_mib must be {range}: not {mib}")));
+    }
+    if request.weight.is_some_and(|weight| !(1..=WEIGHT_MAX).contains(&weight)) {
+        return Err(Problem::new("invalid", format!("weight must be 1 to {WEIGHT_MAX}")));
     }
     let desired = request.desired.unwrap_or(machine.desired);
     let again = machine.phase == MachinePhase::Failed && request.desired == Some(Desired::Running);
     Ok(MachineRow {
         desired,
         vcpus: request.vcpus.unwrap_or(machine.vcpus),
-        memory_mib: request.memory_mib.unwrap_or(machine.memory_mib),
+        memory_mib,
+        // A machine that gets less memory cannot keep a guarantee beyond it.
+        guaranteed_mib: request.guaranteed_mib.unwrap_or(machine.guaranteed_mib).min(memory_mib),
+        weight: request.weight.unwrap_or(machine.weight),
         phase: if again { MachinePhase::Stopped } else { machine.phase },
         ..machine.clone()
     })
@@ -228,9 +247,18 @@ mod tests {
     fn absent_fields_of_a_machine_stay() {
         let kept = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(7) };
         assert_eq!(apply_machine(&kept, &MachineRequest::default()).unwrap(), kept);
-        let request = MachineRequest { vcpus: Some(4), memory_mib: Some(1024), desired: Some(Desired::Stopped) };
+        let request = MachineRequest {
+            vcpus: Some(4),
+            memory_mib: Some(1024),
+            guaranteed_mib: Some(1024),
+            weight: Some(200),
+            desired: Some(Desired::Stopped),
+        };
         let row = apply_machine(&kept, &request).unwrap();
         assert_eq!((row.vcpus, row.memory_mib, row.desired), (4, 1024, Desired::Stopped));
+        assert_eq!((row.guaranteed_mib, row.weight), (1024, 200));
+        let less = apply_machine(&row, &MachineRequest { memory_mib: Some(300), ..Default::default() }).unwrap();
+        assert_eq!((less.memory_mib, less.guaranteed_mib), (300, 300));
     }
 
     #[test]
@@ -244,16 +272,27 @@ mod tests {
 
     #[test]
     fn impossible_figures_are_refused() {
-        let figures = |vcpus, memory_mib| MachineRequest { vcpus, memory_mib, desired: None };
+        let figures = |vcpus, memory_mib| MachineRequest { vcpus, memory_mib, ..Default::default() };
+        let shares = |guaranteed_mib, weight| MachineRequest { guaranteed_mib, weight, ..Default::default() };
         for (request, fine) in [
             (figures(Some(32), Some(256)), true),
             (figures(Some(0), None), false),
             (figures(Some(33), None), false),
             (figures(None, Some(255)), false),
+            (shares(Some(256), Some(1)), true),
+            (shares(Some(512), Some(10_000)), true),
+            (shares(Some(255), None), false),
+            (shares(Some(513), None), false),
+            (shares(None, Some(0)), false),
+            (shares(None, Some(10_001)), false),
+            (MachineRequest { memory_mib: Some(1024), ..shares(Some(1024), None) }, true),
+            (MachineRequest { memory_mib: Some(300), ..shares(Some(400), None) }, false),
         ] {
             assert_eq!(apply_machine(&machine(7), &request).is_ok(), fine, "{request:?}");
         }
         let removed = MachineRow { removed: true, ..machine(7) };
         assert_eq!(apply_machine(&removed, &MachineRequest::default()).unwrap_err().code, "conflict");
+        let refused = apply_machine(&machine(7), &shares(Some(600), None)).unwrap_err().message;
+        assert_eq!(refused, "guaranteed_mib must be 256 to the machine's memory_mib, which is 512: not 600");
     }
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::admission::Host;
 use super::api::{self, Credentials};
 use super::state::Store;
-use super::{Daemon, notify, reconcile};
+use super::{Daemon, memory, notify, reconcile};
 use crate::config::{self, Config};
 use crate::host;
 
@@ -40,12 +40,15 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let for_host = network.clone();
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
     let store = Store::open(&config.state.join("state.db"))?;
-    let (daemon, poked) = Daemon::new(config, network, Host::measure(), store);
+    let host = measure_host(&config);
+    let (daemon, poked) = Daemon::new(config, network, host, store);
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // A task of its own: it goes on while the machines are brought to rest.
+    tokio::spawn(memory::supervise(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
         served = axum::serve(listener, router).into_future() => served?,
@@ -65,6 +68,13 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     }
     tokio::time::sleep(LAST_CALLS).await;
     Ok(())
+}
+
+/// The host's figures, with what the configuration says of them.
+fn measure_host(config: &Config) -> Host {
+    let host = Host::measure();
+    let reserve_mib = config.memory.reserve_mib.map_or(host.reserve_mib, u64::from);
+    Host { reserve_mib, ..host }
 }
 
 /// Whether the service manager ends everything, not only us.

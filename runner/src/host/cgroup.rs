@@ -3,9 +3,10 @@
 //! They lie beside the service manager's own groups, not below the daemon's unit: stopping or restarting the unit then
 //! has nothing to do with them, and the rule that a group with processes delegates no controllers is never in the way.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -13,6 +14,10 @@ const ROOT: &str = "/sys/fs/cgroup";
 const CONTROLLERS: &str = "+cpu +io +memory +pids";
 /// Threads of one VMM: vCPUs, queue workers, virtio-fs pools.
 const PIDS_MAX: u32 = 512;
+/// How much is asked of one write to `memory.reclaim`, in bytes: between two of them the time is looked at.
+const RECLAIM_PIECE: u64 = 64 << 20;
+/// How long reclaiming may go on, in all.
+const RECLAIM_TIME: Duration = Duration::from_secs(5);
 
 /// The machine's group.
 pub fn path(name: &str) -> PathBuf {
@@ -30,7 +35,8 @@ pub fn prepare() -> anyhow::Result<()> {
     }
     write(&Path::new(ROOT).join("cgroup.subtree_control"), CONTROLLERS)?;
     fs::create_dir_all(group()).context("cannot make the machines' control group")?;
-    write(&group().join("cgroup.subtree_control"), CONTROLLERS)
+    write(&group().join("cgroup.subtree_control"), CONTROLLERS)?;
+    protect_all()
 }
 
 /// Makes the machine's group with its limits. `memory_max` is in bytes.
@@ -39,6 +45,84 @@ pub fn create(name: &str, memory_max: u64) -> anyhow::Result<()> {
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
     write(&path.join("memory.max"), &memory_max.to_string())?;
     write(&path.join("pids.max"), &PIDS_MAX.to_string())
+}
+
+/// What a machine's group holds and has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that only swap could take its place (anonymous and shared), in bytes.
+    pub resident: u64,
+    /// Swapped out, in bytes; 0 where the kernel does not count it.
+    pub swapped: u64,
+    /// Time on the CPUs since the group was made.
+    pub cpu: Duration,
+}
+
+/// What the machine's group holds and has used.
+///
+/// # Errors
+/// The group is gone.
+pub fn usage(name: &str) -> io::Result<Usage> {
+    let folder = path(name);
+    let stat = fs::read_to_string(folder.join("memory.stat"))?;
+    let cpu = fs::read_to_string(folder.join("cpu.stat"))?;
+    let swapped = fs::read_to_string(folder.join("memory.swap.current")).unwrap_or_default();
+    Ok(Usage {
+        resident: figure(&stat, "anon") + figure(&stat, "shmem"),
+        swapped: swapped.trim().parse().unwrap_or(0),
+        cpu: Duration::from_micros(figure(&cpu, "usage_usec")),
+    })
+}
+
+/// Protects this much of the machine's memory, in bytes, from being reclaimed while the host has other memory to take.
+///
+/// # Errors
+/// The group is gone.
+pub fn protect(name: &str, bytes: u64) -> anyhow::Result<()> {
+    write(&path(name).join("memory.low"), &bytes.to_string())?;
+    protect_all()
+}
+
+/// A group's protection is worth only as much as that of the group around it; and what that one has beyond its groups' is
+/// shared out among them (`memory_recursiveprot`), which would protect everything. So it has just what they have together.
+fn protect_all() -> anyhow::Result<()> {
+    let groups = fs::read_dir(group()).context("cannot list the machines' control groups")?;
+    // A group may go away meanwhile.
+    let low = |folder: PathBuf| fs::read_to_string(folder.join("memory.low")).ok()?.trim().parse::<u64>().ok();
+    let sum: u64 = groups.flatten().filter_map(|entry| low(entry.path())).sum();
+    write(&group().join("memory.low"), &sum.to_string())
+}
+
+/// Takes up to `bytes` of the machine's memory, pushing it out to swap. Blocks for some seconds at most. That there is
+/// less to get is no error.
+///
+/// # Errors
+/// The group is gone, or the kernel cannot do it (Linux before 5.19).
+pub fn reclaim(name: &str, bytes: u64) -> anyhow::Result<()> {
+    let path = path(name).join("memory.reclaim");
+    let mut file = File::options()
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot reclaim by {}: it takes Linux 5.19", path.display()))?;
+    let (until, mut left) = (Instant::now() + RECLAIM_TIME, bytes);
+    while left > 0 && Instant::now() < until {
+        let piece = left.min(RECLAIM_PIECE);
+        match reclaim_piece(&mut file, piece) {
+            Ok(()) => left -= piece,
+            // The kernel found less than was asked: there is no more to get for now.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("cannot write {piece} to {}", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// Anonymous memory first, where the kernel can be told so: the cache of the data disk costs the guest more to lose.
+fn reclaim_piece(file: &mut File, bytes: u64) -> io::Result<()> {
+    match file.write(format!("{bytes} swappiness=200").as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => file.write(bytes.to_string().as_bytes()).map(drop),
+        written => written.map(drop),
+    }
 }
 
 /// Kills what is left in the machine's group and removes it.
@@ -53,17 +137,19 @@ pub fn remove(name: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
-        _ => Ok(()),
+        _ => protect_all(),
     }
 }
 
 /// How many processes of this machine the kernel killed for lack of memory; 0 if the group is gone.
 pub fn oom_kills(name: &str) -> u64 {
-    fs::read_to_string(path(name).join("memory.events")).map(|text| oom_kills_in(&text)).unwrap_or(0)
+    fs::read_to_string(path(name).join("memory.events")).map(|text| figure(&text, "oom_kill")).unwrap_or(0)
 }
 
-fn oom_kills_in(memory_events: &str) -> u64 {
-    memory_events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+/// One figure of a flat-keyed file; 0 if it is not there.
+fn figure(text: &str, name: &str) -> u64 {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+    values.next().unwrap_or(0)
 }
 
 /// `cgroup.events` is pollable: it signals `POLLPRI` when `populated` changes.
@@ -91,8 +177,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_only_oom_kills() {
-        assert_eq!(oom_kills_in("low 0\nhigh 3\nmax 4\noom 2\noom_kill 1\noom_group_kill 0\n"), 1);
-        assert_eq!(oom_kills_in(""), 0);
+    fn figures_are_found_by_their_whole_name() {
+        let text = "low 0\nhigh 3\nmax 4\noom 2\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!((figure(text, "oom_kill"), figure(text, "oom"), figure(text, "high")), (1, 2, 3));
+        assert_eq!((figure("", "oom"), figure("oom x\n", "oom"), figure("anon_thp 7\nanon 9\n", "anon")), (0, 0, 9));
     }
 }

@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
-    BalloonConfig, ConsoleConfig, DiskConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig,
+    BalloonConfig, ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig,
+    VsockConfig,
 };
 
 use super::jail::{self, JailSpec};
@@ -18,8 +19,11 @@ use super::{MachinePaths, cgroup, workspaces};
 
 /// The guest's context id. Every machine has a muxer of its own, so all may have the same.
 const GUEST_CID: u32 = 3;
-/// The agent is the guest's init.
-const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet";
+/// The agent is the guest's init. Plugged memory goes to the movable zone, without which it could not be unplugged again,
+/// as far as its ratio to the kernel's own memory allows.
+const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet memory_hotplug.online_policy=auto-movable";
+/// What Linux plugs and unplugs as one, in MiB (a memory section of x86-64).
+const SECTION_MIB: u32 = 128;
 
 /// The files machines are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +51,10 @@ pub struct Launch<'a> {
     pub gid: u32,
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
-    /// Guest memory in MiB.
+    /// The most guest memory there can be, in MiB.
     pub memory_mib: u32,
+    /// Guest memory to start with, in MiB; the rest can be plugged.
+    pub boot_mib: u32,
     /// What the VMM itself may use beyond guest memory and private pages of the root image, in MiB; page cache of its disk included.
     pub memory_overhead_mib: u32,
     /// What it is made from.
@@ -105,9 +111,11 @@ fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
 
 /// The configuration, with the paths as the VMM sees them inside the jail.
 fn machine_config(launch: &Launch<'_>) -> MachineConfig {
+    let (memory_mib, hotplug) = split_memory(launch.memory_mib, launch.boot_mib);
     MachineConfig {
         vcpus: launch.vcpus,
-        memory_mib: launch.memory_mib,
+        memory_mib,
+        hotplug,
         kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: CMDLINE.into() },
         root: Some("/root.erofs".into()),
         disks: vec![DiskConfig { id: "data".into(), path: "/data.img".into(), read_only: false, rate_limit: None }],
@@ -128,6 +136,13 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         balloon: BalloonConfig::default(),
         console: ConsoleConfig { log: Some("/run/console.log".into()) },
     }
+}
+
+/// Memory at boot, and what can be plugged beside it. That comes in whole sections: the rest is there at boot.
+fn split_memory(memory_mib: u32, boot_mib: u32) -> (u32, Option<HotplugConfig>) {
+    let size_mib = memory_mib.saturating_sub(boot_mib) / SECTION_MIB * SECTION_MIB;
+    let hotplug = (size_mib > 0).then_some(HotplugConfig { size_mib, requested_mib: 0 });
+    (memory_mib - size_mib, hotplug)
 }
 
 fn jail_spec(launch: &Launch<'_>) -> JailSpec {
@@ -196,5 +211,27 @@ fn remove_file(path: &Path) -> anyhow::Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_starts_small_and_can_have_all_it_was_promised() {
+        for (memory, boot, at_boot, pluggable) in [
+            (256, 512, 256, 0),
+            (512, 512, 512, 0),
+            (600, 512, 600, 0),
+            (640, 512, 512, 128),
+            (1000, 512, 616, 384),
+            (8192, 512, 512, 7680),
+            (1 << 20, 256, 256, (1 << 20) - 256),
+        ] {
+            let (there, hotplug) = split_memory(memory, boot);
+            assert_eq!((there, hotplug.map_or(0, |hotplug| hotplug.size_mib)), (at_boot, pluggable), "{memory} {boot}");
+            assert_eq!(there + pluggable, memory);
+        }
     }
 }

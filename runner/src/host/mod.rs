@@ -11,7 +11,7 @@ mod paths;
 mod program;
 mod workspaces;
 
-pub use cgroup::oom_kills;
+pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
 pub use launch::{Artifacts, Launch, clean_up, launch};
 pub use network::{NetworkConfig, Slot, guest_network};
 pub use paths::MachinePaths;

@@ -14,6 +14,8 @@ use super::routes;
         routes::shutdown,
         routes::balloon,
         routes::set_balloon,
+        routes::memory,
+        routes::set_memory,
         routes::metrics
     )
 )]

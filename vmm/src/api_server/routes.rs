@@ -7,8 +7,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use garret_api::Problem;
-use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, Metrics};
+use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, MemoryInfo, MemoryTarget, Metrics};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::control::{Command, Event, Events, Refused, Reply};
@@ -24,6 +25,7 @@ pub fn router(events: Events) -> Router {
         .route("/v1/resume", post(resume))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/balloon", get(balloon).put(set_balloon))
+        .route("/v1/memory", get(memory).put(set_memory))
         .route("/v1/metrics", get(metrics))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "not-found", "there is no such path; see GET /v1/machine")
@@ -69,11 +71,20 @@ pub(super) async fn balloon(State(events): State<Events>) -> Response {
 #[utoipa::path(put, path = "/v1/balloon", request_body = BalloonTarget,
     responses((status = 200, body = BalloonInfo), (status = 400, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn set_balloon(State(events): State<Events>, body: Bytes) -> Response {
-    // Unknown fields are refused by the type; the parser's message has line and column.
-    match serde_json::from_slice(&body) {
-        Ok(target) => ask(&events, |reply| Command::SetBalloon(target, reply)).await,
-        Err(error) => problem(StatusCode::BAD_REQUEST, "invalid", format!("body: {error}")),
-    }
+    ask_with(&events, &body, Command::SetBalloon).await
+}
+
+/// Memory that is plugged, and how much shall be.
+#[utoipa::path(get, path = "/v1/memory", responses((status = 200, body = MemoryInfo)))]
+pub(super) async fn memory(State(events): State<Events>) -> Response {
+    ask(&events, Command::Memory).await
+}
+
+/// Asks the guest to plug memory, or to unplug it; it does when it can, and never has more than was asked or it had before.
+#[utoipa::path(put, path = "/v1/memory", request_body = MemoryTarget,
+    responses((status = 200, body = MemoryInfo), (status = 400, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn set_memory(State(events): State<Events>, body: Bytes) -> Response {
+    ask_with(&events, &body, Command::SetMemory).await
 }
 
 /// Counters since the start.
@@ -87,6 +98,18 @@ async fn ask<T: Serialize>(events: &Events, command: impl FnOnce(Reply<T>) -> Co
     match send(events, command).await {
         Ok(body) => json(StatusCode::OK, &body),
         Err(response) => response,
+    }
+}
+
+/// Sends a command made from a body. Unknown fields are refused by the type; the parser's message has line and column.
+async fn ask_with<B: DeserializeOwned, T: Serialize>(
+    events: &Events,
+    body: &[u8],
+    command: impl FnOnce(B, Reply<T>) -> Command,
+) -> Response {
+    match serde_json::from_slice(body) {
+        Ok(body) => ask(events, |reply| command(body, reply)).await,
+        Err(error) => problem(StatusCode::BAD_REQUEST, "invalid", format!("body: {error}")),
     }
 }
 

@@ -25,6 +25,14 @@ fn answer_all(events: Receiver<Event>, mut state: MachineState) {
                 let _ = reply.send(admitted.map(|()| info));
             }
             Command::Balloon(reply) => _ = reply.send(Ok(BalloonInfo::default())),
+            Command::Memory(reply) => _ = reply.send(Ok(MemoryInfo::default())),
+            Command::SetMemory(MemoryTarget { requested_mib: 7.. }, reply) => {
+                let _ = reply.send(admitted.and(Err(Refused::Invalid("too much".to_owned()))));
+            }
+            Command::SetMemory(target, reply) => {
+                let info = MemoryInfo { requested_mib: target.requested_mib, ..Default::default() };
+                let _ = reply.send(admitted.map(|()| info));
+            }
             Command::Metrics(reply) => _ = reply.send(Ok(Metrics::default())),
             Command::Describe(reply) => drop(reply), // as if it had just ended
         }
@@ -84,6 +92,11 @@ fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
             "unknown field `target`, expected `target_mib` at line 2 column 9",
         ),
         ("PUT", "/v1/balloon", "", 400, "body: EOF while parsing"),
+        ("GET", "/v1/memory", "", 200, r#""size_mib":0"#),
+        ("PUT", "/v1/memory", r#"{"requested_mib": 6}"#, 200, r#""requested_mib":6"#),
+        ("PUT", "/v1/memory", r#"{"requested_mib": 8}"#, 400, "too much"),
+        ("PUT", "/v1/memory", r#"{"requested_mib": -2}"#, 400, "invalid value: integer `-2`, expected u32 at line 1"),
+        ("PUT", "/v1/memory", r#"{"mib": 2}"#, 400, "unknown field `mib`, expected `requested_mib` at line 1 column 6"),
         ("POST", "/v1/pause", "", 204, ""),
         ("POST", "/v1/resume", "", 204, ""),
         ("GET", "/v1/machine", "", 503, "the machine has ended"),
@@ -92,6 +105,8 @@ fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
         ("POST", "/v1/shutdown", "", 204, ""),
         ("POST", "/v1/pause", "", 409, "the machine is stopping"),
         ("PUT", "/v1/balloon", r#"{"target_mib": 5}"#, 409, "conflict"),
+        ("PUT", "/v1/memory", r#"{"requested_mib": 6}"#, 409, "conflict"),
+        ("GET", "/v1/memory", "", 200, r#""requested_mib":0"#),
     ] {
         let (got, text) = running.call(method, path, body);
         assert_eq!(got, status, "{method} {path}: {text}");

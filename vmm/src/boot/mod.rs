@@ -15,7 +15,7 @@ use linux_loader::loader::{self, BzImage, Elf, KernelLoader, KernelLoaderResult,
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use crate::kvm::registers::Entry;
-use crate::memory::{GuestRam, layout};
+use crate::memory::{GuestRam, GuestRegion, layout};
 
 /// The machine cannot boot what it was given.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +97,8 @@ enum Kind {
     Reserved = 2,
 }
 
-/// The guest's RAM, less what firmware would own below 1 MiB (the ACPI tables lie there). Persistent memory is not in it:
-/// the guest learns of that from its device.
+/// The guest's RAM, less what firmware would own below 1 MiB (the ACPI tables lie there). Persistent memory and the hotplug
+/// region are not in it: the guest learns of these from their devices.
 fn memory_map(memory: &GuestRam) -> Vec<(Range<u64>, Kind)> {
     let low = low_end(memory);
     let mut map = vec![
@@ -108,8 +108,8 @@ fn memory_map(memory: &GuestRam) -> Vec<(Range<u64>, Kind)> {
         // Before Linux has read the DSDT, it believes the MCFG table only where this map says the same.
         (layout::PCI_CONFIG, Kind::Reserved),
     ];
-    let high =
-        memory.iter().find(|region| region.start_addr().0 == layout::HIGH_RAM_START && low == layout::LOW_RAM_END);
+    let is_ram = |region: &&GuestRegion| region.plugged().is_none() && region.file_offset().is_none();
+    let high = memory.iter().filter(is_ram).find(|region| region.start_addr().0 == layout::HIGH_RAM_START);
     map.extend(high.map(|region| (layout::HIGH_RAM_START..layout::HIGH_RAM_START + region.len(), Kind::Ram)));
     map
 }

@@ -120,4 +120,7 @@ fn the_memory_map_covers_ram_and_nothing_else() {
     assert!(map.windows(2).all(|pair| pair[0].0.end == pair[1].0.start));
     let large = memory_map(&crate::memory::ram(4096 * MIB).unwrap());
     assert_eq!(large.last().unwrap(), &(layout::HIGH_RAM_START..layout::HIGH_RAM_START + 1024 * MIB, Kind::Ram));
+    let full = crate::memory::ram(layout::LOW_RAM_END).unwrap();
+    let hotplug = crate::memory::with_hotplug(&full, layout::HIGH_RAM_START, 128 * MIB).unwrap();
+    assert_eq!(memory_map(&hotplug), memory_map(&full), "the hotplug region begins where high RAM would");
 }

@@ -30,7 +30,7 @@ fn name(state: MachineState) -> &'static str {
 /// fine and do nothing, so that a caller may repeat itself.
 pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
     match (state, command) {
-        (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_)) => Ok(()),
+        (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_) | Command::Memory(_)) => Ok(()),
         (MachineState::Stopping, _) => Err(Refused::State(state, "it takes no more orders")),
         (MachineState::Running | MachineState::Paused, _) => Ok(()),
     }
@@ -40,11 +40,10 @@ pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
 mod tests {
     use super::*;
     use MachineState::{Paused, Running, Stopping};
-    use garret_api::vmm::BalloonTarget;
+    use garret_api::vmm::{BalloonTarget, MemoryTarget};
     use tokio::sync::oneshot::channel;
 
     fn commands() -> Vec<(Command, bool)> {
-        let target = |target_mib| Command::SetBalloon(BalloonTarget { target_mib }, channel().0);
         vec![
             (Command::Describe(channel().0), true),
             (Command::Metrics(channel().0), true),
@@ -52,7 +51,9 @@ mod tests {
             (Command::Pause(channel().0), false),
             (Command::Resume(channel().0), false),
             (Command::Shutdown(channel().0), false),
-            (target(448), false),
+            (Command::SetBalloon(BalloonTarget { target_mib: 448 }, channel().0), false),
+            (Command::Memory(channel().0), true),
+            (Command::SetMemory(MemoryTarget { requested_mib: 448 }, channel().0), false),
         ]
     }
 

@@ -76,6 +76,14 @@ impl Driver {
                     Ok(balloon.info())
                 }),
             ),
+            Command::Memory(reply) => answer(reply, Ok(self.machine.memory())),
+            Command::SetMemory(target, reply) => answer(
+                reply,
+                admitted.and_then(|()| {
+                    self.machine.set_memory(target).map_err(|error| Refused::Invalid(error.to_string()))?;
+                    Ok(self.machine.memory())
+                }),
+            ),
             Command::Pause(reply) => answer(reply, admitted.and_then(|()| self.pause())),
             Command::Resume(reply) => answer(reply, admitted.map(|()| self.resume())),
             Command::Shutdown(reply) => answer(reply, admitted.map(|()| self.state = MachineState::Stopping)),

@@ -5,7 +5,7 @@ mod driver;
 
 use std::sync::mpsc;
 
-use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, Metrics};
+use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, MemoryInfo, MemoryTarget, Metrics};
 use tokio::sync::oneshot;
 
 pub use admit::{Refused, admit};
@@ -48,6 +48,10 @@ pub enum Command {
     Balloon(Reply<BalloonInfo>),
     /// How large it shall be.
     SetBalloon(BalloonTarget, Reply<BalloonInfo>),
+    /// How memory stands that can be plugged.
+    Memory(Reply<MemoryInfo>),
+    /// How much of it the guest shall have.
+    SetMemory(MemoryTarget, Reply<MemoryInfo>),
     /// The counters.
     Metrics(Reply<Metrics>),
 }

@@ -41,6 +41,9 @@ pub enum Error {
     /// All interrupt numbers are in use.
     #[error("the machine has more interrupts than KVM has numbers ({0})")]
     NoGsi(u32),
+    /// The hotplug region has no such granule.
+    #[error("there is no granule {0} of pluggable memory")]
+    NoGranule(usize),
     /// One call failed.
     #[error("KVM: cannot {what}: {source}")]
     Call {

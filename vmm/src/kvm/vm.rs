@@ -3,19 +3,20 @@
 #![allow(unsafe_code)] // memory slots hand host memory to the guest
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KvmIrqRouting,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
+    KVM_X86_QUIRK_SLOT_ZAP_ALL, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, failed};
-use crate::memory::{GuestRam, PAGE, SharedPage, layout};
+use crate::memory::{GuestRam, GuestRegion, PAGE, SharedPage, layout};
 
 /// Pins of the I/O APIC: wired interrupts are below, message-signalled ones from here on.
 const IO_APIC_PINS: u32 = 24;
@@ -41,35 +42,37 @@ pub struct Vm {
     /// Kept: the guest reads these pages as long as the machine exists.
     shown: Mutex<Vec<Arc<SharedPage>>>,
     /// Kept: the guest uses this memory as long as the machine exists.
-    _memory: GuestRam,
+    memory: GuestRam,
+    /// The slot of the hotplug region's first granule; the others follow.
+    first_granule: u32,
 }
 
 impl Vm {
-    /// A machine with `memory` and the in-kernel interrupt controllers, and no processor yet.
+    /// A machine with `memory` and the in-kernel interrupt controllers, and no processor yet. Of the hotplug region the guest
+    /// gets nothing before [`Vm::show_granule`].
     pub fn new(kvm: Kvm, memory: GuestRam) -> Result<Self, Error> {
         let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(failed("place the identity map"))?;
         fd.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place the task state segment"))?;
         fd.create_irq_chip().map_err(failed("create the interrupt controllers"))?;
-        for (slot, region) in memory.iter().enumerate() {
-            let slot = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the range is one mapping, kept alive by `_memory`; the regions of a GuestMemory do not overlap.
+        zap_only_removed_slots(&fd);
+        let mut slots = 0;
+        for region in memory.iter().filter(|region| region.plugged().is_none()) {
+            let slot = memory_slot(slots, region, &(0..region.len()));
+            // SAFETY: the range is one mapping, kept alive by `memory`; the regions of a GuestMemory do not overlap.
             unsafe { fd.set_user_memory_region(slot) }.map_err(failed("give the machine its memory"))?;
+            slots += 1;
         }
+        let granules = memory.hotplug().and_then(GuestRegion::plugged).map_or(0, |plugged| plugged.granules() as u32);
         let vm = Self {
             fd,
             kvm,
             next_gsi: IO_APIC_PINS.into(),
             routes: Mutex::default(),
-            next_slot: AtomicU32::new(memory.iter().count() as u32),
+            next_slot: AtomicU32::new(slots + granules),
             shown: Mutex::default(),
-            _memory: memory,
+            memory,
+            first_granule: slots,
         };
         vm.commit_routes(&BTreeMap::new())?;
         Ok(vm)
@@ -156,6 +159,41 @@ impl Vm {
         // SAFETY: the page lives as long as this machine, in `shown`, and is only ever written with atomic stores. KVM refuses
         // an address that another slot has.
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("show the machine a page"))
+    }
+
+    /// From now on the guest reaches granule `index` of the hotplug region, or finds nothing there: an access is an exit.
+    /// Showing what is shown does nothing; hiding what is hidden is an error.
+    pub fn show_granule(&self, index: usize, shown: bool) -> Result<(), Error> {
+        let granules = self.memory.hotplug().and_then(|region| Some((region, region.plugged()?)));
+        let (region, plugged) =
+            granules.filter(|(_, plugged)| index < plugged.granules()).ok_or(Error::NoGranule(index))?;
+        let mut slot = memory_slot(self.first_granule + index as u32, region, &plugged.granule_range(index));
+        if !shown {
+            slot.memory_size = 0; // that is how a slot is removed
+        }
+        // SAFETY: the range lies in one mapping, kept alive by `memory`; granules and regions do not overlap.
+        unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("switch the machine's plugged memory"))
+    }
+}
+
+/// Removing a slot takes all its pages from the guest, and by default those of all other slots too: each is a fault again.
+/// Linux 6.12 and later can do without; an older one is slower, not wrong.
+fn zap_only_removed_slots(fd: &VmFd) {
+    let quirks = fd.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into()) as u32;
+    if quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL != 0 {
+        let args = [KVM_X86_QUIRK_SLOT_ZAP_ALL.into(), 0, 0, 0];
+        let _ = fd.enable_cap(&kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, args, ..Default::default() });
+    }
+}
+
+/// `range` counts from the region's beginning.
+fn memory_slot(slot: u32, region: &GuestRegion, range: &Range<u64>) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0 + range.start,
+        memory_size: range.end - range.start,
+        userspace_addr: region.host_address() + range.start,
     }
 }
 

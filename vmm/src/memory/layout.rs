@@ -4,6 +4,7 @@
 //! 0            low memory: page tables, start info, command line, ACPI tables, then the kernel at its own address
 //! 3 GiB        PCI window, PCI configuration space, then the APICs and KVM's own pages
 //! 4 GiB        the rest of RAM
+//! …            the hotplug region, at the next whole GiB: not in the map the guest boots with
 //! …            /dev/pmem0, at the next whole GiB
 //! ```
 
@@ -59,10 +60,15 @@ pub fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
     vec![0..LOW_RAM_END, HIGH_RAM_START..HIGH_RAM_START + (bytes - LOW_RAM_END)]
 }
 
-/// Where persistent memory goes: above all RAM, at a whole GiB (the guest kernel wants sections of 128 MiB).
-pub fn pmem_base(ram_bytes: u64) -> u64 {
+/// Where the hotplug region goes: above all RAM, at a whole GiB (the guest kernel plugs 128 MiB at once, or more).
+pub fn hotplug_base(ram_bytes: u64) -> u64 {
     let top = ram_ranges(ram_bytes).last().map_or(0, |range| range.end);
     top.max(HIGH_RAM_START).next_multiple_of(GIB)
+}
+
+/// Where persistent memory goes: above the hotplug region, at a whole GiB (the guest kernel wants sections of 128 MiB).
+pub fn pmem_base(ram_bytes: u64, hotplug_bytes: u64) -> u64 {
+    (hotplug_base(ram_bytes) + hotplug_bytes).next_multiple_of(GIB)
 }
 
 #[cfg(test)]
@@ -85,10 +91,15 @@ mod tests {
     }
 
     #[test]
-    fn pmem_lies_above_ram() {
-        assert_eq!(pmem_base(64 * MIB), 4 * GIB);
-        assert_eq!(pmem_base(3 * GIB + MIB), 5 * GIB);
-        assert_eq!(pmem_base(8 * GIB), 9 * GIB);
+    fn the_hotplug_region_lies_above_ram_and_pmem_above_both() {
+        for (ram, hotplug, hotplug_at, pmem_at) in [
+            (64 * MIB, 0, 4 * GIB, 4 * GIB),
+            (64 * MIB, 128 * MIB, 4 * GIB, 5 * GIB),
+            (3 * GIB + MIB, GIB, 5 * GIB, 6 * GIB),
+            (8 * GIB, 1 << 40, 9 * GIB, 9 * GIB + (1 << 40)),
+        ] {
+            assert_eq!((hotplug_base(ram), pmem_base(ram, hotplug)), (hotplug_at, pmem_at), "{ram:#x} {hotplug:#x}");
+        }
     }
 
     #[test]

@@ -2,25 +2,28 @@
 
 #![allow(unsafe_code)] // mappings
 
+mod guest;
 pub mod layout;
 mod page;
+mod plugged;
+mod ranges;
+mod release;
 
 use std::io;
 use std::ptr::null_mut;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestRegionCollectionError, MmapRegion};
 
+pub use guest::{GuestRam, GuestRegion};
 pub use page::{PAGE, SharedPage};
+pub use plugged::{BLOCK, Plugged};
+pub use ranges::coalesce;
+pub use release::{release, release_region};
 
 /// A huge page of the host.
 const HUGE_PAGE: usize = 2 << 20;
-
-/// The guest's memory as devices see it; cheap to clone.
-pub type GuestRam = GuestMemoryMmap<BitmapMmapRegion>;
-/// One contiguous piece of it.
-pub type GuestRegion = GuestRegionMmap<BitmapMmapRegion>;
 
 /// Guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -33,25 +36,42 @@ pub enum Error {
         /// The host's answer.
         source: io::Error,
     },
-    /// The root image's place is taken.
-    #[error("cannot place the root image at {address:#x}: {source}")]
+    /// A region's place is taken.
+    #[error("cannot place guest memory at {address:#x}: {source}")]
     Place {
         /// Where it should have gone.
         address: u64,
         /// Why not.
-        source: vm_memory::GuestRegionCollectionError,
+        source: GuestRegionCollectionError,
     },
 }
 
 /// `bytes` of RAM. Nothing is allocated before the guest touches it; huge pages are asked for.
 pub fn ram(bytes: u64) -> Result<GuestRam, Error> {
-    let regions = layout::ram_ranges(bytes).into_iter().map(|range| {
-        let mapping = reserve((range.end - range.start) as usize)?;
-        GuestRegion::new(mapping, GuestAddress(range.start)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-    });
-    let failed = |source| Error::Map { mib: bytes >> 20, source };
-    let regions = regions.collect::<io::Result<Vec<_>>>().map_err(failed)?;
-    GuestRam::from_regions(regions).map_err(|error| failed(io::Error::other(error)))
+    let ranges = layout::ram_ranges(bytes);
+    let regions = ranges.into_iter().map(|range| anonymous(range.start, range.end - range.start));
+    let regions = regions.collect::<Result<Vec<_>, _>>()?;
+    GuestRam::new(regions).map_err(|source| Error::Place { address: 0, source })
+}
+
+/// `ram` with a hotplug region of `bytes` at `base`, of which nothing is plugged. What is not plugged costs address space only.
+pub fn with_hotplug(ram: &GuestRam, base: u64, bytes: u64) -> Result<GuestRam, Error> {
+    ram.with(anonymous(base, bytes)?.hotplug()).map_err(|source| Error::Place { address: base, source })
+}
+
+/// `ram` with one more region (persistent memory) in it, so that devices can reach data the guest maps from there.
+pub fn with_region(ram: &GuestRam, base: u64, mapping: MmapRegion<BitmapMmapRegion>) -> Result<GuestRam, Error> {
+    ram.with(region(base, mapping)?).map_err(|source| Error::Place { address: base, source })
+}
+
+fn anonymous(base: u64, bytes: u64) -> Result<GuestRegion, Error> {
+    let mapping = reserve(bytes as usize).map_err(|source| Error::Map { mib: bytes >> 20, source })?;
+    region(base, mapping)
+}
+
+fn region(base: u64, mapping: MmapRegion<BitmapMmapRegion>) -> Result<GuestRegion, Error> {
+    let beyond = Error::Place { address: base, source: GuestRegionCollectionError::UnsortedMemoryRegions };
+    GuestRegion::new(mapping, base).ok_or(beyond)
 }
 
 /// `len` bytes at a whole huge page. KVM uses a huge page only where guest and host address agree in their lower bits, and
@@ -69,25 +89,17 @@ fn reserve(len: usize) -> io::Result<MmapRegion<BitmapMmapRegion>> {
     unsafe { MmapRegion::build_raw(aligned, len, protection, flags) }.map_err(io::Error::other)
 }
 
-/// `ram` with one more region (persistent memory) in it, so that devices can reach data the guest maps from there.
-pub fn with_region(ram: &GuestRam, base: u64, mapping: MmapRegion<BitmapMmapRegion>) -> Result<GuestRam, Error> {
-    let taken = |source| Error::Place { address: base, source };
-    let region = GuestRegion::new(mapping, GuestAddress(base))
-        .ok_or(taken(vm_memory::GuestRegionCollectionError::UnsortedMemoryRegions))?;
-    ram.insert_region(region.into()).map_err(taken)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemory, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
     #[test]
     fn guest_and_host_agree_about_huge_pages() {
         for mib in [64, 65, 4096] {
             let ram = ram(mib << 20).unwrap();
             for region in ram.iter() {
-                let offset = region.as_ptr() as usize - region.start_addr().0 as usize;
+                let offset = (region.host_address() - region.start_addr().0) as usize;
                 assert_eq!(offset % HUGE_PAGE, 0, "{mib} MiB");
             }
             let last = ram.last_addr();
@@ -100,11 +112,11 @@ mod tests {
     #[test]
     fn a_region_more_is_reachable_where_it_was_put() {
         let ram = ram(64 << 20).unwrap();
-        let base = layout::pmem_base(64 << 20);
+        let base = layout::pmem_base(64 << 20, 0);
         let both = with_region(&ram, base, reserve(2 << 20).unwrap()).unwrap();
         both.write_obj(9u8, GuestAddress(base)).unwrap();
         assert!(ram.write_obj(9u8, GuestAddress(base)).is_err());
         let line = with_region(&ram, 0, reserve(2 << 20).unwrap()).unwrap_err().to_string();
-        assert!(line.starts_with("cannot place the root image at 0x0: "), "{line}");
+        assert!(line.starts_with("cannot place guest memory at 0x0: "), "{line}");
     }
 }

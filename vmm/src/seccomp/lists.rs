@@ -47,6 +47,7 @@ pub(super) fn of(role: Role) -> &'static [Allow] {
         Role::Net => NET,
         Role::Fs => FS,
         Role::Vsock => VSOCK,
+        Role::Mem => MEM,
         Role::Quiet => QUIET,
     }
 }
@@ -135,6 +136,8 @@ const VSOCK: &[Allow] = &[
     Any(Sysno::timerfd_settime),
 ];
 
+const MEM: &[Allow] = &[Only(Sysno::ioctl, 1, &[KVM_SET_USER_MEMORY_REGION])];
+
 const QUIET: &[Allow] = &[
     Any(Sysno::ftruncate), // the console's log, with the two below
     Any(Sysno::pread64),
@@ -152,6 +155,8 @@ mod ioctls {
 
     pub const KVM_RUN: u64 = number(0, 0xAE, 0x80, 0);
     pub const KVM_KVMCLOCK_CTRL: u64 = number(0, 0xAE, 0xAD, 0);
+    pub const KVM_SET_USER_MEMORY_REGION: u64 =
+        number(WRITE, 0xAE, 0x46, size_of::<kvm_bindings::kvm_userspace_memory_region>());
     pub const KVM_IRQFD: u64 = number(WRITE, 0xAE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
     pub const KVM_IOEVENTFD: u64 = number(WRITE, 0xAE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
     pub const KVM_SET_GSI_ROUTING: u64 = number(WRITE, 0xAE, 0x6A, size_of::<kvm_bindings::kvm_irq_routing>());

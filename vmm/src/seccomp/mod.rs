@@ -29,6 +29,8 @@ pub enum Role {
     Fs,
     /// The worker of the vsock device.
     Vsock,
+    /// The worker of the device that plugs memory.
+    Mem,
     /// The worker of a quiet device: rng, console, balloon, pmem.
     Quiet,
 }
@@ -58,8 +60,8 @@ pub enum Error {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Role; 8] =
-        [Role::Main, Role::Api, Role::Vcpu, Role::Block, Role::Net, Role::Fs, Role::Vsock, Role::Quiet];
+    pub const ALL: [Role; 9] =
+        [Role::Main, Role::Api, Role::Vcpu, Role::Block, Role::Net, Role::Fs, Role::Vsock, Role::Mem, Role::Quiet];
 
     /// The name in the log.
     pub fn name(self) -> &'static str {
@@ -71,6 +73,7 @@ impl Role {
             Role::Net => "net",
             Role::Fs => "fs",
             Role::Vsock => "vsock",
+            Role::Mem => "mem",
             Role::Quiet => "quiet",
         }
     }

@@ -7,7 +7,7 @@ use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::{ChainFault, Fault, GuestRam, Reader, Writer};
 
-/// One buffer of a chain: wholly inside one region of guest memory, at least one byte.
+/// One buffer of a chain: wholly inside one region of guest memory and plugged when it was checked, at least one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Where it begins.
@@ -68,12 +68,13 @@ impl Chain {
         if len == 0 {
             return Err(ChainFault::ZeroLength);
         }
-        let inside = self.mem.find_region(addr).is_some_and(|region| {
-            let offset = addr.raw_value() - region.start_addr().raw_value();
-            region.len() - offset >= u64::from(len)
-        });
-        if !inside {
+        let region = self.mem.find_region(addr).ok_or(ChainFault::OutsideMemory)?;
+        let offset = addr.raw_value() - region.start_addr().raw_value();
+        if region.len() - offset < u64::from(len) {
             return Err(ChainFault::OutsideMemory);
+        }
+        if !region.has(offset, len.into()) {
+            return Err(ChainFault::Unplugged);
         }
         let total = if writable {
             &mut self.writable_len

@@ -45,6 +45,11 @@ impl ConfigInterrupt {
         self.inner.needs_reset.load(Ordering::Acquire)
     }
 
+    /// Whether a driver is there, hears of changes, and need not reset the device first.
+    pub fn has_listener(&self) -> bool {
+        self.vector().is_some() && !self.is_reset_needed()
+    }
+
     /// Changes whenever the configuration may have changed (§4.1.4.3.1, `config_generation`).
     pub fn generation(&self) -> u8 {
         self.inner.generation.load(Ordering::Acquire)

@@ -13,8 +13,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::testing::{Answer, BUFFER, DriverQueue, HUNG, INDIRECT, NEXT, Rig, WRITE, panics};
+use super::testing::{Answer, BUFFER, DriverQueue, HOTPLUG, HUNG, INDIRECT, NEXT, Rig, WRITE, panics};
 use super::{GuestRam, VirtioDevice};
+use crate::memory::BLOCK;
 
 /// A device, and what must live as long as it (files, sockets, folders).
 pub type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
@@ -165,6 +166,11 @@ fn broken_chains(queue: &DriverQueue) -> Vec<(&'static str, Vec<Descriptor>, u16
         ("indirect table of odd length", vec![new(buffer, 17, INDIRECT, 0)], 0),
         ("indirect table outside memory", vec![new(end, 32, INDIRECT, 0)], 0),
         ("indirect table in itself", vec![new(queue.desc_table(), 16, INDIRECT, 0)], 0),
+        ("unplugged", vec![new(HOTPLUG + BLOCK, 16, WRITE, 0)], 0),
+        ("partly unplugged", vec![new(HOTPLUG + BLOCK - 8, 16, WRITE, 0)], 0),
+        ("unplugged to read", vec![new(HOTPLUG + 2 * BLOCK - 1, 1, 0, 0)], 0),
+        ("unplugged behind a good one", vec![new(buffer, 16, NEXT, 1), new(HOTPLUG + BLOCK, 16, WRITE, 0)], 0),
+        ("indirect table unplugged", vec![new(HOTPLUG + BLOCK, 32, INDIRECT, 0)], 0),
         ("indirect table as long as can be", vec![new(queue.desc_table(), 0xFFFF0, INDIRECT, 0)], 0),
     ]
 }
@@ -473,6 +479,7 @@ conformance! {
     block: crate::devices::block::tests::subject;
     console: crate::devices::console::tests::subject;
     fs: crate::devices::fs::fs_test::subject;
+    mem: crate::devices::mem::tests::subject;
     net: crate::devices::net::tests::subject;
     pmem: crate::devices::pmem::tests::subject;
     rng: crate::devices::rng::tests::subject;

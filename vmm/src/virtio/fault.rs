@@ -11,6 +11,9 @@ pub enum Fault {
     /// The driver offered more chains than the queue holds, or the same one twice.
     #[error("ring: {0}")]
     Offered(&'static str),
+    /// The driver did not accept a feature the device cannot do without.
+    #[error("the driver did not accept {0}")]
+    Feature(&'static str),
     /// A descriptor chain breaks the rules.
     #[error("descriptor chain {head}: {why}")]
     Chain {
@@ -57,6 +60,9 @@ pub enum ChainFault {
     /// A buffer that is not wholly guest memory.
     #[error("a buffer is outside guest memory")]
     OutsideMemory,
+    /// A buffer that is not wholly plugged.
+    #[error("a buffer is in memory that is not plugged")]
+    Unplugged,
     /// A buffer for the device to read after one to write.
     #[error("a readable buffer follows a writable one")]
     Order,

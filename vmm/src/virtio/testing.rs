@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Counters, GuestRam, QueueState, Ring, Start, VirtioDevice};
+use crate::memory::BLOCK;
 
 /// Each queue's rings, then a buffer per descriptor.
 const RINGS: u64 = 0x1_0000;
@@ -43,7 +44,17 @@ pub fn panics(device: &str) -> usize {
 
 /// Guest memory of `len` bytes from address 0.
 pub fn ram(len: u64) -> Arc<GuestRam> {
-    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), len as usize)]).unwrap())
+    Arc::new(GuestRam::from_ranges(&[(0, len as usize)]))
+}
+
+/// Where [`ram_and_hotplug`] has memory that can be plugged.
+pub const HOTPLUG: u64 = 1 << 30;
+
+/// The same with 128 MiB that can be plugged, of which only the first block is.
+pub fn ram_and_hotplug(len: u64) -> Arc<GuestRam> {
+    let ram = ram(len).with_hotplug_at(HOTPLUG, 128 << 20);
+    ram.hotplug().unwrap().plugged().unwrap().set(&(0..BLOCK), true);
+    Arc::new(ram)
 }
 
 /// A driver's end of one virtqueue.
@@ -259,7 +270,7 @@ pub struct Rig {
 impl Rig {
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
         let sizes = device.identity().queue_sizes.clone();
-        let mem = ram(DriverQueue::SPACE * sizes.len() as u64);
+        let mem = ram_and_hotplug(DriverQueue::SPACE * sizes.len() as u64);
         let places = (0..).step_by(DriverQueue::SPACE as usize);
         let queues = places.zip(sizes).map(|(base, size)| DriverQueue::new(mem.clone(), base, size)).collect();
         let features = device.identity().features;

@@ -130,6 +130,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
     if machine.phase != MachinePhase::Running {
         return false;
     }
+    let _needed = daemon.wake(machine).await;
     let agent = daemon.agent(&machine.developer, GLANCE);
     match agent.get::<EnvironmentStatus>(&format!("/v1/environments/{id}")).await {
         Ok(status) => status.phase == EnvironmentPhase::Stopped,
@@ -182,6 +183,7 @@ pub async fn remove(
 pub async fn log(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(id): Path<String>) -> Result<String, Refusal> {
     let (row, machine) = find(&daemon, peer, &id).await?;
     require_running(&machine)?;
+    let _needed = daemon.wake(&machine).await;
     Ok(daemon.agent(&machine.developer, proxy::DEADLINE).text(&format!("/v1/environments/{}/log", row.id)).await?)
 }
 
@@ -200,8 +202,9 @@ pub async fn exec(
     let (row, machine) = find(&daemon, peer, &id).await?;
     require_running(&machine)?;
     tracing::info!(uid = peer.uid, environment = row.id, "exec");
+    let needed = daemon.wake(&machine).await;
     let agent = daemon.agent(&machine.developer, proxy::DEADLINE);
-    proxy::pass_on(&agent, &format!("/v1/environments/{}/exec", row.id), request).await
+    proxy::pass_on(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
 }
 
 /// The environment and its machine, if the peer may see them; a stranger's looks as if it were not there.

@@ -13,11 +13,12 @@ use hyper::StatusCode;
 use rusqlite::Connection;
 
 use super::body::Body;
-use super::host::promised_mib;
 use super::{Peer, Refusal, proxy};
 use crate::accounts::Accounts;
+use crate::daemon::admission::{self, Host};
+use crate::daemon::promises::{ask, promises};
 use crate::daemon::state::{MachineRow, Scope, events, machines, now_ms};
-use crate::daemon::{Daemon, admission, requests, tail};
+use crate::daemon::{Daemon, requests, tail};
 
 /// How long removing a machine may take until the answer says that it goes on.
 const REMOVAL: Duration = Duration::from_secs(120);
@@ -80,6 +81,11 @@ pub async fn put(
             None => return Err(Refusal::not_found(format!("the host has no account {developer}"))),
         },
     };
+    if request.weight.is_some() && !peer.administrator {
+        return Err(Refusal::forbidden(
+            "only an administrator may set a machine's weight: it is a share of what all have",
+        ));
+    }
     let machine = want(&daemon, uid, gid, request).await?;
     Ok(Json(daemon.read(move |db| show_row(db, machine)).await?))
 }
@@ -149,8 +155,9 @@ pub async fn exec(
     let machine = find(&daemon, peer, &developer).await?;
     require_running(&machine)?;
     tracing::info!(uid = peer.uid, machine = machine.developer, "exec in the guest");
+    let needed = daemon.wake(&machine).await;
     let agent = daemon.agent(&machine.developer, proxy::DEADLINE);
-    proxy::pass_on(&agent, "/v1/exec", request).await
+    proxy::pass_on(&agent, "/v1/exec", request, needed).await
 }
 
 /// Nothing can be asked of a machine that does not run.
@@ -169,9 +176,9 @@ async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow
 
 /// Keeps what this request wants of the uid's machine, which is made if there is none, and has it carried out.
 pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) -> Result<MachineRow, Refusal> {
-    let fresh = fresh(daemon, uid, gid);
+    let fresh = fresh(daemon, uid, gid, &request);
     let (host, slots) = (daemon.host, daemon.network.slots());
-    let overhead = u64::from(daemon.config.machine.memory_overhead_mib);
+    let overhead_mib = daemon.config.machine.memory_overhead_mib;
     let wanted = daemon
         .write(move |db| {
             let kept = machines::get(db, uid)?;
@@ -186,11 +193,10 @@ pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) 
                 Ok(wanted) => wanted,
                 Err(problem) => return Ok(Err(problem)),
             };
-            let promised_before = kept.filter(|row| row.desired == Desired::Running).map_or(0, |row| row.memory_mib);
-            if wanted.desired == Desired::Running && wanted.memory_mib > promised_before {
-                let others: Vec<MachineRow> = machines::all(db)?.into_iter().filter(|row| row.uid != uid).collect();
-                let asked = u64::from(wanted.memory_mib) + overhead;
-                if let Err(refusal) = admission::admit(&host, promised_mib(&others, overhead), asked) {
+            if asks_for_more(kept.as_ref(), &wanted) {
+                let all = machines::all(db)?;
+                let others = promises(all.iter().filter(|row| row.uid != uid), overhead_mib);
+                if let Err(refusal) = admission::admit(&host, others, ask(&wanted, overhead_mib)) {
                     return Ok(Err(Problem::new("no-memory", refusal)));
                 }
             }
@@ -202,11 +208,24 @@ pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) 
         })
         .await??;
     daemon.poke(uid);
+    // A guarantee or a weight may be another now.
+    daemon.memory.wake.notify_one();
     Ok(wanted)
 }
 
-fn fresh(daemon: &Daemon, uid: u32, gid: u32) -> MachineRow {
+/// Whether the host must have room for this: it is to run, and did not or with less.
+fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
+    let before = kept.filter(|row| row.desired == Desired::Running);
+    let (memory, guaranteed) = before.map_or((0, 0), |row| (row.memory_mib, row.guaranteed_mib));
+    wanted.desired == Desired::Running && (wanted.memory_mib > memory || wanted.guaranteed_mib > guaranteed)
+}
+
+/// A machine nobody has asked for before.
+fn fresh(daemon: &Daemon, uid: u32, gid: u32, request: &MachineRequest) -> MachineRow {
     let (defaults, host) = (&daemon.config.machine, &daemon.host);
+    let memory_mib = defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib());
+    // What is guaranteed follows from what this machine will have, not from what one usually has.
+    let will_have = request.memory_mib.unwrap_or(memory_mib);
     MachineRow {
         uid,
         gid,
@@ -215,7 +234,9 @@ fn fresh(daemon: &Daemon, uid: u32, gid: u32) -> MachineRow {
         desired: Desired::Stopped,
         removed: false,
         vcpus: defaults.vcpus.unwrap_or_else(|| host.default_vcpus()),
-        memory_mib: defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib()),
+        memory_mib,
+        guaranteed_mib: defaults.guaranteed_mib.unwrap_or_else(|| Host::default_guaranteed_mib(will_have)),
+        weight: requests::WEIGHT,
         phase: MachinePhase::Stopped,
         reason: "never started".into(),
         since: now_ms() / 1000,
@@ -233,6 +254,8 @@ fn show_row(db: &Connection, row: MachineRow) -> rusqlite::Result<Machine> {
         reason: row.reason,
         vcpus: row.vcpus,
         memory_mib: row.memory_mib,
+        guaranteed_mib: row.guaranteed_mib,
+        weight: row.weight,
         vmm_pid: row.vmm.map(|vmm| vmm.pid),
         since: row.since,
     })

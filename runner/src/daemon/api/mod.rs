@@ -10,6 +10,7 @@ mod proxy;
 mod refusal;
 #[cfg(test)]
 mod tests;
+mod top;
 
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ use super::Daemon;
 pub fn router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/host", get(host::show))
+        .route("/v1/top", get(top::show))
+        .route("/metrics", get(top::metrics))
         .route("/v1/machines", get(machines::list))
         .route("/v1/machines/{developer}", get(machines::show).put(machines::put).delete(machines::remove))
         .route("/v1/machines/{developer}/log", get(machines::log))
@@ -49,6 +52,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
     info(title = "garret host API", description = "What `garret daemon` answers on its Unix socket."),
     paths(
         host::show,
+        top::show,
+        top::metrics,
         machines::list,
         machines::show,
         machines::put,

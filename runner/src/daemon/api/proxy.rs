@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
 use super::Refusal;
+use crate::daemon::memory::Needed;
 
 /// How long the agent may take to begin the stream.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -29,8 +30,9 @@ const HANDSHAKE: [HeaderName; 6] = [
     header::SEC_WEBSOCKET_ACCEPT,
 ];
 
-/// Passes the request on to `path` of the agent. The stream itself is not looked at: its ends agree on it.
-pub async fn pass_on(agent: &Client, path: &str, mut request: Request) -> Result<Response, Refusal> {
+/// Passes the request on to `path` of the agent, whose machine is needed until the stream ends. The stream itself is not
+/// looked at: its ends agree on it.
+pub async fn pass_on(agent: &Client, path: &str, mut request: Request, needed: Needed) -> Result<Response, Refusal> {
     if !request.headers().contains_key(header::UPGRADE) {
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid", "this is a WebSocket: ask for an upgrade"));
     }
@@ -59,6 +61,7 @@ pub async fn pass_on(agent: &Client, path: &str, mut request: Request) -> Result
     }
     let (ours, theirs) = (hyper::upgrade::on(&mut request), hyper::upgrade::on(&mut answer));
     tokio::spawn(async move {
+        let _needed = needed;
         let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else { return };
         // Either side may close or vanish; both are an end.
         let _ = copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;

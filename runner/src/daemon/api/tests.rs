@@ -9,7 +9,8 @@ use std::thread;
 use garret_api::agent::{EnvironmentPhase, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{
-    Desired, Environment, EnvironmentRequest, Event, Happening, HostInfo, Machine, MachinePhase, MachineRequest,
+    Desired, Environment, EnvironmentRequest, Event, Happening, HostInfo, HostMemory, Machine, MachineMemory,
+    MachinePhase, MachineRequest, Top,
 };
 use hyper::Method;
 use rustix::process::{Gid, Uid};
@@ -22,6 +23,7 @@ use super::*;
 use crate::accounts::Accounts;
 use crate::config::Config;
 use crate::daemon::admission::Host;
+use crate::daemon::memory::Snapshot;
 use crate::daemon::state::{EnvironmentRow, Store, environments as table, machines as machine_table};
 use crate::environment_id::environment_id;
 
@@ -40,7 +42,7 @@ impl Server {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
-        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0 };
+        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let store = Store::open(&dir.path().join("state.db")).unwrap();
         let (daemon, poked) = Daemon::new(config, network, host, store);
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
@@ -99,7 +101,7 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, String) {
 #[tokio::test]
 async fn the_host_tells_its_figures() {
     let mut server = Server::start().await;
-    let request = MachineRequest { desired: Some(Desired::Running), vcpus: None, memory_mib: Some(1000) };
+    let request = MachineRequest { desired: Some(Desired::Running), memory_mib: Some(1000), ..Default::default() };
     let machine: Machine = server.client().put("/v1/machines/root", &request).await.unwrap();
     assert_eq!((machine.uid, machine.memory_mib, machine.vcpus), (0, 1000, 2));
     assert_eq!(server.poked.recv().await, Some(0));
@@ -126,6 +128,9 @@ async fn unknown_fields_and_broken_bodies_are_refused_in_one_line() {
     for (path, body, said) in [
         ("/v1/machines/root", json!({"vcpu": 2}), "unknown field `vcpu`"),
         ("/v1/machines/root", json!({"vcpus": 99}), "vcpus must be 1 to 32"),
+        ("/v1/machines/root", json!({"guaranteed_mib": 100}), "guaranteed_mib must be 256 to"),
+        ("/v1/machines/root", json!({"guaranteed_mib": -1}), "invalid value"),
+        ("/v1/machines/root", json!({"weight": 0}), "weight must be 1 to 10000"),
         ("/v1/machines/root", json!({"desired": "happy"}), "unknown variant `happy`"),
         ("/v1/environments/x", json!({"workspace": "/w"}), "missing field `desired`"),
         ("/v1/environments/x", json!({"workspace": "/w", "desired": "running", "x": 1}), "unknown field `x`"),
@@ -212,18 +217,72 @@ async fn a_workspace_is_checked_with_the_callers_rights() {
 #[tokio::test]
 async fn memory_beyond_the_hosts_is_refused_with_numbers() {
     let server = Server::start().await;
-    let put = async |uid: u32, memory_mib: u32| {
-        let body = json!({"desired": "running", "memory_mib": memory_mib});
+    let put = async |uid: u32, memory_mib: u32, guaranteed_mib: u32| {
+        let body = json!({"desired": "running", "memory_mib": memory_mib, "guaranteed_mib": guaranteed_mib});
         server.call(uid, Method::PUT, &format!("/v1/machines/{uid}"), Some(body)).await
     };
-    put(ALICE, 2000).await.unwrap();
-    let (status, message) = refused(put(BOB, 1800).await);
+    put(ALICE, 2000, 1500).await.unwrap();
+    let (status, message) = refused(put(BOB, 1800, 256).await);
     assert_eq!(status, 409);
     for number in ["2056 MiB", "2256 of", "4000 MiB"] {
         assert!(message.contains(number), "{message}");
     }
-    put(BOB, 1000).await.unwrap();
-    put(ALICE, 2000).await.unwrap();
+    put(BOB, 1000, 256).await.unwrap();
+    put(ALICE, 2000, 1500).await.unwrap();
+    put(ALICE, 1999, 1999).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guarantee_follows_the_memory_and_must_fit_beside_the_others() {
+    let server = Server::start().await;
+    let put = async |uid: u32, body: Value| {
+        let answer = server.call(uid, Method::PUT, &format!("/v1/machines/{uid}"), Some(body)).await?;
+        Ok(serde_json::from_value::<Machine>(answer).unwrap())
+    };
+    let figures = |machine: &Machine| (machine.memory_mib, machine.guaranteed_mib, machine.weight);
+    let alice = put(ALICE, json!({"desired": "running", "memory_mib": 1600})).await.unwrap();
+    assert_eq!(figures(&alice), (1600, 400, 100));
+    let alice = put(ALICE, json!({"guaranteed_mib": 1600})).await.unwrap();
+    assert_eq!(figures(&alice), (1600, 1600, 100));
+    put(BOB, json!({"desired": "running", "memory_mib": 1800, "guaranteed_mib": 256})).await.unwrap();
+    let (status, message) = refused(put(BOB, json!({"guaranteed_mib": 1900})).await);
+    assert!(status == 400 && message.contains("which is 1800: not 1900"), "{message}");
+    let alice = put(ALICE, json!({"memory_mib": 700})).await.unwrap();
+    assert_eq!(figures(&alice), (700, 700, 100));
+}
+
+#[tokio::test]
+async fn only_an_administrator_sets_a_weight() {
+    let server = Server::start().await;
+    let path = format!("/v1/machines/{ALICE}");
+    let own = server.call(ALICE, Method::PUT, &path, Some(json!({"weight": 10_000}))).await;
+    let (status, message) = refused(own);
+    assert!(status == 403 && message.contains("only an administrator may set a machine's weight"), "{message}");
+    let request = MachineRequest { weight: Some(300), ..Default::default() };
+    let machine: Machine = server.client().put("/v1/machines/root", &request).await.unwrap();
+    assert_eq!(machine.weight, 300);
+}
+
+#[tokio::test]
+async fn everybody_sees_the_host_and_their_own_machine_and_metrics_are_an_administrators() {
+    let server = Server::start().await;
+    let machine = |uid: u32| (uid, MachineMemory { developer: uid.to_string(), ..MachineMemory::default() });
+    let host = HostMemory { total: 1 << 30, ..HostMemory::default() };
+    server.daemon.memory.publish(Snapshot {
+        host: host.clone(),
+        machines: vec![machine(ALICE), machine(BOB)],
+        ..Snapshot::default()
+    });
+    for (uid, seen) in [(ALICE, vec![ALICE]), (BOB, vec![BOB]), (0, vec![ALICE, BOB]), (4242, vec![])] {
+        let answer = server.call(uid, Method::GET, "/v1/top", None).await.unwrap();
+        let top: Top = serde_json::from_value(answer).unwrap();
+        let names: Vec<u32> = top.machines.iter().map(|machine| machine.developer.parse().unwrap()).collect();
+        assert_eq!((top.host, names), (host.clone(), seen));
+    }
+    let (status, message) = refused(server.call(ALICE, Method::GET, "/metrics", None).await);
+    assert!(status == 403 && message.contains("the group garret"), "{message}");
+    let text = server.client().text("/metrics").await.unwrap();
+    assert!(text.contains(&format!("garret_machine_target_bytes{{developer=\"{BOB}\"}} 0\n")), "{text}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, Life};
 use crate::daemon::disk;
+use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
@@ -90,6 +91,7 @@ impl Driver {
         match launched {
             Ok(pid) => {
                 tracing::info!(machine = machine.developer, pid, "launched");
+                self.daemon.memory.standing.started(uid);
                 self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
                 if let Life::Booting(process) = &self.vmm {
                     self.remember(process.id.clone()).await?;
@@ -115,6 +117,7 @@ impl Driver {
                 gid: machine.gid,
                 vcpus: machine.vcpus,
                 memory_mib: machine.memory_mib,
+                boot_mib: daemon.config.machine.boot_mib,
                 memory_overhead_mib: daemon.config.machine.memory_overhead_mib,
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
@@ -133,7 +136,11 @@ impl Driver {
             () = self.vmm.ended() => self.vmm = Life::Dead,
             () = self.poked() => {}
             () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
-            info = answer(&agent) => {
+            info = async {
+                // An earlier runner may have left it standing still: it answers when somebody needs it, or memory is there.
+                self.daemon.memory.standing.running(self.uid).await;
+                answer(&agent).await
+            } => {
                 tracing::info!(machine = machine.developer, agent = info.version, "the agent answers");
                 self.set_up(machine).await?;
             }
@@ -148,6 +155,9 @@ impl Driver {
             return self.reject(format!("{what}: see `garret logs --machine`")).await;
         }
         self.since = Instant::now();
+        if self.daemon.memory.standing.state(self.uid) == State::Paused {
+            return Ok(());
+        }
         let reason = "running, but its agent does not answer";
         if machine.reason != reason {
             let uid = self.uid;

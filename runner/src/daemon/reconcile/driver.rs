@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
 use super::runs;
+use crate::daemon::memory::State;
 use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
 use crate::daemon::vmm::VmmProcess;
 use crate::daemon::{Daemon, workspace};
@@ -181,6 +182,9 @@ impl Driver {
 
     /// Asks the agent how its containers are; one that ended by itself is seen to have stopped.
     pub(super) async fn refresh(&mut self, machine: &MachineRow) -> rusqlite::Result<()> {
+        if self.daemon.memory.standing.state(self.uid) == State::Paused {
+            return Ok(());
+        }
         let agent = self.daemon.agent(&machine.developer, REFRESH_DEADLINE);
         let statuses: Vec<EnvironmentStatus> = tokio::select! {
             () = self.vmm.ended() => return Ok(()),
@@ -211,7 +215,9 @@ impl Driver {
         }
         let id = row.id.clone();
         let run = runs::Run { daemon: self.daemon.clone(), machine: machine.developer.clone(), row };
+        let machine = machine.clone();
         let handle = self.tasks.spawn(async move {
+            let _needed = run.daemon.wake(&machine).await;
             let id = run.row.id.clone();
             let done = match work.wish {
                 Wish::Run => run.bring_up().await,

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use garret_api::Problem;
-use garret_api::client::Client;
 use garret_api::runner::{Desired, MachinePhase};
 use garret_api::vmm::LastWords;
 use tokio::time::Instant;
@@ -32,8 +31,9 @@ impl Driver {
         self.asked = true;
         self.cancel_all().await;
         self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await?;
+        let _needed = self.daemon.wake(machine).await;
         let agent = self.daemon.agent(&machine.developer, HEARD);
-        let vmm = Client::unix(self.daemon.paths(&machine.developer).api_socket()).with_deadline(HEARD);
+        let vmm = self.daemon.vmm(&machine.developer, HEARD);
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
         let asked = match self.vmm {

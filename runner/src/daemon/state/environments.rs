@@ -1,6 +1,6 @@
 //! The table of environments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -73,6 +73,13 @@ pub fn all(db: &Connection) -> rusqlite::Result<Vec<EnvironmentRow>> {
 /// Those in the machine of this uid.
 pub fn of_machine(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
+}
+
+/// The uids whose machines have something to do for an environment.
+pub fn busy(db: &Connection) -> rusqlite::Result<BTreeSet<u32>> {
+    db.prepare_cached("SELECT DISTINCT uid FROM environments WHERE removed OR generation != observed_generation")?
+        .query_map([], |row| row.get(0))?
+        .collect()
 }
 
 /// The one with this id.

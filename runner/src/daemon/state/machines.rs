@@ -34,8 +34,12 @@ pub struct MachineRow {
     pub removed: bool,
     /// Virtual CPUs of the next start.
     pub vcpus: u8,
-    /// Memory of the next start, in MiB.
+    /// The most memory it can have from the next start on, in MiB.
     pub memory_mib: u32,
+    /// Memory that is its own whatever the others do, in MiB.
+    pub guaranteed_mib: u32,
+    /// Its share of what is left beyond the guarantees.
+    pub weight: u32,
     /// What is.
     pub phase: MachinePhase,
     /// Why.
@@ -46,8 +50,8 @@ pub struct MachineRow {
     pub vmm: Option<VmmId>,
 }
 
-const COLUMNS: &str =
-    "uid, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason, since, vmm FROM machines";
+const COLUMNS: &str = "uid, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason, since, vmm,
+    guaranteed_mib, weight FROM machines";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -63,6 +67,8 @@ fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         reason: row.get(9)?,
         since: row.get(10)?,
         vmm: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
+        guaranteed_mib: row.get(12)?,
+        weight: row.get(13)?,
     })
 }
 
@@ -84,10 +90,12 @@ pub fn by_developer(db: &Connection, developer: &str) -> rusqlite::Result<Option
 /// Writes a new machine, or what a request may change of an old one (wish and figures, not what is observed).
 pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "INSERT INTO machines (uid, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason, since)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        "INSERT INTO machines (uid, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
+             guaranteed_mib, weight)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (uid) DO UPDATE SET gid = excluded.gid, desired = excluded.desired, removed = excluded.removed,
-             vcpus = excluded.vcpus, memory_mib = excluded.memory_mib",
+             vcpus = excluded.vcpus, memory_mib = excluded.memory_mib, guaranteed_mib = excluded.guaranteed_mib,
+             weight = excluded.weight",
     )?
     .execute(params![
         machine.uid,
@@ -101,6 +109,8 @@ pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
         json(&machine.phase)?,
         machine.reason,
         machine.since,
+        machine.guaranteed_mib,
+        machine.weight,
     ])?;
     Ok(())
 }

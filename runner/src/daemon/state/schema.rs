@@ -2,7 +2,8 @@
 
 use rusqlite::Connection;
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE machines (
         uid INTEGER PRIMARY KEY,
         gid INTEGER NOT NULL,
@@ -40,7 +41,13 @@ const MIGRATIONS: &[&str] = &["
         what TEXT NOT NULL
     ) STRICT;
     CREATE INDEX events_of_developer ON events (uid, id);
-"];
+",
+    "
+    ALTER TABLE machines ADD COLUMN guaranteed_mib INTEGER NOT NULL DEFAULT 256;
+    ALTER TABLE machines ADD COLUMN weight INTEGER NOT NULL DEFAULT 100;
+    UPDATE machines SET guaranteed_mib = min(max(memory_mib / 4, 256), memory_mib);
+",
+];
 
 /// Brings the state up to date.
 ///
@@ -55,7 +62,13 @@ pub fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
     if version > MIGRATIONS.len() {
         anyhow::bail!("a newer garret has written it (version {version}): install that one again");
     }
-    for (step, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+    migrate(connection, MIGRATIONS.len())
+}
+
+/// Takes the steps that are missing, up to this version.
+pub(super) fn migrate(connection: &mut Connection, to: usize) -> anyhow::Result<()> {
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for (step, migration) in MIGRATIONS.iter().enumerate().take(to).skip(version) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(migration)?;
         transaction.pragma_update(None, "user_version", step + 1)?;

@@ -16,6 +16,8 @@ pub fn machine(uid: u32) -> MachineRow {
         removed: false,
         vcpus: 1,
         memory_mib: 512,
+        guaranteed_mib: 256,
+        weight: 100,
         phase: MachinePhase::Stopped,
         reason: "new".into(),
         since: 1,
@@ -158,6 +160,34 @@ fn events_are_seen_in_their_scope() {
     assert_eq!(seen(0, Scope { uid: None, environment: Some("x".into()) }), [0u64; 0]);
     assert_eq!(events::last(&db, &Scope::default()).unwrap(), 2);
     assert_eq!(events::last(&db, &Scope { uid: Some(1), environment: None }).unwrap(), 1);
+}
+
+#[test]
+fn machines_of_an_older_state_get_a_guarantee() {
+    let mut connection = Connection::open_in_memory().unwrap();
+    schema::migrate(&mut connection, 1).unwrap();
+    for (uid, memory_mib) in [(1, 256), (2, 600), (3, 8192)] {
+        let row = "(?1, 1, 'dev' || ?1, ?1, '\"stopped\"', 0, 1, ?2, '\"stopped\"', 'old', 1, NULL)";
+        connection.execute(&format!("INSERT INTO machines VALUES {row}"), [uid, memory_mib]).unwrap();
+    }
+    schema::prepare(&mut connection).unwrap();
+    let rows = machines::all(&connection).unwrap();
+    let figures: Vec<_> = rows.iter().map(|row| (row.memory_mib, row.guaranteed_mib, row.weight)).collect();
+    assert_eq!(figures, [(256, 256, 100), (600, 256, 100), (8192, 2048, 100)]);
+}
+
+#[test]
+fn what_is_to_be_done_makes_a_machine_busy() {
+    let db = memory();
+    for uid in [1, 2, 3] {
+        machines::put(&db, &machine(uid)).unwrap();
+        environments::put(&db, &EnvironmentRow { observed_generation: 1, ..environment(uid, &format!("done{uid}")) })
+            .unwrap();
+    }
+    environments::put(&db, &environment(2, "asked")).unwrap();
+    let removed = EnvironmentRow { removed: true, observed_generation: 1, ..environment(3, "removed") };
+    environments::put(&db, &removed).unwrap();
+    assert_eq!(environments::busy(&db).unwrap(), [2, 3].into());
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! virtio-balloon (§5.5): memory the guest gives up or reports free goes back to the host at once.
 
 mod pages;
-mod release;
 mod shared;
 mod statistics;
 
@@ -19,13 +18,13 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::Address;
 
-use self::pages::{PFN_LEN, PFNS_MAX, coalesce, coalesce_pfns};
-use self::release::release;
+use self::pages::{PFN_LEN, PFNS_MAX, coalesce_pfns};
 use self::shared::Shared;
 use self::statistics::STATISTICS_MAX;
+use crate::memory::{coalesce, release};
 use crate::rate_limit::{clear_timer, set_timer};
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Served, Token};
+use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Segment, Served, Token};
 
 pub use self::shared::{Balloon, TargetTooLarge};
 
@@ -125,17 +124,6 @@ impl BalloonBackend {
         }
         Ok(())
     }
-
-    /// Frees what the driver reports: the buffers are the pages, and stay free until they are given back to it.
-    fn take_report(&self, chain: &Chain) -> u32 {
-        let pages = chain.writable().iter().map(|page| {
-            let start = page.addr.raw_value();
-            start..start + u64::from(page.len)
-        });
-        let released = release(chain.mem(), &coalesce(pages.collect()));
-        self.shared.reported(released);
-        0
-    }
 }
 
 impl Backend for BalloonBackend {
@@ -156,14 +144,15 @@ impl Backend for BalloonBackend {
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
         let ring = &mut rings[queue];
         match purpose(queue, self.features) {
-            Purpose::Inflate => ring.drain(|chain| {
-                release(chain.mem(), &named_pages(&chain)?);
-                Ok(Served::Used(0))
-            }),
+            Purpose::Inflate => release_all(ring, named_pages).map(drop),
             // The host gives memory again when the guest touches it.
             Purpose::Deflate => ring.drain(|_| Ok(Served::Used(0))),
             Purpose::Statistics => self.take_statistics(ring),
-            Purpose::Reporting => ring.drain(|chain| Ok(Served::Used(self.take_report(&chain)))),
+            Purpose::Reporting => {
+                let released = release_all(ring, |chain| Ok(reported_pages(chain)))?;
+                self.shared.reported(released);
+                Ok(())
+            }
             Purpose::Nothing => Ok(()),
         }
     }
@@ -182,6 +171,25 @@ impl Backend for BalloonBackend {
             None => Ok(()),
         }
     }
+}
+
+/// Releases the pages of all requests that wait in `ring` together, in as few calls as can be; returns their bytes. No request
+/// is answered before that: afterwards the driver may use the pages again.
+fn release_all(ring: &mut Ring, pages: impl Fn(&Chain) -> Result<Vec<Range<u64>>, Fault>) -> Result<u64, Fault> {
+    let (mut ranges, mut done) = (Vec::new(), Vec::new());
+    while let Some(chain) = ring.take()? {
+        ranges.extend(pages(&chain)?);
+        done.push((chain.head(), 0));
+    }
+    let released = release(ring.mem(), &coalesce(ranges));
+    ring.complete_all(&done)?;
+    Ok(released)
+}
+
+/// The pages a report frees: its buffers themselves, until they are given back to the driver.
+fn reported_pages(chain: &Chain) -> Vec<Range<u64>> {
+    let range = |page: &Segment| page.addr.raw_value()..page.addr.raw_value() + u64::from(page.len);
+    chain.writable().iter().map(range).collect()
 }
 
 /// The pages an inflate request names.

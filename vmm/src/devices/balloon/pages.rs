@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::memory::coalesce;
+
 /// The balloon's pages are 4 KiB, whatever the guest's are (§5.5.6).
 pub const PAGE: u64 = 4096;
 /// A page number is 32 bits.
@@ -14,28 +16,6 @@ pub const PFNS_MAX: usize = 4096;
 pub fn coalesce_pfns(bytes: &[u8]) -> Vec<Range<u64>> {
     let pfns = bytes.chunks_exact(PFN_LEN).map(|pfn| u64::from(u32::from_le_bytes([pfn[0], pfn[1], pfn[2], pfn[3]])));
     coalesce(pfns.map(|pfn| pfn * PAGE..(pfn + 1) * PAGE).collect())
-}
-
-/// Joins ranges that touch or overlap. Empty ones disappear.
-pub fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
-
-/// The part of `range` that lies in `region`, cut inwards to whole pages; empty when there is none.
-pub fn whole_pages(range: &Range<u64>, region: &Range<u64>) -> Range<u64> {
-    // A region ends far below the largest number, so rounding up cannot overflow.
-    let start = range.start.clamp(region.start, region.end).next_multiple_of(PAGE);
-    let end = range.end.min(region.end) / PAGE * PAGE;
-    start..end.max(start)
 }
 
 #[cfg(test)]
@@ -65,21 +45,6 @@ mod tests {
             assert_eq!(coalesce_pfns(&bytes(&pfns)), ranges, "{pfns:?}");
         }
         assert_eq!(coalesce_pfns(&[1, 0, 0]), [], "part of a number");
-    }
-
-    #[test]
-    fn cut_inwards_to_whole_pages() {
-        for (range, pages) in [
-            (0..4096, 0..4096),
-            (1..8192, 4096..8192),
-            (1..4095, 4096..4096),
-            (0..u64::MAX, 0..0x10_0000),
-            (0x10_0000..0x20_0000, 0x10_0000..0x10_0000),
-            (u64::MAX - 1..u64::MAX, 0x10_0000..0x10_0000),
-            (4096..12287, 4096..8192),
-        ] {
-            assert_eq!(whole_pages(&range, &(0..0x10_0000)), pages, "{range:?}");
-        }
     }
 
     proptest! {

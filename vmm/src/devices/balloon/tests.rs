@@ -1,9 +1,9 @@
 use garret_api::vmm::{BalloonTarget, GuestMemory};
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::conformance::{Request, Subject};
-use crate::virtio::testing::{BUFFER, DriverQueue, HUNG, Rig};
+use crate::virtio::testing::{BUFFER, DriverQueue, HUNG, Rig, ram};
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
@@ -112,6 +112,19 @@ fn reported_pages_are_released_and_counted() {
 }
 
 #[test]
+fn requests_that_wait_together_are_released_together() {
+    let mut queue = DriverQueue::new(ram(DriverQueue::SPACE), 0, 128);
+    let mut ring = queue.ring(queue.state(), 0);
+    let pfn = (queue.buffer(20) / 4096) as u32;
+    for pfns in [[pfn + 1, pfn], [pfn + 1, pfn + 2], [pfn + 4, pfn + 3]] {
+        queue.add(&[pfns.iter().flat_map(|pfn| pfn.to_le_bytes()).collect()], &[]);
+    }
+    // Five pages in a row; one that is named twice counts once, as it can only in one call.
+    assert_eq!(release_all(&mut ring, named_pages).unwrap(), 5 * 4096);
+    assert_eq!((0..4).map_while(|_| queue.used()).count(), 3);
+}
+
+#[test]
 fn statistics_are_read_and_asked_for_again() {
     let mut guest = Guest::new();
     guest.statistics(111);
@@ -170,7 +183,6 @@ fn a_guest_may_give_away_its_own_rings() {
         guest.rig.queues[INFLATE].kick();
     }
     guest.rig.stop();
-    assert_eq!(guest.rig.mem.num_regions(), 1);
     guest.rig.start();
     guest.tell(DEFLATE, &[1]);
 }

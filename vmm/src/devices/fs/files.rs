@@ -53,8 +53,8 @@ impl Files {
     pub fn serve(&self, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
         let malformed = |_| Fault::Request("a FUSE message is malformed");
         let raw = table.lay_out(chain)?;
-        let reader = Reader::new(chain.mem(), raw.clone()).map_err(|_| chain.too_short())?;
-        let writer = Writer::new(chain.mem(), raw).map_err(|_| chain.too_short())?;
+        let reader = Reader::new(chain.mem().mapped(), raw.clone()).map_err(|_| chain.too_short())?;
+        let writer = Writer::new(chain.mem().mapped(), raw).map_err(|_| chain.too_short())?;
         let server = self.server.read().unwrap_or_else(PoisonError::into_inner).clone();
         let server = server.ok_or(Fault::Bug("the file server was not started"))?;
         let answer = catch_unwind(AssertUnwindSafe(|| server.handle_message(reader, writer, None::<&mut ()>)));

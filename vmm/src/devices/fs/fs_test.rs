@@ -475,8 +475,13 @@ fn stalled(place: &Place) -> (Client, Lease, u16) {
     let slow = client.walk("slow");
     let lease = Lease::take(&place.share().join("slow"));
     let body = OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
-    let message = client.message(Opcode::Open, slow, &[body.as_slice()]);
-    let head = client.offer(&message, 64);
+    let open = client.message(Opcode::Open, slow, &[body.as_slice()]);
+    let look = client.message(Opcode::Getattr, ROOT_ID, &[GetattrIn::default().as_slice()]);
+    // The device sees both at once: an open with nothing behind it would be served by the ring's own thread.
+    let states = client.rig.stop();
+    let (head, next) = (client.offer(&open, 64), client.offer(&look, 256));
+    client.rig.resume(states);
+    assert_eq!(client.rig.queues[REQUESTS].wait_used().head, next);
     (client, lease, head)
 }
 

@@ -6,11 +6,12 @@ use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::virtio::testing::{DriverQueue, INDIRECT, NEXT, WRITE, ram};
+use crate::memory::BLOCK;
+use crate::virtio::testing::{DriverQueue, HOTPLUG, INDIRECT, NEXT, WRITE, ram_and_hotplug};
 use crate::virtio::{Chain, ChainFault, Fault, RawTable, Ring};
 
 fn queue() -> (DriverQueue, Ring) {
-    let queue = DriverQueue::new(ram(DriverQueue::SPACE), 0, 64);
+    let queue = DriverQueue::new(ram_and_hotplug(DriverQueue::SPACE), 0, 64);
     let ring = queue.ring(queue.state(), 0);
     (queue, ring)
 }
@@ -36,6 +37,10 @@ fn each_broken_rule_has_its_name() {
         (ChainFault::ZeroLength, vec![new(at, 0, 0, 0)]),
         (ChainFault::OutsideMemory, vec![new(DriverQueue::SPACE - 1, 2, 0, 0)]),
         (ChainFault::OutsideMemory, vec![new(u64::MAX, 2, 0, 0)]),
+        (ChainFault::Unplugged, vec![new(HOTPLUG + BLOCK, 2, 0, 0)]),
+        (ChainFault::Unplugged, vec![new(HOTPLUG + BLOCK - 1, 2, WRITE, 0)]),
+        (ChainFault::OutsideMemory, vec![new(HOTPLUG + (128 << 20) - 1, 2, 0, 0)]),
+        (ChainFault::Empty, vec![new(HOTPLUG + BLOCK, 16, INDIRECT, 0)]),
         (ChainFault::Order, vec![new(at, 1, WRITE | NEXT, 1), new(at, 1, 0, 0)]),
         (ChainFault::Endless, vec![new(at, 1, NEXT, 0)]),
         (ChainFault::Endless, vec![new(at, 1, NEXT, 64)]),
@@ -50,6 +55,18 @@ fn each_broken_rule_has_its_name() {
         queue.offer(0);
         assert_eq!(why(ring.take()), expected, "{descriptors:?}");
     }
+}
+
+#[test]
+fn plugged_memory_is_memory_until_it_is_unplugged() {
+    let (mut queue, mut ring) = queue();
+    queue.write_descriptor(0, Descriptor::new(HOTPLUG + BLOCK - 8, 8, WRITE, 0));
+    queue.offer(0);
+    let chain = ring.take().unwrap().unwrap();
+    chain.writer().write_obj(&7_u32).unwrap();
+    queue.mem.hotplug().unwrap().plugged().unwrap().set(&(0..BLOCK), false);
+    let fault = chain.writer().write_obj(&8_u32).unwrap_err();
+    assert!(matches!(fault, Fault::Host(_)), "{fault}");
 }
 
 #[test]

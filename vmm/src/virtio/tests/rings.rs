@@ -3,7 +3,8 @@
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::virtio::testing::{DriverQueue, ram};
+use crate::memory::BLOCK;
+use crate::virtio::testing::{DriverQueue, HOTPLUG, ram, ram_and_hotplug};
 use crate::virtio::{Fault, QueueState, Ring, Served, check_queue};
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -216,6 +217,34 @@ fn a_queue_lies_in_memory_aligned_and_is_a_power_of_two() {
         QueueState { used_ring: u64::MAX - 3, ..good },
     ] {
         assert!(check_queue(&queue.mem, &bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_queue_lies_in_plugged_memory() {
+    let queue = DriverQueue::new(ram_and_hotplug(DriverQueue::SPACE), 0, 16);
+    let good = queue.state();
+    let check = |state: &QueueState| check_queue(&queue.mem, state).is_ok();
+    let edge = HOTPLUG + BLOCK; // the first block is plugged, the second is not
+    for (at, is_good) in [(HOTPLUG, true), (edge - 0x1000, true), (edge - 16, false), (edge, false)] {
+        assert_eq!(check(&QueueState { desc_table: at, ..good }), is_good, "{at:#x}");
+        assert_eq!(check(&QueueState { avail_ring: at, ..good }), is_good, "{at:#x}");
+        assert_eq!(check(&QueueState { used_ring: at, ..good }), is_good, "{at:#x}");
+    }
+}
+
+#[test]
+fn a_ring_that_is_unplugged_under_the_device_is_a_fault() {
+    let queue = DriverQueue::new(ram_and_hotplug(DriverQueue::SPACE), 0, 16);
+    for state in [
+        QueueState { avail_ring: HOTPLUG, ..queue.state() },
+        QueueState { used_ring: HOTPLUG, event_idx_enabled: true, ..queue.state() },
+    ] {
+        let mut ring = queue.ring(state, 0);
+        let plugged = queue.mem.hotplug().unwrap().plugged().unwrap();
+        plugged.set(&(0..BLOCK), false);
+        assert!(matches!(ring.take(), Err(Fault::Ring(_))));
+        plugged.set(&(0..BLOCK), true);
     }
 }
 

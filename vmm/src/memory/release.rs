@@ -4,31 +4,38 @@
 use std::ops::Range;
 
 use rustix::mm::{Advice, madvise};
-use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::pages::whole_pages;
-use crate::virtio::GuestRam;
+use super::ranges::whole_pages;
+use super::{GuestRam, GuestRegion};
 
 /// Releases the host memory of `ranges` of guest memory, one call a range and region: the pages read as zeroes afterwards.
 /// What is not memory of the guest is passed over. Returns the bytes released, resident or not.
 pub fn release(ram: &GuestRam, ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| ram.iter().map(|region| release_in(region, range)).sum::<u64>()).sum()
+    pieces(ram, ranges).map(|(region, pages)| release_region(region, &pages)).sum()
 }
 
-fn release_in(region: &<GuestRam as GuestMemory>::R, range: &Range<u64>) -> u64 {
+/// What each call is for, in whole pages from the region's beginning.
+fn pieces<'r>(ram: &'r GuestRam, ranges: &'r [Range<u64>]) -> impl Iterator<Item = (&'r GuestRegion, Range<u64>)> {
     // A file's pages are not RAM the balloon was given, and releasing them would undo the guest's writes.
-    if region.file_offset().is_some() {
-        return 0;
-    }
-    let start = region.start_addr().raw_value();
-    let pages = whole_pages(range, &(start..start + region.len()));
-    if pages.is_empty() {
-        return 0;
-    }
+    let anonymous = || ram.iter().filter(|region| region.file_offset().is_none());
+    let pieces = ranges.iter().flat_map(move |range| {
+        anonymous().map(move |region| {
+            let start = region.start_addr().raw_value();
+            let pages = whole_pages(range, &(start..start + region.len()));
+            (region, pages.start - start..pages.end - start)
+        })
+    });
+    pieces.filter(|(_, pages)| !pages.is_empty())
+}
+
+/// Releases the whole pages `pages` of `region`, in bytes from its beginning; returns their bytes, 0 where the host refuses.
+pub fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
     let len = pages.end - pages.start;
-    let Some(offset) = region.to_region_addr(GuestAddress(pages.start)) else { return 0 };
-    let Ok(host) = region.get_host_address(offset) else { return 0 };
-    // SAFETY: `pages` lies inside the region, whose mapping the caller's borrow keeps alive. Its contents may change at any
+    // Checks both ends, whatever is plugged.
+    let Ok(slice) = region.mapped().get_slice(MemoryRegionAddress(pages.start), len as usize) else { return 0 };
+    let host = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: the slice lies inside the region, whose mapping the caller's borrow keeps alive. Its contents may change at any
     // time, as the guest may write them at any time: nothing in this process holds a Rust reference into it.
     let released = unsafe { madvise(host.cast(), len as usize, Advice::LinuxDontNeed) };
     if released.is_ok() { len } else { 0 }
@@ -38,12 +45,13 @@ fn release_in(region: &<GuestRam as GuestMemory>::R, range: &Range<u64>) -> u64 
 #[allow(clippy::single_range_in_vec_init)] // one range is what is meant
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+    use crate::memory::coalesce;
+    use vm_memory::{Bytes, GuestAddress};
 
     const MIB: u64 = 1 << 20;
 
     fn ram() -> GuestRam {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20), (GuestAddress(8 * MIB), 4 << 20)]).unwrap();
+        let ram = GuestRam::from_ranges(&[(0, 4 << 20), (8 * MIB, 4 << 20)]);
         for at in (0..4 * MIB).step_by(4096) {
             ram.write_obj(0x55_u8, GuestAddress(at)).unwrap();
             ram.write_obj(0x55_u8, GuestAddress(8 * MIB + at)).unwrap();
@@ -83,5 +91,22 @@ mod tests {
         let ram = ram();
         assert_eq!(release(&ram, &[4 * MIB..8 * MIB, 12 * MIB..u64::MAX, 1..4096, 5..5]), 0);
         assert_eq!((resident(&ram, 0), resident(&ram, 8 * MIB)), (1024, 1024));
+    }
+
+    #[test]
+    fn a_report_of_neighbours_is_one_call() {
+        let ram = GuestRam::from_ranges(&[(0, 256 << 20)]);
+        let report = (0..32).rev().map(|at| 2 * MIB * (at + 3)..2 * MIB * (at + 4)).collect();
+        assert_eq!(pieces(&ram, &coalesce(report)).count(), 1);
+    }
+
+    #[test]
+    fn pages_of_the_hotplug_region_are_released_too() {
+        let ram = GuestRam::from_ranges(&[(0, 4 << 20)]).with_hotplug_at(1 << 30, 128 << 20);
+        let (first, block) = (GuestAddress(1 << 30), 2 * MIB);
+        ram.hotplug().unwrap().plugged().unwrap().set(&(0..block), true);
+        ram.write_obj(0x55_u8, first).unwrap();
+        assert_eq!(release(&ram, &[first.0..first.0 + block]), block);
+        assert_eq!(ram.read_obj::<u8>(first).unwrap(), 0);
     }
 }

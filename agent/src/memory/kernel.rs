@@ -1,0 +1,125 @@
+//! The kernel's files that the loop writes. What this kernel lacks is told once.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+use super::generations::{self, Lru};
+use super::policy::Reclaim;
+
+const DEBUGFS: &str = "/sys/kernel/debug";
+const LRU_GEN: &str = "/sys/kernel/debug/lru_gen";
+/// The top group's: it reclaims from all of them, and heeds their protections.
+const RECLAIM: &str = "/sys/fs/cgroup/memory.reclaim";
+/// Podman's containers.
+const CONTAINERS_LOW: &str = "/sys/fs/cgroup/libpod_parent/memory.low";
+/// Containers as a whole are reclaimed from last, up to this part of memory.
+const CONTAINERS_PART: u64 = 4;
+
+/// The kernel's side of the loop.
+#[derive(Default)]
+pub struct Kernel {
+    told: BTreeSet<&'static str>,
+    /// What `memory.low` of containers was made of.
+    protected: u64,
+}
+
+impl Kernel {
+    /// Mounts debugfs, for root only, where it is not yet.
+    pub fn new() -> Self {
+        let mut kernel = Self::default();
+        if !Path::new(LRU_GEN).exists() {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            let mounted = mount("debugfs", DEBUGFS, "debugfs", flags, c"mode=0700").map_err(io::Error::from);
+            kernel.tell("no debugfs", mounted);
+        }
+        kernel
+    }
+
+    /// Tells of a failure, the first time.
+    pub fn tell<T>(&mut self, what: &'static str, result: io::Result<T>) -> Option<T> {
+        if let Err(error) = &result
+            && self.told.insert(what)
+        {
+            tracing::warn!("memory: {what}: {error}");
+        }
+        result.ok()
+    }
+
+    /// The generations; `None` in a kernel that does not tell them.
+    pub fn lrus(&mut self) -> Option<Vec<Lru>> {
+        let text = self.tell("ages are not known, page cache is taken a little at a time", fs::read_to_string(LRU_GEN));
+        text.map(|text| generations::parse(&text))
+    }
+
+    /// Commands to the generations. A group may have gone and a generation may have ended since they were read.
+    pub fn command(&mut self, commands: &[String]) {
+        for command in commands {
+            let result = match fs::write(LRU_GEN, command) {
+                Err(error) if is_stale(&error) => Ok(()),
+                result => result,
+            };
+            self.tell("a command to lru_gen", result);
+        }
+    }
+
+    /// Reclaims from all groups. Less than was asked is no error.
+    pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) {
+        let swappiness = if anon { "" } else { " swappiness=0" };
+        let result = match fs::write(RECLAIM, format!("{bytes}{swappiness}")) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => Ok(()),
+            result => result,
+        };
+        self.tell("memory.reclaim", result);
+    }
+
+    /// Drops names and attributes of files that nobody uses; page cache stays.
+    pub fn drop_slab(&mut self) {
+        let result = fs::write("/proc/sys/vm/drop_caches", "2");
+        self.tell("drop_caches", result);
+    }
+
+    /// Moves what is in use together, so that what is free is in large blocks.
+    pub fn compact(&mut self) {
+        let result = fs::write("/proc/sys/vm/compact_memory", "1");
+        self.tell("compact_memory", result);
+    }
+
+    /// The containers' protection follows memory as it grows; nothing to do before the first container.
+    pub fn protect_containers(&mut self, total: u64) {
+        if self.protected == total || !Path::new(CONTAINERS_LOW).exists() {
+            return;
+        }
+        self.protected = total;
+        let result = fs::write(CONTAINERS_LOW, (total / CONTAINERS_PART).to_string());
+        self.tell("memory.low of containers", result);
+    }
+}
+
+fn is_stale(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::RANGE | Errno::INTR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_once() {
+        let mut kernel = Kernel::default();
+        let failed = || Err::<(), _>(io::Error::other("x"));
+        assert_eq!((kernel.tell("a", failed()), kernel.tell("a", failed())), (None, None));
+        assert_eq!(kernel.tell("b", Ok(1)), Some(1));
+        assert_eq!(kernel.told.len(), 1);
+    }
+
+    #[test]
+    fn what_changed_meanwhile_is_no_failure() {
+        let stale = |errno: Errno| is_stale(&errno.into());
+        assert!(stale(Errno::INVAL) && stale(Errno::RANGE) && !stale(Errno::PERM));
+    }
+}

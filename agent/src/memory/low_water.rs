@@ -1,0 +1,80 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The least of a figure over the last while: how much of a queue has been in it all the time.
+///
+/// A file read through a descriptor is not known to be young: it comes into one of the oldest generations at once,
+/// behind what is there. So of those generations only so many pages are cold as there have been throughout.
+#[derive(Clone, Debug, Default)]
+pub struct LowWater {
+    marks: VecDeque<(Duration, u64)>,
+}
+
+/// No more marks are kept than this: the oldest goes first.
+const MARKS_MAX: usize = 64;
+
+impl LowWater {
+    /// Notes the figure at `now`, and forgets what is longer ago than `keep`, but for the last before that.
+    pub fn note(&mut self, now: Duration, figure: u64, keep: Duration) {
+        self.marks.push_back((now, figure));
+        while self.marks.len() > MARKS_MAX || self.marks.get(1).is_some_and(|(at, _)| *at + keep <= now) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// The least there was in the last `window` up to `now`; 0 if it is not known for so long.
+    pub fn least(&self, now: Duration, window: Duration) -> u64 {
+        let known = self.marks.iter().rposition(|(at, _)| *at + window <= now);
+        known.and_then(|from| self.marks.range(from..).map(|(_, figure)| *figure).min()).unwrap_or(0)
+    }
+
+    /// So many left the queue at its old end: they are no longer among what was there.
+    pub fn taken(&mut self, count: u64) {
+        self.marks.iter_mut().for_each(|(_, figure)| *figure = figure.saturating_sub(count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    fn noted(figures: &[(u64, u64)]) -> LowWater {
+        let mut water = LowWater::default();
+        for (at, figure) in figures {
+            water.note(Duration::from_secs(*at), *figure, WINDOW);
+        }
+        water
+    }
+
+    #[test]
+    fn only_what_was_there_throughout_counts() {
+        let least = |figures: &[(u64, u64)], now| noted(figures).least(Duration::from_secs(now), WINDOW);
+        assert_eq!(least(&[], 100), 0);
+        assert_eq!(least(&[(0, 5)], 59), 0);
+        assert_eq!(least(&[(0, 5)], 60), 5);
+        assert_eq!(least(&[(0, 5), (30, 9), (60, 7)], 60), 5);
+        assert_eq!(least(&[(0, 5), (30, 9), (60, 7)], 90), 7);
+        assert_eq!(least(&[(0, 5), (59, 9)], 118), 5);
+        assert_eq!(least(&[(0, 500), (70, 9)], 70), 9);
+    }
+
+    #[test]
+    fn what_comes_after_a_taking_is_young() {
+        let mut water = noted(&[(0, 100), (60, 100)]);
+        water.taken(80);
+        water.note(Duration::from_secs(65), 50, WINDOW);
+        assert_eq!(water.least(Duration::from_secs(65), WINDOW), 20);
+        assert_eq!(water.least(Duration::from_secs(125), WINDOW), 50);
+    }
+
+    #[test]
+    fn it_stays_small() {
+        let mut water = LowWater::default();
+        for at in 0..10_000 {
+            water.note(Duration::from_millis(at), at, WINDOW);
+        }
+        assert!(water.marks.len() <= MARKS_MAX);
+    }
+}

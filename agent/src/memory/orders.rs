@@ -1,0 +1,52 @@
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The target, from the API to the loop: the last one counts, and a new one wakes the loop.
+#[derive(Default)]
+pub struct Orders {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    target: Option<u64>,
+    new: bool,
+}
+
+impl Orders {
+    /// Sets the target, in bytes. The same again changes nothing.
+    pub fn set(&self, target: Option<u64>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.target != target {
+            *state = State { target, new: true };
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for a new target, at most `time`; the target there is then.
+    pub fn wait(&self, time: Duration) -> Option<u64> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(state, time, |state| !state.new);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.new = false;
+        state.target
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_target_ends_the_wait_and_stays() {
+        let orders = Orders::default();
+        assert_eq!(orders.wait(Duration::ZERO), None);
+        orders.set(Some(7));
+        assert_eq!(orders.wait(Duration::from_secs(60)), Some(7));
+        orders.set(Some(7));
+        assert_eq!(orders.wait(Duration::from_millis(1)), Some(7));
+        orders.set(None);
+        assert_eq!(orders.wait(Duration::from_secs(60)), None);
+    }
+}

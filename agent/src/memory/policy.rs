@@ -1,0 +1,372 @@
+//! What the loop does in a round. Pure: it is told what is, and says what to do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::gauge::{Counters, Gauge, Mood};
+use super::generations::{Lru, Pages};
+use super::low_water::LowWater;
+use super::readings::Meminfo;
+
+const PAGE: u64 = 4096;
+const MIB: u64 = 1 << 20;
+
+/// What ages are looked for. Four generations is all the kernel keeps: the oldest of them is cold when the next but one
+/// was begun `cold` ago.
+#[derive(Clone, Copy)]
+struct Ages {
+    /// Between two generations.
+    begin: Duration,
+    /// Untouched for so long is cold.
+    cold: Duration,
+}
+
+/// Nobody waits for anything in an idle guest, and what it did last is soon over.
+const IDLE: Ages = Ages { begin: Duration::from_secs(15), cold: Duration::from_secs(30) };
+const BUSY: Ages = Ages { begin: Duration::from_secs(30), cold: Duration::from_secs(60) };
+
+/// A guest in which tasks wait longer for memory, as a part of the time, is left alone.
+const STALL_MAX: f64 = 0.01;
+/// The same, in per cent of the last 10 s, when the host wants memory.
+const STALL_MAX_SQUEEZED: f64 = 10.0;
+/// At 100 µs each, that is 0.6 % of the time.
+const REFAULTS_MAX: f64 = 64.0;
+
+/// What a round takes: this part of memory, within these bounds in bytes.
+const STEP_PART: u64 = 20;
+const STEP_MIN: u64 = 64 * MIB;
+const STEP_MAX: u64 = 256 * MIB;
+/// Less of a control group is not worth a command.
+const TAKE_MIN: u64 = 64;
+/// No ages are looked for in a smaller group, in pages.
+const AGE_MIN: u64 = 256;
+/// The most commands of a kind in a round.
+const COMMANDS_MAX: usize = 128;
+/// Where there are no generations: this part of the inactive page cache a round.
+const BLIND_PART: u64 = 64;
+/// Free swap that is left alone, as a part of all.
+const SWAP_PART: u64 = 16;
+
+/// The kernel's caches of names and attributes are dropped after so long an idle time, if they are so large, but not
+/// again until they have grown as much, and so long after.
+const SLAB_IDLE: Duration = Duration::from_secs(60);
+const SLAB_MIN: u64 = 16 * MIB;
+const SLAB_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The loop's part of one CPU's time: in a guest that works, in an idle one, and when the host wants memory.
+const SHARE: f64 = 0.005;
+const SHARE_IDLE: f64 = 0.05;
+const SHARE_SQUEEZED: f64 = 0.5;
+/// The part for looking for ages alone, which is useful only later.
+const SHARE_AGING: f64 = 0.0025;
+
+/// Between two rounds at least: usually, when there is nothing to do, when there is more to take, when the host wants
+/// it.
+const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_IDLE: Duration = Duration::from_secs(10);
+const PAUSE_MORE: Duration = Duration::from_secs(1);
+const PAUSE_SQUEEZED: Duration = Duration::from_millis(50);
+
+/// The control group of the agent and of the guest's own shells, which the loop leaves alone.
+const PROTECTED: &str = "/garret";
+
+/// The guest at the beginning of a round.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Since the loop began.
+    pub now: Duration,
+    pub memory: Meminfo,
+    pub counters: Counters,
+    /// Per cent of the last 10 s in which some task waited for memory.
+    pub stall_avg10: Option<f64>,
+    /// `None`: the kernel does not tell.
+    pub lrus: Option<Vec<Lru>>,
+    /// Bytes in use to come down to.
+    pub target: Option<u64>,
+}
+
+/// What to do, in this order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Commands that look for ages.
+    pub age: Vec<String>,
+    /// Commands that evict.
+    pub evict: Vec<String>,
+    /// To reclaim from all groups, whatever its age.
+    pub reclaim: Option<Reclaim>,
+    /// Drop the kernel's caches of names and attributes.
+    pub drop_slab: bool,
+    /// Compaction disturbs nobody now.
+    pub may_compact: bool,
+    /// The host wants memory.
+    pub squeezed: bool,
+    /// Bytes that are cold.
+    pub cold: u64,
+    /// Bytes that `evict` and `reclaim` ask for.
+    pub asked: u64,
+    /// Until the next round at least.
+    pause: Duration,
+    /// The part of a CPU that this round's time may be.
+    share: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaim {
+    pub bytes: u64,
+    /// Anonymous memory as well as page cache.
+    pub anon: bool,
+}
+
+/// What a round came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Bytes taken.
+    pub reclaimed: u64,
+    /// The thread's CPU time for looking for ages.
+    pub aging: Duration,
+    /// The same for everything.
+    pub all: Duration,
+}
+
+/// What is remembered between rounds.
+#[derive(Debug)]
+pub struct Policy {
+    gauge: Gauge,
+    /// After refaults and pressure.
+    backoff: Backoff,
+    /// After a target that was not reached.
+    struggle: Backoff,
+    target: Option<u64>,
+    files: BTreeMap<(u32, u32, String), LowWater>,
+    idle_since: Option<Duration>,
+    slab_dropped: Option<(Duration, u64)>,
+    slab_pending: bool,
+    /// What looking for ages costs, as last measured.
+    aging: Duration,
+}
+
+/// A group's cold pages.
+struct Cold<'a> {
+    lru: &'a Lru,
+    seq: u64,
+    pages: Pages,
+}
+
+impl Policy {
+    pub fn new() -> Self {
+        Self {
+            gauge: Gauge::default(),
+            backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
+            struggle: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            target: None,
+            files: BTreeMap::new(),
+            idle_since: None,
+            slab_dropped: None,
+            slab_pending: false,
+            aging: Duration::ZERO,
+        }
+    }
+
+    /// What to do.
+    pub fn plan(&mut self, seen: &Seen) -> Plan {
+        if self.target != seen.target {
+            self.target = seen.target;
+            self.struggle = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        }
+        let mood = self.gauge.look(seen.now, seen.counters);
+        let idle = mood.is_some_and(|mood| mood.idle);
+        self.idle_since = idle.then(|| self.idle_since.unwrap_or(seen.now));
+        let ages = if idle { IDLE } else { BUSY };
+        let colds = self.cold(seen, ages);
+        let cold = colds.iter().map(|cold| cold.pages.all() * PAGE).sum();
+        let over = seen.target.map_or(0, |target| seen.memory.in_use().saturating_sub(target));
+        let mut plan = Plan { squeezed: over > 0, cold, pause: PAUSE, share: SHARE, ..Plan::default() };
+        if !mood.is_some_and(|mood| mood.crowded) {
+            plan.age = self.age(seen, ages);
+        }
+        if plan.squeezed {
+            self.squeeze(&mut plan, seen, colds, over);
+        } else {
+            self.relax(&mut plan, seen, colds, mood);
+        }
+        plan.may_compact = plan.squeezed || idle;
+        plan
+    }
+
+    /// The round is over: how long to wait for the next.
+    pub fn done(&mut self, now: Duration, plan: &Plan, outcome: &Outcome) -> Duration {
+        if !plan.age.is_empty() {
+            self.aging = outcome.aging;
+        }
+        if plan.squeezed && plan.asked > 0 {
+            if outcome.reclaimed < plan.asked / 4 {
+                self.struggle.resisted(now);
+            } else {
+                self.struggle = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+            }
+        }
+        plan.pause.max(outcome.all.div_f64(plan.share))
+    }
+
+    /// Groups that have something cold, the most first. The page cache of a generation counts as far as there has been
+    /// as much all the time ([`LowWater`]).
+    fn cold<'a>(&mut self, seen: &'a Seen, ages: Ages) -> Vec<Cold<'a>> {
+        let lrus = seen.lrus.as_deref().unwrap_or_default();
+        let mut files = std::mem::take(&mut self.files);
+        let mut colds = Vec::new();
+        for lru in lrus {
+            let key = (lru.memcg, lru.node, lru.path.clone());
+            let mut water = files.remove(&key).unwrap_or_default();
+            water.note(seen.now, lru.evictable().file, BUSY.cold);
+            if let Some((seq, mut pages)) = lru.untouched(ages.cold) {
+                if !lru.is_orphan() {
+                    pages.file = pages.file.min(water.least(seen.now, ages.cold));
+                }
+                colds.push(Cold { lru, seq, pages });
+            }
+            self.files.insert(key, water);
+        }
+        colds.retain(|cold| !is_protected(cold.lru) && cold.pages.all() > 0);
+        colds.sort_by_key(|cold| std::cmp::Reverse(cold.pages.all()));
+        colds
+    }
+
+    /// New generations where the youngest has lasted its time.
+    fn age(&self, seen: &Seen, ages: Ages) -> Vec<String> {
+        let interval = ages.begin.max(self.aging.div_f64(SHARE_AGING));
+        let due = |lru: &&Lru| {
+            let large = lru.pages().all() >= AGE_MIN;
+            large && !lru.is_orphan() && !is_protected(lru) && lru.youngest_age().is_some_and(|age| age >= interval)
+        };
+        let lrus = seen.lrus.iter().flatten().filter(due).take(COMMANDS_MAX);
+        lrus.filter_map(|lru| lru.age_command(seen.memory.swap_total > 0)).collect()
+    }
+
+    /// The host wants `over` bytes: what is cold, then what is coldest.
+    fn squeeze(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, over: u64) {
+        plan.share = SHARE_SQUEEZED;
+        plan.pause = PAUSE_MORE;
+        let stalled = seen.stall_avg10.is_some_and(|stall| stall >= STALL_MAX_SQUEEZED);
+        if stalled || self.struggle.pausing(seen.now) {
+            return;
+        }
+        plan.pause = PAUSE_SQUEEZED;
+        let step = over.min(STEP_MAX);
+        self.take(plan, seen, colds, step);
+        let rest = step - plan.asked.min(step);
+        if rest >= TAKE_MIN * PAGE {
+            let anon = seen.memory.swap_free > seen.memory.swap_total / SWAP_PART;
+            add_reclaim(plan, Reclaim { bytes: rest, anon });
+        }
+    }
+
+    /// Nobody wants anything: what costs nothing.
+    fn relax(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>) {
+        if seen.target.is_some() {
+            plan.pause = PAUSE_MORE;
+        }
+        let Some(mood) = mood else { return };
+        if mood.idle {
+            plan.share = SHARE_IDLE;
+        }
+        // Without PSI, a guest that has little left is one that is under pressure.
+        let tight = seen.counters.memory_stall.is_none() && seen.memory.available < seen.memory.total / 8;
+        if mood.memory_stall > STALL_MAX || mood.refaults > REFAULTS_MAX || tight {
+            self.backoff.resisted(seen.now);
+        } else {
+            self.backoff.calm(seen.now);
+        }
+        if self.backoff.pausing(seen.now) {
+            return;
+        }
+        let step = (seen.memory.total / STEP_PART).clamp(STEP_MIN, STEP_MAX) / PAGE * PAGE;
+        match seen.lrus {
+            Some(_) => self.take(plan, seen, colds, step),
+            None => take_blindly(plan, seen),
+        }
+        plan.drop_slab = self.slab_is_due(seen);
+        if plan.asked >= step {
+            plan.pause = PAUSE_MORE;
+        } else if mood.idle && plan.asked == 0 && seen.target.is_none() {
+            plan.pause = PAUSE_IDLE;
+        }
+    }
+
+    /// Cold pages, up to `step` bytes.
+    fn take(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
+        let mut left = step / PAGE;
+        let mut swap = seen.memory.swap_free.saturating_sub(seen.memory.swap_total / SWAP_PART) / PAGE;
+        let mut orphaned = 0;
+        for Cold { lru, seq, pages } in colds.into_iter().take(COMMANDS_MAX) {
+            let file = pages.file.min(left);
+            left -= file;
+            if lru.is_orphan() {
+                orphaned += file;
+                continue;
+            }
+            let anon = pages.anon.min(left).min(swap);
+            left -= anon;
+            swap -= anon;
+            if file >= TAKE_MIN {
+                plan.evict.push(lru.evict_file_command(seq, file));
+                plan.asked += file * PAGE;
+                if let Some(water) = self.files.get_mut(&(lru.memcg, lru.node, lru.path.clone())) {
+                    water.taken(file);
+                }
+            }
+            if anon >= TAKE_MIN {
+                plan.evict.push(lru.evict_anon_command(seq, anon));
+                plan.asked += anon * PAGE;
+            }
+        }
+        // No command reaches a group that is gone, but the kernel's own reclaim begins with those.
+        if orphaned >= TAKE_MIN {
+            add_reclaim(plan, Reclaim { bytes: orphaned * PAGE, anon: false });
+        }
+    }
+
+    /// After a long idle time and much growth.
+    fn slab_is_due(&mut self, seen: &Seen) -> bool {
+        let slab = seen.memory.slab;
+        if std::mem::take(&mut self.slab_pending)
+            && let Some((_, left)) = &mut self.slab_dropped
+        {
+            *left = slab;
+        }
+        let (rested, left) = match self.slab_dropped {
+            Some((at, left)) => (seen.now >= at + SLAB_INTERVAL, left),
+            None => (true, 0),
+        };
+        let idle = self.idle_since.is_some_and(|since| seen.now >= since + SLAB_IDLE);
+        let due = idle && rested && slab.saturating_sub(left) >= SLAB_MIN;
+        if due {
+            self.slab_dropped = Some((seen.now, slab));
+            self.slab_pending = true;
+        }
+        due
+    }
+}
+
+fn is_protected(lru: &Lru) -> bool {
+    lru.path.strip_prefix(PROTECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What is added for another reason may be of the kinds of both.
+fn add_reclaim(plan: &mut Plan, more: Reclaim) {
+    let have = plan.reclaim.unwrap_or(Reclaim { bytes: 0, anon: false });
+    plan.reclaim = Some(Reclaim { bytes: have.bytes + more.bytes, anon: have.anon || more.anon });
+    plan.asked += more.bytes;
+}
+
+/// Ages are not known: a little of the page cache that is not active.
+fn take_blindly(plan: &mut Plan, seen: &Seen) {
+    let bytes = (seen.memory.inactive_file / BLIND_PART).min(STEP_MIN);
+    if bytes >= TAKE_MIN * PAGE {
+        add_reclaim(plan, Reclaim { bytes, anon: false });
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_test.rs"]
+mod tests;

@@ -1,0 +1,133 @@
+//! What `/proc` tells. A line that is not there reads as 0.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use garret_api::agent::Pressure;
+
+use super::gauge::Counters;
+use crate::statistics::{parse_meminfo, parse_pressure};
+
+/// `/proc/meminfo`, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meminfo {
+    /// What the kernel manages.
+    pub total: u64,
+    /// Unused.
+    pub free: u64,
+    /// What a program could get without swapping.
+    pub available: u64,
+    /// Swap.
+    pub swap_total: u64,
+    /// Unused swap.
+    pub swap_free: u64,
+    /// Page cache that was not used lately, as the kernel without generations sees it.
+    pub inactive_file: u64,
+    /// The kernel's own caches that can be dropped: names of files and their attributes.
+    pub slab: u64,
+}
+
+impl Meminfo {
+    /// Memory in use, page cache included: what the host sees of the guest.
+    pub fn in_use(&self) -> u64 {
+        self.total.saturating_sub(self.free)
+    }
+}
+
+/// `/proc/vmstat`, in pages and counts since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vmstat {
+    /// Pages that came back after they had been evicted.
+    pub refaults: u64,
+    /// Pages evicted.
+    pub evicted: u64,
+    /// Processes killed for lack of memory, also that of a control group's own limit.
+    pub oom_kills: u64,
+}
+
+/// Reads `/proc/meminfo`.
+pub fn meminfo() -> io::Result<Meminfo> {
+    let figures = parse_meminfo(&fs::read_to_string("/proc/meminfo")?);
+    let figure = |name: &str| figures.get(name).copied().unwrap_or_default();
+    Ok(Meminfo {
+        total: figure("MemTotal"),
+        free: figure("MemFree"),
+        available: figure("MemAvailable"),
+        swap_total: figure("SwapTotal"),
+        swap_free: figure("SwapFree"),
+        inactive_file: figure("Inactive(file)"),
+        slab: figure("SReclaimable"),
+    })
+}
+
+/// Reads `/proc/vmstat`.
+pub fn vmstat() -> io::Result<Vmstat> {
+    Ok(parse_vmstat(&fs::read_to_string("/proc/vmstat")?))
+}
+
+/// Memory pressure; `None` in a kernel that does not tell it (built without, or `psi=0`).
+pub fn memory_pressure() -> Option<Pressure> {
+    pressure("memory")
+}
+
+/// What a mood is made of.
+pub fn counters(memory: Option<Pressure>, vmstat: Vmstat) -> io::Result<Counters> {
+    let stall = |pressure: Pressure| Duration::from_micros(pressure.some_total_us);
+    let busy = parse_busy(&fs::read_to_string("/proc/stat")?, rustix::param::clock_ticks_per_second());
+    let cpu = pressure("cpu").map(stall);
+    Ok(Counters { memory_stall: memory.map(stall), cpu_stall: cpu, busy, refaults: vmstat.refaults })
+}
+
+fn pressure(resource: &str) -> Option<Pressure> {
+    fs::read_to_string(format!("/proc/pressure/{resource}")).ok().map(|text| parse_pressure(&text))
+}
+
+fn parse_vmstat(text: &str) -> Vmstat {
+    let mut vmstat = Vmstat::default();
+    for (name, value) in text.lines().filter_map(|line| line.split_once(' ')) {
+        let figure = match name {
+            "workingset_refault_anon" | "workingset_refault_file" => &mut vmstat.refaults,
+            "pgsteal_anon" | "pgsteal_file" => &mut vmstat.evicted,
+            "oom_kill" => &mut vmstat.oom_kills,
+            _ => continue,
+        };
+        *figure = figure.saturating_add(value.parse().unwrap_or_default());
+    }
+    vmstat
+}
+
+/// `/proc/stat`'s first line: ticks of all CPUs as user, nice, system, idle, iowait, irq, softirq, steal, and what is
+/// in those already. A task that waits for a disk is busy.
+fn parse_busy(text: &str, ticks_per_second: u64) -> Duration {
+    let line = text.lines().next().unwrap_or_default();
+    let ticks = line.split_whitespace().skip(1).take(8).enumerate().filter(|(column, _)| *column != 3);
+    let ticks = ticks.fold(0u64, |sum, (_, ticks)| sum.saturating_add(ticks.parse().unwrap_or_default()));
+    Duration::from_millis(ticks.saturating_mul(1000) / ticks_per_second.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vmstat_sums_both_kinds() {
+        let text = "nr_free_pages 4616552\nworkingset_refault_anon 3\nworkingset_refault_file 16730710\n\
+                    pgsteal_kswapd 9\npgsteal_anon 5\npgsteal_file 7\noom_kill 2\nodd\n";
+        assert_eq!(parse_vmstat(text), Vmstat { refaults: 16_730_713, evicted: 12, oom_kills: 2 });
+    }
+
+    #[test]
+    fn all_but_idle_is_busy() {
+        let text = "cpu  100 10 40 99999 30 5 15 100 7 7\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(parse_busy(text, 100), Duration::from_secs(3));
+        assert_eq!(parse_busy("", 100), Duration::ZERO);
+    }
+
+    #[test]
+    fn this_kernels_files_are_read() {
+        let meminfo = meminfo().unwrap();
+        assert!(meminfo.total > meminfo.free && meminfo.in_use() > 0);
+        assert!(counters(memory_pressure(), vmstat().unwrap()).unwrap().busy > Duration::ZERO);
+    }
+}

@@ -1,0 +1,104 @@
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use garret_api::agent::MemoryReport;
+use tokio::sync::{Notify, watch};
+
+use super::oom::OomKills;
+use super::pace::Pace;
+use super::readings;
+use super::reclaim::Figures;
+use super::trigger::Trigger;
+
+/// One sampler for all listeners; it does nothing while there are none.
+pub struct Sampler {
+    reports: watch::Sender<MemoryReport>,
+    wanted: Notify,
+}
+
+/// What woke the sampler.
+enum Woken {
+    Tick,
+    Stall,
+    Listener,
+}
+
+impl Sampler {
+    /// Within the runtime. `figures` are the loop's.
+    pub fn start(figures: watch::Receiver<Figures>) -> Arc<Self> {
+        let sampler = Arc::new(Self { reports: watch::Sender::default(), wanted: Notify::new() });
+        tokio::spawn(sampler.clone().serve(figures));
+        sampler
+    }
+
+    /// A new listener: its first report is made for it.
+    pub fn follow(&self) -> watch::Receiver<MemoryReport> {
+        let reports = self.reports.subscribe();
+        self.wanted.notify_one();
+        reports
+    }
+
+    async fn serve(self: Arc<Self>, figures: watch::Receiver<Figures>) {
+        let mut oom = OomKills::new();
+        loop {
+            self.wanted.notified().await;
+            self.sample(&figures, &mut oom).await;
+        }
+    }
+
+    /// Until the last listener has gone.
+    async fn sample(&self, figures: &watch::Receiver<Figures>, oom: &mut OomKills) {
+        let begun = Instant::now();
+        let trigger = Trigger::arm().ok();
+        let mut pace = Pace::default();
+        while self.reports.receiver_count() > 0 {
+            match report(*figures.borrow(), oom) {
+                Ok(mut report) => {
+                    let now = begun.elapsed();
+                    report.short = pace.is_short(now, report.total, report.available);
+                    if pace.is_due(now, &report) {
+                        self.reports.send_replace(report);
+                    }
+                }
+                Err(error) => tracing::warn!("memory cannot be read: {error}"),
+            }
+            match self.woken(&trigger, &pace).await {
+                Woken::Tick => {}
+                Woken::Stall => pace.stalled(begun.elapsed()),
+                Woken::Listener => pace.ask(),
+            }
+        }
+    }
+
+    async fn woken(&self, trigger: &Option<Trigger>, pace: &Pace) -> Woken {
+        let stall = async {
+            match trigger {
+                Some(trigger) => trigger.fired().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.wanted.notified() => Woken::Listener,
+            () = stall => Woken::Stall,
+            () = tokio::time::sleep(pace.tick()) => Woken::Tick,
+        }
+    }
+}
+
+fn report(figures: Figures, oom: &mut OomKills) -> io::Result<MemoryReport> {
+    let memory = readings::meminfo()?;
+    Ok(MemoryReport {
+        total: memory.total,
+        free: memory.free,
+        available: memory.available,
+        cold: figures.cold,
+        swap_total: memory.swap_total,
+        swap_used: memory.swap_total.saturating_sub(memory.swap_free),
+        pressure: readings::memory_pressure(),
+        short: false,
+        reclaimed: figures.reclaimed,
+        oom_kills: oom.of(readings::vmstat()?.oom_kills),
+    })
+}

@@ -1,0 +1,42 @@
+//! Waits for the kernel's pressure trigger.
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::fs::OFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A word of the kernel when some task has waited for memory for 50 ms of half a second
+/// (Documentation/accounting/psi.rst); the string's end is part of it. As long as nobody waits, the kernel does nothing
+/// for it.
+const STALL: &[u8] = b"some 50000 500000\0";
+
+/// The kernel's own word that memory is short.
+pub struct Trigger(AsyncFd<File>);
+
+impl Trigger {
+    /// Within the runtime.
+    ///
+    /// # Errors
+    /// This kernel does not tell pressure, or not to us.
+    pub fn arm() -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let mut file = options.open("/proc/pressure/memory")?;
+        file.write_all(STALL)?;
+        // SAFETY: a file owns its descriptor, and it is the same until it is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?))
+    }
+
+    /// Waits for it: at most once each half second.
+    pub async fn fired(&self) {
+        match self.0.ready(Interest::PRIORITY).await {
+            Ok(mut guard) => guard.clear_ready(),
+            // The runtime ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}

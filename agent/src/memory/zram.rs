@@ -1,0 +1,101 @@
+//! Swap in compressed memory.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::swap_size;
+
+const CONTROL: &str = "/sys/class/zram-control/hot_add";
+const BLOCK: &str = "/sys/block";
+/// The kernel gives init no `PATH`, and the loop may be started by one.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Keeps swap as large as memory.
+#[derive(Debug, Default)]
+pub struct Zram {
+    /// Memory, in bytes, when it was last looked at: nothing is tried twice for the same.
+    total: u64,
+}
+
+impl Zram {
+    /// Adds a device if memory has grown; what there is already is found again.
+    ///
+    /// # Errors
+    /// There is no room for the device, or the kernel has none.
+    pub fn follow(&mut self, total: u64) -> io::Result<()> {
+        if total <= self.total {
+            return Ok(());
+        }
+        self.total = total;
+        let swap = swaps(&fs::read_to_string("/proc/swaps")?);
+        let devices = devices()?;
+        match swap_size::missing(total, swap, devices.len() - unused(&devices).map_or(0, |_| 1)) {
+            Some(size) => add(&devices, size),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes the device that is there from the start, or a new one.
+fn add(devices: &[String], size: u64) -> io::Result<()> {
+    let name = match unused(devices) {
+        Some(name) => name.clone(),
+        None => format!("zram{}", fs::read_to_string(CONTROL)?.trim()),
+    };
+    fs::write(Path::new(BLOCK).join(&name).join("disksize"), size.to_string())?;
+    let device = format!("/dev/{name}");
+    run("mkswap", &["--quiet", &device])?;
+    // Of equal priority: the kernel takes turns.
+    run("swapon", &["--priority", "100", "--discard", &device])
+}
+
+fn run(program: &str, args: &[&str]) -> io::Result<()> {
+    let status =
+        Command::new(program).args(args).env("PATH", PATH).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{program}: {status}"))) }
+}
+
+/// All zram devices, by name.
+fn devices() -> io::Result<Vec<String>> {
+    let names = fs::read_dir(BLOCK)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter(|name| name.starts_with("zram")).collect())
+}
+
+/// One that was never given a size.
+fn unused(devices: &[String]) -> Option<&String> {
+    let has_no_size = |name: &&String| {
+        fs::read_to_string(Path::new(BLOCK).join(name).join("disksize")).is_ok_and(|size| size.trim() == "0")
+    };
+    devices.iter().find(has_no_size)
+}
+
+/// Bytes of zram in `/proc/swaps`: name, kind, size in KiB.
+fn swaps(text: &str) -> u64 {
+    let size = |line: &str| -> Option<u64> {
+        let mut words = line.split_whitespace();
+        words.next()?.strip_prefix("/dev/zram")?;
+        Some(words.nth(1)?.parse::<u64>().ok()?.saturating_mul(1024))
+    };
+    text.lines().filter_map(size).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_zram_counts() {
+        let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                    /dev/zram0                              partition\t524284\t\t0\t\t100\n\
+                    /swapfile                               file\t\t1048572\t\t0\t\t-2\n\
+                    /dev/zram1                              partition\t1024\t\t0\t\t100\n";
+        assert_eq!(swaps(text), (524_284 + 1024) * 1024);
+    }
+
+    #[test]
+    fn a_failed_program_is_named() {
+        assert!(run("false", &[]).unwrap_err().to_string().starts_with("false: exit status: 1"));
+    }
+}

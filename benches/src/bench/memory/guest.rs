@@ -1,0 +1,132 @@
+//! The machines of this bench: a data disk, the helper behind a vsock, and a part of the memory by virtio-mem where there is
+//! one.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use tempfile::TempDir;
+
+use crate::bench::work::Work;
+use crate::guest;
+use crate::lab::Lab;
+use crate::scale::Size;
+use crate::subject::{GuestSocket, Machine, Subject};
+
+/// How long memory is held before it is freed.
+const HOLD: Duration = Duration::from_secs(2);
+/// How often is looked meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a guest is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// Build the project and remove it again.
+    pub builds: bool,
+    /// Give back what it does not need, by all means the subject has; else by none, to see what they cost.
+    pub gives_back: bool,
+}
+
+/// A machine, and its folder, which goes after it.
+pub struct Guest<'a> {
+    /// The machine at work.
+    pub work: Work<'a>,
+    /// How it was started, and what runs in it.
+    pub setup: String,
+    _folder: TempDir,
+}
+
+impl<'a> Guest<'a> {
+    /// Starts one, and does not wait.
+    ///
+    /// # Errors
+    /// It cannot be started, or a disk not be made.
+    pub fn start(lab: &'a Lab, subject: &dyn Subject, task: Task) -> anyhow::Result<Self> {
+        let folder = lab.folder()?;
+        let reclaims = task.gives_back && subject.reclaims();
+        let machine = machine(lab, folder.path(), task, reclaims)?;
+        let work = Work::start(lab, subject, &machine, folder.path())?;
+        let beside = if reclaims { "garret-agent memory-loop, and swap in zram" } else { "nothing" };
+        let setup = format!("{}; in the guest beside the work: {beside}", work.running.setup);
+        Ok(Self { work, setup, _folder: folder })
+    }
+
+    /// The way to its helper.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn socket(&self) -> anyhow::Result<GuestSocket> {
+        self.work.running.guest.clone().context("the machine has no vsock")
+    }
+}
+
+fn machine(lab: &Lab, folder: &Path, task: Task, reclaims: bool) -> anyhow::Result<Machine> {
+    let mut variables = vec![("HELPER", "/dev/vdc".to_owned())];
+    let mut extra = vec![lab.helper_disk()];
+    let (mut project, mut goal) = ("", "");
+    if task.builds {
+        variables.push(("TOOLS", "/dev/vdd".to_owned()));
+        extra.push(lab.tools_disk()?);
+        (project, goal) = project_and_goal(lab.size);
+        if lab.size != Size::Full {
+            extra.push(lab.project_disk()?);
+        }
+    }
+    let reclaim = if reclaims { "yes" } else { "" };
+    variables
+        .extend([("PROJECT", project), ("GOAL", goal), ("RECLAIM", reclaim)].map(|(name, is)| (name, is.to_owned())));
+    let own = [lab.data_disk(folder)?, lab.job_disk(folder, &variables, guest::MEMORY)?];
+    Ok(Machine {
+        disks: own.into_iter().chain(extra).collect(),
+        vsock: true,
+        hotplug_mib: lab.scale.fill_mib,
+        reporting: task.gives_back,
+        ..lab.machine(guest::HOTPLUG_CMDLINE)
+    })
+}
+
+/// Where the guest finds what it builds, and what it asks `make` for.
+fn project_and_goal(size: Size) -> (&'static str, &'static str) {
+    match size {
+        Size::Full => ("/tmp/tools/opt/bench/c.tar", "linux"),
+        Size::Gate | Size::Quick => ("/dev/vde", "all"),
+    }
+}
+
+/// Lets guests take `mib` at the same time, hold it and free it. `watch` is called all the while. Gives the moment at
+/// which the last had freed it.
+///
+/// # Errors
+/// A guest cannot be reached, or `watch` fails.
+pub fn fill(
+    sockets: &[GuestSocket],
+    mib: u32,
+    mut watch: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<Instant> {
+    let one = |socket: &GuestSocket| {
+        guest::fill(&mut socket.connect(guest::PORT)?, mib, HOLD)?;
+        anyhow::Ok(Instant::now())
+    };
+    thread::scope(|scope| {
+        let guests: Vec<_> = sockets.iter().map(|socket| scope.spawn(move || one(socket))).collect();
+        while !guests.iter().all(|guest| guest.is_finished()) {
+            watch()?;
+            thread::sleep(LOOK);
+        }
+        let freed = guests.into_iter().map(|guest| guest.join().map_err(|_| anyhow!("a fill has panicked"))?);
+        let freed = freed.collect::<anyhow::Result<Vec<_>>>().context("memory taken in the guest")?;
+        freed.into_iter().max().context("no guest")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_not_there_is_told() {
+        let error = fill(&[GuestSocket::Unix("/no/such".into())], 1, || Ok(())).unwrap_err();
+        assert!(format!("{error:#}").starts_with("memory taken in the guest: /no/such"), "{error:#}");
+    }
+}

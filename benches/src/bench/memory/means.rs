@@ -1,0 +1,103 @@
+//! How memory is asked back from a guest: by virtio-mem where it came so, else by the balloon.
+
+use crate::subject::Control;
+
+/// One of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// The balloon takes pages from the guest.
+    Balloon,
+    /// What the guest may have plugged is lowered.
+    VirtioMem {
+        /// What can be plugged, in MiB.
+        size_mib: u32,
+    },
+}
+
+impl Means {
+    /// That of a machine of which `hotplug_mib` came by virtio-mem, if it has one.
+    ///
+    /// # Errors
+    /// The VMM does not answer.
+    pub fn of(control: &dyn Control, hotplug_mib: u32) -> anyhow::Result<Self> {
+        let plugged = control.plugged_mib()?;
+        Ok(plugged.map_or(Self::Balloon, |_| Self::VirtioMem { size_mib: hotplug_mib }))
+    }
+
+    /// For a person.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Balloon => "the balloon",
+            Self::VirtioMem { .. } => "virtio-mem",
+        }
+    }
+
+    /// Asks the guest to do without so much from now on.
+    ///
+    /// # Errors
+    /// The VMM refuses.
+    pub fn ask(self, control: &dyn Control, mib: u32) -> anyhow::Result<()> {
+        match self {
+            Self::Balloon => control.set_balloon(mib),
+            Self::VirtioMem { size_mib } => control.plug(size_mib.saturating_sub(mib)),
+        }
+    }
+
+    /// What the guest does without, in MiB.
+    ///
+    /// # Errors
+    /// The VMM does not answer.
+    pub fn taken(self, control: &dyn Control) -> anyhow::Result<u32> {
+        match self {
+            Self::Balloon => control.balloon_mib(),
+            Self::VirtioMem { size_mib } => Ok(size_mib.saturating_sub(control.plugged_mib()?.unwrap_or(0))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// A guest that does at once what it is asked.
+    struct Obedient {
+        balloon: Cell<u32>,
+        plugged: Option<Cell<u32>>,
+    }
+
+    impl Control for Obedient {
+        fn set_balloon(&self, mib: u32) -> anyhow::Result<()> {
+            self.balloon.set(mib);
+            Ok(())
+        }
+
+        fn balloon_mib(&self) -> anyhow::Result<u32> {
+            Ok(self.balloon.get())
+        }
+
+        fn plug(&self, mib: u32) -> anyhow::Result<()> {
+            self.plugged.as_ref().unwrap().set(mib);
+            Ok(())
+        }
+
+        fn plugged_mib(&self) -> anyhow::Result<Option<u32>> {
+            Ok(self.plugged.as_ref().map(Cell::get))
+        }
+    }
+
+    #[test]
+    fn memory_is_asked_back_the_way_it_came() {
+        for (plugged, means, left) in
+            [(None, Means::Balloon, (192, None)), (Some(256), Means::VirtioMem { size_mib: 256 }, (0, Some(64)))]
+        {
+            let guest = Obedient { balloon: Cell::new(0), plugged: plugged.map(Cell::new) };
+            assert_eq!(Means::of(&guest, 256).unwrap(), means);
+            means.ask(&guest, 192).unwrap();
+            assert_eq!((guest.balloon.get(), guest.plugged_mib().unwrap()), left);
+            assert_eq!(means.taken(&guest).unwrap(), 192);
+            means.ask(&guest, 0).unwrap();
+            assert_eq!(means.taken(&guest).unwrap(), 0);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Loads that nobody could foresee.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::stage::{restart_daemon, wait_until};
+use crate::team::{GUARANTEED_MIB, Load, TEAM, Team, guest, machine, mib, top};
+
+/// More than half of the host's memory.
+const BURST_MIB: u32 = 900;
+/// Four of these are more than the host has.
+const SHARE_MIB: u32 = 560;
+
+#[test]
+fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
+    let team = Team::assemble();
+    for developer in TEAM {
+        let before = mib(&developer, "resident");
+        Load::start(developer, BURST_MIB, 2).right();
+        wait_until("the memory is back", 60, || mib(&developer, "resident") < before + u64::from(BURST_MIB) / 4);
+    }
+    team.all_well();
+}
+
+#[test]
+fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
+    let team = Team::assemble();
+    let loads: Vec<_> = TEAM.iter().map(|developer| Load::start(*developer, SHARE_MIB, 30)).collect();
+    wait_until("more is used than the host has for machines", 120, || {
+        let top = top();
+        let machines = top["machines"].as_array().expect("a list");
+        let used: u64 =
+            machines.iter().flat_map(|one| [&one["resident"], &one["swapped"]]).filter_map(|v| v.as_u64()).sum();
+        used > top["host"]["capacity"].as_u64().expect("a number")
+    });
+    restart_daemon();
+    // The new runner finds out by itself where everybody stands.
+    wait_until("all machines are seen again", 30, || top()["machines"].as_array().expect("a list").len() == TEAM.len());
+    for developer in TEAM {
+        let machine = machine(&developer);
+        assert!(machine["target"].as_u64() >= machine["guaranteed"].as_u64(), "{machine}");
+        assert_eq!(machine["guaranteed"].as_u64().map(|bytes| bytes >> 20), Some(GUARANTEED_MIB.into()));
+    }
+    // The daemon's end cut the streams that the loads' output came through; they themselves run on.
+    drop(loads);
+    for developer in TEAM {
+        wait_until("the load has ended", 280, || guest(&developer, "pgrep -x load").status != 0);
+    }
+    team.all_well();
+}
+
+#[test]
+fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
+    let team = Team::assemble();
+    let (stopped, others) = TEAM.split_last().expect("four");
+    let squeezed = Load::start(*stopped, SHARE_MIB, 600);
+    let loads: Vec<_> = others.iter().map(|developer| Load::start(*developer, SHARE_MIB, 20)).collect();
+    wait_until("somebody is squeezed", 120, || {
+        top()["machines"].as_array().expect("a list").iter().any(|one| !one["squeezed"].is_null())
+    });
+    stopped.garret(&["stop", "--machine"]).ok();
+    assert_eq!(stopped.machine()["phase"], "stopped");
+    for load in loads {
+        load.right();
+    }
+    drop(squeezed);
+    sleep(Duration::from_secs(1));
+    stopped.garret(&["start", "--machine"]).ok();
+    // It is another boot now: only what is counted is compared.
+    assert_eq!(machine(stopped)["oom_kills"], 0);
+    drop(team);
+}

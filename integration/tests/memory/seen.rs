@@ -1,0 +1,38 @@
+//! What a person sees of it.
+
+use std::process::Command;
+
+use crate::stage::{ALICE, Developer};
+use crate::team::{TEAM, Team, top};
+
+#[test]
+fn top_shows_everything_to_root_and_each_developer_their_own() {
+    let team = Team::assemble();
+    let all = top();
+    assert_eq!(all["machines"].as_array().unwrap().len(), TEAM.len(), "{all}");
+    for machine in all["machines"].as_array().unwrap() {
+        let figure = |name: &str| machine[name].as_u64().unwrap_or_else(|| panic!("no {name} in {machine}"));
+        assert!(figure("resident") > 0 && figure("limit") <= figure("promised"), "{machine}");
+        assert!(figure("target") >= figure("guaranteed"), "{machine}");
+        assert!(machine["pressure_some"].is_number(), "the guest tells its pressure: {machine}");
+    }
+    let own = ALICE.json(&["top"]);
+    let names: Vec<_> = own["machines"].as_array().unwrap().iter().map(|one| &one["developer"]).collect();
+    assert_eq!(names, ["alice"]);
+    let text = Developer { name: "root", uid: 0 }.garret(&["top"]).ok();
+    assert!(text.contains("PROMISED") && TEAM.iter().all(|one| text.contains(one.name)), "{text}");
+    team.all_well();
+}
+
+#[test]
+fn prometheus_reads_the_same() {
+    let team = Team::assemble();
+    let socket = ["--unix-socket", "/run/garret/garret.sock", "-sS", "-w", "%{http_code}", "http://garret/metrics"];
+    let output = Command::new("curl").args(socket).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with("200"), "{text}");
+    assert!(text.contains("# TYPE ") && text.contains("developer=\"alice\""), "{text}");
+    let denied = ALICE.run("curl", &socket, &[], b"").ok();
+    assert!(denied.ends_with("403"), "{denied}");
+    team.all_well();
+}

@@ -1,0 +1,123 @@
+//! The four developers, their machines, and programs in these that need memory.
+
+use std::fs;
+use std::thread::JoinHandle;
+
+use serde_json::Value;
+
+use crate::stage::{ALICE, BOB, Developer, Ran};
+
+pub const MIB: u64 = 1 << 20;
+
+/// What each machine is promised: four times that is more than three times the host's memory.
+pub const PROMISED_MIB: u32 = 1792;
+/// What each machine has for itself.
+pub const GUARANTEED_MIB: u32 = 256;
+
+/// Two with an account on the host, two without.
+pub const TEAM: [Developer; 4] =
+    [ALICE, BOB, Developer { name: "1003", uid: 1003 }, Developer { name: "1004", uid: 1004 }];
+/// Nobody's machine runs yet.
+pub const NEWCOMER: Developer = Developer { name: "1005", uid: 1005 };
+
+/// The driver's `load`, in a guest.
+const LOAD: &str = "/data/load";
+/// The driver, on this host.
+const DRIVER: &str = "/run/host/programs/garret-integration";
+
+/// All machines, running, each with the means to use its memory.
+pub struct Team {
+    /// Kills on this host before the test.
+    kills: u64,
+    /// Each machine's boot.
+    boots: Vec<String>,
+}
+
+impl Team {
+    /// Starts those that do not run.
+    pub fn assemble() -> Self {
+        let driver = fs::read(DRIVER).expect("the driver is among the host's programs");
+        let (promised, guaranteed) = (PROMISED_MIB.to_string(), GUARANTEED_MIB.to_string());
+        for developer in TEAM {
+            developer.garret(&["start", "--machine", "--memory", &promised, "--guaranteed", &guaranteed]).ok();
+            let put = format!("[ -x {LOAD} ] || {{ cat > {LOAD} && chmod 755 {LOAD} && sync; }}");
+            developer.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
+        }
+        Self { kills: kills(), boots: TEAM.iter().map(boot).collect() }
+    }
+
+    /// Nothing was killed for lack of memory, neither here nor in a guest, and every machine is the one it was.
+    #[track_caller]
+    pub fn all_well(self) {
+        assert_eq!(kills(), self.kills, "the host's kernel killed something");
+        for machine in top()["machines"].as_array().expect("a list") {
+            assert_eq!(machine["oom_kills"], 0, "{machine}");
+        }
+        assert_eq!(TEAM.iter().map(boot).collect::<Vec<_>>(), self.boots);
+    }
+}
+
+/// Which boot of the guest it is.
+#[track_caller]
+fn boot(developer: &Developer) -> String {
+    guest(developer, "cat /proc/sys/kernel/random/boot_id").ok()
+}
+
+/// Processes that this host's kernel has killed for lack of memory.
+fn kills() -> u64 {
+    let vmstat = fs::read_to_string("/proc/vmstat").expect("it is readable");
+    vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).expect("the kernel counts them")
+}
+
+/// A shell line in the developer's guest.
+pub fn guest(developer: &Developer, line: &str) -> Ran {
+    developer.garret(&["exec", "--machine", "--", "sh", "-c", line])
+}
+
+/// `GET /v1/top` as root sees it.
+#[track_caller]
+pub fn top() -> Value {
+    Developer { name: "root", uid: 0 }.json(&["top"])
+}
+
+/// One machine's line of [`top`].
+#[track_caller]
+pub fn machine(developer: &Developer) -> Value {
+    let top = top();
+    let found = top["machines"].as_array().expect("a list").iter().find(|one| one["developer"] == developer.name);
+    found.unwrap_or_else(|| panic!("{} is not in {top}", developer.name)).clone()
+}
+
+/// A figure of one machine in MiB.
+#[track_caller]
+pub fn mib(developer: &Developer, what: &str) -> u64 {
+    let machine = machine(developer);
+    machine[what].as_u64().unwrap_or_else(|| panic!("no {what} in {machine}")) / MIB
+}
+
+/// A program in a guest that takes memory, keeps it for some time and finds every byte as it was.
+pub struct Load(JoinHandle<Ran>);
+
+impl Load {
+    pub fn start(developer: Developer, mib: u32, hold_s: u32) -> Self {
+        Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s}"))
+    }
+
+    /// The same, reading all of it again and again.
+    pub fn start_busy(developer: Developer, mib: u32, hold_s: u32) -> Self {
+        Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s} --busy"))
+    }
+
+    fn start_with(developer: Developer, line: &str) -> Self {
+        let line = line.to_owned();
+        Self(std::thread::spawn(move || guest(&developer, &line)))
+    }
+
+    /// Waits for its end: every page was right.
+    #[track_caller]
+    pub fn right(self) -> String {
+        let said = self.0.join().expect("the thread ends").ok();
+        assert!(said.contains("right: "), "{said}");
+        said
+    }
+}

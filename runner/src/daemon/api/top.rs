@@ -1,0 +1,51 @@
+//! `/v1/top` and `/metrics`: how the memory stands.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use garret_api::Problem;
+use garret_api::runner::Top;
+use hyper::header;
+
+use super::{Peer, Refusal};
+use crate::daemon::Daemon;
+use crate::daemon::memory::{Snapshot, render_metrics};
+
+/// The text format's own media type.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[utoipa::path(
+    get,
+    path = "/v1/top",
+    responses(
+        (status = 200, description = "The host's memory, and that of the machines the caller may see.", body = Top),
+        (status = 503, description = "Nothing has been measured yet.", body = Problem)
+    )
+)]
+pub async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Top>, Refusal> {
+    Ok(Json(snapshot(&daemon).await?.top(|uid| peer.may(uid))))
+}
+
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses(
+        (status = 200, description = "The same of all machines in Prometheus' text format.", body = String),
+        (status = 403, body = Problem),
+        (status = 503, description = "Nothing has been measured yet.", body = Problem)
+    )
+)]
+pub async fn metrics(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Response, Refusal> {
+    if !peer.administrator {
+        return Err(Refusal::forbidden("only root and members of the group garret may read everybody's figures"));
+    }
+    let text = render_metrics(&*snapshot(&daemon).await?);
+    Ok(([(header::CONTENT_TYPE, PROMETHEUS)], text).into_response())
+}
+
+async fn snapshot(daemon: &Daemon) -> Result<Arc<Snapshot>, Refusal> {
+    let missing = || Refusal::unavailable("the host's memory has not been measured yet: see the daemon's log");
+    daemon.memory.snapshot().await.ok_or_else(missing)
+}

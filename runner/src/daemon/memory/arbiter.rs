@@ -1,0 +1,252 @@
+//! Looks at the host and its machines, and decides what each should hold, what it may plug, and by which means memory
+//! is taken. It has no clock and does nothing itself: what it remembers between two looks can be lost at any time, and
+//! comes back from what it sees.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::ladder::Ladder;
+use super::limits::Limit;
+use super::model::{Decision, Elapsed, HostView, MachineView, Order};
+use super::stage::Rated;
+use super::strain::{capacity, room};
+use super::targets::{Claim, targets};
+use super::working_set::{held, wanted, working_set};
+
+/// A machine that uses less of one CPU is idle.
+const IDLE_CPUS: f64 = 0.02;
+/// … if it does so for this long.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// A longer time between two looks (the host slept) counts as this: what was true at both ends need not have been
+/// between.
+const ELAPSED_MOST: Duration = Duration::from_secs(10);
+
+/// The arbiter.
+#[derive(Clone, Debug, Default)]
+pub struct Arbiter {
+    ladder: Ladder,
+    machines: BTreeMap<u32, Past>,
+}
+
+/// What is remembered of one machine.
+#[derive(Clone, Copy, Debug, Default)]
+struct Past {
+    idle_for: Duration,
+    limit: Limit,
+}
+
+impl Arbiter {
+    /// Decides what to do now; `elapsed` since the last look.
+    pub fn look(&mut self, host: &HostView, machines: &[MachineView], elapsed: Elapsed) -> Decision {
+        let elapsed = elapsed.min(ELAPSED_MOST);
+        self.age(machines, elapsed);
+        let used: Vec<u64> = machines.iter().map(|machine| working_set(machine, self.idle(machine))).collect();
+        let claims: Vec<Claim> = machines.iter().zip(&used).map(|(machine, &used)| claim(machine, used)).collect();
+        let targets = targets(guaranteed_room(host, machines), &claims);
+        let rated = machines.iter().zip(&targets).zip(&used);
+        let rated: Vec<Rated> =
+            rated.map(|((machine, &target), &working_set)| Rated { machine, target, working_set }).collect();
+        let steps = self.ladder.look(host, &rated, elapsed);
+        let mut orders = steps.orders;
+        orders.extend(machines.iter().filter_map(|machine| self.limit(machine, elapsed)));
+        orders.sort_by_key(precedence);
+        let uids = || machines.iter().map(|machine| machine.uid);
+        Decision {
+            targets: uids().zip(targets).collect(),
+            working_sets: uids().zip(used).collect(),
+            squeezed: self.ladder.squeezed(),
+            orders,
+            notices: steps.notices,
+        }
+    }
+
+    fn age(&mut self, machines: &[MachineView], elapsed: Duration) {
+        let known = std::mem::take(&mut self.machines);
+        for machine in machines {
+            let mut past = known.get(&machine.uid).copied().unwrap_or_default();
+            let idle = machine.cpus < IDLE_CPUS;
+            past.idle_for = if idle { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
+            self.machines.insert(machine.uid, past);
+        }
+    }
+
+    fn idle(&self, machine: &MachineView) -> bool {
+        self.machines.get(&machine.uid).is_some_and(|past| past.idle_for >= IDLE_AFTER)
+    }
+
+    /// A new limit, where it should change. A guest that stands still can plug and unplug nothing.
+    fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
+        let squeezed = self.ladder.squeezed_to(machine.uid);
+        let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
+        let bytes = past.limit.look(machine, squeezed, elapsed)?;
+        (bytes != machine.limit).then_some(Order::Limit { uid: machine.uid, bytes })
+    }
+}
+
+fn claim(machine: &MachineView, used: u64) -> Claim {
+    let MachineView { guaranteed, promised, weight, .. } = *machine;
+    Claim { guaranteed, promised, wanted: wanted(used), weight, held: held(machine), used }
+}
+
+/// What the machines can hold together, not less than their guarantees as far as the capacity holds these.
+fn guaranteed_room(host: &HostView, machines: &[MachineView]) -> u64 {
+    let sum = |size: fn(&MachineView) -> u64| machines.iter().map(size).fold(0, u64::saturating_add);
+    let guaranteed = sum(|machine| machine.guaranteed).min(capacity(host));
+    room(host, sum(|machine| machine.resident)).max(guaranteed)
+}
+
+/// What gives to a machine is done before what takes.
+fn precedence(order: &Order) -> u8 {
+    match order {
+        Order::Resume { .. } => 0,
+        Order::Limit { .. } => 1,
+        Order::Squeeze { .. } => 2,
+        Order::Swap { .. } => 3,
+        Order::Pause { .. } => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::model::GuestView;
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn look(arbiter: &mut Arbiter, host: &HostView, machines: &[MachineView]) -> Decision {
+        arbiter.look(host, machines, SECOND)
+    }
+
+    #[test]
+    fn a_silent_machine_that_computes_nothing_is_idle_after_a_while() {
+        let host = HostView { total: 4000 * MIB, available: 2000 * MIB, ..HostView::default() };
+        let resident = 1000 * MIB;
+        let machine = MachineView { uid: 5, promised: 4000 * MIB, weight: 100, resident, ..MachineView::default() };
+        let mut arbiter = Arbiter::default();
+        let used: Vec<u64> = (0..60).map(|_| look(&mut arbiter, &host, &[machine]).working_sets[&5] / MIB).collect();
+        assert_eq!((used[58], used[59]), (1000, 64));
+        assert_eq!(look(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
+    }
+
+    #[test]
+    fn what_gives_comes_before_what_takes() {
+        let uid = 1;
+        let mut orders = vec![
+            Order::Pause { uid },
+            Order::Swap { uid, bytes: 1 },
+            Order::Squeeze { uid, target: None },
+            Order::Limit { uid, bytes: 1 },
+            Order::Resume { uid },
+        ];
+        orders.sort_by_key(precedence);
+        assert!(
+            matches!(orders[..], [Order::Resume { .. }, Order::Limit { .. }, .., Order::Pause { .. }]),
+            "{orders:?}"
+        );
+    }
+
+    #[test]
+    fn a_host_without_machines_is_looked_at() {
+        assert_eq!(look(&mut Arbiter::default(), &HostView::default(), &[]), Decision::default());
+    }
+
+    fn any_guest() -> impl Strategy<Value = Option<GuestView>> {
+        let words = (prop::array::uniform6(any::<u64>()), any::<Option<f64>>(), any::<bool>());
+        prop::option::of(words.prop_map(|([total, free, available, cold, swap_used, swap_total], pressure, short)| {
+            GuestView { total, free, available, cold, swap_used, swap_total, pressure_some: pressure, short }
+        }))
+    }
+
+    fn any_machine() -> impl Strategy<Value = MachineView> {
+        let sizes = (256..8192u64, 0..8192u64, 0..8192u64, 0..8192u64, 0..8192u64, 0..4096u64);
+        (sizes, any_guest(), 0..20_000u32, any::<f64>(), any::<(bool, bool)>()).prop_map(
+            |((boot, promised, guaranteed, limit, resident, swapped), guest, weight, cpus, (paused, needed))| {
+                let [boot, promised, guaranteed, limit, resident, swapped] =
+                    [boot, promised, guaranteed, limit, resident, swapped].map(|mib| mib * MIB);
+                let (uid, plugged) = (0, limit);
+                MachineView {
+                    uid,
+                    promised,
+                    guaranteed,
+                    weight,
+                    boot,
+                    limit,
+                    plugged,
+                    resident,
+                    swapped,
+                    cpus,
+                    guest,
+                    paused,
+                    needed,
+                }
+            },
+        )
+    }
+
+    fn any_machines() -> impl Strategy<Value = Vec<MachineView>> {
+        prop::collection::vec(any_machine(), 1..40).prop_map(|mut machines| {
+            (0..).zip(&mut machines).for_each(|(uid, machine)| machine.uid = uid);
+            machines
+        })
+    }
+
+    fn any_host() -> impl Strategy<Value = HostView> {
+        let sizes = (0..400_000u64, 0..400_000u64, 0..400_000u64, 0..400_000u64, 0..20_000u64);
+        (sizes, any::<Option<f64>>(), any::<Option<f64>>()).prop_map(
+            |((total, available, swap_total, swap_free, reserve), pressure_some, pressure_full)| {
+                let [total, available, swap_total, swap_free, reserve] =
+                    [total, available, swap_total, swap_free, reserve].map(|mib| mib * MIB);
+                HostView { total, available, swap_total, swap_free, reserve, pressure_some, pressure_full }
+            },
+        )
+    }
+
+    proptest! {
+        /// Whatever is seen: guarantees are kept where the capacity holds them, and the targets are within it.
+        #[test]
+        fn targets_hold_at_every_sight(host in any_host(), machines in any_machines()) {
+            let decision = look(&mut Arbiter::default(), &host, &machines);
+            prop_assert!(decision.targets.values().sum::<u64>() <= capacity(&host));
+            let guaranteed: u64 = machines.iter().map(|machine| machine.guaranteed).sum();
+            for machine in machines.iter().filter(|_| guaranteed <= capacity(&host)) {
+                prop_assert!(decision.targets[&machine.uid] >= machine.guaranteed);
+            }
+        }
+
+        /// One guest's word lowers nobody else's target below what they would have if it claimed all it could.
+        #[test]
+        fn a_guests_word_takes_nothing_from_others(
+            host in any_host(), mut machines in any_machines(), word in any_guest(),
+        ) {
+            machines[0].paused = false;
+            // It has nothing free and nothing cold.
+            machines[0].guest = Some(GuestView::default());
+            machines[0].plugged = u64::MAX;
+            let greedy = look(&mut Arbiter::default(), &host, &machines);
+            machines[0].guest = word;
+            let lied = look(&mut Arbiter::default(), &host, &machines);
+            for machine in &machines[1..] {
+                let (greedy, lied) = (greedy.targets[&machine.uid], lied.targets[&machine.uid]);
+                prop_assert!(lied + 100 >= greedy, "{lied} instead of {greedy}");
+            }
+        }
+
+        /// However often the same is seen: no more is swapped than there is swap, and notices are single lines.
+        #[test]
+        fn orders_stay_within_the_swap(host in any_host(), machines in any_machines(), looks in 1..30u32) {
+            let mut arbiter = Arbiter::default();
+            for _ in 0..looks {
+                let decision = look(&mut arbiter, &host, &machines);
+                let swapped = decision.orders.iter().map(|order| match order {
+                    Order::Swap { bytes, .. } => *bytes,
+                    _ => 0,
+                });
+                prop_assert!(swapped.sum::<u64>() <= host.swap_free);
+                prop_assert!(decision.notices.iter().all(|notice| !notice.reason.contains('\n')));
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Follows what one guest says of its memory. All of it is hearsay: bounded, paced, and forgotten when it is old.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use garret_api::agent::MemoryReport;
+use garret_api::client::Lines;
+use hyper::Method;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::model::GuestView;
+use super::trouble::Trouble;
+use crate::daemon::Daemon;
+use crate::daemon::verdict::one_line;
+
+/// How old a report may be until the guest counts as silent.
+const FRESH: Duration = Duration::from_secs(15);
+/// How long the agent may take to begin.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// A stream that is silent for longer is given up; the agent promises a line every 10 s.
+const SILENCE: Duration = Duration::from_secs(30);
+/// The least time between two lines that are read: a guest that floods us waits.
+const PACE: Duration = Duration::from_millis(50);
+/// The least time between two looks that one guest can ask for.
+const CALL_PACE: Duration = Duration::from_secs(1);
+/// How long it rests before it begins again, longer each time, which also bounds what a guest can make us log …
+const REST: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(10);
+/// … until a stream has lived for this long.
+const PROVEN: Duration = Duration::from_secs(60);
+
+/// What a guest has said.
+#[derive(Clone, Debug, Default)]
+pub struct Reports(Arc<Mutex<Heard>>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    last: Option<(Instant, MemoryReport)>,
+    broken: u64,
+}
+
+impl Reports {
+    /// What the guest says now; `None`: it is silent.
+    pub fn fresh(&self) -> Option<GuestView> {
+        self.heard().last.as_ref().filter(|(at, _)| at.elapsed() <= FRESH).map(|(_, report)| view(report))
+    }
+
+    /// How often the guest's kernel has killed for lack of memory, as it said last.
+    pub fn oom_kills(&self) -> u64 {
+        self.heard().last.as_ref().map_or(0, |(_, report)| report.oom_kills)
+    }
+
+    /// How often the stream broke, or had a line that is no report.
+    pub fn broken(&self) -> u64 {
+        self.heard().broken
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn view(report: &MemoryReport) -> GuestView {
+    GuestView {
+        total: report.total,
+        free: report.free,
+        available: report.available,
+        cold: report.cold,
+        swap_used: report.swap_used,
+        swap_total: report.swap_total,
+        pressure_some: report.pressure.map(|pressure| pressure.some_avg10.clamp(0.0, 100.0)),
+        short: report.short,
+    }
+}
+
+/// Follows until it is aborted. `connected` is called whenever a new stream begins.
+pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
+    let agent = daemon.agent(&machine, DEADLINE);
+    let trouble = Trouble::of(format!("memory reports of {machine}"));
+    let mut rest = REST;
+    let mut known = false;
+    loop {
+        // One that stands still says nothing, and connections to it would only pile up.
+        daemon.memory.standing.running(uid).await;
+        let began = Instant::now();
+        let ended = match agent.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await {
+            Ok(lines) => {
+                known = true;
+                connected();
+                listen(&daemon.memory.wake, &reports, lines).await
+            }
+            // Still booting, which its driver watches.
+            Err(_) if !known => {
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        if began.elapsed() >= PROVEN {
+            trouble.note(None);
+            rest = REST;
+        }
+        trouble.note(Some(one_line(&ended)));
+        tokio::time::sleep(rest).await;
+        rest = (rest * 2).min(REST_MAX);
+    }
+}
+
+/// Listens until the stream ends, breaks, is silent or says nonsense, and gives which.
+async fn listen(wake: &Notify, reports: &Reports, mut lines: Lines<MemoryReport>) -> String {
+    let mut called: Option<Instant> = None;
+    loop {
+        let report = match tokio::time::timeout(SILENCE, lines.next()).await {
+            Ok(Ok(Some(report))) => report,
+            Ok(Ok(None)) => return "the agent's answer has ended".into(),
+            Ok(Err(error)) => {
+                reports.heard().broken += 1;
+                return error.to_string();
+            }
+            Err(_) => return format!("nothing for {} s", SILENCE.as_secs()),
+        };
+        let short = report.short;
+        reports.heard().last = Some((Instant::now(), report));
+        if short && called.is_none_or(|at| at.elapsed() >= CALL_PACE) {
+            called = Some(Instant::now());
+            wake.notify_one();
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use garret_api::client::Client;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What becomes of a guest that says this.
+    async fn hear(said: &'static str) -> (Reports, String, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("agent.sock")).unwrap();
+        let router = Router::new().route("/v1/memory", get(async move || said));
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let (reports, wake) = (Reports::default(), Notify::new());
+        let client = Client::unix(dir.path().join("agent.sock"));
+        let lines = client.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await.unwrap();
+        let ended = listen(&wake, &reports, lines).await;
+        let woken = tokio::time::timeout(Duration::ZERO, wake.notified()).await.is_ok();
+        (reports, ended, woken)
+    }
+
+    const REPORT: &str = r#"{"total":8,"free":1,"available":2,"cold":3,"swap_total":4,"swap_used":5,"#;
+
+    #[tokio::test]
+    async fn the_last_report_counts_and_one_that_is_short_wakes() {
+        let line = |rest: &str| -> &'static str { format!("{REPORT}{rest}\n").leak() };
+        let calm = line(r#""short":false,"reclaimed":0,"oom_kills":0}"#);
+        let (reports, ended, woken) = hear(calm).await;
+        assert_eq!((ended.as_str(), woken), ("the agent's answer has ended", false));
+        assert_eq!(reports.fresh().unwrap().available, 2);
+        let pressure = r#"{"some_avg10":1e9,"some_total_us":0,"full_avg10":-1,"full_total_us":0}"#;
+        let short = line(&format!(r#""pressure":{pressure},"short":true,"reclaimed":0,"oom_kills":6}}"#));
+        let (reports, _, woken) = hear(format!("{calm}{short}").leak()).await;
+        assert!(woken);
+        let fresh = reports.fresh().unwrap();
+        assert_eq!((fresh.pressure_some, fresh.short, reports.oom_kills()), (Some(100.0), true, 6));
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_counted_and_ends_the_stream() {
+        for said in ["{}\n", "total\n", "{\"total\": -1}\n", "[1e999]\n", "{\"total"] {
+            let (reports, _, woken) = hear(said).await;
+            assert_eq!((reports.fresh(), reports.broken(), woken), (None, 1, false), "{said}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! How orders are carried out on one machine: each kind in a lane of its own, with a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use garret_api::agent::MemorySqueeze;
+use garret_api::client::Error;
+use garret_api::vmm::MemoryTarget;
+use hyper::Method;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::lane::Lane;
+use super::trouble::Trouble;
+use crate::daemon::Daemon;
+use crate::host;
+
+/// How long a VMM or an agent may take to do what it is told.
+const CALL: Duration = Duration::from_secs(5);
+/// An order to swap out that is so old is not begun: what is swapped out now was decided now.
+const STALE: Duration = Duration::from_secs(2);
+
+/// The lanes of one machine.
+#[derive(Debug)]
+pub struct Hands {
+    /// What may be plugged, in MiB.
+    pub limit: Lane<u32>,
+    /// What the agent should come down to, in bytes.
+    pub squeeze: Lane<Option<u64>>,
+    /// When it was ordered, and how much is to be swapped out, in bytes.
+    pub swap: Lane<(Instant, u64)>,
+    /// Whether it should stand still.
+    pub still: Lane<bool>,
+}
+
+impl Hands {
+    /// Lanes whose work is among `tasks`.
+    pub fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
+        let trouble = |what: &str| Trouble::of(format!("{what} {machine}"));
+        let arm = Arc::new(Arm {
+            daemon: daemon.clone(),
+            uid,
+            machine: machine.into(),
+            limit: trouble("changing what may be plugged of"),
+            squeeze: trouble("squeezing"),
+            swap: trouble("swapping out"),
+            still: trouble("pausing or resuming"),
+        });
+        let (for_limit, for_squeeze, for_swap, for_still) = (arm.clone(), arm.clone(), arm.clone(), arm);
+        Self {
+            limit: Lane::new(tasks, 0, move |requested_mib| for_limit.clone().limit(requested_mib)),
+            squeeze: Lane::new(tasks, None, move |target| for_squeeze.clone().squeeze(target)),
+            swap: Lane::new(tasks, (Instant::now(), 0), move |(ordered, bytes)| for_swap.clone().swap(ordered, bytes)),
+            still: Lane::new(tasks, false, move |still| for_still.clone().stand(still)),
+        }
+    }
+}
+
+/// What the lanes share.
+struct Arm {
+    daemon: Arc<Daemon>,
+    uid: u32,
+    machine: String,
+    limit: Trouble,
+    squeeze: Trouble,
+    swap: Trouble,
+    still: Trouble,
+}
+
+/// Each gives whether it is done. What the arbiter sees at its next look is not tried again here: it is ordered again.
+impl Arm {
+    async fn limit(self: Arc<Self>, requested_mib: u32) -> bool {
+        let target = MemoryTarget { requested_mib };
+        let done = self.daemon.vmm(&self.machine, CALL).send(Method::PUT, "/v1/memory", Some(&target)).await;
+        self.limit.note(done.err().map(|error| error.to_string()));
+        true
+    }
+
+    /// Nothing shows whether an agent has heard: one that did not is told again.
+    async fn squeeze(self: Arc<Self>, target: Option<u64>) -> bool {
+        self.daemon.memory.standing.running(self.uid).await;
+        let squeeze = MemorySqueeze { target };
+        let done = self.daemon.agent(&self.machine, CALL).send(Method::PUT, "/v1/memory", Some(&squeeze)).await;
+        let answered = matches!(done, Ok(()) | Err(Error::Problem { .. }));
+        self.squeeze.note(done.err().map(|error| error.to_string()));
+        answered
+    }
+
+    async fn swap(self: Arc<Self>, ordered: Instant, bytes: u64) -> bool {
+        if ordered.elapsed() > STALE {
+            return true;
+        }
+        let name = self.machine.clone();
+        let done = tokio::task::spawn_blocking(move || host::reclaim(&name, bytes)).await;
+        self.swap.note(match done {
+            Ok(done) => done.err().map(|error| format!("{error:#}")),
+            Err(error) => Some(error.to_string()),
+        });
+        true
+    }
+
+    async fn stand(self: Arc<Self>, still: bool) -> bool {
+        let (standing, vmm) = (&self.daemon.memory.standing, self.daemon.vmm(&self.machine, CALL));
+        let done = match still {
+            true => standing.pause(self.uid, &vmm).await,
+            false => standing.resume(self.uid, &vmm).await,
+        };
+        self.still.note(done.err().map(|error| error.to_string()));
+        true
+    }
+}

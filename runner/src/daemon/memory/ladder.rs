@@ -1,0 +1,437 @@
+//! The means by which memory is taken from machines while the host's is short, the gentlest first: the guest gives up
+//! what is cold; the host swaps; the machine stands still. Who holds more than its target is asked, the idle first.
+//! Each step up needs the one before to have had its time; what was taken is given back when the host has been calm for
+//! a while.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use garret_api::runner::Means;
+
+use super::model::{HostView, Notice, Order};
+use super::stage::{Rated, Stage};
+use super::strain::{Level, Strain, deficit, swap_deficit};
+
+const MIB: u64 = 1 << 20;
+/// What is swapped out in a second, of all machines together.
+const SWAP_PACE: u64 = 256 * MIB;
+/// This part of the swap is left to the kernel: one in so many.
+const SWAP_KEPT: u64 = 20;
+/// Less is not worth an order.
+const SWAP_LEAST: u64 = 4 * MIB;
+/// How long a guest may take to come down, before its memory is swapped; and when memory is very short.
+const GUEST_PATIENCE: Duration = Duration::from_secs(5);
+const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
+/// How long memory must have been very short, although it was swapped out, before a machine stands still.
+const SWAP_PATIENCE: Duration = Duration::from_secs(15);
+/// Between two machines that come to stand still, and between two that go on.
+const PAUSE_GAP: Duration = Duration::from_secs(10);
+const RESUME_GAP: Duration = Duration::from_secs(2);
+/// The longest that a machine stands still while others run: then it is another's turn.
+const PAUSE_MOST: Duration = Duration::from_secs(300);
+/// How long a machine must have been far below its target to be released before the host is calm.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Steps {
+    /// Orders other than limits.
+    pub orders: Vec<Order>,
+    /// What to tell.
+    pub notices: Vec<Notice>,
+}
+
+/// What is being done to all machines.
+#[derive(Clone, Debug)]
+pub struct Ladder {
+    strain: Strain,
+    stages: BTreeMap<u32, Stage>,
+    since_pause: Duration,
+    since_resume: Duration,
+}
+
+impl Default for Ladder {
+    fn default() -> Self {
+        let (since_pause, since_resume) = (PAUSE_GAP, RESUME_GAP);
+        Self { strain: Strain::default(), stages: BTreeMap::new(), since_pause, since_resume }
+    }
+}
+
+impl Ladder {
+    /// What to do now; `elapsed` since the last look.
+    pub fn look(&mut self, host: &HostView, all: &[Rated], elapsed: Duration) -> Steps {
+        let level = self.strain.look(host, elapsed);
+        self.age(all, elapsed);
+        let mut ranked = all.to_vec();
+        ranked.sort_by(Rated::idler_first);
+        let mut look = Look { ladder: self, host, level, ranked, steps: Steps::default() };
+        look.resume();
+        look.release();
+        if level != Level::Calm {
+            look.squeeze();
+            look.swap(elapsed);
+            look.pause();
+        }
+        look.ask();
+        look.steps
+    }
+
+    /// What a machine's guest should come down to, if it should.
+    pub fn squeezed_to(&self, uid: u32) -> Option<u64> {
+        self.stages.get(&uid)?.squeezed_to()
+    }
+
+    /// What is being done, for each machine to which something is done.
+    pub fn squeezed(&self) -> BTreeMap<u32, Means> {
+        let squeezed = self.stages.iter().filter(|(_, stage)| stage.means != Means::Released);
+        squeezed.map(|(&uid, stage)| (uid, stage.means)).collect()
+    }
+
+    /// Forgets who is gone, adopts who is new.
+    fn age(&mut self, all: &[Rated], elapsed: Duration) {
+        let known = std::mem::take(&mut self.stages);
+        for rated in all {
+            let machine = rated.machine;
+            let mut stage = known.get(&machine.uid).copied().unwrap_or_else(|| Stage::adopt(machine));
+            stage.age(rated, elapsed);
+            self.stages.insert(machine.uid, stage);
+        }
+        self.since_pause = self.since_pause.saturating_add(elapsed);
+        self.since_resume = self.since_resume.saturating_add(elapsed);
+    }
+}
+
+/// One look at everything.
+struct Look<'a> {
+    ladder: &'a mut Ladder,
+    host: &'a HostView,
+    level: Level,
+    /// The machines, the idlest first.
+    ranked: Vec<Rated<'a>>,
+    steps: Steps,
+}
+
+impl Look<'_> {
+    /// Who stands still goes on when somebody waits for it, when the host is calm, or when it is another's turn.
+    fn resume(&mut self) {
+        // The busiest first: it was stopped last.
+        for rated in self.ranked.clone().iter().rev() {
+            let (machine, stage) = (rated.machine, self.stage(rated));
+            if stage.means != Means::Paused {
+                if machine.paused {
+                    // Told before, and not done yet.
+                    self.steps.orders.push(Order::Resume { uid: machine.uid });
+                }
+                continue;
+            }
+            let stood = stage.since.as_secs();
+            let reason = if machine.needed {
+                "somebody waits for this machine: it goes on".into()
+            } else if self.level == Level::Calm && self.ladder.since_resume >= RESUME_GAP {
+                self.enough()
+            } else if self.level != Level::Calm && stage.since >= PAUSE_MOST {
+                format!("this machine stood still for {stood} s: it goes on, though {}", self.shortage())
+            } else {
+                continue;
+            };
+            let means = if self.level == Level::Calm { Means::Released } else { Means::Guest };
+            self.ladder.since_resume = Duration::ZERO;
+            self.steps.orders.push(Order::Resume { uid: machine.uid });
+            self.enter(rated, means, rated.target, reason);
+        }
+    }
+
+    /// Who is squeezed is released when the host is calm, or when it has come to hold far less than its target.
+    fn release(&mut self) {
+        for rated in self.ranked.clone() {
+            let stage = self.stage(&rated);
+            if matches!(stage.means, Means::Released | Means::Paused) {
+                continue;
+            }
+            if self.level == Level::Calm {
+                self.enter(&rated, Means::Released, rated.target, self.enough());
+            } else if stage.since >= RELEASE_PATIENCE && rated.far_below_target() {
+                let (holds, target) = (mib(rated.machine.resident), mib(rated.target));
+                let reason = format!("this machine holds {holds} MiB and may hold {target}");
+                self.enter(&rated, Means::Released, rated.target, reason);
+            }
+        }
+    }
+
+    /// As many guests are asked as it takes to come out of the shortage, if they do what they are asked.
+    fn squeeze(&mut self) {
+        let lack = deficit(self.host);
+        let asked = self.ranked.iter().filter(|rated| self.stage(rated).means != Means::Released);
+        let mut relief: u64 = asked.map(Rated::excess).sum();
+        for rated in self.ranked.clone() {
+            let excess = rated.excess();
+            if relief < lack && excess > 0 && self.stage(&rated).means == Means::Released {
+                relief += excess;
+                let holds = mib(rated.machine.resident);
+                let reason =
+                    format!("{}; this machine holds {holds} MiB, {} above its share", self.shortage(), mib(excess));
+                self.enter(&rated, Means::Guest, rated.target, reason);
+            }
+        }
+    }
+
+    /// Swaps out what guests above their targets had the time to give up and did not.
+    fn swap(&mut self, elapsed: Duration) {
+        let patience = if self.level == Level::Hard { GUEST_PATIENCE_HARD } else { GUEST_PATIENCE };
+        let pace = SWAP_PACE * elapsed.as_millis().min(1000) as u64 / 1000;
+        let lack = swap_deficit(self.host, self.level);
+        let mut budget = lack.min(pace).min(usable_swap(self.host));
+        for rated in self.ranked.clone() {
+            let (stage, excess) = (self.stage(&rated), rated.excess());
+            let ripe = match stage.means {
+                Means::Released => false,
+                Means::Guest => stage.since >= patience,
+                Means::Swap | Means::Paused => true,
+            };
+            let bytes = excess.min(budget);
+            if !ripe || bytes < SWAP_LEAST {
+                continue;
+            }
+            if stage.means == Means::Guest {
+                let waited = stage.since.as_secs();
+                let reason = format!(
+                    "{}; after {waited} s this machine's guest still holds {} MiB, {} above its share",
+                    self.shortage(),
+                    mib(rated.machine.resident),
+                    mib(excess)
+                );
+                self.enter(&rated, Means::Swap, bytes, reason);
+            }
+            budget -= bytes;
+            self.steps.orders.push(Order::Swap { uid: rated.machine.uid, bytes });
+        }
+    }
+
+    /// Where swapping does not help because what is swapped out comes back, one more machine stands still: whom nobody
+    /// waits for, whose turn it is, who computes least. At least half of the machines go on.
+    fn pause(&mut self) {
+        let hard_for = self.ladder.strain.hard_for();
+        let still = self.ladder.stages.values().filter(|stage| stage.means == Means::Paused).count();
+        let too_many = 2 * (still + 1) > self.ranked.len();
+        if hard_for < SWAP_PATIENCE || self.ladder.since_pause < PAUSE_GAP || too_many {
+            return;
+        }
+        let candidates = self.ranked.iter().filter(|rated| self.may_stand_still(rated));
+        let turn = |rated: &&Rated| self.stage(rated).pauses;
+        let next = candidates
+            .min_by(|one, other| turn(one).cmp(&turn(other)).then(one.machine.cpus.total_cmp(&other.machine.cpus)));
+        let Some(rated) = next.copied() else { return };
+        let reason = format!(
+            "{} for {} s although it is swapped out; this machine uses {:.2} CPUs and nobody waits for it",
+            self.shortage(),
+            hard_for.as_secs(),
+            rated.machine.cpus
+        );
+        self.ladder.since_pause = Duration::ZERO;
+        self.steps.orders.push(Order::Pause { uid: rated.machine.uid });
+        self.enter(&rated, Means::Paused, rated.target, reason);
+    }
+
+    fn may_stand_still(&self, rated: &Rated) -> bool {
+        let (machine, stage) = (rated.machine, self.stage(rated));
+        let squeezed = matches!(stage.means, Means::Guest | Means::Swap) && stage.since >= GUEST_PATIENCE;
+        squeezed && !machine.needed && !machine.paused
+    }
+
+    /// Tells the guests what they do not know yet.
+    fn ask(&mut self) {
+        for rated in &self.ranked {
+            let machine = rated.machine;
+            let stage = self.ladder.stages.get_mut(&machine.uid);
+            self.steps.orders.extend(stage.and_then(|stage| stage.ask(machine)));
+        }
+    }
+
+    fn stage(&self, rated: &Rated) -> Stage {
+        self.ladder.stages[&rated.machine.uid]
+    }
+
+    fn enter(&mut self, rated: &Rated, means: Means, bytes: u64, reason: String) {
+        let uid = rated.machine.uid;
+        if let Some(stage) = self.ladder.stages.get_mut(&uid) {
+            stage.enter(means);
+        }
+        self.steps.notices.push(Notice { uid, means, bytes, reason });
+    }
+
+    fn shortage(&self) -> String {
+        format!("host memory is short: {}", self.figures())
+    }
+
+    fn enough(&self) -> String {
+        format!("host memory is enough again: {}", self.figures())
+    }
+
+    fn figures(&self) -> String {
+        let HostView { available, total, pressure_some, .. } = *self.host;
+        let pressure = pressure_some.map(|some| format!(", pressure {some:.0} %")).unwrap_or_default();
+        format!("{} of {} MiB available{pressure}", mib(available), mib(total))
+    }
+}
+
+/// Swap that may be filled by orders.
+fn usable_swap(host: &HostView) -> u64 {
+    host.swap_free.saturating_sub(host.swap_total / SWAP_KEPT)
+}
+
+/// Whole MiB, with a comma before each three digits.
+fn mib(bytes: u64) -> String {
+    let digits = (bytes / MIB).to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{GuestView, MachineView};
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// 4000 MiB, 200 in reserve: memory is short below 500 available, very short below 250.
+    fn host(available: u64) -> HostView {
+        let (total, reserve, swap) = (4000 * MIB, 200 * MIB, 4000 * MIB);
+        let available = available * MIB;
+        HostView { total, reserve, available, swap_total: swap, swap_free: swap, ..HostView::default() }
+    }
+
+    /// A machine with a target of 500 MiB.
+    fn machine(uid: u32, resident: u64, cpus: f64) -> MachineView {
+        let guest = Some(GuestView::default());
+        MachineView { uid, resident: resident * MIB, weight: 100, cpus, guest, ..MachineView::default() }
+    }
+
+    /// Looks once a second; the last step, squeezes of the guests left out.
+    fn look(ladder: &mut Ladder, host: &HostView, machines: &[MachineView], seconds: u32) -> Steps {
+        let rate = |machine| Rated { machine, target: 500 * MIB, working_set: 300 * MIB };
+        let rated: Vec<Rated> = machines.iter().map(rate).collect();
+        let steps = (0..seconds).map(|_| ladder.look(host, &rated, SECOND));
+        let mut steps = steps.last().unwrap_or_default();
+        steps.orders.retain(|order| !matches!(order, Order::Squeeze { .. }));
+        steps
+    }
+
+    fn told(steps: &Steps) -> Vec<(u32, Means)> {
+        steps.notices.iter().map(|notice| (notice.uid, notice.means)).collect()
+    }
+
+    #[test]
+    fn as_many_are_squeezed_as_it_takes_the_idlest_first() {
+        let machines = [machine(1, 700, 0.0), machine(2, 900, 1.0), machine(3, 900, 0.1), machine(4, 505, 0.0)];
+        for (available, squeezed) in [
+            (2000, &[][..]),
+            // 225 missing.
+            (400, &[(3, Means::Guest)]),
+            // 415 missing.
+            (210, &[(3, Means::Guest), (2, Means::Guest)]),
+        ] {
+            let steps = look(&mut Ladder::default(), &host(available), &machines, 1);
+            assert_eq!(told(&steps), squeezed, "{available}");
+        }
+        let mut heavy = machines;
+        heavy[2].weight = 1000;
+        assert_eq!(told(&look(&mut Ladder::default(), &host(400), &heavy, 1)), [(2, Means::Guest)]);
+    }
+
+    #[test]
+    fn a_notice_has_the_numbers() {
+        let host = HostView { pressure_some: Some(12.3), ..host(300) };
+        let steps = look(&mut Ladder::default(), &host, &[machine(1, 1620, 0.0)], 1);
+        let reason = "host memory is short: 300 of 4,000 MiB available, pressure 12 %; this machine holds 1,620 MiB, \
+                      1,120 above its share";
+        let notice = Notice { uid: 1, means: Means::Guest, bytes: 500 * MIB, reason: reason.into() };
+        assert_eq!(steps.notices, [notice]);
+    }
+
+    #[test]
+    fn swap_follows_where_a_guest_does_not_come_down() {
+        let machines = [machine(1, 900, 0.0), machine(2, 400, 0.0)];
+        let swap = |mib: u64| vec![Order::Swap { uid: 1, bytes: mib * MIB }];
+        for (available, seconds, orders) in [
+            (450, 5, vec![]),
+            // Back to 500 available, and no further.
+            (450, 6, swap(50)),
+            (240, 1, vec![]),
+            // 385 missing, 256 at once.
+            (240, 2, swap(256)),
+        ] {
+            let steps = look(&mut Ladder::default(), &host(available), &machines, seconds);
+            assert_eq!(steps.orders, orders, "{available} for {seconds} s");
+        }
+        let full = HostView { swap_free: 200 * MIB, ..host(240) };
+        assert_eq!(look(&mut Ladder::default(), &full, &machines, 10).orders, []);
+    }
+
+    #[test]
+    fn a_machine_stands_still_where_swapping_does_not_help() {
+        let mut machines = [machine(1, 700, 0.3), machine(2, 700, 0.1), machine(3, 700, 0.0), machine(4, 400, 0.0)];
+        machines[2].needed = true;
+        let mut ladder = Ladder::default();
+        let paused = |steps: &Steps| steps.orders.iter().any(|order| matches!(order, Order::Pause { .. }));
+        assert!(!paused(&look(&mut ladder, &host(100), &machines, 14)));
+        let steps = look(&mut ladder, &host(100), &machines, 1);
+        assert_eq!(steps.orders.last(), Some(&Order::Pause { uid: 2 }));
+        machines[1].paused = true;
+        assert!(!paused(&look(&mut ladder, &host(100), &machines, 9)));
+        assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 1 }));
+        machines[0].paused = true;
+        // Half of them go on whatever happens.
+        assert!(!paused(&look(&mut ladder, &host(100), &machines, 100)));
+        machines[0].needed = true;
+        assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.first(), Some(&Order::Resume { uid: 1 }));
+        machines[0].paused = false;
+        look(&mut ladder, &host(100), &machines, 6);
+        (machines[0].needed, machines[2].needed, machines[2].cpus) = (false, false, 0.9);
+        machines[1].resident = 900 * MIB;
+        // It is the turn of who did not stand still yet, though it computes more.
+        assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 3 }));
+    }
+
+    #[test]
+    fn all_is_given_back_when_the_host_is_calm() {
+        let mut machines = [machine(1, 900, 0.0), machine(2, 900, 0.5)];
+        let mut ladder = Ladder::default();
+        look(&mut ladder, &host(100), &machines, 15);
+        assert_eq!(ladder.squeezed().into_values().collect::<Vec<_>>(), [Means::Paused, Means::Guest]);
+        machines[0].paused = true;
+        assert_eq!(told(&look(&mut ladder, &host(2000), &machines, 9)), []);
+        let steps = look(&mut ladder, &host(2000), &machines, 1);
+        assert_eq!(told(&steps), [(1, Means::Released), (2, Means::Released)]);
+        assert_eq!(steps.orders, [Order::Resume { uid: 1 }]);
+        // Told again until it is done.
+        assert_eq!(look(&mut ladder, &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
+        assert!(ladder.squeezed().is_empty());
+    }
+
+    #[test]
+    fn who_holds_little_is_released_earlier() {
+        let mut machines = [machine(1, 900, 0.0), machine(2, 600, 0.0)];
+        let mut ladder = Ladder::default();
+        look(&mut ladder, &host(400), &machines, 1);
+        machines[0].resident = 100 * MIB;
+        assert_eq!(told(&look(&mut ladder, &host(400), &machines, 29)), []);
+        assert_eq!(told(&look(&mut ladder, &host(400), &machines, 1)), [(1, Means::Released)]);
+    }
+
+    #[test]
+    fn what_a_runner_before_has_paused_is_adopted() {
+        let machines = [MachineView { paused: true, ..machine(1, 400, 0.0) }, machine(2, 400, 0.5)];
+        let mut ladder = Ladder::default();
+        assert_eq!(look(&mut ladder, &host(100), &machines, 10).orders, []);
+        assert_eq!(ladder.squeezed(), BTreeMap::from([(1, Means::Paused)]));
+        assert_eq!(look(&mut ladder, &host(100), &machines, 290).orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(look(&mut Ladder::default(), &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
+    }
+
+    #[test]
+    fn numbers_have_commas() {
+        for (mib_count, text) in [(0, "0"), (999, "999"), (3900, "3,900"), (1_048_576, "1,048,576")] {
+            assert_eq!(mib(mib_count * MIB), text);
+        }
+    }
+}

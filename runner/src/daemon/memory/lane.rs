@@ -1,0 +1,110 @@
+//! One kind of order to one machine, carried out beside the loop: a VMM or an agent that hangs holds up only this.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How long an order that was not carried out rests until it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Carries out one order at a time. The newest counts: what was wanted before and has not begun is forgotten.
+#[derive(Clone, Debug)]
+pub struct Lane<T>(watch::Sender<T>);
+
+impl<T: Clone + Send + Sync + 'static> Lane<T> {
+    /// A lane whose work is one of `tasks`; `initial` is no order. `carry_out` gives whether it is done; what is not is
+    /// tried again until something newer is wanted.
+    pub fn new<F>(tasks: &mut JoinSet<()>, initial: T, mut carry_out: impl FnMut(T) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = bool> + Send,
+    {
+        let (wanted, mut orders) = watch::channel(initial);
+        tasks.spawn(async move {
+            // Without a sender there is no machine any more.
+            while orders.changed().await.is_ok() {
+                loop {
+                    let order = orders.borrow_and_update().clone();
+                    if carry_out(order).await {
+                        break;
+                    }
+                    // Something newer is tried at once.
+                    if let Ok(Err(_)) = tokio::time::timeout(AGAIN, orders.changed()).await {
+                        return;
+                    }
+                }
+            }
+        });
+        Self(wanted)
+    }
+
+    /// Wants this from now on.
+    pub fn order(&self, order: T) {
+        self.0.send_replace(order);
+    }
+
+    /// Wants once more what was wanted last.
+    pub fn again(&self) {
+        self.0.send_modify(|_| {});
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A lane whose work takes 50 ms and goes wrong while `broken` says so, and what it has begun.
+    fn lane(tasks: &mut JoinSet<()>, broken: Arc<Mutex<bool>>) -> (Lane<u32>, Arc<Mutex<Vec<u32>>>) {
+        let begun: Arc<Mutex<Vec<u32>>> = Arc::default();
+        let log = begun.clone();
+        let lane = Lane::new(tasks, 0, move |order| {
+            log.lock().unwrap().push(order);
+            let broken = broken.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                !*broken.lock().unwrap()
+            }
+        });
+        (lane, begun)
+    }
+
+    async fn until(begun: &Mutex<Vec<u32>>, expected: &[u32]) {
+        let reached = async {
+            while *begun.lock().unwrap() != expected {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+        assert!(reached.is_ok(), "{:?} instead of {expected:?}", begun.lock().unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_newest_order_counts_and_one_is_carried_out_at_a_time() {
+        let mut tasks = JoinSet::new();
+        let (lane, begun) = lane(&mut tasks, Arc::default());
+        lane.order(1);
+        until(&begun, &[1]).await;
+        [2, 3, 4].into_iter().for_each(|order| lane.order(order));
+        until(&begun, &[1, 4]).await;
+        lane.again();
+        until(&begun, &[1, 4, 4]).await;
+        drop(lane);
+        while tasks.join_next().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn what_goes_wrong_is_tried_again_until_something_newer_is_wanted() {
+        let mut tasks = JoinSet::new();
+        let broken = Arc::new(Mutex::new(true));
+        let (lane, begun) = lane(&mut tasks, broken.clone());
+        lane.order(1);
+        until(&begun, &[1, 1]).await;
+        *broken.lock().unwrap() = false;
+        lane.order(2);
+        until(&begun, &[1, 1, 2]).await;
+        drop(lane);
+        while tasks.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,228 @@
+//! What a guest may plug. It follows what the guest uses: up at once and with room to spare, so that a burst gets its
+//! memory within a second; down late and seldom, so that a load that comes and goes finds its memory still there.
+//!
+//! Admission backs what is promised by memory and swap: a guest that grows is never refused what it was promised, for
+//! that would kill a process in it. Squeezing only makes the room smaller that it grows into.
+
+use std::time::Duration;
+
+use super::model::MachineView;
+use super::working_set::held;
+
+const MIB: u64 = 1 << 20;
+
+/// Linux plugs and unplugs whole memory sections.
+const SECTION: u64 = 128 * MIB;
+/// Room to grow into: half of what is used, at least this.
+const ROOM: u64 = 512 * MIB;
+/// The same of a machine that is squeezed: a quarter, at least this, for with less its agent reports a shortage.
+const TIGHT_ROOM: u64 = 256 * MIB;
+/// A limit is lowered by no less than this.
+const LEAST_STEP: u64 = 256 * MIB;
+/// How long a limit must be too high before it is lowered.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same of a machine that is squeezed.
+const TIGHT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is remembered of one machine's limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limit {
+    /// For how long it has been too high.
+    excess_for: Duration,
+    /// The most that was wanted in that time.
+    most: u64,
+}
+
+impl Limit {
+    /// The machine's new limit in bytes, if it should change: memory at boot and whole sections, up to what is
+    /// promised. `squeezed` is what a machine that is squeezed should hold.
+    pub fn look(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
+        let wanted = in_sections(machine, wanted(machine, squeezed));
+        let (patience, least) = match squeezed {
+            None => (PATIENCE, LEAST_STEP.max(machine.limit / 4)),
+            Some(_) => (TIGHT_PATIENCE, LEAST_STEP),
+        };
+        let Some(excess) = machine.limit.checked_sub(wanted) else {
+            *self = Self::default();
+            return Some(wanted);
+        };
+        if excess < least {
+            *self = Self::default();
+            return None;
+        }
+        self.excess_for += elapsed;
+        self.most = self.most.max(wanted);
+        (self.excess_for >= patience).then(|| std::mem::take(self).most)
+    }
+}
+
+/// What the guest uses, and room to grow into.
+fn wanted(machine: &MachineView, squeezed: Option<u64>) -> u64 {
+    let roomy = roomy(machine);
+    squeezed.map_or(roomy, |target| roomy.min(target.max(with_room(taken(machine), 4, TIGHT_ROOM))))
+}
+
+fn roomy(machine: &MachineView) -> u64 {
+    let plugged = plugged(machine);
+    let guest = machine.guest.unwrap_or_default();
+    let warm = match machine.guest {
+        Some(guest) => plugged.saturating_sub(guest.free).saturating_sub(guest.cold),
+        None => 0,
+    };
+    let wanted = with_room(warm.max(taken(machine)), 2, ROOM);
+    match guest.short {
+        // From what is plugged, not from the limit: the guest may report a shortage many times before it has plugged.
+        true => wanted.max(with_room(plugged, 2, ROOM)),
+        false => wanted,
+    }
+}
+
+/// What the guest could not give up without swapping; of a silent one, all that it holds.
+fn taken(machine: &MachineView) -> u64 {
+    let plugged = plugged(machine);
+    machine.guest.map_or(held(machine).min(plugged), |guest| plugged.saturating_sub(guest.available))
+}
+
+fn plugged(machine: &MachineView) -> u64 {
+    machine.plugged.max(machine.boot)
+}
+
+fn with_room(used: u64, divisor: u64, least: u64) -> u64 {
+    used.saturating_add(least.max(used / divisor))
+}
+
+/// Memory at boot and as many whole sections as hold `wanted`.
+fn in_sections(machine: &MachineView, wanted: u64) -> u64 {
+    let plugged = wanted.saturating_sub(machine.boot).div_ceil(SECTION).saturating_mul(SECTION);
+    machine.boot.saturating_add(plugged).min(machine.promised.max(machine.boot))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::model::GuestView;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A machine of 512 to 8192 MiB whose guest has plugged its limit, uses `used` and has `cold` cache.
+    fn machine(limit: u64, used: u64, cold: u64) -> MachineView {
+        let guest = GuestView {
+            total: limit * MIB,
+            free: (limit - used - cold) * MIB,
+            available: (limit - used) * MIB,
+            cold: cold * MIB,
+            ..GuestView::default()
+        };
+        let limit = limit * MIB;
+        let (boot, promised) = (512 * MIB, 8192 * MIB);
+        MachineView { boot, promised, limit, plugged: limit, guest: Some(guest), ..MachineView::default() }
+    }
+
+    fn short(machine: MachineView) -> MachineView {
+        MachineView { guest: machine.guest.map(|guest| GuestView { short: true, ..guest }), ..machine }
+    }
+
+    /// The new limit in MiB after this many looks, one a second, at a machine that stays as it is.
+    fn after(looks: u32, machine: MachineView, squeezed: Option<u64>) -> Option<u64> {
+        let mut limit = Limit::default();
+        let decisions = (0..looks).map(|_| limit.look(&machine, squeezed.map(|mib| mib * MIB), SECOND));
+        decisions.last().flatten().filter(|&bytes| bytes != machine.limit).map(|bytes| bytes / MIB)
+    }
+
+    #[test]
+    fn it_grows_at_once() {
+        for (machine, squeezed, grown) in [
+            (machine(512, 100, 0), None, Some(640)),
+            (machine(640, 100, 0), None, None),
+            (machine(2048, 1800, 0), None, Some(2816)),
+            // What is cold in the cache needs no room, what is warm does.
+            (machine(2048, 1000, 900), None, None),
+            (machine(2048, 1500, 0), None, Some(2304)),
+            (machine(8192, 8000, 0), None, None),
+            // Squeezed, it grows as well, by smaller steps.
+            (machine(2048, 1800, 0), Some(1024), Some(2304)),
+            (machine(2048, 1700, 0), Some(4096), Some(2560)),
+        ] {
+            assert_eq!(after(1, machine, squeezed), grown, "{machine:?}");
+        }
+    }
+
+    #[test]
+    fn a_shortage_makes_it_grow_generously() {
+        for (machine, grown) in [
+            (short(machine(512, 200, 0)), Some(1024)),
+            (short(machine(2048, 200, 0)), Some(3072)),
+            (short(machine(7000, 200, 0)), Some(8192)),
+            (short(machine(8192, 8192, 0)), None),
+        ] {
+            assert_eq!(after(1, machine, None), grown, "{machine:?}");
+        }
+        let plugging = MachineView { plugged: 512 * MIB, ..short(machine(1024, 0, 0)) };
+        assert_eq!(after(1, plugging, None), None, "what it may plug already comes first");
+    }
+
+    #[test]
+    fn it_shrinks_late_and_seldom() {
+        for (looks, machine, squeezed, shrunk) in [
+            (29, machine(4096, 1000, 0), None, None),
+            (30, machine(4096, 1000, 0), None, Some(1536)),
+            (30, machine(1920, 1000, 0), None, None),
+            (30, machine(4096, 200, 3000), None, Some(768)),
+            (3, machine(4096, 1000, 2000), Some(700), Some(1280)),
+            (3, machine(4096, 1000, 2000), Some(1500), Some(1536)),
+            (3, machine(1500, 1000, 0), Some(700), None),
+            (30, machine(512, 0, 0), None, None),
+        ] {
+            assert_eq!(after(looks, machine, squeezed), shrunk, "{looks} {machine:?}");
+        }
+    }
+
+    #[test]
+    fn a_load_that_comes_back_keeps_its_memory() {
+        let mut limit = Limit::default();
+        for second in 0..600 {
+            let used = if second % 20 < 10 { 500 } else { 2600 };
+            let decision = limit.look(&machine(4096, used, 0), None, SECOND);
+            assert_eq!(decision.filter(|&bytes| bytes != 4096 * MIB), None, "second {second}");
+        }
+    }
+
+    #[test]
+    fn it_shrinks_to_the_most_that_was_used() {
+        let mut limit = Limit::default();
+        let used = |second| if second % 10 == 0 { 1500 } else { 500 };
+        let looks = (0..30).map(|second| limit.look(&machine(8192, used(second), 0), None, SECOND));
+        assert_eq!(looks.last().flatten(), Some(2304 * MIB));
+    }
+
+    #[test]
+    fn a_silent_guest_is_judged_by_what_it_holds() {
+        let silent = MachineView { guest: None, resident: 1400 * MIB, swapped: 100 * MIB, ..machine(1536, 0, 0) };
+        assert_eq!(after(1, silent, None), Some(2304));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_guest_says_the_limit_is_within_what_is_promised(
+            words in prop::array::uniform5(any::<u64>()),
+            short: bool,
+            speaks: bool,
+            sizes in prop::array::uniform5(0..1u64 << 44),
+            squeezed in prop::option::of(any::<u64>()),
+        ) {
+            let [free, available, cold, swap_used, total] = words;
+            let guest = GuestView { total, free, available, cold, swap_used, short, ..GuestView::default() };
+            let [boot, more, limit, plugged, resident] = sizes;
+            let machine = MachineView {
+                boot, promised: boot + more, limit, plugged, resident,
+                guest: speaks.then_some(guest), ..MachineView::default()
+            };
+            if let Some(bytes) = Limit::default().look(&machine, squeezed, Duration::from_secs(60)) {
+                prop_assert!(bytes >= boot && bytes <= machine.promised);
+                prop_assert!(bytes == machine.promised || (bytes - boot) % SECTION == 0);
+            }
+        }
+    }
+}

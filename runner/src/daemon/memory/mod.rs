@@ -1,0 +1,231 @@
+//! Memory: each second the host and its machines are looked at, the arbiter decides, and its orders are passed on.
+//!
+//! `model` and what the arbiter is made of are pure; the rest measures, carries out and tells. Nothing here is kept:
+//! after a restart everything is found again, at the VMMs, the agents and the control groups.
+
+mod arbiter;
+mod follow;
+mod hands;
+mod host;
+mod ladder;
+mod lane;
+mod limits;
+mod metrics;
+mod model;
+#[cfg(test)]
+mod simulation;
+mod snapshot;
+mod stage;
+mod standing;
+mod strain;
+mod targets;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod watched;
+mod working_set;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use garret_api::runner::{Desired, Happening, MachinePhase, Means};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+pub use host::meminfo;
+pub use metrics::render as render_metrics;
+pub use snapshot::Snapshot;
+pub use standing::{Needed, State};
+
+use super::Daemon;
+use super::promises::promises;
+use super::state::{MachineRow, environments, events, machines};
+use arbiter::Arbiter;
+use model::{Decision, HostView, MachineView, Notice, Order};
+use snapshot::{host_memory, machine_memory};
+use standing::Standing;
+use trouble::Trouble;
+use watched::Watched;
+
+/// The time between two looks …
+const INTERVAL: Duration = Duration::from_secs(1);
+/// … and the least time, whoever calls for one.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// How long a loop that died rests before it begins again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long somebody waits for the first look after a start.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
+/// What the rest of the daemon shares with the loop.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Who stands still.
+    pub standing: Standing,
+    /// Calls for a look before its time.
+    pub wake: Notify,
+    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+}
+
+impl Memory {
+    /// What the last look found; `None` if there has been none.
+    pub async fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        let mut snapshot = self.snapshot.subscribe();
+        let found = timeout(FIRST_LOOK, snapshot.wait_for(Option::is_some)).await.ok()?.ok()?;
+        (*found).clone()
+    }
+
+    /// Gives everybody what a look found.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.snapshot.send_replace(Some(Arc::new(snapshot)));
+    }
+}
+
+/// Runs the loop until the daemon ends. Should it die, another begins.
+pub async fn supervise(daemon: Arc<Daemon>) {
+    loop {
+        if let Err(error) = tokio::spawn(Keeper::new(daemon.clone()).run()).await {
+            tracing::error!("the loop that watches memory died: {error}");
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// The loop, and what it remembers from one look to the next.
+struct Keeper {
+    daemon: Arc<Daemon>,
+    arbiter: Arbiter,
+    watched: BTreeMap<u32, Watched>,
+    squeezes: BTreeMap<(String, Means), u64>,
+    last: Instant,
+    trouble: Trouble,
+    psi: Trouble,
+}
+
+impl Keeper {
+    fn new(daemon: Arc<Daemon>) -> Self {
+        Self {
+            daemon,
+            arbiter: Arbiter::default(),
+            watched: BTreeMap::new(),
+            squeezes: BTreeMap::new(),
+            last: Instant::now(),
+            trouble: Trouble::of("watching memory"),
+            psi: Trouble::of("memory pressure of the host"),
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let next = Instant::now() + INTERVAL;
+            let looked = self.look().await;
+            self.trouble.note(looked.err().map(|error| format!("{error:#}")));
+            sleep(INTERVAL_MIN).await;
+            // An early end is a call.
+            let _ = tokio::time::timeout_at(next, self.daemon.memory.wake.notified()).await;
+        }
+    }
+
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let (rows, busy) = self.daemon.read(|db| Ok((machines::all(db)?, environments::busy(db)?))).await?;
+        self.watch(&rows);
+        let host = self.measure().await?;
+        let views = self.views(&rows, &busy).await;
+        let elapsed = self.last.elapsed();
+        self.last = Instant::now();
+        let decision = self.arbiter.look(&host, &views, elapsed);
+        for order in &decision.orders {
+            tracing::debug!(?order);
+            if let Some(watched) = self.watched.get(&uid(order)) {
+                watched.order(order);
+            }
+        }
+        self.publish(&rows, &host, &views, &decision);
+        self.tell(&rows, decision.notices).await
+    }
+
+    /// Watches exactly the VMMs there are.
+    fn watch(&mut self, rows: &[MachineRow]) {
+        let vmms: BTreeMap<u32, _> = rows.iter().filter_map(|row| Some((row.uid, (row, row.vmm.as_ref()?)))).collect();
+        self.watched.retain(|uid, watched| vmms.get(uid).is_some_and(|(_, vmm)| watched.is(vmm)));
+        for (uid, (row, vmm)) in vmms {
+            self.watched.entry(uid).or_insert_with(|| Watched::new(&self.daemon, row, vmm.clone()));
+        }
+    }
+
+    async fn measure(&self) -> anyhow::Result<HostView> {
+        let reserve = self.daemon.host.reserve_mib << 20;
+        let host = tokio::task::spawn_blocking(move || host::measure(reserve)).await??;
+        let untold = host.pressure_some.is_none();
+        self.psi.note(untold.then(|| "the kernel does not tell it (psi=1 would): free memory alone decides".into()));
+        Ok(host)
+    }
+
+    /// Looks at all machines at once.
+    async fn views(&mut self, rows: &[MachineRow], busy: &BTreeSet<u32>) -> Vec<MachineView> {
+        let rows: BTreeMap<u32, &MachineRow> = rows.iter().map(|row| (row.uid, row)).collect();
+        let looks = self.watched.iter_mut().filter_map(|(uid, watched)| {
+            let row = *rows.get(uid)?;
+            Some(watched.look(&self.daemon, row, is_needed(row, busy)))
+        });
+        join_all(looks).await.into_iter().flatten().collect()
+    }
+
+    fn publish(&self, rows: &[MachineRow], host: &HostView, views: &[MachineView], decision: &Decision) {
+        let views_by_uid: BTreeMap<u32, &MachineView> = views.iter().map(|view| (view.uid, view)).collect();
+        let seen = || rows.iter().filter_map(|row| Some((row, self.watched.get(&row.uid)?.reports())));
+        let machines = seen().filter_map(|(row, reports)| {
+            let view = views_by_uid.get(&row.uid)?;
+            Some((row.uid, machine_memory(&row.developer, reports.oom_kills(), view, decision)))
+        });
+        // As the machines' own lines have it: without what the VMMs may need.
+        let promises = promises(rows, 0);
+        self.daemon.memory.publish(Snapshot {
+            host: host_memory(host, &promises, views),
+            machines: machines.collect(),
+            broken_reports: seen().map(|(row, reports)| (row.developer.clone(), reports.broken())).collect(),
+            squeezes: self.squeezes.clone(),
+        });
+    }
+
+    /// Counts what was done, and keeps it as events.
+    async fn tell(&mut self, rows: &[MachineRow], notices: Vec<Notice>) -> anyhow::Result<()> {
+        // Machines that are gone are forgotten here too.
+        self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.developer == *developer));
+        for notice in &notices {
+            if let Some(row) = rows.iter().find(|row| row.uid == notice.uid) {
+                tracing::info!(machine = row.developer, means = ?notice.means, "{}", notice.reason);
+                *self.squeezes.entry((row.developer.clone(), notice.means)).or_default() += 1;
+            }
+        }
+        if notices.is_empty() {
+            return Ok(());
+        }
+        let kept = self.daemon.write(move |db| {
+            for Notice { uid, means, bytes, reason } in notices {
+                events::add(db, uid, None, &Happening::Squeeze { means, bytes, reason })?;
+            }
+            Ok(())
+        });
+        Ok(kept.await?)
+    }
+}
+
+/// Whether something is to be done with the machine, for which it must not stand still.
+fn is_needed(machine: &MachineRow, busy: &BTreeSet<u32>) -> bool {
+    machine.phase != MachinePhase::Running
+        || machine.desired != Desired::Running
+        || machine.removed
+        || busy.contains(&machine.uid)
+}
+
+fn uid(order: &Order) -> u32 {
+    match order {
+        Order::Limit { uid, .. }
+        | Order::Squeeze { uid, .. }
+        | Order::Swap { uid, .. }
+        | Order::Pause { uid }
+        | Order::Resume { uid } => *uid,
+    }
+}

@@ -1,0 +1,208 @@
+//! One machine in a shortage: what it holds beyond its target, and what is being done to it.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use garret_api::runner::Means;
+
+use super::model::{MachineView, Order};
+
+const MIB: u64 = 1 << 20;
+/// How long a machine takes to stand still or go on when that was ordered.
+const PAUSE_DELAY: Duration = Duration::from_secs(3);
+/// What was asked of a guest is repeated, for its agent may have been restarted.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// A machine and what is thought of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Rated<'a> {
+    /// The machine.
+    pub machine: &'a MachineView,
+    /// What it should hold.
+    pub target: u64,
+    /// What it uses.
+    pub working_set: u64,
+}
+
+impl Rated<'_> {
+    /// What it holds beyond its target; a little is none, so that noise changes nothing.
+    pub fn excess(&self) -> u64 {
+        let excess = self.machine.resident.saturating_sub(self.target);
+        if excess > self.slack() { excess } else { 0 }
+    }
+
+    fn slack(&self) -> u64 {
+        (self.target / 32).clamp(16 * MIB, 128 * MIB)
+    }
+
+    /// So far below its target that it need not be held down.
+    pub fn far_below_target(&self) -> bool {
+        self.machine.resident.saturating_add(4 * self.slack()) < self.target
+    }
+
+    /// What its guest should come down to: to the guest, what the host has swapped out is in use.
+    fn goal(&self) -> u64 {
+        self.target.saturating_add(self.machine.swapped)
+    }
+
+    /// The most cold memory for its weight first, then who computes least.
+    pub fn idler_first(&self, other: &Self) -> Ordering {
+        let cold =
+            |one: &Self| one.machine.resident.saturating_sub(one.working_set) / u64::from(one.machine.weight.max(1));
+        cold(other).cmp(&cold(self)).then(self.machine.cpus.total_cmp(&other.machine.cpus))
+    }
+}
+
+/// What is being done to one machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage {
+    /// By which means memory is taken.
+    pub means: Means,
+    /// For how long.
+    pub since: Duration,
+    /// What its guest should come down to.
+    goal: u64,
+    /// What was asked of its guest last, and how long ago; `None`: nobody knows.
+    asked: Option<(Option<u64>, Duration)>,
+    /// How often it had to stand still.
+    pub pauses: u32,
+}
+
+impl Stage {
+    /// A machine that is seen first. If it stands still, a runner before this one has let it.
+    pub fn adopt(machine: &MachineView) -> Self {
+        let means = if machine.paused { Means::Paused } else { Means::Released };
+        Self { means, since: Duration::ZERO, goal: 0, asked: None, pauses: 0 }
+    }
+
+    /// A look later.
+    pub fn age(&mut self, rated: &Rated, elapsed: Duration) {
+        self.since = self.since.saturating_add(elapsed);
+        self.asked = match self.asked {
+            // A guest that was silent may have forgotten.
+            Some((goal, ago)) if rated.machine.guest.is_some() => Some((goal, ago.saturating_add(elapsed))),
+            _ => None,
+        };
+        // It was asked for something, and somebody let it go on.
+        if self.means == Means::Paused && !rated.machine.paused && self.since >= PAUSE_DELAY {
+            self.means = Means::Swap;
+        }
+        // The goal follows the target, but not its noise: down as far as counts as excess, unless the host swaps the
+        // excess itself, and up by more than that.
+        let (goal, slack) = (rated.goal(), rated.slack());
+        let down = if self.means >= Means::Swap { 8 * slack } else { slack };
+        let low = self.goal < rated.machine.guaranteed;
+        if low || self.goal > goal.saturating_add(down) || self.goal.saturating_add(8 * slack) < goal {
+            self.goal = goal;
+        }
+    }
+
+    /// Goes on by these means.
+    pub fn enter(&mut self, means: Means) {
+        self.pauses += u32::from(means == Means::Paused);
+        (self.means, self.since) = (means, Duration::ZERO);
+    }
+
+    /// What its guest should come down to, if it should.
+    pub fn squeezed_to(&self) -> Option<u64> {
+        (self.means != Means::Released).then_some(self.goal)
+    }
+
+    /// What to ask of the guest now, if anything.
+    pub fn ask(&mut self, machine: &MachineView) -> Option<Order> {
+        let target = self.squeezed_to();
+        let known = self.asked.is_some_and(|(asked, ago)| asked == target && (target.is_none() || ago < REPEAT));
+        if known || machine.paused || machine.guest.is_none() {
+            return None;
+        }
+        self.asked = Some((target, Duration::ZERO));
+        Some(Order::Squeeze { uid: machine.uid, target })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::GuestView;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn machine(resident: u64, swapped: u64) -> MachineView {
+        let guest = Some(GuestView::default());
+        let (resident, swapped, guaranteed) = (resident * MIB, swapped * MIB, 256 * MIB);
+        MachineView { uid: 7, resident, swapped, guaranteed, weight: 100, guest, ..MachineView::default() }
+    }
+
+    fn rated(machine: &MachineView, target: u64) -> Rated<'_> {
+        Rated { machine, target: target * MIB, working_set: 0 }
+    }
+
+    fn stage(means: Means, goal: u64) -> Stage {
+        Stage { means, since: Duration::ZERO, goal: goal * MIB, asked: None, pauses: 0 }
+    }
+
+    #[test]
+    fn a_little_is_no_excess() {
+        for (resident, target, excess) in
+            [(1000, 1000, 0), (1020, 1000, 0), (1040, 1000, 40), (270, 256, 0), (280, 256, 24), (10_100, 10_000, 0)]
+        {
+            assert_eq!(rated(&machine(resident, 0), target).excess(), excess * MIB, "{resident} of {target}");
+        }
+    }
+
+    #[test]
+    fn the_goal_follows_the_target_and_not_its_noise() {
+        for (means, goal, swapped, target, followed) in [
+            (Means::Guest, 1000, 0, 980, 1000),
+            (Means::Guest, 1000, 0, 960, 960),
+            (Means::Guest, 1000, 0, 1200, 1000),
+            (Means::Guest, 1000, 0, 1400, 1400),
+            (Means::Guest, 1000, 400, 1000, 1400),
+            (Means::Swap, 1000, 0, 860, 1000),
+            (Means::Swap, 1000, 0, 700, 700),
+            (Means::Guest, 250, 0, 260, 260),
+        ] {
+            let (machine, mut stage) = (machine(2000, swapped), stage(means, goal));
+            stage.age(&rated(&machine, target), SECOND);
+            assert_eq!(stage.squeezed_to(), Some(followed * MIB), "{means:?} {goal} {swapped} {target}");
+        }
+    }
+
+    #[test]
+    fn a_guest_is_asked_once_and_again_where_it_may_have_forgotten() {
+        let speaking = machine(2000, 0);
+        let silent = MachineView { guest: None, ..speaking };
+        let paused = MachineView { paused: true, ..speaking };
+        let mut stage = stage(Means::Guest, 1000);
+        let asked = |stage: &mut Stage, machine: &MachineView| {
+            stage.age(&rated(machine, 1000), SECOND);
+            stage.ask(machine).map(|order| match order {
+                Order::Squeeze { target, .. } => target.map(|bytes| bytes / MIB),
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(asked(&mut stage, &silent), None);
+        assert_eq!(asked(&mut stage, &speaking), Some(Some(1000)));
+        let again: Vec<_> = (0..20).filter(|_| asked(&mut stage, &speaking).is_some()).collect();
+        assert_eq!(again, [9, 19]);
+        assert_eq!(asked(&mut stage, &silent), None);
+        assert_eq!(asked(&mut stage, &paused), None);
+        assert_eq!(asked(&mut stage, &speaking), Some(Some(1000)));
+        stage.enter(Means::Released);
+        assert_eq!(asked(&mut stage, &speaking), Some(None));
+        assert!((0..60).all(|_| asked(&mut stage, &speaking).is_none()), "released, it is not disturbed");
+    }
+
+    #[test]
+    fn who_was_let_go_on_by_others_is_not_paused() {
+        let mut stage = stage(Means::Paused, 1000);
+        let running = machine(2000, 0);
+        let means: Vec<_> = (0..3)
+            .map(|_| {
+                stage.age(&rated(&running, 1000), SECOND);
+                stage.means
+            })
+            .collect();
+        assert_eq!(means, [Means::Paused, Means::Paused, Means::Swap]);
+    }
+}

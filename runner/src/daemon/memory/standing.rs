@@ -1,0 +1,268 @@
+//! Who stands still, and who must not: the one place where machines are paused and resumed.
+//!
+//! Whoever needs a machine holds a [`Needed`] for as long; a machine that is needed is not paused. Pausing and resuming
+//! one machine take turns, so that a need that begins while a pause is under way ends with a machine that runs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use garret_api::client::{Client, Error};
+use tokio::sync::{Mutex as Turn, watch};
+use tokio::time::Instant;
+
+/// How long a need is felt after it has ended.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Whether a machine stands still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Nobody has looked yet.
+    #[default]
+    Unknown,
+    /// Its vCPUs run.
+    Running,
+    /// It stands still.
+    Paused,
+}
+
+/// All machines there have been, by uid.
+#[derive(Debug)]
+pub struct Standing {
+    places: Mutex<HashMap<u32, Arc<Place>>>,
+    /// How long a need is felt after it has ended.
+    linger: Duration,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { places: Mutex::default(), linger: LINGER }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    needs: Mutex<Needs>,
+    state: watch::Sender<State>,
+    turn: Turn<()>,
+}
+
+#[derive(Debug, Default)]
+struct Needs {
+    now: usize,
+    ended: Option<Instant>,
+}
+
+/// Somebody needs the machine.
+#[derive(Debug)]
+pub struct Needed(Arc<Place>);
+
+impl Needed {
+    fn new(place: Arc<Place>) -> Self {
+        place.needs().now += 1;
+        Self(place)
+    }
+}
+
+impl Drop for Needed {
+    fn drop(&mut self) {
+        let mut needs = self.0.needs();
+        needs.now -= 1;
+        needs.ended = Some(Instant::now());
+    }
+}
+
+impl Standing {
+    /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives.
+    ///
+    /// A VMM that does not answer is told in the log: whatever the caller wants of the guest fails with its own reason.
+    pub async fn wake(&self, uid: u32, vmm: &Client) -> Needed {
+        let needed = Needed::new(self.place(uid));
+        if let Err(error) = needed.0.resume(vmm).await {
+            tracing::warn!(uid, "cannot resume a machine that is needed: {error}");
+        }
+        needed
+    }
+
+    /// Lets the machine stand still, unless somebody needs it.
+    ///
+    /// # Errors
+    /// The VMM refuses or does not answer. One that does not answer may have paused all the same, and counts as paused.
+    pub async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
+        self.place(uid).pause(vmm, self.linger).await
+    }
+
+    /// Lets the machine go on.
+    ///
+    /// # Errors
+    /// The VMM refuses or does not answer.
+    pub async fn resume(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
+        self.place(uid).resume(vmm).await
+    }
+
+    /// A new VMM begins by running.
+    pub fn started(&self, uid: u32) {
+        self.place(uid).state.send_replace(State::Running);
+    }
+
+    /// What the VMM says of a machine that an earlier runner has left; what is known already stays.
+    pub fn found(&self, uid: u32, paused: bool) {
+        self.place(uid).state.send_if_modified(|state| {
+            let unknown = *state == State::Unknown;
+            if unknown {
+                *state = if paused { State::Paused } else { State::Running };
+            }
+            unknown
+        });
+    }
+
+    /// Whether it stands still.
+    pub fn state(&self, uid: u32) -> State {
+        *self.place(uid).state.borrow()
+    }
+
+    /// Whether somebody needs it, or did a moment ago: one command follows another.
+    pub fn is_needed(&self, uid: u32) -> bool {
+        self.place(uid).is_needed(self.linger)
+    }
+
+    /// Returns when the machine is known to run.
+    pub async fn running(&self, uid: u32) {
+        let mut state = self.place(uid).state.subscribe();
+        // The sender is in a place that is never removed.
+        let _ = state.wait_for(|state| *state == State::Running).await;
+    }
+
+    fn place(&self, uid: u32) -> Arc<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default().clone()
+    }
+}
+
+impl Place {
+    fn needs(&self) -> MutexGuard<'_, Needs> {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_needed(&self, linger: Duration) -> bool {
+        let needs = self.needs();
+        needs.now > 0 || needs.ended.is_some_and(|at| at.elapsed() < linger)
+    }
+
+    async fn pause(&self, vmm: &Client, linger: Duration) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        if self.is_needed(linger) || *self.state.borrow() == State::Paused {
+            return Ok(());
+        }
+        // Noted first: a call that is given up may be heard later.
+        let before = self.state.send_replace(State::Paused);
+        let paused = vmm.post("/v1/pause").await;
+        if let Err(Error::Problem { .. } | Error::Connect { .. }) = paused {
+            self.state.send_replace(before);
+        }
+        paused
+    }
+
+    async fn resume(&self, vmm: &Client) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        if *self.state.borrow() == State::Running {
+            return Ok(());
+        }
+        vmm.post("/v1/resume").await?;
+        self.state.send_replace(State::Running);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::post;
+    use hyper::StatusCode;
+    use tempfile::TempDir;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A VMM that takes its time to pause, and what it was told.
+    fn vmm(pause: StatusCode) -> (TempDir, Client, Arc<Mutex<Vec<&'static str>>>) {
+        let dir = tempfile::tempdir().unwrap();
+        let told: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+        let (first, second) = (told.clone(), told.clone());
+        let router = Router::new()
+            .route(
+                "/v1/pause",
+                post(async move || {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    first.lock().unwrap().push("pause");
+                    pause
+                }),
+            )
+            .route(
+                "/v1/resume",
+                post(async move || {
+                    second.lock().unwrap().push("resume");
+                    StatusCode::NO_CONTENT
+                }),
+            );
+        let listener = UnixListener::bind(dir.path().join("api.sock")).unwrap();
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let client = Client::unix(dir.path().join("api.sock"));
+        (dir, client, told)
+    }
+
+    #[tokio::test]
+    async fn who_is_needed_while_being_paused_runs_in_the_end() {
+        let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
+        let standing = Arc::new(Standing { linger: Duration::ZERO, ..Standing::default() });
+        standing.started(7);
+        let (pausing, client) = (standing.clone(), vmm.clone());
+        let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let needed = standing.wake(7, &vmm).await;
+        paused.await.unwrap().unwrap();
+        assert_eq!(*told.lock().unwrap(), ["pause", "resume"]);
+        assert_eq!((standing.state(7), standing.is_needed(7)), (State::Running, true));
+
+        standing.pause(7, &vmm).await.unwrap();
+        assert_eq!(standing.state(7), State::Running, "it is needed");
+        drop(needed);
+        standing.pause(7, &vmm).await.unwrap();
+        assert_eq!((standing.state(7), standing.is_needed(7)), (State::Paused, false));
+        standing.resume(7, &vmm).await.unwrap();
+        standing.running(7).await;
+    }
+
+    #[tokio::test]
+    async fn one_of_which_nothing_is_known_is_resumed_to_be_sure() {
+        let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
+        let standing = Standing::default();
+        drop(standing.wake(7, &vmm).await);
+        drop(standing.wake(7, &vmm).await);
+        assert_eq!(*told.lock().unwrap(), ["resume"]);
+        standing.pause(7, &vmm).await.unwrap();
+        assert_eq!((standing.state(7), standing.is_needed(7)), (State::Running, true), "the need is still felt");
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_runner_left_is_found_once() {
+        let standing = Standing::default();
+        standing.found(7, true);
+        assert_eq!(standing.state(7), State::Paused);
+        standing.found(7, false);
+        assert_eq!(standing.state(7), State::Paused, "a late answer");
+        standing.started(7);
+        assert_eq!(standing.state(7), State::Running, "another VMM");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_to_pause_is_no_pause_and_silence_may_be_one() {
+        let (_dir, refusing, _) = vmm(StatusCode::CONFLICT);
+        let standing = Standing::default();
+        standing.started(7);
+        assert!(standing.pause(7, &refusing).await.is_err());
+        assert_eq!(standing.state(7), State::Running);
+        let (_dir, slow, _) = vmm(StatusCode::NO_CONTENT);
+        assert!(standing.pause(7, &slow.with_deadline(Duration::from_millis(5))).await.is_err());
+        assert_eq!(standing.state(7), State::Paused);
+    }
+}

@@ -1,0 +1,232 @@
+//! How short the host's memory is, with hysteresis: worse at once, better only after it has been better for a while.
+
+use std::time::Duration;
+
+use super::model::HostView;
+
+const GIB: u64 = 1 << 30;
+
+/// How short the host's memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// There is enough.
+    #[default]
+    Calm,
+    /// Machines should come down to their targets.
+    Pressed,
+    /// They must, now.
+    Hard,
+}
+
+/// Pressure of some tasks at which memory is short, and of all tasks at which it is very short, in per cent.
+const PRESSED_SOME: f64 = 5.0;
+const HARD_FULL: f64 = 5.0;
+/// It is better when there is a quarter more memory than where it became worse, and half the pressure.
+const RELAXED_PRESSURE: f64 = 0.5;
+
+/// How long it must be better before it counts.
+const SETTLE: Duration = Duration::from_secs(10);
+/// Memory that is short again so soon was given back too early: the next time it must be better for twice as long.
+const RELAPSE: Duration = Duration::from_secs(120);
+const SETTLE_MOST: Duration = Duration::from_secs(320);
+
+/// Memory that should stay available: below it memory is short, below half of it very short. Half of the reserve is for
+/// the host's programs, the other half for this, and a tenth of the host, at most 8 GiB.
+fn high_mark(host: &HostView) -> u64 {
+    host.reserve / 2 + (host.total / 10).min(8 * GIB)
+}
+
+/// Available memory at which it is no longer short.
+pub fn relaxed_mark(host: &HostView) -> u64 {
+    let mark = high_mark(host);
+    mark + mark / 4
+}
+
+/// What the machines can hold together: what they hold and what is available beyond what should stay so; at most the
+/// memory without the reserve.
+pub fn room(host: &HostView, resident: u64) -> u64 {
+    resident.saturating_add(host.available).saturating_sub(relaxed_mark(host)).min(capacity(host))
+}
+
+/// The host's memory without the reserve.
+pub fn capacity(host: &HostView) -> u64 {
+    host.total.saturating_sub(host.reserve)
+}
+
+/// How much more memory should be available. Where only the pressure tells that memory is short, a hundredth of the
+/// host.
+pub fn deficit(host: &HostView) -> u64 {
+    let missing = relaxed_mark(host).saturating_sub(host.available);
+    missing.max(if level(host, false) == Level::Calm { 0 } else { host.total / 100 })
+}
+
+/// How much should be swapped out. While memory is only short, no more than brings it back to the high mark: between
+/// the marks nothing is swapped out and faulted back without end, though guests are still asked. When it is very short,
+/// as much as is missing.
+pub fn swap_deficit(host: &HostView, level: Level) -> u64 {
+    match level {
+        Level::Calm => 0,
+        Level::Pressed => high_mark(host).saturating_sub(host.available),
+        Level::Hard => deficit(host),
+    }
+}
+
+/// The level by these figures alone; `relaxed`: as it is judged whether it has become better.
+///
+/// Pressure counts only while twice the high mark is not available: tasks also wait for memory in a control group that
+/// is at its own limit, or for what comes back from swap, and then nobody else's memory would help.
+fn level(host: &HostView, relaxed: bool) -> Level {
+    let (mark, scale) = if relaxed { (relaxed_mark(host), RELAXED_PRESSURE) } else { (high_mark(host), 1.0) };
+    let counts = host.available < high_mark(host).saturating_mul(2);
+    let above = |pressure: Option<f64>, least: f64| counts && pressure.is_some_and(|pressure| pressure > least * scale);
+    if host.available < mark / 2 || above(host.pressure_full, HARD_FULL) {
+        Level::Hard
+    } else if host.available < mark || above(host.pressure_some, PRESSED_SOME) {
+        Level::Pressed
+    } else {
+        Level::Calm
+    }
+}
+
+/// The level, remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Strain {
+    level: Level,
+    /// At this level.
+    since: Duration,
+    /// For how long it has been better.
+    better_for: Duration,
+    /// How long it must be better before it is calm.
+    settle: Duration,
+    /// For how long the figures have been those of very short memory.
+    hard_for: Duration,
+}
+
+impl Default for Strain {
+    fn default() -> Self {
+        let (better_for, hard_for) = (Duration::ZERO, Duration::ZERO);
+        Self { level: Level::Calm, since: RELAPSE, better_for, settle: SETTLE, hard_for }
+    }
+}
+
+impl Strain {
+    /// The level now.
+    pub fn look(&mut self, host: &HostView, elapsed: Duration) -> Level {
+        self.since = self.since.saturating_add(elapsed);
+        let (worse, better) = (level(host, false), level(host, true));
+        self.hard_for = if better == Level::Hard { self.hard_for.saturating_add(elapsed) } else { Duration::ZERO };
+        if worse > self.level {
+            if self.level == Level::Calm {
+                self.settle = if self.since < RELAPSE { (self.settle * 2).min(SETTLE_MOST) } else { SETTLE };
+            }
+            self.enter(worse);
+        } else if better < self.level {
+            self.better_for += elapsed;
+            // From hard to pressed nothing is given back: that may be quick.
+            let settle = if better == Level::Calm { self.settle } else { SETTLE };
+            if self.better_for >= settle {
+                self.enter(better);
+            }
+        } else {
+            self.better_for = Duration::ZERO;
+        }
+        self.level
+    }
+
+    /// For how long memory has been very short without a break.
+    pub fn hard_for(&self) -> Duration {
+        self.hard_for
+    }
+
+    fn enter(&mut self, level: Level) {
+        (self.level, self.since, self.better_for) = (level, Duration::ZERO, Duration::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// 4000 MiB, 200 in reserve: the marks are 500 and 625 available.
+    fn host(available: u64, some: Option<f64>, full: Option<f64>) -> HostView {
+        let (total, reserve) = (4000 * MIB, 200 * MIB);
+        let available = available * MIB;
+        HostView { total, reserve, available, pressure_some: some, pressure_full: full, ..HostView::default() }
+    }
+
+    #[test]
+    fn levels_follow_memory_and_pressure() {
+        use Level::*;
+        for (available, some, full, strict, relaxed) in [
+            (3000, None, None, Calm, Calm),
+            (600, None, None, Calm, Pressed),
+            (499, None, None, Pressed, Pressed),
+            (260, None, None, Pressed, Hard),
+            (249, None, None, Hard, Hard),
+            (900, Some(6.0), Some(0.0), Pressed, Pressed),
+            (900, Some(3.0), Some(0.0), Calm, Pressed),
+            (900, Some(20.0), Some(6.0), Hard, Hard),
+            (900, Some(f64::NAN), None, Calm, Calm),
+            // Others' memory would not help.
+            (1000, Some(90.0), Some(90.0), Calm, Calm),
+        ] {
+            let host = host(available, some, full);
+            assert_eq!((level(&host, false), level(&host, true)), (strict, relaxed), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn room_and_deficit_follow_what_is_available() {
+        for (available, resident, room_mib, deficit_mib) in
+            [(3500, 0, 2875, 0), (4000, 3000, 3800, 0), (500, 3000, 2875, 125), (100, 0, 0, 525)]
+        {
+            let host = host(available, None, None);
+            assert_eq!((room(&host, resident * MIB), deficit(&host)), (room_mib * MIB, deficit_mib * MIB));
+        }
+        assert_eq!(deficit(&host(900, Some(50.0), None)), 40 * MIB);
+        for (available, level, missing) in
+            [(550, Level::Pressed, 0), (450, Level::Pressed, 50), (450, Level::Hard, 175), (100, Level::Calm, 0)]
+        {
+            assert_eq!(swap_deficit(&host(available, None, None), level), missing * MIB);
+        }
+    }
+
+    /// Looks once a second; the level after the last.
+    fn hold(strain: &mut Strain, available: u64, seconds: u32) -> Level {
+        let levels = (0..seconds).map(|_| strain.look(&host(available, None, None), Duration::from_secs(1)));
+        levels.last().unwrap_or_default()
+    }
+
+    #[test]
+    fn worse_at_once_and_better_after_a_while() {
+        let mut strain = Strain::default();
+        assert_eq!(hold(&mut strain, 490, 1), Level::Pressed);
+        assert_eq!(hold(&mut strain, 100, 1), Level::Hard);
+        assert_eq!(hold(&mut strain, 100, 20), Level::Hard);
+        assert_eq!(strain.hard_for(), Duration::from_secs(21));
+        assert_eq!(hold(&mut strain, 550, 9), Level::Hard);
+        assert_eq!(strain.hard_for(), Duration::ZERO);
+        assert_eq!(hold(&mut strain, 550, 1), Level::Pressed);
+        assert_eq!(hold(&mut strain, 550, 1000), Level::Pressed);
+        assert_eq!(hold(&mut strain, 700, 9), Level::Pressed);
+        assert_eq!(hold(&mut strain, 600, 1), Level::Pressed);
+        assert_eq!(hold(&mut strain, 700, 10), Level::Calm);
+    }
+
+    #[test]
+    fn who_relapses_settles_later_each_time() {
+        let mut strain = Strain::default();
+        let mut calm = Vec::new();
+        for _ in 0..7 {
+            assert_eq!(hold(&mut strain, 400, 1), Level::Pressed);
+            calm.push((1..).find(|_| hold(&mut strain, 800, 1) == Level::Calm).unwrap());
+            hold(&mut strain, 800, 5);
+        }
+        assert_eq!(calm, [10, 20, 40, 80, 160, 320, 320]);
+        hold(&mut strain, 800, 200);
+        hold(&mut strain, 400, 1);
+        assert_eq!((1..).find(|_| hold(&mut strain, 800, 1) == Level::Calm), Some(10));
+    }
+}

@@ -1,0 +1,146 @@
+//! The loop against a VMM of ours on a real socket; there is no control group, so the arbiter sees no machine.
+
+use std::fs;
+use std::sync::Mutex;
+
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use garret_api::vmm::{
+    BalloonConfig, ConsoleConfig, KernelConfig, MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget,
+};
+use hyper::StatusCode;
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+
+use super::*;
+use crate::config::Config;
+use crate::daemon::admission::Host;
+use crate::daemon::state::tests::machine;
+use crate::daemon::state::{Store, VmmId};
+
+const UID: u32 = 7;
+
+struct Rig {
+    _dir: TempDir,
+    keeper: Keeper,
+    /// What the VMM was told.
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl Rig {
+    /// A daemon whose machine an earlier one has left standing still.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
+        let network = config.network(Vec::new()).unwrap();
+        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let (daemon, _) = Daemon::new(config, network, host, Store::open(&dir.path().join("state.db")).unwrap());
+        let row = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let socket = daemon.paths(&row.developer).api_socket();
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), vmm(told.clone())).into_future());
+        daemon
+            .write(move |db| {
+                machines::put(db, &row)?;
+                machines::set_vmm(db, UID, Some(&VmmId { pid: 1, started: 1, boot_id: "b".into() }))
+            })
+            .await
+            .unwrap();
+        Self { _dir: dir, keeper: Keeper::new(daemon), told }
+    }
+
+    async fn until_told(&self, expected: &[&str]) {
+        let reached = async {
+            while *self.told.lock().unwrap() != expected {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reached = timeout(Duration::from_secs(20), reached).await;
+        assert!(reached.is_ok(), "{:?} instead of {expected:?}", self.told.lock().unwrap());
+    }
+}
+
+fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
+    let config = MachineConfig {
+        vcpus: 1,
+        memory_mib: 512,
+        hotplug: None,
+        kernel: KernelConfig { image: "/k".into(), initrd: None, cmdline: String::new() },
+        root: None,
+        disks: Vec::new(),
+        nets: Vec::new(),
+        shares: Vec::new(),
+        vsock: None,
+        balloon: BalloonConfig::default(),
+        console: ConsoleConfig::default(),
+    };
+    let info = MachineInfo { version: "1".into(), pid: 1, state: MachineState::Paused, config };
+    let memory = MemoryInfo { boot_mib: 512, size_mib: 1024, driver: true, ..MemoryInfo::default() };
+    let (resumed, limited) = (told.clone(), told);
+    Router::new()
+        .route("/v1/machine", get(async move || Json(info)))
+        .route(
+            "/v1/resume",
+            post(async move || {
+                resumed.lock().unwrap().push("resume".into());
+                StatusCode::NO_CONTENT
+            }),
+        )
+        .route(
+            "/v1/memory",
+            get(async move || Json(memory)).put(async move |Json(target): Json<MemoryTarget>| {
+                limited.lock().unwrap().push(format!("plug {}", target.requested_mib));
+                Json(memory)
+            }),
+        )
+}
+
+#[tokio::test]
+async fn a_look_finds_what_an_earlier_daemon_left() {
+    let mut rig = Rig::new().await;
+    rig.keeper.look().await.unwrap();
+    let memory = &rig.keeper.daemon.memory;
+    assert_eq!(memory.standing.state(UID), State::Paused);
+    let snapshot = memory.snapshot().await.unwrap();
+    assert!(snapshot.host.total > 0 && snapshot.machines.is_empty(), "{snapshot:?}");
+    assert_eq!(snapshot.broken_reports, [("dev7".to_string(), 0)].into());
+    rig.keeper.daemon.write(|db| machines::set_vmm(db, UID, None)).await.unwrap();
+    rig.keeper.look().await.unwrap();
+    assert!(rig.keeper.watched.is_empty());
+}
+
+#[tokio::test]
+async fn orders_reach_the_vmm() {
+    let mut rig = Rig::new().await;
+    rig.keeper.look().await.unwrap();
+    let watched = &rig.keeper.watched[&UID];
+    watched.order(&Order::Limit { uid: UID, bytes: 769 << 20 });
+    rig.until_told(&["plug 256"]).await;
+    watched.order(&Order::Resume { uid: UID });
+    rig.until_told(&["plug 256", "resume"]).await;
+    assert_eq!(rig.keeper.daemon.memory.standing.state(UID), State::Running);
+}
+
+#[tokio::test]
+async fn a_notice_is_counted_and_kept_as_an_event() {
+    let mut rig = Rig::new().await;
+    let rows = rig.keeper.daemon.read(machines::all).await.unwrap();
+    let notice = |uid| Notice { uid, means: Means::Swap, bytes: 5, reason: "short".into() };
+    rig.keeper.tell(&rows, vec![notice(UID), notice(99)]).await.unwrap();
+    assert_eq!(rig.keeper.squeezes, [(("dev7".to_string(), Means::Swap), 1)].into());
+    let kept = rig.keeper.daemon.read(|db| events::after(db, 0, &Default::default())).await.unwrap();
+    let what: Vec<_> = kept.into_iter().map(|event| event.what).collect();
+    assert_eq!(what, [Happening::Squeeze { means: Means::Swap, bytes: 5, reason: "short".into() }]);
+}
+
+#[test]
+fn a_machine_is_needed_unless_it_just_runs() {
+    let running = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
+    let starting = MachineRow { phase: MachinePhase::Starting, ..running.clone() };
+    let stopping = MachineRow { desired: Desired::Stopped, ..running.clone() };
+    let removed = MachineRow { removed: true, ..running.clone() };
+    assert!(!is_needed(&running, &[8].into()));
+    assert!(is_needed(&running, &[UID].into()));
+    assert!([starting, stopping, removed].iter().all(|row| is_needed(row, &[].into())));
+}

@@ -1,0 +1,191 @@
+//! One running machine: how it is seen, and how orders reach it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use garret_api::client::Client;
+use garret_api::vmm::{MachineInfo, MachineState, MemoryInfo};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::follow::{Reports, follow};
+use super::hands::Hands;
+use super::model::{MachineView, Order};
+use super::standing::State;
+use super::trouble::Trouble;
+use crate::daemon::Daemon;
+use crate::daemon::state::{MachineRow, VmmId};
+use crate::host::{self, Usage};
+
+/// How long a VMM may take to say how it is. All are asked at once: one that hangs delays a look by no more than this.
+const LOOK: Duration = Duration::from_millis(300);
+const MIB: u64 = 1 << 20;
+
+/// One machine, between two looks.
+#[derive(Debug)]
+pub struct Watched {
+    vmm: VmmId,
+    reports: Reports,
+    /// What the VMM said last.
+    info: Option<MemoryInfo>,
+    /// CPU time used until then.
+    used: Option<(Instant, Duration)>,
+    /// What its control group protects.
+    protected: Option<u64>,
+    trouble: Trouble,
+    hands: Hands,
+    /// The hands' work and the follower; they end with this.
+    _tasks: JoinSet<()>,
+}
+
+impl Watched {
+    /// Begins to watch.
+    pub fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
+        let (uid, name) = (machine.uid, machine.developer.clone());
+        let mut tasks = JoinSet::new();
+        let hands = Hands::new(daemon, uid, &name, &mut tasks);
+        let (reports, squeeze) = (Reports::default(), hands.squeeze.clone());
+        let trouble = Trouble::of(format!("memory of {name}"));
+        // A squeeze is in the agent's own memory: one that was restarted, or told by an earlier runner, is told anew.
+        tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.again()));
+        Self { vmm, reports, info: None, used: None, protected: None, trouble, hands, _tasks: tasks }
+    }
+
+    /// Whether this is the VMM that is watched.
+    pub fn is(&self, vmm: &VmmId) -> bool {
+        self.vmm == *vmm
+    }
+
+    /// What the guest says of itself.
+    pub fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    /// Looks; `None` if the machine has just ended.
+    pub async fn look(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
+        let vmm = daemon.vmm(&machine.developer, LOOK);
+        let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
+        let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
+        let (usage, info, ()) = tokio::join!(
+            measure(&machine.developer, protect),
+            vmm.get("/v1/memory"),
+            find_state(daemon, machine, &vmm)
+        );
+        match info {
+            Ok(info) => self.info = Some(info),
+            Err(error) => tracing::debug!(machine = machine.developer, "no memory figures: {error}"),
+        }
+        let (usage, trouble) = usage?;
+        if trouble.is_none() {
+            self.protected = Some(guaranteed);
+        }
+        self.trouble.note(trouble);
+        let standing = &daemon.memory.standing;
+        Some(MachineView {
+            cpus: self.cpus(usage.cpu),
+            guest: self.reports.fresh(),
+            paused: standing.state(machine.uid) == State::Paused,
+            needed: needed || standing.is_needed(machine.uid),
+            ..sizes(machine, self.info.as_ref(), &usage)
+        })
+    }
+
+    /// CPUs used since the last look.
+    fn cpus(&mut self, cpu: Duration) -> f64 {
+        let now = Instant::now();
+        let Some((then, before)) = self.used.replace((now, cpu)) else { return 0.0 };
+        let passed = now.duration_since(then).as_secs_f64();
+        if passed > 0.0 { cpu.saturating_sub(before).as_secs_f64() / passed } else { 0.0 }
+    }
+
+    /// Passes an order on; returns at once.
+    pub fn order(&self, order: &Order) {
+        match order {
+            Order::Limit { bytes, .. } => {
+                if let Some(requested) = self.info.as_ref().and_then(|info| requested_mib(info, *bytes)) {
+                    self.hands.limit.order(requested);
+                }
+            }
+            Order::Squeeze { target, .. } => self.hands.squeeze.order(*target),
+            Order::Swap { bytes, .. } => self.hands.swap.order((Instant::now(), *bytes)),
+            Order::Pause { .. } => self.hands.still.order(true),
+            Order::Resume { .. } => self.hands.still.order(false),
+        }
+    }
+}
+
+/// What may be plugged of the region so that the guest has `bytes`: whole blocks of 2 MiB; `None` without a region.
+fn requested_mib(info: &MemoryInfo, bytes: u64) -> Option<u32> {
+    let beyond = (bytes / MIB).saturating_sub(info.boot_mib.into()).min(info.size_mib.into());
+    (info.size_mib > 0).then_some(beyond as u32 / 2 * 2)
+}
+
+/// The sizes of a view. A VMM that has not said how it is counts as one whose memory cannot change.
+fn sizes(machine: &MachineRow, info: Option<&MemoryInfo>, usage: &Usage) -> MachineView {
+    let fixed = MemoryInfo { boot_mib: machine.memory_mib, ..MemoryInfo::default() };
+    let info = info.unwrap_or(&fixed);
+    let beyond_boot = |mib: u32| (u64::from(info.boot_mib) + u64::from(mib.min(info.size_mib))) * MIB;
+    let promised = beyond_boot(info.size_mib);
+    MachineView {
+        uid: machine.uid,
+        promised,
+        guaranteed: (u64::from(machine.guaranteed_mib) * MIB).min(promised),
+        weight: machine.weight,
+        boot: beyond_boot(0),
+        limit: beyond_boot(info.requested_mib),
+        plugged: beyond_boot(info.plugged_mib),
+        resident: usage.resident,
+        swapped: usage.swapped,
+        ..MachineView::default()
+    }
+}
+
+/// Reads the control group and, where that is new, writes what it protects; `None` if it is gone.
+async fn measure(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<String>)> {
+    let name = machine.to_owned();
+    let measured = tokio::task::spawn_blocking(move || {
+        let usage = host::usage(&name).ok()?;
+        let protected = protect.map_or(Ok(()), |bytes| host::protect(&name, bytes));
+        Some((usage, protected.err().map(|error| format!("{error:#}"))))
+    });
+    measured.await.ok().flatten()
+}
+
+/// An earlier runner may have left the machine standing still: only its VMM knows.
+async fn find_state(daemon: &Daemon, machine: &MachineRow, vmm: &Client) {
+    let standing = &daemon.memory.standing;
+    if standing.state(machine.uid) == State::Unknown
+        && let Ok(info) = vmm.get::<MachineInfo>("/v1/machine").await
+    {
+        standing.found(machine.uid, info.state == MachineState::Paused);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::state::tests::machine;
+
+    const INFO: MemoryInfo =
+        MemoryInfo { boot_mib: 512, size_mib: 1024, requested_mib: 256, plugged_mib: 128, driver: true, refused: 0 };
+
+    #[test]
+    fn what_a_machine_was_promised_is_what_it_was_started_with() {
+        let row = MachineRow { memory_mib: 9999, guaranteed_mib: 2000, ..machine(7) };
+        let usage = Usage { resident: 1, swapped: 2, cpu: Duration::ZERO };
+        let view = sizes(&row, Some(&INFO), &usage);
+        assert_eq!((view.promised / MIB, view.guaranteed / MIB), (1536, 1536));
+        assert_eq!((view.boot / MIB, view.limit / MIB, view.plugged / MIB), (512, 768, 640));
+        let silent = sizes(&row, None, &usage);
+        assert_eq!((silent.boot / MIB, silent.limit / MIB, silent.promised / MIB), (9999, 9999, 9999));
+    }
+
+    #[test]
+    fn a_limit_becomes_whole_blocks_of_the_region() {
+        for (mib, requested) in [(0, 0), (512, 0), (513, 0), (515, 2), (768, 256), (1536, 1024), (9999, 1024)] {
+            assert_eq!(requested_mib(&INFO, mib * MIB + 5), Some(requested), "{mib}");
+        }
+        assert_eq!(requested_mib(&INFO, u64::MAX), Some(1024));
+        assert_eq!(requested_mib(&MemoryInfo { size_mib: 0, ..INFO }, 9999 * MIB), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! What a machine seems to use of the memory it holds. The guest's word counts only within what the host has measured.
+
+use super::model::{GuestView, MachineView};
+
+const MIB: u64 = 1 << 20;
+
+/// A machine that holds anything uses at least this much of it, whatever its guest says.
+const LEAST: u64 = 64 * MIB;
+
+/// Beside its working set a machine may claim a quarter of it, at least this much, to grow into.
+const HEADROOM: u64 = 64 * MIB;
+
+/// What it holds of the host's memory and swap.
+pub fn held(machine: &MachineView) -> u64 {
+    machine.resident.saturating_add(machine.swapped)
+}
+
+/// What it holds and uses: without what is free or cold in its guest. Nobody knows that of a silent guest: it uses all
+/// it holds, or nothing if `idle`. A machine that stands still uses nothing.
+pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
+    let held = held(machine);
+    let used = match &machine.guest {
+        _ if machine.paused => 0,
+        Some(guest) => touched(machine, guest),
+        None if idle => 0,
+        None => held,
+    };
+    used.clamp(LEAST.min(held), held)
+}
+
+/// Its working set and room to grow into: what it may claim while others want memory, too.
+pub fn wanted(working_set: u64) -> u64 {
+    working_set.saturating_add(HEADROOM.max(working_set / 4))
+}
+
+/// Neither free nor cold. What the guest has swapped to compressed memory counts with what the compressed memory takes:
+/// what it wants of that comes back by itself, and is counted then.
+fn touched(machine: &MachineView, guest: &GuestView) -> u64 {
+    held(machine).min(machine.plugged.saturating_sub(guest.free)).saturating_sub(guest.cold)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(resident: u64, swapped: u64, guest: Option<(u64, u64)>) -> MachineView {
+        let guest = guest.map(|(free, cold)| GuestView { free: free * MIB, cold: cold * MIB, ..GuestView::default() });
+        let (resident, swapped) = (resident * MIB, swapped * MIB);
+        MachineView { plugged: 2048 * MIB, resident, swapped, guest, ..MachineView::default() }
+    }
+
+    #[test]
+    fn the_guests_word_counts_within_what_it_holds() {
+        for (resident, swapped, guest, idle, used) in [
+            (1000, 0, Some((1048, 300)), false, 700),
+            (1000, 200, Some((1048, 300)), false, 700),
+            (1000, 0, Some((0, 300)), false, 700),
+            (1000, 0, Some((2000, 0)), false, 64),
+            (1000, 0, Some((0, 0)), true, 1000),
+            (1000, 0, Some((1 << 40, 1 << 40)), false, 64),
+            (1000, 200, None, false, 1200),
+            (1000, 200, None, true, 64),
+            (20, 0, None, true, 20),
+            (0, 0, Some((0, 0)), false, 0),
+        ] {
+            let machine = machine(resident, swapped, guest);
+            assert_eq!(working_set(&machine, idle), used * MIB, "{machine:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_uses_nothing() {
+        let machine = MachineView { paused: true, ..machine(1000, 0, Some((0, 0))) };
+        assert_eq!(working_set(&machine, false), 64 * MIB);
+    }
+
+    #[test]
+    fn a_quarter_may_be_claimed_to_grow_into() {
+        for (used, claimed) in [(0, 64), (100, 164), (1000, 1250)] {
+            assert_eq!(wanted(used * MIB), claimed * MIB);
+        }
+    }
+}

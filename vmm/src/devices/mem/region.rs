@@ -1,0 +1,83 @@
+//! Doing what was planned: memory slots for the guest's processors, the map for the devices, the host's memory.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use vm_memory::{Address, GuestMemoryRegion};
+
+use super::Error;
+use crate::kvm::Vm;
+use crate::memory::{GuestRegion, Plugged, coalesce, release_region};
+
+/// What makes a granule of the region reachable for the guest's processors.
+pub trait Slots: Send + Sync {
+    /// From now on granule `index` is there for them, or is not.
+    fn show(&self, index: usize, shown: bool) -> io::Result<()>;
+}
+
+impl Slots for Vm {
+    fn show(&self, index: usize, shown: bool) -> io::Result<()> {
+        self.show_granule(index, shown).map_err(io::Error::other)
+    }
+}
+
+/// The region this device plugs. Ranges are bytes from its beginning, whole blocks inside it.
+pub struct Region {
+    region: GuestRegion,
+    map: Arc<Plugged>,
+    slots: Arc<dyn Slots>,
+}
+
+impl Region {
+    pub fn new(region: &GuestRegion, slots: Arc<dyn Slots>) -> Result<Self, Error> {
+        let map = region.plugged().ok_or(Error::NotPluggable(region.start_addr().raw_value()))?.clone();
+        Ok(Self { region: region.clone(), map, slots })
+    }
+
+    /// Its guest address.
+    pub fn base(&self) -> u64 {
+        self.region.start_addr().raw_value()
+    }
+
+    /// What of it is plugged.
+    pub fn map(&self) -> &Arc<Plugged> {
+        &self.map
+    }
+
+    /// Plugs `range`, of which nothing is plugged. On an error nothing has changed.
+    pub fn plug(&self, range: &Range<u64>) -> io::Result<()> {
+        // The slots before the map: a device may read a buffer only where the guest can have written it.
+        let idle: Vec<usize> = self.map.granules_of(range).filter(|granule| !self.map.is_active(*granule)).collect();
+        for (at, granule) in idle.iter().enumerate() {
+            if let Err(error) = self.slots.show(*granule, true) {
+                let _ = self.hide(&idle[..at]); // the first error is the one to tell
+                return Err(error);
+            }
+        }
+        self.map.set(range, true);
+        Ok(())
+    }
+
+    /// Unplugs `range`, whatever of it is plugged, and gives its host memory back. On an error the guest still reaches a
+    /// granule, which it must not use, and which the next time it is plugged is there already.
+    pub fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
+        let active: Vec<usize> = self.map.granules_of(range).filter(|granule| self.map.is_active(*granule)).collect();
+        // The map first, then the slots: nobody begins to use the memory any more. The host's memory last, or it would be
+        // touched again.
+        self.map.set(range, false);
+        let idle: Vec<usize> = active.into_iter().filter(|granule| !self.map.is_active(*granule)).collect();
+        let hidden = self.hide(&idle);
+        // Of a granule that goes, also what the guest touched though it was not plugged.
+        let granules = idle.iter().map(|granule| self.map.granule_range(*granule));
+        for range in coalesce(granules.chain([range.clone()]).collect()) {
+            release_region(&self.region, &range);
+        }
+        hidden
+    }
+
+    /// Hides all of `granules` that can be; the first error.
+    fn hide(&self, granules: &[usize]) -> io::Result<()> {
+        granules.iter().map(|granule| self.slots.show(*granule, false)).fold(Ok(()), Result::and)
+    }
+}

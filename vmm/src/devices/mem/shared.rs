@@ -1,0 +1,121 @@
+//! What the device's worker, the vCPU threads (configuration space) and the control thread share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use garret_api::vmm::{MemoryInfo, MemoryTarget};
+
+use super::protocol::Config;
+use super::region::Region;
+use crate::memory::{BLOCK, Plugged};
+use crate::virtio::{ConfigInterrupt, ConfigSpace};
+
+/// Blocks are so large, in MiB.
+const BLOCK_MIB: u32 = (BLOCK >> 20) as u32;
+
+/// The configuration space (§5.15.4) and what it is made from.
+#[derive(Debug)]
+pub struct Shared {
+    base: u64,
+    map: Arc<Plugged>,
+    requested: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Shared {
+    /// `requested_mib` of `region` may be plugged from the start.
+    pub fn new(region: &Region, requested_mib: u32) -> Self {
+        let requested = AtomicU64::new(u64::from(requested_mib) << 20);
+        Self { base: region.base(), map: region.map().clone(), requested, refused: AtomicU64::new(0) }
+    }
+
+    /// Bytes that shall be plugged.
+    pub fn requested(&self) -> u64 {
+        self.requested.load(Ordering::Acquire)
+    }
+
+    /// Counts a request that was refused.
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl ConfigSpace for Shared {
+    fn read(&self, at: u64, out: &mut [u8]) {
+        let config = Config {
+            block_size: BLOCK,
+            address: self.base,
+            region_size: self.map.size(),
+            // Whatever is requested: it costs the driver nothing.
+            usable_region_size: self.map.size(),
+            plugged_size: self.map.bytes(),
+            requested_size: self.requested(),
+        };
+        let space = config.bytes();
+        for (byte, value) in out.iter_mut().zip(space.iter().skip(usize::try_from(at).unwrap_or(usize::MAX))) {
+            *byte = *value;
+        }
+    }
+}
+
+/// A target that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetRefused {
+    /// There is no such device.
+    #[error("this machine has no memory to plug: start it from a configuration with `hotplug`")]
+    NoDevice,
+    /// Not whole blocks.
+    #[error("requested_mib: {0} is not a multiple of {BLOCK_MIB}")]
+    NotBlocks(u32),
+    /// More than there is.
+    #[error("requested_mib: {asked_mib} is not between 0 and {most_mib}, the size of the region")]
+    TooLarge {
+        /// What was asked.
+        asked_mib: u32,
+        /// What is possible.
+        most_mib: u32,
+    },
+}
+
+/// The control thread's handle to the device; clones are the same device's.
+#[derive(Clone, Debug)]
+pub struct Hotplug {
+    shared: Arc<Shared>,
+    interrupt: ConfigInterrupt,
+}
+
+impl Hotplug {
+    pub(super) fn new(shared: Arc<Shared>, interrupt: ConfigInterrupt) -> Self {
+        Self { shared, interrupt }
+    }
+
+    /// From now on so much shall be plugged. The driver hears of it at once, or reads it when it comes.
+    pub fn set_target(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
+        let (asked_mib, most_mib) = (target.requested_mib, self.size_mib());
+        if asked_mib > most_mib {
+            return Err(TargetRefused::TooLarge { asked_mib, most_mib });
+        }
+        if !asked_mib.is_multiple_of(BLOCK_MIB) {
+            return Err(TargetRefused::NotBlocks(asked_mib));
+        }
+        self.shared.requested.store(u64::from(asked_mib) << 20, Ordering::Release);
+        self.interrupt.changed();
+        Ok(())
+    }
+
+    /// How it stands; the memory that is always there is left out.
+    pub fn info(&self) -> MemoryInfo {
+        MemoryInfo {
+            boot_mib: 0,
+            size_mib: self.size_mib(),
+            requested_mib: (self.shared.requested() >> 20) as u32,
+            plugged_mib: (self.shared.map.bytes() >> 20) as u32,
+            driver: self.interrupt.has_listener(),
+            refused: self.shared.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    fn size_mib(&self) -> u32 {
+        (self.shared.map.size() >> 20) as u32 // at most 1,048,576
+    }
+}
