@@ -27,8 +27,8 @@
 //! | `oom` | kills for lack of memory, without those of containers' own limits |
 //!
 //! # What is protected
-//! - The agent and what is run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): the loop
-//!   leaves that control group alone. Containers as a whole are protected for a quarter of memory (`memory.low`, in
+//! - The agent and what is run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): of that control
+//!   group the loop takes page cache only. Containers as a whole are protected for a quarter of memory (`memory.low`, in
 //!   `kernel`), so that an image pull beside them does not push out what they work with.
 //! - Against the kernel's killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are by themselves), and
 //!   what the agent starts is not. A terminal's shell has no score of its own, for every compiler started from it would

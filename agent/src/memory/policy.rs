@@ -68,7 +68,7 @@ const PAUSE_IDLE: Duration = Duration::from_secs(10);
 const PAUSE_MORE: Duration = Duration::from_secs(1);
 const PAUSE_SQUEEZED: Duration = Duration::from_millis(50);
 
-/// The control group of the agent and of the guest's own shells, which the loop leaves alone.
+/// The control group of the agent and of the guest's own shells: only their page cache is taken.
 const PROTECTED: &str = "/garret";
 
 /// The guest at the beginning of a round.
@@ -220,6 +220,9 @@ impl Policy {
             let mut water = files.remove(&key).unwrap_or_default();
             water.note(seen.now, lru.evictable().file, BUSY.cold);
             if let Some((seq, mut pages)) = lru.untouched(ages.cold) {
+                if is_protected(lru) {
+                    pages.anon = 0;
+                }
                 if !lru.is_orphan() {
                     pages.file = pages.file.min(water.least(seen.now, ages.cold));
                 }
@@ -227,7 +230,7 @@ impl Policy {
             }
             self.files.insert(key, water);
         }
-        colds.retain(|cold| !is_protected(cold.lru) && cold.pages.all() > 0);
+        colds.retain(|cold| cold.pages.all() > 0);
         colds.sort_by_key(|cold| std::cmp::Reverse(cold.pages.all()));
         colds
     }
@@ -237,7 +240,7 @@ impl Policy {
         let interval = ages.begin.max(self.aging.div_f64(SHARE_AGING));
         let due = |lru: &&Lru| {
             let large = lru.pages().all() >= AGE_MIN;
-            large && !lru.is_orphan() && !is_protected(lru) && lru.youngest_age().is_some_and(|age| age >= interval)
+            large && !lru.is_orphan() && lru.youngest_age().is_some_and(|age| age >= interval)
         };
         let lrus = seen.lrus.iter().flatten().filter(due).take(COMMANDS_MAX);
         lrus.filter_map(|lru| lru.age_command(seen.memory.swap_total > 0)).collect()

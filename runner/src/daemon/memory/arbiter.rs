@@ -5,9 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::ladder::Ladder;
+use garret_api::runner::Means;
+
+use super::ladder::{Ladder, Steps};
 use super::limits::Limit;
-use super::model::{Decision, Elapsed, HostView, MachineView, Order};
+use super::model::{Decision, Elapsed, HostView, MachineView, Notice, Order};
+use super::resting::Resting;
 use super::stage::Rated;
 use super::strain::{capacity, room};
 use super::targets::{Claim, targets};
@@ -33,6 +36,7 @@ pub struct Arbiter {
 struct Past {
     idle_for: Duration,
     limit: Limit,
+    resting: Resting,
 }
 
 impl Arbiter {
@@ -46,8 +50,10 @@ impl Arbiter {
         let rated = machines.iter().zip(&targets).zip(&used);
         let rated: Vec<Rated> =
             rated.map(|((machine, &target), &working_set)| Rated { machine, target, working_set }).collect();
-        let steps = self.ladder.look(host, &rated, elapsed);
-        let mut orders = steps.orders;
+        let Steps { mut orders, mut notices } = self.ladder.look(host, &rated, elapsed);
+        if overcommitted(host, machines) {
+            self.rest(host, machines, elapsed, &mut orders, &mut notices);
+        }
         orders.extend(machines.iter().filter_map(|machine| self.limit(machine, elapsed)));
         orders.sort_by_key(precedence);
         let uids = || machines.iter().map(|machine| machine.uid);
@@ -56,7 +62,33 @@ impl Arbiter {
             working_sets: uids().zip(used).collect(),
             squeezed: self.ladder.squeezed(),
             orders,
-            notices: steps.notices,
+            notices,
+        }
+    }
+
+    /// Swaps out what idle machines do not touch, unless memory is being taken from them by another means.
+    fn rest(
+        &mut self,
+        host: &HostView,
+        machines: &[MachineView],
+        elapsed: Duration,
+        orders: &mut Vec<Order>,
+        notices: &mut Vec<Notice>,
+    ) {
+        for machine in machines {
+            let uid = machine.uid;
+            let free = !machine.paused && self.ladder.squeezed_to(uid).is_none();
+            let Some(past) = self.machines.get_mut(&uid).filter(|_| free) else { continue };
+            let Some(step) = past.resting.look(machine, past.idle_for, elapsed) else { continue };
+            orders.push(Order::Swap { uid, bytes: step.bytes });
+            if step.first {
+                let (idle, promised, total) = (past.idle_for.as_secs(), promised(machines) >> 20, host.total >> 20);
+                let reason = format!(
+                    "nothing has happened in this machine for {idle} s and {promised} MiB are promised on a host of {total}: \
+                     what it does not touch is swapped out"
+                );
+                notices.push(Notice { uid, means: Means::Swap, bytes: step.bytes, reason });
+            }
         }
     }
 
@@ -86,6 +118,15 @@ impl Arbiter {
 fn claim(machine: &MachineView, used: u64) -> Claim {
     let MachineView { guaranteed, promised, weight, .. } = *machine;
     Claim { guaranteed, promised, wanted: wanted(used), weight, held: held(machine), used }
+}
+
+/// More is promised than the machines can hold, and there is swap to put it to.
+fn overcommitted(host: &HostView, machines: &[MachineView]) -> bool {
+    promised(machines) > capacity(host) && host.swap_free > host.swap_total / 2
+}
+
+fn promised(machines: &[MachineView]) -> u64 {
+    machines.iter().map(|machine| machine.promised).fold(0, u64::saturating_add)
 }
 
 /// What the machines can hold together, not less than their guarantees as far as the capacity holds these.

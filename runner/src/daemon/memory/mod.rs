@@ -12,6 +12,7 @@ mod lane;
 mod limits;
 mod metrics;
 mod model;
+mod resting;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
