@@ -15,6 +15,12 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 const LRU_GEN: &str = "/sys/kernel/debug/lru_gen";
 /// The top group's: it reclaims from all of them, and heeds their protections.
 const RECLAIM: &str = "/sys/fs/cgroup/memory.reclaim";
+/// Free blocks of this order and larger are reported to the host.
+const REPORTED: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
+/// 2 MiB: what a busy guest frees in smaller blocks is in use again soon, and would cost the host its huge pages.
+const LARGE: u8 = 9;
+/// 64 KiB.
+const SMALL: u8 = 4;
 /// Podman's containers.
 const CONTAINERS_LOW: &str = "/sys/fs/cgroup/libpod_parent/memory.low";
 /// Containers as a whole are reclaimed from last, up to this part of memory.
@@ -26,6 +32,8 @@ pub struct Kernel {
     told: BTreeSet<&'static str>,
     /// What `memory.low` of containers was made of.
     protected: u64,
+    /// The least order that is reported, once it was set.
+    reported: Option<u8>,
 }
 
 impl Kernel {
@@ -87,6 +95,15 @@ impl Kernel {
     pub fn compact(&mut self) {
         let result = fs::write("/proc/sys/vm/compact_memory", "1");
         self.tell("compact_memory", result);
+    }
+
+    /// Has small free blocks reported as well, or only large ones.
+    pub fn report_small(&mut self, small: bool) {
+        let order = if small { SMALL } else { LARGE };
+        if self.reported.replace(order) != Some(order) {
+            let result = fs::write(REPORTED, order.to_string());
+            self.tell("free page reporting", result);
+        }
     }
 
     /// The containers' protection follows memory as it grows; nothing to do before the first container.

@@ -3,7 +3,8 @@
 //! The loop never takes what is in use. Every few seconds it looks whether the guest is calm (nobody waits for memory,
 //! little of what was taken comes back); then it takes what the multi-generational LRU knows to be cold, a bounded step
 //! a round: page cache is dropped, anonymous memory goes to compressed swap. What is free by then is compacted if it is
-//! in crumbs, for the free page reporting that returns it to the host reports blocks of 2 MiB only. Refaults and
+//! in crumbs, for the free page reporting that returns it to the host reports blocks of 2 MiB only; in an idle guest, or
+//! when the host wants memory, of 64 KiB as well. Refaults and
 //! pressure make the loop wait, twice as long each time. Asked to ([`Memory::squeeze`]) it takes more than what is
 //! cold, the coldest first.
 //!

@@ -63,7 +63,7 @@ const SHARE_AGING: f64 = 0.0025;
 
 /// Between two rounds at least: usually, when there is nothing to do, when there is more to take, when the host wants
 /// it.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_IDLE: Duration = Duration::from_secs(10);
 const PAUSE_MORE: Duration = Duration::from_secs(1);
 const PAUSE_SQUEEZED: Duration = Duration::from_millis(50);
@@ -97,8 +97,8 @@ pub struct Plan {
     pub reclaim: Option<Reclaim>,
     /// Drop the kernel's caches of names and attributes.
     pub drop_slab: bool,
-    /// Compaction disturbs nobody now.
-    pub may_compact: bool,
+    /// Compaction and small reports disturb nobody now.
+    pub at_leisure: bool,
     /// The host wants memory.
     pub squeezed: bool,
     /// Bytes that are cold.
@@ -190,7 +190,7 @@ impl Policy {
         } else {
             self.relax(&mut plan, seen, colds, mood);
         }
-        plan.may_compact = plan.squeezed || idle;
+        plan.at_leisure = plan.squeezed || idle;
         plan
     }
 

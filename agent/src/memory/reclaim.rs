@@ -70,6 +70,7 @@ impl Reclaimer {
         let aging = cpu_time().saturating_sub(aging_begun);
         let reclaimed = self.take(&plan, before)?;
         self.compact(&plan, seen.now, seen.memory.total)?;
+        self.kernel.report_small(plan.at_leisure);
         let outcome = Outcome { reclaimed, aging, all: cpu_time().saturating_sub(begun) };
         Ok(self.policy.done(self.begun.elapsed(), &plan, &outcome))
     }
@@ -119,7 +120,7 @@ impl Reclaimer {
 
     /// Last, for what was taken leaves crumbs.
     fn compact(&mut self, plan: &Plan, now: Duration, total: u64) -> std::io::Result<()> {
-        if plan.may_compact {
+        if plan.at_leisure {
             let crumbs = compaction::crumbs(&std::fs::read_to_string("/proc/buddyinfo")?);
             if self.compaction.due(now, crumbs, total, plan.squeezed) {
                 self.kernel.compact();
