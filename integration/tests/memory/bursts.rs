@@ -9,7 +9,7 @@ use crate::team::{GUARANTEED_MIB, Load, TEAM, Team, guest, machine, mib, top};
 /// More than half of the host's memory.
 const BURST_MIB: u32 = 900;
 /// Four of these are more than the host has.
-const SHARE_MIB: u32 = 560;
+const SHARE_MIB: u32 = 480;
 
 #[test]
 fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
@@ -25,7 +25,7 @@ fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
 #[test]
 fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
     let team = Team::assemble();
-    let loads: Vec<_> = TEAM.iter().map(|developer| Load::start(*developer, SHARE_MIB, 30)).collect();
+    let loads: Vec<_> = TEAM.iter().map(|developer| Load::start(*developer, SHARE_MIB, 20)).collect();
     wait_until("more is used than the host has for machines", 120, || {
         let top = top();
         let machines = top["machines"].as_array().expect("a list");
@@ -54,7 +54,7 @@ fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
     let team = Team::assemble();
     let (stopped, others) = TEAM.split_last().expect("four");
     let squeezed = Load::start(*stopped, SHARE_MIB, 600);
-    let loads: Vec<_> = others.iter().map(|developer| Load::start(*developer, SHARE_MIB, 20)).collect();
+    let loads: Vec<_> = others.iter().map(|developer| Load::start(*developer, SHARE_MIB, 5)).collect();
     wait_until("somebody is squeezed", 120, || {
         top()["machines"].as_array().expect("a list").iter().any(|one| !one["squeezed"].is_null())
     });

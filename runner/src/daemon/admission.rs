@@ -36,8 +36,10 @@ pub struct Promises {
 /// What a machine asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
-    /// The most that it can have, in MiB, what its VMM needs included.
+    /// The most that it can have, in MiB.
     pub promised_mib: u64,
+    /// What its VMM may need beside that, in MiB.
+    pub vmm_mib: u64,
     /// Its own whatever the others do, in MiB.
     pub guaranteed_mib: u64,
 }
@@ -86,17 +88,18 @@ fn meminfo_mib(meminfo: &str, name: &str) -> u64 {
 /// host's memory and swap together, and guaranteed, with each machine's overhead, up to the memory without the host's
 /// reserve.
 pub fn admit(host: &Host, already: Promises, asked: Ask) -> Result<(), String> {
-    admit_promise(host, already.promised_mib, asked.promised_mib)?;
+    admit_promise(host, already.promised_mib, asked)?;
     admit_guarantee(host, already, asked.guaranteed_mib)
 }
 
-fn admit_promise(host: &Host, promised_mib: u64, asked_mib: u64) -> Result<(), String> {
+fn admit_promise(host: &Host, promised_mib: u64, asked: Ask) -> Result<(), String> {
     let there = host.memory_mib + host.swap_mib;
-    if promised_mib + asked_mib <= there {
+    let Ask { promised_mib: asked_mib, vmm_mib, .. } = asked;
+    if promised_mib + asked_mib + vmm_mib <= there {
         return Ok(());
     }
     Err(format!(
-        "the machine asks for {asked_mib} MiB, but {promised_mib} of the host's {there} MiB (memory {}, swap {}) are \
+        "the machine asks for {asked_mib} MiB and {vmm_mib} for its VMM, but {promised_mib} of the host's {there} MiB (memory {}, swap {}) are \
          promised already: ask for less with memory_mib, stop another machine, or add swap",
         host.memory_mib, host.swap_mib
     ))
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn memory_and_swap_may_be_promised_and_no_more() {
         for (already, asked, fits) in [(0, 5000, true), (0, 5001, false), (3000, 2000, true), (3000, 2001, false)] {
-            let ask = Ask { promised_mib: asked, guaranteed_mib: 0 };
+            let ask = Ask { promised_mib: asked, ..Ask::default() };
             assert_eq!(admit(&HOST, promised(already), ask).is_ok(), fits, "{already} + {asked}");
         }
     }
@@ -140,17 +143,17 @@ mod tests {
             [(0, 0, 3720, true), (0, 0, 3721, false), (1000, 4, 2624, true), (1000, 4, 2625, false)]
         {
             let already = Promises { promised_mib: 0, guaranteed_mib, machines };
-            let ask = Ask { promised_mib: asked, guaranteed_mib: asked };
+            let ask = Ask { promised_mib: asked, vmm_mib: 0, guaranteed_mib: asked };
             assert_eq!(admit(&HOST, already, ask).is_ok(), fits, "{already:?} + {asked}");
         }
         let all_reserved = Host { reserve_mib: 9000, ..HOST };
-        let least = Ask { promised_mib: 256, guaranteed_mib: 256 };
+        let least = Ask { promised_mib: 256, vmm_mib: 0, guaranteed_mib: 256 };
         assert!(admit(&all_reserved, Promises::default(), least).is_err());
     }
 
     #[test]
     fn a_refusal_has_the_numbers() {
-        let ask = Ask { promised_mib: 2500, guaranteed_mib: 256 };
+        let ask = Ask { promised_mib: 2500, vmm_mib: 100, guaranteed_mib: 256 };
         let already = Promises { promised_mib: 3000, guaranteed_mib: 3400, machines: 4 };
         let refusal = admit(&HOST, already, ask).unwrap_err();
         for number in ["2500 MiB", "3000 of", "5000 MiB", "memory 4000", "swap 1000", "memory_mib"] {

@@ -8,9 +8,9 @@ use super::state::MachineRow;
 /// What is promised to those of `machines` that should run, what their VMMs need included.
 pub fn promises<'a>(machines: impl IntoIterator<Item = &'a MachineRow>, overhead_mib: u32) -> Promises {
     let running = machines.into_iter().filter(|machine| machine.desired == Desired::Running && !machine.removed);
-    running.fold(Promises::default(), |sum, machine| Promises {
-        promised_mib: sum.promised_mib + ask(machine, overhead_mib).promised_mib,
-        guaranteed_mib: sum.guaranteed_mib + u64::from(machine.guaranteed_mib),
+    running.map(|machine| ask(machine, overhead_mib)).fold(Promises::default(), |sum, ask| Promises {
+        promised_mib: sum.promised_mib + ask.promised_mib + ask.vmm_mib,
+        guaranteed_mib: sum.guaranteed_mib + ask.guaranteed_mib,
         machines: sum.machines + 1,
     })
 }
@@ -18,7 +18,8 @@ pub fn promises<'a>(machines: impl IntoIterator<Item = &'a MachineRow>, overhead
 /// What one machine asks for.
 pub fn ask(machine: &MachineRow, overhead_mib: u32) -> Ask {
     Ask {
-        promised_mib: u64::from(machine.memory_mib) + u64::from(overhead_mib),
+        promised_mib: machine.memory_mib.into(),
+        vmm_mib: overhead_mib.into(),
         guaranteed_mib: machine.guaranteed_mib.into(),
     }
 }
