@@ -32,11 +32,15 @@ const STALL_MAX: f64 = 0.01;
 const STALL_MAX_SQUEEZED: f64 = 10.0;
 /// At 100 µs each, that is 0.6 % of the time.
 const REFAULTS_MAX: f64 = 64.0;
+/// The same when the host wants memory: what comes back faster is in use, and the host has other means than this one.
+const REFAULTS_MAX_SQUEEZED: f64 = 512.0;
 
 /// What a round takes: this part of memory, within these bounds in bytes.
 const STEP_PART: u64 = 20;
 const STEP_MIN: u64 = 64 * MIB;
 const STEP_MAX: u64 = 256 * MIB;
+/// The same when the host wants memory, and it may be compressed: no more than what takes part of a second.
+const STEP_SQUEEZED: u64 = 32 * MIB;
 /// Less of a control group is not worth a command.
 const TAKE_MIN: u64 = 64;
 /// No ages are looked for in a smaller group, in pages.
@@ -57,7 +61,7 @@ const SLAB_INTERVAL: Duration = Duration::from_secs(600);
 /// The loop's part of one CPU's time: in a guest that works, in an idle one, and when the host wants memory.
 const SHARE: f64 = 0.005;
 const SHARE_IDLE: f64 = 0.05;
-const SHARE_SQUEEZED: f64 = 0.5;
+const SHARE_SQUEEZED: f64 = 0.2;
 /// The part for looking for ages alone, which is useful only later.
 const SHARE_AGING: f64 = 0.0025;
 
@@ -137,6 +141,8 @@ pub struct Policy {
     backoff: Backoff,
     /// After a target that was not reached.
     struggle: Backoff,
+    /// After what was taken for a target came back.
+    thrash: Backoff,
     target: Option<u64>,
     files: BTreeMap<(u32, u32, String), LowWater>,
     idle_since: Option<Duration>,
@@ -159,6 +165,7 @@ impl Policy {
             gauge: Gauge::default(),
             backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
             struggle: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            thrash: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
             target: None,
             files: BTreeMap::new(),
             idle_since: None,
@@ -186,7 +193,7 @@ impl Policy {
             plan.age = self.age(seen, ages);
         }
         if plan.squeezed {
-            self.squeeze(&mut plan, seen, colds, over);
+            self.squeeze(&mut plan, seen, colds, mood, over);
         } else {
             self.relax(&mut plan, seen, colds, mood);
         }
@@ -247,15 +254,20 @@ impl Policy {
     }
 
     /// The host wants `over` bytes: what is cold, then what is coldest.
-    fn squeeze(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, over: u64) {
+    fn squeeze(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>, over: u64) {
         plan.share = SHARE_SQUEEZED;
         plan.pause = PAUSE_MORE;
+        if mood.is_some_and(|mood| mood.refaults > REFAULTS_MAX_SQUEEZED) {
+            self.thrash.resisted(seen.now);
+        } else {
+            self.thrash.calm(seen.now);
+        }
         let stalled = seen.stall_avg10.is_some_and(|stall| stall >= STALL_MAX_SQUEEZED);
-        if stalled || self.struggle.pausing(seen.now) {
+        if stalled || self.struggle.pausing(seen.now) || self.thrash.pausing(seen.now) {
             return;
         }
         plan.pause = PAUSE_SQUEEZED;
-        let step = over.min(STEP_MAX);
+        let step = over.min(STEP_SQUEEZED);
         self.take(plan, seen, colds, step);
         let rest = step - plan.asked.min(step);
         if rest >= TAKE_MIN * PAGE {

@@ -193,14 +193,14 @@ fn a_squeeze_takes_what_is_cold_and_then_the_coldest() {
     guest.target = Some(2000 * MIB);
     let plan = guest.after(0);
     assert_eq!(plan.evict, ["- 7 0 5 0 5120"]);
-    assert_eq!(plan.reclaim, Some(Reclaim { bytes: 28 * MIB, anon: true }));
-    assert_eq!((plan.asked, plan.squeezed, plan.at_leisure), (48 * MIB, true, true));
+    assert_eq!(plan.reclaim, Some(Reclaim { bytes: 12 * MIB, anon: true }));
+    assert_eq!((plan.asked, plan.squeezed, plan.at_leisure), (STEP_SQUEEZED, true, true));
     guest.memory.free = 2096 * MIB;
     let plan = guest.after(5);
     assert_eq!((plan.asked, plan.squeezed), (0, false));
     // Far below: a step a round.
     guest.target = Some(64 * MIB);
-    assert_eq!(guest.after(5).asked, STEP_MAX);
+    assert_eq!(guest.after(5).asked, STEP_SQUEEZED);
     guest.target = Some(10_000 * MIB);
     assert_eq!(guest.after(5).asked, 0);
 }
@@ -229,7 +229,22 @@ fn a_squeeze_spares_a_guest_that_is_stalled_already() {
     let mut seen = Seen { memory: guest.memory, stall_avg10: Some(12.0), target: Some(MIB), ..Seen::default() };
     assert_eq!(guest.policy.plan(&seen).asked, 0);
     seen.stall_avg10 = Some(9.0);
-    assert_eq!(guest.policy.plan(&seen).asked, STEP_MAX);
+    assert_eq!(guest.policy.plan(&seen).asked, STEP_SQUEEZED);
+}
+
+#[test]
+fn a_squeeze_waits_longer_each_time_when_what_it_took_comes_back() {
+    let mut guest = Guest::new(Some(vec![]));
+    let mut seen = Seen { memory: guest.memory, target: Some(64 * MIB), ..Seen::default() };
+    let mut taken = Vec::new();
+    for second in 0..100 {
+        seen.now = seconds(second);
+        if guest.policy.plan(&seen).asked > 0 {
+            taken.push(second);
+            seen.counters.refaults += 5000;
+        }
+    }
+    assert_eq!(taken, [0, 1, 13, 35, 77]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn beyond_memory_and_swap_a_machine_is_refused_with_numbers() {
     let asked = (there - promised + 100).to_string();
     NEWCOMER.garret(&["start", "--machine", "--memory", &asked]).fails_with(&[
         &format!("{asked} MiB"),
-        &promised.to_string(),
+        "are promised already",
         &there.to_string(),
     ]);
     // The memory that only it may use cannot be had either.

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::stage::{ALICE, BOB, Developer, Ran};
+use crate::stage::{ALICE, BOB, Developer, Ran, wait_until};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -119,5 +119,25 @@ impl Load {
         let said = self.0.join().expect("the thread ends").ok();
         assert!(said.contains("right: "), "{said}");
         said
+    }
+}
+
+/// The same, on its own: nothing of it hangs on a connection.
+pub struct Detached(Developer);
+
+impl Detached {
+    #[track_caller]
+    pub fn start(developer: Developer, mib: u32, hold_s: u32) -> Self {
+        let line = format!("setsid {LOAD} load {mib} --hold {hold_s} > /run/load 2>&1 < /dev/null & true");
+        guest(&developer, &line).ok();
+        Self(developer)
+    }
+
+    /// Waits for its end: every page was right.
+    #[track_caller]
+    pub fn right(self) {
+        wait_until("the load has ended", 240, || guest(&self.0, "pgrep -x load").status != 0);
+        let said = guest(&self.0, "cat /run/load").ok();
+        assert!(said.contains("right: "), "{said}");
     }
 }
