@@ -1,7 +1,6 @@
 //! Guests that want more than their due.
 
-use crate::stage::wait_until;
-use crate::team::{Load, TEAM, Team, guest, machine, mib};
+use crate::team::{Load, TEAM, Team, guest, machine, mib, wait_slowly};
 
 /// The agent in the guest reads another meminfo: a machine that has a terabyte, all of it in use.
 const LIE: &str = "printf 'MemTotal: 1073741824 kB\\nMemFree: 0 kB\\nMemAvailable: 0 kB\\nSwapTotal: 0 kB\\nSwapFree: 0 kB\\n' \
@@ -14,7 +13,7 @@ fn a_lying_guest_hurts_only_itself() {
     let [liar, honest, ..] = TEAM;
     guest(&liar, LIE).ok();
     let idle = mib(&liar, "working_set");
-    Load::start_busy(honest, 700, 10).right();
+    Load::start_busy(honest, 700, 5).right();
     assert!(mib(&liar, "working_set") <= mib(&liar, "promised"));
     assert!(mib(&liar, "target") <= mib(&liar, "promised"), "{idle} {}", machine(&liar));
     Load::start(honest, 900, 1).right();
@@ -26,7 +25,7 @@ fn a_lying_guest_hurts_only_itself() {
 fn a_leak_ends_at_its_own_containers_limit() {
     let team = Team::assemble();
     let [leaking, neighbour, ..] = TEAM;
-    let load = Load::start_busy(neighbour, 400, 20);
+    let load = Load::start_busy(neighbour, 400, 10);
     // A container as podman makes it, over the guest's own root: no image has to come.
     let leak = "mkdir -p /run/rootfs && mount --bind / /run/rootfs && \
                 podman run --rm --memory 200m --memory-swap 200m --network none --rootfs /run/rootfs:O \
@@ -36,6 +35,6 @@ fn a_leak_ends_at_its_own_containers_limit() {
     // Programs beside it in the same guest live on, and so does everything else.
     Load::start(leaking, 300, 1).right();
     load.right();
-    wait_until("the memory is back", 60, || mib(&leaking, "resident") < 500);
+    wait_slowly("the memory is back", 60, || mib(&leaking, "resident") < 500);
     team.all_well();
 }

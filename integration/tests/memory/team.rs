@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::stage::{ALICE, BOB, Developer, Ran, wait_until};
+use crate::stage::{ALICE, BOB, Developer, Ran};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -95,6 +95,18 @@ pub fn mib(developer: &Developer, what: &str) -> u64 {
     machine[what].as_u64().unwrap_or_else(|| panic!("no {what} in {machine}")) / MIB
 }
 
+/// Waits until `condition` holds, looking every two seconds: on a host that is short of everything, looking is work as well.
+#[track_caller]
+pub fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() -> bool) {
+    for _ in 0..seconds / 2 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_secs(2));
+    }
+    panic!("{what}: not within {seconds} s");
+}
+
 /// A program in a guest that takes memory, keeps it for some time and finds every byte as it was.
 pub struct Load(JoinHandle<Ran>);
 
@@ -136,7 +148,7 @@ impl Detached {
     /// Waits for its end: every page was right.
     #[track_caller]
     pub fn right(self) {
-        wait_until("the load has ended", 240, || guest(&self.0, "pgrep -x load").status != 0);
+        wait_slowly("the load has ended", 240, || guest(&self.0, "pgrep -x load").status != 0);
         let said = guest(&self.0, "cat /run/load").ok();
         assert!(said.contains("right: "), "{said}");
     }
