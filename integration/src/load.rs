@@ -44,9 +44,10 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The last page first: read in the order it was written, memory that is a little too large would be swapped altogether.
 fn check(memory: &[u64]) -> anyhow::Result<()> {
     let mut expected = [0; WORDS];
-    for (number, page) in memory.chunks_exact(WORDS).enumerate() {
+    for (number, page) in memory.chunks_exact(WORDS).enumerate().rev() {
         fill(number, &mut expected);
         if page != expected {
             bail!("page {number} is wrong");
