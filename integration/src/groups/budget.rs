@@ -74,6 +74,6 @@ mod tests {
         assert!(super::super::Group::ALL.iter().all(|group| table.contains_key(group.name())), "{table:?}");
         assert_eq!(table.len(), super::super::Group::ALL.len());
         assert!(table.values().map(|budget| budget.cold).sum::<Duration>() <= Duration::from_secs(45 * 60));
-        assert!(table.values().map(|budget| budget.warm).sum::<Duration>() <= Duration::from_secs(15 * 60));
+        assert!(table.values().map(|budget| budget.warm).sum::<Duration>() <= Duration::from_secs(19 * 60));
     }
 }

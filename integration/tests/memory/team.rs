@@ -25,25 +25,23 @@ const LOAD: &str = "/data/load";
 /// The driver, on this host.
 const DRIVER: &str = "/run/host/programs/garret-integration";
 
+const ROOT: Developer = Developer { name: "root", uid: 0 };
+
 /// All machines, running, each with the means to use its memory.
 pub struct Team {
     /// Kills on this host before the test.
     kills: u64,
-    /// Each machine's boot.
-    boots: Vec<String>,
+    /// Each machine's VMM.
+    vmms: Vec<Value>,
 }
 
 impl Team {
     /// Starts those that do not run.
     pub fn assemble() -> Self {
-        let driver = fs::read(DRIVER).expect("the driver is among the host's programs");
-        let (promised, guaranteed) = (PROMISED_MIB.to_string(), GUARANTEED_MIB.to_string());
-        for developer in TEAM {
-            developer.garret(&["start", "--machine", "--memory", &promised, "--guaranteed", &guaranteed]).ok();
-            let put = format!("[ -x {LOAD} ] || {{ cat > {LOAD} && chmod 755 {LOAD} && sync; }}");
-            developer.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
+        if vmms().len() < TEAM.len() {
+            TEAM.iter().for_each(prepare);
         }
-        Self { kills: kills(), boots: TEAM.iter().map(boot).collect() }
+        Self { kills: kills(), vmms: vmms() }
     }
 
     /// Nothing was killed for lack of memory, neither here nor in a guest, and every machine is the one it was.
@@ -53,14 +51,25 @@ impl Team {
         for machine in top()["machines"].as_array().expect("a list") {
             assert_eq!(machine["oom_kills"], 0, "{machine}");
         }
-        assert_eq!(TEAM.iter().map(boot).collect::<Vec<_>>(), self.boots);
+        assert_eq!(vmms(), self.vmms);
     }
 }
 
-/// Which boot of the guest it is.
+/// Starts the developer's machine and puts the load into it.
+fn prepare(developer: &Developer) {
+    let (promised, guaranteed) = (PROMISED_MIB.to_string(), GUARANTEED_MIB.to_string());
+    developer.garret(&["start", "--machine", "--memory", &promised, "--guaranteed", &guaranteed]).ok();
+    let driver = fs::read(DRIVER).expect("the driver is among the host's programs");
+    let put = format!("[ -x {LOAD} ] || {{ cat > {LOAD} && chmod 755 {LOAD} && sync; }}");
+    developer.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
+}
+
+/// The process ids of the running machines' VMMs.
 #[track_caller]
-fn boot(developer: &Developer) -> String {
-    guest(developer, "cat /proc/sys/kernel/random/boot_id").ok()
+fn vmms() -> Vec<Value> {
+    let all = ROOT.json(&["ls"]);
+    let machines = all["machines"].as_array().expect("a list").iter();
+    machines.filter(|machine| machine["phase"] == "running").map(|machine| machine["vmm_pid"].clone()).collect()
 }
 
 /// Processes that this host's kernel has killed for lack of memory.
@@ -77,7 +86,7 @@ pub fn guest(developer: &Developer, line: &str) -> Ran {
 /// `GET /v1/top` as root sees it.
 #[track_caller]
 pub fn top() -> Value {
-    Developer { name: "root", uid: 0 }.json(&["top"])
+    ROOT.json(&["top"])
 }
 
 /// One machine's line of [`top`].
