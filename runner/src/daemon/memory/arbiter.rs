@@ -17,7 +17,7 @@ use super::targets::{Claim, targets};
 use super::working_set::{held, wanted, working_set};
 
 /// A machine that uses less of one CPU is idle.
-const IDLE_CPUS: f64 = 0.02;
+const IDLE_CPUS: f64 = 0.05;
 /// … if it does so for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 /// A longer time between two looks (the host slept) counts as this: what was true at both ends need not have been
