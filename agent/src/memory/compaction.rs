@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// The smallest blocks that free page reporting returns: 2 MiB.
+/// The smallest blocks that free page reporting always returns, and that leave the host's huge pages whole: 2 MiB.
 const REPORTED_ORDER: usize = 9;
 const PAGE: u64 = 4096;
 /// Between two compactions, and while the host asks for memory.

@@ -1,8 +1,5 @@
 //! Loads that nobody could foresee.
 
-use std::thread::sleep;
-use std::time::Duration;
-
 use crate::stage::restart_daemon;
 use crate::team::{Detached, GUARANTEED_MIB, Load, MIB, TEAM, Team, machine, mib, top, wait_slowly};
 
@@ -59,12 +56,10 @@ fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
     for load in loads {
         load.right();
     }
+    team.nothing_killed();
+    // Its connection ended with the machine.
     drop(squeezed);
-    sleep(Duration::from_secs(1));
     stopped.garret(&["start", "--machine"]).ok();
-    // It is another boot now: only what is counted is compared.
-    assert_eq!(machine(stopped)["oom_kills"], 0);
-    drop(team);
 }
 
 /// What the host has swapped out of all machines, in bytes.

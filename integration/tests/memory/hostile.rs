@@ -12,10 +12,11 @@ fn a_lying_guest_hurts_only_itself() {
     let team = Team::assemble();
     let [liar, honest, ..] = TEAM;
     guest(&liar, LIE).ok();
-    let idle = mib(&liar, "working_set");
     Load::start_busy(honest, 700, 5).right();
-    assert!(mib(&liar, "working_set") <= mib(&liar, "promised"));
-    assert!(mib(&liar, "target") <= mib(&liar, "promised"), "{idle} {}", machine(&liar));
+    // What it says it uses counts as far as the host has measured that it holds it.
+    let seen = machine(&liar);
+    let figure = |name: &str| seen[name].as_u64().expect("a number");
+    assert!(figure("working_set") <= figure("resident") + figure("swapped"), "{seen}");
     Load::start(honest, 900, 1).right();
     guest(&liar, TRUTH).ok();
     team.all_well();

@@ -63,12 +63,9 @@ impl Reports {
 
 fn view(report: &MemoryReport) -> GuestView {
     GuestView {
-        total: report.total,
         free: report.free,
         available: report.available,
         cold: report.cold,
-        swap_used: report.swap_used,
-        swap_total: report.swap_total,
         pressure_some: report.pressure.map(|pressure| pressure.some_avg10.clamp(0.0, 100.0)),
         short: report.short,
     }

@@ -1,7 +1,6 @@
 //! What the arbiter knows and what it may order: plain values. All figures are in bytes unless they say otherwise.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use garret_api::runner::Means;
 
@@ -58,18 +57,12 @@ pub struct MachineView {
 /// A guest's own word.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuestView {
-    /// Memory its kernel manages.
-    pub total: u64,
     /// Unused.
     pub free: u64,
     /// What a program could get without swapping.
     pub available: u64,
     /// Memory nobody has touched for a minute.
     pub cold: u64,
-    /// Swapped inside the guest, before compression.
-    pub swap_used: u64,
-    /// Swap the guest has in all.
-    pub swap_total: u64,
     /// Memory pressure (`some avg10`, per cent).
     pub pressure_some: Option<f64>,
     /// Memory is short now.
@@ -139,6 +132,3 @@ pub struct Decision {
     /// What to tell.
     pub notices: Vec<Notice>,
 }
-
-/// Since the last look.
-pub type Elapsed = Duration;

@@ -66,8 +66,7 @@ impl Resting {
             return None;
         }
         let bytes = machine.resident.saturating_sub(LEFT).min(STEP);
-        let first = !std::mem::replace(&mut self.told, true);
-        (bytes >= LEAST).then_some(Step { bytes, first })
+        (bytes >= LEAST).then(|| Step { bytes, first: !std::mem::replace(&mut self.told, true) })
     }
 }
 

@@ -160,7 +160,6 @@ impl Machine {
         self.view.resident = self.held() - self.view.swapped;
         let available = self.view.plugged - KERNEL - self.active;
         let honest = GuestView {
-            total: self.view.plugged - KERNEL,
             free: available - self.cold,
             available,
             cold: self.cold,
