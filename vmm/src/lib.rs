@@ -20,5 +20,6 @@ pub mod platform;
 pub mod rate_limit;
 pub mod seccomp;
 pub mod thread;
+pub mod timer;
 pub mod vcpu;
 pub mod virtio;

@@ -4,13 +4,12 @@
 //! request larger than the burst is never stuck, and the rate over time is exact.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use garret_api::vmm::{Bucket, RateLimit};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+
+use crate::timer::Timer;
 
 const NANOS: i128 = 1_000_000_000;
 
@@ -90,15 +89,14 @@ impl Buckets {
 pub struct RateLimiter {
     buckets: Buckets,
     start: Instant,
-    timer: OwnedFd,
+    timer: Timer,
     armed: bool,
 }
 
 impl RateLimiter {
     /// No limit when `limit` is absent or holds none. The error is the kernel's refusal of a timer.
     pub fn new(limit: Option<RateLimit>) -> io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self { buckets: Buckets::new(limit), start: Instant::now(), timer, armed: false })
+        Ok(Self { buckets: Buckets::new(limit), start: Instant::now(), timer: Timer::new()?, armed: false })
     }
 
     /// Whether the next request has to wait; if so the timer is running.
@@ -111,7 +109,7 @@ impl RateLimiter {
         }
         let Some(wait) = self.buckets.wait(self.start.elapsed()) else { return false };
         // A timer that cannot be set would hold the queue for ever: let the request through instead.
-        self.armed = set_timer(self.timer.as_fd(), wait, Duration::ZERO).is_ok();
+        self.armed = self.timer.set(wait, Duration::ZERO).is_ok();
         self.armed
     }
 
@@ -122,7 +120,7 @@ impl RateLimiter {
 
     /// To be called when the timer's descriptor is readable.
     pub fn elapsed(&mut self) {
-        clear_timer(self.timer.as_fd());
+        self.timer.clear();
         self.armed = false;
     }
 }
@@ -131,27 +129,6 @@ impl AsRawFd for RateLimiter {
     /// Readable when the wait is over.
     fn as_raw_fd(&self) -> RawFd {
         self.timer.as_raw_fd()
-    }
-}
-
-/// Starts a timer: first after `wait` (never zero: that would stop it), then every `interval` unless that is zero.
-pub(crate) fn set_timer(timer: BorrowedFd<'_>, wait: Duration, interval: Duration) -> io::Result<()> {
-    let wait = wait.clamp(Duration::from_nanos(1), Duration::from_secs(3600));
-    let spec = Itimerspec { it_value: timespec(wait), it_interval: timespec(interval) };
-    timerfd_settime(timer, TimerfdTimerFlags::empty(), &spec)?;
-    Ok(())
-}
-
-/// Takes the expirations out of a timer, so that its descriptor is not readable any more.
-pub(crate) fn clear_timer(timer: BorrowedFd<'_>) {
-    // The count does not matter, and EAGAIN means that nobody had to clear it.
-    let _ = rustix::io::read(timer, &mut [0_u8; 8]);
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(duration.subsec_nanos()),
     }
 }
 

@@ -9,12 +9,10 @@ pub(crate) mod tests;
 
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use garret_api::vmm::BalloonConfig;
-use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::Address;
 
@@ -22,8 +20,8 @@ use self::pages::{PFN_LEN, PFNS_MAX, coalesce_pfns};
 use self::shared::Shared;
 use self::statistics::STATISTICS_MAX;
 use crate::memory::{coalesce, release};
-use crate::rate_limit::{clear_timer, set_timer};
 use crate::seccomp::Role;
+use crate::timer::Timer;
 use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Segment, Served, Token};
 
 pub use self::shared::{Balloon, TargetTooLarge};
@@ -101,7 +99,7 @@ fn purpose(queue: usize, features: u64) -> Purpose {
 struct BalloonBackend {
     shared: Arc<Shared>,
     interval: Duration,
-    timer: OwnedFd,
+    timer: Timer,
     features: u64,
     /// The driver's statistics buffer: giving it back asks for new ones.
     statistics: Option<Chain>,
@@ -109,9 +107,8 @@ struct BalloonBackend {
 
 impl BalloonBackend {
     fn new(config: &BalloonConfig, shared: Arc<Shared>) -> io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         let interval = Duration::from_secs(config.statistics_interval_s.into());
-        Ok(Self { shared, interval, timer, features: 0, statistics: None })
+        Ok(Self { shared, interval, timer: Timer::new()?, features: 0, statistics: None })
     }
 
     fn take_statistics(&mut self, ring: &mut Ring) -> Result<(), Fault> {
@@ -135,8 +132,8 @@ impl Backend for BalloonBackend {
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
         self.features = features;
         if features & F_STATS_VQ != 0 {
-            set_timer(self.timer.as_fd(), self.interval, self.interval)?;
-            fds.add(&self.timer.as_raw_fd(), STATISTICS_DUE, EventSet::IN)?;
+            self.timer.set(self.interval, self.interval)?;
+            fds.add(&self.timer, STATISTICS_DUE, EventSet::IN)?;
         }
         Ok(())
     }
@@ -158,7 +155,7 @@ impl Backend for BalloonBackend {
     }
 
     fn ready(&mut self, _: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
-        clear_timer(self.timer.as_fd());
+        self.timer.clear();
         match self.statistics.take() {
             Some(chain) => rings[STATISTICS].complete(chain.head(), 0),
             None => Ok(()),

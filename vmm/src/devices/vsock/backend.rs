@@ -4,11 +4,11 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::timerfd::TimerFd;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::muxer::{Muxer, Outgoing};
 use super::packet::{HEADER_LEN, Header};
+use crate::timer::Timer;
 use crate::virtio::{Backend, Chain, EventSet, Fault, Fds, Ring, Served, Token};
 
 const TO_GUEST: usize = 0;
@@ -24,7 +24,7 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// Serves the queues from one thread; [`Muxer`] does the rest.
 pub struct VsockBackend {
     muxer: Muxer,
-    timer: TimerFd,
+    timer: Timer,
     ticking: bool,
     /// The guest must be told that its connections are gone.
     announce_reset: bool,
@@ -32,7 +32,7 @@ pub struct VsockBackend {
 
 impl VsockBackend {
     pub(super) fn new(muxer: Muxer) -> std::io::Result<Self> {
-        Ok(Self { muxer, timer: TimerFd::new()?, ticking: false, announce_reset: false })
+        Ok(Self { muxer, timer: Timer::new()?, ticking: false, announce_reset: false })
     }
 
     /// Moves packets both ways until one side has no more, or no room.
@@ -121,11 +121,15 @@ impl VsockBackend {
         Ok(())
     }
 
+    fn ticked(&mut self) {
+        self.timer.clear();
+        self.muxer.expire(Instant::now());
+    }
+
     fn tick_while_needed(&mut self) -> Result<(), Fault> {
         let wanted = self.muxer.has_deadlines();
         if wanted != self.ticking {
-            let set = if wanted { self.timer.reset(TICK, Some(TICK)) } else { self.timer.clear() };
-            set.map_err(std::io::Error::from)?;
+            if wanted { self.timer.set(TICK, TICK) } else { self.timer.stop() }?;
             self.ticking = wanted;
         }
         Ok(())
@@ -153,12 +157,31 @@ impl Backend for VsockBackend {
 
     fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
         if fd == TIMER {
-            // Ready, so it does not block.
-            self.timer.wait().map_err(std::io::Error::from)?;
-            self.muxer.expire(Instant::now());
+            self.ticked();
         } else {
             self.muxer.handle_events(Instant::now())?;
         }
         self.pump(rings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::Host;
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    /// The worker is woken by a tick and a kick at once, and the kick ends the wait for which there were ticks.
+    #[test]
+    fn a_tick_that_nobody_needs_any_more_does_not_block_the_worker() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::listen(&folder.path().join("v")).unwrap();
+        let mut backend = VsockBackend::new(Muxer::new(3, host).unwrap()).unwrap();
+        backend.timer.set(Duration::ZERO, TICK).unwrap();
+        backend.ticking = true;
+        poll(&mut [PollFd::new(&backend.timer, PollFlags::IN)], None).unwrap();
+        backend.tick_while_needed().unwrap();
+        assert!(!backend.ticking);
+        backend.ticked();
     }
 }
