@@ -98,14 +98,30 @@ impl Lru {
         Some(format!("+ {} {} {youngest} {} 1", self.memcg, self.node, u8::from(can_swap)))
     }
 
-    /// The command that evicts page cache up to generation `seq`.
-    pub fn evict_file_command(&self, seq: u64, pages: u64) -> String {
-        format!("- {} {} {seq} 0 {pages}", self.memcg, self.node)
+    /// Evicts page cache up to generation `seq`.
+    pub fn evict_file(&self, seq: u64, pages: u64) -> Eviction {
+        Eviction { of: format!("{} {} {seq} 0", self.memcg, self.node), pages }
     }
 
-    /// The command that evicts anonymous memory up to generation `seq`; page cache only where there is no other.
-    pub fn evict_anon_command(&self, seq: u64, pages: u64) -> String {
-        format!("- {} {} {seq} 200 {pages}", self.memcg, self.node)
+    /// Evicts anonymous memory up to generation `seq`; page cache only where there is no other.
+    pub fn evict_anon(&self, seq: u64, pages: u64) -> Eviction {
+        Eviction { of: format!("{} {} {seq} 200", self.memcg, self.node), pages }
+    }
+}
+
+/// Pages to be evicted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// Group, node, generation and kind.
+    of: String,
+    /// How many.
+    pub pages: u64,
+}
+
+impl Eviction {
+    /// The command for so many of them.
+    pub fn command(&self, pages: u64) -> String {
+        format!("- {} {pages}", self.of)
     }
 }
 
@@ -194,8 +210,8 @@ memcg   117 /garret/agent
         let lru = &parse(TEXT)[0];
         assert_eq!(lru.age_command(true).unwrap(), "+ 1 0 7 1 1");
         assert_eq!(lru.age_command(false).unwrap(), "+ 1 0 7 0 1");
-        assert_eq!(lru.evict_file_command(5, 300), "- 1 0 5 0 300");
-        assert_eq!(lru.evict_anon_command(5, 30), "- 1 0 5 200 30");
+        assert_eq!(lru.evict_file(5, 300).command(20), "- 1 0 5 0 20");
+        assert_eq!(lru.evict_anon(5, 30).command(30), "- 1 0 5 200 30");
         assert_eq!(Lru::default().age_command(true), None);
     }
 

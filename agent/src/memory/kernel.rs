@@ -64,15 +64,13 @@ impl Kernel {
         text.map(|text| generations::parse(&text))
     }
 
-    /// Commands to the generations. A group may have gone and a generation may have ended since they were read.
-    pub fn command(&mut self, commands: &[String]) {
-        for command in commands {
-            let result = match fs::write(LRU_GEN, command) {
-                Err(error) if is_stale(&error) => Ok(()),
-                result => result,
-            };
-            self.tell("a command to lru_gen", result);
-        }
+    /// A command to the generations. A group may have gone and a generation may have ended since they were read.
+    pub fn command(&mut self, command: &str) {
+        let result = match fs::write(LRU_GEN, command) {
+            Err(error) if is_stale(&error) => Ok(()),
+            result => result,
+        };
+        self.tell("a command to lru_gen", result);
     }
 
     /// Reclaims from all groups. Less than was asked is no error.

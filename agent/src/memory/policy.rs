@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::gauge::{Counters, Gauge, Mood};
-use super::generations::{Lru, Pages};
+use super::generations::{Eviction, Lru, Pages};
 use super::low_water::LowWater;
 use super::readings::Meminfo;
 
@@ -39,7 +39,7 @@ const REFAULTS_MAX_SQUEEZED: f64 = 512.0;
 const STEP_PART: u64 = 20;
 const STEP_MIN: u64 = 64 * MIB;
 const STEP_MAX: u64 = 256 * MIB;
-/// The same when the host wants memory, and it may be compressed: no more than what takes part of a second.
+/// The same when the host wants memory, and it may be compressed.
 const STEP_SQUEEZED: u64 = 32 * MIB;
 /// Less of a control group is not worth a command.
 const TAKE_MIN: u64 = 64;
@@ -95,8 +95,8 @@ pub struct Seen {
 pub struct Plan {
     /// Commands that look for ages.
     pub age: Vec<String>,
-    /// Commands that evict.
-    pub evict: Vec<String>,
+    /// To evict of groups.
+    pub evict: Vec<Eviction>,
     /// To reclaim from all groups, whatever its age.
     pub reclaim: Option<Reclaim>,
     /// Drop the kernel's caches of names and attributes.
@@ -125,7 +125,9 @@ pub struct Reclaim {
 /// What a round came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
-    /// Bytes taken.
+    /// Bytes that there was time to ask for …
+    pub asked: u64,
+    /// … and that were taken.
     pub reclaimed: u64,
     /// The thread's CPU time for looking for ages.
     pub aging: Duration,
@@ -206,8 +208,8 @@ impl Policy {
         if !plan.age.is_empty() {
             self.aging = outcome.aging;
         }
-        if plan.squeezed && plan.asked > 0 {
-            if outcome.reclaimed < plan.asked / 4 {
+        if plan.squeezed && outcome.asked > 0 {
+            if outcome.reclaimed < outcome.asked / 4 {
                 self.struggle.resisted(now);
             } else {
                 self.struggle = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
@@ -324,14 +326,14 @@ impl Policy {
             left -= anon;
             swap -= anon;
             if file >= TAKE_MIN {
-                plan.evict.push(lru.evict_file_command(seq, file));
+                plan.evict.push(lru.evict_file(seq, file));
                 plan.asked += file * PAGE;
                 if let Some(water) = self.files.get_mut(&(lru.memcg, lru.node, lru.path.clone())) {
                     water.taken(file);
                 }
             }
             if anon >= TAKE_MIN {
-                plan.evict.push(lru.evict_anon_command(seq, anon));
+                plan.evict.push(lru.evict_anon(seq, anon));
                 plan.asked += anon * PAGE;
             }
         }

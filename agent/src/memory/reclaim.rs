@@ -5,7 +5,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use super::compaction::{self, Compaction};
 use super::kernel::Kernel;
 use super::orders::Orders;
-use super::policy::{Outcome, Plan, Policy, Seen};
+use super::policy::{Outcome, Plan, Policy, Reclaim, Seen};
 use super::readings;
 use super::zram::Zram;
 
@@ -14,6 +14,11 @@ const FIRST: Duration = Duration::from_secs(1);
 /// After a round that failed.
 const FAILED: Duration = Duration::from_secs(10);
 const PAGE: u64 = 4096;
+/// What the kernel is asked for at a time, in pages …
+const PIECE: u64 = 256;
+/// … for so long in a round. How long a page takes is not known before: one that the host has swapped out has to come back
+/// first.
+const TIME: Duration = Duration::from_millis(250);
 
 /// What the loop knows and the reports tell, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,12 +71,12 @@ impl Reclaimer {
         let plan = self.policy.plan(&seen);
         self.figures.cold = plan.cold;
         let aging_begun = cpu_time();
-        self.kernel.command(&plan.age);
+        plan.age.iter().for_each(|command| self.kernel.command(command));
         let aging = cpu_time().saturating_sub(aging_begun);
-        let reclaimed = self.take(&plan, before)?;
+        let (asked, reclaimed) = self.take(&plan, before)?;
         self.compact(&plan, seen.now, seen.memory.total)?;
         self.kernel.report_small(plan.at_leisure);
-        let outcome = Outcome { reclaimed, aging, all: cpu_time().saturating_sub(begun) };
+        let outcome = Outcome { asked, reclaimed, aging, all: cpu_time().saturating_sub(begun) };
         Ok(self.policy.done(self.begun.elapsed(), &plan, &outcome))
     }
 
@@ -100,22 +105,37 @@ impl Reclaimer {
         })
     }
 
-    /// Takes what is planned; bytes that were evicted meanwhile.
-    fn take(&mut self, plan: &Plan, before: readings::Vmstat) -> std::io::Result<u64> {
+    /// Takes what is planned, as far as there is time; bytes that were asked for, and that were evicted meanwhile.
+    fn take(&mut self, plan: &Plan, before: readings::Vmstat) -> std::io::Result<(u64, u64)> {
         if plan.drop_slab {
             self.kernel.drop_slab();
         }
         if plan.asked == 0 {
-            return Ok(0);
+            return Ok((0, 0));
         }
-        self.kernel.command(&plan.evict);
-        if let Some(reclaim) = plan.reclaim {
-            self.kernel.reclaim(reclaim);
-        }
+        let asked = self.ask(plan, Instant::now() + TIME) * PAGE;
         let evicted = readings::vmstat()?.evicted.saturating_sub(before.evicted);
         let reclaimed = evicted.saturating_mul(PAGE);
         self.figures.reclaimed = self.figures.reclaimed.saturating_add(reclaimed);
-        Ok(reclaimed)
+        Ok((asked, reclaimed))
+    }
+
+    /// Asks the kernel for what is planned, piece by piece; how many pages there was time for.
+    fn ask(&mut self, plan: &Plan, until: Instant) -> u64 {
+        let mut asked = 0;
+        for eviction in &plan.evict {
+            for pages in pieces(eviction.pages).take_while(|_| Instant::now() < until) {
+                self.kernel.command(&eviction.command(pages));
+                asked += pages;
+            }
+        }
+        if let Some(Reclaim { bytes, anon }) = plan.reclaim {
+            for pages in pieces(bytes / PAGE).take_while(|_| Instant::now() < until) {
+                self.kernel.reclaim(Reclaim { bytes: pages * PAGE, anon });
+                asked += pages;
+            }
+        }
+        asked
     }
 
     /// Last, for what was taken leaves crumbs.
@@ -130,9 +150,26 @@ impl Reclaimer {
     }
 }
 
+/// So many pages in pieces.
+fn pieces(pages: u64) -> impl Iterator<Item = u64> {
+    (0..pages.div_ceil(PIECE)).map(move |piece| PIECE.min(pages - piece * PIECE))
+}
+
 /// Of this thread: what the kernel does for it counts.
 fn cpu_time() -> Duration {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else { return Duration::ZERO };
     let times = [usage.user_time(), usage.system_time()];
     times.iter().map(|time| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_all_of_it() {
+        for (pages, expected) in [(0, &[][..]), (1, &[1]), (256, &[256]), (700, &[256, 256, 188])] {
+            assert_eq!(pieces(pages).collect::<Vec<_>>(), expected);
+        }
+    }
 }
