@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use admission::MEMORY_MIN_MIB;
 pub use api::openapi;
+pub use memory::{Arbiter, MachineView, Order, measure_host};
 pub use serve::serve;
 
 use crate::config::Config;

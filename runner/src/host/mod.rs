@@ -3,7 +3,7 @@
 //! Everything here blocks (mounts, short-lived programs such as `ip` and `nft`) and needs root; the async side calls it
 //! from blocking threads. Every function is idempotent, so that a runner killed in the middle of one begins it again.
 
-mod cgroup;
+pub mod cgroup;
 pub mod jail;
 mod launch;
 pub mod network;

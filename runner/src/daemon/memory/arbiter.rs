@@ -20,6 +20,8 @@ use super::working_set::{held, wanted, working_set};
 const IDLE_CPUS: f64 = 0.05;
 /// … if it does so for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// Over this time its use is averaged: an idle guest's timers come in bursts.
+const CPU_AVERAGE: Duration = Duration::from_secs(5);
 /// A longer time between two looks (the host slept) counts as this: what was true at both ends need not have been
 /// between.
 const ELAPSED_MOST: Duration = Duration::from_secs(10);
@@ -34,6 +36,8 @@ pub struct Arbiter {
 /// What is remembered of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 struct Past {
+    /// The average of its use.
+    cpus: f64,
     idle_for: Duration,
     limit: Limit,
     resting: Resting,
@@ -75,11 +79,14 @@ impl Arbiter {
         orders: &mut Vec<Order>,
         notices: &mut Vec<Notice>,
     ) {
+        let mut room = spare_swap(host);
         for machine in machines {
             let uid = machine.uid;
             let free = !machine.paused && self.ladder.squeezed_to(uid).is_none();
             let Some(past) = self.machines.get_mut(&uid).filter(|_| free) else { continue };
-            let Some(step) = past.resting.look(machine, past.idle_for, elapsed) else { continue };
+            let step = past.resting.look(machine, past.idle_for, elapsed).filter(|step| step.bytes <= room);
+            let Some(step) = step else { continue };
+            room -= step.bytes;
             orders.push(Order::Swap { uid, bytes: step.bytes });
             if step.first {
                 let (idle, promised, total) = (past.idle_for.as_secs(), promised(machines) >> 20, host.total >> 20);
@@ -94,10 +101,11 @@ impl Arbiter {
 
     fn age(&mut self, machines: &[MachineView], elapsed: Duration) {
         let known = std::mem::take(&mut self.machines);
+        let share = 1.0 - (-elapsed.div_duration_f64(CPU_AVERAGE)).exp();
         for machine in machines {
             let mut past = known.get(&machine.uid).copied().unwrap_or_default();
-            let idle = machine.cpus < IDLE_CPUS;
-            past.idle_for = if idle { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
+            past.cpus += (machine.cpus - past.cpus) * share;
+            past.idle_for = if past.cpus < IDLE_CPUS { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
             self.machines.insert(machine.uid, past);
         }
     }
@@ -108,10 +116,12 @@ impl Arbiter {
 
     /// A new limit, where it should change. A guest that stands still can plug and unplug nothing.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
-        let squeezed = self.ladder.squeezed_to(machine.uid);
+        let (squeezed, swaps) = (self.ladder.squeezed_to(machine.uid), self.ladder.swaps(machine.uid));
         let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
         let bytes = past.limit.look(machine, squeezed, elapsed)?;
-        (bytes != machine.limit).then_some(Order::Limit { uid: machine.uid, bytes })
+        // What is to be unplugged is moved first, and what is swapped out would have to come back for that.
+        let futile = swaps && bytes < machine.limit;
+        (bytes != machine.limit && !futile).then_some(Order::Limit { uid: machine.uid, bytes })
     }
 }
 
@@ -122,7 +132,12 @@ fn claim(machine: &MachineView, used: u64) -> Claim {
 
 /// More is promised than the machines can hold, and there is swap to put it to.
 fn overcommitted(host: &HostView, machines: &[MachineView]) -> bool {
-    promised(machines) > capacity(host) && host.swap_free > host.swap_total / 2
+    promised(machines) > capacity(host) && spare_swap(host) > 0
+}
+
+/// Half of the swap is for machines at work.
+fn spare_swap(host: &HostView) -> u64 {
+    host.swap_free.saturating_sub(host.swap_total / 2)
 }
 
 fn promised(machines: &[MachineView]) -> u64 {
@@ -170,6 +185,31 @@ mod tests {
         let used: Vec<u64> = (0..60).map(|_| look(&mut arbiter, &host, &[machine]).working_sets[&5] / MIB).collect();
         assert_eq!((used[58], used[59]), (1000, 64));
         assert_eq!(look(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
+    }
+
+    #[test]
+    fn nothing_is_unplugged_while_the_host_swaps() {
+        let guest = GuestView { free: 2500 * MIB, available: 2600 * MIB, ..GuestView::default() };
+        let sizes = [4000, 3000, 3000, 2500, 512].map(|mib| mib * MIB);
+        let [promised, limit, plugged, resident, boot] = sizes;
+        let machine = MachineView { uid: 5, promised, limit, plugged, resident, boot, ..MachineView::default() };
+        let machine = MachineView { guest: Some(guest), weight: 100, cpus: 1.0, ..machine };
+        for (swap, lowered) in [(0, true), (8000 * MIB, false)] {
+            let (total, available) = (4000 * MIB, 100 * MIB);
+            let host = HostView {
+                total,
+                available,
+                swap_total: swap,
+                swap_free: swap,
+                reserve: 200 * MIB,
+                ..HostView::default()
+            };
+            let mut arbiter = Arbiter::default();
+            let orders: Vec<Order> = (0..20).flat_map(|_| look(&mut arbiter, &host, &[machine]).orders).collect();
+            let limits = orders.iter().any(|order| matches!(order, Order::Limit { .. }));
+            let swaps = orders.iter().any(|order| matches!(order, Order::Swap { .. }));
+            assert_eq!((limits, swaps), (lowered, !lowered), "{orders:?}");
+        }
     }
 
     #[test]

@@ -35,16 +35,16 @@ use garret_api::runner::{Desired, Happening, MachinePhase, Means};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-pub use host::meminfo;
+pub use arbiter::Arbiter;
+pub use host::{measure as measure_host, meminfo};
 pub use metrics::render as render_metrics;
+pub use model::{Decision, HostView, MachineView, Notice, Order};
 pub use snapshot::Snapshot;
 pub use standing::{Needed, State};
 
 use super::Daemon;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
-use arbiter::Arbiter;
-use model::{Decision, HostView, MachineView, Notice, Order};
 use snapshot::{host_memory, machine_memory};
 use standing::Standing;
 use trouble::Trouble;
@@ -157,7 +157,7 @@ impl Keeper {
 
     async fn measure(&self) -> anyhow::Result<HostView> {
         let reserve = self.daemon.host.reserve_mib << 20;
-        let host = tokio::task::spawn_blocking(move || host::measure(reserve)).await??;
+        let host = tokio::task::spawn_blocking(move || measure_host(reserve)).await??;
         let untold = host.pressure_some.is_none();
         self.psi.note(untold.then(|| "the kernel does not tell it (psi=1 would): free memory alone decides".into()));
         Ok(host)
