@@ -1,6 +1,7 @@
 //! A program that needs memory: every page's contents follow from its number, so that a page lost, mixed up or changed on its
 //! way through balloon, compression and swap is found.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ pub struct Options {
     /// Seconds to keep it
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     hold: u64,
+    /// Keep it until there is this file
+    #[arg(long, value_name = "FILE")]
+    until: Option<PathBuf>,
     /// Keep it busy meanwhile: read all of it again and again
     #[arg(long)]
     busy: bool,
@@ -33,7 +37,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     println!("took {} MiB in {} ms", options.mib, begun.elapsed().as_millis());
     let until = Instant::now() + Duration::from_secs(options.hold);
-    while Instant::now() < until {
+    while Instant::now() < until || options.until.as_ref().is_some_and(|file| !file.exists()) {
         if options.busy {
             check(&memory)?;
         }

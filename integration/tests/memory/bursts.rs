@@ -1,7 +1,7 @@
 //! Loads that nobody could foresee.
 
 use crate::stage::restart_daemon;
-use crate::team::{Detached, GUARANTEED_MIB, Load, MIB, TEAM, Team, machine, mib, top, wait_slowly};
+use crate::team::{Detached, GUARANTEED_MIB, Load, MIB, TEAM, Team, machine, mib, release, top, wait_slowly};
 
 /// More than half of the host's memory.
 const BURST_MIB: u32 = 900;
@@ -24,7 +24,7 @@ fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
 fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
     let team = Team::assemble();
     // The daemon's end cuts every stream through it: they run on their own.
-    let loads: Vec<_> = TEAM.iter().map(|developer| Detached::start(*developer, SHARE_MIB, 15)).collect();
+    let loads: Vec<_> = TEAM.iter().map(|developer| Detached::hold(*developer, SHARE_MIB)).collect();
     wait_slowly("the host swaps", 120, || swapped() > 32 * MIB);
     restart_daemon();
     // The new runner finds out by itself where everybody stands.
@@ -36,6 +36,7 @@ fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
         assert!(machine["target"].as_u64() >= machine["guaranteed"].as_u64(), "{machine}");
         assert_eq!(machine["guaranteed"].as_u64().map(|bytes| bytes >> 20), Some(GUARANTEED_MIB.into()));
     }
+    TEAM.iter().for_each(release);
     for load in loads {
         load.right();
     }
@@ -46,13 +47,14 @@ fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
 fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
     let team = Team::assemble();
     let (stopped, others) = TEAM.split_last().expect("four");
-    let squeezed = Load::start(*stopped, SHARE_MIB, 600);
-    let loads: Vec<_> = others.iter().map(|developer| Load::start(*developer, SHARE_MIB, 5)).collect();
+    let squeezed = Load::hold(*stopped, SHARE_MIB);
+    let loads: Vec<_> = others.iter().map(|developer| Load::hold(*developer, SHARE_MIB)).collect();
     wait_slowly("somebody is squeezed", 120, || {
         top()["machines"].as_array().expect("a list").iter().any(|one| !one["squeezed"].is_null())
     });
     stopped.garret(&["stop", "--machine"]).ok();
     assert_eq!(stopped.machine()["phase"], "stopped");
+    others.iter().for_each(release);
     for load in loads {
         load.right();
     }

@@ -22,6 +22,8 @@ pub const NEWCOMER: Developer = Developer { name: "1005", uid: 1005 };
 
 /// The driver's `load`, in a guest.
 const LOAD: &str = "/data/load";
+/// Until it is there, loads are held.
+const RELEASED: &str = "/run/released";
 /// The driver, on this host.
 const DRIVER: &str = "/run/host/programs/garret-integration";
 
@@ -130,6 +132,11 @@ impl Load {
         Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s}"))
     }
 
+    /// The same, kept until it is [`release`]d: however slow this host is, what should happen meanwhile has its time.
+    pub fn hold(developer: Developer, mib: u32) -> Self {
+        Self::start_with(developer, &held(mib))
+    }
+
     /// The same, reading all of it again and again.
     pub fn start_busy(developer: Developer, mib: u32, hold_s: u32) -> Self {
         Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s} --busy"))
@@ -154,17 +161,27 @@ pub struct Detached(Developer);
 
 impl Detached {
     #[track_caller]
-    pub fn start(developer: Developer, mib: u32, hold_s: u32) -> Self {
-        let line = format!("setsid {LOAD} load {mib} --hold {hold_s} > /run/load 2>&1 < /dev/null & true");
-        guest(&developer, &line).ok();
+    pub fn hold(developer: Developer, mib: u32) -> Self {
+        guest(&developer, &format!("{{ {}; }} > /run/load 2>&1 < /dev/null & true", held(mib))).ok();
         Self(developer)
     }
 
     /// Waits for its end: every page was right.
     #[track_caller]
     pub fn right(self) {
-        wait_slowly("the load has ended", 240, || guest(&self.0, "pgrep -x load").status != 0);
+        wait_slowly("the load has ended", 240, || guest(&self.0, "pgrep -x load").status == 1);
         let said = guest(&self.0, "cat /run/load").ok();
         assert!(said.contains("right: "), "{said}");
     }
+}
+
+/// A line that takes memory and keeps it until it is released.
+fn held(mib: u32) -> String {
+    format!("rm -f {RELEASED}; setsid {LOAD} load {mib} --until {RELEASED}")
+}
+
+/// Lets the developer's loads that are held end.
+#[track_caller]
+pub fn release(developer: &Developer) {
+    guest(developer, &format!("touch {RELEASED}")).ok();
 }

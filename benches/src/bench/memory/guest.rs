@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use tempfile::TempDir;
 
+use super::kept::Kept;
 use crate::bench::work::Work;
 use crate::guest;
 use crate::lab::Lab;
@@ -34,6 +35,8 @@ pub struct Guest<'a> {
     pub work: Work<'a>,
     /// How it was started, and what runs in it.
     pub setup: String,
+    /// The runner's part in it, if it has one.
+    pub kept: Option<Kept>,
     _folder: TempDir,
 }
 
@@ -46,10 +49,13 @@ impl<'a> Guest<'a> {
         let folder = lab.folder()?;
         let reclaims = task.gives_back && subject.reclaims();
         let machine = machine(lab, folder.path(), task, reclaims)?;
-        let work = Work::start(lab, subject, &machine, folder.path())?;
+        let start = || Work::start(lab, subject, &machine, folder.path());
+        // Only a machine that builds is left to idle.
+        let kept = if reclaims && task.builds { Kept::new()? } else { None };
+        let work = kept.as_ref().map_or_else(start, |kept| kept.start(start))?;
         let beside = if reclaims { "garret-agent memory-loop, and swap in zram" } else { "nothing" };
         let setup = format!("{}; in the guest beside the work: {beside}", work.running.setup);
-        Ok(Self { work, setup, _folder: folder })
+        Ok(Self { work, setup, kept, _folder: folder })
     }
 
     /// The way to its helper.

@@ -5,18 +5,21 @@
 //! | `build` | what a machine holds during a build, after it and idle, and what that costs the build |
 //! | `freed` | how soon freed memory is the host's again, asked for or not; and the guest's |
 //! | `bursts` | three machines, one after the other and all at once |
+//! | `kept` | what garret's runner does for an idle machine |
 //! | `guest` | the machines all of this is measured in |
 //! | `means` | how memory is asked back: virtio-mem or balloon |
 //! | `course` | resident memory over time: what it tells is pure |
 //!
 //! All guests have the same kernel and the same work. Those of garret also run what a guest of garret always runs: the
-//! agent's loop that takes back cold memory, and swap in compressed memory.
+//! agent's loop that takes back cold memory, and swap in compressed memory; and one that idles after a build is kept as
+//! the runner keeps it on a host that has promised more than it has.
 
 mod build;
 mod bursts;
 mod course;
 mod freed;
 mod guest;
+mod kept;
 mod means;
 
 use self::build::Built;

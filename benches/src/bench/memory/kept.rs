@@ -1,0 +1,116 @@
+//! What garret's runner does for a machine that idles on a host that has promised more than it has: its arbiter looks at
+//! this machine, and at one that exists on paper only and to which the rest of the host is promised. Of the arbiter's
+//! orders those to swap something out come about; a host on which a bench runs is not short of memory.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use garret::daemon::{Arbiter, MachineView, Order, measure_host};
+use garret::host::cgroup;
+use rustix::process::getpid;
+
+/// The time between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// Where control groups are.
+const ROOT: &str = "/sys/fs/cgroup";
+/// The arbiter's names for the two machines.
+const REAL: u32 = 1;
+const PAPER: u32 = 2;
+
+/// A control group like the runner's, and what the arbiter knows of the machine in it.
+pub struct Kept {
+    name: String,
+    arbiter: Arbiter,
+    looked: Option<(Instant, Duration)>,
+}
+
+impl Kept {
+    /// Makes the group; nothing on a host without swap, to which nothing can be swapped out.
+    ///
+    /// # Errors
+    /// The host has no control groups (v2), or refuses one.
+    pub fn new() -> anyhow::Result<Option<Self>> {
+        if measure_host(0)?.swap_total == 0 {
+            return Ok(None);
+        }
+        cgroup::prepare()?;
+        let name = format!("bench-{}", getpid());
+        cgroup::create(&name, u64::MAX)?;
+        Ok(Some(Self { name, arbiter: Arbiter::default(), looked: None }))
+    }
+
+    /// Starts something in the group. Memory stays with the group in which it was taken, so its processes have to be born
+    /// there: this one goes into the group for as long.
+    ///
+    /// # Errors
+    /// As `start`, or the kernel refuses.
+    pub fn start<T>(&self, start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("no control group (v2)")?;
+        enter(&cgroup::path(&self.name))?;
+        let started = start();
+        enter(Path::new(&format!("{ROOT}{own}")))?;
+        started
+    }
+
+    /// Looks, once a second, and does as the arbiter says.
+    ///
+    /// # Errors
+    /// The machine has ended, or the kernel refuses.
+    pub fn look(&mut self, promised: u64) -> anyhow::Result<()> {
+        let usage = cgroup::usage(&self.name)?;
+        let now = Instant::now();
+        let Some((then, cpu)) = self.looked else {
+            self.looked = Some((now, usage.cpu));
+            return Ok(());
+        };
+        let elapsed = now - then;
+        if elapsed < EVERY {
+            return Ok(());
+        }
+        self.looked = Some((now, usage.cpu));
+        let host = measure_host(0)?;
+        let machine = MachineView {
+            uid: REAL,
+            cpus: usage.cpu.saturating_sub(cpu).div_duration_f64(elapsed),
+            resident: usage.resident,
+            swapped: usage.swapped,
+            ..sizes(promised)
+        };
+        let paper = MachineView { uid: PAPER, ..sizes(host.total) };
+        for order in self.arbiter.look(&host, &[machine, paper], elapsed).orders {
+            if let Order::Swap { uid: REAL, bytes } = order {
+                cgroup::reclaim(&self.name, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is swapped out, in bytes.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn swapped(&self) -> anyhow::Result<u64> {
+        Ok(cgroup::usage(&self.name)?.swapped)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // What is left of it is empty, and goes with the host if not now.
+        let _ = cgroup::remove(&self.name);
+    }
+}
+
+fn enter(group: &Path) -> anyhow::Result<()> {
+    let procs = group.join("cgroup.procs");
+    fs::write(&procs, "0").with_context(|| format!("cannot write {}", procs.display()))
+}
+
+/// A machine that may have all it was promised, as far as the host has it.
+fn sizes(promised: u64) -> MachineView {
+    let (boot, limit, plugged) = (promised, promised, promised);
+    MachineView { promised, weight: 100, boot, limit, plugged, ..MachineView::default() }
+}
