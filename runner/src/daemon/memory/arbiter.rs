@@ -17,11 +17,13 @@ use super::targets::{Claim, targets};
 use super::working_set::{held, wanted, working_set};
 
 /// A machine that uses less of one CPU is idle.
-const IDLE_CPUS: f64 = 0.05;
+const IDLE_CPUS: f64 = 0.1;
 /// … if it does so for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 /// Over this time its use is averaged: an idle guest's timers come in bursts.
 const CPU_AVERAGE: Duration = Duration::from_secs(5);
+/// A machine that uses so much between two looks is awake at once.
+const AWAKE_CPUS: f64 = 0.25;
 /// A longer time between two looks (the host slept) counts as this: what was true at both ends need not have been
 /// between.
 const ELAPSED_MOST: Duration = Duration::from_secs(10);
@@ -105,7 +107,8 @@ impl Arbiter {
         for machine in machines {
             let mut past = known.get(&machine.uid).copied().unwrap_or_default();
             past.cpus += (machine.cpus - past.cpus) * share;
-            past.idle_for = if past.cpus < IDLE_CPUS { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
+            let idle = past.cpus < IDLE_CPUS && machine.cpus < AWAKE_CPUS;
+            past.idle_for = if idle { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
             self.machines.insert(machine.uid, past);
         }
     }
