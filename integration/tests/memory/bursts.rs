@@ -36,8 +36,8 @@ fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
         assert!(machine["target"].as_u64() >= machine["guaranteed"].as_u64(), "{machine}");
         assert_eq!(machine["guaranteed"].as_u64().map(|bytes| bytes >> 20), Some(GUARANTEED_MIB.into()));
     }
-    TEAM.iter().for_each(release);
-    for load in loads {
+    for (developer, load) in TEAM.iter().zip(loads) {
+        release(developer);
         load.right();
     }
     team.all_well();
@@ -54,8 +54,8 @@ fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
     });
     stopped.garret(&["stop", "--machine"]).ok();
     assert_eq!(stopped.machine()["phase"], "stopped");
-    others.iter().for_each(release);
-    for load in loads {
+    for (developer, load) in others.iter().zip(loads) {
+        release(developer);
         load.right();
     }
     team.nothing_killed();

@@ -8,13 +8,13 @@ use super::model::MachineView;
 
 const MIB: u64 = 1 << 20;
 /// How long nothing must have happened: nobody is connected, so nobody notices.
-const AFTER: Duration = Duration::from_secs(20);
+const AFTER: Duration = Duration::from_secs(10);
 /// Between two steps, at first.
 const EVERY: Duration = Duration::from_secs(5);
 /// The same at most, after much has come back.
 const EVERY_MOST: Duration = Duration::from_secs(640);
-/// What is swapped out in a step.
-const STEP: u64 = 16 * MIB;
+/// What is swapped out in a step. The first steps yield little: the kernel begins by looking for what is not touched.
+const STEP: u64 = 32 * MIB;
 /// What is left to it: an idle guest's kernel, agent and timers touch about as much.
 const LEFT: u64 = 16 * MIB;
 /// So much may come back unnoticed. More means that it was not as idle as it seemed.
@@ -91,13 +91,13 @@ mod tests {
                 (machine.resident, machine.swapped) = (machine.resident - step.bytes, machine.swapped + step.bytes);
             }
         }
-        assert_eq!(steps, [(24, 16, true), (29, 16, false), (34, 16, false), (39, 6, false)]);
+        assert_eq!(steps, [(14, 32, true), (19, 22, false)]);
     }
 
     #[test]
     fn what_comes_back_makes_it_wait_longer_each_time() {
         let mut resting = Resting::default();
-        let steps: Vec<u32> = (20..1000)
+        let steps: Vec<u32> = (10..1000)
             .filter(|&second| {
                 // Whatever is taken comes back within half a minute.
                 let swapped = if second % 32 < 30 { 10 } else { 0 };
@@ -113,7 +113,7 @@ mod tests {
         let mut resting = Resting::default();
         let needed = MachineView { needed: true, ..machine(70, 0) };
         for second in 0..1000 {
-            assert_eq!(resting.look(&machine(70, 0), SECOND * (second % 20), SECOND), None);
+            assert_eq!(resting.look(&machine(70, 0), SECOND * (second % 10), SECOND), None);
             assert_eq!(resting.look(&needed, SECOND * second, SECOND), None);
         }
     }
