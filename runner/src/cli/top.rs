@@ -56,9 +56,7 @@ async fn draw(client: &Client) -> anyhow::Result<()> {
             // It may come back: machines do not notice when the daemon is restarted.
             Err(error) => format!("the daemon does not answer: {error}\n"),
         };
-        // A terminal that does not know its size says 0.
-        let size = terminal::size().filter(|size| size.rows > 0 && size.columns > 0);
-        let (rows, columns) = size.map_or((24, 80), |size| (size.rows.into(), size.columns.into()));
+        let (rows, columns) = terminal::size().map_or((24, 80), |size| (size.rows.into(), size.columns.into()));
         output::print(&screen(&text, rows, columns))?;
         tokio::time::sleep(INTERVAL).await;
     }
