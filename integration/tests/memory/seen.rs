@@ -3,7 +3,11 @@
 use std::process::Command;
 
 use crate::stage::{ALICE, Developer};
-use crate::team::{TEAM, Team, top};
+use crate::team::{MIB, TEAM, Team, guest, top, wait_slowly};
+
+const SOCKET: &str = "/run/garret/garret.sock";
+/// An idle machine holds about 60 MiB, of which its guest touches a quarter now and then.
+const AT_REST: u64 = 40 * MIB;
 
 #[test]
 fn top_shows_everything_to_root_and_each_developer_their_own() {
@@ -27,12 +31,26 @@ fn top_shows_everything_to_root_and_each_developer_their_own() {
 #[test]
 fn prometheus_reads_the_same() {
     let team = Team::assemble();
-    let socket = ["--unix-socket", "/run/garret/garret.sock", "-sS", "-w", "%{http_code}", "http://garret/metrics"];
+    let socket = ["--unix-socket", SOCKET, "-sS", "-w", "%{http_code}", "http://garret/metrics"];
     let output = Command::new("curl").args(socket).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.ends_with("200"), "{text}");
     assert!(text.contains("# TYPE ") && text.contains("developer=\"alice\""), "{text}");
     let denied = ALICE.run("curl", &socket, &[], b"").ok();
     assert!(denied.ends_with("403"), "{denied}");
+    team.all_well();
+}
+
+#[test]
+fn an_idle_machine_comes_down_to_what_it_touches_and_wakes_again() {
+    let team = Team::assemble();
+    wait_slowly("all machines are at rest", 240, || {
+        let top = top();
+        top["machines"].as_array().unwrap().iter().all(|one| one["resident"].as_u64().unwrap() < AT_REST)
+    });
+    let events = ["-sS", "--unix-socket", SOCKET, "http://garret/v1/events?after=0&follow=false"];
+    let events = ALICE.run("curl", &events, &[], b"").ok();
+    assert!(events.contains("nothing has happened in this machine for"), "{events}");
+    assert_eq!(guest(&ALICE, "echo awake").ok(), "awake\n");
     team.all_well();
 }
