@@ -98,14 +98,16 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     Ok(words)
 }
 
-/// Logging to standard error. What a guest can cause is limited where it is logged; virtiofsd's own lines are not, and a
+/// Logging to standard error. What a guest can cause is limited where it is logged; virtiofsd's own lines are not, nor those of virtio-queue, and a
 /// panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives on).
 fn limit_output() {
     use tracing_subscriber::EnvFilter;
     const PANICS: u32 = 20;
     static SEEN: AtomicU32 = AtomicU32::new(0);
     let filter = EnvFilter::try_from_env("GARRET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let filter = filter.add_directive("virtiofsd=off".parse().expect("a constant directive"));
+    let mute =
+        |filter: EnvFilter, directive: &str| filter.add_directive(directive.parse().expect("a constant directive"));
+    let filter = ["virtiofsd=off", "virtio_queue=off"].into_iter().fold(filter, mute);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     std::panic::set_hook(Box::new(|panic| {
         if SEEN.fetch_add(1, Ordering::Relaxed) < PANICS {

@@ -160,7 +160,13 @@ impl Ring {
     }
 
     fn pop(&mut self) -> Result<Option<Chain>, Fault> {
-        let Some(raw) = self.queue.iter(&*self.mem)?.next() else { return Ok(None) };
+        let Some(raw) = self.queue.iter(&*self.mem)?.next() else {
+            // The iterator has one word for nothing there and for an entry that cannot be read.
+            if self.has_more()? {
+                self.check_next_entry()?;
+            }
+            return Ok(None);
+        };
         let ticket = Ticket { head: raw.head_index(), position: self.queue.next_avail() };
         if self.notified {
             self.queue.disable_notification(&*self.mem)?;
@@ -170,6 +176,14 @@ impl Ring {
         self.in_flight.insert(ticket.head, chain.writable_len())?;
         self.budget -= 1;
         Ok(Some(chain))
+    }
+
+    /// The ring may lie across blocks of memory of which the guest has unplugged some since.
+    fn check_next_entry(&self) -> Result<(), Fault> {
+        let at = 4 + 2 * u64::from(self.queue.next_avail() % self.queue.size());
+        let entry = GuestAddress(self.queue.avail_ring()).unchecked_add(at);
+        self.mem.load::<u16>(entry, Ordering::Relaxed)?;
+        Ok(())
     }
 
     /// Whether the driver has made more chains available than were taken.

@@ -249,6 +249,19 @@ fn a_ring_that_is_unplugged_under_the_device_is_a_fault() {
 }
 
 #[test]
+fn entries_that_are_unplugged_under_the_device_are_a_fault() {
+    let queue = DriverQueue::new(ram_and_hotplug(DriverQueue::SPACE), 0, 16);
+    let plugged = queue.mem.hotplug().unwrap().plugged().unwrap();
+    plugged.set(&(0..2 * BLOCK), true);
+    // Flags and index at the end of one block, the entries in the next.
+    let avail_ring = HOTPLUG + BLOCK - 4;
+    let mut ring = queue.ring(QueueState { avail_ring, ..queue.state() }, 0);
+    queue.mem.write_obj(1_u16.to_le(), GuestAddress(avail_ring + 2)).unwrap();
+    plugged.set(&(BLOCK..2 * BLOCK), false);
+    assert!(ring.take().is_err());
+}
+
+#[test]
 fn a_queue_that_is_not_enabled_yields_nothing() {
     let (mut queue, _) = queue(0);
     let mut ring = queue.ring(QueueState { ready: false, ..queue.state() }, 0);
