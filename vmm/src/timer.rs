@@ -8,7 +8,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// The longest wait: longer ones fire early, and are set again.
+/// The longest wait.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// See the module. It never blocks: a worker that is woken by several descriptors at once may have stopped or set the timer
@@ -22,7 +22,7 @@ impl Timer {
         Ok(Self(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?))
     }
 
-    /// Fires first after `wait`, at most an hour, then every `interval` unless that is zero.
+    /// Fires first after `wait`, but after an hour at most, then every `interval` unless that is zero.
     pub fn set(&self, wait: Duration, interval: Duration) -> io::Result<()> {
         // Zero would stop it.
         self.settime(wait.clamp(Duration::from_nanos(1), LONGEST), interval)

@@ -229,11 +229,13 @@ impl Backend for BlockBackend {
     }
 
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        let mut result = Ok(());
+        // To the last, whatever has become of the ring: what stayed behind would be taken for the next driver's.
         while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
             uring.wait()?;
-            self.reap(&mut rings[0])?;
+            result = result.and(self.reap(&mut rings[0]));
         }
-        Ok(())
+        result
     }
 }
 

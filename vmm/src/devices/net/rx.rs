@@ -75,10 +75,12 @@ impl Rx {
     /// Gives the buffers back as if they had not been taken. A packet that waits is lost, as on any busy network.
     pub fn stop(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.waiting = None;
+        let mut result = Ok(());
+        // All of them: what stayed behind would be taken for the next driver's.
         while let Some(chain) = self.buffers.pop_back() {
-            ring.put_back(chain)?;
+            result = result.and(ring.put_back(chain));
         }
-        Ok(())
+        result
     }
 
     /// Takes buffers until the largest packet has room.

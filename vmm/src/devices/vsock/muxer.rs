@@ -107,7 +107,7 @@ impl Muxer {
 
     /// Something has a deadline: [`expire`](Self::expire) should be called now and then.
     pub fn has_deadlines(&self) -> bool {
-        self.clients > 0 || !self.limbo.is_empty()
+        self.clients > 0 || self.listener_ready || !self.limbo.is_empty()
     }
 
     /// Forgets every connection, for the guest's side of them is gone. Returns whether there were any.
@@ -165,7 +165,11 @@ impl Muxer {
     }
 
     fn accept(&mut self, now: Instant) {
-        while self.listener_ready && self.clients < CLIENTS_MAX {
+        // Not all that come: clients that leave at once would keep the guest's packets waiting.
+        for _ in 0..CLIENTS_MAX {
+            if !self.listener_ready || self.clients >= CLIENTS_MAX {
+                return;
+            }
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let stream = match rustix::net::accept_with(self.host.listener(), flags) {
                 Ok(fd) => UnixStream::from(fd),
@@ -174,7 +178,7 @@ impl Muxer {
                     return;
                 }
                 Err(Errno::CONNABORTED | Errno::INTR) => continue,
-                // No descriptors left: tried again with the next event.
+                // No descriptors left: tried again with the next event or tick.
                 Err(_) => return,
             };
             let Ok(token) = self.watch(&stream) else { continue };
