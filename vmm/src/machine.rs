@@ -68,6 +68,11 @@ impl Machine {
         self.vcpus.resume();
     }
 
+    /// Lets devices go on that were too busy for a pause; whether all do.
+    pub fn settle(&self) -> bool {
+        self.pci.resume()
+    }
+
     /// For good. What is in flight gets `deadline` to reach the disk.
     pub fn end(self, deadline: Duration) {
         self.vcpus.stop();

@@ -1,6 +1,6 @@
 //! The state driver: one loop over events, on the main thread.
 
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use garret_api::vmm::{ExitReason, LastWords, MachineState};
@@ -11,11 +11,14 @@ use crate::machine::Machine;
 /// How long devices may take to finish what is in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often is looked for devices that were too busy for a pause and have not gone on yet.
+const SETTLE: Duration = Duration::from_millis(50);
+
 /// Runs `machine` until it ends, and says why it did.
 pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
-    let mut driver = Driver { machine, state: MachineState::Running, panic_printed: false };
+    let mut driver = Driver { machine, state: MachineState::Running, settled: true, panic_printed: false };
     let words = loop {
-        let Ok(event) = events.recv() else {
+        let Some(event) = driver.next(events) else {
             break words(ExitReason::Failed, "nothing can reach the machine any more");
         };
         match driver.ended(event) {
@@ -34,6 +37,8 @@ pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
 struct Driver {
     machine: Machine,
     state: MachineState,
+    /// No device has still to go on after a pause that failed.
+    settled: bool,
     panic_printed: bool,
 }
 
@@ -42,6 +47,17 @@ fn words(reason: ExitReason, message: impl Into<String>) -> LastWords {
 }
 
 impl Driver {
+    fn next(&mut self, events: &Receiver<Event>) -> Option<Event> {
+        while !self.settled {
+            match events.recv_timeout(SETTLE) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) => self.settled = self.machine.settle(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        events.recv().ok()
+    }
+
     /// The last words if `event` is an end, else what is left to do.
     fn ended(&mut self, event: Event) -> Result<LastWords, Option<Command>> {
         Ok(match event {
@@ -92,7 +108,9 @@ impl Driver {
 
     fn pause(&mut self) -> Result<(), Refused> {
         if self.state == MachineState::Running {
-            self.machine.pause(STOP_DEADLINE).map_err(|busy| Refused::Failed(busy.to_string()))?;
+            let paused = self.machine.pause(STOP_DEADLINE);
+            self.settled = paused.is_ok();
+            paused.map_err(|busy| Refused::Failed(busy.to_string()))?;
             self.state = MachineState::Paused;
         }
         Ok(())

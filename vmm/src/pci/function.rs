@@ -35,9 +35,6 @@ const MODERN_DEVICE: u16 = 0x1040;
 /// How long the vCPU that asks for a reset waits for it before the guest polls.
 const RESET_DEADLINE: Duration = Duration::from_millis(20);
 
-/// How long going on waits for a device that was too busy to pause.
-const RESUME_DEADLINE: Duration = Duration::from_secs(10);
-
 /// One function. Whoever holds it owns the device and, while it does not run, its queues.
 pub struct Function {
     device: Box<dyn VirtioDevice>,
@@ -175,21 +172,16 @@ impl Function {
         }
     }
 
-    /// Gives them to the workers again.
-    pub fn resume(&mut self) {
-        match self.pause_begun() {
-            Ok(true) => self.start(true),
-            Ok(false) => {}
-            Err(busy) => self.fault(&busy),
-        }
-    }
-
-    /// Whether a pause was begun; if so it is complete now, for a worker that was told to stop can not be told to go on.
-    fn pause_begun(&mut self) -> Result<bool, Busy> {
+    /// Gives them to the workers again. When a pause was begun and they are still busy they must come to its end first, for a
+    /// worker that was told to stop can not be told to go on: call it again.
+    pub fn resume(&mut self) -> Result<(), Busy> {
         if self.life == Life::Pausing {
-            self.pause(RESUME_DEADLINE)?;
+            self.pause(Duration::ZERO)?;
         }
-        Ok(self.life == Life::Paused)
+        if self.life == Life::Paused {
+            self.start(true);
+        }
+        Ok(())
     }
 
     fn live(&self) -> Live {

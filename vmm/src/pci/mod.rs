@@ -86,7 +86,7 @@ impl PciBus {
     }
 
     /// Stops every device that runs, so that guest memory and the queues stand still. The vCPUs must stand still already. When
-    /// one is still busy after `deadline`, all go on.
+    /// one is still busy after `deadline`, all others go on, and it does when [`PciBus::resume`] finds it done.
     pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
         let until = Instant::now() + deadline;
         for function in &self.functions {
@@ -101,9 +101,9 @@ impl PciBus {
         Ok(())
     }
 
-    /// Undoes [`PciBus::pause`].
-    pub fn resume(&self) {
-        self.functions.iter().for_each(|function| lock(function).resume());
+    /// Undoes [`PciBus::pause`]; whether all devices go on. One that is still busy does not: call it again.
+    pub fn resume(&self) -> bool {
+        self.functions.iter().filter(|function| lock(function).resume().is_err()).count() == 0
     }
 
     /// Every device's counters, by its name.
