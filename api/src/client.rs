@@ -29,6 +29,8 @@ use crate::stream::FRAME_MAX;
 pub const BODY_MAX: usize = 16 << 20;
 /// The longest line of a stream of JSON lines, in bytes.
 pub const LINE_MAX: usize = 1 << 20;
+/// Empty lines in a row: a peer that sends nothing else would keep its reader busy.
+const BLANK_MAX: u32 = 100;
 /// How long a call may take unless [`Client::with_deadline`] says otherwise. Streams have it only until they begin.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -328,11 +330,16 @@ impl<T: DeserializeOwned> Lines<T> {
 
     /// The next value; `None` when the stream has ended. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<T>> {
+        let mut blank = 0;
         loop {
             while let Some(line) = self.line() {
                 let line = &self.buffer[line];
                 if !line.trim_ascii().is_empty() {
                     return serde_json::from_slice(line).map(Some).map_err(|error| self.broken(error));
+                }
+                blank += 1;
+                if blank > BLANK_MAX {
+                    return Err(self.broken("nothing but empty lines"));
                 }
             }
             if self.buffer.len() > LINE_MAX {

@@ -103,6 +103,15 @@ async fn a_line_without_end_is_refused() {
 }
 
 #[tokio::test]
+async fn empty_lines_without_end_are_refused() {
+    let mut empty = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    empty.resize(empty.len() + 1000, b'\n');
+    let (_dir, path, _server) = serve(vec![("\r\n\r\n", empty)]);
+    let mut lines: Lines<u32> = Client::unix(path).lines::<u32, ()>(Method::GET, "/v1/events", None).await.unwrap();
+    assert!(lines.next().await.unwrap_err().to_string().contains("nothing but empty lines"));
+}
+
+#[tokio::test]
 async fn silence_ends_at_the_deadline() {
     let (_dir, path, server) = serve(vec![("\r\n\r\n", Vec::new()), ("never", Vec::new())]);
     let client = Client::unix(path).with_deadline(Duration::from_millis(20));

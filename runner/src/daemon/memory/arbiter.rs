@@ -22,8 +22,11 @@ const IDLE_CPUS: f64 = 0.1;
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 /// Over this time its use is averaged: an idle guest's timers come in bursts.
 const CPU_AVERAGE: Duration = Duration::from_secs(5);
-/// A machine that uses so much between two looks is awake at once.
-const AWAKE_CPUS: f64 = 0.25;
+/// A machine that uses so much of a CPU's second from one look to the next is awake at once. Looks may be called for early.
+const AWAKE: f64 = 0.25;
+/// So much swapped out of a machine is too much to unplug anything: what is to be unplugged is moved first, and what is
+/// swapped out has to come back for that.
+const SWAPPED_MUCH: u64 = 64 << 20;
 /// A longer time between two looks (the host slept) counts as this: what was true at both ends need not have been
 /// between.
 const ELAPSED_MOST: Duration = Duration::from_secs(10);
@@ -57,9 +60,7 @@ impl Arbiter {
         let rated: Vec<Rated> =
             rated.map(|((machine, &target), &working_set)| Rated { machine, target, working_set }).collect();
         let Steps { mut orders, mut notices } = self.ladder.look(host, &rated, elapsed);
-        if overcommitted(host, machines) {
-            self.rest(host, machines, elapsed, &mut orders, &mut notices);
-        }
+        self.rest(host, machines, elapsed, &mut orders, &mut notices);
         orders.extend(machines.iter().filter_map(|machine| self.limit(machine, elapsed)));
         orders.sort_by_key(precedence);
         let uids = || machines.iter().map(|machine| machine.uid);
@@ -72,7 +73,8 @@ impl Arbiter {
         }
     }
 
-    /// Swaps out what idle machines do not touch, unless memory is being taken from them by another means.
+    /// Swaps out what idle machines of an overcommitted host do not touch, unless memory is being taken from them by
+    /// another means.
     fn rest(
         &mut self,
         host: &HostView,
@@ -81,13 +83,16 @@ impl Arbiter {
         orders: &mut Vec<Order>,
         notices: &mut Vec<Notice>,
     ) {
-        let mut room = spare_swap(host);
+        let mut room = if promised(machines) > capacity(host) { spare_swap(host) } else { 0 };
         for machine in machines {
             let uid = machine.uid;
-            let free = !machine.paused && self.ladder.squeezed_to(uid).is_none();
-            let Some(past) = self.machines.get_mut(&uid).filter(|_| free) else { continue };
-            let step = past.resting.look(machine, past.idle_for, elapsed).filter(|step| step.bytes <= room);
-            let Some(step) = step else { continue };
+            let squeezed = self.ladder.squeezed_to(uid).is_some();
+            let Some(past) = self.machines.get_mut(&uid) else { continue };
+            if squeezed || machine.paused || past.limit.is_pending() {
+                past.resting.wake(elapsed);
+                continue;
+            }
+            let Some(step) = past.resting.look(machine, past.idle_for, room, elapsed) else { continue };
             room -= step.bytes;
             orders.push(Order::Swap { uid, bytes: step.bytes });
             if step.first {
@@ -107,7 +112,7 @@ impl Arbiter {
         for machine in machines {
             let mut past = known.get(&machine.uid).copied().unwrap_or_default();
             past.cpus += (machine.cpus - past.cpus) * share;
-            let idle = past.cpus < IDLE_CPUS && machine.cpus < AWAKE_CPUS;
+            let idle = past.cpus < IDLE_CPUS && machine.cpus * elapsed.as_secs_f64().min(1.0) < AWAKE;
             past.idle_for = if idle { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
             self.machines.insert(machine.uid, past);
         }
@@ -119,11 +124,10 @@ impl Arbiter {
 
     /// A new limit, where it should change. A guest that stands still can plug and unplug nothing.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
-        let (squeezed, swaps) = (self.ladder.squeezed_to(machine.uid), self.ladder.swaps(machine.uid));
+        let squeezed = self.ladder.squeezed_to(machine.uid);
         let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
         let bytes = past.limit.look(machine, squeezed, elapsed)?;
-        // What is to be unplugged is moved first, and what is swapped out would have to come back for that.
-        let futile = swaps && bytes < machine.limit;
+        let futile = machine.swapped >= SWAPPED_MUCH && bytes < machine.limit;
         (bytes != machine.limit && !futile).then_some(Order::Limit { uid: machine.uid, bytes })
     }
 }
@@ -131,11 +135,6 @@ impl Arbiter {
 fn claim(machine: &MachineView, used: u64) -> Claim {
     let MachineView { guaranteed, promised, weight, .. } = *machine;
     Claim { guaranteed, promised, wanted: wanted(used), weight, held: held(machine), used }
-}
-
-/// More is promised than the machines can hold, and there is swap to put it to.
-fn overcommitted(host: &HostView, machines: &[MachineView]) -> bool {
-    promised(machines) > capacity(host) && spare_swap(host) > 0
 }
 
 /// Half of the swap is for machines at work.
@@ -190,28 +189,75 @@ mod tests {
         assert_eq!(look(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
     }
 
+    /// Overcommitted by its one machine.
+    const ROOMY: u64 = 8000 * MIB;
+
+    fn roomy_host() -> HostView {
+        let (total, available) = (4000 * MIB, 3000 * MIB);
+        HostView { total, available, swap_total: ROOMY, swap_free: ROOMY, ..HostView::default() }
+    }
+
+    /// Whether anything is swapped out of a machine in five minutes; `cpus` by the look.
+    fn rests(host: &HostView, machine: &MachineView, interval: Duration, cpus: fn(u32) -> f64) -> bool {
+        let mut arbiter = Arbiter::default();
+        let looks = 300 * (SECOND.as_millis() / interval.as_millis()) as u32;
+        let mut orders = (0..looks).flat_map(|look| {
+            let machine = MachineView { cpus: cpus(look), ..*machine };
+            arbiter.look(host, &[machine], interval).orders
+        });
+        orders.any(|order| matches!(order, Order::Swap { .. }))
+    }
+
     #[test]
-    fn nothing_is_unplugged_while_the_host_swaps() {
+    fn who_is_idle_on_a_host_that_has_promised_more_than_it_has_is_swapped_out() {
+        let host = roomy_host();
+        let half_full = HostView { swap_free: ROOMY / 2, ..host };
+        let machine = MachineView { uid: 5, promised: 5000 * MIB, resident: 70 * MIB, ..MachineView::default() };
+        let modest = MachineView { promised: 2000 * MIB, ..machine };
+        let idle: fn(u32) -> f64 = |_| 0.01;
+        let timers: fn(u32) -> f64 = |look| if look % 5 == 0 { 0.2 } else { 0.01 };
+        let seen_often: fn(u32) -> f64 = |look| if look % 50 == 0 { 0.4 } else { 0.01 };
+        let little: fn(u32) -> f64 = |_| 0.15;
+        let often: fn(u32) -> f64 = |look| if look % 8 == 0 { 0.3 } else { 0.0 };
+        for (case, host, machine, interval, cpus, expected) in [
+            ("idle", &host, &machine, SECOND, idle, true),
+            ("a guest's timers", &host, &machine, SECOND, timers, true),
+            ("the same, looked at ten times a second", &host, &machine, SECOND / 10, seen_often, true),
+            ("a little work", &host, &machine, SECOND, little, false),
+            ("some work each 8 s", &host, &machine, SECOND, often, false),
+            ("half of the swap is full", &half_full, &machine, SECOND, idle, false),
+            ("no more promised than there is", &host, &modest, SECOND, idle, false),
+        ] {
+            assert_eq!(rests(host, machine, interval, cpus), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_soon_unplugged_is_not_swapped_out_before() {
+        let guest = GuestView { free: 2900 * MIB, available: 2950 * MIB, ..GuestView::default() };
+        let (boot, limit, plugged) = (512 * MIB, 3000 * MIB, 3000 * MIB);
+        let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::default() };
+        let machine = MachineView { uid: 5, resident: 70 * MIB, guest: Some(guest), ..sizes };
+        let mut arbiter = Arbiter::default();
+        let orders: Vec<Order> = (0..60).flat_map(|_| look(&mut arbiter, &roomy_host(), &[machine]).orders).collect();
+        let first = orders.iter().find(|order| matches!(order, Order::Limit { .. } | Order::Swap { .. }));
+        assert!(matches!(first, Some(Order::Limit { .. })), "{orders:?}");
+    }
+
+    #[test]
+    fn nothing_is_unplugged_while_much_is_swapped_out() {
         let guest = GuestView { free: 2500 * MIB, available: 2600 * MIB, ..GuestView::default() };
         let sizes = [4000, 3000, 3000, 2500, 512].map(|mib| mib * MIB);
         let [promised, limit, plugged, resident, boot] = sizes;
         let machine = MachineView { uid: 5, promised, limit, plugged, resident, boot, ..MachineView::default() };
         let machine = MachineView { guest: Some(guest), weight: 100, cpus: 1.0, ..machine };
-        for (swap, lowered) in [(0, true), (8000 * MIB, false)] {
-            let (total, available) = (4000 * MIB, 100 * MIB);
-            let host = HostView {
-                total,
-                available,
-                swap_total: swap,
-                swap_free: swap,
-                reserve: 200 * MIB,
-                ..HostView::default()
-            };
+        let host = HostView { total: 4000 * MIB, available: 100 * MIB, ..HostView::default() };
+        for (swapped, lowered) in [(0, true), (64, false)] {
+            let machine = MachineView { swapped: swapped * MIB, ..machine };
             let mut arbiter = Arbiter::default();
             let orders: Vec<Order> = (0..20).flat_map(|_| look(&mut arbiter, &host, &[machine]).orders).collect();
             let limits = orders.iter().any(|order| matches!(order, Order::Limit { .. }));
-            let swaps = orders.iter().any(|order| matches!(order, Order::Swap { .. }));
-            assert_eq!((limits, swaps), (lowered, !lowered), "{orders:?}");
+            assert_eq!(limits, lowered, "{orders:?}");
         }
     }
 

@@ -81,11 +81,6 @@ impl Ladder {
         self.stages.get(&uid)?.squeezed_to()
     }
 
-    /// Whether a machine's memory is being swapped out by the host.
-    pub fn swaps(&self, uid: u32) -> bool {
-        self.stages.get(&uid).is_some_and(|stage| stage.means == Means::Swap)
-    }
-
     /// What is being done, for each machine to which something is done.
     pub fn squeezed(&self) -> BTreeMap<u32, Means> {
         let squeezed = self.stages.iter().filter(|(_, stage)| stage.means != Means::Released);

@@ -34,6 +34,11 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// Whether it may soon be lowered.
+    pub fn is_pending(&self) -> bool {
+        !self.excess_for.is_zero()
+    }
+
     /// The machine's new limit in bytes, if it should change: memory at boot and whole sections, up to what is
     /// promised. `squeezed` is what a machine that is squeezed should hold.
     pub fn look(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {

@@ -17,14 +17,19 @@ const EVERY_MOST: Duration = Duration::from_secs(640);
 const STEP: u64 = 32 * MIB;
 /// What is left to it: an idle guest's kernel, agent and timers touch about as much.
 const LEFT: u64 = 16 * MIB;
-/// So much may come back unnoticed. More means that it was not as idle as it seemed.
+/// So much may come back unnoticed. More means that it was not as idle as it seemed, or that it wakes now and then.
 const BACK: u64 = 2 * MIB;
 /// Less is not worth an order.
 const LEAST: u64 = MIB;
+/// What was is forgotten after so long: that it has been told when the machine was awake, the longer pauses when nothing
+/// came back.
+const FORGET: Duration = Duration::from_secs(600);
 
 /// What is remembered of one machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Resting {
+    awake_for: Duration,
+    quiet_for: Duration,
     since_step: Duration,
     every: Duration,
     /// The most that was swapped out of it.
@@ -35,7 +40,8 @@ pub struct Resting {
 
 impl Default for Resting {
     fn default() -> Self {
-        Self { since_step: Duration::ZERO, every: EVERY, swapped: 0, told: false }
+        let (awake_for, quiet_for, since_step) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        Self { awake_for, quiet_for, since_step, every: EVERY, swapped: 0, told: false }
     }
 }
 
@@ -49,24 +55,37 @@ pub struct Step {
 }
 
 impl Resting {
-    /// The next step, when it is time for one. `idle_for`: how long nothing has happened.
-    pub fn look(&mut self, machine: &MachineView, idle_for: Duration, elapsed: Duration) -> Option<Step> {
+    /// The next step, when it is time for one. `idle_for`: how long nothing has happened; `room`: swap there is for it.
+    pub fn look(&mut self, machine: &MachineView, idle_for: Duration, room: u64, elapsed: Duration) -> Option<Step> {
         if idle_for < AFTER || machine.needed {
-            *self = Self::default();
+            self.wake(elapsed);
             return None;
         }
+        self.awake_for = Duration::ZERO;
         self.swapped = self.swapped.max(machine.swapped);
-        self.since_step += elapsed;
+        (self.since_step, self.quiet_for) = (self.since_step + elapsed, self.quiet_for.saturating_add(elapsed));
         if self.since_step < self.every {
             return None;
         }
         self.since_step = Duration::ZERO;
         if self.swapped - machine.swapped > BACK {
             (self.every, self.swapped) = ((self.every * 2).min(EVERY_MOST), machine.swapped);
+            self.quiet_for = Duration::ZERO;
             return None;
         }
-        let bytes = machine.resident.saturating_sub(LEFT).min(STEP);
+        if self.quiet_for >= FORGET {
+            self.every = EVERY;
+        }
+        let bytes = machine.resident.saturating_sub(LEFT).min(STEP).min(room);
         (bytes >= LEAST).then(|| Step { bytes, first: !std::mem::replace(&mut self.told, true) })
+    }
+
+    /// It is awake, or something else is done about its memory. What comes back meanwhile counts when it rests again.
+    pub fn wake(&mut self, elapsed: Duration) {
+        self.awake_for = self.awake_for.saturating_add(elapsed);
+        self.quiet_for = self.quiet_for.saturating_add(elapsed);
+        self.since_step = Duration::ZERO;
+        self.told &= self.awake_for < FORGET;
     }
 }
 
@@ -82,16 +101,19 @@ mod tests {
 
     #[test]
     fn an_idle_machine_comes_down_step_by_step_and_keeps_a_little() {
-        let mut resting = Resting::default();
-        let mut machine = machine(70, 0);
-        let mut steps = Vec::new();
-        for second in 0..200 {
-            if let Some(step) = resting.look(&machine, SECOND * second, SECOND) {
-                steps.push((second, step.bytes / MIB, step.first));
-                (machine.resident, machine.swapped) = (machine.resident - step.bytes, machine.swapped + step.bytes);
+        for (room, expected) in [(1 << 40, &[(14, 32, true), (19, 22, false)][..]), (3 * MIB, &[(14, 3, true)])] {
+            let mut resting = Resting::default();
+            let (mut machine, mut room) = (machine(70, 0), room);
+            let mut steps = Vec::new();
+            for second in 0..200 {
+                if let Some(step) = resting.look(&machine, SECOND * second, room, SECOND) {
+                    steps.push((second, step.bytes / MIB, step.first));
+                    (machine.resident, machine.swapped) = (machine.resident - step.bytes, machine.swapped + step.bytes);
+                    room -= step.bytes;
+                }
             }
+            assert_eq!(steps, expected);
         }
-        assert_eq!(steps, [(14, 32, true), (19, 22, false)]);
     }
 
     #[test]
@@ -101,20 +123,41 @@ mod tests {
             .filter(|&second| {
                 // Whatever is taken comes back within half a minute.
                 let swapped = if second % 32 < 30 { 10 } else { 0 };
-                resting.look(&machine(70, swapped), SECOND * second, SECOND).is_some()
+                resting.look(&machine(70, swapped), SECOND * second, 1 << 40, SECOND).is_some()
             })
             .collect();
-        // At first each 5 s.
-        assert!(steps.iter().filter(|&&second| second >= 500).count() < 5, "{steps:?}");
+        // Without that, each 5 s.
+        assert!(steps.iter().filter(|&&second| second >= 500).count() < 20, "{steps:?}");
+    }
+
+    #[test]
+    fn who_wakes_again_and_again_is_mostly_left_alone_and_told_once() {
+        let mut resting = Resting::default();
+        let (mut steps, mut machine, mut idle) = (Vec::new(), machine(70, 0), 0);
+        for second in 0..3600 {
+            // A second of work each minute, for which all of it comes back.
+            if second % 60 == 0 {
+                (machine.resident, machine.swapped, idle) = (70 * MIB, 0, 0);
+            }
+            if let Some(step) = resting.look(&machine, SECOND * idle, 1 << 40, SECOND) {
+                steps.push((second, step.first));
+                (machine.resident, machine.swapped) = (machine.resident - step.bytes, machine.swapped + step.bytes);
+            }
+            idle += 1;
+        }
+        assert_eq!(steps.iter().filter(|(_, first)| *first).count(), 1, "{steps:?}");
+        // Without the longer pauses, twice a minute.
+        assert!(steps.len() < 30, "{steps:?}");
     }
 
     #[test]
     fn whoever_is_awake_or_waited_for_is_left_alone() {
-        let mut resting = Resting::default();
         let needed = MachineView { needed: true, ..machine(70, 0) };
-        for second in 0..1000 {
-            assert_eq!(resting.look(&machine(70, 0), SECOND * (second % 10), SECOND), None);
-            assert_eq!(resting.look(&needed, SECOND * second, SECOND), None);
+        let idle: fn(u32) -> u32 = |second| second;
+        let busy: fn(u32) -> u32 = |second| second % 10;
+        for (machine, idle) in [(machine(70, 0), busy), (needed, idle)] {
+            let mut resting = Resting::default();
+            assert!((0..1000).all(|second| resting.look(&machine, SECOND * idle(second), 1 << 40, SECOND).is_none()));
         }
     }
 }

@@ -300,7 +300,7 @@ impl Simulation {
                 Order::Swap { uid, bytes } => {
                     let view = by_uid[&uid];
                     // Only what an idle machine does not touch is taken from below its guarantee.
-                    let untouched = !decision.squeezed.contains_key(&uid) && view.cpus < 0.05 && !view.needed;
+                    let untouched = !decision.squeezed.contains_key(&uid) && view.cpus < 0.25 && !view.needed;
                     assert!(untouched || bytes + view.guaranteed <= view.resident);
                     swapped += bytes;
                 }

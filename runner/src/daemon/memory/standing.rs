@@ -17,7 +17,7 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Whether a machine stands still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// Nobody has looked yet.
+    /// Nobody has looked yet, or the VMM was told to pause and did not answer.
     #[default]
     Unknown,
     /// Its vCPUs run.
@@ -87,7 +87,7 @@ impl Standing {
     /// Lets the machine stand still, unless somebody needs it.
     ///
     /// # Errors
-    /// The VMM refuses or does not answer. One that does not answer may have paused all the same, and counts as paused.
+    /// The VMM refuses or does not answer. One that does not answer may have paused all the same: it has to be asked.
     pub async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
         self.place(uid).pause(vmm, self.linger).await
     }
@@ -156,8 +156,10 @@ impl Place {
         // Noted first: a call that is given up may be heard later.
         let before = self.state.send_replace(State::Paused);
         let paused = vmm.post("/v1/pause").await;
-        if let Err(Error::Problem { .. } | Error::Connect { .. }) = paused {
-            self.state.send_replace(before);
+        match &paused {
+            Ok(()) => {}
+            Err(Error::Problem { .. } | Error::Connect { .. }) => drop(self.state.send_replace(before)),
+            Err(_) => drop(self.state.send_replace(State::Unknown)),
         }
         paused
     }
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_to_pause_is_no_pause_and_silence_may_be_one() {
+    async fn a_refusal_to_pause_is_no_pause_and_after_silence_nobody_knows() {
         let (_dir, refusing, _) = vmm(StatusCode::CONFLICT);
         let standing = Standing::default();
         standing.started(7);
@@ -263,6 +265,8 @@ mod tests {
         assert_eq!(standing.state(7), State::Running);
         let (_dir, slow, _) = vmm(StatusCode::NO_CONTENT);
         assert!(standing.pause(7, &slow.with_deadline(Duration::from_millis(5))).await.is_err());
+        assert_eq!(standing.state(7), State::Unknown);
+        standing.found(7, true);
         assert_eq!(standing.state(7), State::Paused);
     }
 }
