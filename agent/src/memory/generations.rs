@@ -61,6 +61,11 @@ impl Lru {
         self.memcg == 0 && !self.path.is_empty()
     }
 
+    /// Which one it is.
+    pub fn group(&self) -> Group {
+        (self.memcg, self.node, self.path.clone())
+    }
+
     /// All its pages.
     pub fn pages(&self) -> Pages {
         self.generations.iter().map(|generation| generation.pages).sum()
@@ -100,20 +105,25 @@ impl Lru {
 
     /// Evicts page cache up to generation `seq`.
     pub fn evict_file(&self, seq: u64, pages: u64) -> Eviction {
-        Eviction { of: format!("{} {} {seq} 0", self.memcg, self.node), pages }
+        Eviction { of: format!("{} {} {seq} 0", self.memcg, self.node), files_of: Some(self.group()), pages }
     }
 
     /// Evicts anonymous memory up to generation `seq`; page cache only where there is no other.
     pub fn evict_anon(&self, seq: u64, pages: u64) -> Eviction {
-        Eviction { of: format!("{} {} {seq} 200", self.memcg, self.node), pages }
+        Eviction { of: format!("{} {} {seq} 200", self.memcg, self.node), files_of: None, pages }
     }
 }
+
+/// A control group's number, a memory node and the group's name: numbers are given again.
+pub type Group = (u32, u32, String);
 
 /// Pages to be evicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
     /// Group, node, generation and kind.
     of: String,
+    /// Of which group it is page cache, if it is.
+    pub files_of: Option<Group>,
     /// How many.
     pub pages: u64,
 }

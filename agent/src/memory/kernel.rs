@@ -73,14 +73,14 @@ impl Kernel {
         self.tell("a command to lru_gen", result);
     }
 
-    /// Reclaims from all groups. Less than was asked is no error.
-    pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) {
+    /// Reclaims from all groups; whether there may be more. That there is less than was asked is no error.
+    pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) -> bool {
         let swappiness = if anon { "" } else { " swappiness=0" };
         let result = match fs::write(RECLAIM, format!("{bytes}{swappiness}")) {
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => Ok(()),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => return false,
             result => result,
         };
-        self.tell("memory.reclaim", result);
+        self.tell("memory.reclaim", result).is_some()
     }
 
     /// Drops names and attributes of files that nobody uses; page cache stays.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::gauge::{Counters, Gauge, Mood};
-use super::generations::{Eviction, Lru, Pages};
+use super::generations::{Eviction, Group, Lru, Pages};
 use super::low_water::LowWater;
 use super::readings::Meminfo;
 
@@ -146,7 +146,7 @@ pub struct Policy {
     /// After what was taken for a target came back.
     thrash: Backoff,
     target: Option<u64>,
-    files: BTreeMap<(u32, u32, String), LowWater>,
+    files: BTreeMap<Group, LowWater>,
     idle_since: Option<Duration>,
     slab_dropped: Option<(Duration, u64)>,
     slab_pending: bool,
@@ -208,6 +208,7 @@ impl Policy {
         if !plan.age.is_empty() {
             self.aging = outcome.aging;
         }
+        self.note_taken(plan, outcome.asked / PAGE);
         if plan.squeezed && outcome.asked > 0 {
             if outcome.reclaimed < outcome.asked / 4 {
                 self.struggle.resisted(now);
@@ -218,6 +219,17 @@ impl Policy {
         plan.pause.max(outcome.all.div_f64(plan.share))
     }
 
+    /// Evictions are carried out in their order, as far as there was time.
+    fn note_taken(&mut self, plan: &Plan, mut pages: u64) {
+        for eviction in &plan.evict {
+            let done = eviction.pages.min(pages);
+            pages -= done;
+            if let Some(water) = eviction.files_of.as_ref().and_then(|group| self.files.get_mut(group)) {
+                water.taken(done);
+            }
+        }
+    }
+
     /// Groups that have something cold, the most first. The page cache of a generation counts as far as there has been
     /// as much all the time ([`LowWater`]).
     fn cold<'a>(&mut self, seen: &'a Seen, ages: Ages) -> Vec<Cold<'a>> {
@@ -225,8 +237,8 @@ impl Policy {
         let mut files = std::mem::take(&mut self.files);
         let mut colds = Vec::new();
         for lru in lrus {
-            let key = (lru.memcg, lru.node, lru.path.clone());
-            let mut water = files.remove(&key).unwrap_or_default();
+            let group = lru.group();
+            let mut water = files.remove(&group).unwrap_or_default();
             water.note(seen.now, lru.evictable().file, BUSY.cold);
             if let Some((seq, mut pages)) = lru.untouched(ages.cold) {
                 if is_protected(lru) {
@@ -237,7 +249,7 @@ impl Policy {
                 }
                 colds.push(Cold { lru, seq, pages });
             }
-            self.files.insert(key, water);
+            self.files.insert(group, water);
         }
         colds.retain(|cold| cold.pages.all() > 0);
         colds.sort_by_key(|cold| std::cmp::Reverse(cold.pages.all()));
@@ -270,7 +282,7 @@ impl Policy {
         }
         plan.pause = PAUSE_SQUEEZED;
         let step = over.min(STEP_SQUEEZED);
-        self.take(plan, seen, colds, step);
+        take(plan, seen, colds, step);
         let rest = step - plan.asked.min(step);
         if rest >= TAKE_MIN * PAGE {
             let anon = seen.memory.swap_free > seen.memory.swap_total / SWAP_PART;
@@ -299,7 +311,7 @@ impl Policy {
         }
         let step = (seen.memory.total / STEP_PART).clamp(STEP_MIN, STEP_MAX) / PAGE * PAGE;
         match seen.lrus {
-            Some(_) => self.take(plan, seen, colds, step),
+            Some(_) => take(plan, seen, colds, step),
             None => take_blindly(plan, seen),
         }
         plan.drop_slab = self.slab_is_due(seen);
@@ -307,39 +319,6 @@ impl Policy {
             plan.pause = PAUSE_MORE;
         } else if mood.idle && plan.asked == 0 && seen.target.is_none() {
             plan.pause = PAUSE_IDLE;
-        }
-    }
-
-    /// Cold pages, up to `step` bytes.
-    fn take(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
-        let mut left = step / PAGE;
-        let mut swap = seen.memory.swap_free.saturating_sub(seen.memory.swap_total / SWAP_PART) / PAGE;
-        let mut orphaned = 0;
-        for Cold { lru, seq, pages } in colds.into_iter().take(COMMANDS_MAX) {
-            let file = pages.file.min(left);
-            left -= file;
-            if lru.is_orphan() {
-                orphaned += file;
-                continue;
-            }
-            let anon = pages.anon.min(left).min(swap);
-            left -= anon;
-            swap -= anon;
-            if file >= TAKE_MIN {
-                plan.evict.push(lru.evict_file(seq, file));
-                plan.asked += file * PAGE;
-                if let Some(water) = self.files.get_mut(&(lru.memcg, lru.node, lru.path.clone())) {
-                    water.taken(file);
-                }
-            }
-            if anon >= TAKE_MIN {
-                plan.evict.push(lru.evict_anon(seq, anon));
-                plan.asked += anon * PAGE;
-            }
-        }
-        // No command reaches a group that is gone, but the kernel's own reclaim begins with those.
-        if orphaned >= TAKE_MIN {
-            add_reclaim(plan, Reclaim { bytes: orphaned * PAGE, anon: false });
         }
     }
 
@@ -367,6 +346,36 @@ impl Policy {
 
 fn is_protected(lru: &Lru) -> bool {
     lru.path.strip_prefix(PROTECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Cold pages, up to `step` bytes.
+fn take(plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
+    let mut left = step / PAGE;
+    let mut swap = seen.memory.swap_free.saturating_sub(seen.memory.swap_total / SWAP_PART) / PAGE;
+    let mut orphaned = 0;
+    for Cold { lru, seq, pages } in colds.into_iter().take(COMMANDS_MAX) {
+        let file = pages.file.min(left);
+        left -= file;
+        if lru.is_orphan() {
+            orphaned += file;
+            continue;
+        }
+        let anon = pages.anon.min(left).min(swap);
+        left -= anon;
+        swap -= anon;
+        if file >= TAKE_MIN {
+            plan.evict.push(lru.evict_file(seq, file));
+            plan.asked += file * PAGE;
+        }
+        if anon >= TAKE_MIN {
+            plan.evict.push(lru.evict_anon(seq, anon));
+            plan.asked += anon * PAGE;
+        }
+    }
+    // No command reaches a group that is gone, but the kernel's own reclaim begins with those.
+    if orphaned >= TAKE_MIN {
+        add_reclaim(plan, Reclaim { bytes: orphaned * PAGE, anon: false });
+    }
 }
 
 /// What is added for another reason may be of the kinds of both.

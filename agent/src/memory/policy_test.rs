@@ -109,7 +109,12 @@ fn what_is_cold_is_taken_the_most_first_and_of_the_protected_only_page_cache() {
 #[test]
 fn files_that_come_after_a_taking_are_young() {
     let mut guest = Guest::new(Some(vec![lru(7, "/c", 0, 1000)]));
-    let taken: Vec<_> = (0..40).map(|_| guest.after(5).asked / PAGE).collect();
+    let mut round = || {
+        let plan = guest.after(5);
+        guest.policy.note_taken(&plan, u64::MAX);
+        plan.asked / PAGE
+    };
+    let taken: Vec<_> = (0..40).map(|_| round()).collect();
     // A thousand are there all the time: the test's kernel does as if as many came as were taken.
     assert_eq!(taken[..12], [0; 12]);
     assert_eq!(taken[12..26], [1000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1000]);
@@ -203,6 +208,7 @@ fn a_squeeze_takes_what_is_cold_and_then_the_coldest() {
     assert_eq!(commands(&plan), ["- 7 0 5 0 5120"]);
     assert_eq!(plan.reclaim, Some(Reclaim { bytes: 12 * MIB, anon: true }));
     assert_eq!((plan.asked, plan.squeezed, plan.at_leisure), (STEP_SQUEEZED, true, true));
+    guest.policy.note_taken(&plan, u64::MAX);
     guest.memory.free = 2096 * MIB;
     let plan = guest.after(5);
     assert_eq!((plan.asked, plan.squeezed), (0, false));
@@ -254,6 +260,18 @@ fn a_squeeze_waits_longer_each_time_when_what_it_took_comes_back() {
         }
     }
     assert_eq!(taken, [0, 1, 13, 35, 77]);
+}
+
+#[test]
+fn what_there_was_no_time_for_is_there_the_next_time() {
+    let mut guest = Guest::new(Some(vec![lru(7, "/c", 0, 900), lru(9, "/d", 0, 700)])).settled();
+    let plan = guest.after(5);
+    assert_eq!(commands(&plan), ["- 7 0 5 0 900", "- 9 0 5 0 700"]);
+    let outcome = Outcome { asked: 800 * PAGE, reclaimed: 800 * PAGE, ..Outcome::default() };
+    guest.policy.done(seconds(guest.now), &plan, &outcome);
+    assert_eq!(commands(&guest.after(1)), ["- 9 0 5 0 700", "- 7 0 5 0 100"]);
+    guest.policy.done(seconds(guest.now), &plan, &Outcome { asked: plan.asked, ..outcome });
+    assert_eq!(commands(&guest.after(1)), [""; 0]);
 }
 
 #[test]

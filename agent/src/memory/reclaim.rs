@@ -15,9 +15,9 @@ const FIRST: Duration = Duration::from_secs(1);
 const FAILED: Duration = Duration::from_secs(10);
 const PAGE: u64 = 4096;
 /// What the kernel is asked for at a time, in pages …
-const PIECE: u64 = 256;
-/// … for so long in a round. How long a page takes is not known before: one that the host has swapped out has to come back
-/// first.
+const PIECE: u64 = 64;
+/// … again and again for so long in a round. How long a page takes is not known before: one that the host has swapped out
+/// has to come back first.
 const TIME: Duration = Duration::from_millis(250);
 
 /// What the loop knows and the reports tell, in bytes.
@@ -131,8 +131,10 @@ impl Reclaimer {
         }
         if let Some(Reclaim { bytes, anon }) = plan.reclaim {
             for pages in pieces(bytes / PAGE).take_while(|_| Instant::now() < until) {
-                self.kernel.reclaim(Reclaim { bytes: pages * PAGE, anon });
                 asked += pages;
+                if !self.kernel.reclaim(Reclaim { bytes: pages * PAGE, anon }) {
+                    break;
+                }
             }
         }
         asked
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn pieces_are_all_of_it() {
-        for (pages, expected) in [(0, &[][..]), (1, &[1]), (256, &[256]), (700, &[256, 256, 188])] {
+        for (pages, expected) in [(0, &[][..]), (1, &[1]), (64, &[64]), (150, &[64, 64, 22])] {
             assert_eq!(pieces(pages).collect::<Vec<_>>(), expected);
         }
     }
