@@ -12,6 +12,9 @@ const WORDS: usize = 512;
 /// Words of a page that do not compress: memory of real programs compresses about two to one.
 const RANDOM: usize = WORDS / 2;
 
+/// A load whose test has failed ends by itself.
+const HELD_MOST: Duration = Duration::from_secs(600);
+
 /// How much, and how long.
 #[derive(clap::Args)]
 pub struct Options {
@@ -20,7 +23,7 @@ pub struct Options {
     /// Seconds to keep it
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     hold: u64,
-    /// Keep it until there is this file
+    /// Keep it until there is this file, for ten minutes at most
     #[arg(long, value_name = "FILE")]
     until: Option<PathBuf>,
     /// Keep it busy meanwhile: read all of it again and again
@@ -37,7 +40,11 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     println!("took {} MiB in {} ms", options.mib, begun.elapsed().as_millis());
     let until = Instant::now() + Duration::from_secs(options.hold);
-    while Instant::now() < until || options.until.as_ref().is_some_and(|file| !file.exists()) {
+    let held = || options.until.as_ref().is_some_and(|file| !file.exists());
+    while Instant::now() < until || held() {
+        if begun.elapsed() > HELD_MOST {
+            bail!("nobody has let it go");
+        }
         if options.busy {
             check(&memory)?;
         }

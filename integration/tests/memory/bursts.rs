@@ -1,7 +1,7 @@
 //! Loads that nobody could foresee.
 
 use crate::stage::restart_daemon;
-use crate::team::{Detached, GUARANTEED_MIB, Load, MIB, TEAM, Team, machine, mib, release, top, wait_slowly};
+use crate::team::{Detached, GUARANTEED_MIB, Load, TEAM, Team, machine, mib, release, shortages, top, wait_slowly};
 
 /// More than half of the host's memory.
 const BURST_MIB: u32 = 900;
@@ -23,9 +23,10 @@ fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
 #[test]
 fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
     let team = Team::assemble();
+    let before = shortages();
     // The daemon's end cuts every stream through it: they run on their own.
     let loads: Vec<_> = TEAM.iter().map(|developer| Detached::hold(*developer, SHARE_MIB)).collect();
-    wait_slowly("the host swaps", 120, || swapped() > 32 * MIB);
+    wait_slowly("the host is short of memory", 120, || shortages() > before);
     restart_daemon();
     // The new runner finds out by itself where everybody stands.
     wait_slowly("all machines are seen again", 30, || {
@@ -46,12 +47,10 @@ fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
 #[test]
 fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
     let team = Team::assemble();
-    let (stopped, others) = TEAM.split_last().expect("four");
+    let (before, (stopped, others)) = (shortages(), TEAM.split_last().expect("four"));
     let squeezed = Load::hold(*stopped, SHARE_MIB);
     let loads: Vec<_> = others.iter().map(|developer| Load::hold(*developer, SHARE_MIB)).collect();
-    wait_slowly("somebody is squeezed", 120, || {
-        top()["machines"].as_array().expect("a list").iter().any(|one| !one["squeezed"].is_null())
-    });
+    wait_slowly("the host is short of memory", 120, || shortages() > before);
     stopped.garret(&["stop", "--machine"]).ok();
     assert_eq!(stopped.machine()["phase"], "stopped");
     for (developer, load) in others.iter().zip(loads) {
@@ -62,10 +61,4 @@ fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
     // Its connection ended with the machine.
     drop(squeezed);
     stopped.garret(&["start", "--machine"]).ok();
-}
-
-/// What the host has swapped out of all machines, in bytes.
-fn swapped() -> u64 {
-    let top = top();
-    top["machines"].as_array().expect("a list").iter().filter_map(|one| one["swapped"].as_u64()).sum()
 }

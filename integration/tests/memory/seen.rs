@@ -3,9 +3,8 @@
 use std::process::Command;
 
 use crate::stage::{ALICE, Developer};
-use crate::team::{MIB, TEAM, Team, guest, top, wait_slowly};
+use crate::team::{MIB, SOCKET, TEAM, Team, guest, top, wait_slowly};
 
-const SOCKET: &str = "/run/garret/garret.sock";
 /// An idle machine holds about 60 MiB, of which its guest touches a quarter now and then.
 const AT_REST: u64 = 40 * MIB;
 

@@ -27,6 +27,9 @@ const RELEASED: &str = "/run/released";
 /// The driver, on this host.
 const DRIVER: &str = "/run/host/programs/garret-integration";
 
+/// The runner's.
+pub const SOCKET: &str = "/run/garret/garret.sock";
+
 const ROOT: Developer = Developer { name: "root", uid: 0 };
 
 /// All machines, running, each with the means to use its memory.
@@ -134,7 +137,7 @@ impl Load {
 
     /// The same, kept until it is [`release`]d: however slow this host is, what should happen meanwhile has its time.
     pub fn hold(developer: Developer, mib: u32) -> Self {
-        Self::start_with(developer, &held(mib))
+        Self::start_with(developer, &held(&developer, mib))
     }
 
     /// The same, reading all of it again and again.
@@ -162,7 +165,8 @@ pub struct Detached(Developer);
 impl Detached {
     #[track_caller]
     pub fn hold(developer: Developer, mib: u32) -> Self {
-        guest(&developer, &format!("{{ {}; }} > /run/load 2>&1 < /dev/null & true", held(mib))).ok();
+        let line = format!("setsid {} > /run/load 2>&1 < /dev/null & true", held(&developer, mib));
+        guest(&developer, &line).ok();
         Self(developer)
     }
 
@@ -176,12 +180,21 @@ impl Detached {
 }
 
 /// A line that takes memory and keeps it until it is released.
-fn held(mib: u32) -> String {
-    format!("rm -f {RELEASED}; setsid {LOAD} load {mib} --until {RELEASED}")
+#[track_caller]
+fn held(developer: &Developer, mib: u32) -> String {
+    guest(developer, &format!("rm -f {RELEASED}")).ok();
+    format!("{LOAD} load {mib} --until {RELEASED}")
 }
 
 /// Lets the developer's loads that are held end.
 #[track_caller]
 pub fn release(developer: &Developer) {
     guest(developer, &format!("touch {RELEASED}")).ok();
+}
+
+/// How often it was told until now that the host's memory is short.
+#[track_caller]
+pub fn shortages() -> usize {
+    let events = ["-sS", "--unix-socket", SOCKET, "http://garret/v1/events?after=0&follow=false"];
+    ROOT.run("curl", &events, &[], b"").ok().lines().filter(|line| line.contains("host memory is short")).count()
 }
