@@ -88,7 +88,8 @@ impl Arbiter {
             let uid = machine.uid;
             let squeezed = self.ladder.squeezed_to(uid).is_some();
             let Some(past) = self.machines.get_mut(&uid) else { continue };
-            if squeezed || machine.paused || past.limit.is_pending() {
+            let unplugs = past.limit.is_pending() && machine.swapped < SWAPPED_MUCH;
+            if squeezed || machine.paused || unplugs {
                 past.resting.wake(elapsed);
                 continue;
             }
@@ -189,9 +190,9 @@ mod tests {
         assert_eq!(look(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
     }
 
-    /// Overcommitted by its one machine.
     const ROOMY: u64 = 8000 * MIB;
 
+    /// A host that is not short of anything.
     fn roomy_host() -> HostView {
         let (total, available) = (4000 * MIB, 3000 * MIB);
         HostView { total, available, swap_total: ROOMY, swap_free: ROOMY, ..HostView::default() }
@@ -242,6 +243,9 @@ mod tests {
         let orders: Vec<Order> = (0..60).flat_map(|_| look(&mut arbiter, &roomy_host(), &[machine]).orders).collect();
         let first = orders.iter().find(|order| matches!(order, Order::Limit { .. } | Order::Swap { .. }));
         assert!(matches!(first, Some(Order::Limit { .. })), "{orders:?}");
+        // Nothing is unplugged of one of which much is swapped out: there is nothing to wait for.
+        let swapped = MachineView { swapped: SWAPPED_MUCH, ..machine };
+        assert!(rests(&roomy_host(), &swapped, SECOND, |_| 0.0));
     }
 
     #[test]
