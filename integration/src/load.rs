@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let until = Instant::now() + Duration::from_secs(options.hold);
     let held = || options.until.as_ref().is_some_and(|file| !file.exists());
     while Instant::now() < until || held() {
-        if begun.elapsed() > HELD_MOST {
+        if Instant::now() >= until && begun.elapsed() > HELD_MOST {
             bail!("nobody has let it go");
         }
         if options.busy {

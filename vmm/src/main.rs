@@ -98,8 +98,9 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     Ok(words)
 }
 
-/// Logging to standard error. What a guest can cause is limited where it is logged; virtiofsd's own lines are not, nor those of virtio-queue, and a
-/// panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives on).
+/// Logging to standard error. What a guest can cause is limited where it is logged; the lines of virtiofsd and virtio-queue
+/// are not, and left out. A panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives
+/// on).
 fn limit_output() {
     use tracing_subscriber::EnvFilter;
     const PANICS: u32 = 20;

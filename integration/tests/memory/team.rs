@@ -192,9 +192,15 @@ pub fn release(developer: &Developer) {
     guest(developer, &format!("touch {RELEASED}")).ok();
 }
 
+/// All that was told until now of what the caller may see, a line each.
+#[track_caller]
+pub fn events(caller: &Developer) -> String {
+    let request = ["-sS", "--unix-socket", SOCKET, "http://garret/v1/events?after=0&follow=false"];
+    caller.run("curl", &request, &[], b"").ok()
+}
+
 /// How often it was told until now that the host's memory is short.
 #[track_caller]
 pub fn shortages() -> usize {
-    let events = ["-sS", "--unix-socket", SOCKET, "http://garret/v1/events?after=0&follow=false"];
-    ROOT.run("curl", &events, &[], b"").ok().lines().filter(|line| line.contains("host memory is short")).count()
+    events(&ROOT).lines().filter(|line| line.contains("host memory is short")).count()
 }

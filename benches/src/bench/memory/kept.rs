@@ -1,6 +1,6 @@
 //! What garret's runner does for a machine that idles on a host that has promised more than it has: its arbiter looks at
-//! this machine, and at one that exists on paper only and to which the rest of the host is promised. Of the arbiter's
-//! orders those to swap something out come about; a host on which a bench runs is not short of memory.
+//! this machine, and at one that exists on paper only and to which as much is promised as the host has. Of the arbiter's
+//! orders those to swap something out are carried out; for others a host on which a bench runs has no cause.
 
 use std::fs;
 use std::path::Path;
