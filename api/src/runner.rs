@@ -9,13 +9,14 @@
 //! | `GET /v1/machines/{developer}` | → [`Machine`] |
 //! | `PUT /v1/machines/{developer}` | [`MachineRequest`] → [`Machine`]; idempotent |
 //! | `DELETE /v1/machines/{developer}` | → 204; the machine and its data disk are removed |
+//! | `GET /v1/machines/{developer}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
 //! | `GET /v1/machines/{developer}/log` | → text: the console's last bytes |
 //! | `GET /v1/machines/{developer}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
 //! | `GET /v1/environments` | → list of [`Environment`] |
 //! | `PUT /v1/environments/{id}` | [`EnvironmentRequest`] → [`Environment`]; idempotent |
 //! | `GET /v1/environments/{id}` | → [`Environment`] |
 //! | `DELETE /v1/environments/{id}` | → 204 |
-//! | `GET /v1/environments/{id}/events?after=N&follow=true` | → newline-delimited [`Event`] |
+//! | `GET /v1/environments/{id}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the environment |
 //! | `GET /v1/environments/{id}/log` | → text: the container's own output |
 //! | `GET /v1/environments/{id}/exec` | WebSocket: in the devcontainer |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`] of everything the caller may see |
@@ -137,15 +138,16 @@ pub struct EnvironmentRequest {
     /// The caller's environment for `${localEnv:…}`; kept in memory and in the state as the policy lets it through.
     #[serde(default)]
     pub local_env: BTreeMap<String, String>,
-    /// Remove the container first and build it anew.
-    #[serde(default)]
-    pub rebuild: bool,
+    /// Remove the container first and build it anew. Any word of at most 64 bytes that names this order: a request
+    /// repeated with the same word, because its answer was lost, does not rebuild again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<String>,
 }
 
 /// One devcontainer of one workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Environment {
-    /// `<folder name, simplified>-<8 hex digits of uid and path>`.
+    /// `<folder name, simplified>-<32 hex digits of uid and path>`.
     pub id: String,
     /// Whose machine it is in.
     pub developer: String,
@@ -197,6 +199,17 @@ pub enum Happening {
         generation: u64,
         /// The step.
         progress: Progress,
+    },
+    /// A run that stopped an environment has ended. Runs that bring one up end with a step: `ready`, or `failed`, whose
+    /// problem has the code `cancelled` if another request took the run's place. Each run has one such last event.
+    Stopped {
+        /// The generation of the run.
+        generation: u64,
+    },
+    /// An environment and its container are gone.
+    Removed {
+        /// Its last generation.
+        generation: u64,
     },
     /// Memory was taken from a machine, or given back after that.
     Squeeze {

@@ -1,28 +1,25 @@
-//! An environment's id: readable, and a function of who asks and which folder, so that command and daemon agree on it.
+//! An environment's id: readable, and a function of owner and folder, so that command and daemon compute the same one.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-const NAME_MAX: usize = 32;
+/// The folder name's share of an id, in characters.
+const NAME_MAX: usize = 31;
+/// The hash's share, in bytes. A developer chooses paths freely: with fewer bits they could search for one whose id is
+/// another developer's.
+const HASH_BYTES: usize = 16;
 
-/// `<folder name, simplified>-<8 hex digits of uid and path>`, at most 41 characters of `[a-z0-9-]`. `workspace` must be
+/// `<folder name, simplified>-<32 hex digits of uid and path>`, at most 64 characters of `[a-z0-9-]`. `workspace` must be
 /// the folder's canonical path.
 pub fn environment_id(uid: u32, workspace: &Path) -> String {
     let mut hash = Sha256::new();
     hash.update(uid.to_string());
     hash.update(b":");
     hash.update(workspace.as_os_str().as_bytes());
-    let digest: String = hash.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = hash.finalize().iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{digest}", simplified(workspace))
-}
-
-/// Whether `id` could be one of ours: it becomes a folder's name.
-pub fn is_environment_id(id: &str) -> bool {
-    (1..=64).contains(&id.len())
-        && !id.starts_with('-')
-        && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 /// The folder's name with everything but ASCII letters and digits turned into single dashes.
@@ -40,6 +37,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The longest id, in characters: it is a folder's name, in the guest too.
+    const ID_MAX: usize = 64;
+
+    fn is_environment_id(id: &str) -> bool {
+        (1..=ID_MAX).contains(&id.len())
+            && !id.starts_with('-')
+            && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    }
 
     #[test]
     fn folder_names_are_simplified() {
@@ -61,6 +67,12 @@ mod tests {
         assert_eq!(id(1000, "/w/a"), id(1000, "/w/a"));
         assert_ne!(id(1000, "/w/a"), id(1001, "/w/a"));
         assert_ne!(id(1000, "/w/a"), id(1000, "/v/a"));
+    }
+
+    #[test]
+    fn an_id_carries_128_bits() {
+        let id = environment_id(1000, Path::new("/w/a"));
+        assert_eq!(id, "a-abbfba00d2249f691085f32a4e2f7ddc");
     }
 
     proptest! {

@@ -24,7 +24,7 @@ fn beyond_memory_and_swap_a_machine_is_refused_with_numbers() {
     NEWCOMER
         .garret(&["start", "--machine", "--memory", "1700", "--guaranteed", "1600"])
         .fails_with(&["1600 MiB", "are guaranteed to 4 others already"]);
-    let _made_by_the_request = NEWCOMER.garret(&["rm", "--machine"]);
+    let _made_by_the_request = NEWCOMER.garret(&["rm", "--machine", "--yes"]);
     team.all_well();
 }
 

@@ -1,37 +1,40 @@
-//! Follows the daemon's events, across a restart of the daemon.
+//! Waits for a machine or an environment to come into a state, across a restart of the daemon.
+//!
+//! Events say when to look and what to show; the object itself decides. So a wait ends too when another client changes
+//! what is desired, removes the object, or when an event was missed.
 
 use std::time::Duration;
 
-use garret_api::client::{Client, Error, Lines};
-use garret_api::runner::Event;
+use garret_api::agent::Progress;
+use garret_api::client::{Client, Error};
+use garret_api::runner::{Event, Happening};
 use hyper::Method;
-use tokio::time::{Instant, sleep};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a daemon that went away may take to come back: machines do not notice, and neither need their users.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
+/// The object is looked at when no event has come for so long, first and from then on.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_secs(5);
 
-/// Follows `path` from the event after number `after`, until `seen` gives a value.
+/// Waits until `judge` returns a value for the object at `path`, and shows the events after number `after` to `seen`.
 ///
 /// # Errors
-/// The daemon refuses, or stays away.
-pub async fn follow<T>(
+/// The daemon refuses (404: the object is gone), or stays away.
+pub async fn follow<O: DeserializeOwned, T>(
     client: &Client,
     path: &str,
     mut after: u64,
-    mut seen: impl FnMut(&Event) -> Option<T>,
+    mut seen: impl FnMut(&Event),
+    judge: impl Fn(&O) -> Option<T>,
 ) -> Result<T, Error> {
     let mut lost_since: Option<Instant> = None;
     loop {
-        let url = format!("{path}?after={after}&follow=true");
-        let error = match client.lines::<Event, ()>(Method::GET, &url, None).await {
-            Ok(mut lines) => {
-                lost_since = None;
-                match drain(&mut lines, &mut after, &mut seen).await {
-                    Ok(value) => return Ok(value),
-                    Err(error) => error,
-                }
-            }
+        let error = match watch(client, path, &mut after, &mut lost_since, &mut seen, &judge).await {
+            Ok(value) => return Ok(value),
             Err(error @ Error::Problem { .. }) => return Err(error),
             Err(error) => error,
         };
@@ -42,16 +45,84 @@ pub async fn follow<T>(
     }
 }
 
-async fn drain<T>(
-    lines: &mut Lines<Event>,
+/// One connection. What is told by it is kept in `after` and `lost_since`.
+async fn watch<O: DeserializeOwned, T>(
+    client: &Client,
+    path: &str,
     after: &mut u64,
-    seen: &mut impl FnMut(&Event) -> Option<T>,
+    lost_since: &mut Option<Instant>,
+    seen: &mut impl FnMut(&Event),
+    judge: &impl Fn(&O) -> Option<T>,
 ) -> Result<T, Error> {
-    while let Some(event) = lines.next().await? {
-        *after = event.id;
-        if let Some(value) = seen(&event) {
-            return Ok(value);
+    let url = format!("{path}/events?after={after}&follow=true");
+    let mut lines = client.lines::<Value, ()>(Method::GET, &url, None).await?;
+    let mut quiet = FIRST_LOOK;
+    loop {
+        let look = match timeout(quiet, lines.next()).await {
+            Ok(Ok(Some(line))) => show(line, after, seen),
+            Ok(Ok(None)) => return Err(Error::Broken { target: "the daemon".into(), detail: "it ended".into() }),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => true,
+        };
+        if look {
+            quiet = LOOK;
+            let object = client.get(path).await?;
+            *lost_since = None;
+            if let Some(value) = judge(&object) {
+                return Ok(value);
+            }
         }
     }
-    Err(Error::Broken { target: "the daemon".into(), detail: "it ended".into() })
+}
+
+/// Shows a line that is an event; returns whether the object must be looked at. A newer daemon's events may be unknown.
+fn show(line: Value, after: &mut u64, seen: &mut impl FnMut(&Event)) -> bool {
+    *after = line.get("id").and_then(Value::as_u64).unwrap_or(*after);
+    match serde_json::from_value::<Event>(line) {
+        Ok(event) => {
+            seen(&event);
+            is_turn(&event.what)
+        }
+        Err(_) => true,
+    }
+}
+
+/// Whether something has come into another state.
+fn is_turn(what: &Happening) -> bool {
+    match what {
+        Happening::Environment { progress, .. } => matches!(progress, Progress::Ready { .. } | Progress::Failed { .. }),
+        Happening::Machine { .. } | Happening::Stopped { .. } | Happening::Removed { .. } => true,
+        Happening::Squeeze { .. } | Happening::Problem { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garret_api::runner::MachinePhase;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_turn_needs_a_look_and_an_unknown_event_may_be_one() {
+        let event = |what: Value| json!({"id": 7, "at_ms": 1, "developer": "a", "what": what});
+        let step = |progress: Value| event(json!({"type": "environment", "generation": 1, "progress": progress}));
+        for (line, look, shown) in [
+            (event(json!({"type": "machine", "phase": "stopped", "reason": "x"})), true, true),
+            (event(json!({"type": "stopped", "generation": 1})), true, true),
+            (event(json!({"type": "removed", "generation": 1})), true, true),
+            (step(json!({"kind": "started", "step": "pull image"})), false, true),
+            (
+                step(json!({"kind": "failed", "step": "x", "problem": {"code": "cancelled", "message": "y"}})),
+                true,
+                true,
+            ),
+            (event(json!({"type": "invented", "x": 1})), true, false),
+        ] {
+            let (mut after, mut count) = (3, 0);
+            assert_eq!(show(line.clone(), &mut after, &mut |_| count += 1), look, "{line}");
+            assert_eq!((after, count == 1), (7, shown), "{line}");
+        }
+        assert!(is_turn(&Happening::Machine { phase: MachinePhase::Running, reason: String::new() }));
+    }
 }

@@ -30,8 +30,6 @@ use crate::host::jail;
 
 /// The status of a command that was to run in a container and could not be started.
 const NOT_RUN: u8 = 125;
-/// How often something is looked at that has no events of its own.
-const POLL: Duration = Duration::from_millis(200);
 /// How long removing a whole machine may take.
 const REMOVAL: Duration = Duration::from_secs(180);
 

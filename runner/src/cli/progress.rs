@@ -4,7 +4,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::agent::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -16,15 +15,6 @@ pub struct Show {
     bar: Option<ProgressBar>,
     /// What a step printed and that is no whole line yet.
     rest: String,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The environment is ready.
-    Ready,
-    /// A step failed.
-    Failed(Problem),
 }
 
 impl Show {
@@ -39,19 +29,16 @@ impl Show {
         Self { bar, rest: String::new() }
     }
 
-    /// Shows one step's news; gives the end, if it is one.
-    pub fn step(&mut self, progress: &Progress) -> Option<Ended> {
+    /// Shows one step's news.
+    pub fn step(&mut self, progress: &Progress) {
         match progress {
-            Progress::Started { step } => {
-                match &self.bar {
-                    Some(bar) => {
-                        bar.set_message(step.clone());
-                        bar.reset_elapsed();
-                    }
-                    None => self.line(&format!("{step} …")),
+            Progress::Started { step } => match &self.bar {
+                Some(bar) => {
+                    bar.set_message(step.clone());
+                    bar.reset_elapsed();
                 }
-                None
-            }
+                None => self.line(&format!("{step} …")),
+            },
             Progress::Output { text, .. } => {
                 self.rest.push_str(text);
                 for line in whole_lines(&mut self.rest) {
@@ -60,21 +47,12 @@ impl Show {
                 if self.rest.len() > LINE_MAX {
                     self.flush();
                 }
-                None
             }
             Progress::Finished { step, ms } => {
                 self.flush();
                 self.line(&format!("{step}: {}", seconds(*ms)));
-                None
             }
-            Progress::Ready { .. } => {
-                self.flush();
-                Some(Ended::Ready)
-            }
-            Progress::Failed { step, problem } => {
-                self.flush();
-                Some(Ended::Failed(Problem::new(&problem.code, format!("{step}: {}", problem.message))))
-            }
+            Progress::Ready { .. } | Progress::Failed { .. } => self.flush(),
         }
     }
 
@@ -134,13 +112,5 @@ mod tests {
     #[test]
     fn times_are_short() {
         assert_eq!((seconds(0), seconds(950), seconds(61_234)), ("0.0 s".into(), "0.9 s".into(), "61.2 s".into()));
-    }
-
-    #[test]
-    fn the_end_names_the_step() {
-        let mut show = Show { bar: None, rest: String::new() };
-        assert_eq!(show.step(&Progress::Started { step: "build image".into() }), None);
-        let failed = Progress::Failed { step: "build image".into(), problem: Problem::new("build", "exit status 1") };
-        assert_eq!(show.step(&failed), Some(Ended::Failed(Problem::new("build", "build image: exit status 1"))));
     }
 }

@@ -32,9 +32,12 @@ impl Rm {
         };
         let path = format!("/v1/machines/{developer}");
         client.get::<Machine>(&path).await?;
-        let ask = !self.yes && io::stdin().is_terminal();
-        if ask && !confirmed(&format!("remove the machine of {developer} and everything on its data disk?"))? {
-            bail!("nothing was removed");
+        let question = format!("remove the machine of {developer} and everything on its data disk?");
+        match (self.yes, io::stdin().is_terminal()) {
+            (true, _) => {}
+            (false, false) => bail!("nothing was removed: without a terminal to ask, say --yes"),
+            (false, true) if confirmed(&question)? => {}
+            (false, true) => bail!("nothing was removed"),
         }
         client.clone().with_deadline(super::REMOVAL).delete(&path).await?;
         Ok(0)

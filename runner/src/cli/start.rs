@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::Args;
 use garret_api::client::Client;
-use garret_api::runner::{Desired, Environment, EnvironmentRequest, Happening, Machine, MachinePhase, MachineRequest};
+use garret_api::runner::{Desired, Environment, EnvironmentRequest, Machine, MachinePhase, MachineRequest};
 
 use super::follow::follow;
 use super::target::{MachineFlag, Target, me};
@@ -39,7 +39,7 @@ impl Start {
                 desired: Desired::Running,
                 config: None,
                 local_env: Default::default(),
-                rebuild: false,
+                rebuild: None,
             };
             let environment: Environment =
                 client.put(&format!("/v1/environments/{}", environment.id), &request).await?;
@@ -60,17 +60,14 @@ impl Start {
 }
 
 async fn start_machine(client: &Client, developer: &str, request: &MachineRequest) -> anyhow::Result<()> {
-    let machine: Machine = client.put(&format!("/v1/machines/{developer}"), request).await?;
+    let path = format!("/v1/machines/{developer}");
+    let machine: Machine = client.put(&path, request).await?;
     if machine.phase != MachinePhase::Running {
-        let ended = follow(client, "/v1/events", machine.last_event, |event| match &event.what {
-            Happening::Machine { phase: MachinePhase::Running, .. } if event.developer == developer => Some(Ok(())),
-            Happening::Machine { phase: MachinePhase::Failed, reason } if event.developer == developer => {
-                Some(Err(reason.clone()))
-            }
-            _ => None,
-        });
-        if let Err(reason) = ended.await? {
-            bail!("the machine did not start: {reason}");
+        match follow(client, &path, machine.last_event, |_| {}, judge).await {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => bail!("the machine did not start: {reason}"),
+            Err(error) if error.status() == Some(404) => bail!("the machine was removed while it started"),
+            Err(error) => return Err(error.into()),
         }
     }
     let environments: Vec<Environment> = client.get("/v1/environments").await?;
@@ -81,4 +78,38 @@ async fn start_machine(client: &Client, developer: &str, request: &MachineReques
         }
     }
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+}
+
+/// What has become of a machine that should start; none as long as it is on its way.
+fn judge(machine: &Machine) -> Option<Result<(), String>> {
+    match (machine.desired, machine.phase) {
+        (Desired::Stopped, MachinePhase::Stopped | MachinePhase::Failed) => Some(Err(machine.reason.clone())),
+        (Desired::Stopped, _) => Some(Err("it was stopped meanwhile".into())),
+        (Desired::Running, MachinePhase::Running) => Some(Ok(())),
+        (Desired::Running, MachinePhase::Failed) => Some(Err(machine.reason.clone())),
+        (Desired::Running, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::machine;
+
+    #[test]
+    fn the_machine_decides_how_a_start_ends() {
+        use {Desired::*, MachinePhase as Phase};
+        for (desired, phase, ended) in [
+            (Running, Phase::Running, Some(Ok(()))),
+            (Running, Phase::Starting, None),
+            (Running, Phase::Stopped, None),
+            (Running, Phase::Stopping, None),
+            (Running, Phase::Failed, Some(Err("why".to_string()))),
+            (Stopped, Phase::Stopped, Some(Err("why".to_string()))),
+            (Stopped, Phase::Running, Some(Err("it was stopped meanwhile".to_string()))),
+        ] {
+            let machine = Machine { desired, phase, reason: "why".into(), ..machine("alice") };
+            assert_eq!(judge(&machine), ended, "{machine:?}");
+        }
+    }
 }

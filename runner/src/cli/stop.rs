@@ -2,9 +2,8 @@
 
 use anyhow::bail;
 use clap::Args;
-use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
-use garret_api::runner::{Desired, Environment, EnvironmentRequest, Happening, Machine, MachinePhase, MachineRequest};
+use garret_api::runner::{Desired, Environment, EnvironmentRequest, Machine, MachinePhase, MachineRequest};
 
 use super::follow::follow;
 use super::target::{MachineFlag, Target, me};
@@ -36,19 +35,22 @@ async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
     client.get::<Machine>(&path).await?;
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
-    let still = |phase| matches!(phase, MachinePhase::Stopped | MachinePhase::Failed);
-    if still(machine.phase) {
-        return Ok(());
+    match follow(client, &path, machine.last_event, |_| {}, judge_machine).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(reason)) => bail!("the machine did not stop by itself: {reason}"),
+        // Removed meanwhile: it does not run either.
+        Err(error) if error.status() == Some(404) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    let ended = follow(client, "/v1/events", machine.last_event, |event| match &event.what {
-        Happening::Machine { phase, reason } if event.developer == developer && still(*phase) => {
-            Some((*phase, reason.clone()))
-        }
-        _ => None,
-    });
-    match ended.await? {
-        (MachinePhase::Failed, reason) => bail!("the machine did not stop by itself: {reason}"),
-        _ => Ok(()),
+}
+
+/// What has become of a machine that should stop; none as long as it is on its way.
+fn judge_machine(machine: &Machine) -> Option<Result<(), String>> {
+    match (machine.desired, machine.phase) {
+        (_, MachinePhase::Failed) => Some(Err(machine.reason.clone())),
+        (Desired::Running, _) => Some(Err("it was started again meanwhile".into())),
+        (Desired::Stopped, MachinePhase::Stopped) => Some(Ok(())),
+        (Desired::Stopped, _) => None,
     }
 }
 
@@ -58,16 +60,56 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
         desired: Desired::Stopped,
         config: None,
         local_env: Default::default(),
-        rebuild: false,
+        rebuild: None,
     };
     let path = format!("/v1/environments/{}", environment.id);
-    let mut environment: Environment = client.put(&path, &request).await?;
-    while environment.observed_generation < environment.generation {
-        tokio::time::sleep(super::POLL).await;
-        environment = client.get(&path).await?;
+    let environment: Environment = client.put(&path, &request).await?;
+    match follow(client, &path, environment.last_event, |_| {}, judge_environment).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(reason)) => bail!("{}: {reason}", environment.id),
+        Err(error) if error.status() == Some(404) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    match environment.status.phase {
-        EnvironmentPhase::Failed => bail!("{} did not stop", environment.id),
-        _ => Ok(()),
+}
+
+/// What has become of an environment that should stop; none as long as it is on its way.
+fn judge_environment(environment: &Environment) -> Option<Result<(), &'static str>> {
+    match environment.desired {
+        Desired::Running => Some(Err("it was started again meanwhile")),
+        Desired::Stopped => (environment.observed_generation == environment.generation).then_some(Ok(())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::{environment, machine};
+
+    #[test]
+    fn the_machine_decides_how_a_stop_ends() {
+        use {Desired::*, MachinePhase as Phase};
+        for (desired, phase, ended) in [
+            (Stopped, Phase::Stopped, Some(Ok(()))),
+            (Stopped, Phase::Stopping, None),
+            (Stopped, Phase::Running, None),
+            (Stopped, Phase::Failed, Some(Err("why".to_string()))),
+            (Running, Phase::Starting, Some(Err("it was started again meanwhile".to_string()))),
+        ] {
+            let machine = Machine { desired, phase, reason: "why".into(), ..machine("alice") };
+            assert_eq!(judge_machine(&machine), ended, "{machine:?}");
+        }
+    }
+
+    #[test]
+    fn an_environment_has_stopped_when_its_run_has_ended() {
+        let stopping = |desired, observed_generation| Environment {
+            desired,
+            generation: 2,
+            observed_generation,
+            ..environment("w-1", "alice", "/w")
+        };
+        assert_eq!(judge_environment(&stopping(Desired::Stopped, 1)), None);
+        assert_eq!(judge_environment(&stopping(Desired::Stopped, 2)), Some(Ok(())));
+        assert!(judge_environment(&stopping(Desired::Running, 1)).unwrap().is_err());
     }
 }

@@ -5,16 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use garret_api::Problem;
 use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
-use garret_api::runner::{Desired, Environment, EnvironmentRequest, Happening};
+use garret_api::runner::{Desired, Environment, EnvironmentRequest, Event, Happening};
 use garret_devcontainer::find;
 use garret_devcontainer::find::Files;
 use rustix::process::geteuid;
 
 use super::exec::Process;
 use super::follow::follow;
-use super::progress::{Ended, Show};
+use super::progress::Show;
 use super::{local_env, output, target};
 use crate::environment_id::environment_id;
 
@@ -57,7 +58,7 @@ impl Up {
             desired: Desired::Running,
             config: self.config.as_ref().map(|_| config),
             local_env: local_env::collect(&String::from_utf8_lossy(&text)),
-            rebuild: self.rebuild,
+            rebuild: if self.rebuild { Some(order()?) } else { None },
         };
         let id = environment_id(geteuid().as_raw(), &workspace);
         let environment: Environment = client.put(&format!("/v1/environments/{id}"), &request).await?;
@@ -72,27 +73,53 @@ impl Up {
     }
 }
 
-/// Follows the environment's present run from its beginning, whoever began it.
+/// A word that nobody has used for an order.
+fn order() -> anyhow::Result<String> {
+    let source = "/proc/sys/kernel/random/uuid";
+    Ok(fs::read_to_string(source).with_context(|| format!("cannot read {source}"))?.trim().to_owned())
+}
+
+/// Waits until the environment is ready, and shows its present run from the beginning, whoever began it. Should a newer
+/// run take its place, that one counts.
 ///
 /// # Errors
-/// A step fails.
+/// A step fails, or another client stops or removes the environment.
 pub async fn wait_until_ready(client: &Client, environment: &Environment) -> anyhow::Result<()> {
     let settled = environment.observed_generation == environment.generation;
     if settled && environment.status.phase == EnvironmentPhase::Ready {
         return Ok(());
     }
     let mut show = Show::new();
-    let path = format!("/v1/environments/{}/events", environment.id);
-    let ended = follow(client, &path, 0, |event| match &event.what {
+    let path = format!("/v1/environments/{}", environment.id);
+    let seen = |event: &Event| match &event.what {
         Happening::Environment { generation, progress } if *generation >= environment.generation => show.step(progress),
-        _ => None,
-    })
-    .await?;
+        _ => {}
+    };
+    let ended = follow(client, &path, 0, seen, judge).await;
     drop(show);
     match ended {
-        Ended::Ready => Ok(()),
-        Ended::Failed(problem) => bail!("{problem}"),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(problem)) => bail!("{problem}"),
+        Err(error) if error.status() == Some(404) => bail!("{} was removed while it came up", environment.id),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// What has become of an environment that should come up; none as long as it is on its way.
+fn judge(environment: &Environment) -> Option<Result<(), Problem>> {
+    if environment.desired == Desired::Stopped {
+        return Some(Err(Problem::new("cancelled", format!("{} was stopped while it came up", environment.id))));
+    }
+    if environment.observed_generation < environment.generation {
+        return None;
+    }
+    Some(match environment.status.phase {
+        EnvironmentPhase::Ready => Ok(()),
+        _ => {
+            let stopped = || Problem::new("stopped", format!("{} has stopped", environment.id));
+            Err(environment.status.problem.clone().unwrap_or_else(stopped))
+        }
+    })
 }
 
 /// A workspace's files, as the search for its devcontainer.json asks for them.
@@ -107,5 +134,37 @@ impl Files for Folder<'_> {
         let entries = fs::read_dir(self.0.join(path)).into_iter().flatten().flatten();
         let folders = entries.filter(|entry| entry.path().is_dir());
         folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::environment;
+
+    #[test]
+    fn the_environment_decides_how_a_wait_ends() {
+        use EnvironmentPhase::{Failed, Ready, Starting, Stopped};
+        let problem = || Some(Problem::new("build", "build image: exit status 1"));
+        for (desired, generation, observed, phase, problem, ended) in [
+            (Desired::Running, 2, 2, Ready, None, Some(Ok(()))),
+            (Desired::Running, 2, 1, Ready, None, None),
+            (Desired::Running, 3, 2, Starting, None, None),
+            (Desired::Running, 2, 2, Failed, problem(), Some(Err("build image: exit status 1"))),
+            (Desired::Running, 2, 2, Stopped, None, Some(Err("w-1 has stopped"))),
+            (Desired::Stopped, 3, 2, Starting, None, Some(Err("w-1 was stopped while it came up"))),
+            (Desired::Stopped, 3, 3, Stopped, None, Some(Err("w-1 was stopped while it came up"))),
+        ] {
+            let mut one = environment("w-1", "alice", "/w");
+            (one.desired, one.generation, one.observed_generation) = (desired, generation, observed);
+            (one.status.phase, one.status.problem) = (phase, problem);
+            let judged = judge(&one).map(|ended| ended.map_err(|problem| problem.message));
+            assert_eq!(judged, ended.map(|ended: Result<(), &str>| ended.map_err(String::from)), "{one:?}");
+        }
+    }
+
+    #[test]
+    fn each_order_has_a_word_of_its_own() {
+        assert_ne!(order().unwrap(), order().unwrap());
     }
 }

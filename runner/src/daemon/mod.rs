@@ -15,9 +15,10 @@ mod verdict;
 mod vmm;
 mod workspace;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use garret_api::agent;
@@ -34,7 +35,7 @@ use crate::config::Config;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig};
 use admission::Host;
 use memory::{Memory, Needed};
-use state::{MachineRow, Store, machines};
+use state::{MachineRow, Store};
 
 /// How long a VMM may take to let its machine go on.
 const WAKE: Duration = Duration::from_secs(5);
@@ -54,6 +55,10 @@ struct Daemon {
     pokes: mpsc::UnboundedSender<u32>,
     /// The host shuts down: machines stand still, and should run again after its next boot.
     closing: AtomicBool,
+    /// Machines whose stop could not be written. They stop all the same.
+    unwritten_stops: Mutex<BTreeSet<u32>>,
+    /// Machines that have a VMM, as their drivers know: it needs no state that can be read.
+    live: watch::Sender<BTreeSet<u32>>,
 }
 
 impl Daemon {
@@ -66,8 +71,20 @@ impl Daemon {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
         let artifacts = config.artifacts();
-        let (memory, closing) = (Memory::default(), AtomicBool::new(false));
-        (Arc::new(Self { config, artifacts, network, host, store, memory, changes, pokes, closing }), poked)
+        let daemon = Self {
+            config,
+            artifacts,
+            network,
+            host,
+            store,
+            memory: Memory::default(),
+            changes,
+            pokes,
+            closing: AtomicBool::new(false),
+            unwritten_stops: Mutex::default(),
+            live: watch::Sender::default(),
+        };
+        (Arc::new(daemon), poked)
     }
 
     /// Reads the state.
@@ -94,19 +111,37 @@ impl Daemon {
         let _ = self.pokes.send(uid);
     }
 
-    /// Brings all machines to rest without a change of what is desired; returns when they are.
-    async fn close(&self) -> rusqlite::Result<()> {
-        let mut changes = self.changes.subscribe();
+    /// Brings all machines to rest without a change of what is desired; returns when they are. It reads and writes no
+    /// state: a full disk must not keep a machine from being stopped.
+    async fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
+        let mut live = self.live.subscribe();
         loop {
-            let machines = self.read(machines::all).await?;
-            if machines.iter().all(|machine| machine.vmm.is_none()) {
-                return Ok(());
+            let uids = live.borrow_and_update().clone();
+            if uids.is_empty() {
+                return;
             }
-            machines.iter().for_each(|machine| self.poke(machine.uid));
+            uids.into_iter().for_each(|uid| self.poke(uid));
             // The sender is our own.
-            let _ = changes.changed().await;
+            let _ = live.changed().await;
         }
+    }
+
+    /// Stops the machine although that could not be written.
+    fn stop_unwritten(&self, uid: u32) {
+        self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).insert(uid);
+        self.poke(uid);
+    }
+
+    /// What is desired of the machine has been written again.
+    fn desired_is_written(&self, uid: u32) {
+        self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+    }
+
+    /// Whether the machine must stand still whatever the state says.
+    fn must_stand(&self, uid: u32) -> bool {
+        self.closing.load(Ordering::Relaxed)
+            || self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }
 
     fn paths(&self, machine: &str) -> MachinePaths {

@@ -10,6 +10,8 @@ use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
 use crate::config::Policy;
 
+/// The longest word that names an order to rebuild, in bytes.
+const REBUILD_MAX: usize = 64;
 /// What a caller's variables may weigh in all, in bytes.
 const LOCAL_ENV_MAX: usize = 256 * 1024;
 /// The most memory of one machine, in MiB.
@@ -61,13 +63,16 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
 /// Checks what can be checked of a request by itself.
 ///
 /// # Errors
-/// A path that leads out of the workspace, or variables beyond all measure.
+/// A path that leads out of the workspace, or something too large to keep.
 pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
     if let Some(config) = &request.config {
         let inside = !config.is_empty() && !config.starts_with('/') && config.split('/').all(|part| part != "..");
         if !inside {
             return Err(Problem::new("invalid", format!("config `{config}` must be a path inside the workspace")));
         }
+    }
+    if request.rebuild.as_ref().is_some_and(|order| order.is_empty() || order.len() > REBUILD_MAX) {
+        return Err(Problem::new("invalid", format!("rebuild must be a word of 1 to {REBUILD_MAX} bytes")));
     }
     if request.local_env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
         return Err(Problem::new("invalid", format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
@@ -85,6 +90,7 @@ pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> Envi
         local_env: BTreeMap::new(),
         desired: Desired::Stopped,
         rebuild: false,
+        rebuild_key: None,
         removed: false,
         generation: 0,
         observed_generation: 0,
@@ -103,17 +109,19 @@ pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> Envi
 /// share one run, and one for what is there already starts none.
 pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, policy: &Policy) -> EnvironmentRow {
     let other_config = request.config.is_some() && request.config != kept.config;
-    let rebuild = request.rebuild || kept.removed || (other_config && kept.generation > 0);
+    let ordered = request.rebuild.is_some() && request.rebuild != kept.rebuild_key;
+    let rebuild = ordered || kept.removed || (other_config && kept.generation > 0);
     let on_its_way = kept.status.phase == EnvironmentPhase::Starting && !kept.removed;
     let run = match request.desired {
         Desired::Stopped => kept.desired != Desired::Stopped || kept.removed,
         Desired::Running if kept.desired != Desired::Running || kept.removed => true,
-        Desired::Running if on_its_way => other_config || (rebuild && !kept.rebuild),
+        Desired::Running if on_its_way => other_config || ordered,
         Desired::Running => rebuild || kept.status.phase != EnvironmentPhase::Ready,
     };
     let mut row = EnvironmentRow {
         config: request.config.clone().or_else(|| kept.config.clone()),
         desired: request.desired,
+        rebuild_key: request.rebuild.clone().or_else(|| kept.rebuild_key.clone()),
         removed: false,
         ..kept.clone()
     };
@@ -139,7 +147,7 @@ mod tests {
     use super::*;
 
     fn request(desired: Desired) -> EnvironmentRequest {
-        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: BTreeMap::new(), rebuild: false }
+        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: BTreeMap::new(), rebuild: None }
     }
 
     fn up() -> EnvironmentRequest {
@@ -180,13 +188,26 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_begins_a_run_once() {
-        let rebuild = EnvironmentRequest { rebuild: true, ..up() };
+    fn an_order_to_rebuild_repeated_is_one_order() {
+        let order = |word: &str| EnvironmentRequest { rebuild: Some(word.into()), ..up() };
         let ready = ended(put(&fresh(), &up()), EnvironmentPhase::Ready);
-        let row = put(&ready, &rebuild);
+        let row = put(&ready, &order("a"));
         assert_eq!((row.generation, row.rebuild), (2, true));
-        assert_eq!(put(&row, &rebuild), row);
+        assert_eq!(put(&row, &order("a")), row);
         assert_eq!(put(&row, &up()), row);
+        // The answer was lost, and the run has ended before the request is repeated.
+        let done = ended(row.clone(), EnvironmentPhase::Ready);
+        assert_eq!(put(&done, &order("a")), done);
+        let failed = put(&ended(row.clone(), EnvironmentPhase::Failed), &order("a"));
+        assert_eq!((failed.generation, failed.rebuild), (3, false));
+        // The files were changed and the order given again while the first is carried out.
+        for kept in [&row, &done] {
+            let again = put(kept, &order("b"));
+            assert_eq!((again.generation, again.rebuild), (3, true));
+        }
+        let (empty, long) = (order(""), order(&"x".repeat(REBUILD_MAX + 1)));
+        assert!(check_environment(&empty).is_err() && check_environment(&long).is_err());
+        assert!(check_environment(&order(&"x".repeat(REBUILD_MAX))).is_ok());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The daemon's life: prepare the host, listen, reconcile, and end without ending the machines.
 
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -27,6 +27,7 @@ const CLOSING: Duration = Duration::from_secs(100);
 /// # Errors
 /// The host cannot be prepared, another daemon runs, or the state cannot be used.
 pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
+    outlive_terminals()?;
     for (folder, mode) in [(&config.state, 0o700), (&config.run, 0o755)] {
         fs::DirBuilder::new()
             .recursive(true)
@@ -34,7 +35,8 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
             .create(folder)
             .with_context(|| format!("cannot make {}: `garret daemon` needs root", folder.display()))?;
     }
-    // Bound first: of two daemons started at once, one stops here and has touched nothing.
+    // Before anything is touched: a second daemon ends here. Both locks last as long as this process.
+    let _locks = (lock(&config.state)?, lock(&config.run)?);
     let listener = listen(&socket).await?;
     let network = config.network(config::host_resolvers())?;
     let for_host = network.clone();
@@ -60,7 +62,11 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     if host_shuts_down().await {
         tracing::info!("the host shuts down: the machines stop");
         tokio::select! {
-            closed = tokio::time::timeout(CLOSING, daemon.close()) => closed.unwrap_or(Ok(()))?,
+            closed = tokio::time::timeout(CLOSING, daemon.close()) => {
+                if closed.is_err() {
+                    tracing::error!("machines still run after {} s: the host ends them", CLOSING.as_secs());
+                }
+            }
             ended = &mut reconciled => ended?,
         }
     } else {
@@ -68,6 +74,32 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     }
     tokio::time::sleep(LAST_CALLS).await;
     Ok(())
+}
+
+/// SIGHUP would end the daemon, and the service manager takes that for a wish. A terminal that closes sends it.
+fn outlive_terminals() -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP is ignored: the configuration is read at the start only");
+        }
+    });
+    Ok(())
+}
+
+/// Locks a folder for this daemon. The kernel lets go of the lock when the process ends, however it ends.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let path = folder.join("lock");
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another garret daemon uses {} already: stop it first (`systemctl stop garret`)", folder.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 /// The host's figures, with what the configuration says of them.
@@ -96,4 +128,29 @@ async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_daemon_and_the_next_may_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with("another garret daemon uses /") && !error.contains('\n'), "{error}");
+        drop(first);
+        lock(dir.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_second_daemon_ends_before_it_touches_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = lock(dir.path()).unwrap();
+        let config = Config { state: dir.path().into(), run: dir.path().join("run"), ..Config::default() };
+        let error = serve(config, dir.path().join("garret.sock")).await.unwrap_err().to_string();
+        assert!(error.starts_with("another garret daemon uses"), "{error}");
+        assert!(!dir.path().join("garret.sock").exists() && !dir.path().join("state.db").exists());
+    }
 }

@@ -90,6 +90,7 @@ pub async fn put(
     let environment = daemon
         .write(move |db| {
             let mut kept = match environments::get(db, &id)? {
+                Some(row) if row.uid != owner => return Ok(Err(taken(&id))),
                 Some(row) => row,
                 None if environments::of_machine(db, owner)?.len() >= ENVIRONMENTS_MAX => {
                     let said = format!("{ENVIRONMENTS_MAX} environments are the most of one machine: `garret rm` one");
@@ -101,6 +102,9 @@ pub async fn put(
                 kept.status.phase = EnvironmentPhase::Stopped;
             }
             let row = requests::apply_environment(&kept, &request, &policy);
+            if row.generation != kept.generation {
+                environments::cancel_run(db, &kept, "another request took the place of this run")?;
+            }
             environments::put(db, &row)?;
             show_row(db, row).map(Ok)
         })
@@ -112,7 +116,8 @@ pub async fn put(
 /// Whose the environment is. An id that is neither the caller's own nor one they may change says nothing about others'.
 async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRequest) -> Result<u32, Refusal> {
     let name = id.to_owned();
-    if let Some(row) = daemon.read(move |db| environments::get(db, &name)).await?.filter(|row| peer.may(row.uid)) {
+    let kept = daemon.read(move |db| environments::get(db, &name)).await?;
+    if let Some(row) = kept.as_ref().filter(|row| peer.may(row.uid)) {
         return match row.workspace == request.workspace {
             true => Ok(row.uid),
             false => Err(Refusal::conflict(format!("{id} is the environment of {}", row.workspace.display()))),
@@ -120,9 +125,15 @@ async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRe
     }
     let own = environment_id(peer.uid, &request.workspace);
     match own == id {
+        true if kept.is_some() => Err(taken(id).into()),
         true => Ok(peer.uid),
         false => Err(Refusal::invalid(format!("the environment of {} has the id {own}", request.workspace.display()))),
     }
+}
+
+/// Two developers' paths have the same hash: chance does not do that, but a search for it might.
+fn taken(id: &str) -> Problem {
+    Problem::new("conflict", format!("the id {id} is in use: move the workspace to another path"))
 }
 
 /// Asks the agent: a container may have ended since it was last asked. One that does not answer has not.
@@ -154,7 +165,7 @@ pub async fn remove(
 ) -> Result<StatusCode, Refusal> {
     let (row, machine) = find(&daemon, peer, &id).await?;
     let mut changes = daemon.changes.subscribe();
-    daemon.write(move |db| environments::put(db, &EnvironmentRow { removed: true, ..row })).await?;
+    daemon.write(move |db| environments::remove(db, row.uid, &row.id)).await?;
     daemon.poke(machine.uid);
     let gone = async {
         loop {
@@ -224,7 +235,7 @@ pub async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentR
 fn show_row(db: &Connection, row: EnvironmentRow) -> rusqlite::Result<Environment> {
     let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.developer);
     Ok(Environment {
-        last_event: events::last(db, &Scope { uid: Some(row.uid), environment: Some(row.id.clone()) })?,
+        last_event: events::last(db, &Scope::Environment(row.uid, row.id.clone()))?,
         id: row.id,
         developer,
         workspace: row.workspace,

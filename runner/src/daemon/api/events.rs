@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use utoipa::IntoParams;
 
 use super::body::Asked;
-use super::{Peer, Refusal, environments};
+use super::{Peer, Refusal, environments, machines};
 use crate::daemon::Daemon;
 use crate::daemon::state::{Scope, events};
 
@@ -47,8 +47,27 @@ pub async fn of_environment(
     Asked(which): Asked<Which>,
 ) -> Result<Response, Refusal> {
     let (row, _) = environments::find(&daemon, peer, &id).await?;
-    let scope = Scope { uid: Some(row.uid), environment: Some(row.id) };
-    Ok(answer(daemon, scope, which))
+    Ok(answer(daemon, Scope::Environment(row.uid, row.id), which, true))
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/machines/{developer}/events",
+    params(("developer" = String, Path, description = "The developer's name, or uid."), Which),
+    responses(
+        (status = 200, description = "One event per line, of the machine and its environments.", body = Event,
+            content_type = "application/x-ndjson"),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn of_machine(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(developer): Path<String>,
+    Asked(which): Asked<Which>,
+) -> Result<Response, Refusal> {
+    let machine = machines::find(&daemon, peer, &developer).await?;
+    Ok(answer(daemon, Scope::Developer(machine.uid), which, true))
 }
 
 #[utoipa::path(
@@ -62,7 +81,7 @@ pub async fn of_all(
     peer: Peer,
     Asked(which): Asked<Which>,
 ) -> Result<Response, Refusal> {
-    Ok(answer(daemon, peer.scope(), which))
+    Ok(answer(daemon, peer.scope(), which, false))
 }
 
 struct Follower {
@@ -70,12 +89,14 @@ struct Follower {
     changes: watch::Receiver<u64>,
     scope: Scope,
     which: Which,
+    /// The answer ends with the machine or the environment that it is about.
+    ends: bool,
 }
 
 /// A page at a time from the state, woken by changes: a slow reader misses nothing and nothing is held for it.
-fn answer(daemon: Arc<Daemon>, scope: Scope, which: Which) -> Response {
+fn answer(daemon: Arc<Daemon>, scope: Scope, which: Which, ends: bool) -> Response {
     let changes = daemon.changes.subscribe();
-    let follower = Follower { daemon, changes, scope, which };
+    let follower = Follower { daemon, changes, scope, which, ends };
     let pages = stream::try_unfold(follower, async |mut follower| {
         Ok::<_, rusqlite::Error>(follower.page().await?.map(|page| (page, follower)))
     });
@@ -87,12 +108,15 @@ impl Follower {
         loop {
             self.changes.borrow_and_update();
             let (after, scope) = (self.which.after, self.scope.clone());
-            let page = self.daemon.read(move |db| events::after(db, after, &scope)).await?;
+            let (page, over) = self
+                .daemon
+                .read(move |db| Ok((events::after(db, after, &scope)?, events::is_over(db, &scope)?)))
+                .await?;
             if let Some(last) = page.last() {
                 self.which.after = last.id;
                 return Ok(Some(page.iter().map(line).collect()));
             }
-            if !self.which.follow || self.changes.changed().await.is_err() {
+            if (over && self.ends) || !self.which.follow || self.changes.changed().await.is_err() {
                 return Ok(None);
             }
         }

@@ -111,7 +111,8 @@ pub async fn remove(
         .await?;
     daemon.poke(uid);
     let gone = async {
-        while daemon.read(move |db| machines::get(db, uid)).await?.is_some() {
+        // Somebody may have asked for a new one meanwhile.
+        while daemon.read(move |db| machines::get(db, uid)).await?.is_some_and(|machine| machine.removed) {
             // The sender lives as long as the daemon.
             let _ = changes.changed().await;
         }
@@ -169,7 +170,7 @@ pub fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
     }
 }
 
-async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
+pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
     let name = developer.to_owned();
     peer.admit(daemon.read(move |db| machines::by_developer(db, &name)).await?, developer)
 }
@@ -179,7 +180,8 @@ pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) 
     let fresh = fresh(daemon, uid, gid, &request);
     let (host, slots) = (daemon.host, daemon.network.slots());
     let overhead_mib = daemon.config.machine.memory_overhead_mib;
-    let wanted = daemon
+    let desired = request.desired;
+    let written = daemon
         .write(move |db| {
             let kept = machines::get(db, uid)?;
             let mut base = kept.clone().unwrap_or(fresh);
@@ -206,7 +208,19 @@ pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) 
             }
             Ok(Ok(wanted))
         })
-        .await??;
+        .await;
+    if let (Err(error), Some(Desired::Stopped)) = (&written, desired) {
+        daemon.stop_unwritten(uid);
+        tracing::error!("a stop could not be written: {error}");
+        let said = format!(
+            "the machine stops, but may start again with the next daemon: its state cannot be written: {error}"
+        );
+        return Err(Problem::new("internal", said).into());
+    }
+    let wanted = written??;
+    if desired.is_some() {
+        daemon.desired_is_written(uid);
+    }
     daemon.poke(uid);
     // A guarantee or a weight may be another now.
     daemon.memory.wake.notify_one();
@@ -246,7 +260,7 @@ fn fresh(daemon: &Daemon, uid: u32, gid: u32, request: &MachineRequest) -> Machi
 
 fn show_row(db: &Connection, row: MachineRow) -> rusqlite::Result<Machine> {
     Ok(Machine {
-        last_event: events::last(db, &Scope { uid: Some(row.uid), environment: None })?,
+        last_event: events::last(db, &Scope::Developer(row.uid))?,
         developer: row.developer,
         uid: row.uid,
         desired: row.desired,

@@ -32,6 +32,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/metrics", get(top::metrics))
         .route("/v1/machines", get(machines::list))
         .route("/v1/machines/{developer}", get(machines::show).put(machines::put).delete(machines::remove))
+        .route("/v1/machines/{developer}/events", get(events::of_machine))
         .route("/v1/machines/{developer}/log", get(machines::log))
         .route("/v1/machines/{developer}/exec", get(machines::exec))
         .route("/v1/environments", get(environments::list))
@@ -67,6 +68,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         environments::log,
         environments::exec,
         events::of_environment,
+        events::of_machine,
         events::of_all,
     ),
     components(schemas(garret_api::runner::Event, garret_api::Problem))

@@ -43,7 +43,7 @@ impl Peer {
 
     /// The events the peer may see.
     pub fn scope(&self) -> Scope {
-        Scope { uid: (!self.administrator).then_some(self.uid), environment: None }
+        if self.administrator { Scope::All } else { Scope::Developer(self.uid) }
     }
 
     /// The machine, if there is one that the peer may see; a stranger's looks as if it were not there.
@@ -79,7 +79,7 @@ mod tests {
         let stranger = alice.admit(Some(machine(1001)), "bob").unwrap_err();
         let nothing = alice.admit(None, "bob").unwrap_err();
         assert_eq!(format!("{stranger:?}"), format!("{nothing:?}"));
-        assert_eq!(alice.scope().uid, Some(1000));
-        assert_eq!(admin.scope().uid, None);
+        assert_eq!(alice.scope(), Scope::Developer(1000));
+        assert_eq!(admin.scope(), Scope::All);
     }
 }

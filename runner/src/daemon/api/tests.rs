@@ -373,7 +373,7 @@ async fn only_an_administrator_changes_what_belongs_to_others() {
         desired: Desired::Stopped,
         config: None,
         local_env: Default::default(),
-        rebuild: false,
+        rebuild: None,
     };
     let stopped: Environment = server.client().put(&path, &request).await.unwrap();
     assert_eq!((stopped.desired, stopped.developer), (Desired::Stopped, Accounts::read().developer(ALICE)));
@@ -384,19 +384,98 @@ async fn only_an_administrator_changes_what_belongs_to_others() {
 }
 
 #[tokio::test]
+async fn an_id_that_another_developer_has_is_refused() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "w");
+    let theirs = server.up(BOB, &server.workspace(BOB, "theirs")).await.unwrap();
+    // As if bob's environment had the id of a path that alice found.
+    let id = environment_id(ALICE, &workspace);
+    let row = server.daemon.read(move |db| Ok(table::get(db, &theirs.id)?.unwrap())).await.unwrap();
+    let collides = EnvironmentRow { id: id.clone(), ..row };
+    let kept = collides.clone();
+    server.daemon.write(move |db| table::put(db, &collides)).await.unwrap();
+    for desired in ["running", "stopped"] {
+        let body = json!({"workspace": workspace, "desired": desired, "rebuild": "x", "local_env": {"HOME": "/evil"}});
+        let answer = server.call(ALICE, Method::PUT, &format!("/v1/environments/{id}"), Some(body)).await;
+        let (status, message) = refused(answer);
+        assert!(status == 409 && message.contains("is in use"), "{status} {message}");
+    }
+    let row = server.daemon.read(move |db| Ok(table::get(db, &id)?.unwrap())).await.unwrap();
+    assert_eq!(row, kept);
+}
+
+#[tokio::test]
+async fn every_run_ends_with_one_event_whoever_ends_it() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "w");
+    let environment = server.up(ALICE, &workspace).await.unwrap();
+    let path = format!("/v1/environments/{}", environment.id);
+    let put = async |uid: u32, body: Value| {
+        let answer = server.call(uid, Method::PUT, &path, Some(body)).await.unwrap();
+        serde_json::from_value::<Environment>(answer).unwrap()
+    };
+    let events = format!("{path}/events?follow=true");
+    let mut lines: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, &events, None).await.unwrap();
+    put(ALICE, json!({"workspace": workspace, "desired": "running", "rebuild": "a"})).await;
+    put(ALICE, json!({"workspace": workspace, "desired": "running", "rebuild": "a"})).await;
+    put(0, json!({"workspace": workspace, "desired": "stopped"})).await;
+    put(ALICE, json!({"workspace": workspace, "desired": "running", "config": "b.json"})).await;
+    server.call(ALICE, Method::DELETE, &path, None).await.unwrap();
+    let mut cancelled = Vec::new();
+    // The answer ends with the environment.
+    while let Some(event) = lines.next().await.unwrap() {
+        let Happening::Environment { generation, progress: Progress::Failed { problem, .. } } = event.what else {
+            panic!("{event:?}");
+        };
+        assert_eq!(problem.code, "cancelled");
+        cancelled.push(generation);
+    }
+    assert_eq!(cancelled, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn events_of_a_machine_end_with_it() {
+    let server = Server::start().await;
+    server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
+    let path = "/v1/machines/root/events?follow=true";
+    let mut lines: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, path, None).await.unwrap();
+    server.daemon.write(|db| machine_table::set_phase(db, 0, MachinePhase::Starting, "x")).await.unwrap();
+    assert!(matches!(lines.next().await.unwrap().unwrap().what, Happening::Machine { .. }));
+    server.daemon.write(|db| machine_table::forget(db, 0)).await.unwrap();
+    assert_eq!(lines.next().await.unwrap(), None);
+    assert_eq!(refused(server.client().get::<Value>(path).await).0, 404);
+}
+
+#[tokio::test]
+async fn a_stop_that_cannot_be_written_stops_all_the_same() {
+    let mut server = Server::start().await;
+    server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
+    assert_eq!(server.poked.recv().await, Some(0));
+    let full = |full: bool| server.daemon.read(move |db| db.pragma_update(None, "query_only", full));
+    full(true).await.unwrap();
+    let stop = json!({"desired": "stopped"});
+    let (status, message) = refused(server.client().put::<Value>("/v1/machines/root", &stop).await);
+    assert!(status == 500 && message.starts_with("the machine stops, but"), "{message}");
+    assert_eq!(server.poked.recv().await, Some(0), "its driver looks");
+    assert!(server.daemon.must_stand(0));
+    full(false).await.unwrap();
+    server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
+    assert!(!server.daemon.must_stand(0));
+}
+
+#[tokio::test]
 async fn closing_waits_for_every_machine_and_changes_no_wish() {
     let mut server = Server::start().await;
     let request = json!({"desired": "running", "memory_mib": 1000});
     server.client().put::<Machine>("/v1/machines/root", &request).await.unwrap();
-    let id = crate::daemon::state::VmmId { pid: 1, started: 1, boot_id: "b".into() };
-    server.daemon.write(move |db| machine_table::set_vmm(db, 0, Some(&id))).await.unwrap();
+    server.daemon.live.send_modify(|live| assert!(live.insert(0)));
     assert_eq!(server.poked.recv().await, Some(0));
     let daemon = server.daemon.clone();
     let closing = tokio::spawn(async move { daemon.close().await });
     assert_eq!(server.poked.recv().await, Some(0), "its driver looks again");
     assert!(!closing.is_finished());
-    server.daemon.write(|db| machine_table::set_vmm(db, 0, None)).await.unwrap();
-    closing.await.unwrap().unwrap();
+    server.daemon.live.send_modify(|live| assert!(live.remove(&0)));
+    closing.await.unwrap();
     let machine: Machine = server.client().get("/v1/machines/root").await.unwrap();
     assert_eq!(machine.desired, Desired::Running);
 }

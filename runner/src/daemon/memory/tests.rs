@@ -16,7 +16,7 @@ use super::*;
 use crate::config::Config;
 use crate::daemon::admission::Host;
 use crate::daemon::state::tests::machine;
-use crate::daemon::state::{Store, VmmId};
+use crate::daemon::state::{Scope, Store, VmmId};
 
 const UID: u32 = 7;
 
@@ -129,7 +129,7 @@ async fn a_notice_is_counted_and_kept_as_an_event() {
     let notice = |uid| Notice { uid, means: Means::Swap, bytes: 5, reason: "short".into() };
     rig.keeper.tell(&rows, vec![notice(UID), notice(99)]).await.unwrap();
     assert_eq!(rig.keeper.squeezes, [(("dev7".to_string(), Means::Swap), 1)].into());
-    let kept = rig.keeper.daemon.read(|db| events::after(db, 0, &Default::default())).await.unwrap();
+    let kept = rig.keeper.daemon.read(|db| events::after(db, 0, &Scope::All)).await.unwrap();
     let what: Vec<_> = kept.into_iter().map(|event| event.what).collect();
     assert_eq!(what, [Happening::Squeeze { means: Means::Swap, bytes: 5, reason: "short".into() }]);
 }

@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
+use garret_api::Problem;
+use garret_api::agent::{EnvironmentStatus, Progress};
 use garret_api::runner::{Desired, MachinePhase};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::backoff::backoff;
+use super::boots::Boots;
 use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
 use super::runs;
 use crate::daemon::memory::State;
@@ -24,6 +26,14 @@ use crate::host;
 const REFRESH: Duration = Duration::from_secs(15);
 /// How long that may take: a guest that hangs holds up only its own machine, and only so long.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a machine that boots keeps others from starting. One that takes longer does not hold up the rest.
+const START_TURN: Duration = Duration::from_secs(20);
+/// How long an environment that comes up keeps others of its machine from beginning. Lifecycle commands may run for good.
+const BEGIN_TURN: Duration = Duration::from_secs(60);
+/// The longest pause after a step that failed, such as a write to a full disk.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The pause after work whose result could not be written.
+const WRITE_RETRY: Duration = Duration::from_secs(5);
 
 /// One machine's driver. Everything it knows besides the state can be found again: a new one adopts.
 pub(super) struct Driver {
@@ -40,8 +50,22 @@ pub(super) struct Driver {
     /// Why we ended it ourselves without being asked.
     pub(super) blame: Option<String>,
     pub(super) reboots: Vec<Instant>,
-    work: HashMap<String, (Work, AbortHandle)>,
+    work: HashMap<String, Doing>,
     tasks: JoinSet<()>,
+    /// Admits machines to their start.
+    starts: Arc<Semaphore>,
+    /// This machine's admission; it ends by itself.
+    turn: JoinSet<()>,
+    /// The VMM was launched and its agent has not answered yet.
+    booting: bool,
+    boots: Boots,
+}
+
+/// A task that does something to an environment.
+struct Doing {
+    work: Work,
+    since: Instant,
+    task: AbortHandle,
 }
 
 /// The VMM's life.
@@ -63,8 +87,15 @@ impl Life {
     }
 }
 
+impl Doing {
+    /// Whether it came up so short a time ago that others of its machine wait.
+    fn begins(&self) -> bool {
+        self.work.wish == Wish::Run && self.since.elapsed() < BEGIN_TURN
+    }
+}
+
 impl Driver {
-    pub(super) fn new(daemon: Arc<Daemon>, uid: u32, poke: Arc<Notify>) -> Self {
+    pub(super) fn new(daemon: Arc<Daemon>, uid: u32, poke: Arc<Notify>, starts: Arc<Semaphore>) -> Self {
         Self {
             daemon,
             uid,
@@ -77,33 +108,143 @@ impl Driver {
             reboots: Vec::new(),
             work: HashMap::new(),
             tasks: JoinSet::new(),
+            starts,
+            turn: JoinSet::new(),
+            booting: false,
+            boots: Boots::default(),
         }
     }
 
-    /// Drives until the machine is gone.
-    ///
-    /// # Errors
-    /// The state cannot be read or written.
-    pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        self.adopt().await?;
-        while let Some((machine, environments)) = self.look().await? {
-            let action = next_action(&self.observe(&machine, &environments), self.wish(&machine));
-            tracing::debug!(machine = machine.developer, ?action);
-            match action {
-                Action::Rest => self.rest(&machine).await?,
-                Action::Launch => self.launch(&machine).await?,
-                Action::Greet => self.greet(&machine).await?,
-                Action::Halt => self.halt(&machine).await?,
-                Action::Bury => self.bury(&machine).await?,
-                Action::Erase => self.erase(&machine).await?,
-                Action::Cancel(id) => self.cancel(&id),
-                Action::Begin(id, work) => {
-                    let row = environments.into_iter().find(|row| row.id == id).context("a planned environment")?;
-                    self.begin(&machine, row, work).await?;
+    /// Drives until the machine is gone. A step that fails is tried again: what is known in memory stays, so that a
+    /// machine can be stopped while the state cannot be written.
+    pub(super) async fn run(mut self) {
+        let mut failures = 0;
+        while let Err(error) = self.adopt().await {
+            failures += 1;
+            tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
+            // A VMM that was found is driven, even if that could not be noted.
+            if self.lives() {
+                break;
+            }
+            self.pause(failures).await;
+        }
+        loop {
+            match self.step().await {
+                Ok(true) => failures = 0,
+                Ok(false) => return self.tell_life(false),
+                Err(error) => {
+                    failures += 1;
+                    tracing::error!(uid = self.uid, failures, "cannot go on with a machine: {error:#}");
+                    self.pause(failures).await;
                 }
             }
         }
+    }
+
+    /// One look and one action. Returns false if the machine is gone.
+    async fn step(&mut self) -> anyhow::Result<bool> {
+        self.tell_life(self.lives());
+        let Some((machine, environments)) = self.look().await? else { return Ok(false) };
+        let wish = self.wish(&machine);
+        self.count_boots(&machine, wish);
+        let noted = self.note(&machine).await;
+        let action = next_action(&self.observe(&machine, &environments), wish);
+        tracing::debug!(machine = machine.developer, ?action);
+        if action != Action::Launch && !matches!(self.vmm, Life::Booting(_)) {
+            self.turn = JoinSet::new();
+        }
+        match action {
+            Action::Rest => {
+                noted?;
+                self.rest(&machine, &environments).await?;
+            }
+            Action::Launch if self.turn.is_empty() => self.queue().await?,
+            Action::Launch => {
+                self.tell_life(true);
+                self.booting = true;
+                self.launch(&machine).await?;
+            }
+            Action::Greet => self.greet(&machine).await?,
+            Action::Halt => self.halt(&machine).await?,
+            Action::Bury => self.bury(&machine).await?,
+            Action::Erase => self.erase(&machine).await?,
+            Action::Cancel(id) => self.cancel(&id),
+            Action::Begin(id, work) => {
+                let row = environments.into_iter().find(|row| row.id == id).context("a planned environment")?;
+                self.begin(&machine, row, work).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits after a failed step; a poke or the VMM's end is looked at sooner.
+    async fn pause(&mut self, failures: u32) {
+        tokio::select! {
+            () = tokio::time::sleep(backoff(failures, PAUSE_MAX)) => {}
+            () = self.poke.notified() => {}
+            () = self.vmm.ended() => self.vmm = Life::Dead,
+        }
+    }
+
+    fn lives(&self) -> bool {
+        matches!(self.vmm, Life::Booting(_) | Life::Ready(_))
+    }
+
+    /// Tells the daemon whether there is a VMM: it may have to wait for its end when the state cannot be read.
+    fn tell_life(&self, lives: bool) {
+        let uid = self.uid;
+        self.daemon.live.send_if_modified(|live| if lives { live.insert(uid) } else { live.remove(&uid) });
+    }
+
+    /// Waits until this machine may start beside others that do.
+    async fn queue(&mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            admitted = self.starts.clone().acquire_owned() => {
+                let admitted = admitted?;
+                self.turn.spawn(async move {
+                    tokio::time::sleep(START_TURN).await;
+                    drop(admitted);
+                });
+            }
+            () = self.poke.notified() => {}
+        }
         Ok(())
+    }
+
+    /// Notices how the last boot ended.
+    fn count_boots(&mut self, machine: &MachineRow, wish: Wish) {
+        match self.vmm {
+            Life::Ready(_) => {
+                self.booting = false;
+                self.boots.reset();
+            }
+            Life::Absent => {
+                let ended = std::mem::take(&mut self.booting);
+                if ended && machine.phase == MachinePhase::Failed {
+                    self.boots.fail(Instant::now());
+                }
+            }
+            Life::Booting(_) | Life::Dead => {}
+        }
+        if wish != Wish::Run {
+            self.boots.reset();
+        }
+    }
+
+    /// Writes of the VMM what an earlier step could not.
+    async fn note(&self, machine: &MachineRow) -> rusqlite::Result<()> {
+        let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
+        let arrived = matches!(self.vmm, Life::Ready(_)) && machine.phase == MachinePhase::Starting;
+        if machine.vmm.as_ref() == Some(&process.id) && !arrived {
+            return Ok(());
+        }
+        let (uid, id) = (self.uid, process.id.clone());
+        self.daemon
+            .write(move |db| {
+                machines::set_vmm(db, uid, Some(&id))?;
+                if arrived { machines::set_phase(db, uid, MachinePhase::Running, "running") } else { Ok(()) }
+            })
+            .await
     }
 
     async fn look(&self) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>)>> {
@@ -118,7 +259,7 @@ impl Driver {
 
     fn wish(&self, machine: &MachineRow) -> Wish {
         match Wish::new(machine.desired, machine.removed) {
-            Wish::Run if self.daemon.closing.load(Ordering::Relaxed) => Wish::Stand,
+            Wish::Run if self.daemon.must_stand(self.uid) => Wish::Stand,
             wish => wish,
         }
     }
@@ -132,23 +273,29 @@ impl Driver {
         };
         let environments = environments
             .iter()
-            .map(|row| plan::Environment {
-                id: row.id.clone(),
-                wish: Wish::new(row.desired, row.removed),
-                generation: row.generation,
-                observed_generation: row.observed_generation,
-                work: self.work.get(&row.id).map(|(work, _)| *work),
+            .map(|row| {
+                let doing = self.work.get(&row.id);
+                plan::Environment {
+                    id: row.id.clone(),
+                    wish: Wish::new(row.desired, row.removed),
+                    generation: row.generation,
+                    observed_generation: row.observed_generation,
+                    work: doing.map(|doing| doing.work),
+                    beginning: doing.is_some_and(Doing::begins),
+                }
             })
             .collect();
-        Observed { vmm, failed: machine.phase == MachinePhase::Failed, environments }
+        let failed = machine.phase == MachinePhase::Failed && !self.boots.due(Instant::now());
+        Observed { vmm, failed, environments }
     }
 
     /// Waits until something changes.
-    async fn rest(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        if matches!(self.vmm, Life::Absent) {
+    async fn rest(&mut self, machine: &MachineRow, environments: &[EnvironmentRow]) -> anyhow::Result<()> {
+        if matches!(self.vmm, Life::Absent) && environments.iter().any(|row| !row.settled() && !row.removed) {
             self.settle_absent().await?;
         }
         let ready = matches!(self.vmm, Life::Ready(_));
+        let next_boot = self.boots.next();
         tokio::select! {
             () = self.poke.notified() => {}
             () = self.vmm.ended() => self.vmm = Life::Dead,
@@ -157,22 +304,27 @@ impl Driver {
                     Ok((task, ())) => task,
                     Err(error) => error.id(),
                 };
-                self.work.retain(|_, (_, handle)| handle.id() != task);
+                self.work.retain(|_, doing| doing.task.id() != task);
             }
             () = tokio::time::sleep(REFRESH), if ready => self.refresh(machine).await?,
+            () = tokio::time::sleep_until(next_boot.unwrap_or(self.since)), if next_boot.is_some() => {}
         }
         Ok(())
     }
 
-    /// Without a machine nothing runs: what should stand does, and what was to be removed waits for the machine.
+    /// Without a machine nothing runs: a stop is done, and what should come up cannot unless the machine will start. A
+    /// removal waits for the machine.
     async fn settle_absent(&self) -> rusqlite::Result<()> {
         let uid = self.uid;
         self.daemon
-            .read(move |db| {
+            .write(move |db| {
+                let Some(machine) = machines::get(db, uid)? else { return Ok(()) };
+                let starts =
+                    machine.desired == Desired::Running && !machine.removed && machine.phase != MachinePhase::Failed;
+                let problem = Problem::new("stopped", format!("the machine does not run: {}", machine.reason));
                 for row in environments::of_machine(db, uid)? {
-                    if row.desired == Desired::Stopped && !row.settled() {
-                        let status = EnvironmentStatus { phase: EnvironmentPhase::Stopped, ..row.status };
-                        environments::settle(db, &row.id, row.generation, &status)?;
+                    if !row.settled() && !row.removed && !(starts && row.desired == Desired::Running) {
+                        environments::end_without_machine(db, row, Some(&problem))?;
                     }
                 }
                 Ok(())
@@ -226,9 +378,10 @@ impl Driver {
             };
             if let Err(error) = done {
                 tracing::error!(environment = id, "cannot keep what became of it: {error}");
+                tokio::time::sleep(WRITE_RETRY).await;
             }
         });
-        self.work.insert(id, (work, handle));
+        self.work.insert(id, Doing { work, since: Instant::now(), task: handle });
         Ok(())
     }
 
@@ -245,8 +398,8 @@ impl Driver {
     }
 
     pub(super) fn cancel(&mut self, id: &str) {
-        if let Some((_, handle)) = self.work.remove(id) {
-            handle.abort();
+        if let Some(doing) = self.work.remove(id) {
+            doing.task.abort();
         }
     }
 

@@ -1,6 +1,8 @@
-//! Makes what is into what should be: one driver task per machine, and a supervisor of the drivers.
+//! Reconciles actual state toward desired state: one driver task per machine, and a supervisor of the drivers.
 
+mod backoff;
 mod boot;
+mod boots;
 mod driver;
 mod ending;
 mod plan;
@@ -10,20 +12,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::Daemon;
 use super::state::machines;
 use driver::Driver;
 
-/// How long a driver that could not go on rests before it begins again.
+/// The pause before a driver that panicked is replaced.
 const RETRY: Duration = Duration::from_secs(1);
+/// Machines that start at once: one for each CPU, and on the smallest host two.
+const STARTS_MIN: u32 = 2;
 
 /// Runs a driver for every machine there is and for every one that comes, until the daemon ends.
 pub async fn supervise(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
-    let mut drivers = Drivers { daemon: daemon.clone(), running: HashMap::new(), tasks: JoinSet::new() };
-    for machine in daemon.read(machines::all).await? {
+    let starts = daemon.host.cpus.max(STARTS_MIN) as usize;
+    let starts = Arc::new(Semaphore::new(starts));
+    let mut drivers = Drivers { daemon: daemon.clone(), starts, running: HashMap::new(), tasks: JoinSet::new() };
+    let machines = daemon.read(machines::all).await?;
+    // Until their drivers have looked, these count as running.
+    daemon.live.send_modify(|live| live.extend(machines.iter().filter(|row| row.vmm.is_some()).map(|row| row.uid)));
+    for machine in &machines {
         drivers.poke(machine.uid);
     }
     loop {
@@ -33,14 +42,13 @@ pub async fn supervise(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u
                 None => return Ok(()),
             },
             Some(ended) = drivers.tasks.join_next_with_id() => {
-                let task = match ended {
-                    Ok((task, ())) => task,
+                match ended {
+                    Ok((task, ())) => drivers.ended(task, Duration::ZERO).await?,
                     Err(error) => {
                         tracing::error!("a driver died: {error}");
-                        error.id()
+                        drivers.ended(error.id(), RETRY).await?;
                     }
-                };
-                drivers.ended(task).await?;
+                }
             }
         }
     }
@@ -48,34 +56,38 @@ pub async fn supervise(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u
 
 struct Drivers {
     daemon: Arc<Daemon>,
+    starts: Arc<Semaphore>,
     running: HashMap<u32, (tokio::task::Id, Arc<Notify>)>,
     tasks: JoinSet<()>,
 }
 
 impl Drivers {
     fn poke(&mut self, uid: u32) {
-        if let Some((_, poke)) = self.running.get(&uid) {
-            return poke.notify_one();
+        match self.running.get(&uid) {
+            Some((_, poke)) => poke.notify_one(),
+            None => self.drive(uid, Duration::ZERO),
         }
+    }
+
+    fn drive(&mut self, uid: u32, after: Duration) {
         let poke = Arc::new(Notify::new());
-        let driver = Driver::new(self.daemon.clone(), uid, poke.clone());
+        let driver = Driver::new(self.daemon.clone(), uid, poke.clone(), self.starts.clone());
         let task = self.tasks.spawn(async move {
-            if let Err(error) = driver.run().await {
-                tracing::error!(uid, "cannot go on with a machine: {error:#}");
-                tokio::time::sleep(RETRY).await;
-            }
+            tokio::time::sleep(after).await;
+            driver.run().await;
         });
         self.running.insert(uid, (task.id(), poke));
     }
 
-    /// A driver ends when its machine is gone. One may have come into being meanwhile, and a failed driver begins again.
-    async fn ended(&mut self, task: tokio::task::Id) -> anyhow::Result<()> {
+    /// A driver ends when its machine is gone. One may have come into being meanwhile, and a driver that died is
+    /// replaced.
+    async fn ended(&mut self, task: tokio::task::Id, pause: Duration) -> anyhow::Result<()> {
         let Some(uid) = self.running.iter().find(|(_, (id, _))| *id == task).map(|(uid, _)| *uid) else {
             return Ok(());
         };
         self.running.remove(&uid);
         if self.daemon.read(move |db| machines::get(db, uid)).await?.is_some() {
-            self.poke(uid);
+            self.drive(uid, pause);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use garret_api::runner::Desired;
 pub struct Observed {
     /// Its VMM.
     pub vmm: Vmm,
-    /// It ended and nobody asked for that: it is started again only when somebody asks.
+    /// It ended and nobody asked for that, and it is not time to try again: it is started only when somebody asks.
     pub failed: bool,
     /// Its environments.
     pub environments: Vec<Environment>,
@@ -39,6 +39,8 @@ pub struct Environment {
     pub observed_generation: u64,
     /// What is being done to it at this moment.
     pub work: Option<Work>,
+    /// That began a short time ago.
+    pub beginning: bool,
 }
 
 /// What should be, of a machine or an environment.
@@ -93,6 +95,9 @@ pub enum Action {
     Begin(String, Work),
 }
 
+/// How many environments of one machine begin to come up at once.
+const BEGINNING_MAX: usize = 4;
+
 /// The next thing to do. Doing it changes what is observed, so that doing and asking again comes to rest.
 pub fn next_action(observed: &Observed, wish: Wish) -> Action {
     match (observed.vmm, wish) {
@@ -103,7 +108,15 @@ pub fn next_action(observed: &Observed, wish: Wish) -> Action {
         (Vmm::Absent, Wish::Run) if observed.failed => Action::Rest,
         (Vmm::Absent, Wish::Run) => Action::Launch,
         (Vmm::Booting, Wish::Run) => Action::Greet,
-        (Vmm::Ready, Wish::Run) => observed.environments.iter().find_map(next_step).unwrap_or(Action::Rest),
+        (Vmm::Ready, Wish::Run) => {
+            let beginning = observed.environments.iter().filter(|environment| environment.beginning).count();
+            let mut steps = observed.environments.iter().filter_map(next_step);
+            let admitted = |step: &Action| match step {
+                Action::Begin(_, work) => work.wish != Wish::Run || beginning < BEGINNING_MAX,
+                _ => true,
+            };
+            steps.find(admitted).unwrap_or(Action::Rest)
+        }
     }
 }
 
@@ -168,7 +181,8 @@ mod tests {
             (Wish::Vanish, 2, 1, work(Wish::Run, 2), Action::Cancel(id())),
             (Wish::Vanish, 2, 2, work(Wish::Vanish, 2), Action::Rest),
         ] {
-            let environment = Environment { id: id(), wish, generation, observed_generation: seen, work: now };
+            let environment =
+                Environment { id: id(), wish, generation, observed_generation: seen, work: now, beginning: false };
             let observed = Observed { environments: vec![environment], ..observed(Vmm::Ready, false) };
             assert_eq!(next_action(&observed, Wish::Run), action, "{observed:?}");
         }
@@ -182,10 +196,28 @@ mod tests {
             generation: 1,
             observed_generation: 0,
             work,
+            beginning: work.is_some(),
         };
         let busy = Some(Work { wish: Wish::Run, generation: 1 });
         let observed = Observed { environments: vec![run("a", busy), run("b", None)], ..observed(Vmm::Ready, false) };
         assert!(matches!(next_action(&observed, Wish::Run), Action::Begin(id, _) if id == "b"));
+    }
+
+    #[test]
+    fn environments_come_up_a_few_at_a_time_and_others_stop_meanwhile() {
+        let environment = |at: usize, wish, busy: bool| {
+            let work = busy.then_some(Work { wish, generation: 1 });
+            Environment { id: at.to_string(), wish, generation: 1, observed_generation: 0, work, beginning: busy }
+        };
+        for (busy, waiting, begins) in
+            [(3, Wish::Run, true), (4, Wish::Run, false), (4, Wish::Stand, true), (4, Wish::Vanish, true)]
+        {
+            let mut environments: Vec<_> = (0..busy).map(|at| environment(at, Wish::Run, true)).collect();
+            environments.push(environment(busy, waiting, false));
+            let observed = Observed { environments, ..observed(Vmm::Ready, false) };
+            let action = next_action(&observed, Wish::Run);
+            assert_eq!(matches!(action, Action::Begin(..)), begins, "{busy} {waiting:?}");
+        }
     }
 
     /// What a perfect driver would make of an action.
@@ -237,6 +269,7 @@ mod tests {
                     generation,
                     observed_generation,
                     work: work.map(|(wish, generation)| Work { wish, generation }),
+                    beginning: false,
                 })
                 .collect();
             let mut observed = Observed { vmm, failed, environments };

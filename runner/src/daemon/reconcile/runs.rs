@@ -120,9 +120,10 @@ impl Run {
     /// Stops the container and keeps it.
     pub(super) async fn stop(&self) -> rusqlite::Result<()> {
         self.insist("stop", Method::POST, &self.path("/stop")).await?;
-        let (id, generation) = (self.row.id.clone(), self.row.generation);
         let status = EnvironmentStatus { phase: EnvironmentPhase::Stopped, problem: None, ..self.row.status.clone() };
-        self.daemon.write(move |db| environments::settle(db, &id, generation, &status)).await
+        let row = EnvironmentRow { status, rebuild: false, ..self.row.clone() };
+        let last = Happening::Stopped { generation: row.generation };
+        self.daemon.write(move |db| environments::end_run(db, &row, &last).map(drop)).await
     }
 
     /// Removes the container, and takes the workspace out of the machine.
@@ -135,8 +136,8 @@ impl Run {
         if let Ok(Err(error)) = unshared {
             tracing::error!(environment = self.row.id, "cannot take its workspace out of the machine: {error:#}");
         }
-        let id = self.row.id.clone();
-        self.daemon.write(move |db| environments::forget(db, &id)).await
+        let row = self.row.clone();
+        self.daemon.write(move |db| environments::forget(db, &row)).await
     }
 
     /// Asks the agent until it has done it. What is not there (404) needs nothing done.
@@ -216,13 +217,9 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
         // Nothing else ends a run.
         _ => return Ok(()),
     };
-    let row = row.clone();
-    daemon
-        .write(move |db| {
-            environments::settle(db, &row.id, row.generation, &status)?;
-            environments::add_progress(db, &row, last)
-        })
-        .await
+    let row = EnvironmentRow { status, rebuild: false, ..row.clone() };
+    let last = Happening::Environment { generation: row.generation, progress: last };
+    daemon.write(move |db| environments::end_run(db, &row, &last).map(drop)).await
 }
 
 /// Takes over what the agent tells of settled environments; gives whether anything is different.
@@ -238,7 +235,7 @@ pub(super) fn observe_all(db: &Connection, uid: u32, told: Vec<EnvironmentStatus
         };
         // A failed run stays failed, and says why, until somebody asks again.
         if row.status.phase != EnvironmentPhase::Failed && status != row.status {
-            environments::observe(db, &row.id, row.generation, &status)?;
+            environments::observe(db, &row, &status)?;
             changed = true;
         }
     }

@@ -29,6 +29,8 @@ pub struct EnvironmentRow {
     pub desired: Desired,
     /// The next run removes the container first.
     pub rebuild: bool,
+    /// The last order to rebuild, as its caller named it: the same order again is not another one.
+    pub rebuild_key: Option<String>,
     /// It should go away.
     pub removed: bool,
     /// Counts the runs.
@@ -47,7 +49,7 @@ impl EnvironmentRow {
 }
 
 const COLUMNS: &str = "id, uid, workspace, config, local_env, desired, rebuild, removed, generation,
-    observed_generation, status FROM environments";
+    observed_generation, status, rebuild_key FROM environments";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
     Ok(EnvironmentRow {
@@ -62,6 +64,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
         generation: row.get(8)?,
         observed_generation: row.get(9)?,
         status: row.get::<_, Json<_>>(10)?.0,
+        rebuild_key: row.get(11)?,
     })
 }
 
@@ -88,9 +91,23 @@ pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>
 }
 
 /// Writes the whole row.
+///
+/// # Errors
+/// The id is another developer's.
 pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT OR REPLACE INTO environments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(
-        params![
+    let written = db
+        .prepare_cached(
+            "INSERT INTO environments (id, uid, workspace, config, local_env, desired, rebuild, removed, generation,
+                 observed_generation, status, rebuild_key)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET workspace = excluded.workspace, config = excluded.config,
+                 local_env = excluded.local_env, desired = excluded.desired, rebuild = excluded.rebuild,
+                 removed = excluded.removed, generation = excluded.generation,
+                 observed_generation = excluded.observed_generation, status = excluded.status,
+                 rebuild_key = excluded.rebuild_key
+             WHERE uid = excluded.uid",
+        )?
+        .execute(params![
             environment.id,
             environment.uid,
             environment.workspace.as_os_str().as_bytes(),
@@ -102,26 +119,50 @@ pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()
             environment.generation,
             environment.observed_generation,
             json(&environment.status)?,
-        ],
-    )?;
-    Ok(())
+            environment.rebuild_key,
+        ])?;
+    if written == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(written)) }
 }
 
-/// The run of this generation has ended in this status. A newer run takes no notice.
-pub fn settle(db: &Connection, id: &str, generation: u64, status: &EnvironmentStatus) -> rusqlite::Result<()> {
-    db.prepare_cached(
-        "UPDATE environments SET observed_generation = ?2, status = ?3, rebuild = 0 WHERE id = ?1 AND generation = ?2",
-    )?
-    .execute(params![id, generation, json(status)?])?;
-    Ok(())
+/// Ends the run that `environment` is of, with the status it has and the run's one final event. Returns false, and
+/// changes nothing, if that run has ended before or a newer one has replaced it.
+pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &Happening) -> rusqlite::Result<bool> {
+    let ended = db
+        .prepare_cached(
+            "UPDATE environments SET observed_generation = generation, status = ?4, rebuild = ?5
+             WHERE id = ?1 AND uid = ?2 AND generation = ?3 AND observed_generation != generation",
+        )?
+        .execute(params![
+            environment.id,
+            environment.uid,
+            environment.generation,
+            json(&environment.status)?,
+            environment.rebuild,
+        ])?;
+    if ended == 1 {
+        events::add(db, environment.uid, Some(&environment.id), last)?;
+    }
+    Ok(ended == 1)
+}
+
+/// Tells the clients of the present run, if it has not ended, that it is not carried on. The caller writes a row with a
+/// newer generation, or one that is settled.
+pub fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
+    if environment.settled() {
+        return Ok(());
+    }
+    let problem = Problem::new("cancelled", why);
+    let last = failed(environment, "environment", problem);
+    events::add(db, environment.uid, Some(&environment.id), &last)
 }
 
 /// What the agent tells outside a run.
-pub fn observe(db: &Connection, id: &str, generation: u64, status: &EnvironmentStatus) -> rusqlite::Result<()> {
+pub fn observe(db: &Connection, environment: &EnvironmentRow, status: &EnvironmentStatus) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "UPDATE environments SET status = ?3 WHERE id = ?1 AND observed_generation = ?2 AND generation = ?2",
+        "UPDATE environments SET status = ?4
+         WHERE id = ?1 AND uid = ?2 AND observed_generation = ?3 AND generation = ?3",
     )?
-    .execute(params![id, generation, json(status)?])?;
+    .execute(params![environment.id, environment.uid, environment.generation, json(status)?])?;
     Ok(())
 }
 
@@ -141,35 +182,73 @@ pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentR
     Ok(begun)
 }
 
-/// The machine no longer runs, and with it none of its environments. Whoever waits for one learns of it, unless the machine
-/// starts `again` of itself and the run goes on there.
+/// The machine no longer runs, and with it none of its environments. Runs end, unless the machine starts `again` of
+/// itself and they are continued there.
 pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
-        if !environment.settled() && environment.desired == Desired::Running {
-            if again {
-                continue;
+        if environment.settled() {
+            if environment.status.phase != EnvironmentPhase::Failed {
+                environment.status.phase = EnvironmentPhase::Stopped;
+                environment.status.problem = problem.cloned();
+                put(db, &environment)?;
             }
-            let said = problem.cloned().unwrap_or_else(|| Problem::new("stopped", "the machine was stopped"));
-            add_progress(db, &environment, Progress::Failed { step: "start machine".into(), problem: said })?;
+        } else if !again || environment.desired == Desired::Stopped {
+            end_without_machine(db, environment, problem)?;
         }
-        environment.observed_generation = environment.generation;
-        if environment.status.phase != EnvironmentPhase::Failed {
-            environment.status.phase = EnvironmentPhase::Stopped;
-            environment.status.problem = problem.cloned();
-        }
-        put(db, &environment)?;
     }
     Ok(())
 }
 
-/// A step of this environment's present run.
-pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
-    let what = Happening::Environment { generation: environment.generation, progress };
-    events::add(db, environment.uid, Some(&environment.id), &what)
+/// Ends the present run in a machine that does not run: a stop is done, and what should come up cannot.
+pub fn end_without_machine(
+    db: &Connection,
+    mut environment: EnvironmentRow,
+    problem: Option<&Problem>,
+) -> rusqlite::Result<bool> {
+    environment.status.phase = EnvironmentPhase::Stopped;
+    environment.status.problem = None;
+    let generation = environment.generation;
+    let last = match environment.desired {
+        Desired::Stopped => Happening::Stopped { generation },
+        Desired::Running => {
+            let problem = problem.cloned().unwrap_or_else(|| Problem::new("stopped", "the machine was stopped"));
+            environment.status.problem = Some(problem.clone());
+            failed(&environment, "start machine", problem)
+        }
+    };
+    end_run(db, &environment, &last)
 }
 
-/// It is gone.
-pub fn forget(db: &Connection, id: &str) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM environments WHERE id = ?")?.execute([id])?;
-    Ok(())
+fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> Happening {
+    let progress = Progress::Failed { step: step.into(), problem };
+    Happening::Environment { generation: environment.generation, progress }
+}
+
+/// A step of the run that `environment` is of. A run that has ended or was replaced adds nothing more.
+pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
+    let EnvironmentRow { id, uid, generation, .. } = environment;
+    let runs = get(db, id)?.is_some_and(|row| row.uid == *uid && row.generation == *generation && !row.settled());
+    match runs {
+        true => events::add(db, *uid, Some(id), &Happening::Environment { generation: *generation, progress }),
+        false => Ok(()),
+    }
+}
+
+/// The environment should go away. A run that has not ended is not carried on.
+pub fn remove(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<()> {
+    let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(()) };
+    cancel_run(db, &environment, "the environment was removed")?;
+    put(db, &EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment })
+}
+
+/// It is gone, unless somebody has asked for it again meanwhile.
+pub fn forget(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
+    let EnvironmentRow { id, uid, generation, .. } = environment;
+    let gone = db
+        .prepare_cached("DELETE FROM environments WHERE id = ? AND uid = ? AND generation = ? AND removed")?
+        .execute(params![id, uid, generation])?;
+    match gone {
+        0 => Ok(()),
+        _ => events::add(db, *uid, Some(id), &Happening::Removed { generation: *generation }),
+    }
 }

@@ -47,6 +47,10 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE machines ADD COLUMN weight INTEGER NOT NULL DEFAULT 100;
     UPDATE machines SET guaranteed_mib = min(max(memory_mib / 4, 256), memory_mib);
 ",
+    "
+    ALTER TABLE environments ADD COLUMN rebuild_key TEXT;
+    CREATE INDEX events_of_environment ON events (uid, environment, id);
+",
 ];
 
 /// Brings the state up to date.
@@ -54,9 +58,10 @@ const MIGRATIONS: &[&str] = &[
 /// # Errors
 /// A newer runner has written it, or the file is no state at all.
 pub fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
-    // WAL: readers and the writer do not wait for each other, and a killed runner loses nothing that was committed.
+    // WAL: readers and the writer do not wait for each other. FULL: what was committed has been answered as stored, and
+    // survives a power loss of the host too.
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > MIGRATIONS.len() {

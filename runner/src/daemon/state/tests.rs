@@ -34,6 +34,7 @@ pub fn environment(uid: u32, id: &str) -> EnvironmentRow {
         local_env: [("LANG".to_string(), "C".to_string())].into(),
         desired: Desired::Running,
         rebuild: true,
+        rebuild_key: None,
         removed: false,
         generation: 1,
         observed_generation: 0,
@@ -91,16 +92,100 @@ fn slots_are_unique_and_reused() {
 }
 
 #[test]
-fn the_end_of_an_older_run_changes_nothing() {
+fn an_id_of_another_developer_is_not_written() {
     let db = memory();
     machines::put(&db, &machine(7)).unwrap();
-    environments::put(&db, &EnvironmentRow { generation: 2, ..environment(7, "a") }).unwrap();
-    let ready = EnvironmentStatus { phase: EnvironmentPhase::Ready, ..environment(7, "a").status };
-    environments::settle(&db, "a", 1, &ready).unwrap();
+    machines::put(&db, &machine(8)).unwrap();
+    environments::put(&db, &environment(7, "a")).unwrap();
+    let theirs = EnvironmentRow { generation: 9, ..environment(8, "a") };
+    assert!(environments::put(&db, &theirs).is_err());
+    let ready = EnvironmentRow { generation: 1, ..theirs.clone() };
+    assert!(!environments::end_run(&db, &ready, &Happening::Stopped { generation: 1 }).unwrap());
+    environments::observe(&db, &EnvironmentRow { generation: 0, ..theirs.clone() }, &theirs.status).unwrap();
+    environments::add_progress(&db, &ready, Progress::Started { step: "x".into() }).unwrap();
+    environments::remove(&db, 8, "a").unwrap();
+    environments::forget(&db, &EnvironmentRow { generation: 1, removed: true, ..theirs }).unwrap();
+    assert_eq!(environments::get(&db, "a").unwrap(), Some(environment(7, "a")));
+    assert_eq!(happened(&db), []);
+}
+
+fn happened(db: &Connection) -> Vec<Happening> {
+    events::after(db, 0, &Scope::All).unwrap().into_iter().map(|event| event.what).collect()
+}
+
+/// The final events, as `generation: how it ended`.
+fn finals(db: &Connection) -> Vec<String> {
+    let last = |what| match what {
+        Happening::Environment { generation, progress: Progress::Ready { .. } } => Some(format!("{generation}: ready")),
+        Happening::Environment { generation, progress: Progress::Failed { problem, .. } } => {
+            Some(format!("{generation}: {}", problem.code))
+        }
+        Happening::Stopped { generation } => Some(format!("{generation}: stopped")),
+        Happening::Removed { generation } => Some(format!("{generation}: removed")),
+        _ => None,
+    };
+    happened(db).into_iter().filter_map(last).collect()
+}
+
+#[test]
+fn a_run_ends_once_and_nothing_follows_its_end() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    let row = environment(7, "a");
+    environments::put(&db, &row).unwrap();
+    let ready = EnvironmentStatus { phase: EnvironmentPhase::Ready, ..row.status.clone() };
+    let done = EnvironmentRow { status: ready.clone(), rebuild: false, ..row.clone() };
+    let last = Happening::Environment { generation: 1, progress: Progress::Ready { environment: ready.clone() } };
+    assert!(environments::end_run(&db, &done, &last).unwrap());
+    assert!(!environments::end_run(&db, &done, &last).unwrap());
+    environments::add_progress(&db, &row, Progress::Started { step: "late".into() }).unwrap();
+    let kept = environments::get(&db, "a").unwrap().unwrap();
+    assert!(kept.settled() && !kept.rebuild && kept.status == ready);
+    assert_eq!(happened(&db), [last]);
+}
+
+#[test]
+fn a_replaced_run_is_cancelled_and_its_end_changes_nothing() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    let old = environment(7, "a");
+    environments::put(&db, &old).unwrap();
+    environments::cancel_run(&db, &old, "another run was asked for").unwrap();
+    environments::put(&db, &EnvironmentRow { generation: 2, ..old.clone() }).unwrap();
+    let last = Happening::Environment { generation: 1, progress: Progress::Ready { environment: old.status.clone() } };
+    assert!(!environments::end_run(&db, &old, &last).unwrap());
+    environments::add_progress(&db, &old, Progress::Started { step: "late".into() }).unwrap();
     assert!(!environments::get(&db, "a").unwrap().unwrap().settled());
-    environments::settle(&db, "a", 2, &ready).unwrap();
-    let row = environments::get(&db, "a").unwrap().unwrap();
-    assert!(row.settled() && !row.rebuild && row.status == ready);
+    assert_eq!(finals(&db), ["1: cancelled"]);
+    assert_eq!(happened(&db).len(), 1);
+}
+
+#[test]
+fn a_removal_cancels_the_run_and_is_told_once() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    environments::put(&db, &environment(7, "a")).unwrap();
+    environments::remove(&db, 7, "a").unwrap();
+    environments::remove(&db, 7, "a").unwrap();
+    environments::end_all(&db, 7, None, false).unwrap();
+    let removed = environments::get(&db, "a").unwrap().unwrap();
+    assert!(removed.removed);
+    let scope = Scope::Environment(7, "a".into());
+    assert!(events::is_over(&db, &scope).unwrap());
+    environments::forget(&db, &removed).unwrap();
+    environments::forget(&db, &removed).unwrap();
+    assert_eq!(finals(&db), ["1: cancelled", "1: removed"]);
+}
+
+#[test]
+fn an_environment_asked_for_again_is_not_forgotten() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    let removed = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "a") };
+    environments::put(&db, &EnvironmentRow { generation: 2, removed: false, ..removed.clone() }).unwrap();
+    environments::forget(&db, &removed).unwrap();
+    assert_eq!(environments::get(&db, "a").unwrap().unwrap().generation, 2);
+    assert_eq!(finals(&db), [""; 0]);
 }
 
 #[test]
@@ -116,12 +201,13 @@ fn a_start_begins_runs_and_an_end_tells_who_waits() {
 
     let problem = garret_api::Problem::new("machine-failed", "guest kernel panic");
     environments::end_all(&db, 7, Some(&problem), true).unwrap();
-    assert!(events::after(&db, 0, &Scope::default()).unwrap().is_empty(), "it starts again: nobody is told of an end");
+    assert_eq!(finals(&db), ["1: stopped"], "it starts again: what should run has not ended");
     assert!(!environments::get(&db, "asked").unwrap().unwrap().settled());
     environments::end_all(&db, 7, Some(&problem), false).unwrap();
-    let events = events::after(&db, 0, &Scope::default()).unwrap();
+    let events = events::after(&db, 0, &Scope::All).unwrap();
     let told: Vec<_> = events.iter().filter_map(|event| event.environment.as_deref()).collect();
-    assert_eq!(told, ["asked", "ran"]);
+    assert_eq!(told, ["still", "asked", "ran"]);
+    assert_eq!(finals(&db), ["1: stopped", "1: machine-failed", "2: machine-failed"]);
     for row in environments::of_machine(&db, 7).unwrap() {
         assert!(row.settled());
         assert_eq!(row.status.phase, EnvironmentPhase::Stopped);
@@ -154,12 +240,12 @@ fn events_are_seen_in_their_scope() {
     let seen = |after, scope: Scope| -> Vec<u64> {
         events::after(&db, after, &scope).unwrap().iter().map(|event| event.id).collect()
     };
-    assert_eq!(seen(0, Scope::default()), [1, 2]);
-    assert_eq!(seen(1, Scope::default()), [2]);
-    assert_eq!(seen(0, Scope { uid: Some(2), environment: None }), [2]);
-    assert_eq!(seen(0, Scope { uid: None, environment: Some("x".into()) }), [0u64; 0]);
-    assert_eq!(events::last(&db, &Scope::default()).unwrap(), 2);
-    assert_eq!(events::last(&db, &Scope { uid: Some(1), environment: None }).unwrap(), 1);
+    assert_eq!(seen(0, Scope::All), [1, 2]);
+    assert_eq!(seen(1, Scope::All), [2]);
+    assert_eq!(seen(0, Scope::Developer(2)), [2]);
+    assert_eq!(seen(0, Scope::Environment(2, "x".into())), [0u64; 0]);
+    assert_eq!(events::last(&db, &Scope::All).unwrap(), 2);
+    assert_eq!(events::last(&db, &Scope::Developer(1)).unwrap(), 1);
 }
 
 #[test]

@@ -1,0 +1,66 @@
+//! When a machine that did not boot is tried again.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backoff::backoff;
+
+/// The longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(600);
+
+/// The boots of one machine that failed in a row.
+#[derive(Debug, Default)]
+pub(super) struct Boots {
+    failed: u32,
+    next: Option<Instant>,
+}
+
+impl Boots {
+    /// A boot has failed.
+    pub(super) fn fail(&mut self, now: Instant) {
+        self.failed = self.failed.saturating_add(1);
+        self.next = Some(now + backoff(self.failed, PAUSE_MAX));
+    }
+
+    /// A boot has succeeded, or the machine should not run.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// When the next try is due; none if the machine did not fail while it booted. A machine that has run before it
+    /// failed is not started again: what is in it may be what broke it.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// Whether the next try is due.
+    pub(super) fn due(&self, now: Instant) -> bool {
+        self.next.is_some_and(|next| next <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_boot_is_tried_again_later_each_time() {
+        let start = Instant::now();
+        let mut boots = Boots::default();
+        assert!(!boots.due(start));
+        for seconds in [1, 2, 4, 8] {
+            boots.fail(start);
+            let due = start + Duration::from_secs(seconds);
+            assert!(!boots.due(due - Duration::from_millis(1)) && boots.due(due), "{seconds}");
+        }
+        for _ in 0..20 {
+            boots.fail(start);
+        }
+        assert_eq!(boots.next(), Some(start + PAUSE_MAX));
+        boots.reset();
+        assert_eq!(boots.next(), None);
+        boots.fail(start);
+        assert_eq!(boots.next(), Some(start + Duration::from_secs(1)));
+    }
+}
