@@ -75,6 +75,10 @@ pub struct MachineRequest {
     /// Its share of what is left beyond the guarantees, 1 to 10,000 (100 is usual); at once. Root and the `garret` group only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Gives the machine to the account that its uid has now, which must have this name: the uid may have been another
+    /// person's before. Root and the `garret` group only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// One developer's machine.
@@ -151,6 +155,8 @@ pub struct Environment {
     pub id: String,
     /// Whose machine it is in.
     pub developer: String,
+    /// Their uid.
+    pub uid: u32,
     /// The workspace.
     #[schema(value_type = String)]
     pub workspace: PathBuf,

@@ -1,9 +1,28 @@
-//! The host's accounts, read from `/etc/passwd` and `/etc/group`: a static program has no name service to ask.
+//! The host's accounts and groups, as its name service has them: files, LDAP, SSSD. This program is static and has no
+//! name service of its own, so it asks `getent`; where that is missing or silent, the files answer.
 
+use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-/// One line of `/etc/passwd`.
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+/// How long an answer is used again.
+const FRESH: Duration = Duration::from_secs(10);
+/// How long the name service may take.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// Questions at once.
+const ASKING_MAX: usize = 8;
+/// Answers that are kept.
+const ANSWERS_MAX: usize = 1024;
+
+/// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// Its name.
@@ -16,7 +35,148 @@ pub struct Account {
     pub home: PathBuf,
 }
 
-/// The tables, as they are when they are read.
+/// Asks the host's name service.
+#[derive(Debug)]
+pub struct NameService {
+    getent: PathBuf,
+    answers: Mutex<HashMap<Question, (Instant, Option<String>)>>,
+    /// How long an answer is used again.
+    keep: Duration,
+    asking: Semaphore,
+}
+
+/// A database of the name service, and a key in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Question {
+    database: &'static str,
+    key: String,
+}
+
+/// Why the name service has not answered.
+#[derive(Debug, thiserror::Error)]
+#[error("the host's name service does not answer: `getent {database} {key}`: {why}")]
+pub struct Unanswered {
+    database: &'static str,
+    key: String,
+    why: io::Error,
+}
+
+impl Default for NameService {
+    fn default() -> Self {
+        Self::with_program("getent")
+    }
+}
+
+impl NameService {
+    /// The same, asked by another program.
+    pub fn with_program(getent: impl Into<PathBuf>) -> Self {
+        Self { getent: getent.into(), answers: Mutex::default(), keep: FRESH, asking: Semaphore::new(ASKING_MAX) }
+    }
+
+    /// The account with this uid.
+    ///
+    /// # Errors
+    /// The name service does not answer, and the files do not have it.
+    pub async fn by_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
+        let line = self.ask("passwd", &uid.to_string()).await?;
+        Ok(line.as_deref().and_then(parse_account).filter(|account| account.uid == uid))
+    }
+
+    /// The account with this name. One that is not [plain](is_plain) is not looked for.
+    ///
+    /// # Errors
+    /// The name service does not answer, and the files do not have it.
+    pub async fn by_name(&self, name: &str) -> Result<Option<Account>, Unanswered> {
+        if !is_plain(name) {
+            return Ok(None);
+        }
+        let line = self.ask("passwd", name).await?;
+        Ok(line.as_deref().and_then(parse_account).filter(|account| account.name == name))
+    }
+
+    /// Whether the account is in the group of this name.
+    ///
+    /// # Errors
+    /// The name service does not answer, and the files do not know the group.
+    pub async fn is_member(&self, account: &Account, group: &str) -> Result<bool, Unanswered> {
+        let Some(line) = self.ask("group", group).await? else { return Ok(false) };
+        let Some((_, gid, members)) = parse_group(&line) else { return Ok(false) };
+        if account.gid == gid || members.contains(&account.name.as_str()) {
+            return Ok(true);
+        }
+        // A name service may tell whose groups these are without telling a group's members.
+        Ok(self.groups(account).await?.contains(&gid))
+    }
+
+    /// All groups of the account, its primary one first.
+    ///
+    /// # Errors
+    /// The name service does not answer.
+    pub async fn groups(&self, account: &Account) -> Result<Vec<u32>, Unanswered> {
+        let mut groups = vec![account.gid];
+        // It would be taken for an option.
+        if !account.name.starts_with('-') {
+            let line = self.ask("initgroups", &account.name).await?.unwrap_or_default();
+            let others = line.split_whitespace().skip(1).filter_map(|gid| gid.parse::<u32>().ok());
+            groups.extend(others.filter(|gid| *gid != account.gid));
+        }
+        Ok(groups)
+    }
+
+    /// The line of one entry. One that was asked for a moment ago is not asked for again.
+    async fn ask(&self, database: &'static str, key: &str) -> Result<Option<String>, Unanswered> {
+        let question = Question { database, key: key.to_owned() };
+        if let Some(line) = self.fresh(&question) {
+            return Ok(line);
+        }
+        // The semaphore is never closed.
+        let _asking = self.asking.acquire().await;
+        if let Some(line) = self.fresh(&question) {
+            return Ok(line);
+        }
+        let line = match run(&self.getent, database, key).await {
+            Ok(line) => line,
+            Err(why) => self.without_answer(&question, why)?,
+        };
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= ANSWERS_MAX {
+            answers.clear();
+        }
+        answers.insert(question, (Instant::now(), line.clone()));
+        Ok(line)
+    }
+
+    fn fresh(&self, question: &Question) -> Option<Option<String>> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.get(question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, line)| line.clone())
+    }
+
+    /// An older answer, or the files'. That they do not have an entry is an answer only where there is nothing else.
+    fn without_answer(&self, question: &Question, why: io::Error) -> Result<Option<String>, Unanswered> {
+        let older = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned();
+        let line = older.and_then(|(_, line)| line).or_else(|| Accounts::read().line(question));
+        if line.is_none() && why.kind() != ErrorKind::NotFound {
+            let Question { database, key } = question.clone();
+            return Err(Unanswered { database, key, why });
+        }
+        Ok(line)
+    }
+}
+
+/// Runs `getent`; `None` if there is no such entry.
+async fn run(getent: &Path, database: &str, key: &str) -> io::Result<Option<String>> {
+    let mut command = Command::new(getent);
+    command.args([database, key]).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = timeout(DEADLINE, command.output()).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+    match output.status.code() {
+        Some(0) => Ok(String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)),
+        // getent(1): the key was not found.
+        Some(2) => Ok(None),
+        _ => Err(io::Error::other(output.status.to_string())),
+    }
+}
+
+/// `/etc/passwd` and `/etc/group`, as they are when they are read.
 #[derive(Clone, Debug, Default)]
 pub struct Accounts {
     passwd: String,
@@ -24,7 +184,7 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Reads the host's tables; one that cannot be read counts as empty.
+    /// Reads the host's files; one that cannot be read counts as empty.
     pub fn read() -> Self {
         Self::parse(
             fs::read_to_string("/etc/passwd").unwrap_or_default(),
@@ -37,113 +197,163 @@ impl Accounts {
         Self { passwd, group }
     }
 
-    /// The account with this uid.
-    pub fn by_uid(&self, uid: u32) -> Option<Account> {
-        self.accounts().find(|account| account.uid == uid)
-    }
-
-    /// The account with this name.
-    pub fn by_name(&self, name: &str) -> Option<Account> {
-        self.accounts().find(|account| account.name == name)
-    }
-
-    /// The account of a developer, by the name [`developer`](Self::developer) gives.
-    pub fn by_developer(&self, developer: &str) -> Option<Account> {
-        self.accounts().find(|account| self.developer(account.uid) == developer)
-    }
-
-    /// What a developer is called: the account's name, or the uid's digits where there is none. The name is also that of a
-    /// folder, a control group and a network namespace, and it must not look like another's uid: one that begins with
-    /// anything but a lower-case letter, or has unusual characters, is not used either.
-    pub fn developer(&self, uid: u32) -> String {
-        self.by_uid(uid).map(|account| account.name).filter(|name| is_plain(name)).unwrap_or_else(|| uid.to_string())
-    }
-
     /// All groups of this uid: its primary one first, then those that list it.
     pub fn groups_of(&self, uid: u32) -> Vec<u32> {
-        let Some(account) = self.by_uid(uid) else { return Vec::new() };
-        let listed = self
-            .groups()
-            .filter(|(_, gid, members)| *gid != account.gid && members.contains(&account.name.as_str()))
-            .map(|(_, gid, _)| gid);
+        let Some(account) = self.accounts().find(|account| account.uid == uid) else { return Vec::new() };
+        let listed = self.listing(&account.name).filter(|gid| *gid != account.gid);
         std::iter::once(account.gid).chain(listed).collect()
     }
 
-    /// Whether this uid is in the group of this name.
-    pub fn is_member(&self, uid: u32, group: &str) -> bool {
-        let Some((_, gid, _)) = self.groups().find(|(name, _, _)| *name == group) else { return false };
-        self.groups_of(uid).contains(&gid)
+    /// What `getent` would print.
+    fn line(&self, Question { database, key }: &Question) -> Option<String> {
+        match *database {
+            "passwd" => self.passwd.lines().find(|line| {
+                parse_account(line).is_some_and(|account| account.name == *key || account.uid.to_string() == *key)
+            }),
+            "group" => self.group.lines().find(|line| parse_group(line).is_some_and(|(name, ..)| name == key)),
+            _ => None,
+        }
+        .map(str::to_owned)
+        .or_else(|| {
+            let gids: Vec<String> = self.listing(key).map(|gid| gid.to_string()).collect();
+            (*database == "initgroups").then(|| format!("{key} {}", gids.join(" ")))
+        })
     }
 
     fn accounts(&self) -> impl Iterator<Item = Account> {
-        self.passwd.lines().filter_map(|line| {
-            let mut fields = line.split(':');
-            let (name, _, uid, gid, _, home) =
-                (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            Some(Account { name: name.into(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.into() })
-        })
+        self.passwd.lines().filter_map(parse_account)
     }
 
-    fn groups(&self) -> impl Iterator<Item = (&str, u32, Vec<&str>)> {
-        self.group.lines().filter_map(|line| {
-            let mut fields = line.split(':');
-            let (name, _, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            Some((name, gid.parse().ok()?, members.split(',').collect()))
-        })
+    /// The groups that list this name.
+    fn listing(&self, name: &str) -> impl Iterator<Item = u32> {
+        let groups = self.group.lines().filter_map(parse_group);
+        groups.filter(move |(_, _, members)| members.contains(&name)).map(|(_, gid, _)| gid)
     }
 }
 
-fn is_plain(name: &str) -> bool {
+/// A line of passwd(5).
+fn parse_account(line: &str) -> Option<Account> {
+    let mut fields = line.split(':');
+    let (name, _, uid, gid, _, home) =
+        (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    Some(Account { name: name.into(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.into() })
+}
+
+/// A line of group(5): name, gid and members.
+fn parse_group(line: &str) -> Option<(&str, u32, Vec<&str>)> {
+    let mut fields = line.split(':');
+    let (name, _, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    Some((name, gid.parse().ok()?, members.split(',').collect()))
+}
+
+/// What a developer is called: the account's name, or the uid's digits where there is none or it is not plain.
+pub fn display_name(uid: u32, account: Option<&Account>) -> String {
+    account.map(|account| account.name.clone()).filter(|name| is_plain(name)).unwrap_or_else(|| uid.to_string())
+}
+
+/// Whether a name can be shown and be part of a path: it begins with a letter, so that none looks like another's uid.
+pub fn is_plain(name: &str) -> bool {
     name.len() <= 32
-        && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c))
+        && name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@".contains(c))
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
-    fn accounts() -> Accounts {
-        Accounts::parse(
-            "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000:Alice,,,:/home/alice:/bin/zsh\n\
-             1001:x:1002:1002::/home/odd:/bin/sh\nbroken line\nbob.b:x:1003:100::/home/bob:/bin/sh\n"
-                .into(),
-            "root:x:0:\nalice:x:1000:\ngarret:x:50:bob.b,alice\nusers:x:100:\ndocker:x:60:\n".into(),
-        )
-    }
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000:Alice,,,:/home/alice:/bin/zsh\n\
+         1001:x:1002:1002::/home/odd:/bin/sh\nbroken line\nbob.b:x:1003:100::/home/bob:/bin/sh\n";
+    const GROUP: &str = "root:x:0:\nalice:x:1000:\ngarret:x:50:bob.b,alice\nusers:x:100:\ndocker:x:60:\n";
 
-    #[test]
-    fn accounts_are_found_both_ways() {
-        let alice = accounts().by_uid(1000).unwrap();
-        assert_eq!((alice.name.as_str(), alice.gid), ("alice", 1000));
-        assert_eq!(alice.home, PathBuf::from("/home/alice"));
-        assert_eq!(accounts().by_name("bob.b").unwrap().uid, 1003);
-        assert_eq!(accounts().by_uid(7), None);
-    }
-
-    #[test]
-    fn a_name_that_looks_like_another_uid_is_not_used() {
-        for (uid, name) in [(0, "root"), (1000, "alice"), (1001, "1001"), (1002, "1002"), (1003, "bob.b"), (9, "9")] {
-            assert_eq!(accounts().developer(uid), name);
+    /// A name service without memory that reads `passwd` and `initgroups` in this folder, with what `extra` does first.
+    pub fn name_service(folder: &Path, extra: &str) -> NameService {
+        let script = format!(
+            "#!/bin/sh\n{extra}\ncd {}\ncase $1 in\n\
+             passwd) grep -E \"^$2:|^[^:]*:x:$2:\" passwd || exit 2 ;;\n\
+             *) grep \"^$2[: ]\" $1 || exit 2 ;;\nesac\n",
+            folder.display()
+        );
+        let program = folder.join("getent");
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        for (file, text) in [("passwd", PASSWD), ("group", GROUP), ("initgroups", "alice 1000 27 60\n")] {
+            fs::write(folder.join(file), text).unwrap();
         }
-        assert_eq!(accounts().by_developer("1002").unwrap().name, "1001");
-        assert_eq!(accounts().by_developer("1001"), None);
+        NameService { keep: Duration::ZERO, ..NameService::with_program(program) }
+    }
+
+    #[tokio::test]
+    async fn accounts_and_groups_are_those_of_the_name_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = name_service(dir.path(), "");
+        let alice = names.by_uid(1000).await.unwrap().unwrap();
+        assert_eq!((alice.name.as_str(), alice.gid, alice.home.to_str()), ("alice", 1000, Some("/home/alice")));
+        assert_eq!(names.by_name("bob.b").await.unwrap().unwrap().uid, 1003);
+        assert_eq!(names.by_uid(7).await.unwrap(), None);
+        for not_asked in ["-x", "", "1001", "a b", "$(true)"] {
+            assert_eq!(names.by_name(not_asked).await.unwrap(), None, "{not_asked}");
+        }
+        assert_eq!(names.groups(&alice).await.unwrap(), [1000, 27, 60]);
+        // docker lists nobody: only the account's own groups tell.
+        for (group, member) in [("garret", true), ("docker", true), ("users", false), ("nonexistent", false)] {
+            assert_eq!(names.is_member(&alice, group).await.unwrap(), member, "{group}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_used_again_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut names = NameService { keep: FRESH, ..name_service(dir.path(), "") };
+        assert!(names.by_uid(1000).await.unwrap().is_some());
+        fs::write(dir.path().join("passwd"), "").unwrap();
+        assert!(names.by_uid(1000).await.unwrap().is_some());
+        names.keep = Duration::ZERO;
+        assert!(names.by_uid(1000).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_silent_name_service_is_not_waited_for_and_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = name_service(dir.path(), "exec sleep 1000");
+        let begun = std::time::Instant::now();
+        // The files answer for root; that they do not know another says nothing.
+        assert_eq!(names.by_uid(0).await.unwrap().unwrap().name, "root");
+        let error = names.by_uid(4_000_000).await.unwrap_err().to_string();
+        assert!(error.starts_with("the host's name service does not answer: `getent passwd 4000000`"), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+
+    #[tokio::test]
+    async fn without_getent_the_files_are_all_there_is() {
+        let names = NameService::with_program("/nonexistent/getent");
+        assert_eq!(names.by_name("root").await.unwrap().unwrap().uid, 0);
+        assert_eq!(names.by_uid(4_000_000).await.unwrap(), None);
     }
 
     #[test]
-    fn names_that_could_not_be_folders_are_not_used() {
-        for name in ["", "..", "Upper", "a/b", "-a", "a b", "ä", &"a".repeat(33)] {
+    fn the_files_answer_as_getent_does() {
+        let files = Accounts::parse(PASSWD.into(), GROUP.into());
+        let line = |database, key: &str| files.line(&Question { database, key: key.into() });
+        assert_eq!(line("passwd", "1003"), line("passwd", "bob.b"));
+        assert_eq!(parse_account(&line("passwd", "1002").unwrap()).unwrap().name, "1001");
+        assert_eq!(parse_group(&line("group", "garret").unwrap()).unwrap().1, 50);
+        assert_eq!(line("initgroups", "bob.b").unwrap(), "bob.b 50");
+        assert_eq!((line("passwd", "nobody-here"), line("group", "x")), (None, None));
+        assert_eq!(files.groups_of(1003), [100, 50]);
+    }
+
+    #[test]
+    fn names_that_cannot_be_shown_are_not_used() {
+        for name in ["", "..", "1001", "a/b", "-a", "a b", "ä", "EX\\alice", &"a".repeat(33)] {
             assert!(!is_plain(name), "{name}");
         }
-    }
-
-    #[test]
-    fn groups_are_the_primary_and_the_listed() {
-        assert_eq!(accounts().groups_of(1003), [100, 50]);
-        assert!(accounts().is_member(1000, "garret"));
-        assert!(accounts().is_member(1003, "users"));
-        assert!(!accounts().is_member(1000, "docker"));
-        assert!(!accounts().is_member(1000, "nonexistent"));
-        assert!(!accounts().is_member(4242, "garret"));
+        let account = |name: &str| Account { name: name.into(), uid: 7, gid: 7, home: "/home/a".into() };
+        for (name, shown) in [("alice", "alice"), ("Alice", "Alice"), ("a.b@example", "a.b@example"), ("1001", "7")] {
+            assert_eq!(display_name(7, Some(&account(name))), shown);
+        }
+        assert_eq!(display_name(7, None), "7");
     }
 }

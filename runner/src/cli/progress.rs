@@ -7,6 +7,8 @@ use std::time::Duration;
 use garret_api::agent::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output::harmless;
+
 /// A line longer than this, in bytes, is shown before it ends.
 const LINE_MAX: usize = 64 * 1024;
 
@@ -65,7 +67,7 @@ impl Show {
 
     fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.println(line),
+            Some(bar) => bar.println(harmless(line)),
             // Nobody reads any more: the command goes on all the same.
             None => drop(writeln!(io::stderr(), "{line}")),
         }

@@ -31,8 +31,8 @@ impl Rm {
             return Ok(0);
         };
         let path = format!("/v1/machines/{developer}");
-        client.get::<Machine>(&path).await?;
-        let question = format!("remove the machine of {developer} and everything on its data disk?");
+        let machine: Machine = client.get(&path).await?;
+        let question = format!("remove the machine of {} and everything on its data disk?", machine.developer);
         match (self.yes, io::stdin().is_terminal()) {
             (true, _) => {}
             (false, false) => bail!("nothing was removed: without a terminal to ask, say --yes"),

@@ -28,6 +28,9 @@ pub struct Start {
     /// Its share of what is left beyond the guarantees, at once; 100 is usual. Needs an administrator.
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     weight: Option<u32>,
+    /// Give the machine to the account that its uid has now. Needs an administrator.
+    #[arg(long, value_name = "NAME", conflicts_with = "environment")]
+    owner: Option<String>,
 }
 
 impl Start {
@@ -53,6 +56,7 @@ impl Start {
             memory_mib: self.memory,
             guaranteed_mib: self.guaranteed,
             weight: self.weight,
+            owner: self.owner,
         };
         start_machine(client, &developer, &request).await?;
         Ok(0)
@@ -72,7 +76,7 @@ async fn start_machine(client: &Client, developer: &str, request: &MachineReques
     }
     let environments: Vec<Environment> = client.get("/v1/environments").await?;
     let mut failed = Vec::new();
-    for environment in environments.iter().filter(|one| one.developer == developer && one.desired == Desired::Running) {
+    for environment in environments.iter().filter(|one| one.uid == machine.uid && one.desired == Desired::Running) {
         if let Err(error) = wait_until_ready(client, environment).await {
             failed.push(format!("{}: {error:#}", environment.id));
         }

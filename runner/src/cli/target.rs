@@ -8,8 +8,6 @@ use garret_api::client::Client;
 use garret_api::runner::Environment;
 use rustix::process::geteuid;
 
-use crate::accounts::Accounts;
-
 /// `[ENVIRONMENT]`
 #[derive(Clone, Debug, Default, Args)]
 pub struct Target {
@@ -40,9 +38,9 @@ impl MachineFlag {
     }
 }
 
-/// The caller, as the daemon calls them.
+/// The caller. The daemon knows their name; a uid means the same to both.
 pub fn me() -> String {
-    Accounts::read().developer(geteuid().as_raw())
+    geteuid().as_raw().to_string()
 }
 
 impl Target {
@@ -60,7 +58,7 @@ impl Target {
             bail!("there is no environment `{asked}`, and no folder of that name: `garret ls` lists them");
         }
         let folder = folder(asked)?;
-        match innermost(&all, &folder, &me()) {
+        match innermost(&all, &folder, geteuid().as_raw()) {
             Some(found) => Ok(found.clone()),
             None => bail!("{} has no environment: `garret up` makes one, `garret ls` lists them", folder.display()),
         }
@@ -81,10 +79,10 @@ pub fn folder(asked: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// The environment whose workspace is the folder or the nearest above it; one's own before another's.
-fn innermost<'a>(all: &'a [Environment], folder: &Path, me: &str) -> Option<&'a Environment> {
+fn innermost<'a>(all: &'a [Environment], folder: &Path, me: u32) -> Option<&'a Environment> {
     all.iter()
         .filter(|environment| folder.starts_with(&environment.workspace))
-        .max_by_key(|environment| (environment.workspace.components().count(), environment.developer == me))
+        .max_by_key(|environment| (environment.workspace.components().count(), environment.uid == me))
 }
 
 #[cfg(test)]
@@ -97,14 +95,14 @@ mod tests {
         let all = [
             environment("a", "alice", "/w"),
             environment("b", "alice", "/w/inner"),
-            environment("c", "bob", "/w/inner"),
+            Environment { uid: 1001, ..environment("c", "bob", "/w/inner") },
         ];
-        let meant = |folder: &str, me: &str| innermost(&all, Path::new(folder), me).map(|found| found.id.as_str());
-        assert_eq!(meant("/w", "alice"), Some("a"));
-        assert_eq!(meant("/w/other/deep", "alice"), Some("a"));
-        assert_eq!(meant("/w/inner/deep", "alice"), Some("b"));
-        assert_eq!(meant("/w/inner", "bob"), Some("c"));
-        assert_eq!(meant("/wide", "alice"), None);
+        let meant = |folder: &str, me: u32| innermost(&all, Path::new(folder), me).map(|found| found.id.as_str());
+        assert_eq!(meant("/w", 1000), Some("a"));
+        assert_eq!(meant("/w/other/deep", 1000), Some("a"));
+        assert_eq!(meant("/w/inner/deep", 1000), Some("b"));
+        assert_eq!(meant("/w/inner", 1001), Some("c"));
+        assert_eq!(meant("/wide", 1000), None);
     }
 
     #[test]

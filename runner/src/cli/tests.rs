@@ -25,6 +25,7 @@ pub fn environment(id: &str, developer: &str, workspace: &str) -> Environment {
     Environment {
         id: id.into(),
         developer: developer.into(),
+        uid: 1000,
         workspace: workspace.into(),
         desired: Desired::Running,
         generation: 1,
@@ -70,6 +71,7 @@ fn command_lines_are_understood() {
         "garret stop --machine=alice",
         "garret start --cpus 2 --memory 1024 --guaranteed 512",
         "garret start --machine=alice --weight 200",
+        "garret start --machine=1000 --owner=alicia",
         "garret top",
         "garret top --once --json",
         "garret start folder",
@@ -92,6 +94,7 @@ fn nonsense_is_refused() {
         "garret up a b",
         "garret show folder --machine",
         "garret start folder --cpus 2",
+        "garret start folder --owner bob",
         "garret start folder --guaranteed 512",
         "garret top folder",
         "garret frobnicate",

@@ -31,6 +31,7 @@ pub use api::openapi;
 pub use memory::{Arbiter, MachineView, Order, measure_host};
 pub use serve::serve;
 
+use crate::accounts::NameService;
 use crate::config::Config;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig};
 use admission::Host;
@@ -48,6 +49,7 @@ struct Daemon {
     network: NetworkConfig,
     host: Host,
     store: Store,
+    names: NameService,
     memory: Memory,
     /// Counts what was written: whoever follows something looks again.
     changes: watch::Sender<u64>,
@@ -67,6 +69,7 @@ impl Daemon {
         network: NetworkConfig,
         host: Host,
         store: Store,
+        names: NameService,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
@@ -77,6 +80,7 @@ impl Daemon {
             network,
             host,
             store,
+            names,
             memory: Memory::default(),
             changes,
             pokes,
@@ -160,7 +164,7 @@ impl Daemon {
     /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever
     /// wants something of the guest needs one.
     async fn wake(&self, machine: &MachineRow) -> Needed {
-        self.memory.standing.wake(machine.uid, &self.vmm(&machine.developer, WAKE)).await
+        self.memory.standing.wake(machine.uid, &self.vmm(&machine.name, WAKE)).await
     }
 
     /// A client of the agent in this machine.

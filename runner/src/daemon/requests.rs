@@ -27,7 +27,7 @@ pub const WEIGHT: u32 = 100;
 /// A figure is out of range.
 pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<MachineRow, Problem> {
     if machine.removed {
-        let message = format!("the machine of {} is being removed: try again in a moment", machine.developer);
+        let message = format!("the machine of {} is being removed: try again in a moment", machine.owner);
         return Err(Problem::new("conflict", message));
     }
     if request.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
@@ -273,6 +273,7 @@ mod tests {
             memory_mib: Some(1024),
             guaranteed_mib: Some(1024),
             weight: Some(200),
+            owner: None,
             desired: Some(Desired::Stopped),
         };
         let row = apply_machine(&kept, &request).unwrap();

@@ -12,8 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::admission::Host;
 use super::api::{self, Credentials};
-use super::state::Store;
+use super::state::{Store, machines};
 use super::{Daemon, memory, notify, reconcile};
+use crate::accounts::NameService;
 use crate::config::{self, Config};
 use crate::host;
 
@@ -42,8 +43,9 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let for_host = network.clone();
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
     let store = Store::open(&config.state.join("state.db"))?;
+    sweep(&config, &store).await;
     let host = measure_host(&config);
-    let (daemon, poked) = Daemon::new(config, network, host, store);
+    let (daemon, poked) = Daemon::new(config, network, host, store, NameService::default());
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
@@ -99,6 +101,24 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
             bail!("another garret daemon uses {} already: stop it first (`systemctl stop garret`)", folder.display())
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Ends machines that the state does not know of.
+async fn sweep(config: &Config, store: &Store) {
+    let run = config.run.clone();
+    let swept = match store.run(machines::all).await {
+        Ok(rows) => {
+            let known = rows.into_iter().map(|row| row.name).collect();
+            tokio::task::spawn_blocking(move || host::sweep(&run, &known))
+                .await
+                .unwrap_or_else(|error| Err(error.into()))
+        }
+        Err(error) => Err(error.into()),
+    };
+    match swept {
+        Ok(names) => names.iter().for_each(|name| tracing::warn!("ended machine {name}, which no state knows of")),
+        Err(error) => tracing::error!("cannot end what no state knows of: {error:#}"),
     }
 }
 

@@ -9,12 +9,14 @@ mod launch;
 pub mod network;
 mod paths;
 mod program;
+mod sweep;
 mod workspaces;
 
 pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
 pub use launch::{Artifacts, Launch, clean_up, launch};
 pub use network::{NetworkConfig, Slot, guest_network};
 pub use paths::MachinePaths;
+pub use sweep::sweep;
 pub use workspaces::{share_workspace, unshare_workspace};
 
 /// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.

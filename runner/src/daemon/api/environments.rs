@@ -13,9 +13,9 @@ use hyper::StatusCode;
 use rusqlite::Connection;
 
 use super::body::Body;
+use super::identity::Owner;
 use super::machines::{require_running, want};
 use super::{Peer, Refusal, proxy};
-use crate::accounts::Accounts;
 use crate::daemon::state::{EnvironmentRow, MachineRow, Scope, environments, events, machines};
 use crate::daemon::{Daemon, requests, workspace};
 use crate::environment_id::environment_id;
@@ -77,14 +77,14 @@ pub async fn put(
 ) -> Result<Json<Environment>, Refusal> {
     requests::check_environment(&request)?;
     let owner = owner_of(&daemon, peer, &id, &request).await?;
+    let found = Owner::find(&daemon, owner, peer.gid).await?;
     if request.desired == Desired::Running {
         let folder = request.workspace.clone();
         let checked = tokio::task::spawn_blocking(move || workspace::open_as(owner, &folder).map(drop)).await;
         checked.unwrap_or_else(|error| Err(Problem::new("internal", error.to_string())))?;
     }
-    let gid = Accounts::read().by_uid(owner).map_or(peer.gid, |account| account.gid);
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
-    let machine = want(&daemon, owner, gid, MachineRequest { desired, ..Default::default() }).await?;
+    let machine = want(&daemon, &found, MachineRequest { desired, ..Default::default() }).await?;
     let stopped = container_has_stopped(&daemon, &machine, &id).await;
     let policy = daemon.config.policy.clone();
     let environment = daemon
@@ -142,7 +142,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
         return false;
     }
     let _needed = daemon.wake(machine).await;
-    let agent = daemon.agent(&machine.developer, GLANCE);
+    let agent = daemon.agent(&machine.name, GLANCE);
     match agent.get::<EnvironmentStatus>(&format!("/v1/environments/{id}")).await {
         Ok(status) => status.phase == EnvironmentPhase::Stopped,
         Err(error) => error.status() == Some(404),
@@ -195,7 +195,7 @@ pub async fn log(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(id): Path<S
     let (row, machine) = find(&daemon, peer, &id).await?;
     require_running(&machine)?;
     let _needed = daemon.wake(&machine).await;
-    Ok(daemon.agent(&machine.developer, proxy::DEADLINE).text(&format!("/v1/environments/{}/log", row.id)).await?)
+    Ok(daemon.agent(&machine.name, proxy::DEADLINE).text(&format!("/v1/environments/{}/log", row.id)).await?)
 }
 
 #[utoipa::path(
@@ -214,7 +214,7 @@ pub async fn exec(
     require_running(&machine)?;
     tracing::info!(uid = peer.uid, environment = row.id, "exec");
     let needed = daemon.wake(&machine).await;
-    let agent = daemon.agent(&machine.developer, proxy::DEADLINE);
+    let agent = daemon.agent(&machine.name, proxy::DEADLINE);
     proxy::pass_on(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
 }
 
@@ -233,11 +233,12 @@ pub async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentR
 }
 
 fn show_row(db: &Connection, row: EnvironmentRow) -> rusqlite::Result<Environment> {
-    let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.developer);
+    let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.owner);
     Ok(Environment {
         last_event: events::last(db, &Scope::Environment(row.uid, row.id.clone()))?,
         id: row.id,
         developer,
+        uid: row.uid,
         workspace: row.workspace,
         desired: row.desired,
         generation: row.generation,

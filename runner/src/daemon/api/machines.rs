@@ -13,8 +13,8 @@ use hyper::StatusCode;
 use rusqlite::Connection;
 
 use super::body::Body;
+use super::identity::{Owner, recognize};
 use super::{Peer, Refusal, proxy};
-use crate::accounts::Accounts;
 use crate::daemon::admission::{self, Host};
 use crate::daemon::promises::{ask, promises};
 use crate::daemon::state::{MachineRow, Scope, events, machines, now_ms};
@@ -70,23 +70,28 @@ pub async fn put(
     Path(developer): Path<String>,
     Body(request): Body<MachineRequest>,
 ) -> Result<Json<Machine>, Refusal> {
-    let accounts = Accounts::read();
-    let (uid, gid) = match accounts.developer(peer.uid) == developer {
-        true => (peer.uid, accounts.by_uid(peer.uid).map_or(peer.gid, |account| account.gid)),
-        false if !peer.administrator => {
-            return Err(Refusal::forbidden(format!("only {developer} or an administrator may do that")));
-        }
-        false => match accounts.by_developer(&developer) {
-            Some(account) => (account.uid, account.gid),
-            None => return Err(Refusal::not_found(format!("the host has no account {developer}"))),
-        },
+    let kept = resolve(&daemon, peer, &developer).await?;
+    let uid = match kept {
+        Some(uid) if peer.may(uid) => uid,
+        None if peer.administrator => return Err(Refusal::not_found(format!("the host has no account {developer}"))),
+        _ => return Err(Refusal::forbidden(format!("only {developer} or an administrator may do that"))),
     };
-    if request.weight.is_some() && !peer.administrator {
+    if (request.weight.is_some() || request.owner.is_some()) && !peer.administrator {
         return Err(Refusal::forbidden(
-            "only an administrator may set a machine's weight: it is a share of what all have",
+            "only an administrator may set a machine's weight or its owner: others are concerned too",
         ));
     }
-    let machine = want(&daemon, uid, gid, request).await?;
+    let owner = Owner::find(&daemon, uid, peer.gid).await?;
+    let there = daemon.read(move |db| machines::get(db, uid)).await?.is_some();
+    if !there && uid != peer.uid && owner.account.is_none() {
+        return Err(Refusal::not_found(format!("the host has no account {developer}")));
+    }
+    if let Some(name) = &request.owner
+        && owner.account.as_ref().is_none_or(|account| account.name != *name)
+    {
+        return Err(Refusal::invalid(format!("owner: uid {uid} is not the account {name}")));
+    }
+    let machine = want(&daemon, &owner, request).await?;
     Ok(Json(daemon.read(move |db| show_row(db, machine)).await?))
 }
 
@@ -134,7 +139,7 @@ pub async fn log(
     Path(developer): Path<String>,
 ) -> Result<String, Refusal> {
     let machine = find(&daemon, peer, &developer).await?;
-    let path = daemon.paths(&machine.developer).console_log();
+    let path = daemon.paths(&machine.name).console_log();
     let read = tokio::task::spawn_blocking(move || tail::read_tail(&path, LOG_MAX)).await;
     // Before the first start there is none.
     let bytes = read.unwrap_or_else(|error| Err(error.into())).unwrap_or_default();
@@ -155,9 +160,9 @@ pub async fn exec(
 ) -> Result<Response, Refusal> {
     let machine = find(&daemon, peer, &developer).await?;
     require_running(&machine)?;
-    tracing::info!(uid = peer.uid, machine = machine.developer, "exec in the guest");
+    tracing::info!(uid = peer.uid, machine = machine.name, "exec in the guest");
     let needed = daemon.wake(&machine).await;
-    let agent = daemon.agent(&machine.developer, proxy::DEADLINE);
+    let agent = daemon.agent(&machine.name, proxy::DEADLINE);
     proxy::pass_on(&agent, "/v1/exec", request, needed).await
 }
 
@@ -170,14 +175,43 @@ pub fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
     }
 }
 
-pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
+/// The uid that `developer` names to this peer: a uid's digits, their own name, or to an administrator any account's, and
+/// the name that a machine's developer last had.
+async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<u32>, Refusal> {
+    if developer.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(developer.parse().ok());
+    }
+    let own = Owner::find(daemon, peer.uid, peer.gid).await?;
+    if own.name() == developer {
+        return Ok(Some(peer.uid));
+    }
+    if !peer.administrator {
+        return Ok(None);
+    }
+    let account = daemon.names.by_name(developer).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+    if let Some(account) = account {
+        let owner = Owner { uid: account.uid, gid: account.gid, account: Some(account) };
+        // A machine that may be another's is the administrator's to see, under the name it had.
+        let _other = recognize(daemon, &owner).await;
+        return Ok(Some(owner.uid));
+    }
     let name = developer.to_owned();
-    peer.admit(daemon.read(move |db| machines::by_developer(db, &name)).await?, developer)
+    Ok(daemon.read(move |db| machines::by_owner(db, &name)).await?.map(|machine| machine.uid))
 }
 
-/// Keeps what this request wants of the uid's machine, which is made if there is none, and has it carried out.
-pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) -> Result<MachineRow, Refusal> {
-    let fresh = fresh(daemon, uid, gid, &request);
+/// The developer's machine, if the peer may see it.
+pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
+    let machine = match resolve(daemon, peer, developer).await? {
+        Some(uid) => daemon.read(move |db| machines::get(db, uid)).await?,
+        None => None,
+    };
+    peer.admit(machine, developer)
+}
+
+/// Keeps what this request wants of the owner's machine, which is made if there is none, and has it carried out.
+pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
+    let (uid, owner) = (owner.uid, owner.clone());
+    let fresh = fresh(daemon, &owner, &request);
     let (host, slots) = (daemon.host, daemon.network.slots());
     let overhead_mib = daemon.config.machine.memory_overhead_mib;
     let desired = request.desired;
@@ -190,6 +224,12 @@ pub async fn want(daemon: &Daemon, uid: u32, gid: u32, request: MachineRequest) 
                     return Ok(Err(Problem::new("conflict", format!("all {slots} places for machines are taken"))));
                 };
                 base.slot = slot;
+                if !machines::is_free(db, &base.name)? {
+                    base.name = uid.to_string();
+                }
+            }
+            if request.owner.is_some() {
+                base = owner.of(base);
             }
             let wanted = match requests::apply_machine(&base, &request) {
                 Ok(wanted) => wanted,
@@ -235,15 +275,18 @@ fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
 }
 
 /// A machine nobody has asked for before.
-fn fresh(daemon: &Daemon, uid: u32, gid: u32, request: &MachineRequest) -> MachineRow {
+fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest) -> MachineRow {
     let (defaults, host) = (&daemon.config.machine, &daemon.host);
     let memory_mib = defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib());
     // What is guaranteed follows from what this machine will have, not from what one usually has.
     let will_have = request.memory_mib.unwrap_or(memory_mib);
-    MachineRow {
-        uid,
-        gid,
-        developer: Accounts::read().developer(uid),
+    owner.of(MachineRow {
+        uid: owner.uid,
+        gid: owner.gid,
+        name: owner.name(),
+        owner: String::new(),
+        account: None,
+        home: None,
         slot: 0,
         desired: Desired::Stopped,
         removed: false,
@@ -255,13 +298,13 @@ fn fresh(daemon: &Daemon, uid: u32, gid: u32, request: &MachineRequest) -> Machi
         reason: "never started".into(),
         since: now_ms() / 1000,
         vmm: None,
-    }
+    })
 }
 
 fn show_row(db: &Connection, row: MachineRow) -> rusqlite::Result<Machine> {
     Ok(Machine {
         last_event: events::last(db, &Scope::Developer(row.uid))?,
-        developer: row.developer,
+        developer: row.owner,
         uid: row.uid,
         desired: row.desired,
         phase: row.phase,

@@ -4,6 +4,7 @@ mod body;
 mod environments;
 mod events;
 mod host;
+mod identity;
 mod machines;
 mod peer;
 mod proxy;

@@ -1,5 +1,7 @@
 //! Who is at the other end of a connection, and what they may see.
 
+use std::sync::Arc;
+
 use axum::extract::FromRequestParts;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::serve::IncomingStream;
@@ -8,7 +10,8 @@ use hyper::http::request::Parts;
 use tokio::net::UnixListener;
 
 use super::Refusal;
-use crate::accounts::Accounts;
+use super::identity::{Owner, recognize};
+use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, Scope};
 
 /// Members of this group, and root, may do everything to every machine.
@@ -50,18 +53,27 @@ impl Peer {
     pub fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
         machine
             .filter(|machine| self.may(machine.uid))
-            .ok_or_else(|| Refusal::not_found(format!("{developer} has no machine: `garret up` makes one")))
+            .ok_or_else(|| Refusal::not_found(format!("there is no machine of {developer}: `garret up` makes one")))
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Peer {
+impl FromRequestParts<Arc<Daemon>> for Peer {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, daemon: &Arc<Daemon>) -> Result<Self, Refusal> {
         let said = parts.extensions.get::<ConnectInfo<Credentials>>().and_then(|info| info.0.0);
         let (uid, gid) = said.ok_or_else(|| Problem::new("forbidden", "the connection's owner is unknown"))?;
-        let administrator = uid == 0 || Accounts::read().is_member(uid, ADMINISTRATORS);
-        Ok(Self { uid, gid, administrator })
+        if uid == 0 {
+            return Ok(Self { uid, gid, administrator: true });
+        }
+        let owner = Owner::find(daemon, uid, gid).await?;
+        recognize(daemon, &owner).await?;
+        let administrator = match &owner.account {
+            Some(account) => daemon.names.is_member(account, ADMINISTRATORS).await,
+            None => Ok(false),
+        };
+        let administrator = administrator.map_err(|error| Refusal::unavailable(error.to_string()))?;
+        Ok(Self { uid, gid: owner.gid, administrator })
     }
 }
 

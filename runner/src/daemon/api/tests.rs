@@ -20,7 +20,8 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::accounts::Accounts;
+use crate::accounts::NameService;
+use crate::accounts::tests::name_service;
 use crate::config::Config;
 use crate::daemon::admission::Host;
 use crate::daemon::memory::Snapshot;
@@ -38,13 +39,17 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
+        Self::with_names(NameService::default()).await
+    }
+
+    async fn with_names(names: NameService) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
         let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let store = Store::open(&dir.path().join("state.db")).unwrap();
-        let (daemon, poked) = Daemon::new(config, network, host, store);
+        let (daemon, poked) = Daemon::new(config, network, host, store, names);
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
         fs::set_permissions(dir.path().join("garret.sock"), fs::Permissions::from_mode(0o666)).unwrap();
         let service = router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
@@ -376,7 +381,7 @@ async fn only_an_administrator_changes_what_belongs_to_others() {
         rebuild: None,
     };
     let stopped: Environment = server.client().put(&path, &request).await.unwrap();
-    assert_eq!((stopped.desired, stopped.developer), (Desired::Stopped, Accounts::read().developer(ALICE)));
+    assert_eq!((stopped.desired, stopped.developer), (Desired::Stopped, ALICE.to_string()));
     let row: EnvironmentRow =
         server.daemon.read(move |db| Ok(table::get(db, &environment.id)?.unwrap())).await.unwrap();
     assert_eq!(row.uid, ALICE);
@@ -461,6 +466,103 @@ async fn a_stop_that_cannot_be_written_stops_all_the_same() {
     full(false).await.unwrap();
     server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
     assert!(!server.daemon.must_stand(0));
+}
+
+/// Starts with alice's machine, made under her name; then the accounts are these.
+async fn after_a_change_of_accounts(passwd: &str) -> (Server, TempDir) {
+    let names = tempfile::tempdir().unwrap();
+    let service = name_service(names.path(), "");
+    let account = |line: &str| fs::write(names.path().join("passwd"), line).unwrap();
+    account(&format!("alice:x:{ALICE}:{ALICE}::/home/alice:/bin/sh\n"));
+    let server = Server::with_names(service).await;
+    let workspace = server.workspace(ALICE, "w");
+    let environment = server.up(ALICE, &workspace).await.unwrap();
+    assert_eq!(environment.developer, "alice");
+    account(passwd);
+    (server, names)
+}
+
+#[tokio::test]
+async fn a_renamed_account_keeps_its_machine() {
+    let passwd = format!("alicia:x:{ALICE}:77::/home/alice:/bin/sh\n");
+    let (server, _names) = after_a_change_of_accounts(&passwd).await;
+    for (uid, name) in [(ALICE, "alicia".to_string()), (ALICE, ALICE.to_string()), (0, "alicia".into())] {
+        let answer = server.call(uid, Method::GET, &format!("/v1/machines/{name}"), None).await.unwrap();
+        let machine: Machine = serde_json::from_value(answer).unwrap();
+        assert_eq!((machine.developer.as_str(), machine.uid), ("alicia", ALICE));
+    }
+    let environments = server.call(ALICE, Method::GET, "/v1/environments", None).await.unwrap();
+    assert_eq!(environments[0]["developer"], "alicia");
+    let row = server.daemon.read(|db| Ok(machine_table::get(db, ALICE)?.unwrap())).await.unwrap();
+    // Files, control group and network keep their name.
+    assert_eq!((row.name.as_str(), row.gid), ("alice", 77));
+    assert_eq!(refused(server.call(ALICE, Method::GET, "/v1/machines/alice", None).await).0, 404);
+}
+
+#[tokio::test]
+async fn an_administrator_finds_a_renamed_machine_by_both_names() {
+    let passwd = format!("alicia:x:{ALICE}:{ALICE}::/home/alice:/bin/sh\n");
+    let (server, _names) = after_a_change_of_accounts(&passwd).await;
+    let stop = json!({"desired": "stopped"});
+    // The daemon has not heard of the new name yet.
+    server.client().put::<Machine>("/v1/machines/alice", &stop).await.unwrap();
+    let machine: Machine = server.client().put("/v1/machines/alicia", &stop).await.unwrap();
+    assert_eq!((machine.developer.as_str(), machine.uid, machine.desired), ("alicia", ALICE, Desired::Stopped));
+}
+
+#[tokio::test]
+async fn a_name_given_to_another_uid_is_another_machine() {
+    let passwd = format!("alice:x:{BOB}:{BOB}::/home/alice:/bin/sh\n");
+    let (server, _names) = after_a_change_of_accounts(&passwd).await;
+    let start = Some(json!({"desired": "running", "memory_mib": 256}));
+    server.call(BOB, Method::PUT, "/v1/machines/alice", start).await.unwrap();
+    let mine = server.call(BOB, Method::GET, "/v1/machines/alice", None).await.unwrap();
+    assert_eq!((mine["uid"].as_u64(), mine["developer"].as_str()), (Some(BOB.into()), Some("alice")));
+    let rows = server.daemon.read(machine_table::all).await.unwrap();
+    let names: Vec<_> = rows.iter().map(|row| (row.uid, row.name.clone(), row.owner.clone())).collect();
+    let theirs = (BOB, BOB.to_string(), "alice".to_string());
+    assert_eq!(names, [(ALICE, "alice".into(), ALICE.to_string()), theirs]);
+    // The uid that lost its account has a machine for administrators only.
+    let (status, message) = refused(server.call(ALICE, Method::GET, "/v1/machines", None).await);
+    assert!(status == 403 && message.contains("the uid has no account now"), "{message}");
+    let path = format!("/v1/machines/{ALICE}");
+    server.client().put::<Machine>(&path, &json!({"desired": "stopped"})).await.unwrap();
+    assert_eq!(refused(server.call(BOB, Method::GET, &path, None).await).0, 404);
+}
+
+#[tokio::test]
+async fn a_uid_given_to_another_person_is_refused_until_an_administrator_decides() {
+    let passwd = format!("bob:x:{ALICE}:{ALICE}::/home/bob:/bin/sh\n");
+    let (server, _names) = after_a_change_of_accounts(&passwd).await;
+    let path = format!("/v1/machines/{ALICE}");
+    for (method, path) in [(Method::GET, "/v1/environments"), (Method::GET, &path), (Method::PUT, "/v1/machines/bob")] {
+        let (status, message) = refused(server.call(ALICE, method, path, Some(json!({}))).await);
+        assert!(status == 403 && message.contains("was alice's, and the uid is bob's now"), "{path}: {message}");
+    }
+    let shown: Machine = server.client().get(&path).await.unwrap();
+    assert_eq!(shown.developer, "alice");
+    let give = |owner: &str| json!({"owner": owner});
+    assert_eq!(refused(server.client().put::<Machine>(&path, &give("eve")).await).0, 400);
+    let given: Machine = server.client().put(&path, &give("bob")).await.unwrap();
+    assert_eq!(given.developer, "bob");
+    let mine = server.call(ALICE, Method::GET, "/v1/machines/bob", None).await.unwrap();
+    assert_eq!(mine["uid"].as_u64(), Some(ALICE.into()));
+    let (status, _) = refused(server.call(ALICE, Method::PUT, &path, Some(give("bob"))).await);
+    assert_eq!(status, 403);
+}
+
+#[tokio::test]
+async fn administrators_are_who_the_name_service_says() {
+    let names = tempfile::tempdir().unwrap();
+    let service = name_service(names.path(), "");
+    fs::write(names.path().join("passwd"), format!("carol:x:{BOB}:{BOB}::/home/carol:/bin/sh\n")).unwrap();
+    let server = Server::with_names(service).await;
+    server.call(ALICE, Method::PUT, &format!("/v1/machines/{ALICE}"), Some(json!({}))).await.unwrap();
+    let seen = async || server.call(BOB, Method::GET, "/v1/machines", None).await.unwrap().as_array().unwrap().len();
+    assert_eq!(seen().await, 0);
+    // As a directory does it: the group lists nobody, the account has it.
+    fs::write(names.path().join("initgroups"), "carol 50\n").unwrap();
+    assert_eq!(seen().await, 1);
 }
 
 #[tokio::test]

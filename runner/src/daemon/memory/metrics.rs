@@ -6,7 +6,7 @@ use garret_api::runner::{MachineMemory, Means};
 
 use super::snapshot::Snapshot;
 
-/// All of it. Developers' names are plain words (see `Accounts::developer`): no label needs escaping.
+/// All of it. Developers' names are plain words (see `accounts::is_plain`): no label needs escaping.
 pub fn render(snapshot: &Snapshot) -> String {
     let mut page = Page::default();
     host(&mut page, snapshot);

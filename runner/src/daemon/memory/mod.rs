@@ -178,14 +178,14 @@ impl Keeper {
         let seen = || rows.iter().filter_map(|row| Some((row, self.watched.get(&row.uid)?.reports())));
         let machines = seen().filter_map(|(row, reports)| {
             let view = views_by_uid.get(&row.uid)?;
-            Some((row.uid, machine_memory(&row.developer, reports.oom_kills(), view, decision)))
+            Some((row.uid, machine_memory(&row.owner, reports.oom_kills(), view, decision)))
         });
         // As the machines' own lines have it: without what the VMMs may need.
         let promises = promises(rows, 0);
         self.daemon.memory.publish(Snapshot {
             host: host_memory(host, &promises, views),
             machines: machines.collect(),
-            broken_reports: seen().map(|(row, reports)| (row.developer.clone(), reports.broken())).collect(),
+            broken_reports: seen().map(|(row, reports)| (row.owner.clone(), reports.broken())).collect(),
             squeezes: self.squeezes.clone(),
         });
     }
@@ -193,11 +193,11 @@ impl Keeper {
     /// Counts what was done, and keeps it as events.
     async fn tell(&mut self, rows: &[MachineRow], notices: Vec<Notice>) -> anyhow::Result<()> {
         // Machines that are gone are forgotten here too.
-        self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.developer == *developer));
+        self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.owner == *developer));
         for notice in &notices {
             if let Some(row) = rows.iter().find(|row| row.uid == notice.uid) {
-                tracing::info!(machine = row.developer, means = ?notice.means, "{}", notice.reason);
-                *self.squeezes.entry((row.developer.clone(), notice.means)).or_default() += 1;
+                tracing::info!(machine = row.name, means = ?notice.means, "{}", notice.reason);
+                *self.squeezes.entry((row.owner.clone(), notice.means)).or_default() += 1;
             }
         }
         if notices.is_empty() {

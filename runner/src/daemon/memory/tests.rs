@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 
 use super::*;
+use crate::accounts::NameService;
 use crate::config::Config;
 use crate::daemon::admission::Host;
 use crate::daemon::state::tests::machine;
@@ -34,10 +35,11 @@ impl Rig {
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
         let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
-        let (daemon, _) = Daemon::new(config, network, host, Store::open(&dir.path().join("state.db")).unwrap());
+        let store = Store::open(&dir.path().join("state.db")).unwrap();
+        let (daemon, _) = Daemon::new(config, network, host, store, NameService::default());
         let row = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
         let told: Arc<Mutex<Vec<String>>> = Arc::default();
-        let socket = daemon.paths(&row.developer).api_socket();
+        let socket = daemon.paths(&row.name).api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), vmm(told.clone())).into_future());
         daemon

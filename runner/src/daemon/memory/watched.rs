@@ -41,7 +41,7 @@ pub struct Watched {
 impl Watched {
     /// Begins to watch.
     pub fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
-        let (uid, name) = (machine.uid, machine.developer.clone());
+        let (uid, name) = (machine.uid, machine.name.clone());
         let mut tasks = JoinSet::new();
         let hands = Hands::new(daemon, uid, &name, &mut tasks);
         let (reports, squeeze) = (Reports::default(), hands.squeeze.clone());
@@ -63,17 +63,14 @@ impl Watched {
 
     /// Looks; `None` if the machine has just ended.
     pub async fn look(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
-        let vmm = daemon.vmm(&machine.developer, LOOK);
+        let vmm = daemon.vmm(&machine.name, LOOK);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
-        let (usage, info, ()) = tokio::join!(
-            measure(&machine.developer, protect),
-            vmm.get("/v1/memory"),
-            find_state(daemon, machine, &vmm)
-        );
+        let (usage, info, ()) =
+            tokio::join!(measure(&machine.name, protect), vmm.get("/v1/memory"), find_state(daemon, machine, &vmm));
         match info {
             Ok(info) => self.info = Some(info),
-            Err(error) => tracing::debug!(machine = machine.developer, "no memory figures: {error}"),
+            Err(error) => tracing::debug!(machine = machine.name, "no memory figures: {error}"),
         }
         let (usage, trouble) = usage?;
         if trouble.is_none() {

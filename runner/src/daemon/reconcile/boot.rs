@@ -28,7 +28,7 @@ impl Driver {
     pub(super) async fn adopt(&mut self) -> anyhow::Result<()> {
         let uid = self.uid;
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
-        let paths = self.daemon.paths(&machine.developer);
+        let paths = self.daemon.paths(&machine.name);
         self.since = Instant::now();
         self.vmm = match &machine.vmm {
             Some(id) => match VmmProcess::find(id)? {
@@ -40,7 +40,7 @@ impl Driver {
         };
         self.adopted = matches!(self.vmm, Life::Booting(_));
         if let Life::Booting(process) = &self.vmm {
-            tracing::info!(machine = machine.developer, pid = process.id.pid, "adopted");
+            tracing::info!(machine = machine.name, pid = process.id.pid, "adopted");
             self.remember(process.id.clone()).await?;
         } else if matches!(self.vmm, Life::Absent) && machine.phase != MachinePhase::Failed {
             // Whatever an earlier runner was about to do, there is no VMM.
@@ -90,7 +90,7 @@ impl Driver {
         let launched = self.start_vmm(machine).await;
         match launched {
             Ok(pid) => {
-                tracing::info!(machine = machine.developer, pid, "launched");
+                tracing::info!(machine = machine.name, pid, "launched");
                 self.daemon.memory.standing.started(uid);
                 self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
                 if let Life::Booting(process) = &self.vmm {
@@ -108,10 +108,10 @@ impl Driver {
     async fn start_vmm(&self, machine: &MachineRow) -> anyhow::Result<u32> {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
-            let data_disk = daemon.data_folder(&machine.developer).join("data.img");
+            let data_disk = daemon.data_folder(&machine.name).join("data.img");
             disk::make(&daemon.artifacts.data_template, &data_disk)?;
             host::launch(&Launch {
-                name: &machine.developer,
+                name: &machine.name,
                 slot: Slot(machine.slot),
                 uid: machine.uid,
                 gid: machine.gid,
@@ -121,7 +121,7 @@ impl Driver {
                 memory_overhead_mib: daemon.config.machine.memory_overhead_mib,
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
-                paths: &daemon.paths(&machine.developer),
+                paths: &daemon.paths(&machine.name),
                 network: &daemon.network,
             })
         })
@@ -130,7 +130,7 @@ impl Driver {
 
     /// Waits until the agent answers and tells it of its host. A change of mind or the VMM's end interrupts.
     pub(super) async fn greet(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        let agent = self.daemon.agent(&machine.developer, TRY);
+        let agent = self.daemon.agent(&machine.name, TRY);
         let deadline = Duration::from_secs(self.daemon.config.machine.boot_deadline_s);
         tokio::select! {
             () = self.vmm.ended() => self.vmm = Life::Dead,
@@ -141,7 +141,7 @@ impl Driver {
                 self.daemon.memory.standing.running(self.uid).await;
                 answer(&agent).await
             } => {
-                tracing::info!(machine = machine.developer, agent = info.version, "the agent answers");
+                tracing::info!(machine = machine.name, agent = info.version, "the agent answers");
                 self.set_up(machine).await?;
             }
         }
@@ -179,7 +179,7 @@ impl Driver {
 
     async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let setup = self.machine_setup(machine).await;
-        let agent = self.daemon.agent(&machine.developer, SETUP_DEADLINE);
+        let agent = self.daemon.agent(&machine.name, SETUP_DEADLINE);
         let told = tokio::select! {
             () = self.vmm.ended() => {
                 self.vmm = Life::Dead;
@@ -189,7 +189,7 @@ impl Driver {
         };
         if let Err(error) = told {
             if self.adopted {
-                tracing::warn!(machine = machine.developer, "the agent refuses its setup: {error}");
+                tracing::warn!(machine = machine.name, "the agent refuses its setup: {error}");
                 tokio::time::sleep(PAUSE).await;
                 return Ok(());
             }
@@ -243,7 +243,7 @@ impl Driver {
             },
         };
         MachineSetup {
-            hostname: hostname(&machine.developer),
+            hostname: hostname(&machine.name),
             network: Some(host::guest_network(Slot(machine.slot), &self.daemon.network)),
             ca_bundle,
             registry_mirrors: config.registry_mirrors.clone(),

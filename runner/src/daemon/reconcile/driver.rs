@@ -149,7 +149,7 @@ impl Driver {
         self.count_boots(&machine, wish);
         let noted = self.note(&machine).await;
         let action = next_action(&self.observe(&machine, &environments), wish);
-        tracing::debug!(machine = machine.developer, ?action);
+        tracing::debug!(machine = machine.name, ?action);
         if action != Action::Launch && !matches!(self.vmm, Life::Booting(_)) {
             self.turn = JoinSet::new();
         }
@@ -337,13 +337,13 @@ impl Driver {
         if self.daemon.memory.standing.state(self.uid) == State::Paused {
             return Ok(());
         }
-        let agent = self.daemon.agent(&machine.developer, REFRESH_DEADLINE);
+        let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
         let statuses: Vec<EnvironmentStatus> = tokio::select! {
             () = self.vmm.ended() => return Ok(()),
             statuses = agent.get("/v1/environments") => match statuses {
                 Ok(statuses) => statuses,
                 Err(error) => {
-                    tracing::warn!(machine = machine.developer, "the agent does not say how its environments are: {error}");
+                    tracing::warn!(machine = machine.name, "the agent does not say how its environments are: {error}");
                     return Ok(());
                 }
             },
@@ -366,7 +366,7 @@ impl Driver {
             return Ok(());
         }
         let id = row.id.clone();
-        let run = runs::Run { daemon: self.daemon.clone(), machine: machine.developer.clone(), row };
+        let run = runs::Run { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
         let machine = machine.clone();
         let handle = self.tasks.spawn(async move {
             let _needed = run.daemon.wake(&machine).await;
@@ -387,7 +387,7 @@ impl Driver {
 
     /// Binds the workspace into the machine, opened anew with its developer's rights each time.
     async fn share(&self, machine: &MachineRow, row: &EnvironmentRow) -> Result<(), garret_api::Problem> {
-        let (paths, id) = (self.daemon.paths(&machine.developer), row.id.clone());
+        let (paths, id) = (self.daemon.paths(&machine.name), row.id.clone());
         let (uid, folder) = (row.uid, row.workspace.clone());
         let shared = tokio::task::spawn_blocking(move || {
             let workspace = workspace::open_as(uid, &folder)?;

@@ -32,8 +32,8 @@ impl Driver {
         self.cancel_all().await;
         self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await?;
         let _needed = self.daemon.wake(machine).await;
-        let agent = self.daemon.agent(&machine.developer, HEARD);
-        let vmm = self.daemon.vmm(&machine.developer, HEARD);
+        let agent = self.daemon.agent(&machine.name, HEARD);
+        let vmm = self.daemon.vmm(&machine.name, HEARD);
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
         let asked = match self.vmm {
@@ -43,7 +43,7 @@ impl Driver {
         };
         let patience = if asked.is_ok() { patience } else { Duration::ZERO };
         if tokio::time::timeout(patience, process.ended()).await.is_err() {
-            tracing::warn!(machine = machine.developer, "the guest does not power off: its VMM is ended");
+            tracing::warn!(machine = machine.name, "the guest does not power off: its VMM is ended");
             // Whether it hears or not, the deadline decides.
             let _ = vmm.post("/v1/shutdown").await;
             if tokio::time::timeout(VMM_DEADLINE, process.ended()).await.is_err() {
@@ -63,15 +63,15 @@ impl Driver {
         // A runner that was killed while it stopped the machine leaves only the wish.
         let asked = self.asked || machine.removed || machine.desired == Desired::Stopped;
         let end = tokio::task::spawn_blocking(move || {
-            let paths = daemon.paths(&row.developer);
+            let paths = daemon.paths(&row.name);
             let end = End {
                 last_words: last_words(&paths.last_words()),
-                out_of_memory: host::oom_kills(&row.developer) > 0,
+                out_of_memory: host::oom_kills(&row.name) > 0,
                 log: tail(&paths.vmm_log()),
                 asked,
                 earlier_reboots,
             };
-            host::clean_up(&row.developer, Slot(row.slot), &paths)?;
+            host::clean_up(&row.name, Slot(row.slot), &paths)?;
             anyhow::Ok(end)
         })
         .await??;
@@ -79,7 +79,7 @@ impl Driver {
         if let Some(why) = self.blame.take() {
             verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
         }
-        tracing::info!(machine = machine.developer, phase = ?verdict.phase, "ended: {}", verdict.reason);
+        tracing::info!(machine = machine.name, phase = ?verdict.phase, "ended: {}", verdict.reason);
         if verdict.next == Next::StartAgain {
             self.reboots.push(Instant::now());
         }
@@ -111,9 +111,9 @@ impl Driver {
     pub(super) async fn erase(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let (daemon, row) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
-            let paths = daemon.paths(&row.developer);
-            host::clean_up(&row.developer, Slot(row.slot), &paths)?;
-            for folder in [daemon.data_folder(&row.developer), paths.run] {
+            let paths = daemon.paths(&row.name);
+            host::clean_up(&row.name, Slot(row.slot), &paths)?;
+            for folder in [daemon.data_folder(&row.name), paths.run] {
                 remove_folder(&folder)?;
             }
             anyhow::Ok(())
@@ -121,7 +121,7 @@ impl Driver {
         .await??;
         let uid = self.uid;
         self.daemon.write(move |db| machines::forget(db, uid)).await?;
-        tracing::info!(machine = machine.developer, "removed");
+        tracing::info!(machine = machine.name, "removed");
         Ok(())
     }
 }

@@ -35,7 +35,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Event> {
 pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happening) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO events (at_ms, uid, developer, environment, what)
-         SELECT ?, uid, developer, ?, ? FROM machines WHERE uid = ?",
+         SELECT ?, uid, owner, ?, ? FROM machines WHERE uid = ?",
     )?
     .execute(params![now_ms(), environment, json(what)?, uid])?;
     db.prepare_cached(

@@ -1,5 +1,9 @@
 //! The table of machines: one row per developer.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
 use garret_api::runner::{Desired, Happening, MachinePhase};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -24,8 +28,14 @@ pub struct MachineRow {
     pub uid: u32,
     /// The developer's primary group.
     pub gid: u32,
-    /// The developer's name, which is the machine's.
-    pub developer: String,
+    /// The machine's name: its files, control group and network are called so. It never changes.
+    pub name: String,
+    /// What the developer is called now: the account's name, or the uid's digits.
+    pub owner: String,
+    /// The account's own name, as it was last seen; none if the uid had no account.
+    pub account: Option<String>,
+    /// The account's home folder, as it was last seen.
+    pub home: Option<PathBuf>,
     /// Its place in the address pool.
     pub slot: u16,
     /// What should be.
@@ -50,14 +60,14 @@ pub struct MachineRow {
     pub vmm: Option<VmmId>,
 }
 
-const COLUMNS: &str = "uid, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason, since, vmm,
-    guaranteed_mib, weight FROM machines";
+const COLUMNS: &str = "uid, gid, name, slot, desired, removed, vcpus, memory_mib, phase, reason, since, vmm,
+    guaranteed_mib, weight, owner, account, home FROM machines";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
         uid: row.get(0)?,
         gid: row.get(1)?,
-        developer: row.get(2)?,
+        name: row.get(2)?,
         slot: row.get(3)?,
         desired: row.get::<_, Json<_>>(4)?.0,
         removed: row.get(5)?,
@@ -69,12 +79,15 @@ fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         vmm: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
         guaranteed_mib: row.get(12)?,
         weight: row.get(13)?,
+        owner: row.get(14)?,
+        account: row.get(15)?,
+        home: row.get::<_, Option<Vec<u8>>>(16)?.map(|home| OsString::from_vec(home).into()),
     })
 }
 
 /// All machines, by name.
 pub fn all(db: &Connection) -> rusqlite::Result<Vec<MachineRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY developer"))?.query_map([], row)?.collect()
+    db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
 }
 
 /// The machine of this uid.
@@ -82,25 +95,42 @@ pub fn get(db: &Connection, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
 }
 
-/// The machine of this developer.
-pub fn by_developer(db: &Connection, developer: &str) -> rusqlite::Result<Option<MachineRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE developer = ?"))?.query_row([developer], row).optional()
+/// The machine whose developer was last seen under this name.
+pub fn by_owner(db: &Connection, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE owner = ?"))?.query_row([owner], row).optional()
+}
+
+/// Whether no other machine has this name.
+pub fn is_free(db: &Connection, name: &str) -> rusqlite::Result<bool> {
+    Ok(!db.prepare_cached("SELECT 1 FROM machines WHERE name = ?")?.exists([name])?)
+}
+
+/// Keeps who the developer is now. Another machine that went by this name goes by its uid from now on.
+pub fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
+    let MachineRow { uid, gid, owner, account, home, .. } = machine;
+    db.prepare_cached("UPDATE machines SET owner = CAST(uid AS TEXT) WHERE owner = ? AND uid != ?")?
+        .execute(params![owner, uid])?;
+    let home = home.as_ref().map(|home| home.as_os_str().as_bytes());
+    db.prepare_cached("UPDATE machines SET gid = ?, owner = ?, account = ?, home = ? WHERE uid = ?")?
+        .execute(params![gid, owner, account, home, uid])?;
+    Ok(())
 }
 
 /// Writes a new machine, or what a request may change of an old one (wish and figures, not what is observed).
 pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "INSERT INTO machines (uid, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
+        "INSERT INTO machines (uid, gid, name, owner, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
              guaranteed_mib, weight)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (uid) DO UPDATE SET gid = excluded.gid, desired = excluded.desired, removed = excluded.removed,
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (uid) DO UPDATE SET desired = excluded.desired, removed = excluded.removed,
              vcpus = excluded.vcpus, memory_mib = excluded.memory_mib, guaranteed_mib = excluded.guaranteed_mib,
              weight = excluded.weight",
     )?
     .execute(params![
         machine.uid,
         machine.gid,
-        machine.developer,
+        machine.name,
+        machine.owner,
         machine.slot,
         json(&machine.desired)?,
         machine.removed,
@@ -112,7 +142,7 @@ pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
         machine.guaranteed_mib,
         machine.weight,
     ])?;
-    Ok(())
+    set_owner(db, machine)
 }
 
 /// The lowest slot no machine has, below `slots`.

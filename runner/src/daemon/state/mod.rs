@@ -3,6 +3,7 @@
 pub mod environments;
 pub mod events;
 pub mod machines;
+mod room;
 mod schema;
 #[cfg(test)]
 pub mod tests;
@@ -23,6 +24,9 @@ pub use environments::EnvironmentRow;
 pub use events::Scope;
 pub use machines::{MachineRow, VmmId};
 
+/// How many jobs lie between two looks at the room that is left.
+const ROOM_INTERVAL: usize = 64;
+
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// A handle to the state; cheap to clone.
@@ -40,10 +44,17 @@ impl Store {
         let mut connection =
             Connection::open(path).with_context(|| format!("cannot open the state in {}", path.display()))?;
         schema::prepare(&mut connection).with_context(|| format!("cannot use the state in {}", path.display()))?;
+        if let Err(error) = room::make(&connection) {
+            tracing::error!("no room on the disk for the state in {}: {error}", path.display());
+        }
         let (jobs, inbox) = mpsc::channel::<Job>();
         thread::Builder::new().name("state".into()).spawn(move || {
-            for job in inbox {
+            for (count, job) in inbox.into_iter().enumerate() {
                 job(&mut connection);
+                if count % ROOM_INTERVAL == 0 {
+                    // On a full disk there is none to be had; the jobs themselves say so.
+                    let _ = room::keep(&connection);
+                }
             }
         })?;
         Ok(Self { jobs })

@@ -51,6 +51,13 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE environments ADD COLUMN rebuild_key TEXT;
     CREATE INDEX events_of_environment ON events (uid, environment, id);
 ",
+    "
+    ALTER TABLE machines RENAME COLUMN developer TO name;
+    ALTER TABLE machines ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN account TEXT;
+    ALTER TABLE machines ADD COLUMN home BLOB;
+    UPDATE machines SET owner = name, account = CASE WHEN name GLOB '[0-9]*' THEN NULL ELSE name END;
+",
 ];
 
 /// Brings the state up to date.

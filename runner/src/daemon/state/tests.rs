@@ -10,7 +10,10 @@ pub fn machine(uid: u32) -> MachineRow {
     MachineRow {
         uid,
         gid: uid,
-        developer: format!("dev{uid}"),
+        name: format!("dev{uid}"),
+        owner: format!("dev{uid}"),
+        account: Some(format!("dev{uid}")),
+        home: Some(format!("/home/dev{uid}").into()),
         slot: uid as u16,
         desired: Desired::Stopped,
         removed: false,
@@ -63,10 +66,26 @@ fn what_is_written_is_read_again() {
     row.vmm = Some(VmmId { pid: 4, started: 5, boot_id: "b".into() });
     machines::set_vmm(&db, 7, row.vmm.as_ref()).unwrap();
     assert_eq!(machines::get(&db, 7).unwrap().as_ref(), Some(&row));
-    assert_eq!(machines::by_developer(&db, "dev7").unwrap(), Some(row));
+    assert_eq!(machines::by_owner(&db, "dev7").unwrap(), Some(row));
     let environment = environment(7, "a-1");
     environments::put(&db, &environment).unwrap();
     assert_eq!(environments::get(&db, "a-1").unwrap(), Some(environment));
+}
+
+#[test]
+fn a_name_is_shown_for_the_machine_that_has_it_now() {
+    let db = memory();
+    machines::put(&db, &machine(1)).unwrap();
+    machines::put(&db, &machine(2)).unwrap();
+    let renamed = MachineRow { owner: "dev1".into(), account: Some("dev1".into()), ..machine(2) };
+    machines::set_owner(&db, &renamed).unwrap();
+    let row = |uid| machines::get(&db, uid).unwrap().unwrap();
+    assert_eq!((row(1).owner.as_str(), row(1).name.as_str(), row(1).account.as_deref()), ("1", "dev1", Some("dev1")));
+    assert_eq!((row(2).owner.as_str(), row(2).name.as_str()), ("dev1", "dev2"));
+    assert_eq!(machines::by_owner(&db, "dev1").unwrap().unwrap().uid, 2);
+    assert!(!machines::is_free(&db, "dev2").unwrap() && machines::is_free(&db, "dev3").unwrap());
+    machines::set_phase(&db, 2, MachinePhase::Starting, "asked").unwrap();
+    assert_eq!(events::after(&db, 0, &Scope::All).unwrap()[0].developer, "dev1");
 }
 
 #[test]
@@ -258,6 +277,10 @@ fn machines_of_an_older_state_get_a_guarantee() {
     }
     schema::prepare(&mut connection).unwrap();
     let rows = machines::all(&connection).unwrap();
+    assert_eq!(
+        (rows[0].name.as_str(), rows[0].owner.as_str(), rows[0].account.as_deref()),
+        ("dev1", "dev1", Some("dev1"))
+    );
     let figures: Vec<_> = rows.iter().map(|row| (row.memory_mib, row.guaranteed_mib, row.weight)).collect();
     assert_eq!(figures, [(256, 256, 100), (600, 256, 100), (8192, 2048, 100)]);
 }
@@ -284,6 +307,52 @@ fn a_newer_state_is_refused() {
     assert!(error.contains("a newer garret has written it"), "{error}");
 }
 
+/// A small file system of its own.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        use rustix::mount::{MountFlags, mount};
+        assert!(rustix::process::geteuid().is_root(), "this test needs root, as the daemon does");
+        let dir = tempfile::tempdir().unwrap();
+        mount("none", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=32m")).unwrap();
+        Self(dir)
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.path().join("full")).unwrap();
+        while std::io::Write::write_all(&mut file, &[7; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_machines_can_still_be_stopped() {
+    let disk = SmallDisk::new();
+    let store = Store::open(&disk.0.path().join("state.db")).unwrap();
+    for uid in 0..20 {
+        store.run(move |db| machines::put(db, &machine(uid))).await.unwrap();
+    }
+    disk.fill();
+    for uid in 0..20 {
+        store
+            .run(move |db| {
+                machines::put(db, &MachineRow { desired: Desired::Stopped, ..machine(uid) })?;
+                machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")
+            })
+            .await
+            .unwrap();
+        store.run(move |db| machines::set_phase(db, uid, MachinePhase::Stopped, "stopped")).await.unwrap();
+    }
+    let rows = store.run(machines::all).await.unwrap();
+    assert!(rows.iter().all(|row| row.phase == MachinePhase::Stopped));
+}
+
 #[tokio::test]
 async fn a_failed_job_leaves_nothing_behind_and_a_reopened_state_has_the_rest() {
     let dir = tempfile::tempdir().unwrap();
@@ -293,7 +362,7 @@ async fn a_failed_job_leaves_nothing_behind_and_a_reopened_state_has_the_rest() 
     let failed = store
         .run(|db| {
             machines::put(db, &machine(2))?;
-            machines::put(db, &MachineRow { developer: "dev1".into(), ..machine(3) })
+            machines::put(db, &MachineRow { name: "dev1".into(), ..machine(3) })
         })
         .await;
     assert!(failed.is_err());
@@ -302,7 +371,7 @@ async fn a_failed_job_leaves_nothing_behind_and_a_reopened_state_has_the_rest() 
     let names = seen.clone();
     again
         .run(move |db| {
-            names.lock().unwrap().extend(machines::all(db)?.into_iter().map(|row| row.developer));
+            names.lock().unwrap().extend(machines::all(db)?.into_iter().map(|row| row.name));
             Ok(())
         })
         .await

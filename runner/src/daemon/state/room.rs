@@ -1,0 +1,30 @@
+//! Room for the state on a full disk: free pages inside the database and blocks that its log has already, so that
+//! stops and ends of machines can still be written. Guests' disks may share the file system and fill it.
+
+use rusqlite::Connection;
+
+/// The room, in bytes: hundreds of changes.
+const ROOM: u64 = 4 << 20;
+
+/// Makes the room if less than half of it is left.
+///
+/// # Errors
+/// The disk is full already.
+pub(super) fn keep(db: &Connection) -> rusqlite::Result<()> {
+    let pages: u64 = db.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+    let page_size: u64 = db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+    if pages * page_size < ROOM / 2 { make(db) } else { Ok(()) }
+}
+
+/// Makes the room. Pages that a table gives up stay in the database, and the log keeps its length: both are written
+/// again in place.
+///
+/// # Errors
+/// The disk is full already.
+pub(super) fn make(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch(&format!(
+        "DROP TABLE IF EXISTS room;
+         BEGIN; CREATE TABLE room (bytes BLOB); INSERT INTO room VALUES (zeroblob({ROOM})); COMMIT;
+         DROP TABLE room;"
+    ))
+}
