@@ -1,0 +1,61 @@
+//! What happens when several clients want different things, and when there should be two daemons.
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stage::{ALICE, Developer, Workspace, wait_until};
+
+const ROOT: Developer = Developer { name: "root", uid: 0 };
+
+#[test]
+fn up_ends_when_another_client_stops_or_removes_the_environment() {
+    let workspace = Workspace::with_image(ALICE, "contested", r#", "postCreateCommand": "sleep 600""#);
+    for (order, said) in [("stop", "was stopped"), ("rm", "was removed")] {
+        let up = thread::scope(|scope| {
+            let up = scope.spawn(|| ALICE.garret(&["up", "--rebuild", workspace.str()]));
+            wait_until("the command runs", 300, || {
+                let line = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep [6]00'";
+                ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]).status == 0
+            });
+            let id = workspace.environment()["id"].as_str().unwrap().to_owned();
+            let begun = Instant::now();
+            ROOT.garret(&[order, &id]).ok();
+            let ended = up.join().unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(90), "{order}: {:?}", begun.elapsed());
+            ended
+        });
+        up.fails_with(&[said]);
+    }
+}
+
+#[test]
+fn start_ends_when_another_client_stops_the_machine() {
+    ALICE.garret(&["start", "--machine"]).ok();
+    ALICE.garret(&["stop", "--machine"]).ok();
+    let start = thread::scope(|scope| {
+        let start = scope.spawn(|| ALICE.garret(&["start", "--machine"]));
+        wait_until("the machine starts", 60, || ALICE.machine()["phase"] == "starting");
+        ROOT.garret(&["stop", "--machine=alice"]).ok();
+        start.join().unwrap()
+    });
+    start.fails_with(&["the machine did not start"]);
+    ALICE.garret(&["start", "--machine"]).ok();
+}
+
+#[test]
+fn a_second_daemon_ends_with_one_line_and_sighup_ends_none() {
+    let second = Command::new("garret").args(["daemon", "--socket", "/run/garret/second.sock"]).output().unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(said.lines().count() == 1 && said.contains("another garret daemon uses /"), "{said}");
+    let found = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().unwrap();
+    let pid: i32 = String::from_utf8(found.stdout).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
+    thread::sleep(Duration::from_secs(2));
+    let again = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().unwrap();
+    assert_eq!(String::from_utf8(again.stdout).unwrap().trim(), pid.to_string());
+    ALICE.garret(&["ls"]).ok();
+}
