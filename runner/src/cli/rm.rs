@@ -18,7 +18,7 @@ pub struct Rm {
     target: Target,
     #[command(flatten)]
     machine: MachineFlag,
-    /// Do not ask.
+    /// Do not ask; needed for a machine where there is no terminal to ask on.
     #[arg(short, long)]
     yes: bool,
 }

@@ -472,6 +472,7 @@ async fn a_stop_that_cannot_be_written_stops_all_the_same() {
 async fn after_a_change_of_accounts(passwd: &str) -> (Server, TempDir) {
     let names = tempfile::tempdir().unwrap();
     let service = name_service(names.path(), "");
+    fs::write(names.path().join("group"), "garret:x:50:\n").unwrap();
     let account = |line: &str| fs::write(names.path().join("passwd"), line).unwrap();
     account(&format!("alice:x:{ALICE}:{ALICE}::/home/alice:/bin/sh\n"));
     let server = Server::with_names(service).await;
