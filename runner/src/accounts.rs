@@ -315,7 +315,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_name_service_is_not_waited_for_and_says_nothing() {
+    async fn a_silent_name_service_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let names = name_service(dir.path(), "exec sleep 1000");
         let begun = std::time::Instant::now();

@@ -532,7 +532,7 @@ async fn a_name_given_to_another_uid_is_another_machine() {
 }
 
 #[tokio::test]
-async fn a_uid_given_to_another_person_is_refused_until_an_administrator_decides() {
+async fn a_uid_of_another_person_is_refused_until_it_is_given() {
     let passwd = format!("bob:x:{ALICE}:{ALICE}::/home/bob:/bin/sh\n");
     let (server, _names) = after_a_change_of_accounts(&passwd).await;
     let path = format!("/v1/machines/{ALICE}");

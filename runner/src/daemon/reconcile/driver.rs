@@ -323,7 +323,8 @@ impl Driver {
                     machine.desired == Desired::Running && !machine.removed && machine.phase != MachinePhase::Failed;
                 let problem = Problem::new("stopped", format!("the machine does not run: {}", machine.reason));
                 for row in environments::of_machine(db, uid)? {
-                    if !row.settled() && !row.removed && !(starts && row.desired == Desired::Running) {
+                    let waits = row.removed || (starts && row.desired == Desired::Running);
+                    if !waits && !row.settled() {
                         environments::end_without_machine(db, row, Some(&problem))?;
                     }
                 }

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn environments_come_up_a_few_at_a_time_and_others_stop_meanwhile() {
+    fn environments_come_up_a_few_at_a_time_while_others_stop() {
         let environment = |at: usize, wish, busy: bool| {
             let work = busy.then_some(Work { wish, generation: 1 });
             Environment { id: at.to_string(), wish, generation: 1, observed_generation: 0, work, beginning: busy }
