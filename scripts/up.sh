@@ -24,4 +24,4 @@ fi
 echo "up: this machine has no hardware virtualization: running in the emulated host" >&2
 line=$(printf '%q ' garret "${arguments[@]}")
 driver=$here/../target/x86_64-unknown-linux-gnu/release/garret-integration
-as_root env "USER=${USER:-root}" "$driver" host --share "$workspace" --as "$(id -u):$(id -g)" "$line"
+as_root env "USER=${USER:-root}" "$driver" host --run-as-developer --share "$workspace" --as "$(id -u):$(id -g)" "$line"

@@ -130,17 +130,24 @@ impl fmt::Display for Target {
 pub struct Client {
     target: Target,
     deadline: Duration,
+    process: Option<u32>,
 }
 
 impl Client {
     /// A client of the API on a Unix socket (runner, VMM).
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
-        Self { target: Target::Unix(socket.into()), deadline: DEADLINE }
+        Self { target: Target::Unix(socket.into()), deadline: DEADLINE, process: None }
     }
 
     /// A client of the API on a vsock port of a guest (agent), through its VMM's vsock socket.
     pub fn vsock(socket: impl Into<PathBuf>, port: u32) -> Self {
-        Self { target: Target::Vsock { socket: socket.into(), port }, deadline: DEADLINE }
+        Self { target: Target::Vsock { socket: socket.into(), port }, deadline: DEADLINE, process: None }
+    }
+
+    /// The same, refusing every peer but the process with this id, by the socket's credentials.
+    pub fn of_process(mut self, pid: u32) -> Self {
+        self.process = Some(pid);
+        self
     }
 
     /// The same with another deadline per call.
@@ -253,6 +260,12 @@ impl Client {
         let path = self.target.path();
         let mut stream =
             UnixStream::connect(path).await.map_err(|source| Error::Connect { path: path.to_owned(), source })?;
+        if let Some(expected) = self.process {
+            let found = stream.peer_cred().map_err(|error| self.broken(error))?.pid();
+            if found.and_then(|pid| u32::try_from(pid).ok()) != Some(expected) {
+                return Err(self.broken(format!("another process than {expected} listens on the socket")));
+            }
+        }
         if let Target::Vsock { port, .. } = self.target {
             self.shake_hands(&mut stream, port).await?;
         }

@@ -1,6 +1,6 @@
 //! The machine API: one `garret-vmm` process is one machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -154,9 +154,29 @@ fn default_fd_limit() -> u64 {
 pub struct VsockConfig {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// The listening Unix socket, made by the VMM.
+    /// The Unix socket that clients connect to.
+    pub socket: SocketAt,
+}
+
+/// A Unix socket of the VMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum SocketAt {
+    /// An inherited descriptor of a bound stream socket. Guests reach no socket of the host through it.
+    Descriptor(i32),
+    /// A path, where the VMM makes it.
     #[schema(value_type = String)]
-    pub socket: PathBuf,
+    Path(PathBuf),
+}
+
+impl SocketAt {
+    /// Its path, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Descriptor(_) => None,
+        }
+    }
 }
 
 /// The virtio-balloon device.

@@ -106,6 +106,21 @@ pub struct MachineDefaults {
     pub boot_deadline_s: u64,
     /// How long a machine may take to power off before it is killed, in seconds.
     pub stop_deadline_s: u64,
+    /// Who a machine's VMM runs as.
+    pub run_as: RunAs,
+    /// The first uid of machines that have uids of their own; each has this one plus its place in the address pool.
+    pub first_uid: u32,
+}
+
+/// Who a machine's VMM runs as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunAs {
+    /// A uid of its own, which no account has. Workspaces must be on a file system with id-mapped mounts.
+    #[default]
+    OwnUid,
+    /// The developer: for workspaces on NFS and others without id-mapped mounts.
+    Developer,
 }
 
 impl Default for MachineDefaults {
@@ -118,6 +133,9 @@ impl Default for MachineDefaults {
             memory_overhead_mib: 256,
             boot_deadline_s: 120,
             stop_deadline_s: 60,
+            run_as: RunAs::OwnUid,
+            // Between what systemd hands out to containers and the ids that do not fit a signed number.
+            first_uid: 2_000_000_000,
         }
     }
 }

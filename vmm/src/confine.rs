@@ -14,7 +14,7 @@ use landlock::{
 const RIGHTS: ABI = ABI::V5;
 
 /// Confines the calling thread and all it will make. `folders`: of the sockets, where files are made and removed.
-pub fn confine(config: &MachineConfig, api: &Path) -> Result<(), RulesetError> {
+pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<(), RulesetError> {
     let rules = rules(config, api);
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;
     for (access, paths) in rules {
@@ -24,7 +24,7 @@ pub fn confine(config: &MachineConfig, api: &Path) -> Result<(), RulesetError> {
     ruleset.restrict_self().map(drop)
 }
 
-fn rules(config: &MachineConfig, api: &Path) -> Vec<(BitFlags<AccessFs>, Vec<PathBuf>)> {
+fn rules(config: &MachineConfig, api: Option<&Path>) -> Vec<(BitFlags<AccessFs>, Vec<PathBuf>)> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = read | AccessFs::WriteFile | AccessFs::Truncate;
     let devices = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
@@ -32,7 +32,7 @@ fn rules(config: &MachineConfig, api: &Path) -> Vec<(BitFlags<AccessFs>, Vec<Pat
     // A guest makes no device nodes in a share, executes nothing on the host, and reaches no device behind one.
     let share = AccessFs::from_all(RIGHTS)
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let sockets = config.vsock.iter().map(|vsock| vsock.socket.as_path()).chain([api]);
+    let sockets = config.vsock.iter().filter_map(|vsock| vsock.socket.path()).chain(api);
     let made = sockets.chain(config.console.log.as_deref()).map(folder).collect();
     let images = std::iter::once(&config.kernel.image).chain(&config.kernel.initrd).chain(&config.root).cloned();
     vec![
@@ -77,7 +77,7 @@ mod tests {
         let config = serde_json::from_value(config).unwrap();
         // On a thread of its own: it cannot be undone.
         let confined = std::thread::spawn(move || {
-            confine(&config, &path("run/api.sock")).unwrap();
+            confine(&config, Some(&path("run/api.sock"))).unwrap();
             assert_eq!(fs::read(path("vmlinux")).unwrap(), b"vmlinux");
             fs::write(path("disk"), "new").unwrap();
             fs::write(path("share/inner/file"), "").unwrap();

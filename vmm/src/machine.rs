@@ -79,8 +79,8 @@ impl Machine {
         if let Err(busy) = self.pci.pause(deadline) {
             tracing::warn!("{busy}");
         }
-        if let Some(vsock) = &self.config.vsock {
-            let _ = std::fs::remove_file(&vsock.socket); // the API server removes its own
+        if let Some(socket) = self.config.vsock.as_ref().and_then(|vsock| vsock.socket.path()) {
+            let _ = std::fs::remove_file(socket); // the API server removes its own
         }
     }
 

@@ -33,6 +33,9 @@ pub struct Options {
     /// Folder of this machine to share, at the same path inside (and as /share); the command runs in it
     #[arg(long, value_name = "FOLDER")]
     pub share: Option<PathBuf>,
+    /// Let machines run as their developers, so that workspaces can lie in SHARE (which has no id-mapped mounts)
+    #[arg(long)]
+    pub run_as_developer: bool,
     /// Run the command as this account instead of root: it is made inside, named by USER
     #[arg(long = "as", value_name = "UID:GID", value_parser = account)]
     pub account: Option<(u32, u32)>,

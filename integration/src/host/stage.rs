@@ -164,6 +164,7 @@ fn job(options: &Options, share: Option<&Path>) -> anyhow::Result<String> {
         ("TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".into())),
         ("ROWS", size.map_or(24, |size| size.ws_row).to_string()),
         ("COLUMNS", size.map_or(80, |size| size.ws_col).to_string()),
+        ("RUN_AS_DEVELOPER", u8::from(options.run_as_developer).to_string()),
         ("DAEMON", u8::from(!options.no_runner).to_string()),
     ];
     Ok(values.iter().map(|(name, value)| format!("JOB_{name}={}\n", quoted(value))).collect())

@@ -8,6 +8,7 @@ mod devcontainer;
 mod exec;
 mod isolation;
 mod life;
+mod neighbor;
 mod ownership;
 mod settings;
 mod stage;

@@ -26,7 +26,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use garret_api::client::{Client, Error};
 
-use crate::host::jail;
+use crate::host::{jail, share};
 
 /// The status of a command that was to run in a container and could not be started.
 const NOT_RUN: u8 = 125;
@@ -81,6 +81,12 @@ enum Command {
         /// What it is made of.
         spec: String,
     },
+    /// Open a workspace as its developer, and mount it into their machine.
+    #[command(hide = true)]
+    Share {
+        /// Which, and where.
+        spec: String,
+    },
 }
 
 /// Runs the command that the process was started with.
@@ -101,9 +107,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<u8> {
-    // The jail gives up its rights, which a process with several threads could only do in part.
-    if let Command::Jail { spec } = &arguments.command {
-        return jail::main(spec).map(|()| 0);
+    // Both fork and change their rights, which a process with several threads could only do in part.
+    match &arguments.command {
+        Command::Jail { spec } => return jail::main(spec).map(|()| 0),
+        Command::Share { spec } => return share::main(spec).map(|()| 0),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(dispatch(arguments));
@@ -126,7 +134,7 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
         Command::Start(start) => start.run(&client).await,
         Command::Rm(rm) => rm.run(&client).await,
         Command::Daemon(daemon) => daemon.run(socket).await,
-        Command::Jail { .. } => Ok(0),
+        Command::Jail { .. } | Command::Share { .. } => Ok(0),
     }
 }
 

@@ -15,9 +15,10 @@ mod verdict;
 mod vmm;
 mod workspace;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use garret_api::agent;
@@ -30,11 +31,14 @@ pub use api::openapi;
 pub use memory::{Arbiter, MachineView, Order, measure_host};
 pub use serve::serve;
 
-use crate::config::Config;
+use crate::accounts::Accounts;
+use crate::config::{Config, RunAs};
+use crate::host::share::Identity;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig};
 use admission::Host;
 use memory::{Memory, Needed};
 use state::{MachineRow, Store, machines};
+use workspace::Workspaces;
 
 /// How long a VMM may take to let its machine go on.
 const WAKE: Duration = Duration::from_secs(5);
@@ -48,6 +52,9 @@ struct Daemon {
     host: Host,
     store: Store,
     memory: Memory,
+    workspaces: Workspaces,
+    /// The process id of each running machine's VMM, by the machine's name: nothing else is taken for it.
+    vmms: Mutex<HashMap<String, u32>>,
     /// Counts what was written: whoever follows something looks again.
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
@@ -66,8 +73,20 @@ impl Daemon {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
         let artifacts = config.artifacts();
-        let (memory, closing) = (Memory::default(), AtomicBool::new(false));
-        (Arc::new(Self { config, artifacts, network, host, store, memory, changes, pokes, closing }), poked)
+        let daemon = Self {
+            config,
+            artifacts,
+            network,
+            host,
+            store,
+            memory: Memory::default(),
+            workspaces: Workspaces::default(),
+            vmms: Mutex::default(),
+            changes,
+            pokes,
+            closing: AtomicBool::new(false),
+        };
+        (Arc::new(daemon), poked)
     }
 
     /// Reads the state.
@@ -117,9 +136,39 @@ impl Daemon {
         self.config.state.join("machines").join(machine)
     }
 
-    /// A client of this machine's VMM.
+    /// Which process the machine's VMM is from now on; `None`: there is none.
+    fn set_vmm(&self, machine: &str, pid: Option<u32>) {
+        let mut vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => vmms.insert(machine.to_owned(), pid),
+            None => vmms.remove(machine),
+        };
+    }
+
+    /// The developer, as the kernel checks them.
+    fn developer(uid: u32, gid: u32) -> Identity {
+        Identity { uid, gid, groups: Accounts::read().groups_of(uid) }
+    }
+
+    /// Who the machine's VMM runs as.
+    fn vmm_identity(&self, machine: &MachineRow) -> Identity {
+        let developer = Self::developer(machine.uid, machine.gid);
+        match self.config.machine.run_as {
+            RunAs::Developer => developer,
+            RunAs::OwnUid => Identity { uid: self.config.machine.first_uid + u32::from(machine.slot), ..developer },
+        }
+    }
+
+    /// A client of this machine's VMM, which trusts no other process.
     fn vmm(&self, machine: &str, deadline: Duration) -> Client {
-        Client::unix(self.paths(machine).api_socket()).with_deadline(deadline)
+        self.proven(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
+    }
+
+    fn proven(&self, machine: &str, client: Client) -> Client {
+        /// No process has it: without a VMM every peer is the wrong one.
+        const NONE: u32 = 0;
+        let vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
+        client.of_process(vmms.get(machine).copied().unwrap_or(NONE))
     }
 
     /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever
@@ -130,6 +179,7 @@ impl Daemon {
 
     /// A client of the agent in this machine.
     fn agent(&self, machine: &str, deadline: Duration) -> Client {
-        Client::vsock(self.paths(machine).vsock_socket(), agent::PORT).with_deadline(deadline)
+        let client = Client::vsock(self.paths(machine).vsock_socket(), agent::PORT);
+        self.proven(machine, client).with_deadline(deadline)
     }
 }

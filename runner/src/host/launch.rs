@@ -10,11 +10,12 @@ use anyhow::{Context, bail};
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
     BalloonConfig, ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig,
-    VsockConfig,
+    SocketAt, VsockConfig,
 };
 
 use super::jail::{self, JailSpec};
 use super::network::{self, NetworkConfig, Slot};
+use super::share::Identity;
 use super::{MachinePaths, cgroup, workspaces};
 
 /// The guest's context id. Every machine has a muxer of its own, so all may have the same.
@@ -45,10 +46,8 @@ pub struct Launch<'a> {
     pub name: &'a str,
     /// Its place in the address pool.
     pub slot: Slot,
-    /// The developer's uid: the VMM runs as it.
-    pub uid: u32,
-    /// The developer's gid.
-    pub gid: u32,
+    /// Who the VMM runs as.
+    pub identity: &'a Identity,
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
     /// The most guest memory there can be, in MiB.
@@ -92,8 +91,8 @@ fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
     // A guest may write to all of its root; the pages are its own then, beside its memory.
     let root_bytes = fs::metadata(&launch.artifacts.root)?.len();
     cgroup::create(launch.name, (memory_mib << 20) + root_bytes)?;
-    network::create(launch.name, launch.slot, launch.uid, launch.network)?;
-    chown(launch.data_disk, Some(launch.uid), Some(launch.gid))?;
+    network::create(launch.name, launch.slot, launch.identity.uid, launch.network)?;
+    give(launch.data_disk, 0o600, launch.identity)?;
     fs::write(launch.paths.config(), serde_json::to_vec_pretty(&machine_config(launch))?)?;
     spawn(&jail_spec(launch), &launch.paths.vmm_log())
 }
@@ -104,9 +103,16 @@ fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     fs::set_permissions(&paths.run, fs::Permissions::from_mode(0o700))?;
-    chown(paths.vm(), Some(launch.uid), Some(launch.gid))?;
+    give(&paths.vm(), 0o700, launch.identity)?;
     remove_file(&paths.last_words())?;
     workspaces::prepare(paths)
+}
+
+/// Makes a file the VMM's alone.
+fn give(path: &Path, mode: u32, owner: &Identity) -> anyhow::Result<()> {
+    chown(path, Some(owner.uid), Some(owner.gid))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot change the mode of {}", path.display()))
 }
 
 /// The configuration, with the paths as the VMM sees them inside the jail.
@@ -132,7 +138,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
             guest_id: 1000,
             fd_limit: jail::OPEN_FILES_MAX / 2,
         }],
-        vsock: Some(VsockConfig { cid: GUEST_CID, socket: "/run/vsock.sock".into() }),
+        vsock: Some(VsockConfig { cid: GUEST_CID, socket: SocketAt::Descriptor(jail::VSOCK_FD) }),
         balloon: BalloonConfig::default(),
         console: ConsoleConfig { log: Some("/run/console.log".into()) },
     }
@@ -151,8 +157,9 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
         root: paths.jail(),
         cgroup: cgroup::path(launch.name),
         namespace: network::namespace(launch.name),
-        uid: launch.uid,
-        gid: launch.gid,
+        api_socket: paths.api_socket(),
+        vsock_socket: paths.vsock_socket(),
+        identity: launch.identity.clone(),
         read_only: vec![
             (artifacts.vmm.clone(), "garret-vmm".into()),
             (artifacts.kernel.clone(), "vmlinux".into()),
@@ -165,8 +172,8 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
             "/garret-vmm",
             "--config",
             "/config.json",
-            "--api",
-            "/run/api.sock",
+            "--api-fd",
+            &jail::API_FD.to_string(),
             "--last-words",
             "/run/last-words.json",
         ]

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 
-use garret_api::vmm::MachineState;
+use garret_api::vmm::{MachineState, SocketAt};
 
 use crate::api_server::ApiServer;
 use crate::control::admit;
@@ -53,7 +53,7 @@ impl Running {
         let socket = folder.path().join("api.sock");
         let (events, receiver) = Events::channel();
         let driver = std::thread::spawn(move || answer_all(receiver, MachineState::Running));
-        let server = ApiServer::spawn(&socket, events).unwrap();
+        let server = ApiServer::spawn(SocketAt::Path(socket.clone()), events).unwrap();
         Self { server, driver, socket, _folder: folder }
     }
 

@@ -17,8 +17,9 @@ use super::machines::{require_running, want};
 use super::{Peer, Refusal, proxy};
 use crate::accounts::Accounts;
 use crate::daemon::state::{EnvironmentRow, MachineRow, Scope, environments, events, machines};
-use crate::daemon::{Daemon, requests, workspace};
+use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
+use crate::host::share::{Found, ShareSpec};
 
 /// How long removing an environment may take until the answer says that it goes on.
 const REMOVAL: Duration = Duration::from_secs(60);
@@ -77,15 +78,20 @@ pub async fn put(
 ) -> Result<Json<Environment>, Refusal> {
     requests::check_environment(&request)?;
     let owner = owner_of(&daemon, peer, &id, &request).await?;
-    if request.desired == Desired::Running {
-        let folder = request.workspace.clone();
-        let checked = tokio::task::spawn_blocking(move || workspace::open_as(owner, &folder).map(drop)).await;
-        checked.unwrap_or_else(|error| Err(Problem::new("internal", error.to_string())))?;
-    }
     let gid = Accounts::read().by_uid(owner).map_or(peer.gid, |account| account.gid);
+    let found = match request.desired {
+        Desired::Running => {
+            let developer = Daemon::developer(owner, gid);
+            let mount_point = Some(daemon.paths(&Accounts::read().developer(owner)).workspace(&id));
+            let spec = ShareSpec { folder: request.workspace.clone(), developer, mount_point, mount: None };
+            daemon.workspaces.share(spec).await?
+        }
+        Desired::Stopped => Found::Nothing,
+    };
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
     let machine = want(&daemon, owner, gid, MachineRequest { desired, ..Default::default() }).await?;
-    let stopped = container_has_stopped(&daemon, &machine, &id).await;
+    // A container whose workspace was made again since has the former folder: it is started again.
+    let stopped = found == Found::Other || container_has_stopped(&daemon, &machine, &id).await;
     let policy = daemon.config.policy.clone();
     let environment = daemon
         .write(move |db| {

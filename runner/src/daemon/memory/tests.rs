@@ -39,6 +39,7 @@ impl Rig {
         let told: Arc<Mutex<Vec<String>>> = Arc::default();
         let socket = daemon.paths(&row.developer).api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        daemon.set_vmm(&row.developer, Some(std::process::id()));
         tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), vmm(told.clone())).into_future());
         daemon
             .write(move |db| {

@@ -41,6 +41,7 @@ impl Driver {
         self.adopted = matches!(self.vmm, Life::Booting(_));
         if let Life::Booting(process) = &self.vmm {
             tracing::info!(machine = machine.developer, pid = process.id.pid, "adopted");
+            self.daemon.set_vmm(&machine.developer, Some(process.id.pid));
             self.remember(process.id.clone()).await?;
         } else if matches!(self.vmm, Life::Absent) && machine.phase != MachinePhase::Failed {
             // Whatever an earlier runner was about to do, there is no VMM.
@@ -94,6 +95,7 @@ impl Driver {
                 self.daemon.memory.standing.started(uid);
                 self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
                 if let Life::Booting(process) = &self.vmm {
+                    self.daemon.set_vmm(&machine.developer, Some(pid));
                     self.remember(process.id.clone()).await?;
                 }
                 Ok(())
@@ -113,8 +115,7 @@ impl Driver {
             host::launch(&Launch {
                 name: &machine.developer,
                 slot: Slot(machine.slot),
-                uid: machine.uid,
-                gid: machine.gid,
+                identity: &daemon.vmm_identity(&machine),
                 vcpus: machine.vcpus,
                 memory_mib: machine.memory_mib,
                 boot_mib: daemon.config.machine.boot_mib,

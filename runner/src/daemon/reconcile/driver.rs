@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
+use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
@@ -14,11 +14,10 @@ use tokio::time::Instant;
 
 use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
 use super::runs;
+use crate::daemon::Daemon;
 use crate::daemon::memory::State;
 use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
 use crate::daemon::vmm::VmmProcess;
-use crate::daemon::{Daemon, workspace};
-use crate::host;
 
 /// How often the agent is asked how its containers are.
 const REFRESH: Duration = Duration::from_secs(15);
@@ -206,13 +205,6 @@ impl Driver {
 
     /// Begins to do something to an environment.
     async fn begin(&mut self, machine: &MachineRow, row: EnvironmentRow, work: Work) -> anyhow::Result<()> {
-        if work.wish == Wish::Run
-            && let Err(problem) = self.share(machine, &row).await
-        {
-            let progress = Progress::Failed { step: "share workspace".into(), problem };
-            runs::finish(&self.daemon, &row, progress).await?;
-            return Ok(());
-        }
         let id = row.id.clone();
         let run = runs::Run { daemon: self.daemon.clone(), machine: machine.developer.clone(), row };
         let machine = machine.clone();
@@ -220,7 +212,7 @@ impl Driver {
             let _needed = run.daemon.wake(&machine).await;
             let id = run.row.id.clone();
             let done = match work.wish {
-                Wish::Run => run.bring_up().await,
+                Wish::Run => run.share_and_bring_up(&machine).await,
                 Wish::Stand => run.stop().await,
                 Wish::Vanish => run.remove().await,
             };
@@ -230,18 +222,6 @@ impl Driver {
         });
         self.work.insert(id, (work, handle));
         Ok(())
-    }
-
-    /// Binds the workspace into the machine, opened anew with its developer's rights each time.
-    async fn share(&self, machine: &MachineRow, row: &EnvironmentRow) -> Result<(), garret_api::Problem> {
-        let (paths, id) = (self.daemon.paths(&machine.developer), row.id.clone());
-        let (uid, folder) = (row.uid, row.workspace.clone());
-        let shared = tokio::task::spawn_blocking(move || {
-            let workspace = workspace::open_as(uid, &folder)?;
-            host::share_workspace(&paths, &id, &workspace.path())
-                .map_err(|error| garret_api::Problem::new("internal", format!("cannot share the workspace: {error:#}")))
-        });
-        shared.await.unwrap_or_else(|error| Err(garret_api::Problem::new("internal", error.to_string())))
     }
 
     pub(super) fn cancel(&mut self, id: &str) {

@@ -5,6 +5,7 @@ mod driver;
 mod ending;
 mod plan;
 mod runs;
+mod sharing;
 
 use std::collections::HashMap;
 use std::sync::Arc;

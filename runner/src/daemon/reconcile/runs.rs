@@ -140,7 +140,7 @@ impl Run {
     }
 
     /// Asks the agent until it has done it. What is not there (404) needs nothing done.
-    async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
+    pub(super) async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
         let agent = self.agent();
         let mut pause = RETRY;
         loop {
@@ -165,7 +165,7 @@ impl Run {
         self.daemon.agent(&self.machine, DEADLINE)
     }
 
-    fn path(&self, below: &str) -> String {
+    pub(super) fn path(&self, below: &str) -> String {
         format!("/v1/environments/{}{below}", self.row.id)
     }
 }
