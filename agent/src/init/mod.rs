@@ -13,6 +13,7 @@
 //! | `mounts` | every mount there is, but for the debugfs of the memory loop |
 //! | `disk` | the data disk: check, mount, grow |
 //! | `kernel` | sysctls, limits, cgroups |
+//! | `promise` | the memory the machine was promised, and the kernel limits that follow it |
 //! | `chores` | small programs run beside the boot: loopback, growing a file system |
 //! | `supervisor` | when the agent is started again: pure |
 //! | `children` | the loop's view of processes |
@@ -23,6 +24,7 @@ mod chores;
 mod disk;
 mod kernel;
 mod mounts;
+mod promise;
 mod shutdown;
 mod supervisor;
 
