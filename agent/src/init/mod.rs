@@ -5,7 +5,7 @@
 //! | signal | from | meaning |
 //! |---|---|---|
 //! | `SIGCHLD` | kernel | reap |
-//! | `SIGTERM` | the agent | power off |
+//! | `SIGTERM` | the agent, and the kernel when the power button is pressed | power off |
 //! | `SIGINT` | kernel (Ctrl-Alt-Del), or anybody who is root | restart the machine |
 //!
 //! | file | what |
@@ -56,14 +56,14 @@ fn program(name: &str) -> Command {
 pub fn run() -> ! {
     if let Err(error) = boot() {
         say(format_args!("cannot boot: {error:#}; powering off"));
-        shutdown::now(Goal::PowerOff);
+        shutdown::now(Goal::PowerOff, true);
     }
     let error = match serve() {
-        Ok(goal) => shutdown::now(goal),
+        Ok(ending) => shutdown::now(ending.goal(), ending.stopped()),
         Err(error) => error,
     };
     say(format_args!("cannot go on: {error:#}; powering off"));
-    shutdown::now(Goal::PowerOff)
+    shutdown::now(Goal::PowerOff, false)
 }
 
 fn boot() -> anyhow::Result<()> {
@@ -75,8 +75,8 @@ fn boot() -> anyhow::Result<()> {
     kernel::cgroups()
 }
 
-/// Until somebody asks for the end.
-fn serve() -> anyhow::Result<Goal> {
+/// Until a signal asks for the end.
+fn serve() -> anyhow::Result<Ending> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
@@ -102,16 +102,17 @@ fn serve() -> anyhow::Result<Goal> {
             // Beside the agent, not before it: the host waits for the agent only.
             chores.drain(..).for_each(|chore| children.start_chore(chore));
         }
-        if ending.as_ref().is_some_and(|ending| ending.over(now, &children)) {
-            break;
+        if let Some(ending) = ending.take_if(|ending| ending.over(now, &children)) {
+            return Ok(ending);
         }
         let deadline = ending.as_ref().map_or(supervisor.deadline(), |ending| Some(ending.deadline()));
         let requests = children.wait(deadline)?;
         for died in children.reap() {
             match died {
-                Died::Agent(how) => {
-                    if ending.is_none() {
-                        say(format_args!("the agent ended ({how}) and is started again"));
+                Died::Agent(how, well) => {
+                    match &mut ending {
+                        Some(ending) => ending.agent_ended(well),
+                        None => say(format_args!("the agent ended ({how}) and is started again")),
                     }
                     supervisor.died(Instant::now());
                 }
@@ -122,5 +123,4 @@ fn serve() -> anyhow::Result<Goal> {
             ending = Some(Ending::begin(goal, Instant::now(), &children));
         }
     }
-    Ok(ending.map_or(Goal::PowerOff, |ending| ending.goal()))
 }
