@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `mounts` | every mount there is, but for the debugfs of the memory loop |
 //! | `disk` | the data disk: check, mount, grow |
+//! | `clock` | the guest's clock follows the host's |
 //! | `kernel` | sysctls, limits, cgroups |
 //! | `promise` | the memory the machine was promised, and the kernel limits that follow it |
 //! | `chores` | small programs run beside the boot: loopback, growing a file system |
@@ -21,6 +22,7 @@
 
 mod children;
 mod chores;
+mod clock;
 mod disk;
 mod kernel;
 mod mounts;
@@ -35,6 +37,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use children::{Children, Died};
+use clock::Clock;
 pub use shutdown::unmount;
 use shutdown::{Ending, Goal};
 use supervisor::Supervisor;
@@ -54,11 +57,14 @@ fn program(name: &str) -> Command {
 
 /// Runs the machine; must be PID 1.
 pub fn run() -> ! {
-    if let Err(error) = boot() {
-        say(format_args!("cannot boot: {error:#}; powering off"));
-        shutdown::now(Goal::PowerOff, true);
-    }
-    let error = match serve() {
+    let clock = match boot() {
+        Ok(clock) => clock,
+        Err(error) => {
+            say(format_args!("cannot boot: {error:#}; powering off"));
+            shutdown::now(Goal::PowerOff, true);
+        }
+    };
+    let error = match serve(clock) {
         Ok(ending) => shutdown::now(ending.goal(), ending.stopped()),
         Err(error) => error,
     };
@@ -66,17 +72,20 @@ pub fn run() -> ! {
     shutdown::now(Goal::PowerOff, false)
 }
 
-fn boot() -> anyhow::Result<()> {
+/// The clock comes before everything that reads the time.
+fn boot() -> anyhow::Result<Option<Clock>> {
     mounts::early()?;
+    let clock = Clock::open();
     kernel::limits();
     disk::mount()?;
     mounts::late()?;
     kernel::sysctls();
-    kernel::cgroups()
+    kernel::cgroups()?;
+    Ok(clock)
 }
 
 /// Until a signal asks for the end.
-fn serve() -> anyhow::Result<Ending> {
+fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
@@ -102,10 +111,14 @@ fn serve() -> anyhow::Result<Ending> {
             // Beside the agent, not before it: the host waits for the agent only.
             chores.drain(..).for_each(|chore| children.start_chore(chore));
         }
-        if let Some(ending) = ending.take_if(|ending| ending.over(now, &children)) {
-            return Ok(ending);
+        match ending.take_if(|ending| ending.over(now, &children)) {
+            Some(ending) => return Ok(ending),
+            None => clock.iter_mut().for_each(|clock| clock.follow(now)),
         }
-        let deadline = ending.as_ref().map_or(supervisor.deadline(), |ending| Some(ending.deadline()));
+        let deadline = match &ending {
+            Some(ending) => Some(ending.deadline()),
+            None => supervisor.deadline().into_iter().chain(clock.as_ref().map(Clock::deadline)).min(),
+        };
         let requests = children.wait(deadline)?;
         for died in children.reap() {
             match died {
