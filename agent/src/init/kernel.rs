@@ -54,20 +54,22 @@ pub fn limits() {
     }
 }
 
-/// The settings, and the limits that follow the promised memory. One that this kernel lacks is reported and left out.
+/// The settings that every machine has.
 pub fn sysctls() {
-    let limits = match promise::promised_mib() {
-        Ok(mib) => promise::limits(mib),
-        Err(error) => {
-            super::say(format_args!("the limits stay those of the memory at boot: {error:#}"));
-            Vec::new()
-        }
-    };
-    let fixed = SYSCTLS.iter().map(|(name, value)| (*name, (*value).to_owned()));
-    for (name, value) in fixed.chain(limits) {
-        if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
-            super::say(format_args!("sysctl {name}: {error}"));
-        }
+    SYSCTLS.iter().for_each(|(name, value)| set(name, value));
+}
+
+/// The limits that follow the promised memory.
+pub fn follow_promise() -> anyhow::Result<()> {
+    let mib = promise::promised_mib()?;
+    promise::limits(mib).iter().for_each(|(name, value)| set(name, value));
+    super::mounts::resize_in_memory(mib)
+}
+
+/// A setting this kernel lacks is reported and left out.
+fn set(name: &str, value: &str) {
+    if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
+        super::say(format_args!("sysctl {name}: {error}"));
     }
 }
 

@@ -80,6 +80,9 @@ fn boot() -> anyhow::Result<Option<Clock>> {
     disk::mount()?;
     mounts::late()?;
     kernel::sysctls();
+    if let Err(error) = kernel::follow_promise() {
+        say(format_args!("some limits stay those of the memory at boot: {error:#}"));
+    }
     kernel::cgroups()?;
     Ok(clock)
 }
