@@ -1,5 +1,6 @@
 //! The assembly of a machine, in the order in which it boots.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::kvm::registers::{self, Entry};
 use crate::kvm::{self, Vm, cpuid};
 use crate::memory::{self, GuestRam, layout};
 use crate::pci::{BarWindow, ConfigWindow, PciBus, StillBusy};
-use crate::platform;
+use crate::platform::{self, PowerButton};
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
 
@@ -27,6 +28,7 @@ pub struct Machine {
     pci: Arc<PciBus>,
     balloon: Balloon,
     hotplug: Option<Hotplug>,
+    power_button: PowerButton,
     setup: Duration,
 }
 
@@ -45,9 +47,10 @@ impl Machine {
 
         let (pci, balloon, hotplug) = pci_devices(config, &vm, &memory, root, &log)?;
         let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
+        let power_button = PowerButton::new(&vm)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
-        Ok(Self { config: config.clone(), vcpus, pci, balloon, hotplug, setup: Duration::ZERO })
+        Ok(Self { config: config.clone(), vcpus, pci, balloon, hotplug, power_button, setup: Duration::ZERO })
     }
 
     /// Lets the vCPUs go. `since`: when the process began.
@@ -108,6 +111,11 @@ impl Machine {
     pub fn memory(&self) -> MemoryInfo {
         let hotplug = self.hotplug.as_ref().map(Hotplug::info);
         MemoryInfo { boot_mib: self.config.memory_mib, ..hotplug.unwrap_or_default() }
+    }
+
+    /// Presses the power button. A paused guest sees it when it resumes.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.power_button.press()
     }
 
     /// Says how much the guest shall have plugged.

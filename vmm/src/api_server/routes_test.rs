@@ -19,7 +19,7 @@ fn answer_all(events: Receiver<Event>, mut state: MachineState) {
             Command::Shutdown(reply) => {
                 let _ = reply.send(admitted.map(|()| state = MachineState::Stopping));
             }
-            Command::Pause(reply) | Command::Resume(reply) => _ = reply.send(admitted),
+            Command::Pause(reply) | Command::Resume(reply) | Command::PowerButton(reply) => _ = reply.send(admitted),
             Command::SetBalloon(target, reply) => {
                 let info = BalloonInfo { target_mib: target.target_mib, ..Default::default() };
                 let _ = reply.send(admitted.map(|()| info));
@@ -99,11 +99,13 @@ fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
         ("PUT", "/v1/memory", r#"{"mib": 2}"#, 400, "unknown field `mib`, expected `requested_mib` at line 1 column 6"),
         ("POST", "/v1/pause", "", 204, ""),
         ("POST", "/v1/resume", "", 204, ""),
+        ("POST", "/v1/power-button", "", 202, ""),
         ("GET", "/v1/machine", "", 503, "the machine has ended"),
         ("GET", "/v2", "", 404, "not-found"),
         ("DELETE", "/v1/machine", "", 405, "method-not-allowed"),
         ("POST", "/v1/shutdown", "", 204, ""),
         ("POST", "/v1/pause", "", 409, "the machine is stopping"),
+        ("POST", "/v1/power-button", "", 409, "the machine is stopping"),
         ("PUT", "/v1/balloon", r#"{"target_mib": 5}"#, 409, "conflict"),
         ("PUT", "/v1/memory", r#"{"requested_mib": 6}"#, 409, "conflict"),
         ("GET", "/v1/memory", "", 200, r#""requested_mib":0"#),

@@ -102,8 +102,14 @@ impl Driver {
             ),
             Command::Pause(reply) => answer(reply, admitted.and_then(|()| self.pause())),
             Command::Resume(reply) => answer(reply, admitted.map(|()| self.resume())),
+            Command::PowerButton(reply) => answer(reply, admitted.and_then(|()| self.press_power_button())),
             Command::Shutdown(reply) => answer(reply, admitted.map(|()| self.state = MachineState::Stopping)),
         }
+    }
+
+    fn press_power_button(&self) -> Result<(), Refused> {
+        let failed = |error| Refused::Failed(format!("cannot press the power button: {error}"));
+        self.machine.press_power_button().map_err(failed)
     }
 
     fn pause(&mut self) -> Result<(), Refused> {

@@ -42,6 +42,8 @@ pub enum Command {
     Pause(Reply<()>),
     /// Go on.
     Resume(Reply<()>),
+    /// Press the power button.
+    PowerButton(Reply<()>),
     /// End.
     Shutdown(Reply<()>),
     /// How the balloon stands.
