@@ -100,7 +100,7 @@ impl Share {
 
     /// One host's command, until it ends; gives its status.
     async fn attempt(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<Option<i32>> {
-        let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
+        let mut arguments = vec!["--preloaded".into(), "--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
         arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
         for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
             arguments.extend([option.into(), mib.to_string().into()]);

@@ -54,6 +54,9 @@ pub struct Options {
     /// Install garret but do not start its runner
     #[arg(long)]
     pub no_runner: bool,
+    /// New machines have the base image already: nothing is pulled for it
+    #[arg(long)]
+    pub preloaded: bool,
     /// More programs to have inside, in /run/host/programs
     #[arg(long = "program", value_name = "FILE")]
     pub programs: Vec<PathBuf>,
