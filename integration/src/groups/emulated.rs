@@ -61,8 +61,7 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
     let (memory, others): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| test.starts_with(MEMORY_TESTS));
     let memory = Share::new("memory", memory, SMALL)?;
     let others = Share::new("list", others, LARGE)?;
-    let hosts = std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST);
-    let runs = (0..hosts).map(async |host| {
+    let runs = (0..hosts()).map(async |host| {
         // The first has the tests of memory to itself, and then takes part in the others.
         let first = host > 0 || memory.take_part("memory", programs, deadline).await?;
         anyhow::Ok(others.take_part(&host.to_string(), programs, deadline).await? && first)
@@ -73,6 +72,11 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         bail!("nobody ran {}", left.join(", "));
     }
     Ok(passed)
+}
+
+/// How many hosts run side by side.
+pub fn hosts() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST)
 }
 
 /// Tests that hosts of one size share out among themselves.

@@ -1,6 +1,7 @@
 //! `make test`: the groups of tests in their order, each measured by its budget. The first that fails ends the run.
 
 mod budget;
+pub mod campaign;
 mod emulated;
 mod gate;
 mod progress;
@@ -65,8 +66,7 @@ impl Group {
 
 /// Runs the groups; the exit code says whether all passed.
 pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
-    std::env::set_current_dir(root)?;
+    enter_repository()?;
     let table = budget::parse(&std::fs::read_to_string("CONTRIBUTING.md")?).context("CONTRIBUTING.md")?;
     let cold = !Path::new(RELEASE).join("garret").exists() || !guest_is_built();
     let groups = if options.groups.is_empty() { &Group::ALL[..] } else { &options.groups };
@@ -98,6 +98,11 @@ pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn enter_repository() -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
+    Ok(std::env::set_current_dir(root)?)
 }
 
 async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
