@@ -1,5 +1,6 @@
 //! The guest's side of garret: PID 1 ([`init`]) and the server the host talks to ([`server`]).
 
+mod blocking;
 pub mod environment;
 pub mod exec;
 pub mod init;

@@ -36,6 +36,35 @@ pub const WORKSPACES_DIR: &str = "/workspaces";
 /// The most that is kept and shown of a container's output, in bytes.
 pub const LOG_MAX: u64 = 1 << 20;
 
+/// The versions of the guest API that this build supports.
+pub const API: ApiRange = ApiRange { min: 1, max: 1 };
+/// Capability: `PUT /v1/environments/{id}` heeds [`EnvironmentSpec::generation`].
+pub const GENERATIONS: &str = "environment-generations";
+
+/// A range of versions of the guest API, both ends included. A version changes only when an older peer would misread a
+/// message; what an older peer can ignore is a field, what it must have is a capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApiRange {
+    /// The oldest version.
+    pub min: u32,
+    /// The newest version.
+    pub max: u32,
+}
+
+impl Default for ApiRange {
+    /// Agents that do not name a range.
+    fn default() -> Self {
+        Self { min: 1, max: 1 }
+    }
+}
+
+impl ApiRange {
+    /// Whether both support some version.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.min <= other.max && other.min <= self.max
+    }
+}
+
 /// `GET /v1/agent`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AgentInfo {
@@ -47,6 +76,19 @@ pub struct AgentInfo {
     pub pid: u32,
     /// Whether a `PUT /v1/machine` has been carried out since boot.
     pub set_up: bool,
+    /// The versions of the guest API that the agent supports.
+    #[serde(default)]
+    pub api: ApiRange,
+    /// What the agent can do beyond the first release of its API version, by name.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+impl AgentInfo {
+    /// Whether the agent has a capability, such as [`GENERATIONS`].
+    pub fn can(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|known| known == capability)
+    }
 }
 
 /// What the machine must know of its host: names, network, and how images and packages are reached.
@@ -169,9 +211,17 @@ pub struct EnvironmentSpec {
     /// The caller's environment, filtered by the runner's policy: `${localEnv:…}`.
     #[serde(default)]
     pub local_env: BTreeMap<String, String>,
-    /// Remove the container first and build anew without a cache.
+    /// Remove the container first and build anew without a cache; done once per generation.
     #[serde(default)]
     pub rebuild: bool,
+    /// Counts the runs of this environment. The same generation joins the run in progress, a newer one cancels and replaces it,
+    /// an older one is refused. 0: a runner that does not count; it joins. Sent only to agents with [`GENERATIONS`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One line of what happens while an environment comes up.

@@ -140,6 +140,13 @@ pub fn let_be_killed(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// What `command` starts is asked to end when the agent dies: the next agent begins again.
+pub fn end_with_the_agent(command: &mut Command) {
+    let prepare = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?);
+    // SAFETY: between fork and exec the closure makes one raw system call and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+}
+
 /// For the one process after a fork. Where it may not, it has no guard either (tests on a plain host).
 fn lower_guard() {
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {

@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use garret_api::Problem;
-use garret_api::agent::{AgentInfo, ExecRequest, MachineSetup, Statistics};
+use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup, Statistics};
 use garret_api::stream::{FRAME_MAX, REQUEST_MAX};
 use rustix::process::Signal;
 
@@ -22,6 +22,8 @@ pub async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Re
         boot_id: boot_id.trim().into(),
         pid: std::process::id(),
         set_up: agent.setup.done().await,
+        api: API,
+        capabilities: vec![GENERATIONS.into()],
     }))
 }
 
@@ -36,8 +38,7 @@ pub async fn statistics() -> Result<Json<Statistics>, Refusal> {
 
 pub async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
     session(agent, upgrade, async |agent: Arc<Agent>, request| {
-        let users = Users::load("/".as_ref())
-            .map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))?;
+        let users = Users::of_guest().await?;
         let facts = agent.setup.facts().borrow().clone();
         exec::guest_process(&users, request, &facts.engine_env)
     })
