@@ -208,7 +208,7 @@ async fn what_cannot_start_is_told_in_one_line() {
 
 #[tokio::test]
 async fn a_request_that_is_none_is_refused() {
-    for first in [Message::text("{\"comand\": []}"), Message::text("["), Message::binary(vec![1, 2])] {
+    for first in [Message::text("{\"command\": 1}"), Message::text("["), Message::binary(vec![1, 2])] {
         let mut session = Session::connect().await;
         session.send(first).await;
         let Outcome::Failed(problem) = session.end().await.outcome else { panic!("it was accepted") };

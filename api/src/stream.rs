@@ -27,7 +27,7 @@ pub const NOT_EXECUTABLE: &str = "not-executable";
 
 /// What the client may say while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Control {
     /// The terminal's new size, in characters.
     Resize(WindowSize),
