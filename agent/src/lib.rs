@@ -5,6 +5,7 @@ pub mod environment;
 pub mod exec;
 pub mod init;
 pub mod memory;
+mod processes;
 pub mod server;
 pub mod setup;
 pub mod statistics;

@@ -15,6 +15,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::blocking::Blocking;
+use crate::processes::descendants;
+
 /// How long a call may take after it was asked to end, before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest pause between two looks at a call.
@@ -144,6 +147,9 @@ pub(super) fn clean_up() {
     }
 }
 
+/// Reading what processes have done: a hung one can hold up its reader.
+static MEASURE: Blocking = Blocking::new("measuring the engine", 16, Duration::from_secs(10));
+
 /// Looks at a running call until its limit is reached.
 pub(super) struct Watch {
     limit: Limit,
@@ -173,7 +179,10 @@ impl Watch {
             let allowed = match self.limit {
                 Limit::Total(time) => time,
                 Limit::Silence(time) => {
-                    let now = pid.map(|pid| Activity::of_tree(pid as i32)).unwrap_or_default();
+                    let now = match pid {
+                        Some(pid) => MEASURE.run(move || Activity::of_tree(pid as i32)).await.unwrap_or(self.seen),
+                        None => self.seen,
+                    };
                     if now.differs(self.seen) {
                         self.seen = now;
                         self.since = Instant::now();
@@ -229,23 +238,6 @@ fn bytes(io: &str) -> u64 {
 fn cpu_ticks(stat: &str) -> u64 {
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     rest.split_whitespace().skip(11).take(2).filter_map(|number| number.parse::<u64>().ok()).sum()
-}
-
-/// All processes below `pid`.
-fn descendants(pid: i32) -> Vec<i32> {
-    let mut found = Vec::new();
-    let mut parents = vec![pid];
-    while let Some(parent) = parents.pop() {
-        let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-        let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-        for children in children {
-            let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-            let new: Vec<i32> = children.filter(|child| !found.contains(child)).collect();
-            found.extend(&new);
-            parents.extend(new);
-        }
-    }
-    found
 }
 
 #[cfg(test)]

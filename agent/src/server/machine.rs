@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use garret_api::Problem;
 use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup, Statistics};
-use garret_api::stream::{FRAME_MAX, REQUEST_MAX};
+use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS};
 use rustix::process::Signal;
 
 use super::{Agent, Body, Refusal};
@@ -50,11 +50,13 @@ where
     P: FnOnce(Arc<Agent>, ExecRequest) -> F + Send + 'static,
     F: Future<Output = Result<ProcessSpec, Problem>> + Send + 'static,
 {
+    let upgrade = upgrade.protocols([STDIN_CREDITS]);
+    let credits = upgrade.selected_protocol().is_some();
     let upgrade = upgrade.max_message_size(REQUEST_MAX).max_frame_size(REQUEST_MAX).write_buffer_size(FRAME_MAX);
     upgrade.on_upgrade(async move |socket| {
         let permit = agent.sessions.clone().try_acquire_owned();
         let full = permit.is_err();
-        exec::serve(socket, async move |request| match full {
+        exec::serve(socket, credits, async move |request| match full {
             false => prepare(agent, request).await,
             true => Err(Problem::new("unavailable", "too many commands run in this machine at once; end some")),
         })
@@ -66,7 +68,7 @@ where
 pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
     workspaces::check_name(&share)?;
     agent.environments.release(&share).await?;
-    workspaces::release(&agent.dirs.workspaces.join(share)).await?;
+    workspaces::release(agent.dirs.workspaces.join(share)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
