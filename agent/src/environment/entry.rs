@@ -111,7 +111,8 @@ impl Entry {
     /// `conflict`: a newer generation has been begun.
     pub fn begin(&self, generation: u64) -> Result<(Way, bool), Problem> {
         let mut way = lock(&self.way);
-        let newest = way.as_ref().map_or_else(|| self.with(|record| record.generation), |way| way.generation);
+        let noted = self.with(|record| record.generation);
+        let newest = way.as_ref().map_or(noted, |way| way.generation.max(noted));
         if generation != 0 && generation < newest {
             return Err(outdated(&self.id, generation, newest));
         }

@@ -52,6 +52,8 @@ pub struct BuildPlan<'a> {
     pub build: &'a Build,
     /// What its commands find in their environment, beyond the proxies, which the engine passes on by itself.
     pub env: &'a BTreeMap<String, String>,
+    /// Where the engine finds [`Variables::file`] of the build's arguments.
+    pub arg_file: &'a str,
     /// Without a cache.
     pub anew: bool,
 }
@@ -72,7 +74,10 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     // For the build's commands, not for the image: tomorrow's host may say otherwise.
     args.extend(plan.env.iter().map(|(name, value)| format!("--env={name}={value}")));
     args.extend(plan.env.keys().map(|name| format!("--unsetenv={name}")));
-    args.extend(plan.build.args.iter().map(|(name, value)| format!("--build-arg={name}={value}")));
+    if !plan.build.args.is_empty() {
+        args.push(format!("--build-arg-file={}", plan.arg_file));
+    }
+    args.extend(variables(&plan.build.args).inherited.into_keys().map(|name| format!("--build-arg={name}")));
     args.extend(plan.build.options.iter().cloned());
     args.push(plan.context.to_owned());
     args
@@ -97,10 +102,11 @@ pub struct RunPlan<'a> {
     pub env_file: &'a str,
 }
 
-/// A container's variables on their way to the engine: not on its command line, which every process of the guest can read.
+/// A container's variables, or a build's arguments, on their way to the engine: not on its command line, which every process
+/// of the guest can read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Variables {
-    /// Lines for `--env-file`.
+    /// Lines for `--env-file` or `--build-arg-file`.
     pub file: String,
     /// What a line cannot hold: passed in the engine's own environment.
     pub inherited: BTreeMap<String, String>,

@@ -139,7 +139,15 @@ fn builds() {
         ..Build::default()
     };
     let env = BTreeMap::from([("PIP_INDEX_URL".into(), "http://pip".into())]);
-    let plan = BuildPlan { id: "P-1", dockerfile: "/w/D", context: "/w", build: &build, env: &env, anew: false };
+    let plan = BuildPlan {
+        id: "P-1",
+        dockerfile: "/w/D",
+        context: "/w",
+        build: &build,
+        env: &env,
+        arg_file: "/run/args",
+        anew: false,
+    };
     assert_eq!(
         build_args(&plan),
         [
@@ -156,7 +164,7 @@ fn builds() {
             "--cache-from=ghcr.io/a/b",
             "--env=PIP_INDEX_URL=http://pip",
             "--unsetenv=PIP_INDEX_URL",
-            "--build-arg=V=1 2",
+            "--build-arg-file=/run/args",
             "--network=host",
             "/w"
         ]

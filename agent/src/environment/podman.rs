@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use garret_api::Problem;
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::engine_call::{Call, Limit, Watch};
 use super::entry::disk_full;
+use crate::blocking::Blocking;
 
 /// What podman itself runs with; nothing of the agent's environment reaches it.
 pub const ENV: [(&str, &str); 3] =
@@ -144,7 +146,7 @@ impl Podman {
     /// Removes the containers that builds begun at `since` (seconds since 1970) or later have left. Nobody else knows them,
     /// but they hold layers. While another build runs they may be its own: a later call removes them.
     pub async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
-        if another_build_runs() {
+        if LOOK.run(another_build_runs).await.unwrap_or(true) {
             return Ok(());
         }
         let known: Vec<Listed> = self.json(["ps", "--all", "--no-trunc", "--format", "json"]).await?;
@@ -237,6 +239,9 @@ fn last_line(text: &str) -> Option<&str> {
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(line.strip_prefix("Error: ").unwrap_or(line))
 }
+
+/// Looking at all processes: a hung one can hold up who reads its command line.
+static LOOK: Blocking = Blocking::new("looking for other builds", 4, Duration::from_secs(10));
 
 /// Whether the engine builds an image for somebody.
 fn another_build_runs() -> bool {

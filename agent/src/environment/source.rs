@@ -1,5 +1,6 @@
 //! The image a container is made from: pulled, or built; and, if need be, one more layer for the remote user's ids.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use garret_api::Problem;
@@ -84,15 +85,18 @@ async fn built(
     }
     let mut env = up.facts.env.clone();
     env.retain(|name, _| !up.facts.engine_env.contains_key(name));
+    let variables = plan::variables(&build.args);
+    let arg_file = up.secret_file(&variables.file)?;
     let args = plan::build_args(&BuildPlan {
         id: &up.entry.id,
         dockerfile: &dockerfile.to_string_lossy(),
         context: &context.to_string_lossy(),
         build,
         env: &env,
+        arg_file: &arg_file.path().to_string_lossy(),
         anew: up.spec.rebuild,
     });
-    up.build(args, output).await.map_err(|failure| {
+    up.build(args, variables.inherited, output).await.map_err(|failure| {
         failure.problem("build-failed", || {
             let dockerfile = shown(&workspace, &dockerfile);
             format!("the image could not be built from {dockerfile}: {failure}; its output is above")
@@ -147,7 +151,7 @@ pub(super) async fn with_owner_ids(
             let context = folder.path().to_string_lossy();
             let label = plan::label(&up.entry.id);
             let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
-            up.build(args.map(str::to_owned).into(), output).await.map_err(|failure| {
+            up.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
                 failure.problem("build-failed", || {
                     let to_do = "set \"updateRemoteUserUID\" to false to go on without";
                     format!("user {user} could not be given the workspace's owner: {failure}; {to_do}")

@@ -242,12 +242,8 @@ impl Up {
         self.journal
             .step("create container", async |_| {
                 let workspace = self.workspace();
-                let internal =
-                    |error| Problem::new("internal", format!("cannot write the container's variables: {error}"));
                 let variables = plan::variables(&merged.container_env);
-                // Of this user only, and removed when the engine has read it.
-                let mut env_file = tempfile::NamedTempFile::new_in(&self.dirs.run).map_err(internal)?;
-                env_file.write_all(variables.file.as_bytes()).map_err(internal)?;
+                let env_file = self.secret_file(&variables.file)?;
                 let args = plan::run_args(&RunPlan {
                     id: self.id(),
                     shared: Shared { host: self.host_path(), guest: &workspace.to_string_lossy() },
@@ -276,6 +272,13 @@ impl Up {
                 Ok(container)
             })
             .await
+    }
+
+    /// A file of this user's only, removed when it is dropped: after the engine has read it.
+    pub(super) fn secret_file(&self, text: &str) -> Result<tempfile::NamedTempFile, Problem> {
+        let written = tempfile::NamedTempFile::new_in(&self.dirs.run)
+            .and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file));
+        written.map_err(|error| Problem::new("internal", format!("cannot write the container's variables: {error}")))
     }
 
     /// A container that could not be started is taken away: the next way up begins anew.
@@ -323,9 +326,14 @@ impl Up {
     }
 
     /// `podman build …`, cleaned up after unless it ends well.
-    pub(super) async fn build(&self, args: Vec<String>, output: &Output) -> Result<(), Failure> {
+    pub(super) async fn build(
+        &self,
+        args: Vec<String>,
+        env: BTreeMap<String, String>,
+        output: &Output,
+    ) -> Result<(), Failure> {
         self.leftovers.building.store(true, Ordering::Relaxed);
-        self.podman.stream(args, |bytes| output.bytes(bytes)).await?;
+        self.podman.with_env(env).stream(args, |bytes| output.bytes(bytes)).await?;
         self.leftovers.building.store(false, Ordering::Relaxed);
         Ok(())
     }
