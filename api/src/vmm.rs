@@ -217,7 +217,6 @@ pub struct HotplugConfig {
 
 /// `PUT /v1/memory`: how much of the virtio-mem region the guest shall have plugged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct MemoryTarget {
     /// MiB, a multiple of 2, 0 to the region's size.
     pub requested_mib: u32,
@@ -281,7 +280,6 @@ pub enum MachineState {
 
 /// `PUT /v1/balloon`: how much memory the balloon should take from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct BalloonTarget {
     /// MiB, 0 to the machine's memory less 64.
     pub target_mib: u32,

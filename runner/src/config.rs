@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use garret_api::agent::{PackageIndexes, Proxy, RegistryMirror};
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::daemon::MEMORY_MIN_MIB;
 use crate::host;
@@ -34,10 +35,13 @@ pub struct Config {
     /// The machines' network.
     pub network: NetworkSection,
     /// Where machines look for images first.
+    #[serde(deserialize_with = "strict_list")]
     pub registry_mirrors: Vec<RegistryMirror>,
     /// Proxies for machines, image builds and containers.
+    #[serde(deserialize_with = "strict")]
     pub proxy: Proxy,
     /// Package indexes for image builds and containers.
+    #[serde(deserialize_with = "strict")]
     pub packages: PackageIndexes,
     /// What may pass from the caller to the guest.
     pub policy: Policy,
@@ -58,6 +62,26 @@ impl Default for Config {
             packages: PackageIndexes::default(),
             policy: Policy::default(),
         }
+    }
+}
+
+/// A section that the guest API has, too. There an unknown field is a newer version's; in a file it is a typing error.
+fn strict<'de, D: Deserializer<'de>, T: DeserializeOwned + Serialize>(from: D) -> Result<T, D::Error> {
+    checked(toml::Table::deserialize(from)?).map_err(D::Error::custom)
+}
+
+fn strict_list<'de, D: Deserializer<'de>, T: DeserializeOwned + Serialize>(from: D) -> Result<Vec<T>, D::Error> {
+    let tables = Vec::<toml::Table>::deserialize(from)?;
+    tables.into_iter().map(|table| checked(table).map_err(D::Error::custom)).collect()
+}
+
+fn checked<T: DeserializeOwned + Serialize>(written: toml::Table) -> Result<T, String> {
+    let section: T = written.clone().try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    // What was read is written again under the same name.
+    let known = toml::Table::try_from(&section).map_err(|error| error.to_string())?;
+    match written.keys().find(|name| !known.contains_key(*name)) {
+        Some(name) => Err(format!("unknown field `{name}`")),
+        None => Ok(section),
     }
 }
 
@@ -335,6 +359,10 @@ mod tests {
     fn errors_name_line_and_key() {
         for (text, said) in [
             ("[machine]\nvcpu = 3\n", "line 2: unknown field `vcpu`"),
+            ("[proxy]\nhtttp = 'x'\n", "unknown field `htttp`"),
+            ("[packages]\nnpm = 'x'\n", "unknown field `npm`"),
+            ("[[registry_mirrors]]\nregistry = 'a'\nmirror = 'b'\nsecure = true\n", "unknown field `secure`"),
+            ("[[registry_mirrors]]\nregistry = 'a'\n", "missing field `mirror`"),
             ("[machine\n", "line 1: "),
             ("[machine]\nvcpus = 33\n", "vcpus must be 1 to 32"),
             ("[machine]\nmemory_mib = 10\n", "memory_mib must be 256 or more"),

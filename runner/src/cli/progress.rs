@@ -67,6 +67,7 @@ impl Show {
                 self.line(&format!("{step}: {}", seconds(*ms)));
                 None
             }
+            Progress::Unknown => None,
             Progress::Ready { .. } => {
                 self.flush();
                 Some(Ended::Ready)

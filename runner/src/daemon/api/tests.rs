@@ -156,7 +156,7 @@ async fn what_is_not_there_is_not_found() {
         assert_eq!(refused(server.client().get::<Value>(path).await).0, 404, "{path}");
     }
     assert_eq!(refused(server.client().post("/v1/host").await).0, 405);
-    assert_eq!(refused(server.client().websocket("/v1/environments/x/exec").await).0, 404);
+    assert_eq!(refused(server.client().exec_stream("/v1/environments/x/exec").await).0, 404);
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn an_exec_needs_a_running_machine() {
     let workspace = server.workspace(0, "w");
     let environment = server.up(0, &workspace).await.unwrap();
     for path in [format!("/v1/environments/{}/exec", environment.id), "/v1/machines/root/exec".into()] {
-        let (status, message) = refused(server.client().websocket(&path).await);
+        let (status, message) = refused(server.client().exec_stream(&path).await);
         assert_eq!(status, 409, "{message}");
         assert!(message.contains("`garret start` starts it"), "{message}");
     }

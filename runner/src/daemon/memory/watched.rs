@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garret_api::client::Client;
-use garret_api::vmm::{MachineInfo, MachineState, MemoryInfo};
+use garret_api::vmm::{MachineState, MemoryInfo};
+use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -151,11 +152,17 @@ async fn measure(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<S
     measured.await.ok().flatten()
 }
 
+/// Of `GET /v1/machine`, what VMMs of other versions have as well.
+#[derive(Deserialize)]
+struct StateInfo {
+    state: MachineState,
+}
+
 /// An earlier runner may have left the machine standing still: only its VMM knows.
 async fn find_state(daemon: &Daemon, machine: &MachineRow, vmm: &Client) {
     let standing = &daemon.memory.standing;
     if standing.state(machine.uid) == State::Unknown
-        && let Ok(info) = vmm.get::<MachineInfo>("/v1/machine").await
+        && let Ok(info) = vmm.get::<StateInfo>("/v1/machine").await
     {
         standing.found(machine.uid, info.state == MachineState::Paused);
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use garret_api::agent::{AgentInfo, MachineSetup, Progress};
+use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::Client;
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use super::driver::{Driver, Life};
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
+use crate::daemon::verdict::one_line;
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
 
@@ -20,6 +21,8 @@ pub(super) const START_STEP: &str = "start machine";
 const TRY: Duration = Duration::from_secs(2);
 /// The pause between two. There is nothing to wait on: a connection to a port without a listener is closed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two set-ups of a machine whose agent refuses.
+const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the agent may take to set itself up.
 const SETUP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -143,7 +146,12 @@ impl Driver {
                 answer(&agent).await
             } => {
                 tracing::info!(machine = machine.developer, agent = info.version, "the agent answers");
-                self.set_up(machine).await?;
+                if API.overlaps(info.api) {
+                    self.set_up(machine).await?;
+                } else {
+                    let why = mismatch(info.api, self.adopted);
+                    self.not_set_up(machine, why).await?;
+                }
             }
         }
         Ok(())
@@ -178,6 +186,26 @@ impl Driver {
         Ok(())
     }
 
+    /// The agent cannot be set up. A machine that was adopted is kept and asked again, ever more rarely.
+    async fn not_set_up(&mut self, machine: &MachineRow, why: String) -> anyhow::Result<()> {
+        let why = one_line(&why);
+        if !self.adopted {
+            return self.reject(why).await;
+        }
+        let reason = format!("running, but {why}");
+        if machine.reason != reason {
+            tracing::warn!(machine = machine.developer, "{why}");
+            let uid = self.uid;
+            self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Running, &reason)).await?;
+        }
+        tokio::select! {
+            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.poked() => {}
+            () = tokio::time::sleep(setup_pause(self.since.elapsed())) => {}
+        }
+        Ok(())
+    }
+
     async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.developer, SETUP_DEADLINE);
@@ -189,12 +217,7 @@ impl Driver {
             told = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)) => told,
         };
         if let Err(error) = told {
-            if self.adopted {
-                tracing::warn!(machine = machine.developer, "the agent refuses its setup: {error}");
-                tokio::time::sleep(PAUSE).await;
-                return Ok(());
-            }
-            return self.reject(format!("the agent refuses its setup: {error}")).await;
+            return self.not_set_up(machine, format!("the agent refuses its setup: {error}")).await;
         }
         self.arrive(machine).await?;
         if self.adopted {
@@ -254,6 +277,23 @@ impl Driver {
     }
 }
 
+/// The pause before the next set-up of a machine that was adopted `since` ago: exponential, for it follows the time passed.
+fn setup_pause(since: Duration) -> Duration {
+    (since / 2).clamp(PAUSE, SETUP_PAUSE_MAX)
+}
+
+/// Runner and agent have no version of the guest API in common.
+fn mismatch(agent: ApiRange, adopted: bool) -> String {
+    let to_do = match adopted {
+        true => "restart the machine with `garret stop` and `garret start`",
+        false => "install the runner and the guest image of the same release",
+    };
+    format!(
+        "its agent supports versions {} to {} of the guest API and this runner {} to {}: {to_do}",
+        agent.min, agent.max, API.min, API.max
+    )
+}
+
 /// Asks until the agent answers.
 async fn answer(agent: &Client) -> AgentInfo {
     loop {
@@ -268,4 +308,27 @@ async fn answer(agent: &Client) -> AgentInfo {
 fn hostname(developer: &str) -> String {
     let name: String = developer.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     format!("garret-{}", name.trim_end_matches('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_refuses_is_asked_ever_more_rarely() {
+        let (mut since, mut asked) = (Duration::ZERO, 0);
+        while since < Duration::from_secs(3600) {
+            since += setup_pause(since);
+            asked += 1;
+        }
+        assert!(asked < 150, "{asked} set-ups in an hour");
+        assert_eq!(setup_pause(Duration::ZERO), PAUSE);
+    }
+
+    #[test]
+    fn a_mismatch_names_both_ranges_and_what_to_do() {
+        let said = mismatch(ApiRange { min: 2, max: 3 }, true);
+        assert!(said.contains("2 to 3") && said.contains("1 to 1") && said.contains("garret stop"), "{said}");
+        assert!(mismatch(ApiRange { min: 2, max: 3 }, false).contains("same release"));
+    }
 }
