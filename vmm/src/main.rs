@@ -32,26 +32,19 @@ struct Run {
     /// The machine's configuration, JSON
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    #[command(flatten)]
-    api: Api,
+    /// Where to serve the machine's API
+    #[arg(long, value_name = "SOCKET", required_unless_present = "api_fd")]
+    api: Option<PathBuf>,
+    /// Serve it on this inherited descriptor of a bound Unix stream socket instead
+    #[arg(long, value_name = "NUMBER", conflicts_with = "api")]
+    api_fd: Option<i32>,
     /// Where to write why the machine ended
     #[arg(long, value_name = "FILE")]
     last_words: Option<PathBuf>,
 }
 
-#[derive(Args)]
-#[group(required = true)]
-struct Api {
-    /// Where to serve the machine's API
-    #[arg(long, value_name = "SOCKET")]
-    api: Option<PathBuf>,
-    /// Serve it on this inherited descriptor of a bound Unix stream socket instead
-    #[arg(long, value_name = "NUMBER", conflicts_with = "api")]
-    api_fd: Option<i32>,
-}
-
-impl Api {
-    fn socket(&self) -> anyhow::Result<SocketAt> {
+impl Run {
+    fn api(&self) -> anyhow::Result<SocketAt> {
         let path = self.api.clone().map(SocketAt::Path);
         path.or(self.api_fd.map(SocketAt::Descriptor)).context("no socket for the API")
     }
@@ -107,7 +100,7 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     raise_descriptor_limit();
     let config = config::load(&run.config)?;
     api_server::ending_signals().thread_block().context("cannot block signals")?;
-    let api = run.api.socket()?;
+    let api = run.api()?;
     confine::confine(&config, api.path()).context("cannot confine the process (Landlock)")?;
 
     let (events, happenings) = Events::channel();
