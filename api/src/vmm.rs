@@ -41,6 +41,10 @@ pub struct MachineConfig {
     /// The serial and the virtio console.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// Seconds without an API request, 1 to 86,400, after which a paused machine resumes and may plug all of its hotplug
+    /// memory. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_s: Option<u32>,
 }
 
 /// What to boot.

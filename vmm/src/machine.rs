@@ -110,6 +110,18 @@ impl Machine {
         MemoryInfo { boot_mib: self.config.memory_mib, ..hotplug.unwrap_or_default() }
     }
 
+    /// How long the API's client may withhold something from it without a request.
+    pub fn lease(&self) -> Option<Duration> {
+        self.config.lease_s.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Lets the guest plug all that can be plugged.
+    pub fn allow_all_memory(&self) {
+        if let Some(hotplug) = &self.hotplug {
+            hotplug.allow_all();
+        }
+    }
+
     /// Says how much the guest shall have plugged.
     pub fn set_memory(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
         self.hotplug.as_ref().ok_or(TargetRefused::NoDevice)?.set_target(target)

@@ -2,6 +2,7 @@
 
 mod admit;
 mod driver;
+mod lease;
 
 use std::sync::mpsc;
 
