@@ -269,6 +269,21 @@ pub struct MachineInfo {
     pub state: MachineState,
     /// What it was built from.
     pub config: MachineConfig,
+    /// How far Landlock confines the process; a VMM of an earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<Landlock>,
+}
+
+/// How far Landlock confines the VMM's process to the files of its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Landlock {
+    /// All that the VMM asks for is enforced.
+    Enforced,
+    /// The kernel is too old for some of it.
+    Partial,
+    /// The kernel has no Landlock, or it is switched off.
+    Absent,
 }
 
 /// What a machine is doing.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use garret_api::vmm::{MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
+use garret_api::vmm::{Landlock, MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Bus;
@@ -23,6 +23,7 @@ use crate::{acpi, boot};
 /// A machine that is complete, and stands still until [`Machine::start`].
 pub struct Machine {
     config: MachineConfig,
+    landlock: Landlock,
     vcpus: Vcpus,
     pci: Arc<PciBus>,
     balloon: Balloon,
@@ -33,7 +34,7 @@ pub struct Machine {
 impl Machine {
     /// Configuration → memory → KVM → kernel → devices → vCPUs. All its descriptors are open and all its threads exist
     /// when this returns.
-    pub fn assemble(config: &MachineConfig, events: &Events) -> anyhow::Result<Self> {
+    pub fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
         let cmdline = boot::cmdline::of(config).map_err(boot::Error::from)?;
         let log = console_log(config, events)?;
         let kvm = kvm::open(config.vcpus)?;
@@ -47,7 +48,7 @@ impl Machine {
         let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
-        Ok(Self { config: config.clone(), vcpus, pci, balloon, hotplug, setup: Duration::ZERO })
+        Ok(Self { config: config.clone(), landlock, vcpus, pci, balloon, hotplug, setup: Duration::ZERO })
     }
 
     /// Lets the vCPUs go. `since`: when the process began.
@@ -91,6 +92,7 @@ impl Machine {
             pid: std::process::id(),
             state,
             config: self.config.clone(),
+            landlock: Some(self.landlock),
         }
     }
 

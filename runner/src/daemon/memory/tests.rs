@@ -78,7 +78,7 @@ pub fn machine_info(state: MachineState) -> MachineInfo {
         console: ConsoleConfig::default(),
         lease_s: None,
     };
-    MachineInfo { version: "1".into(), pid: 1, state, config }
+    MachineInfo { version: "1".into(), pid: 1, state, config, landlock: None }
 }
 
 fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
