@@ -20,6 +20,9 @@ use crate::platform;
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
 
+/// What a pause that failed names when it is not a device.
+const VCPUS: &str = "a virtual CPU";
+
 /// A machine that is complete, and stands still until [`Machine::start`].
 pub struct Machine {
     config: MachineConfig,
@@ -57,10 +60,14 @@ impl Machine {
         self.vcpus.resume();
     }
 
-    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished.
+    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished. Either
+    /// may take `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
-        self.vcpus.pause();
-        self.pci.pause(deadline).inspect_err(|_| self.vcpus.resume())
+        let paused = match self.vcpus.pause(deadline) {
+            true => self.pci.pause(deadline),
+            false => Err(StillBusy(VCPUS.to_owned())),
+        };
+        paused.inspect_err(|_| self.vcpus.resume())
     }
 
     /// The other way round.
@@ -74,9 +81,11 @@ impl Machine {
         self.pci.resume()
     }
 
-    /// For good. What is in flight gets `deadline` to reach the disk.
+    /// For good. The vCPUs get `deadline` to stop, and then what is in flight to reach the disk.
     pub fn end(self, deadline: Duration) {
-        self.vcpus.stop();
+        if !self.vcpus.stop(deadline) {
+            tracing::warn!("{}", StillBusy(VCPUS.to_owned()));
+        }
         if let Err(busy) = self.pci.pause(deadline) {
             tracing::warn!("{busy}");
         }
