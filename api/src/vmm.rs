@@ -41,6 +41,10 @@ pub struct MachineConfig {
     /// The serial and the virtio console.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// Seconds without an API request, 1 to 86,400, after which a paused machine resumes and may plug all of its hotplug
+    /// memory. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_s: Option<u32>,
 }
 
 /// What to boot.
@@ -264,6 +268,21 @@ pub struct MachineInfo {
     pub state: MachineState,
     /// What it was built from.
     pub config: MachineConfig,
+    /// How far Landlock confines the process; a VMM of an earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<Landlock>,
+}
+
+/// How far Landlock confines the VMM's process to the files of its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Landlock {
+    /// All that the VMM asks for is enforced.
+    Enforced,
+    /// The kernel is too old for some of it.
+    Partial,
+    /// The kernel has no Landlock, or it is switched off.
+    Absent,
 }
 
 /// What a machine is doing.

@@ -1,27 +1,44 @@
 //! Landlock: the process reaches the files its configuration names, and nothing else of the file system.
 //!
 //! Entered before the first file of the configuration is opened, so every thread is under it. The kernel may be older than a
-//! right we ask for; then the rest holds (the runner's jail has no other files anyway).
+//! right we ask for; then the rest holds (the runner's jail has no other files anyway), the log warns, and `GET /v1/machine` says so.
 
 use std::path::{Path, PathBuf};
 
-use garret_api::vmm::MachineConfig;
+use garret_api::vmm::{Landlock, MachineConfig};
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, path_beneath_rules,
+    ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    path_beneath_rules,
 };
 
 /// The newest set of rights we know; refer (renames between folders) needs the second.
 const RIGHTS: ABI = ABI::V5;
 
 /// Confines the calling thread and all it will make. `folders`: of the sockets, where files are made and removed.
-pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<(), RulesetError> {
+pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Landlock, RulesetError> {
     let rules = rules(config, api);
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;
     for (access, paths) in rules {
         // A path that is not there gets no rule; opening it then says so.
         ruleset = ruleset.add_rules(path_beneath_rules(paths, access))?;
     }
-    ruleset.restrict_self().map(drop)
+    let landlock = reached(ruleset.restrict_self()?.ruleset);
+    match landlock {
+        Landlock::Enforced => {}
+        Landlock::Partial => tracing::warn!("Landlock confines the VMM in part: the kernel is older than Linux 6.10"),
+        Landlock::Absent => {
+            tracing::warn!("Landlock does not confine the VMM: start Linux 5.13 or later with lsm=landlock")
+        }
+    }
+    Ok(landlock)
+}
+
+fn reached(status: RulesetStatus) -> Landlock {
+    match status {
+        RulesetStatus::FullyEnforced => Landlock::Enforced,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::Absent,
+    }
 }
 
 fn rules(config: &MachineConfig, api: Option<&Path>) -> Vec<(BitFlags<AccessFs>, Vec<PathBuf>)> {
@@ -77,7 +94,8 @@ mod tests {
         let config = serde_json::from_value(config).unwrap();
         // On a thread of its own: it cannot be undone.
         let confined = std::thread::spawn(move || {
-            confine(&config, Some(&path("run/api.sock"))).unwrap();
+            let landlock = confine(&config, Some(&path("run/api.sock"))).unwrap();
+            assert_ne!(landlock, Landlock::Absent, "this host has no Landlock: the test needs it");
             assert_eq!(fs::read(path("vmlinux")).unwrap(), b"vmlinux");
             fs::write(path("disk"), "new").unwrap();
             fs::write(path("share/inner/file"), "").unwrap();

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use garret_api::vmm::{MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
+use garret_api::vmm::{Landlock, MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Bus;
@@ -21,9 +21,13 @@ use crate::platform::{self, PowerButton};
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
 
+/// What a pause that failed names when it is not a device.
+const VCPUS: &str = "a virtual CPU";
+
 /// A machine that is complete, and stands still until [`Machine::start`].
 pub struct Machine {
     config: MachineConfig,
+    landlock: Landlock,
     vcpus: Vcpus,
     pci: Arc<PciBus>,
     balloon: Balloon,
@@ -35,7 +39,7 @@ pub struct Machine {
 impl Machine {
     /// Configuration → memory → KVM → kernel → devices → vCPUs. All its descriptors are open and all its threads exist
     /// when this returns.
-    pub fn assemble(config: &MachineConfig, events: &Events) -> anyhow::Result<Self> {
+    pub fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
         let cmdline = boot::cmdline::of(config).map_err(boot::Error::from)?;
         let log = console_log(config, events)?;
         let kvm = kvm::open(config.vcpus)?;
@@ -50,7 +54,7 @@ impl Machine {
         let power_button = PowerButton::new(&vm)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
-        Ok(Self { config: config.clone(), vcpus, pci, balloon, hotplug, power_button, setup: Duration::ZERO })
+        Ok(Self { config: config.clone(), landlock, vcpus, pci, balloon, hotplug, power_button, setup: Duration::ZERO })
     }
 
     /// Lets the vCPUs go. `since`: when the process began.
@@ -59,10 +63,14 @@ impl Machine {
         self.vcpus.resume();
     }
 
-    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished.
+    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished. Either
+    /// may take `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
-        self.vcpus.pause();
-        self.pci.pause(deadline).inspect_err(|_| self.vcpus.resume())
+        let paused = match self.vcpus.pause(deadline) {
+            true => self.pci.pause(deadline),
+            false => Err(StillBusy(VCPUS.to_owned())),
+        };
+        paused.inspect_err(|_| self.vcpus.resume())
     }
 
     /// The other way round.
@@ -76,9 +84,11 @@ impl Machine {
         self.pci.resume()
     }
 
-    /// For good. What is in flight gets `deadline` to reach the disk.
+    /// For good. The vCPUs get `deadline` to stop, and then what is in flight to reach the disk.
     pub fn end(self, deadline: Duration) {
-        self.vcpus.stop();
+        if !self.vcpus.stop(deadline) {
+            tracing::warn!("{}", StillBusy(VCPUS.to_owned()));
+        }
         if let Err(busy) = self.pci.pause(deadline) {
             tracing::warn!("{busy}");
         }
@@ -94,6 +104,7 @@ impl Machine {
             pid: std::process::id(),
             state,
             config: self.config.clone(),
+            landlock: Some(self.landlock),
         }
     }
 
@@ -116,6 +127,18 @@ impl Machine {
     /// Presses the power button. A paused guest sees it when it resumes.
     pub fn press_power_button(&self) -> io::Result<()> {
         self.power_button.press()
+    }
+
+    /// How long the API's client may withhold something from it without a request.
+    pub fn lease(&self) -> Option<Duration> {
+        self.config.lease_s.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Lets the guest plug all that can be plugged.
+    pub fn allow_all_memory(&self) {
+        if let Some(hotplug) = &self.hotplug {
+            hotplug.allow_all();
+        }
     }
 
     /// Says how much the guest shall have plugged.

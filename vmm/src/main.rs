@@ -101,10 +101,10 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     let config = config::load(&run.config)?;
     api_server::ending_signals().thread_block().context("cannot block signals")?;
     let api = run.api()?;
-    confine::confine(&config, api.path()).context("cannot confine the process (Landlock)")?;
+    let landlock = confine::confine(&config, api.path()).context("cannot confine the process (Landlock)")?;
 
     let (events, happenings) = Events::channel();
-    let mut machine = Machine::assemble(&config, &events)?;
+    let mut machine = Machine::assemble(&config, landlock, &events)?;
     let api = ApiServer::spawn(api.clone(), events).with_context(|| format!("API socket {api:?}"))?;
     Role::Main.enter()?;
 

@@ -26,6 +26,10 @@ const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet memory_hotplug.on
 /// What Linux plugs and unplugs as one, in MiB (a memory section of x86-64).
 const SECTION_MIB: u32 = 128;
 
+/// Seconds after which a machine no longer waits for a runner that is gone. The memory loop asks every VMM each second: a
+/// restart of the runner, which takes a few seconds, must not resume what is paused.
+const LEASE_S: u32 = 30;
+
 /// The files machines are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artifacts {
@@ -141,6 +145,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         vsock: Some(VsockConfig { cid: GUEST_CID, socket: SocketAt::Descriptor(jail::VSOCK_FD) }),
         balloon: BalloonConfig::default(),
         console: ConsoleConfig { log: Some("/run/console.log".into()) },
+        lease_s: Some(LEASE_S),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The machine's HTTP API on its Unix socket, on one thread. It holds no state: every call is a command to the driver.
 
+mod limit;
 mod openapi;
 mod routes;
 
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 
 pub use openapi::document;
 
+use self::limit::Limited;
 use crate::control::{Event, Events};
 use crate::inherited;
 use crate::seccomp::Role;
@@ -26,6 +28,9 @@ use crate::thread;
 
 /// How long open connections may keep the process once the machine has ended.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Open connections at once: the runner has fewer than ten.
+const CONNECTIONS_MAX: usize = 32;
 
 /// The running server.
 pub struct ApiServer {
@@ -94,7 +99,7 @@ fn serve(prepared: Prepared, events: Events, ended: oneshot::Receiver<()>) {
     let app = routes::router(events.clone());
     runtime.block_on(async move {
         let (last_call, closing) = oneshot::channel::<()>();
-        let server = axum::serve(listener, app).with_graceful_shutdown(async {
+        let server = axum::serve(Limited::new(listener, CONNECTIONS_MAX), app).with_graceful_shutdown(async {
             let _ = closing.await;
         });
         let server = tokio::spawn(server.into_future());

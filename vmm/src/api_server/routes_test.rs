@@ -120,3 +120,21 @@ fn a_large_body_is_refused() {
     assert_eq!(running.call("PUT", "/v1/balloon", &" ".repeat(BODY_MAX + 1)).0, 413);
     running.end();
 }
+
+#[test]
+fn connections_beyond_the_limit_wait_for_a_place() {
+    let running = Running::start();
+    let mut idle: Vec<_> =
+        (0..crate::api_server::CONNECTIONS_MAX).map(|_| UnixStream::connect(&running.socket).unwrap()).collect();
+    let mut waiting = UnixStream::connect(&running.socket).unwrap();
+    waiting.write_all(b"GET /v1/memory HTTP/1.1\r\nhost: vmm\r\nconnection: close\r\n\r\n").unwrap();
+    waiting.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    assert!(waiting.read(&mut [0]).is_err(), "it is served");
+    idle.pop();
+    waiting.set_read_timeout(None).unwrap();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(idle);
+    running.end();
+}

@@ -62,7 +62,8 @@ impl Rig {
     }
 }
 
-fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
+/// What the VMM of a small machine says of itself.
+pub fn machine_info(state: MachineState) -> MachineInfo {
     let config = MachineConfig {
         vcpus: 1,
         memory_mib: 512,
@@ -75,8 +76,13 @@ fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
         vsock: None,
         balloon: BalloonConfig::default(),
         console: ConsoleConfig::default(),
+        lease_s: None,
     };
-    let info = MachineInfo { version: "1".into(), pid: 1, state: MachineState::Paused, config };
+    MachineInfo { version: "1".into(), pid: 1, state, config, landlock: None }
+}
+
+fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
+    let info = machine_info(MachineState::Paused);
     let memory = MemoryInfo { boot_mib: 512, size_mib: 1024, driver: true, ..MemoryInfo::default() };
     let (resumed, limited) = (told.clone(), told);
     Router::new()

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::client::Client;
-use garret_api::vmm::{MachineState, MemoryInfo};
-use serde::Deserialize;
+use garret_api::vmm::MemoryInfo;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -67,10 +65,11 @@ impl Watched {
         let vmm = daemon.vmm(&machine.developer, LOOK);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
+        let standing = &daemon.memory.standing;
         let (usage, info, ()) = tokio::join!(
             measure(&machine.developer, protect),
             vmm.get("/v1/memory"),
-            find_state(daemon, machine, &vmm)
+            standing.check(machine.uid, &vmm)
         );
         match info {
             Ok(info) => self.info = Some(info),
@@ -81,7 +80,6 @@ impl Watched {
             self.protected = Some(guaranteed);
         }
         self.trouble.note(trouble);
-        let standing = &daemon.memory.standing;
         Some(MachineView {
             cpus: self.cpus(usage.cpu),
             guest: self.reports.fresh(),
@@ -150,22 +148,6 @@ async fn measure(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<S
         Some((usage, protected.err().map(|error| format!("{error:#}"))))
     });
     measured.await.ok().flatten()
-}
-
-/// Of `GET /v1/machine`, what VMMs of other versions have as well.
-#[derive(Deserialize)]
-struct StateInfo {
-    state: MachineState,
-}
-
-/// An earlier runner may have left the machine standing still: only its VMM knows.
-async fn find_state(daemon: &Daemon, machine: &MachineRow, vmm: &Client) {
-    let standing = &daemon.memory.standing;
-    if standing.state(machine.uid) == State::Unknown
-        && let Ok(info) = vmm.get::<StateInfo>("/v1/machine").await
-    {
-        standing.found(machine.uid, info.state == MachineState::Paused);
-    }
 }
 
 #[cfg(test)]
