@@ -268,9 +268,19 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_computes_makes_progress() {
         let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).kill_on_drop(true).spawn().unwrap();
-        let mut watch = Watch::new(Limit::Silence(Duration::from_secs(4)));
-        let looking = tokio::time::timeout(Duration::from_secs(6), watch.reached(busy.id()));
-        assert!(looking.await.is_err(), "a busy process was called silent");
+        let pid = busy.id().unwrap() as i32;
+        let before = Activity::of_tree(pid);
+        while !Activity::of_tree(pid).differs(before) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         busy.kill().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_nothing_reaches_its_limit() {
+        let mut idle = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let limit = Limit::Silence(Duration::from_millis(200));
+        assert_eq!(Watch::new(limit).reached(idle.id()).await, limit);
+        idle.kill().await.unwrap();
     }
 }
