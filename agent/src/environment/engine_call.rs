@@ -153,21 +153,21 @@ static MEASURE: Blocking = Blocking::new("measuring the engine", 16, Duration::f
 /// Looks at a running call until its limit is reached.
 pub(super) struct Watch {
     limit: Limit,
-    /// When it was started, or made progress last.
-    since: Instant,
+    /// Time since the start, or since the last progress. Counted by looks: a machine that was paused has not waited.
+    spent: Duration,
     next: Instant,
     seen: Activity,
 }
 
 impl Watch {
     pub fn new(limit: Limit) -> Self {
-        Self { limit, since: Instant::now(), next: Instant::now() + pause(limit), seen: Activity::default() }
+        Self { limit, spent: Duration::ZERO, next: Instant::now() + pause(limit), seen: Activity::default() }
     }
 
     /// It has printed something.
     pub fn heard(&mut self) {
         if matches!(self.limit, Limit::Silence(_)) {
-            self.since = Instant::now();
+            self.spent = Duration::ZERO;
         }
     }
 
@@ -176,6 +176,7 @@ impl Watch {
         loop {
             sleep_until(self.next).await;
             self.next = Instant::now() + pause(self.limit);
+            self.spent += pause(self.limit);
             let allowed = match self.limit {
                 Limit::Total(time) => time,
                 Limit::Silence(time) => {
@@ -185,12 +186,12 @@ impl Watch {
                     };
                     if now.differs(self.seen) {
                         self.seen = now;
-                        self.since = Instant::now();
+                        self.spent = Duration::ZERO;
                     }
                     time
                 }
             };
-            if self.since.elapsed() >= allowed {
+            if self.spent >= allowed {
                 return self.limit;
             }
         }
