@@ -153,21 +153,21 @@ static MEASURE: Blocking = Blocking::new("measuring the engine", 16, Duration::f
 /// Looks at a running call until its limit is reached.
 pub(super) struct Watch {
     limit: Limit,
-    /// When it was started, or made progress last.
-    since: Instant,
+    /// Time since the start, or since the last progress. Counted by looks: a machine that was paused has not waited.
+    spent: Duration,
     next: Instant,
     seen: Activity,
 }
 
 impl Watch {
     pub fn new(limit: Limit) -> Self {
-        Self { limit, since: Instant::now(), next: Instant::now() + pause(limit), seen: Activity::default() }
+        Self { limit, spent: Duration::ZERO, next: Instant::now() + pause(limit), seen: Activity::default() }
     }
 
     /// It has printed something.
     pub fn heard(&mut self) {
         if matches!(self.limit, Limit::Silence(_)) {
-            self.since = Instant::now();
+            self.spent = Duration::ZERO;
         }
     }
 
@@ -176,6 +176,7 @@ impl Watch {
         loop {
             sleep_until(self.next).await;
             self.next = Instant::now() + pause(self.limit);
+            self.spent += pause(self.limit);
             let allowed = match self.limit {
                 Limit::Total(time) => time,
                 Limit::Silence(time) => {
@@ -185,12 +186,12 @@ impl Watch {
                     };
                     if now.differs(self.seen) {
                         self.seen = now;
-                        self.since = Instant::now();
+                        self.spent = Duration::ZERO;
                     }
                     time
                 }
             };
-            if self.since.elapsed() >= allowed {
+            if self.spent >= allowed {
                 return self.limit;
             }
         }
@@ -268,9 +269,19 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_computes_makes_progress() {
         let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).kill_on_drop(true).spawn().unwrap();
-        let mut watch = Watch::new(Limit::Silence(Duration::from_secs(4)));
-        let looking = tokio::time::timeout(Duration::from_secs(6), watch.reached(busy.id()));
-        assert!(looking.await.is_err(), "a busy process was called silent");
+        let pid = busy.id().unwrap() as i32;
+        let before = Activity::of_tree(pid);
+        while !Activity::of_tree(pid).differs(before) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         busy.kill().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_nothing_reaches_its_limit() {
+        let mut idle = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let limit = Limit::Silence(Duration::from_millis(200));
+        assert_eq!(Watch::new(limit).reached(idle.id()).await, limit);
+        idle.kill().await.unwrap();
     }
 }
