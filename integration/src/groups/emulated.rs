@@ -23,17 +23,18 @@ const KEEPS_LOGS_WITHIN: Duration = Duration::from_secs(30);
 /// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
 const MEMORY_TESTS: &str = "memory-";
 
-/// How large a host is, in MiB.
+/// How large a host is, in MiB, and whether its machines begin with the base image.
 #[derive(Clone, Copy)]
 struct Size {
     memory: u32,
     swap: u32,
+    preloaded: bool,
 }
 
 /// For most tests.
-const LARGE: Size = Size { memory: 8192, swap: 4096 };
+const LARGE: Size = Size { memory: 8192, swap: 4096, preloaded: true };
 /// For the tests of memory.
-const SMALL: Size = Size { memory: 2048, swap: 8192 };
+const SMALL: Size = Size { memory: 2048, swap: 8192, preloaded: false };
 
 /// Whether a program's tests run on emulated hosts even where machines can run natively.
 pub fn always(program: &Path) -> bool {
@@ -109,8 +110,11 @@ impl Share {
 
     /// One host's command, until it ends; gives its status.
     async fn attempt(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<Option<i32>> {
-        let mut arguments = vec!["--preloaded".into(), "--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
+        let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
         arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
+        if self.size.preloaded {
+            arguments.push("--preloaded".into());
+        }
         for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
             arguments.extend([option.into(), mib.to_string().into()]);
         }
