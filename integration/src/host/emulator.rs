@@ -1,6 +1,6 @@
 //! One QEMU with its virtiofsd processes, and the streams between it and us.
 
-use super::{Options, stage::Stage};
+use super::{Options, stage::Stage, tsc};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -177,11 +177,14 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     arguments.add("-display", "none");
     arguments.add_path("-kernel", "", &stage.kernel, "");
     arguments.add_path("-initrd", "", &stage.initramfs, "");
-    // The emulated time-stamp counter is good, but its calibration can fail on a loaded machine.
-    arguments.add(
-        "-append",
-        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1",
-    );
+    let mut append =
+        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1".to_owned();
+    if !options.icount {
+        // The emulated time-stamp counter is this machine's own. The host's own calibration of it fails when this machine is
+        // busy: its clock then ran twice as fast, and all its deadlines came too early.
+        append += &format!(" tsc_early_khz={}", tsc::khz());
+    }
+    arguments.add("-append", append);
     arguments.add_path("-monitor", "unix:", &stage.log(MONITOR), ",server=on,wait=off");
     arguments.add_path("-serial", "file:", &stage.log("console.log"), "");
     // Nothing is ever written back: writes go to a temporary file that has no name.

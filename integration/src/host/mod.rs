@@ -3,6 +3,7 @@
 
 mod emulator;
 mod stage;
+mod tsc;
 
 use anyhow::{Context, bail};
 use emulator::{Emulator, Event};
