@@ -4,6 +4,7 @@
 use super::progress;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ const KEEPS_LOGS_WITHIN: Duration = Duration::from_secs(30);
 
 /// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
 const MEMORY_TESTS: &str = "memory-";
+/// The kill campaign's program.
+pub const CAMPAIGN: &str = "campaign-";
 
 /// How large a host is, in MiB, and whether its machines begin with the base image.
 #[derive(Clone, Copy)]
@@ -51,8 +54,9 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
         tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
     }
-    // The programs' first tests are short ones (bad_input): taken last, they let the hosts end at about the same time.
-    tests.sort_by(|one, other| other.cmp(one));
+    // The long ones come first. The first of `e2e` are short (bad_input): taken last, they let the hosts end at about the same
+    // time.
+    tests.sort_by_cached_key(|test| Reverse((test.starts_with(CAMPAIGN), test.clone())));
     if tests.is_empty() && programs.iter().all(|program| always(program)) {
         return Ok(true); // `only` meant tests that ran natively
     }
