@@ -1,7 +1,7 @@
 //! `make campaign`: the kill campaign in its long form, on emulated hosts side by side. It takes hours, so no group of `make test`
 //! has it; a short slice of it is among the end-to-end tests.
 
-use super::emulated::{hosts, run_host};
+use super::emulated::{CAMPAIGN, hosts, run_host};
 use anyhow::{Context, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     super::enter_repository()?;
     let programs = super::test_programs().await?;
     let is_campaign =
-        |program: &&PathBuf| program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("campaign-"));
+        |program: &&PathBuf| program.file_name().is_some_and(|name| name.to_string_lossy().starts_with(CAMPAIGN));
     let program = programs.iter().find(is_campaign).context("there is no program of the campaign")?;
     let hosts = u64::try_from(hosts())?;
     let runs = (0..hosts).map(async |host| {

@@ -4,6 +4,7 @@
 use super::progress;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,18 +23,21 @@ const KEEPS_LOGS_WITHIN: Duration = Duration::from_secs(30);
 
 /// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
 const MEMORY_TESTS: &str = "memory-";
+/// The kill campaign's program.
+pub const CAMPAIGN: &str = "campaign-";
 
-/// How large a host is, in MiB.
+/// How large a host is, in MiB, and whether its machines begin with the base image.
 #[derive(Clone, Copy)]
 struct Size {
     memory: u32,
     swap: u32,
+    preloaded: bool,
 }
 
 /// For most tests.
-const LARGE: Size = Size { memory: 8192, swap: 4096 };
+const LARGE: Size = Size { memory: 8192, swap: 4096, preloaded: true };
 /// For the tests of memory.
-const SMALL: Size = Size { memory: 2048, swap: 8192 };
+const SMALL: Size = Size { memory: 2048, swap: 8192, preloaded: false };
 
 /// Whether a program's tests run on emulated hosts even where machines can run natively.
 pub fn always(program: &Path) -> bool {
@@ -50,8 +54,9 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
         tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
     }
-    // The programs' first tests are short ones (bad_input): taken last, they let the hosts end at about the same time.
-    tests.sort_by(|one, other| other.cmp(one));
+    // The long ones come first. The first of `e2e` are short (bad_input): taken last, they let the hosts end at about the same
+    // time.
+    tests.sort_by_cached_key(|test| Reverse((test.starts_with(CAMPAIGN), test.clone())));
     if tests.is_empty() && programs.iter().all(|program| always(program)) {
         return Ok(true); // `only` meant tests that ran natively
     }
@@ -109,8 +114,11 @@ impl Share {
 
     /// One host's command, until it ends; gives its status.
     async fn attempt(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<Option<i32>> {
-        let mut arguments = vec!["--preloaded".into(), "--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
+        let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
         arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
+        if self.size.preloaded {
+            arguments.push("--preloaded".into());
+        }
         for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
             arguments.extend([option.into(), mib.to_string().into()]);
         }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// Every line is progress: a test that ended, a crate that is compiled. Each takes minutes at most, also on a machine three
 /// times slower than the budgets assume.
-const SILENT_AT_MOST: Duration = Duration::from_secs(15 * 60);
+const SILENT_AT_MOST: Duration = Duration::from_secs(20 * 60);
 
 /// Passes on what a program prints, line by line, until it ends. `None` if it hangs. Both streams have to be piped.
 ///

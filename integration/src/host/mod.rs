@@ -3,6 +3,7 @@
 
 mod emulator;
 mod stage;
+mod tsc;
 
 use anyhow::{Context, bail};
 use emulator::{Emulator, Event};
@@ -152,6 +153,10 @@ async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcom
     let stage = stage::prepare(options).context("preparing the emulated host")?;
     let mut emulator = Emulator::start(options, &stage).context("starting the emulator")?;
     let outcome = watch(&mut emulator, options, signals).await;
+    if matches!(outcome, Ok(Outcome::Failed { .. })) {
+        // An emulator that is gone has no monitor.
+        let _no_answer = emulator.examine(&stage).await;
+    }
     emulator.kill().await;
     if let Some(folder) = &options.logs {
         stage.keep_logs(folder)?;

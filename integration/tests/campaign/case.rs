@@ -63,7 +63,7 @@ impl Operation {
     /// About how many events it has.
     fn events(self) -> usize {
         match self {
-            Self::Up => 12,
+            Self::Up => 6,
             Self::Start => 6,
             Self::Stop => 2,
             Self::Exec | Self::Remove => 0,
