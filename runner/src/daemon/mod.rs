@@ -31,7 +31,7 @@ pub use memory::{Arbiter, MachineView, Order, measure_host};
 pub use serve::serve;
 
 use crate::config::Config;
-use crate::host::{Artifacts, MachinePaths, NetworkConfig};
+use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, Needed};
 use state::{MachineRow, Store, machines};
@@ -44,8 +44,10 @@ const WAKE: Duration = Duration::from_secs(5);
 struct Daemon {
     config: Config,
     artifacts: Artifacts,
-    network: NetworkConfig,
-    host: Host,
+    /// The resolvers in it follow the host's.
+    network: watch::Sender<NetworkConfig>,
+    /// Reads the host's figures: memory and swap may be added while the daemon runs.
+    measure: fn(&Config) -> Host,
     store: Store,
     memory: Memory,
     /// Counts what was written: whoever follows something looks again.
@@ -60,14 +62,33 @@ impl Daemon {
     fn new(
         config: Config,
         network: NetworkConfig,
-        host: Host,
+        measure: fn(&Config) -> Host,
         store: Store,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
+        let (network, _) = watch::channel(network);
         let artifacts = config.artifacts();
         let (memory, closing) = (Memory::default(), AtomicBool::new(false));
-        (Arc::new(Self { config, artifacts, network, host, store, memory, changes, pokes, closing }), poked)
+        (Arc::new(Self { config, artifacts, network, measure, store, memory, changes, pokes, closing }), poked)
+    }
+
+    /// The host's figures, measured now.
+    fn host(&self) -> Host {
+        (self.measure)(&self.config)
+    }
+
+    fn network(&self) -> NetworkConfig {
+        self.network.borrow().clone()
+    }
+
+    /// Finds what a machine's VMM was started with, in MiB; 0 where there is no VMM. Blocks for a small file.
+    fn started(&self) -> impl Fn(&MachineRow) -> u32 + Send + 'static {
+        let run = self.config.run.clone();
+        move |row| match row.vmm {
+            Some(_) => started(&MachinePaths::new(&run, &row.developer)).map_or(0, |started| started.memory_mib),
+            None => 0,
+        }
     }
 
     /// Reads the state.

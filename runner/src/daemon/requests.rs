@@ -8,7 +8,7 @@ use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineReque
 
 use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
-use crate::config::Policy;
+use crate::config::{Limits, Policy};
 
 /// What a caller's variables may weigh in all, in bytes.
 const LOCAL_ENV_MAX: usize = 256 * 1024;
@@ -56,6 +56,16 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
         phase: if again { MachinePhase::Stopped } else { machine.phase },
         ..machine.clone()
     })
+}
+
+/// Checks a machine's figures against its developer's limits.
+///
+/// # Errors
+/// A figure is above its limit.
+pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem> {
+    limits.vcpus.check("vcpus", machine.vcpus.into())?;
+    limits.memory_mib.check("memory_mib", machine.memory_mib)?;
+    limits.guaranteed_mib.check("guaranteed_mib", machine.guaranteed_mib)
 }
 
 /// Checks what can be checked of a request by itself.

@@ -40,8 +40,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let for_host = network.clone();
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
     let store = Store::open(&config.state.join("state.db"))?;
-    let host = measure_host(&config);
-    let (daemon, poked) = Daemon::new(config, network, host, store);
+    let (daemon, poked) = Daemon::new(config, network, measure_host, store);
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());

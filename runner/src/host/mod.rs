@@ -12,8 +12,8 @@ mod program;
 mod workspaces;
 
 pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub use launch::{Artifacts, Launch, clean_up, launch};
-pub use network::{NetworkConfig, Slot, guest_network};
+pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
+pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
 pub use workspaces::{share_workspace, unshare_workspace};
 

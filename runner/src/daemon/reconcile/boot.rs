@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use garret_api::agent::{AgentInfo, MachineSetup, Progress};
 use garret_api::client::Client;
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::time::Instant;
 
 use super::driver::{Driver, Life};
+use crate::accounts::Accounts;
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
@@ -109,7 +111,11 @@ impl Driver {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
             let data_disk = daemon.data_folder(&machine.developer).join("data.img");
-            disk::make(&daemon.artifacts.data_template, &data_disk)?;
+            let limits = daemon
+                .config
+                .limits_of(&Accounts::read(), machine.uid)
+                .map_err(|problem| anyhow!("{}", problem.message))?;
+            disk::make(&daemon.artifacts.data_template, &data_disk, &limits.disk_gib)?;
             host::launch(&Launch {
                 name: &machine.developer,
                 slot: Slot(machine.slot),
@@ -122,7 +128,7 @@ impl Driver {
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
                 paths: &daemon.paths(&machine.developer),
-                network: &daemon.network,
+                network: &daemon.network(),
             })
         })
         .await?
@@ -242,9 +248,10 @@ impl Driver {
                 }
             },
         };
+        let guest = host::started(&self.daemon.paths(&machine.developer)).and_then(|started| started.guest);
         MachineSetup {
             hostname: hostname(&machine.developer),
-            network: Some(host::guest_network(Slot(machine.slot), &self.daemon.network)),
+            network: Some(host::guest_network(Slot(machine.slot), guest, &self.daemon.network())),
             ca_bundle,
             registry_mirrors: config.registry_mirrors.clone(),
             proxy: config.proxy.clone(),
