@@ -8,6 +8,7 @@ mod notify;
 mod promises;
 mod reconcile;
 mod requests;
+mod resolvers;
 mod serve;
 mod state;
 mod tail;

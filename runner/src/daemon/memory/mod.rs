@@ -41,13 +41,13 @@ pub use metrics::render as render_metrics;
 pub use model::{Decision, HostView, MachineView, Notice, Order};
 pub use snapshot::Snapshot;
 pub use standing::{Needed, State};
+pub use trouble::Trouble;
 
 use super::Daemon;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
 use snapshot::{host_memory, machine_memory};
 use standing::Standing;
-use trouble::Trouble;
 use watched::Watched;
 
 /// The time between two looks …

@@ -184,6 +184,7 @@ impl Driver {
     }
 
     async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.network.mark_unchanged();
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.developer, SETUP_DEADLINE);
         let told = tokio::select! {
@@ -236,7 +237,7 @@ impl Driver {
     }
 
     /// What the guest must know of its host.
-    async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
+    pub(super) async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
         let config = &self.daemon.config;
         let ca_bundle = match config.ca_bundle.as_os_str().is_empty() {
             true => None,
