@@ -50,9 +50,13 @@ pub struct Maxima {
 /// One developer's limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
+    /// Virtual CPUs.
     pub vcpus: Limit,
+    /// Memory, in MiB.
     pub memory_mib: Limit,
+    /// Guaranteed memory, in MiB.
     pub guaranteed_mib: Limit,
+    /// The data disk, in GiB.
     pub disk_gib: Limit,
 }
 
