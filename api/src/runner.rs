@@ -16,6 +16,8 @@
 //! | `GET /v1/environments/{id}` | → [`Environment`] |
 //! | `DELETE /v1/environments/{id}` | → 204 |
 //! | `GET /v1/environments/{id}/events?after=N&follow=true` | → newline-delimited [`Event`] |
+//! | `GET /v1/environments/{id}/local-env` | → list of the names of the caller's variables that are kept |
+//! | `DELETE /v1/environments/{id}/local-env` | → 204; none is kept |
 //! | `GET /v1/environments/{id}/log` | → text: the container's own output |
 //! | `GET /v1/environments/{id}/exec` | WebSocket: in the devcontainer |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`] of everything the caller may see |
@@ -140,9 +142,10 @@ pub struct EnvironmentRequest {
     /// The devcontainer.json to use, relative to the workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
-    /// The caller's environment for `${localEnv:…}`; kept in memory and in the state as the policy lets it through.
-    #[serde(default)]
-    pub local_env: BTreeMap<String, String>,
+    /// The caller's environment for `${localEnv:…}`, in place of what is kept; as far as the policy lets it through. Absent:
+    /// what is kept stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_env: Option<BTreeMap<String, String>>,
     /// Remove the container first and build it anew.
     #[serde(default)]
     pub rebuild: bool,

@@ -1,6 +1,9 @@
 //! The command. Each subcommand is a file; all of them are calls to the daemon's API.
 
+mod consent;
+mod credentials;
 mod daemon;
+mod env;
 mod exec;
 mod follow;
 mod local_env;
@@ -73,6 +76,8 @@ enum Command {
     Start(start::Start),
     /// Remove an environment, or the machine with its data disk.
     Rm(rm::Rm),
+    /// List or clear the variables that are kept for an environment.
+    Env(env::Env),
     /// Run the host daemon.
     Daemon(daemon::Daemon),
     /// Make a jail and run a VMM in it.
@@ -133,6 +138,7 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
         Command::Stop(stop) => stop.run(&client).await,
         Command::Start(start) => start.run(&client).await,
         Command::Rm(rm) => rm.run(&client).await,
+        Command::Env(env) => env.run(&client, json).await,
         Command::Daemon(daemon) => daemon.run(socket).await,
         Command::Jail { .. } | Command::Share { .. } => Ok(0),
     }

@@ -8,6 +8,7 @@ mod notify;
 mod promises;
 mod reconcile;
 mod requests;
+mod resolvers;
 mod serve;
 mod state;
 mod tail;
@@ -34,7 +35,7 @@ pub use serve::serve;
 use crate::accounts::Accounts;
 use crate::config::{Config, RunAs};
 use crate::host::share::Identity;
-use crate::host::{Artifacts, MachinePaths, NetworkConfig};
+use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, Needed};
 use state::{MachineRow, Store, machines};
@@ -48,8 +49,10 @@ const WAKE: Duration = Duration::from_secs(5);
 struct Daemon {
     config: Config,
     artifacts: Artifacts,
-    network: NetworkConfig,
-    host: Host,
+    /// The resolvers in it follow the host's.
+    network: watch::Sender<NetworkConfig>,
+    /// Reads the host's figures: memory and swap may be added while the daemon runs.
+    measure: fn(&Config) -> Host,
     store: Store,
     memory: Memory,
     workspaces: Workspaces,
@@ -67,17 +70,18 @@ impl Daemon {
     fn new(
         config: Config,
         network: NetworkConfig,
-        host: Host,
+        measure: fn(&Config) -> Host,
         store: Store,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
+        let (network, _) = watch::channel(network);
         let artifacts = config.artifacts();
         let daemon = Self {
             config,
             artifacts,
             network,
-            host,
+            measure,
             store,
             memory: Memory::default(),
             workspaces: Workspaces::default(),
@@ -87,6 +91,24 @@ impl Daemon {
             closing: AtomicBool::new(false),
         };
         (Arc::new(daemon), poked)
+    }
+
+    /// The host's figures, measured now.
+    fn host(&self) -> Host {
+        (self.measure)(&self.config)
+    }
+
+    fn network(&self) -> NetworkConfig {
+        self.network.borrow().clone()
+    }
+
+    /// Finds what a machine's VMM was started with, in MiB; 0 where there is no VMM. Blocks for a small file.
+    fn started(&self) -> impl Fn(&MachineRow) -> u32 + Send + 'static {
+        let run = self.config.run.clone();
+        move |row| match row.vmm {
+            Some(_) => started(&MachinePaths::new(&run, &row.developer)).map_or(0, |started| started.memory_mib),
+            None => 0,
+        }
     }
 
     /// Reads the state.

@@ -8,7 +8,7 @@ use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineReque
 
 use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
-use crate::config::Policy;
+use crate::config::{Limits, Policy};
 
 /// What a caller's variables may weigh in all, in bytes.
 const LOCAL_ENV_MAX: usize = 256 * 1024;
@@ -58,6 +58,16 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
     })
 }
 
+/// Checks a machine's figures against its developer's limits.
+///
+/// # Errors
+/// A figure is above its limit.
+pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem> {
+    limits.vcpus.check("vcpus", machine.vcpus.into())?;
+    limits.memory_mib.check("memory_mib", machine.memory_mib)?;
+    limits.guaranteed_mib.check("guaranteed_mib", machine.guaranteed_mib)
+}
+
 /// Checks what can be checked of a request by itself.
 ///
 /// # Errors
@@ -69,7 +79,7 @@ pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
             return Err(Problem::new("invalid", format!("config `{config}` must be a path inside the workspace")));
         }
     }
-    if request.local_env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
+    if request.local_env.iter().flatten().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
         return Err(Problem::new("invalid", format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
     }
     Ok(())
@@ -118,8 +128,8 @@ pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, po
         ..kept.clone()
     };
     // A caller that sends none (`garret start`) does not take away what an earlier one gave.
-    if !request.local_env.is_empty() {
-        let admitted = request.local_env.iter().filter(|(name, _)| policy.admits(name));
+    if let Some(local_env) = &request.local_env {
+        let admitted = local_env.iter().filter(|(name, _)| policy.admits(name));
         row.local_env = admitted.map(|(name, value)| (name.clone(), value.clone())).collect();
     }
     if run {
@@ -139,7 +149,7 @@ mod tests {
     use super::*;
 
     fn request(desired: Desired) -> EnvironmentRequest {
-        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: BTreeMap::new(), rebuild: false }
+        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: None, rebuild: false }
     }
 
     fn up() -> EnvironmentRequest {
@@ -221,9 +231,11 @@ mod tests {
         let local_env: BTreeMap<String, String> =
             [("HOME", "/h"), ("TOKEN", "s")].map(|(name, value)| (name.into(), value.into())).into();
         let policy = Policy { local_env: vec!["HOME".into()] };
-        let row = apply_environment(&fresh(), &EnvironmentRequest { local_env, ..up() }, &policy);
+        let with = |local_env| EnvironmentRequest { local_env: Some(local_env), ..up() };
+        let row = apply_environment(&fresh(), &with(local_env), &policy);
         assert_eq!(row.local_env.keys().collect::<Vec<_>>(), ["HOME"]);
         assert_eq!(apply_environment(&row, &up(), &policy).local_env, row.local_env);
+        assert!(apply_environment(&row, &with(BTreeMap::new()), &policy).local_env.is_empty());
     }
 
     #[test]
@@ -239,7 +251,7 @@ mod tests {
             let request = EnvironmentRequest { config: Some(config.into()), ..up() };
             assert_eq!(check_environment(&request).is_ok(), fine, "{config}");
         }
-        let local_env = [("X".to_string(), "y".repeat(LOCAL_ENV_MAX))].into();
+        let local_env = Some([("X".to_string(), "y".repeat(LOCAL_ENV_MAX))].into());
         assert!(check_environment(&EnvironmentRequest { local_env, ..up() }).is_err());
     }
 

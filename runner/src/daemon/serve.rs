@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::admission::Host;
 use super::api::{self, Credentials};
 use super::state::Store;
-use super::{Daemon, memory, notify, reconcile};
+use super::{Daemon, memory, notify, reconcile, resolvers};
 use crate::config::{self, Config};
 use crate::host;
 
@@ -40,8 +40,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let for_host = network.clone();
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
     let store = Store::open(&config.state.join("state.db"))?;
-    let host = measure_host(&config);
-    let (daemon, poked) = Daemon::new(config, network, host, store);
+    let (daemon, poked) = Daemon::new(config, network, measure_host, store);
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
@@ -49,6 +48,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A task of its own: it goes on while the machines are brought to rest.
     tokio::spawn(memory::supervise(daemon.clone()));
+    tokio::spawn(resolvers::follow(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
         served = axum::serve(listener, router).into_future() => served?,

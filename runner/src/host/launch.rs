@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -147,6 +148,23 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         console: ConsoleConfig { log: Some("/run/console.log".into()) },
         lease_s: Some(LEASE_S),
     }
+}
+
+/// What a VMM was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The most guest memory there can be, in MiB.
+    pub memory_mib: u32,
+    /// The guest's address.
+    pub guest: Option<Ipv4Addr>,
+}
+
+/// Reads what the machine's last VMM was started with. Only root can change the file.
+pub fn started(paths: &MachinePaths) -> Option<Started> {
+    let config: MachineConfig = serde_json::from_slice(&fs::read(paths.config()).ok()?).ok()?;
+    let hotplug_mib = config.hotplug.map_or(0, |hotplug| hotplug.size_mib);
+    let guest = config.nets.first().and_then(|net| network::guest_of(&net.mac));
+    Some(Started { memory_mib: config.memory_mib.saturating_add(hotplug_mib), guest })
 }
 
 /// Memory at boot, and what can be plugged beside it. That comes in whole sections: the rest is there at boot.

@@ -14,8 +14,8 @@ pub mod share;
 mod workspaces;
 
 pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub use launch::{Artifacts, Launch, clean_up, launch};
-pub use network::{NetworkConfig, Slot, guest_network};
+pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
+pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
 pub use workspaces::unshare_workspace;
 

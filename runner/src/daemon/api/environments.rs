@@ -182,6 +182,48 @@ pub async fn remove(
 
 #[utoipa::path(
     get,
+    path = "/v1/environments/{id}/local-env",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses(
+        (status = 200, description = "The names of the caller's variables that are kept.", body = Vec<String>),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn show_local_env(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<String>>, Refusal> {
+    let (row, _) = find(&daemon, peer, &id).await?;
+    Ok(Json(row.local_env.into_keys().collect()))
+}
+
+#[utoipa::path(
+    delete,
+    path = "/v1/environments/{id}/local-env",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses(
+        (status = 204, description = "None is kept; a container has what it was made with until it is rebuilt."),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn clear_local_env(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    find(&daemon, peer, &id).await?;
+    daemon
+        .write(move |db| match environments::get(db, &id)? {
+            Some(row) => environments::put(db, &EnvironmentRow { local_env: Default::default(), ..row }),
+            None => Ok(()),
+        })
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(
+    get,
     path = "/v1/environments/{id}/log",
     params(("id" = String, Path, description = "The environment's id.")),
     responses((status = 200, description = "What the container last printed.", body = String))

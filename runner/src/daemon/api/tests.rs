@@ -42,7 +42,7 @@ impl Server {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
-        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let store = Store::open(&dir.path().join("state.db")).unwrap();
         let (daemon, poked) = Daemon::new(config, network, host, store);
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();

@@ -33,7 +33,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
-        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let (daemon, _) = Daemon::new(config, network, host, Store::open(&dir.path().join("state.db")).unwrap());
         let row = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
         let told: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::Client;
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::time::Instant;
 
 use super::driver::{Driver, Life};
+use crate::accounts::Accounts;
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
@@ -114,7 +116,11 @@ impl Driver {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
             let data_disk = daemon.data_folder(&machine.developer).join("data.img");
-            disk::make(&daemon.artifacts.data_template, &data_disk)?;
+            let limits = daemon
+                .config
+                .limits_of(&Accounts::read(), machine.uid)
+                .map_err(|problem| anyhow!("{}", problem.message))?;
+            disk::make(&daemon.artifacts.data_template, &data_disk, &limits.disk_gib)?;
             host::launch(&Launch {
                 name: &machine.developer,
                 slot: Slot(machine.slot),
@@ -126,7 +132,7 @@ impl Driver {
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
                 paths: &daemon.paths(&machine.developer),
-                network: &daemon.network,
+                network: &daemon.network(),
             })
         })
         .await?
@@ -207,6 +213,7 @@ impl Driver {
     }
 
     async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.network.mark_unchanged();
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.developer, SETUP_DEADLINE);
         let told = tokio::select! {
@@ -254,7 +261,7 @@ impl Driver {
     }
 
     /// What the guest must know of its host.
-    async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
+    pub(super) async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
         let config = &self.daemon.config;
         let ca_bundle = match config.ca_bundle.as_os_str().is_empty() {
             true => None,
@@ -266,9 +273,10 @@ impl Driver {
                 }
             },
         };
+        let guest = host::started(&self.daemon.paths(&machine.developer)).and_then(|started| started.guest);
         MachineSetup {
             hostname: hostname(&machine.developer),
-            network: Some(host::guest_network(Slot(machine.slot), &self.daemon.network)),
+            network: Some(host::guest_network(Slot(machine.slot), guest, &self.daemon.network())),
             ca_bundle,
             registry_mirrors: config.registry_mirrors.clone(),
             proxy: config.proxy.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_api::runner::{Desired, MachinePhase};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::daemon::Daemon;
 use crate::daemon::memory::State;
 use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
 use crate::daemon::vmm::VmmProcess;
+use crate::host::NetworkConfig;
 
 /// How often the agent is asked how its containers are.
 const REFRESH: Duration = Duration::from_secs(15);
@@ -39,6 +40,8 @@ pub(super) struct Driver {
     /// Why we ended it ourselves without being asked.
     pub(super) blame: Option<String>,
     pub(super) reboots: Vec<Instant>,
+    /// Changes when the machine must learn of other resolvers.
+    pub(super) network: watch::Receiver<NetworkConfig>,
     work: HashMap<String, (Work, AbortHandle)>,
     tasks: JoinSet<()>,
 }
@@ -64,10 +67,12 @@ impl Life {
 
 impl Driver {
     pub(super) fn new(daemon: Arc<Daemon>, uid: u32, poke: Arc<Notify>) -> Self {
+        let network = daemon.network.subscribe();
         Self {
             daemon,
             uid,
             poke,
+            network,
             vmm: Life::Absent,
             since: Instant::now(),
             adopted: false,
@@ -158,7 +163,10 @@ impl Driver {
                 };
                 self.work.retain(|_, (_, handle)| handle.id() != task);
             }
-            () = tokio::time::sleep(REFRESH), if ready => self.refresh(machine).await?,
+            () = tokio::time::sleep(REFRESH), if ready => {
+                self.refresh(machine).await?;
+                self.tell_resolvers(machine).await;
+            }
         }
         Ok(())
     }
@@ -201,6 +209,21 @@ impl Driver {
             self.daemon.changes.send_modify(|count| *count = count.wrapping_add(1));
         }
         Ok(())
+    }
+
+    /// Tells the machine of other resolvers; one that is paused or does not listen is told at a later look.
+    async fn tell_resolvers(&mut self, machine: &MachineRow) {
+        let paused = self.daemon.memory.standing.state(self.uid) == State::Paused;
+        if paused || !self.network.has_changed().unwrap_or(false) {
+            return;
+        }
+        let told = self.network.borrow_and_update().clone();
+        let setup = self.machine_setup(machine).await;
+        let agent = self.daemon.agent(&machine.developer, REFRESH_DEADLINE);
+        if let Err(error) = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)).await {
+            tracing::warn!(machine = machine.developer, resolvers = ?told.resolvers, "the agent is not told: {error}");
+            self.network.mark_changed();
+        }
     }
 
     /// Begins to do something to an environment.

@@ -344,7 +344,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
-        let host = Host { cpus: 1, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let host = |_: &Config| Host { cpus: 1, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let store = Store::open(&dir.path().join("state.db")).unwrap();
         let (daemon, _poked) = Daemon::new(config, network, host, store);
         let row = EnvironmentRow { generation: 5, ..environment(7, "w") };
