@@ -97,7 +97,7 @@ fn a_developer_cannot_enter_the_process_of_their_machine() {
     ] {
         assert_ne!(ALICE.run("sh", &["-c", &line], &[], b"").status, 0, "{line}");
         // The same by root shows that the line itself works.
-        if !line.contains("ptrace") {
+        if !line.contains("ptrace") && !line.contains("/mem") {
             let status = Command::new("sh").args(["-c", &line]).stdout(std::process::Stdio::null()).status().unwrap();
             assert!(status.success(), "{line}: not even root");
         }

@@ -19,6 +19,8 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
     fs::create_dir_all(&folder)?;
     if !is_mount_point(&folder)? {
         mount_bind(&folder, &folder).with_context(|| format!("cannot bind {}", folder.display()))?;
+        // Leaves the parent's peers, where each workspace would be mounted once more.
+        mount_change(&folder, MountPropagationFlags::PRIVATE)?;
     }
     Ok(mount_change(&folder, MountPropagationFlags::SHARED)?)
 }

@@ -22,7 +22,8 @@ use crate::host::{self, Slot};
 const QUESTION: Duration = Duration::from_secs(10);
 /// The pause between two.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long the agent alone is asked, before the power button is pressed too.
+/// How long the agent alone is asked, before the power button is pressed too; and how soon again, for a press before the
+/// guest's init is up is lost.
 const BUTTON_AFTER: Duration = Duration::from_secs(15);
 /// How long a VMM may take to end when it is told to itself.
 const VMM_DEADLINE: Duration = Duration::from_secs(10);
@@ -58,16 +59,17 @@ impl Driver {
     async fn ask_to_power_off(&self, machine: &MachineRow) {
         let (agent, vmm) =
             (self.daemon.agent(&machine.developer, QUESTION), self.daemon.vmm(&machine.developer, QUESTION));
-        let began = Instant::now();
-        let mut pressed = false;
+        let mut alone = Instant::now();
         loop {
             // A machine that was paused must run to hear it.
             let _needed = self.daemon.wake(machine).await;
             if agent.post("/v1/power-off").await.is_ok() {
                 return std::future::pending().await;
             }
-            if !pressed && began.elapsed() >= BUTTON_AFTER {
-                pressed = vmm.post("/v1/power-button").await.is_ok();
+            if alone.elapsed() >= BUTTON_AFTER {
+                let pressed = vmm.post("/v1/power-button").await;
+                tracing::info!(machine = machine.developer, ?pressed, "the agent does not answer: the power button");
+                alone = Instant::now();
             }
             tokio::time::sleep(PAUSE).await;
         }
