@@ -20,10 +20,7 @@ const GIB: u64 = 1 << 30;
 /// The template is missing or empty, the disk's folder is full or not writable, or the disk is larger than the limit.
 pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     if let Ok(metadata) = fs::metadata(disk) {
-        let gib = u32::try_from(metadata.len().div_ceil(GIB)).unwrap_or(u32::MAX);
-        return limit.check("disk_gib", gib).map_err(|problem| {
-            anyhow::anyhow!("{}: raise it, or `garret rm --machine` removes the disk with its data", problem.message)
-        });
+        return check_size(metadata.len(), template, limit);
     }
     let folder = disk.parent().context("the data disk needs a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -34,6 +31,17 @@ pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     fs::rename(&half_made, disk)?;
     File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+/// A disk that was made before the limit may have the template's size; a larger one has been grown by somebody.
+fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()> {
+    if fs::metadata(template).is_ok_and(|template| length <= template.len()) {
+        return Ok(());
+    }
+    let gib = u32::try_from(length.div_ceil(GIB)).unwrap_or(u32::MAX);
+    limit.check("disk_gib", gib).map_err(|problem| {
+        anyhow::anyhow!("{}: raise it, or `garret rm --machine` removes the disk with its data", problem.message)
+    })
 }
 
 /// Makes an empty disk's file system and file as small as the limit.
@@ -145,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_made_as_small_as_the_limit_and_a_larger_one_refused() {
+    fn a_disk_is_as_small_as_the_limit_and_a_grown_one_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
         File::create(&template).unwrap().set_len(3 * GIB).unwrap();
@@ -156,8 +164,10 @@ mod tests {
         let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
         assert!(checked.status.success(), "{checked:?}");
         make(&template, &disk, &Limit::of(1)).unwrap();
-        File::options().write(true).open(&disk).unwrap().set_len(GIB + 1).unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(3 * GIB).unwrap();
+        make(&template, &disk, &Limit::of(1)).unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(3 * GIB + 1).unwrap();
         let said = make(&template, &disk, &Limit::of(1)).unwrap_err().to_string();
-        assert!(said.contains("disk_gib is 2, but at most 1"), "{said}");
+        assert!(said.contains("disk_gib is 4, but at most 1"), "{said}");
     }
 }

@@ -1,7 +1,7 @@
 //! The daemon's life: prepare the host, listen, reconcile, and end without ending the machines.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -39,7 +39,9 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let network = config.network(config::host_resolvers())?;
     let for_host = network.clone();
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
-    let store = Store::open(&config.state.join("state.db"))?;
+    let state = config.state.join("state.db");
+    make_private(&state)?;
+    let store = Store::open(&state)?;
     let (daemon, poked) = Daemon::new(config, network, measure_host, store);
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
@@ -70,6 +72,16 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes the state's file readable for root alone, whatever the folder and the umask are: it holds developers' variables.
+/// SQLite gives the files beside it the same mode.
+fn make_private(state: &Path) -> anyhow::Result<()> {
+    let private = || {
+        let file = fs::File::options().append(true).create(true).mode(0o600).open(state)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+    };
+    private().with_context(|| format!("cannot make {} private", state.display()))
+}
+
 /// The host's figures, with what the configuration says of them.
 fn measure_host(config: &Config) -> Host {
     let host = Host::measure();
@@ -96,4 +108,24 @@ async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_and_the_files_beside_it_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state.db");
+        fs::write(&state, "").unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o644)).unwrap();
+        make_private(&state).unwrap();
+        let _store = Store::open(&state).unwrap();
+        let files: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
+        assert!(files.len() > 1, "{files:?}");
+        for file in files {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
+    }
 }

@@ -249,6 +249,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_machine_was_started_with_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        assert_eq!(started(&paths), None);
+        let (artifacts, network) = (
+            Artifacts { vmm: "/v".into(), kernel: "/k".into(), root: "/r".into(), data_template: "/d".into() },
+            NetworkConfig {
+                pool: (Ipv4Addr::new(100, 96, 0, 0), 16),
+                resolvers: Vec::new(),
+                allow: Vec::new(),
+                connections_max: 8192,
+            },
+        );
+        let launch = Launch {
+            name: "m",
+            slot: Slot(3),
+            uid: 1,
+            gid: 1,
+            vcpus: 1,
+            memory_mib: 4000,
+            boot_mib: 512,
+            memory_overhead_mib: 0,
+            artifacts: &artifacts,
+            data_disk: Path::new("/d"),
+            paths: &paths,
+            network: &network,
+        };
+        fs::create_dir_all(paths.config().parent().unwrap()).unwrap();
+        fs::write(paths.config(), serde_json::to_vec(&machine_config(&launch)).unwrap()).unwrap();
+        let guest = Some(Ipv4Addr::new(100, 96, 0, 26));
+        assert_eq!(started(&paths), Some(Started { memory_mib: 4000, guest }));
+    }
+
+    #[test]
     fn a_machine_starts_small_and_can_have_all_it_was_promised() {
         for (memory, boot, at_boot, pluggable) in [
             (256, 512, 256, 0),

@@ -384,6 +384,40 @@ async fn only_an_administrator_changes_what_belongs_to_others() {
 }
 
 #[tokio::test]
+async fn kept_variables_are_listed_by_name_and_cleared_by_their_owner() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "w");
+    let path = format!("/v1/environments/{}", environment_id(ALICE, &workspace));
+    let kept = format!("{path}/local-env");
+    let body = |local_env: Value| json!({"workspace": &workspace, "desired": "running", "local_env": local_env});
+    let put = async |local_env| server.call(ALICE, Method::PUT, &path, Some(body(local_env))).await.unwrap();
+    let names = async || server.call(ALICE, Method::GET, &kept, None).await.unwrap();
+    put(json!({"A_TOKEN": "secret", "LANG": "C"})).await;
+    assert_eq!(names().await, json!(["A_TOKEN", "LANG"]));
+    put(Value::Null).await;
+    assert_eq!(names().await, json!(["A_TOKEN", "LANG"]), "an absent map keeps");
+    for method in [Method::GET, Method::DELETE] {
+        assert_eq!(refused(server.call(BOB, method, &kept, None).await).0, 404);
+    }
+    server.call(ALICE, Method::DELETE, &kept, None).await.unwrap();
+    assert_eq!(names().await, json!([]));
+    put(json!({"LANG": "C"})).await;
+    put(json!({})).await;
+    assert_eq!(names().await, json!([]), "an empty map clears");
+}
+
+#[tokio::test]
+async fn a_system_account_has_no_machine() {
+    let server = Server::start().await;
+    let name = Accounts::read().developer(33);
+    let path = format!("/v1/machines/{name}");
+    let body = Some(json!({"desired": "running"}));
+    let (status, said) = refused(server.call(33, Method::PUT, &path, body).await);
+    assert_eq!(status, 403);
+    assert!(said.contains("allow_groups"), "{said}");
+}
+
+#[tokio::test]
 async fn closing_waits_for_every_machine_and_changes_no_wish() {
     let mut server = Server::start().await;
     let request = json!({"desired": "running", "memory_mib": 1000});
