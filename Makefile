@@ -1,5 +1,5 @@
 # What a person types. The work is done by scripts/ and by the driver of the tests (integration/).
-.PHONY: help setup build install up test host bench
+.PHONY: help setup build install up test campaign host bench
 .DEFAULT_GOAL := help
 driver := target/x86_64-unknown-linux-gnu/release/garret-integration
 
@@ -13,6 +13,7 @@ help: ## this text
 	@echo 'make up                                 boot a machine and run the tests of examples/python-service in its devcontainer'
 	@echo "make up WORKSPACE=folder CMD='command'  the same for any folder with a devcontainer.json"
 	@echo 'make test                               everything that must pass; GROUPS="lint unit artifacts end-to-end gate" for some of it'
+	@echo 'make campaign                           kills at random moments, for hours: KILLS=2000 SEED=1'
 	@echo "make host                               a shell on a host with garret; CMD='command' SHARE=folder for one command there"
 	@echo 'make bench                               garret beside its peers: ONLY=boot,fs SIZE=full PEERS=name=path COMPARE=old.jsonl'
 	@echo 'make setup | build | install            Debian packages | programs, kernel, images | into this machine (as root)'
@@ -35,6 +36,10 @@ up:
 test: setup
 	@cargo build --quiet --release -p garret-integration --bins
 	@$(driver) test $(GROUPS)
+
+campaign: setup
+	@scripts/build.sh >/dev/null
+	@$(driver) campaign
 
 host: setup
 	@scripts/host.sh; status=$$?; exit $$status

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Builds the guest's images: `root.erofs` (Debian trixie with a container engine and garret-agent, read-only, for pmem with
 # DAX) and `data.ext4` (the sparse template of a machine's own disk). Prints the folder that holds both.
-# The Debian part is cached by its own inputs: with a new agent only mkfs.erofs runs again.
+# The Debian part is cached by its own inputs: with a new agent only mkfs.erofs runs again. `build.sh tree` makes only that part
+# and prints its folder.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../scripts/lib.sh"
 . "$here/../scripts/debian.sh"
+. "$here/data-disk.sh"
 agent=$here/../target/x86_64-unknown-linux-gnu/release/garret-agent
 export SOURCE_DATE_EPOCH=1767225600                       # 2026-01-01: the same inputs, the same bytes
 
@@ -33,16 +35,14 @@ build_image() {
   # Not compressed and nothing inlined: every page of every file can be mapped where it is. pmem wants whole 2 MiB.
   mkfs.erofs -E noinline_data -T "$SOURCE_DATE_EPOCH" -U 6b7b1e0e-2f5e-4c52-9d34-0e1e3f0a7c11 "$out/root.erofs" "$root" >/dev/null
   truncate -s %2M "$out/root.erofs"
-  mkdir -p "$data"/{containers,home,overlay/var/upper,overlay/var/work}
-  cp -a "$tree/tree/root" "$data/root"; chmod 700 "$data/root"
-  truncate -s 64G "$out/data.ext4"
-  # A sparse file reads as zeros: nothing has to be initialized, neither now nor by the guest later.
-  mkfs.ext4 -q -L garret-data -m 0 -J size=128 -E assume_storage_prezeroed=1,discard,root_owner=0:0 -d "$data" "$out/data.ext4"
-  # mkfs.erofs keeps these; nobody may change them under a running machine.
-  chmod 444 "$out/root.erofs" "$out/data.ext4"
+  data_tree "$tree/tree" "$data"
+  data_disk "$data" "$out/data.ext4"
+  # mkfs.erofs keeps it; a running machine maps it.
+  chmod 444 "$out/root.erofs"
 }
 
 recipe=$(cd "$here" && find . -type f | LC_ALL=C sort | tar -c --mtime=@0 --owner=0 --group=0 -T - | sha256sum)
 tree=$(build_once guest-tree "$(digest "$here/../scripts/debian.sh" <<<"$recipe")" build_tree)
+if [ "${1:-}" = tree ]; then echo "$tree/tree"; exit; fi
 [ -x "$agent" ] || die "$agent is missing: run make build"
 build_once guest-image "$(digest "$agent" <<<"$tree")" build_image

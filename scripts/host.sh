@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 "$here/build.sh" >/dev/null
 arguments=(host)
-if [ -n "${SHARE:-}" ]; then arguments+=(--share "$SHARE"); fi
+if [ -n "${SHARE:-}" ]; then arguments+=(--run-as-developer --share "$SHARE"); fi
 if [ -n "${ICOUNT:-}" ]; then arguments+=(--icount); fi
 if [ -n "${CMD:-}" ]; then arguments+=(-- "$CMD"); fi
 as_root "$here/../target/x86_64-unknown-linux-gnu/release/garret-integration" "${arguments[@]}"

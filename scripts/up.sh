@@ -24,4 +24,6 @@ fi
 echo "up: this machine has no hardware virtualization: running in the emulated host" >&2
 line=$(printf '%q ' garret "${arguments[@]}")
 driver=$here/../target/x86_64-unknown-linux-gnu/release/garret-integration
-as_root env "USER=${USER:-root}" "$driver" host --share "$workspace" --as "$(id -u):$(id -g)" "$line"
+# A second `garret up` completes what the first began, so another host may repeat it if one hangs.
+as_root env "USER=${USER:-root}" "$driver" host --repeatable --run-as-developer --share "$workspace" \
+  --as "$(id -u):$(id -g)" "$line"

@@ -87,6 +87,7 @@ async fn serve() -> anyhow::Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     garret_agent::exec::clean_up();
+    environment::clean_up();
     let agent = Agent::new(state, RUN.into(), init);
     agent.memory().start_loop().context("cannot start the memory loop")?;
     let port = garret_api::agent::PORT;

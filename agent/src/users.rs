@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use garret_api::Problem;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+use crate::blocking::Blocking;
 use crate::exec::Credentials;
 
 /// No user file may be larger, in bytes: a container writes its own.
@@ -33,7 +36,16 @@ pub struct Users {
     group: String,
 }
 
+/// Reading the guest's own.
+static GUEST: Blocking = Blocking::new("reading the machine's user files", 4, Duration::from_secs(10));
+
 impl Users {
+    /// The guest's own.
+    pub async fn of_guest() -> Result<Self, Problem> {
+        let read = GUEST.run(|| Self::load(Path::new("/"))).await?;
+        read.map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))
+    }
+
     /// Reads them below `root` (`/`, or `/proc/<pid>/root`); no link leads out of it. A missing file is an empty one.
     pub fn load(root: &Path) -> io::Result<Self> {
         Ok(Self { passwd: read_below(root, "etc/passwd")?, group: read_below(root, "etc/group")? })

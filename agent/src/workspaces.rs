@@ -11,8 +11,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::blocking::Blocking;
+
 /// How long a killed process may take to go.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Looking through all processes, unmounting and dropping caches: less than the runner waits.
+static RELEASE: Blocking = Blocking::new("releasing the workspace", 4, Duration::from_secs(100));
 
 /// A share's name: one folder's name.
 pub fn check_name(share: &str) -> Result<(), Problem> {
@@ -23,24 +27,30 @@ pub fn check_name(share: &str) -> Result<(), Problem> {
 }
 
 /// Kills what still uses `folder` (containers have been stopped before), unmounts it and makes the kernel forget it.
-pub async fn release(folder: &Path) -> Result<(), Problem> {
+pub async fn release(folder: PathBuf) -> Result<(), Problem> {
+    RELEASE.run(move || release_now(&folder)).await?
+}
+
+fn release_now(folder: &Path) -> Result<(), Problem> {
     let Ok(metadata) = fs::metadata(folder) else { return Ok(()) };
     // Each workspace is a file system of its own, announced by the server; its number finds users in every mount
     // namespace. A plain folder of the share has none.
     let parent = folder.parent().and_then(|parent| fs::metadata(parent).ok());
     let device = parent.filter(|parent| parent.dev() != metadata.dev()).map(|_| metadata.dev());
-    for pid in users(folder, device) {
-        end(pid).await;
-    }
+    users(folder, device).into_iter().for_each(end);
     let failed = |what: &str, error: io::Error| {
         Problem::new("conflict", format!("the workspace {folder:?} is still in use: {what}: {error}"))
     };
+    // Only this file system: the data disk may have much to write.
+    let sync = || -> io::Result<()> { Ok(rustix::fs::syncfs(fs::File::open(folder)?)?) };
+    if let Err(error) = sync() {
+        tracing::warn!("the workspace {folder:?} was not synced before its release: {error}");
+    }
     match rustix::mount::unmount(folder, UnmountFlags::NOFOLLOW) {
         // Not a mount point (any more).
         Ok(()) | Err(rustix::io::Errno::INVAL) => {}
         Err(error) => return Err(failed("unmount", error.into())),
     }
-    rustix::fs::sync();
     // Dentries and inodes: the server closes a file when the guest forgets it.
     fs::write("/proc/sys/vm/drop_caches", "2").map_err(|error| failed("drop caches", error))
 }
@@ -65,15 +75,12 @@ fn uses(pid: Pid, folder: &Path, device: Option<u64>) -> bool {
 }
 
 /// Kills one process and waits for its end.
-async fn end(pid: Pid) {
+fn end(pid: Pid) {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
     tracing::info!("process {} uses a workspace that goes away and is killed", pid.as_raw_nonzero());
     rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok();
-    let gone = move || {
-        let timeout = Timespec { tv_sec: KILL_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
-        rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))
-    };
-    tokio::task::spawn_blocking(gone).await.ok();
+    let timeout = Timespec { tv_sec: KILL_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+    rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).ok();
 }
 
 #[cfg(test)]
@@ -90,14 +97,14 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_process_with_its_working_folder_there_is_found_and_ended() {
+    #[test]
+    fn a_process_with_its_working_folder_there_is_found_and_ended() {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("cat");
         let mut child = command.current_dir(folder.path()).stdin(Stdio::piped()).spawn().unwrap();
         let pid = Pid::from_child(&child);
         assert_eq!(users(folder.path(), None), [pid]);
-        end(pid).await;
+        end(pid);
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(child.wait().unwrap().signal(), Some(9));
         assert!(users(folder.path(), None).is_empty());

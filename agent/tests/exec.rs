@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Session, request};
 use futures_util::{SinkExt, StreamExt};
 use garret_api::agent::ExecRequest;
-use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDOUT, WindowSize};
+use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDIN_WINDOW, STDOUT, WindowSize};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -83,6 +83,43 @@ async fn a_process_that_reads_nothing_can_still_be_signalled() {
     }
     session.control(Control::Signal(15)).await;
     assert_eq!(session.end().await.outcome, Outcome::Signaled(15));
+}
+
+#[tokio::test]
+async fn a_signal_passes_input_that_nobody_reads() {
+    let mut session = Session::open_with_credits(request(&["sh", "-c", "echo ready; exec sleep 1000"])).await;
+    session.await_output("ready").await;
+    // The whole window is more than the pipe takes.
+    for _ in 0..STDIN_WINDOW {
+        session.send(Message::binary(vec![STDIN; FRAME_MAX])).await;
+    }
+    session.control(Control::Signal(2)).await;
+    assert_eq!(session.end().await.outcome, Outcome::Signaled(2));
+}
+
+#[tokio::test]
+async fn each_frame_that_is_taken_is_granted_again() {
+    let mut session = Session::open_with_credits(request(&["cat"])).await;
+    for _ in 0..STDIN_WINDOW {
+        session.send(Message::binary(b"\0x".to_vec())).await;
+    }
+    session.await_output(&"x".repeat(STDIN_WINDOW as usize)).await;
+    session.control(Control::CloseStdin).await;
+    assert_eq!(session.end().await.credit, STDIN_WINDOW);
+}
+
+#[tokio::test]
+async fn a_client_beyond_its_grant_is_hung_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let pid_file = folder.path().join("pid");
+    let command = format!("echo $$ > {}; echo ready; exec sleep 1000", pid_file.display());
+    let mut session = Session::open_with_credits(request(&["sh", "-c", &command])).await;
+    session.await_output("ready").await;
+    let (mut sink, _source) = session.split();
+    // The server closes when it has had enough.
+    while sink.send(Message::binary(vec![STDIN; FRAME_MAX])).await.is_ok() {}
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    common::eventually(|| !std::path::Path::new("/proc").join(pid.trim()).exists()).await;
 }
 
 #[tokio::test]
@@ -208,7 +245,7 @@ async fn what_cannot_start_is_told_in_one_line() {
 
 #[tokio::test]
 async fn a_request_that_is_none_is_refused() {
-    for first in [Message::text("{\"comand\": []}"), Message::text("["), Message::binary(vec![1, 2])] {
+    for first in [Message::text("{\"command\": 1}"), Message::text("["), Message::binary(vec![1, 2])] {
         let mut session = Session::connect().await;
         session.send(first).await;
         let Outcome::Failed(problem) = session.end().await.outcome else { panic!("it was accepted") };

@@ -93,13 +93,13 @@ async fn every_refusal_is_a_problem() {
     let cases = [
         ("GET", "/v2/agent", "", 404, "not-found"),
         ("PUT", "/v1/machine", "{", 400, "invalid"),
-        ("PUT", "/v1/machine", r#"{"hostname": "a", "hostnme": "b"}"#, 400, "invalid"),
+        ("PUT", "/v1/machine", r#"{"hostnme": "b"}"#, 400, "invalid"),
         ("PUT", "/v1/machine", r#"{"hostname": "no spaces"}"#, 400, "invalid"),
         ("POST", "/v1/workspaces/..%2fetc/release", "", 400, "invalid"),
         ("POST", "/v1/power-off", "", 503, "unavailable"),
         ("PUT", "/v1/memory", r#"{"target": 67108863}"#, 400, "invalid"),
         ("PUT", "/v1/memory", r#"{"target": -1}"#, 400, "invalid"),
-        ("PUT", "/v1/memory", r#"{"goal": 1}"#, 400, "invalid"),
+        ("PUT", "/v1/memory", r#"{"target": "all"}"#, 400, "invalid"),
         ("GET", "/v1/environments/none", "", 404, "not-found"),
         ("GET", "/v1/environments/none/log", "", 404, "not-found"),
     ];

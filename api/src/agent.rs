@@ -17,6 +17,9 @@
 //! | `DELETE /v1/environments/{id}` | → 204; container, its volumes and what was noted of it are removed |
 //! | `POST /v1/workspaces/{share}/release` | → 204; nothing in the guest uses that folder any more |
 //! | `POST /v1/power-off` | → 202; containers stop, file systems are unmounted, the machine powers off |
+//!
+//! Runner and agent are often of different versions: an agent runs as long as its machine. Readers tolerate fields and
+//! variants they do not know. A writer that depends on a new field asks first whether the agent has the capability.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -36,6 +39,35 @@ pub const WORKSPACES_DIR: &str = "/workspaces";
 /// The most that is kept and shown of a container's output, in bytes.
 pub const LOG_MAX: u64 = 1 << 20;
 
+/// The versions of the guest API that this build supports.
+pub const API: ApiRange = ApiRange { min: 1, max: 1 };
+/// Capability: `PUT /v1/environments/{id}` heeds [`EnvironmentSpec::generation`].
+pub const GENERATIONS: &str = "environment-generations";
+
+/// A range of versions of the guest API, both ends included. A version changes only when an older peer would misread a
+/// message; what an older peer can ignore is a field, what it must have is a capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApiRange {
+    /// The oldest version.
+    pub min: u32,
+    /// The newest version.
+    pub max: u32,
+}
+
+impl Default for ApiRange {
+    /// Agents that do not name a range.
+    fn default() -> Self {
+        Self { min: 1, max: 1 }
+    }
+}
+
+impl ApiRange {
+    /// Whether both support some version.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.min <= other.max && other.min <= self.max
+    }
+}
+
 /// `GET /v1/agent`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AgentInfo {
@@ -47,11 +79,23 @@ pub struct AgentInfo {
     pub pid: u32,
     /// Whether a `PUT /v1/machine` has been carried out since boot.
     pub set_up: bool,
+    /// The versions of the guest API that the agent supports.
+    #[serde(default)]
+    pub api: ApiRange,
+    /// What the agent can do beyond the first release of its API version, by name.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+impl AgentInfo {
+    /// Whether the agent has a capability, such as [`GENERATIONS`].
+    pub fn can(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|known| known == capability)
+    }
 }
 
 /// What the machine must know of its host: names, network, and how images and packages are reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct MachineSetup {
     /// The machine's host name.
     pub hostname: String,
@@ -74,7 +118,6 @@ pub struct MachineSetup {
 
 /// The guest's one interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct NetworkSetup {
     /// The guest's address.
     #[schema(value_type = String)]
@@ -93,7 +136,6 @@ pub struct NetworkSetup {
 
 /// Images of `registry` are looked for at `mirror` first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct RegistryMirror {
     /// The registry that images name, such as `mcr.microsoft.com`.
     pub registry: String,
@@ -106,7 +148,6 @@ pub struct RegistryMirror {
 
 /// Proxies, in the form of the environment variables of the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Proxy {
     /// `http_proxy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,7 +162,6 @@ pub struct Proxy {
 
 /// Package indexes; what is absent stays as the image has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct PackageIndexes {
     /// pip's `index-url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,7 +176,6 @@ pub struct PackageIndexes {
 
 /// The first frame of an exec stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct ExecRequest {
     /// Program and arguments. Empty: the user's login shell, interactive if there is a terminal.
     #[serde(default)]
@@ -157,7 +196,6 @@ pub struct ExecRequest {
 
 /// One devcontainer, as asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct EnvironmentSpec {
     /// The folder below [`WORKSPACES_DIR`] that holds the workspace.
     pub share: String,
@@ -169,9 +207,17 @@ pub struct EnvironmentSpec {
     /// The caller's environment, filtered by the runner's policy: `${localEnv:…}`.
     #[serde(default)]
     pub local_env: BTreeMap<String, String>,
-    /// Remove the container first and build anew without a cache.
+    /// Remove the container first and build anew without a cache; done once per generation.
     #[serde(default)]
     pub rebuild: bool,
+    /// Counts the runs of this environment. The same generation joins the run in progress, a newer one cancels and replaces it,
+    /// an older one is refused. 0: a runner that does not count; it joins. Sent only to agents with [`GENERATIONS`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One line of what happens while an environment comes up.
@@ -209,6 +255,9 @@ pub enum Progress {
         /// What there is now.
         environment: EnvironmentStatus,
     },
+    /// A line that only a newer version understands.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One devcontainer, as it is.
@@ -244,6 +293,9 @@ pub enum EnvironmentPhase {
     Stopped,
     /// A step failed.
     Failed,
+    /// What only a newer version understands.
+    #[serde(other)]
+    Unknown,
 }
 
 /// `GET /v1/statistics`: the guest's own view.
@@ -288,7 +340,6 @@ pub struct MemoryReport {
 
 /// `PUT /v1/memory`: how much memory the guest should make do with for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct MemorySqueeze {
     /// Bytes in use (`total` less `free`) to come down to, 64 MiB or more, the coldest first, at the price of some speed;
     /// absent: only what costs nothing is taken.
@@ -307,4 +358,48 @@ pub struct Pressure {
     pub full_avg10: f64,
     /// Microseconds in which all tasks waited, since boot.
     pub full_total_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_of_the_first_version_says_nothing_of_versions() {
+        let old = r#"{"version": "0.1.0", "boot_id": "b", "pid": 1, "set_up": true}"#;
+        let info: AgentInfo = serde_json::from_str(old).unwrap();
+        assert!(info.api.overlaps(API) && !info.can(GENERATIONS));
+    }
+
+    #[test]
+    fn ranges_overlap() {
+        let range = |min, max| ApiRange { min, max };
+        assert!(range(1, 1).overlaps(range(1, 3)) && range(2, 5).overlaps(range(1, 2)));
+        assert!(!range(1, 1).overlaps(range(2, 3)) && !range(4, 5).overlaps(range(1, 3)));
+    }
+
+    #[test]
+    fn an_older_agent_is_not_sent_a_generation() {
+        let spec = |generation| EnvironmentSpec {
+            share: "s".into(),
+            host_path: "/p".into(),
+            config: None,
+            local_env: BTreeMap::new(),
+            rebuild: false,
+            generation,
+        };
+        let text = |generation| serde_json::to_string(&spec(generation)).unwrap();
+        assert!(text(3).contains("generation") && !text(0).contains("generation"));
+    }
+
+    #[test]
+    fn what_a_newer_version_adds_is_tolerated() {
+        let setup: MachineSetup =
+            serde_json::from_str(r#"{"hostname": "h", "proxy": {"socks": "x"}, "new": 1}"#).unwrap();
+        assert_eq!(setup.hostname, "h");
+        let status: EnvironmentStatus = serde_json::from_str(r#"{"id": "p", "phase": "hibernated"}"#).unwrap();
+        assert_eq!(status.phase, EnvironmentPhase::Unknown);
+        let line: Progress = serde_json::from_str(r#"{"kind": "paused", "step": "x"}"#).unwrap();
+        assert_eq!(line, Progress::Unknown);
+    }
 }

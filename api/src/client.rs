@@ -11,7 +11,7 @@ use std::{fmt, io};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -20,10 +20,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::{ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use crate::Problem;
-use crate::stream::FRAME_MAX;
+use crate::stream::{FRAME_MAX, STDIN_CREDITS};
 
 /// The largest answer that is read whole, in bytes.
 pub const BODY_MAX: usize = 16 << 20;
@@ -130,17 +132,24 @@ impl fmt::Display for Target {
 pub struct Client {
     target: Target,
     deadline: Duration,
+    process: Option<u32>,
 }
 
 impl Client {
     /// A client of the API on a Unix socket (runner, VMM).
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
-        Self { target: Target::Unix(socket.into()), deadline: DEADLINE }
+        Self { target: Target::Unix(socket.into()), deadline: DEADLINE, process: None }
     }
 
     /// A client of the API on a vsock port of a guest (agent), through its VMM's vsock socket.
     pub fn vsock(socket: impl Into<PathBuf>, port: u32) -> Self {
-        Self { target: Target::Vsock { socket: socket.into(), port }, deadline: DEADLINE }
+        Self { target: Target::Vsock { socket: socket.into(), port }, deadline: DEADLINE, process: None }
+    }
+
+    /// The same, refusing every peer but the process with this id, by the socket's credentials.
+    pub fn of_process(mut self, pid: u32) -> Self {
+        self.process = Some(pid);
+        self
     }
 
     /// The same with another deadline per call.
@@ -193,14 +202,30 @@ impl Client {
         Ok(Lines::new(self.target.clone(), response.into_body()))
     }
 
-    /// Opens a WebSocket.
-    pub async fn websocket(&self, path: &str) -> Result<WebSocket> {
+    /// Opens an exec stream; true if standard input is granted by the frame ([`STDIN_CREDITS`]).
+    pub async fn exec_stream(&self, path: &str) -> Result<(WebSocket, bool)> {
+        if let Some(socket) = self.websocket(path, Some(STDIN_CREDITS)).await? {
+            return Ok((socket, true));
+        }
+        // An older agent selects no protocol, and a client that offered one must not go on then (RFC 6455, 4.1).
+        let socket = self.websocket(path, None).await?;
+        Ok((socket.ok_or_else(|| self.broken("a WebSocket protocol that was not asked for"))?, false))
+    }
+
+    /// Opens a WebSocket; `None` if the server does not know the protocol.
+    async fn websocket(&self, path: &str, protocol: Option<&'static str>) -> Result<Option<WebSocket>> {
         let config = WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));
         let handshake = async {
             let stream = self.connect().await?;
-            let url = format!("ws://garret{path}");
-            match tokio_tungstenite::client_async_with_config(url, stream, Some(config)).await {
-                Ok((socket, _)) => Ok(socket),
+            let mut request = format!("ws://garret{path}").into_client_request().map_err(|error| self.broken(error))?;
+            if let Some(protocol) = protocol {
+                request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+            }
+            match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
+                Ok((socket, _)) => Ok(Some(socket)),
+                Err(tungstenite::Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(
+                    SubProtocolError::NoSubProtocol,
+                ))) => Ok(None),
                 Err(tungstenite::Error::Http(response)) => {
                     Err(refusal(response.status(), response.body().as_deref().unwrap_or_default()))
                 }
@@ -253,6 +278,12 @@ impl Client {
         let path = self.target.path();
         let mut stream =
             UnixStream::connect(path).await.map_err(|source| Error::Connect { path: path.to_owned(), source })?;
+        if let Some(expected) = self.process {
+            let found = stream.peer_cred().map_err(|error| self.broken(error))?.pid();
+            if found.and_then(|pid| u32::try_from(pid).ok()) != Some(expected) {
+                return Err(self.broken(format!("another process than {expected} listens on the socket")));
+            }
+        }
         if let Target::Vsock { port, .. } = self.target {
             self.shake_hands(&mut stream, port).await?;
         }

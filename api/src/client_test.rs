@@ -123,6 +123,6 @@ async fn silence_ends_at_the_deadline() {
 async fn a_refused_websocket_says_why() {
     let (_dir, path, _server) =
         serve(vec![("\r\n\r\n", answer("409 Conflict", r#"{"code":"unavailable","message":"it is stopped"}"#))]);
-    let error = Client::unix(path).websocket("/v1/exec").await.unwrap_err();
+    let error = Client::unix(path).exec_stream("/v1/exec").await.unwrap_err();
     assert_eq!((error.status(), error.to_string().as_str()), (Some(409), "it is stopped"));
 }

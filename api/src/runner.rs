@@ -17,9 +17,14 @@
 //! | `GET /v1/environments/{id}` | → [`Environment`] |
 //! | `DELETE /v1/environments/{id}` | → 204 |
 //! | `GET /v1/environments/{id}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the environment |
+//! | `GET /v1/environments/{id}/local-env` | → list of the names of the caller's variables that are kept |
+//! | `DELETE /v1/environments/{id}/local-env` | → 204; none is kept |
 //! | `GET /v1/environments/{id}/log` | → text: the container's own output |
 //! | `GET /v1/environments/{id}/exec` | WebSocket: in the devcontainer |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`] of everything the caller may see |
+//!
+//! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are strict:
+//! people write them by hand, and a misspelled field must not be ignored.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -125,6 +130,9 @@ pub enum MachinePhase {
     Stopping,
     /// It ended and nobody asked for that, or it could not start.
     Failed,
+    /// What only a newer version understands.
+    #[serde(other)]
+    Unknown,
 }
 
 /// `PUT /v1/environments/{id}`.
@@ -139,9 +147,10 @@ pub struct EnvironmentRequest {
     /// The devcontainer.json to use, relative to the workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
-    /// The caller's environment for `${localEnv:…}`; kept in memory and in the state as the policy lets it through.
-    #[serde(default)]
-    pub local_env: BTreeMap<String, String>,
+    /// The caller's environment for `${localEnv:…}`, in place of what is kept; as far as the policy lets it through. Absent:
+    /// what is kept stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_env: Option<BTreeMap<String, String>>,
     /// Remove the container first and build it anew. Any word of at most 64 bytes that names this order: a request
     /// repeated with the same word, because its answer was lost, does not rebuild again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,7 +194,14 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     /// What.
+    #[serde(deserialize_with = "happening")]
     pub what: Happening,
+}
+
+/// Anything that this version does not know, however deep, is [`Happening::Unknown`].
+fn happening<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Happening, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or(Happening::Unknown))
 }
 
 /// What happened.
@@ -231,6 +247,8 @@ pub enum Happening {
         /// What.
         problem: Problem,
     },
+    /// What only a newer version understands.
+    Unknown,
 }
 
 /// How memory is taken from a machine, the gentlest first.
@@ -310,8 +328,47 @@ pub struct MachineMemory {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_some: Option<f64>,
     /// What is being done to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "means")]
     pub squeezed: Option<Means>,
     /// Times something in the guest was killed for lack of memory, containers' own limits not counted.
     pub oom_kills: u64,
+}
+
+/// Means that this version does not know are none.
+fn means<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Means>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or(None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_a_newer_version_is_read() {
+        let event = |what: &str| -> Happening {
+            let text = format!(r#"{{"id": 1, "at_ms": 2, "developer": "ann", "new": 1, "what": {what}}}"#);
+            serde_json::from_str::<Event>(&text).unwrap().what
+        };
+        for what in [
+            r#"{"type": "port", "number": 80}"#,
+            r#"{"type": "squeeze", "means": "compressed", "bytes": 1, "reason": "r"}"#,
+            r#"{"type": "unknown"}"#,
+        ] {
+            assert_eq!(event(what), Happening::Unknown, "{what}");
+        }
+        let phase = event(r#"{"type": "machine", "phase": "suspended", "reason": "r", "new": 1}"#);
+        assert_eq!(phase, Happening::Machine { phase: MachinePhase::Unknown, reason: "r".into() });
+        let step = event(r#"{"type": "environment", "generation": 1, "progress": {"kind": "paused", "for": "x"}}"#);
+        assert_eq!(step, Happening::Environment { generation: 1, progress: Progress::Unknown });
+    }
+
+    #[test]
+    fn means_of_a_newer_version_are_none() {
+        let memory = serde_json::to_value(MachineMemory { squeezed: Some(Means::Swap), ..Default::default() });
+        let mut memory = memory.unwrap();
+        assert_eq!(serde_json::from_value::<MachineMemory>(memory.clone()).unwrap().squeezed, Some(Means::Swap));
+        memory["squeezed"] = "compressed".into();
+        assert_eq!(serde_json::from_value::<MachineMemory>(memory).unwrap().squeezed, None);
+    }
 }

@@ -5,6 +5,10 @@
 //! - binary frames carry bytes; their first byte names the channel ([`STDIN`], [`STDOUT`], [`STDERR`]), the rest is data;
 //! - text frames carry a [`Control`] (client to server) or an [`Outcome`] (server to client, exactly one, last).
 //!
+//! A client that offers the WebSocket subprotocol [`STDIN_CREDITS`], to a server that selects it, sends at most [`STDIN_WINDOW`]
+//! frames of standard input, and one more for each that the server grants by `{"credit": n}`. So the server always reads,
+//! and a signal passes input that the process does not take. Without it, the server reads on only when the process does.
+//!
 //! With a terminal everything the process prints is on [`STDOUT`]. Either side may close; a closed connection sends the
 //! process `SIGHUP`.
 
@@ -20,6 +24,10 @@ pub const STDERR: u8 = 2;
 pub const FRAME_MAX: usize = 64 * 1024;
 /// The largest request (the first frame), in bytes.
 pub const REQUEST_MAX: usize = 1 << 20;
+/// The WebSocket subprotocol in which standard input is granted by the frame.
+pub const STDIN_CREDITS: &str = "garret-stdin-credits";
+/// Frames of standard input that may be on their way without a grant.
+pub const STDIN_WINDOW: u32 = 16;
 /// Code of the [`Problem`](crate::Problem) when there is no such program; a shell reports it as 127.
 pub const NO_SUCH_PROGRAM: &str = "no-such-program";
 /// Code of the [`Problem`](crate::Problem) when the program cannot be executed; a shell reports it as 126.
@@ -27,7 +35,7 @@ pub const NOT_EXECUTABLE: &str = "not-executable";
 
 /// What the client may say while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Control {
     /// The terminal's new size, in characters.
     Resize(WindowSize),
@@ -44,6 +52,19 @@ pub struct WindowSize {
     pub rows: u16,
     /// Columns, 1 or more.
     pub columns: u16,
+}
+
+/// A text frame of the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ServerMessage {
+    /// So many more frames of standard input may be sent.
+    Credit {
+        /// 1 to [`STDIN_WINDOW`].
+        credit: u32,
+    },
+    /// The last frame.
+    Outcome(Outcome),
 }
 
 /// How the process ended: the last frame of the stream.
@@ -70,5 +91,17 @@ impl Outcome {
                 _ => 125,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_and_an_outcome_are_told_apart() {
+        let read = |text: &str| serde_json::from_str::<ServerMessage>(text).unwrap();
+        assert_eq!(read(r#"{"credit": 3}"#), ServerMessage::Credit { credit: 3 });
+        assert_eq!(read(r#"{"exited": 3}"#), ServerMessage::Outcome(Outcome::Exited(3)));
     }
 }

@@ -1,6 +1,6 @@
 //! The machine API: one `garret-vmm` process is one machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -41,6 +41,10 @@ pub struct MachineConfig {
     /// The serial and the virtio console.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// Seconds without an API request, 1 to 86,400, after which a paused machine resumes and may plug all of its hotplug
+    /// memory. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_s: Option<u32>,
 }
 
 /// What to boot.
@@ -154,9 +158,29 @@ fn default_fd_limit() -> u64 {
 pub struct VsockConfig {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// The listening Unix socket, made by the VMM.
+    /// The Unix socket that clients connect to.
+    pub socket: SocketAt,
+}
+
+/// A Unix socket of the VMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum SocketAt {
+    /// An inherited descriptor of a bound stream socket. Guests reach no socket of the host through it.
+    Descriptor(i32),
+    /// A path, where the VMM makes it.
     #[schema(value_type = String)]
-    pub socket: PathBuf,
+    Path(PathBuf),
+}
+
+impl SocketAt {
+    /// Its path, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Descriptor(_) => None,
+        }
+    }
 }
 
 /// The virtio-balloon device.
@@ -197,7 +221,6 @@ pub struct HotplugConfig {
 
 /// `PUT /v1/memory`: how much of the virtio-mem region the guest shall have plugged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct MemoryTarget {
     /// MiB, a multiple of 2, 0 to the region's size.
     pub requested_mib: u32,
@@ -245,6 +268,21 @@ pub struct MachineInfo {
     pub state: MachineState,
     /// What it was built from.
     pub config: MachineConfig,
+    /// How far Landlock confines the process; a VMM of an earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<Landlock>,
+}
+
+/// How far Landlock confines the VMM's process to the files of its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Landlock {
+    /// All that the VMM asks for is enforced.
+    Enforced,
+    /// The kernel is too old for some of it.
+    Partial,
+    /// The kernel has no Landlock, or it is switched off.
+    Absent,
 }
 
 /// What a machine is doing.
@@ -261,7 +299,6 @@ pub enum MachineState {
 
 /// `PUT /v1/balloon`: how much memory the balloon should take from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct BalloonTarget {
     /// MiB, 0 to the machine's memory less 64.
     pub target_mib: u32,

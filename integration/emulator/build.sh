@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with one line more. Prints its
+# Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with two mends. Prints its
 # folder.
 #
-# When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but leaves its number behind as a
+# 1. When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but leaves its number behind as a
 # pending exception. Should the emulator be disturbed before the guest's next exit, by a timer while it counts instructions or
 # by another of its processors, the guest gets that interrupt again, with interrupts off: it deadlocks, or dies of a triple
 # fault. QEMU 7.2 and 10.0 alike.
+#
+# 2. When a hypervisor asks for an interrupt window (VMRUN with V_IRQ), QEMU adds a bit to the processor's pending interrupts
+# without the lock that all other writers hold. An interrupt that a timer or a device raises at the same moment is lost. If that
+# was the host's timer and the host sleeps then, it never wakes: the emulator is idle, and the interrupt stands in the APIC's IRR.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
 . "$here/../../scripts/debian.sh"
+window='cs->interrupt_request |= CPU_INTERRUPT_VIRQ;'
 delivered='do_interrupt_x86_hardirq(env, vector, 1);'
 
 # source_of_qemu VERSION WORK: as Debian builds it, in WORK/qemu.
@@ -35,6 +40,10 @@ build_emulator() {
   cd "$work/qemu"
   local file; file=$(grep -rlF "$delivered" target/i386/tcg)
   sed -i "/$delivered/a cs->exception_index = -1;" "$file"
+  local lock; lock=$(grep -owm1 'bql_lock\|qemu_mutex_lock_iothread' include/qemu/main-loop.h)
+  sed -i -e "s/$window/{ $lock(); & ${lock/lock/unlock}(); }/" \
+    -e '0,/^#include "qemu\/osdep.h"/s//&\n#include "qemu\/main-loop.h"/' "$file"
+  grep -qF "$lock(); $window" "$file"
   mkdir ../build && cd ../build
   ../qemu/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg --enable-fdt=system --enable-slirp \
     --enable-vhost-user --enable-vhost-kernel --disable-werror --disable-docs --disable-debug-info

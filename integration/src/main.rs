@@ -21,13 +21,16 @@ enum Command {
     Host(host::Options),
     /// Take memory, keep it and check it, byte by byte: what the memory tests run in their guests
     Load(load::Options),
-    /// Run the groups of tests, each within the budget that CONTRIBUTING.md gives it
+    /// Kill daemon, VMM and agent in the middle of operations, again and again
+    Campaign(groups::campaign::Options),
+    /// Run the groups of tests, measured by the budgets in CONTRIBUTING.md
     Test(groups::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let (outcome, failed) = match Arguments::parse().command {
+        Command::Campaign(options) => (groups::campaign::run(&options).await, ExitCode::FAILURE),
         Command::Host(options) => (host::run(&options).await, ExitCode::from(host::STATUS_HOST_FAILED)),
         Command::Load(options) => (load::run(&options), ExitCode::FAILURE),
         Command::Test(options) => (groups::run(&options).await, ExitCode::FAILURE),

@@ -1,10 +1,10 @@
 //! The few ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): processors and interrupt controller (MADT), power and
-//! reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port and panic device (DSDT). What
-//! is absent is declared absent, so that no guest polls for it.
+//! reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port, panic device and power button
+//! (DSDT). What is absent is declared absent, so that no guest polls for it.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path,
-    ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{self, GAS};
@@ -68,6 +68,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     let mut table = FADTBuilder::new(OEM, TABLE, REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton) // the button is a device in the DSDT, not a fixed register
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless)
         .flag(Flags::HwReducedAcpi);
@@ -102,6 +103,7 @@ fn dsdt() -> Sdt {
     motherboard(&mut body);
     serial_port(&mut body);
     panic_device(&mut body);
+    power_button(&mut body);
     // S5, "soft off": the value the guest writes to the sleep control register.
     let zero = 0u8;
     Name::new(Path::new("_S5_"), &Package::new(vec![&ports::SLEEP_TYPE_OFF, &zero, &zero, &zero]))
@@ -159,6 +161,24 @@ fn panic_device(sink: &mut dyn AmlSink) {
     device(sink, "PEVT", &[("_HID", &"QEMU0001"), ("_STA", &0x0Fu8), ("_CRS", &resources)]);
 }
 
+/// The notification value of a pressed power button (ACPI 6.5 §4.8.2.2.1.2).
+const BUTTON_PRESSED: u8 = 0x80;
+
+/// A control-method power button. A hardware-reduced machine has no fixed one: a generic event device (§5.6.9) turns the
+/// interrupt into the notification.
+fn power_button(sink: &mut dyn AmlSink) {
+    device(sink, "PWRB", &[("_HID", &EISAName::new("PNP0C0C")), ("_UID", &0u8)]);
+    let interrupt = Interrupt::new(true, true, false, false, ports::POWER_BUTTON_GSI);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let button = Path::new("\\_SB_.PWRB");
+    let notify = Notify::new(&button, &BUTTON_PRESSED);
+    let event = Method::new(Path::new("_EVT"), 1, true, vec![&notify]);
+    let id = Name::new(Path::new("_HID"), &"ACPI0013");
+    let crs = Name::new(Path::new("_CRS"), &resources);
+    let device = Device::new(Path::new("GED_"), vec![&id, &crs, &event]);
+    Scope::new(Path::new("\\_SB_"), vec![&device]).to_aml_bytes(sink);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,5 +222,18 @@ mod tests {
             assert_eq!(table(&memory, madt).len(), 44 + 8 * usize::from(vcpus) + 12);
             assert_eq!(u32_at(&memory, fadt + 112) & (1 << 20), 1 << 20, "hardware-reduced");
         }
+    }
+
+    #[test]
+    fn event_interrupt_notifies_the_power_button() {
+        let dsdt = bytes(&dsdt());
+        let holds = |part: &[u8]| dsdt.windows(part.len()).any(|window| window == part);
+        let mut notify = vec![0x86, b'\\', 0x2E]; // NotifyOp, root, DualNamePrefix
+        notify.extend(b"_SB_PWRB\x0A\x80");
+        assert!(holds(b"ACPI0013") && holds(&bytes(&EISAName::new("PNP0C0C"))));
+        assert!(holds(&[&b"_EVT\x09"[..], &notify].concat()), "one argument, serialized, then the notification");
+        let interrupt = bytes(&Interrupt::new(true, true, false, false, ports::POWER_BUTTON_GSI));
+        assert!(holds(&interrupt));
+        assert_ne!(ports::POWER_BUTTON_GSI, ports::SERIAL_GSI);
     }
 }

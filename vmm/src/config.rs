@@ -89,6 +89,9 @@ pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
     if let Some(vsock) = &config.vsock {
         check.within("vsock.cid", vsock.cid, 3, u32::MAX - 1);
     }
+    if let Some(lease_s) = config.lease_s {
+        check.within("lease_s", lease_s, 1, 86_400);
+    }
     check.0
 }
 
@@ -213,6 +216,7 @@ mod tests {
             "nets": [{"tap": "tap0", "mac": "02:00:00:00:00:01"}, {"tap": "tap1", "mac": "02:00:00:00:00:02"}],
             "shares": [{"tag": "workspaces", "path": "/workspaces"}],
             "vsock": {"cid": 3, "socket": "/run/vsock.sock"},
+            "lease_s": 1,
         });
         if !pointer.is_empty() {
             *config.pointer_mut(pointer).unwrap() = value;
@@ -264,6 +268,7 @@ mod tests {
                 &format!("shares[0].tag: {:?} is not 1 to 36 bytes without NUL", "x".repeat(37)),
             ),
             ("/vsock/cid", json!(2), "vsock.cid: 2 is not between 3 and 4294967294"),
+            ("/lease_s", json!(0), "lease_s: 0 is not between 1 and 86400"),
         ] {
             assert_eq!(error(&changed(pointer, value)), expected);
         }

@@ -1,30 +1,47 @@
 //! Landlock: the process reaches the files its configuration names, and nothing else of the file system.
 //!
 //! Entered before the first file of the configuration is opened, so every thread is under it. The kernel may be older than a
-//! right we ask for; then the rest holds (the runner's jail has no other files anyway).
+//! right we ask for; then the rest holds (the runner's jail has no other files anyway), the log warns, and `GET /v1/machine` says so.
 
 use std::path::{Path, PathBuf};
 
-use garret_api::vmm::MachineConfig;
+use garret_api::vmm::{Landlock, MachineConfig};
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, path_beneath_rules,
+    ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    path_beneath_rules,
 };
 
 /// The newest set of rights we know; refer (renames between folders) needs the second.
 const RIGHTS: ABI = ABI::V5;
 
 /// Confines the calling thread and all it will make. `folders`: of the sockets, where files are made and removed.
-pub fn confine(config: &MachineConfig, api: &Path) -> Result<(), RulesetError> {
+pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Landlock, RulesetError> {
     let rules = rules(config, api);
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;
     for (access, paths) in rules {
         // A path that is not there gets no rule; opening it then says so.
         ruleset = ruleset.add_rules(path_beneath_rules(paths, access))?;
     }
-    ruleset.restrict_self().map(drop)
+    let landlock = reached(ruleset.restrict_self()?.ruleset);
+    match landlock {
+        Landlock::Enforced => {}
+        Landlock::Partial => tracing::warn!("Landlock confines the VMM in part: the kernel is older than Linux 6.10"),
+        Landlock::Absent => {
+            tracing::warn!("Landlock does not confine the VMM: start Linux 5.13 or later with lsm=landlock")
+        }
+    }
+    Ok(landlock)
 }
 
-fn rules(config: &MachineConfig, api: &Path) -> Vec<(BitFlags<AccessFs>, Vec<PathBuf>)> {
+fn reached(status: RulesetStatus) -> Landlock {
+    match status {
+        RulesetStatus::FullyEnforced => Landlock::Enforced,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::Absent,
+    }
+}
+
+fn rules(config: &MachineConfig, api: Option<&Path>) -> Vec<(BitFlags<AccessFs>, Vec<PathBuf>)> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = read | AccessFs::WriteFile | AccessFs::Truncate;
     let devices = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
@@ -32,7 +49,7 @@ fn rules(config: &MachineConfig, api: &Path) -> Vec<(BitFlags<AccessFs>, Vec<Pat
     // A guest makes no device nodes in a share, executes nothing on the host, and reaches no device behind one.
     let share = AccessFs::from_all(RIGHTS)
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let sockets = config.vsock.iter().map(|vsock| vsock.socket.as_path()).chain([api]);
+    let sockets = config.vsock.iter().filter_map(|vsock| vsock.socket.path()).chain(api);
     let made = sockets.chain(config.console.log.as_deref()).map(folder).collect();
     let images = std::iter::once(&config.kernel.image).chain(&config.kernel.initrd).chain(&config.root).cloned();
     vec![
@@ -77,7 +94,8 @@ mod tests {
         let config = serde_json::from_value(config).unwrap();
         // On a thread of its own: it cannot be undone.
         let confined = std::thread::spawn(move || {
-            confine(&config, &path("run/api.sock")).unwrap();
+            let landlock = confine(&config, Some(&path("run/api.sock"))).unwrap();
+            assert_ne!(landlock, Landlock::Absent, "this host has no Landlock: the test needs it");
             assert_eq!(fs::read(path("vmlinux")).unwrap(), b"vmlinux");
             fs::write(path("disk"), "new").unwrap();
             fs::write(path("share/inner/file"), "").unwrap();

@@ -11,6 +11,7 @@ pub mod confine;
 pub mod console_log;
 pub mod control;
 pub mod devices;
+pub mod inherited;
 pub mod kvm;
 pub mod last_words;
 pub mod machine;

@@ -1,9 +1,10 @@
 //! The assembly of a machine, in the order in which it boots.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use garret_api::vmm::{MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
+use garret_api::vmm::{Landlock, MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Bus;
@@ -16,24 +17,29 @@ use crate::kvm::registers::{self, Entry};
 use crate::kvm::{self, Vm, cpuid};
 use crate::memory::{self, GuestRam, layout};
 use crate::pci::{BarWindow, ConfigWindow, PciBus, StillBusy};
-use crate::platform;
+use crate::platform::{self, PowerButton};
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
+
+/// What a pause that failed names when it is not a device.
+const VCPUS: &str = "a virtual CPU";
 
 /// A machine that is complete, and stands still until [`Machine::start`].
 pub struct Machine {
     config: MachineConfig,
+    landlock: Landlock,
     vcpus: Vcpus,
     pci: Arc<PciBus>,
     balloon: Balloon,
     hotplug: Option<Hotplug>,
+    power_button: PowerButton,
     setup: Duration,
 }
 
 impl Machine {
     /// Configuration → memory → KVM → kernel → devices → vCPUs. All its descriptors are open and all its threads exist
     /// when this returns.
-    pub fn assemble(config: &MachineConfig, events: &Events) -> anyhow::Result<Self> {
+    pub fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
         let cmdline = boot::cmdline::of(config).map_err(boot::Error::from)?;
         let log = console_log(config, events)?;
         let kvm = kvm::open(config.vcpus)?;
@@ -45,9 +51,10 @@ impl Machine {
 
         let (pci, balloon, hotplug) = pci_devices(config, &vm, &memory, root, &log)?;
         let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
+        let power_button = PowerButton::new(&vm)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
-        Ok(Self { config: config.clone(), vcpus, pci, balloon, hotplug, setup: Duration::ZERO })
+        Ok(Self { config: config.clone(), landlock, vcpus, pci, balloon, hotplug, power_button, setup: Duration::ZERO })
     }
 
     /// Lets the vCPUs go. `since`: when the process began.
@@ -56,10 +63,14 @@ impl Machine {
         self.vcpus.resume();
     }
 
-    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished.
+    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished. Either
+    /// may take `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
-        self.vcpus.pause();
-        self.pci.pause(deadline).inspect_err(|_| self.vcpus.resume())
+        let paused = match self.vcpus.pause(deadline) {
+            true => self.pci.pause(deadline),
+            false => Err(StillBusy(VCPUS.to_owned())),
+        };
+        paused.inspect_err(|_| self.vcpus.resume())
     }
 
     /// The other way round.
@@ -73,14 +84,16 @@ impl Machine {
         self.pci.resume()
     }
 
-    /// For good. What is in flight gets `deadline` to reach the disk.
+    /// For good. The vCPUs get `deadline` to stop, and then what is in flight to reach the disk.
     pub fn end(self, deadline: Duration) {
-        self.vcpus.stop();
+        if !self.vcpus.stop(deadline) {
+            tracing::warn!("{}", StillBusy(VCPUS.to_owned()));
+        }
         if let Err(busy) = self.pci.pause(deadline) {
             tracing::warn!("{busy}");
         }
-        if let Some(vsock) = &self.config.vsock {
-            let _ = std::fs::remove_file(&vsock.socket); // the API server removes its own
+        if let Some(socket) = self.config.vsock.as_ref().and_then(|vsock| vsock.socket.path()) {
+            let _ = std::fs::remove_file(socket); // the API server removes its own
         }
     }
 
@@ -91,6 +104,7 @@ impl Machine {
             pid: std::process::id(),
             state,
             config: self.config.clone(),
+            landlock: Some(self.landlock),
         }
     }
 
@@ -108,6 +122,23 @@ impl Machine {
     pub fn memory(&self) -> MemoryInfo {
         let hotplug = self.hotplug.as_ref().map(Hotplug::info);
         MemoryInfo { boot_mib: self.config.memory_mib, ..hotplug.unwrap_or_default() }
+    }
+
+    /// Presses the power button. A paused guest sees it when it resumes.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.power_button.press()
+    }
+
+    /// How long the API's client may withhold something from it without a request.
+    pub fn lease(&self) -> Option<Duration> {
+        self.config.lease_s.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Lets the guest plug all that can be plugged.
+    pub fn allow_all_memory(&self) {
+        if let Some(hotplug) = &self.hotplug {
+            hotplug.allow_all();
+        }
     }
 
     /// Says how much the guest shall have plugged.

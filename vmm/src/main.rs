@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use garret_api::vmm::{ExitReason, LastWords};
+use garret_api::vmm::{ExitReason, LastWords, SocketAt};
 use garret_vmm::api_server::{self, ApiServer};
 use garret_vmm::control::{self, Events};
 use garret_vmm::last_words::Epitaph;
 use garret_vmm::machine::Machine;
 use garret_vmm::seccomp::Role;
 use garret_vmm::{config, confine, thread};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 /// Runs one virtual machine until it ends. Exit status: 0 the guest powered off or somebody asked for the end, 1 failure,
 /// 2 wrong usage, 3 the guest wants to start again, 4 the guest's kernel panicked.
@@ -33,11 +33,21 @@ struct Run {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Where to serve the machine's API
-    #[arg(long, value_name = "SOCKET")]
-    api: PathBuf,
+    #[arg(long, value_name = "SOCKET", required_unless_present = "api_fd")]
+    api: Option<PathBuf>,
+    /// Serve it on this inherited descriptor of a bound Unix stream socket instead
+    #[arg(long, value_name = "NUMBER", conflicts_with = "api")]
+    api_fd: Option<i32>,
     /// Where to write why the machine ended
     #[arg(long, value_name = "FILE")]
     last_words: Option<PathBuf>,
+}
+
+impl Run {
+    fn api(&self) -> anyhow::Result<SocketAt> {
+        let path = self.api.clone().map(SocketAt::Path);
+        path.or(self.api_fd.map(SocketAt::Descriptor)).context("no socket for the API")
+    }
 }
 
 #[derive(Subcommand)]
@@ -53,6 +63,11 @@ enum SelfTest {
 fn main() -> ExitCode {
     let began = Instant::now();
     thread::share_heap();
+    // Other processes of this uid must not look into this one. `execve` has made it possible again.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        eprintln!("garret-vmm: PR_SET_DUMPABLE: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     if let Some(SelfTest::SeccompTest { role }) = cli.command {
         return seccomp_test(role);
@@ -85,11 +100,12 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     raise_descriptor_limit();
     let config = config::load(&run.config)?;
     api_server::ending_signals().thread_block().context("cannot block signals")?;
-    confine::confine(&config, &run.api).context("cannot confine the process (Landlock)")?;
+    let api = run.api()?;
+    let landlock = confine::confine(&config, api.path()).context("cannot confine the process (Landlock)")?;
 
     let (events, happenings) = Events::channel();
-    let mut machine = Machine::assemble(&config, &events)?;
-    let api = ApiServer::spawn(&run.api, events).with_context(|| format!("API socket {}", run.api.display()))?;
+    let mut machine = Machine::assemble(&config, landlock, &events)?;
+    let api = ApiServer::spawn(api.clone(), events).with_context(|| format!("API socket {api:?}"))?;
     Role::Main.enter()?;
 
     machine.start(began);

@@ -1,11 +1,20 @@
 //! One environment, as the agent holds it.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use garret_api::Problem;
+use tokio::sync::watch;
 
 use super::journal::Journal;
 use super::record::{Record, Store};
+use crate::blocking::Blocking;
+
+/// Writing one record.
+static SAVE: Blocking = Blocking::new("writing to the machine's data disk", 32, Duration::from_secs(120));
+/// Writing all of the disk; one at a time is as fast as many.
+static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 2, Duration::from_secs(600));
 
 /// One environment: what is noted of it, and its way up while there is one.
 #[derive(Debug)]
@@ -13,6 +22,8 @@ pub(super) struct Entry {
     pub id: String,
     store: Store,
     record: Mutex<Record>,
+    /// Held while the record is written: the newest record is written last. True once it has been removed from the disk.
+    removed: Mutex<bool>,
     way: Mutex<Option<Way>>,
     /// Held by whoever changes its container.
     pub gate: tokio::sync::Mutex<()>,
@@ -21,15 +32,33 @@ pub(super) struct Entry {
 /// A way up in progress.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
+    pub generation: u64,
     pub journal: Arc<Journal>,
-    /// Told when the environment is to be stopped or removed.
-    pub cancel: Arc<Notify>,
+    cancel: Arc<watch::Sender<Option<&'static str>>>,
+}
+
+impl Way {
+    fn new(generation: u64) -> Self {
+        Self { generation, journal: Journal::new(), cancel: Arc::new(watch::Sender::new(None)) }
+    }
+
+    /// Waits until the way is to end before its time, and returns why.
+    pub async fn cancelled(&self) -> &'static str {
+        let mut cancel = self.cancel.subscribe();
+        cancel.wait_for(Option::is_some).await.ok().and_then(|reason| *reason).unwrap_or_default()
+    }
 }
 
 impl Entry {
     pub fn new(store: Store, record: Record) -> Arc<Self> {
-        let id = record.id.clone();
-        Arc::new(Self { id, store, record: Mutex::new(record), way: Mutex::default(), gate: Default::default() })
+        Arc::new(Self {
+            id: record.id.clone(),
+            store,
+            record: Mutex::new(record),
+            removed: Mutex::default(),
+            way: Mutex::default(),
+            gate: Default::default(),
+        })
     }
 
     /// Looks at what is noted.
@@ -37,46 +66,156 @@ impl Entry {
         look(&lock(&self.record))
     }
 
-    /// Changes what is noted, here and on the disk. A disk that refuses is told in the log: the environment runs on.
-    pub async fn update<T>(&self, change: impl FnOnce(&mut Record) -> T) {
-        let record = {
-            let mut record = lock(&self.record);
-            change(&mut record);
-            record.clone()
-        };
+    /// Changes what is noted, here and on the disk.
+    ///
+    /// # Errors
+    /// The disk does not take it; here it is noted all the same.
+    pub async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
+        change(&mut lock(&self.record));
+        let entry = self.clone();
+        SAVE.run(move || entry.save()).await?.map_err(|error| disk_problem(&self.id, &error))
+    }
+
+    /// Writes everything of the data disk: what containers and their images are made of.
+    pub async fn sync_disk(&self) -> Result<(), Problem> {
         let store = self.store.clone();
-        let saved = tokio::task::spawn_blocking(move || store.save(&record)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::error!("what is noted of {} could not be saved: {error}", self.id);
-        }
+        SYNC.run(move || store.sync_disk()).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
-    /// The way up in progress, or a new one; true if it is new.
-    pub fn begin(&self) -> (Way, bool) {
+    fn save(&self) -> io::Result<()> {
+        let removed = lock(&self.removed);
+        let record = lock(&self.record).clone();
+        if *removed { Ok(()) } else { self.store.save(&record) }
+    }
+
+    /// Removes what is noted from the disk, for good.
+    pub async fn forget(self: &Arc<Self>) -> Result<(), Problem> {
+        let entry = self.clone();
+        let forget = move || {
+            let mut removed = lock(&entry.removed);
+            entry.store.remove(&entry.id)?;
+            *removed = true;
+            Ok(())
+        };
+        SAVE.run(forget).await?.map_err(|error| disk_problem(&self.id, &error))
+    }
+
+    /// Whether it has been removed; whoever still holds it must not bring it up.
+    pub fn is_removed(&self) -> bool {
+        *lock(&self.removed)
+    }
+
+    /// The way up of `generation`, and whether it is new. A newer generation cancels the way in progress and replaces it.
+    ///
+    /// # Errors
+    /// `conflict`: a newer generation has been begun.
+    pub fn begin(&self, generation: u64) -> Result<(Way, bool), Problem> {
         let mut way = lock(&self.way);
-        match &*way {
-            Some(way) => (way.clone(), false),
-            None => {
-                let new = Way { journal: Journal::new(), cancel: Arc::default() };
-                *way = Some(new.clone());
-                (new, true)
-            }
+        let noted = self.with(|record| record.generation);
+        let newest = way.as_ref().map_or(noted, |way| way.generation.max(noted));
+        if generation != 0 && generation < newest {
+            return Err(outdated(&self.id, generation, newest));
         }
+        if let Some(current) = &*way {
+            if generation == 0 || generation == current.generation {
+                return Ok((current.clone(), false));
+            }
+            current.cancel.send_replace(Some("a newer request replaced this run"));
+        }
+        let new = Way::new(generation);
+        *way = Some(new.clone());
+        Ok((new, true))
     }
 
-    /// The way up is over.
-    pub fn end(&self) {
-        *lock(&self.way) = None;
+    /// `ended` is over.
+    pub fn end(&self, ended: &Way) {
+        lock(&self.way).take_if(|way| Arc::ptr_eq(&way.journal, &ended.journal));
     }
 
     /// Ends the way up in progress, if there is one; whoever wants the container to himself then waits for the gate.
     pub fn cancel(&self) {
         if let Some(way) = &*lock(&self.way) {
-            way.cancel.notify_one();
+            way.cancel.send_replace(Some("the environment was stopped on its way up"));
         }
     }
 }
 
+fn outdated(id: &str, asked: u64, newest: u64) -> Problem {
+    let message = format!(
+        "run {asked} of environment {id} is older than run {newest}, which this machine knows; if the host has lost its \
+         state, remove the environment with `garret rm` and bring it up again"
+    );
+    Problem::new("conflict", message)
+}
+
+fn disk_problem(id: &str, error: &io::Error) -> Problem {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(),
+        _ => Problem::new("internal", format!("what is noted of {id} cannot be written to the data disk: {error}")),
+    }
+}
+
+/// The machine's data disk has no space left.
+pub(super) fn disk_full() -> Problem {
+    let to_do = "free space, for example with `garret exec --machine -- podman image prune --all`, and try again";
+    Problem::new("disk-full", format!("the machine's data disk is full: {to_do}"))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(folder: &std::path::Path) -> Arc<Entry> {
+        Entry::new(Store::new(folder.join("environments")), Record::new("p-1", "p"))
+    }
+
+    #[tokio::test]
+    async fn a_newer_generation_cancels_and_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = entry(folder.path());
+        let (first, new) = entry.begin(3).unwrap();
+        assert!(new);
+        let (joined, new) = entry.begin(3).unwrap();
+        assert!(!new && Arc::ptr_eq(&joined.journal, &first.journal));
+        let (second, new) = entry.begin(4).unwrap();
+        assert!(new && first.cancelled().await.contains("newer"));
+        assert_eq!(entry.begin(3).unwrap_err().code, "conflict");
+        // The end of the replaced one does not end the present one.
+        entry.end(&first);
+        let (joined, new) = entry.begin(4).unwrap();
+        assert!(!new && Arc::ptr_eq(&joined.journal, &second.journal));
+        // A runner that does not count joins.
+        assert!(!entry.begin(0).unwrap().1);
+    }
+
+    #[tokio::test]
+    async fn an_older_generation_is_refused_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        entry(folder.path()).update(|record| record.generation = 7).await.unwrap();
+        let store = Store::new(folder.path().join("environments"));
+        let entry = Entry::new(store.clone(), store.load().remove(0));
+        assert_eq!(entry.begin(6).unwrap_err().code, "conflict");
+        assert!(entry.begin(7).unwrap().1);
+    }
+
+    #[tokio::test]
+    async fn a_removed_record_is_not_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = entry(folder.path());
+        entry.update(|_| ()).await.unwrap();
+        entry.forget().await.unwrap();
+        entry.update(|_| ()).await.unwrap();
+        assert!(entry.is_removed() && Store::new(folder.path().join("environments")).load().is_empty());
+    }
+
+    #[test]
+    fn a_full_disk_is_named() {
+        let full = io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        assert_eq!(disk_problem("p-1", &full).code, "disk-full");
+        assert_eq!(disk_problem("p-1", &io::ErrorKind::Other.into()).code, "internal");
+    }
 }

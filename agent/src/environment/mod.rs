@@ -7,11 +7,13 @@
 //! | `hooks` | its lifecycle commands |
 //! | `remote` | processes in it: user, environment |
 //! | `plan`, `mounts`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
-//! | `podman`, `engine_socket`, `runtime` | the engine, its API socket, the OCI runtime's notes |
+//! | `podman`, `engine_call` | the engine's command line, and one call of it |
+//! | `engine_socket`, `runtime` | the engine's API socket, the OCI runtime's notes |
 //! | `git` | git and the workspace's owner |
 //! | `journal` | what is told of one way up |
 //! | `record`, `entry` | what is noted of an environment |
 
+mod engine_call;
 mod engine_socket;
 mod entry;
 mod git;
@@ -28,9 +30,10 @@ mod runtime;
 mod source;
 mod up;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use futures_util::future::join_all;
 use garret_api::Problem;
@@ -41,7 +44,7 @@ use self::entry::{Entry, Way};
 use self::journal::StepFailed;
 use self::podman::{Podman, keep_end};
 use self::record::{Record, Store};
-use self::up::Up;
+use self::up::{Leftovers, Up};
 use crate::exec::ProcessSpec;
 use crate::setup::HostFacts;
 
@@ -67,6 +70,7 @@ pub struct Environments {
     dirs: Dirs,
     facts: watch::Receiver<Arc<HostFacts>>,
     store: Store,
+    engine: PathBuf,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
 }
 
@@ -76,15 +80,15 @@ impl Environments {
         let store = Store::new(dirs.state.join("environments"));
         let entries = store.load().into_iter().map(|record| (record.id.clone(), Entry::new(store.clone(), record)));
         let entries = Mutex::new(entries.collect());
-        Arc::new(Self { dirs, facts, store, entries })
+        Arc::new(Self { dirs, facts, store, engine: "podman".into(), entries })
     }
 
-    /// Brings `id` up. A second call while one runs joins it and receives all its lines from the first.
-    /// The work goes on when the receiver is dropped.
+    /// Brings `id` up. A second call of the same generation while one runs joins it and receives all its lines from the
+    /// first; a newer one replaces it. The work goes on when the receiver is dropped.
     pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
         check_id(id)?;
         let entry = self.entry_or_new(id, &spec);
-        let (way, new) = entry.begin();
+        let (way, new) = entry.begin(spec.generation)?;
         let lines = way.journal.follow();
         if new {
             let up = Up {
@@ -94,6 +98,7 @@ impl Environments {
                 entry,
                 journal: way.journal.clone(),
                 spec,
+                leftovers: Leftovers::default(),
             };
             tokio::spawn(go_up(up, way));
         }
@@ -112,26 +117,23 @@ impl Environments {
 
     /// Stops its containers; nothing is removed.
     pub async fn stop(&self, id: &str) -> Result<(), Problem> {
-        self.stop_entry(&*self.entry(id)?).await
+        self.stop_entry(&self.entry(id)?).await
     }
 
     /// Removes its containers, volumes and what was noted of it. Removing what is not there succeeds. A volume that another
     /// environment uses stays.
     pub async fn delete(&self, id: &str) -> Result<(), Problem> {
         check_id(id)?;
-        let entry = self.entry(id).ok();
-        if let Some(entry) = &entry {
-            entry.cancel();
+        // One that is not known may have left parts all the same.
+        let entry = self.entry(id).unwrap_or_else(|_| Entry::new(self.store.clone(), Record::new(id, "")));
+        entry.cancel();
+        let _alone = entry.gate.lock().await;
+        self.remove_parts(&entry).await?;
+        entry.forget().await?;
+        let mut entries = self.lock();
+        if entries.get(id).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
+            entries.remove(id);
         }
-        let _alone = match &entry {
-            Some(entry) => Some(entry.gate.lock().await),
-            None => None,
-        };
-        if let Some(entry) = &entry {
-            self.remove_parts(entry).await?;
-        }
-        self.store.remove(id).map_err(|error| Problem::new("internal", format!("cannot forget {id}: {error}")))?;
-        self.lock().remove(id);
         Ok(())
     }
 
@@ -158,7 +160,7 @@ impl Environments {
             return Err(conflict("is still on its way up; wait for it"));
         }
         let running = runtime::running(&container.id).ok_or_else(|| conflict("is stopped; bring it up first"))?;
-        remote::process(&container, &remote::users(running.pid)?, request)
+        remote::process(&container, &remote::users(running.pid).await?, request)
     }
 
     /// Stops the containers of every environment whose workspace is `share`, for the folder is about to go away.
@@ -183,9 +185,11 @@ impl Environments {
         let podman = self.podman();
         let (container, volumes) = entry
             .with(|record| (record.container.as_ref().map(|container| container.id.clone()), record.volumes.clone()));
-        let names = [plan::container_name(&entry.id)].into_iter().chain(container);
+        let names = podman.containers(&entry.id).await?.into_iter().chain(container).collect::<BTreeSet<_>>();
         let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
-        podman.output(rm.into_iter().chain(names)).await?;
+        if !names.is_empty() {
+            podman.output(rm.into_iter().chain(names)).await?;
+        }
         if !volumes.is_empty() {
             podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();
         }
@@ -196,23 +200,25 @@ impl Environments {
         Ok(())
     }
 
-    async fn stop_entry(&self, entry: &Entry) -> Result<(), Problem> {
+    async fn stop_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
         let _alone = entry.gate.lock().await;
         if let Some(container) = entry.with(|record| record.container.as_ref().map(|container| container.id.clone())) {
             self.podman().output(["stop", "--ignore", "--time", STOP_SECONDS, &container]).await?;
         }
-        entry
-            .update(|record| {
-                record.phase = EnvironmentPhase::Stopped;
-                record.problem = None;
-            })
-            .await;
+        let noted = entry.update(|record| {
+            record.phase = EnvironmentPhase::Stopped;
+            record.problem = None;
+        });
+        if let Err(problem) = noted.await {
+            // It has stopped, and the next agent will see that.
+            tracing::warn!("{problem}");
+        }
         Ok(())
     }
 
     fn podman(&self) -> Podman {
-        Podman { env: self.facts.borrow().engine_env.clone() }
+        Podman::new(&self.engine, &self.facts.borrow().engine_env)
     }
 
     fn entry(&self, id: &str) -> Result<Arc<Entry>, Problem> {
@@ -221,7 +227,7 @@ impl Environments {
     }
 
     fn entry_or_new(&self, id: &str, spec: &EnvironmentSpec) -> Arc<Entry> {
-        let new = || Entry::new(self.store.clone(), Record::new(id, spec));
+        let new = || Entry::new(self.store.clone(), Record::new(id, &spec.share));
         self.lock().entry(id.to_owned()).or_insert_with(new).clone()
     }
 
@@ -234,29 +240,28 @@ impl Environments {
     }
 }
 
+/// Removes what an agent that was killed has left.
+pub fn clean_up() {
+    engine_call::clean_up();
+}
+
 /// The whole way up, to its last line.
-async fn go_up(up: Up, way: Way) {
-    let alone = up.entry.gate.lock().await;
-    up.entry
-        .update(|record| {
-            record.share.clone_from(&up.spec.share);
-            record.phase = EnvironmentPhase::Starting;
-            record.problem = None;
-        })
-        .await;
+async fn go_up(mut up: Up, way: Way) {
+    let entry = up.entry.clone();
+    let alone = entry.gate.lock().await;
+    let begun = SystemTime::now();
     let result = tokio::select! {
+        biased;
+        reason = way.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new("conflict", reason) }),
         result = up.run() => result,
-        () = way.cancel.notified() => Err(StepFailed {
-            step: "up".into(),
-            problem: Problem::new("conflict", "the environment was stopped on its way up"),
-        }),
     };
-    up.conclude(&result).await;
+    up.clean_up(begun).await;
+    let result = up.conclude(result).await;
     drop(alone);
     // Before the last line: who reads it and asks again gets a new way up.
-    up.entry.end();
+    entry.end(&way);
     way.journal.write(match result {
-        Ok(()) => Progress::Ready { environment: status(&up.entry) },
+        Ok(()) => Progress::Ready { environment: status(&entry) },
         Err(StepFailed { step, problem }) => Progress::Failed { step, problem },
     });
 }
@@ -280,56 +285,5 @@ fn check_id(id: &str) -> Result<(), Problem> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    fn environments(folder: &Path) -> Arc<Environments> {
-        let dirs = Dirs { workspaces: folder.join("workspaces"), state: folder.join("state"), run: folder.join("run") };
-        Environments::new(dirs, watch::channel(Arc::default()).1)
-    }
-
-    fn spec() -> EnvironmentSpec {
-        EnvironmentSpec {
-            share: "p-1".into(),
-            host_path: "/home/ann/p".into(),
-            config: None,
-            local_env: BTreeMap::new(),
-            rebuild: false,
-        }
-    }
-
-    async fn last(mut lines: mpsc::Receiver<Progress>) -> Progress {
-        let mut last = None;
-        while let Some(line) = lines.recv().await {
-            last = Some(line);
-        }
-        last.expect("there is a last line")
-    }
-
-    #[tokio::test]
-    async fn a_way_up_that_fails_is_noted_and_survives() {
-        let folder = tempfile::tempdir().unwrap();
-        let all = environments(folder.path());
-        let (one, two) = (all.up("p-1", spec()).await.unwrap(), all.up("p-1", spec()).await.unwrap());
-        let Progress::Failed { step, problem } = last(one).await else { panic!("it must fail") };
-        assert_eq!((step.as_str(), problem.code.as_str()), ("read devcontainer.json", "invalid"));
-        assert_eq!(last(two).await, Progress::Failed { step, problem: problem.clone() });
-        let status = environments(folder.path()).get("p-1").await.unwrap();
-        assert_eq!((status.phase, status.problem), (EnvironmentPhase::Failed, Some(problem)));
-        let refused = all.exec("p-1", ExecRequest::default()).await.unwrap_err();
-        assert_eq!(refused.code, "conflict");
-    }
-
-    #[tokio::test]
-    async fn what_is_not_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let all = environments(folder.path());
-        assert_eq!(all.get("x").await.unwrap_err().code, "not-found");
-        assert_eq!(all.exec("x", ExecRequest::default()).await.unwrap_err().code, "not-found");
-        for id in ["", "-x", "a/b", "../x", "ü", &"x".repeat(101)] {
-            assert_eq!(all.up(id, spec()).await.unwrap_err().code, "invalid", "{id}");
-        }
-    }
-}
+#[path = "environment_test.rs"]
+mod tests;

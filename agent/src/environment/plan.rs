@@ -52,6 +52,8 @@ pub struct BuildPlan<'a> {
     pub build: &'a Build,
     /// What its commands find in their environment, beyond the proxies, which the engine passes on by itself.
     pub env: &'a BTreeMap<String, String>,
+    /// Where the engine finds [`Variables::file`] of the build's arguments.
+    pub arg_file: &'a str,
     /// Without a cache.
     pub anew: bool,
 }
@@ -72,7 +74,10 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     // For the build's commands, not for the image: tomorrow's host may say otherwise.
     args.extend(plan.env.iter().map(|(name, value)| format!("--env={name}={value}")));
     args.extend(plan.env.keys().map(|name| format!("--unsetenv={name}")));
-    args.extend(plan.build.args.iter().map(|(name, value)| format!("--build-arg={name}={value}")));
+    if !plan.build.args.is_empty() {
+        args.push(format!("--build-arg-file={}", plan.arg_file));
+    }
+    args.extend(variables(&plan.build.args).inherited.into_keys().map(|name| format!("--build-arg={name}")));
     args.extend(plan.build.options.iter().cloned());
     args.push(plan.context.to_owned());
     args
@@ -93,6 +98,36 @@ pub struct RunPlan<'a> {
     pub image: &'a str,
     /// What the image says itself.
     pub config: &'a Config,
+    /// Where the engine finds [`Variables::file`].
+    pub env_file: &'a str,
+}
+
+/// A container's variables, or a build's arguments, on their way to the engine: not on its command line, which every process
+/// of the guest can read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Variables {
+    /// Lines for `--env-file` or `--build-arg-file`.
+    pub file: String,
+    /// What a line cannot hold: passed in the engine's own environment.
+    pub inherited: BTreeMap<String, String>,
+}
+
+/// The longest line of an env file, in bytes: the engine reads up to 64 KiB.
+const ENV_LINE_MAX: usize = 32 * 1024;
+
+/// How a container's variables reach the engine.
+pub fn variables(env: &BTreeMap<String, String>) -> Variables {
+    let mut variables = Variables::default();
+    for (name, value) in env {
+        let line = format!("{name}={value}\n");
+        let plain = !name.starts_with(['#', ' ', '\t']) && line.matches('\n').count() == 1 && !line.contains('\r');
+        if plain && line.len() <= ENV_LINE_MAX {
+            variables.file.push_str(&line);
+        } else {
+            variables.inherited.insert(name.clone(), value.clone());
+        }
+    }
+    variables
 }
 
 /// `podman run …` for the container. Later arguments win, so `runArgs` come after what is garret's own.
@@ -100,18 +135,16 @@ pub struct RunPlan<'a> {
 /// # Errors
 /// A mount's source is outside the workspace.
 pub fn run_args(plan: &RunPlan<'_>) -> Result<Vec<String>, Problem> {
-    let RunPlan { id, shared, resolved, merged, image, config } = *plan;
+    let RunPlan { id, shared, resolved, merged, image, config, env_file } = *plan;
     let mut args = words(&["run", "--detach", "--pull=never", "--name", &container_name(id)]);
-    // What an interrupted way up has left behind; a name of the developer's own may be somebody else's.
-    let own_name = resolved.config.own.run_args.iter().any(|arg| arg == "--name" || arg.starts_with("--name="));
-    args.extend((!own_name).then(|| "--replace".to_owned()));
     args.extend(words(&["--log-driver", "k8s-file", "--log-opt", &format!("max-size={LOG_FILE_MAX}")]));
     args.push(format!("--label={}", label(id)));
     args.extend(resolved.labels.iter().map(|(name, value)| format!("--label={name}={value}")));
     for mount in all_mounts(resolved, merged)? {
         args.push(format!("--mount={}", shared.mount(&mount)?.to_argument()));
     }
-    args.extend(merged.container_env.iter().map(|(name, value)| format!("--env={name}={value}")));
+    args.push(format!("--env-file={env_file}"));
+    args.extend(variables(&merged.container_env).inherited.into_keys().map(|name| format!("--env={name}")));
     args.extend(merged.container_user.iter().map(|user| format!("--user={user}")));
     args.extend(shared.run_args(&resolved.config.own.run_args)?);
     args.extend(merged.init.then(|| "--init".to_owned()));

@@ -38,15 +38,15 @@ fn run(text: &str, label: Option<&str>) -> Result<Vec<String>, Problem> {
         merged: &merged,
         image: "img",
         config: &config,
+        env_file: "/run/env",
     })
 }
 
 #[test]
 fn a_plain_container_is_kept_alive() {
     let args = run(r#"{"image": "x"}"#, None).unwrap();
-    assert_eq!(&args[..6], ["run", "--detach", "--pull=never", "--name", "garret-p-1", "--replace"]);
-    let named = run(r#"{"image": "x", "runArgs": ["--name=mine"]}"#, None).unwrap();
-    assert!(!named.contains(&"--replace".to_owned()));
+    assert_eq!(&args[..5], ["run", "--detach", "--pull=never", "--name", "garret-p-1"]);
+    assert!(!args.contains(&"--replace".to_owned()), "a container that the record lost would be destroyed");
     for expected in [
         "--label=garret.environment=p-1",
         "--label=devcontainer.local_folder=/home/ann/p",
@@ -75,7 +75,7 @@ fn everything_a_file_can_ask_for() {
         &args[from..args.len() - 5],
         [
             "--mount=type=volume,source=cache,target=/c",
-            "--env=A=a b=c",
+            "--env-file=/run/env",
             "--user=joe",
             "--hostname",
             "box",
@@ -92,6 +92,23 @@ fn everything_a_file_can_ask_for() {
     let end = &args[args.len() - 5..];
     assert!(end[1].contains("\n/start.sh\nexec \"$@\"\n"), "{}", end[1]);
     assert_eq!(&end[2..], ["-", "/entry", "serve"]);
+}
+
+#[test]
+fn no_variable_is_on_the_command_line() {
+    let text = r#"{"image": "x", "containerEnv": {"TOKEN": "secret", "KEY": "-----BEGIN\nsecret"}}"#;
+    let args = run(text, None).unwrap();
+    assert!(!args.iter().any(|arg| arg.contains("secret")), "{args:?}");
+    assert!(args.contains(&"--env=KEY".to_owned()) && !args.contains(&"--env=TOKEN".to_owned()));
+}
+
+#[test]
+fn variables_that_no_line_can_hold_are_inherited() {
+    let env = [("A", "a b=c #"), ("B", ""), ("C", "1\n2"), ("D", "x\r"), ("#E", "x"), ("F", &"x".repeat(40_000))];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let variables = variables(&env);
+    assert_eq!(variables.file, "A=a b=c #\nB=\n");
+    assert_eq!(variables.inherited.keys().collect::<Vec<_>>(), ["#E", "C", "D", "F"]);
 }
 
 #[test]
@@ -122,7 +139,15 @@ fn builds() {
         ..Build::default()
     };
     let env = BTreeMap::from([("PIP_INDEX_URL".into(), "http://pip".into())]);
-    let plan = BuildPlan { id: "P-1", dockerfile: "/w/D", context: "/w", build: &build, env: &env, anew: false };
+    let plan = BuildPlan {
+        id: "P-1",
+        dockerfile: "/w/D",
+        context: "/w",
+        build: &build,
+        env: &env,
+        arg_file: "/run/args",
+        anew: false,
+    };
     assert_eq!(
         build_args(&plan),
         [
@@ -139,7 +164,7 @@ fn builds() {
             "--cache-from=ghcr.io/a/b",
             "--env=PIP_INDEX_URL=http://pip",
             "--unsetenv=PIP_INDEX_URL",
-            "--build-arg=V=1 2",
+            "--build-arg-file=/run/args",
             "--network=host",
             "/w"
         ]

@@ -1,15 +1,20 @@
 //! The container engine, driven by its command line.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::path::Path;
-use std::process::Stdio;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use garret_api::Problem;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use tokio::sync::Semaphore;
+
+use super::engine_call::{Call, Limit, Watch};
+use super::entry::disk_full;
+use crate::blocking::Blocking;
 
 /// What podman itself runs with; nothing of the agent's environment reaches it.
 pub const ENV: [(&str, &str); 3] =
@@ -19,11 +24,16 @@ const STDERR_MAX: usize = 16 * 1024;
 /// The largest answer in JSON, in bytes.
 const STDOUT_MAX: usize = 16 << 20;
 
+/// The most calls at once for one purpose.
+const CALLS_MAX: u32 = 64;
+
 /// A podman to call.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Podman {
-    /// Variables for the engine itself: proxies and certificates.
-    pub env: BTreeMap<String, String>,
+    program: PathBuf,
+    /// What the engine itself runs with.
+    env: BTreeMap<String, String>,
+    calls: Arc<Semaphore>,
 }
 
 /// A call that ended with another status than 0.
@@ -34,13 +44,40 @@ pub struct Failure {
     pub stderr: String,
 }
 
+impl Failure {
+    /// The problem this failure is: `message` says more, unless the disk is full, which is always told the same way.
+    pub fn problem(&self, code: &str, message: impl FnOnce() -> String) -> Problem {
+        if self.stderr.to_lowercase().contains("no space left on device") {
+            return disk_full();
+        }
+        Problem::new(code, message())
+    }
+}
+
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        Problem::new("internal", failure.to_string())
+        failure.problem("internal", || failure.to_string())
     }
 }
 
 impl Podman {
+    /// `env` is for the engine itself: proxies and certificates.
+    pub fn new(program: impl Into<PathBuf>, env: &BTreeMap<String, String>) -> Self {
+        let base = ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = base.chain(env.clone()).collect();
+        Self { program: program.into(), env, calls: Arc::new(Semaphore::new(CALLS_MAX as usize)) }
+    }
+
+    /// Waits until no call runs, calls that were given up included.
+    pub async fn idle(&self) {
+        drop(self.calls.acquire_many(CALLS_MAX).await);
+    }
+
+    /// The same with more variables in the engine's own environment.
+    pub fn with_env(&self, env: BTreeMap<String, String>) -> Self {
+        Self { env: self.env.clone().into_iter().chain(env).collect(), ..self.clone() }
+    }
+
     /// Calls `podman args…` and returns what it printed.
     pub async fn output<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<String, Failure> {
         let mut stdout = Vec::new();
@@ -92,6 +129,37 @@ impl Podman {
         }
     }
 
+    /// The containers of an environment, stopped ones included, the newest first.
+    pub async fn containers(&self, environment: &str) -> Result<Vec<String>, Failure> {
+        let filter = format!("label={}", super::plan::label(environment));
+        let mut listed: Vec<Listed> =
+            self.json(["ps", "--all", "--no-trunc", "--filter", &filter, "--format", "json"]).await?;
+        listed.sort_by_key(|container| std::cmp::Reverse(container.created));
+        Ok(listed.into_iter().map(|container| container.id).collect())
+    }
+
+    /// A container, running or not.
+    pub async fn container(&self, id: &str) -> Result<Option<Container>, Failure> {
+        Ok(self.json::<Vec<Container>, _>(["container", "inspect", id]).await?.into_iter().next())
+    }
+
+    /// Removes the containers that builds begun at `since` (seconds since 1970) or later have left. Nobody else knows them,
+    /// but they hold layers. While another build runs they may be its own: a later call removes them.
+    pub async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
+        if LOOK.run(another_build_runs).await.unwrap_or(true) {
+            return Ok(());
+        }
+        let known: Vec<Listed> = self.json(["ps", "--all", "--no-trunc", "--format", "json"]).await?;
+        let all: Vec<Listed> = self.json(["ps", "--all", "--external", "--no-trunc", "--format", "json"]).await?;
+        let left = all.into_iter().filter(|found| found.created >= since && !known.iter().any(|k| k.id == found.id));
+        let left: Vec<String> = left.map(|container| container.id).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let rm = ["rm", "--force", "--ignore"].map(str::to_owned);
+        self.output(rm.into_iter().chain(left)).await.map(drop)
+    }
+
     /// Removes the images an environment built before and nobody uses any more.
     pub async fn prune_images(&self, environment: &str) {
         let filter = format!("label={}", super::plan::label(environment));
@@ -100,7 +168,7 @@ impl Podman {
         }
     }
 
-    /// Runs to the end; true if the status is 0. A dropped future kills it.
+    /// Runs to the end, or to the call's limit; true if the status is 0. A dropped future ends it.
     async fn call<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
@@ -108,30 +176,35 @@ impl Podman {
     ) -> Result<bool, Failure> {
         let failed =
             |what: &str, error: std::io::Error| Failure { stderr: format!("podman could not be {what}: {error}") };
-        let mut podman = Command::new("podman");
-        crate::exec::let_be_killed(&mut podman);
-        let mut child = podman
-            .args(args)
-            .env_clear()
-            .envs(ENV)
-            .envs(&self.env)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed("started", error))?;
-        let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+        let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let permit = self.calls.clone().acquire_owned().await.expect("never closed");
+        let mut call =
+            Call::start(&self.program, &args, &self.env, permit).map_err(|error| failed("started", error))?;
+        let mut watch = Watch::new(Limit::of(&args[0]));
+        let pid = call.child().id();
+        let (mut stdout, mut stderr) = (call.child().stdout.take(), call.child().stderr.take());
         let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
-        // The end of both streams, not only of the process: nothing it printed is lost.
-        while stdout.is_some() || stderr.is_some() {
+        let status = loop {
+            // The end of both streams, not only of the process: nothing it printed is lost.
+            let open = stdout.is_some() || stderr.is_some();
             tokio::select! {
-                length = read(&mut stdout, &mut out), if stdout.is_some() => output(Stream::Stdout, &out[..length]),
-                length = read(&mut stderr, &mut err), if stderr.is_some() => output(Stream::Stderr, &err[..length]),
+                length = read(&mut stdout, &mut out), if stdout.is_some() => {
+                    watch.heard();
+                    output(Stream::Stdout, &out[..length]);
+                }
+                length = read(&mut stderr, &mut err), if stderr.is_some() => {
+                    watch.heard();
+                    output(Stream::Stderr, &err[..length]);
+                }
+                status = call.child().wait(), if !open => break status,
+                limit = watch.reached(pid) => {
+                    call.end().await;
+                    return Err(Failure { stderr: format!("podman {}: {}", args[0].to_string_lossy(), limit.exceeded()) });
+                }
             }
-        }
-        let status = child.wait().await.map_err(|error| failed("waited for", error))?;
-        Ok(status.success())
+        };
+        call.end().await;
+        Ok(status.map_err(|error| failed("waited for", error))?.success())
     }
 }
 
@@ -165,6 +238,56 @@ pub fn keep_end(kept: &mut Vec<u8>, bytes: &[u8], max: usize) {
 fn last_line(text: &str) -> Option<&str> {
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(line.strip_prefix("Error: ").unwrap_or(line))
+}
+
+/// Looking at all processes: a hung one can hold up who reads its command line.
+static LOOK: Blocking = Blocking::new("looking for other builds", 4, Duration::from_secs(10));
+
+/// Whether the engine builds an image for somebody.
+fn another_build_runs() -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    commands.into_iter().any(|command| is_build(&command))
+}
+
+fn is_build(command: &[u8]) -> bool {
+    let mut words = command.split(|byte| *byte == 0);
+    let program = words.next().and_then(|program| program.rsplit(|byte| *byte == b'/').next());
+    let engine = program.is_some_and(|program| [&b"podman"[..], b"buildah"].contains(&program));
+    engine && words.any(|word| [&b"build"[..], b"bud", b"system"].contains(&word))
+}
+
+/// One line of `podman ps`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    /// In seconds since 1970.
+    #[serde(default)]
+    created: u64,
+}
+
+/// What is of interest of a container.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Container {
+    /// Its image's id.
+    pub image: String,
+    /// What it mounts.
+    pub mounts: Vec<ContainerMount>,
+}
+
+/// One mount of a container.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerMount {
+    /// `bind`, `volume`.
+    #[serde(rename = "Type")]
+    pub kind: String,
+    /// A volume's name.
+    pub name: String,
+    /// In the guest.
+    pub source: String,
 }
 
 /// What is of interest of an image.
@@ -256,6 +379,21 @@ mod tests {
         let failure = Failure { stderr: "STEP 1\n\nError: no such thing\n \n".into() };
         assert_eq!(failure.to_string(), "no such thing");
         assert_eq!(Failure { stderr: " \n".into() }.to_string(), "podman failed and did not say why");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_the_same_way_each_time() {
+        let failure = Failure { stderr: "Error: writing blob: write /var/tmp/x: no space left on device\n".into() };
+        assert_eq!(failure.problem("image-unavailable", || unreachable!()), disk_full());
+        assert_eq!(Failure { stderr: "x".into() }.problem("c", || "m".into()), Problem::new("c", "m"));
+    }
+
+    #[test]
+    fn builds_are_told_from_other_calls() {
+        assert!(is_build(b"/usr/bin/podman\0build\0.\0") && is_build(b"buildah\0bud\0"));
+        // The API socket's service may build for a client.
+        assert!(is_build(b"podman\0system\0service\0"));
+        assert!(!is_build(b"podman\0run\0x\0") && !is_build(b"make\0build\0") && !is_build(b""));
     }
 
     #[test]

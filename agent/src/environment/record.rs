@@ -1,12 +1,13 @@
 //! What is noted of an environment, on the data disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use garret_api::Problem;
-use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus};
+use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_devcontainer::{Stage, UserEnvProbe};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,9 @@ pub struct Record {
     pub id: String,
     /// The folder below the share's root that holds the workspace.
     pub share: String,
+    /// The newest run that was begun.
+    #[serde(default)]
+    pub generation: u64,
     /// What it was doing last.
     pub phase: EnvironmentPhase,
     /// Why it failed.
@@ -35,6 +39,9 @@ pub struct Record {
 pub struct ContainerRecord {
     /// Its id, 64 hexadecimal digits.
     pub id: String,
+    /// The run that made it; 0: a run that was not counted.
+    #[serde(default)]
+    pub generation: u64,
     /// What its image says of itself.
     pub image: ImageRecord,
     /// It has the engine's socket.
@@ -105,10 +112,11 @@ fn mark(stage: Stage, started_at: &str) -> Option<&str> {
 
 impl Record {
     /// A new environment.
-    pub fn new(id: &str, spec: &EnvironmentSpec) -> Self {
+    pub fn new(id: &str, share: &str) -> Self {
         Self {
             id: id.to_owned(),
-            share: spec.share.clone(),
+            share: share.to_owned(),
+            generation: 0,
             phase: EnvironmentPhase::Starting,
             problem: None,
             config: None,
@@ -146,6 +154,8 @@ impl Store {
 
     /// All that can be read; what cannot is left alone and named in the log.
     pub fn load(&self) -> Vec<Record> {
+        // An earlier agent made it readable to all.
+        std::fs::set_permissions(&self.0, Permissions::from_mode(0o700)).ok();
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         files
@@ -153,28 +163,41 @@ impl Store {
             .collect()
     }
 
-    /// Writes one record; afterwards it is on the disk, and a crash in between leaves the earlier one. So is all that it
-    /// speaks of: containers and what commands made in them lie on the same disk, and podman syncs none of it.
+    /// Writes one record; afterwards it is on the disk, and a crash in between leaves the earlier one. Records hold the
+    /// developer's variables: nobody else in the guest may read them.
     pub fn save(&self, record: &Record) -> io::Result<()> {
-        std::fs::create_dir_all(&self.0)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let temporary = self.0.join(format!("{}.new", record.id));
-        let mut file = File::create(&temporary)?;
+        // Not the mode of a file that an earlier agent has left.
+        remove_file(&temporary)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
-        rustix::fs::syncfs(&file)?;
+        file.sync_all()?;
         std::fs::rename(&temporary, self.path(&record.id))?;
         File::open(&self.0)?.sync_all()
     }
 
+    /// Writes everything else of the records' disk: containers, and what commands made in them, of which podman syncs
+    /// nothing. Before a record speaks of them.
+    pub fn sync_disk(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        Ok(rustix::fs::syncfs(File::open(&self.0)?)?)
+    }
+
     /// Removes one record, if there is one.
     pub fn remove(&self, id: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.path(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_file(&self.path(id))
     }
 
     fn path(&self, id: &str) -> PathBuf {
         self.0.join(format!("{id}.json"))
+    }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -205,6 +228,7 @@ mod tests {
         Record {
             id: "p-1".into(),
             share: "p".into(),
+            generation: 1,
             phase,
             problem: None,
             config: None,
@@ -229,6 +253,29 @@ mod tests {
         store.remove("p-1").unwrap();
         store.remove("p-1").unwrap();
         assert!(store.load().is_empty());
+    }
+
+    #[test]
+    fn nobody_else_can_read_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("environments"));
+        store.save(&record(EnvironmentPhase::Ready)).unwrap();
+        let mode = |path: &str| std::fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("environments"), mode("environments/p-1.json")), (0o700, 0o600));
+        // What an earlier agent left.
+        std::fs::set_permissions(folder.path().join("environments"), Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(folder.path().join("environments/p-1.new"), "").unwrap();
+        store.load();
+        store.save(&record(EnvironmentPhase::Ready)).unwrap();
+        assert_eq!((mode("environments"), mode("environments/p-1.json")), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_agent_is_read() {
+        let old =
+            r#"{"id": "p-1", "share": "p", "phase": "ready", "problem": null, "config": null, "container": null}"#;
+        let record: Record = serde_json::from_str(old).unwrap();
+        assert_eq!((record.generation, record.id.as_str()), (0, "p-1"));
     }
 
     #[test]

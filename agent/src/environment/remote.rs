@@ -11,6 +11,7 @@ use garret_devcontainer::UserEnvProbe;
 use super::plan;
 use super::record::ContainerRecord;
 use super::runtime::root_of;
+use crate::blocking::Blocking;
 use crate::exec::{self, Place, ProcessSpec};
 use crate::users::{User, Users};
 
@@ -24,9 +25,14 @@ const MARK: &str = "\u{1}garret-environment\u{1}";
 /// Variables that tell of the probing shell only.
 const OF_THE_SHELL: [&str; 4] = ["OLDPWD", "PWD", "SHLVL", "_"];
 
+/// Reading user files of a container or an image: what is mounted there may never answer.
+pub static USER_FILES: Blocking = Blocking::new("reading the container's user files", 16, Duration::from_secs(10));
+
 /// The users a running container knows; `pid` is its first process, as the guest sees it.
-pub fn users(pid: i32) -> Result<Users, Problem> {
-    Users::load(&root_of(pid))
+pub async fn users(pid: i32) -> Result<Users, Problem> {
+    USER_FILES
+        .run(move || Users::load(&root_of(pid)))
+        .await?
         .map_err(|error| Problem::new("internal", format!("the container's user files cannot be read: {error}")))
 }
 

@@ -1,5 +1,6 @@
 //! The image a container is made from: pulled, or built; and, if need be, one more layer for the remote user's ids.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use garret_api::Problem;
@@ -9,8 +10,9 @@ use super::image::{full_name, pull_failed};
 use super::journal::{Output, StepFailed};
 use super::plan::{self, BuildPlan};
 use super::podman::Image;
+use super::remote::USER_FILES;
 use super::renumber::{Renumbered, renumber};
-use super::up::{Read, Up};
+use super::up::{Read, Up, WORKSPACE};
 use crate::users::Users;
 
 /// The image the file asks for, by the name to run it by.
@@ -46,7 +48,7 @@ async fn pulled(up: &Up, image: &str) -> Result<(String, Image), StepFailed> {
                 return found(up, &full).await;
             }
             let pull = up.podman.stream(["pull", &full], |bytes| output.bytes(bytes)).await;
-            pull.map_err(|failure| Problem::new("image-unavailable", pull_failed(&full, &failure.stderr)))?;
+            pull.map_err(|failure| failure.problem("image-unavailable", || pull_failed(&full, &failure.stderr)))?;
             found(up, &full).await
         })
         .await
@@ -70,29 +72,35 @@ async fn built(
     let workspace = up.workspace();
     let dockerfile = inside(&workspace, &read.folder, dockerfile, "build.dockerfile")?;
     let context = inside(&workspace, &read.folder, context, "build.context")?;
-    if !dockerfile.is_file() {
+    let (file, folder) = (dockerfile.clone(), context.clone());
+    let (is_file, is_folder) = WORKSPACE.run(move || (file.is_file(), folder.is_dir())).await?;
+    if !is_file {
         let message =
             format!("build.dockerfile: there is no file {:?} in the workspace", shown(&workspace, &dockerfile));
         return Err(Problem::new("invalid", message));
     }
-    if !context.is_dir() {
+    if !is_folder {
         let message = format!("build.context: there is no folder {:?} in the workspace", shown(&workspace, &context));
         return Err(Problem::new("invalid", message));
     }
     let mut env = up.facts.env.clone();
     env.retain(|name, _| !up.facts.engine_env.contains_key(name));
+    let variables = plan::variables(&build.args);
+    let arg_file = up.secret_file(&variables.file)?;
     let args = plan::build_args(&BuildPlan {
         id: &up.entry.id,
         dockerfile: &dockerfile.to_string_lossy(),
         context: &context.to_string_lossy(),
         build,
         env: &env,
+        arg_file: &arg_file.path().to_string_lossy(),
         anew: up.spec.rebuild,
     });
-    up.podman.stream(args, |bytes| output.bytes(bytes)).await.map_err(|failure| {
-        let dockerfile = shown(&workspace, &dockerfile);
-        let message = format!("the image could not be built from {dockerfile}: {failure}; its output is above");
-        Problem::new("build-failed", message)
+    up.build(args, variables.inherited, output).await.map_err(|failure| {
+        failure.problem("build-failed", || {
+            let dockerfile = shown(&workspace, &dockerfile);
+            format!("the image could not be built from {dockerfile}: {failure}; its output is above")
+        })
     })?;
     found(up, &plan::built_image(&up.entry.id)).await
 }
@@ -130,7 +138,9 @@ pub(super) async fn with_owner_ids(
     if merged.update_remote_user_uid == Some(false) {
         return Ok(name);
     }
-    let (passwd, group) = user_files(image);
+    let layers: Vec<PathBuf> = image.layers().into_iter().map(Path::to_owned).collect();
+    let reading = USER_FILES.run(move || user_files(&layers)).await;
+    let (passwd, group) = up.journal.quiet_step("adapt user ids", async || reading).await?;
     let Some(renumbered) = renumber(&passwd, &group, user) else { return Ok(name) };
     up.journal
         .step("adapt user ids", async |output| {
@@ -141,10 +151,11 @@ pub(super) async fn with_owner_ids(
             let context = folder.path().to_string_lossy();
             let label = plan::label(&up.entry.id);
             let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
-            up.podman.stream(args, |bytes| output.bytes(bytes)).await.map_err(|failure| {
-                let to_do = "set \"updateRemoteUserUID\" to false to go on without";
-                let message = format!("user {user} could not be given the workspace's owner: {failure}; {to_do}");
-                Problem::new("build-failed", message)
+            up.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
+                failure.problem("build-failed", || {
+                    let to_do = "set \"updateRemoteUserUID\" to false to go on without";
+                    format!("user {user} could not be given the workspace's owner: {failure}; {to_do}")
+                })
             })?;
             Ok(tag)
         })
@@ -152,9 +163,9 @@ pub(super) async fn with_owner_ids(
 }
 
 /// The image's user and group file, each from the topmost layer that has it.
-fn user_files(image: &Image) -> (String, String) {
+fn user_files(layers: &[PathBuf]) -> (String, String) {
     let mut files = (None, None);
-    for users in image.layers().into_iter().filter_map(|layer| Users::load(layer).ok()) {
+    for users in layers.iter().filter_map(|layer| Users::load(layer).ok()) {
         let (passwd, group) = users.texts();
         files.0 = files.0.or_else(|| Some(passwd.to_owned()).filter(|text| !text.is_empty()));
         files.1 = files.1.or_else(|| Some(group.to_owned()).filter(|text| !text.is_empty()));

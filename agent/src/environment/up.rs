@@ -1,9 +1,12 @@
 //! The way up, step by step.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec};
@@ -11,17 +14,22 @@ use garret_devcontainer::{Document, METADATA_LABEL, Merged, Resolved, Stage, Use
 
 use super::entry::Entry;
 use super::journal::{Journal, Output, StepFailed};
-use super::mounts::Shared;
+use super::mounts::{ENGINE_SOCKET, Shared};
 use super::plan::{self, RunPlan};
-use super::podman::Podman;
-use super::record::{ContainerRecord, ImageRecord, Probed};
-use super::{Dirs, engine_socket, git, hooks, remote, runtime, source};
+use super::podman::{Failure, Image, Podman};
+use super::record::{ContainerRecord, ImageRecord, Probed, Record};
+use super::remote::USER_FILES;
+use super::{Dirs, STOP_SECONDS, engine_socket, git, hooks, remote, runtime, source};
+use crate::blocking::Blocking;
 use crate::exec;
 use crate::setup::HostFacts;
 use crate::users::Users;
 
 /// The largest devcontainer.json, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
+
+/// Reading the workspace: it is on another machine's disk, and that may be on a third one's.
+pub(super) static WORKSPACE: Blocking = Blocking::new("reading the workspace", 16, Duration::from_secs(60));
 
 /// One way up.
 pub(super) struct Up {
@@ -31,6 +39,15 @@ pub(super) struct Up {
     pub entry: Arc<Entry>,
     pub journal: Arc<Journal>,
     pub spec: EnvironmentSpec,
+    /// What an end before its time would leave behind.
+    pub leftovers: Leftovers,
+}
+
+/// What a call of the engine has begun and not ended well.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    building: AtomicBool,
+    creating: AtomicBool,
 }
 
 /// A devcontainer.json that has been read.
@@ -51,14 +68,30 @@ struct Container {
 
 impl Up {
     /// All steps. The container stays when one fails.
-    pub async fn run(&self) -> Result<(), StepFailed> {
+    pub async fn run(&mut self) -> Result<(), StepFailed> {
+        if self.entry.is_removed() {
+            let problem = Problem::new("conflict", "the environment was removed; bring it up again");
+            return Err(StepFailed { step: "up".into(), problem });
+        }
+        self.note(|record| {
+            record.share.clone_from(&self.spec.share);
+            record.generation = record.generation.max(self.spec.generation);
+            record.phase = EnvironmentPhase::Starting;
+            record.problem = None;
+        })
+        .await?;
+        self.spec.rebuild &= !self.is_built();
+        self.steps().await
+    }
+
+    async fn steps(&self) -> Result<(), StepFailed> {
         let read = self.journal.step("read devcontainer.json", async |output| self.read(output).await).await?;
         self.initialize(&read).await?;
         let running = self.container(&read).await?;
         self.probe(&read, &running).await?;
         if self.lifecycle(&running).await? {
             // The commands may have changed what the user's shell says.
-            self.entry.update(|record| record.container.as_mut().map(|container| container.probed = None)).await;
+            self.note(|record| record.container.as_mut().map(|container| container.probed = None)).await?;
             self.probe(&read, &running).await?;
         }
         Ok(())
@@ -68,15 +101,25 @@ impl Up {
         &self.entry.id
     }
 
+    /// Whether this run, or the part of it that an earlier agent carried out, has made the container.
+    fn is_built(&self) -> bool {
+        let made_by = self.entry.with(|record| record.container.as_ref().map_or(0, |container| container.generation));
+        made_by != 0 && made_by == self.spec.generation
+    }
+
+    /// Changes what is noted, as a part of the way up.
+    async fn note<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<(), StepFailed> {
+        let noted = self.entry.update(change).await;
+        noted.map_err(|problem| StepFailed { step: "save state".into(), problem })
+    }
+
     pub(super) fn workspace(&self) -> PathBuf {
         self.dirs.workspaces.join(&self.spec.share)
     }
 
     async fn read(&self, output: &Output) -> Result<Read, Problem> {
         let (workspace, spec) = (self.workspace(), self.spec.clone());
-        // The workspace is on another machine's disk: the reading may take its time.
-        let read = tokio::task::spawn_blocking(move || read(&workspace, spec));
-        let read = read.await.map_err(|error| Problem::new("internal", error.to_string()))??;
+        let read = WORKSPACE.run(move || read(&workspace, spec)).await??;
         for notice in &read.resolved.notices {
             output.line(&format!("warning: {}", notice.0));
         }
@@ -93,10 +136,9 @@ impl Up {
     async fn initialize(&self, read: &Read) -> Result<(), StepFailed> {
         let Some(command) = &read.resolved.config.own.initialize_command else { return Ok(()) };
         let workspace = self.workspace();
+        let users = self.journal.quiet_step(Stage::InitializeCommand.name(), async || Users::of_guest().await).await?;
         hooks::run(&self.journal, Stage::InitializeCommand, command, |mut request| {
             request.cwd = Some(workspace.to_string_lossy().into_owned());
-            let users = Users::load(Path::new("/"))
-                .map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))?;
             exec::guest_process(&users, request, &self.facts.engine_env)
         })
         .await
@@ -104,19 +146,22 @@ impl Up {
 
     /// The environment's container: the one there is, started if need be, or a new one.
     async fn container(&self, read: &Read) -> Result<Container, StepFailed> {
-        let mut known = self.entry.with(|record| record.container.clone());
-        if let Some(container) = known.take_if(|_| self.spec.rebuild) {
-            self.journal.step("remove container", async |_| self.remove(&container).await).await?;
-        }
-        let known = match known {
-            Some(container) if !runtime::is_running(&container.id) => {
-                self.journal.step("start container", async |_| self.start(container).await).await?
+        let found = if self.spec.rebuild {
+            self.remove_all().await?;
+            None
+        } else {
+            match self.entry.with(|record| record.container.clone()) {
+                Some(container) => self.started(container).await?,
+                None => None,
             }
-            known => known,
         };
-        let container = match known {
+        let container = match found {
             Some(container) => container,
-            None => self.create(read).await?,
+            None if self.spec.rebuild => self.create(read).await?,
+            None => match self.adopt().await? {
+                Some(container) => container,
+                None => self.create(read).await?,
+            },
         };
         if self.spec.rebuild {
             self.podman.prune_images(self.id()).await;
@@ -124,10 +169,54 @@ impl Up {
         self.journal.quiet_step("read container", async || self.take_up(read, container).await).await
     }
 
-    async fn remove(&self, container: &ContainerRecord) -> Result<(), Problem> {
-        self.podman.output(["rm", "--force", "--ignore", "--time", "10", "--volumes", &container.id]).await?;
-        self.entry.update(|record| record.container = None).await;
-        Ok(())
+    /// Removes the container, and those that the record does not know.
+    async fn remove_all(&self) -> Result<(), StepFailed> {
+        let find = async || Ok(self.podman.containers(self.id()).await?);
+        let mut containers = self.journal.quiet_step("find container", find).await?;
+        containers.extend(self.entry.with(|record| record.container.as_ref().map(|container| container.id.clone())));
+        if containers.is_empty() {
+            return Ok(());
+        }
+        self.journal
+            .step("remove container", async |_| {
+                let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
+                self.podman.output(rm.into_iter().chain(containers)).await?;
+                self.entry.update(|record| record.container = None).await
+            })
+            .await
+    }
+
+    /// A container that the record lost, taken up again: it may hold a day's work.
+    async fn adopt(&self) -> Result<Option<ContainerRecord>, StepFailed> {
+        let lost = self.journal.quiet_step("find container", async || self.find_lost().await).await?;
+        match lost {
+            Some(container) => self.started(container).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn find_lost(&self) -> Result<Option<ContainerRecord>, Problem> {
+        let Some(id) = self.podman.containers(self.id()).await?.into_iter().next() else { return Ok(None) };
+        let Some(found) = self.podman.container(&id).await? else { return Ok(None) };
+        tracing::warn!("{}: container {id} is not in its record and is taken up again", self.id());
+        let image = self.podman.image(&found.image).await?.unwrap_or_default();
+        let engine_socket = found.mounts.iter().any(|mount| mount.source == ENGINE_SOCKET);
+        let container = ContainerRecord { id, image: said(&image), engine_socket, ..ContainerRecord::default() };
+        let volumes = found.mounts.into_iter().filter(|mount| mount.kind == "volume").map(|mount| mount.name);
+        self.entry
+            .update(|record| {
+                record.container = Some(container.clone());
+                record.volumes.extend(volumes);
+            })
+            .await?;
+        Ok(Some(container))
+    }
+
+    async fn started(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, StepFailed> {
+        if runtime::is_running(&container.id) {
+            return Ok(Some(container));
+        }
+        self.journal.step("start container", async |_| self.start(container).await).await
     }
 
     /// `None`: somebody has removed it behind our back.
@@ -138,25 +227,23 @@ impl Up {
         match self.podman.output(["start", &container.id]).await {
             Ok(_) => Ok(Some(ContainerRecord { usable: false, ..container })),
             Err(failure) if failure.stderr.contains("no such container") => Ok(None),
-            Err(failure) => {
-                let message = format!("the container could not be started: {failure}; bring it up with --rebuild");
-                Err(Problem::new("engine-failed", message))
-            }
+            Err(failure) => Err(failure.problem("engine-failed", || {
+                format!("the container could not be started: {failure}; bring it up with --rebuild")
+            })),
         }
     }
 
     async fn create(&self, read: &Read) -> Result<ContainerRecord, StepFailed> {
         let (name, image) = source::image(self, read).await?;
-        let said = ImageRecord {
-            user: image.config.user.clone(),
-            metadata: image.config.label(METADATA_LABEL).map(str::to_owned),
-        };
+        let said = said(&image);
         let merged = self.journal.quiet_step("read image", async || plan::merge(&read.resolved, &said)).await?;
         let user = plan::remote_user(&read.resolved, &merged, &said);
         let name = source::with_owner_ids(self, &user, &merged, name, &image).await?;
         self.journal
             .step("create container", async |_| {
                 let workspace = self.workspace();
+                let variables = plan::variables(&merged.container_env);
+                let env_file = self.secret_file(&variables.file)?;
                 let args = plan::run_args(&RunPlan {
                     id: self.id(),
                     shared: Shared { host: self.host_path(), guest: &workspace.to_string_lossy() },
@@ -164,45 +251,105 @@ impl Up {
                     merged: &merged,
                     image: &name,
                     config: &image.config,
+                    env_file: &env_file.path().to_string_lossy(),
                 })?;
                 let engine_socket = plan::needs_engine_socket(&args);
                 if engine_socket {
                     engine_socket::serve().await?;
                 }
-                let id = self.run_container(&args).await?;
-                let container = ContainerRecord { id, image: said, engine_socket, ..ContainerRecord::default() };
+                let id = self.run_container(&args, variables.inherited).await?;
+                let generation = self.spec.generation;
+                let container =
+                    ContainerRecord { id, generation, image: said, engine_socket, ..ContainerRecord::default() };
+                self.entry.sync_disk().await?;
                 self.entry
                     .update(|record| {
                         record.container = Some(container.clone());
                         record.config = Some(read.text.clone());
                         record.volumes.extend(plan::volumes(&merged));
                     })
-                    .await;
+                    .await?;
                 Ok(container)
             })
             .await
     }
 
+    /// A file of this user's only, removed when it is dropped: after the engine has read it.
+    pub(super) fn secret_file(&self, text: &str) -> Result<tempfile::NamedTempFile, Problem> {
+        let written = tempfile::NamedTempFile::new_in(&self.dirs.run)
+            .and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file));
+        written.map_err(|error| Problem::new("internal", format!("cannot write the container's variables: {error}")))
+    }
+
     /// A container that could not be started is taken away: the next way up begins anew.
-    async fn run_container(&self, args: &[String]) -> Result<String, Problem> {
+    async fn run_container(&self, args: &[String], env: BTreeMap<String, String>) -> Result<String, Problem> {
         let name = plan::container_name(self.id());
-        let failure = match self.podman.output(args).await {
+        self.leftovers.creating.store(true, Ordering::Relaxed);
+        let ran = self.podman.with_env(env).output(args).await;
+        self.leftovers.creating.store(false, Ordering::Relaxed);
+        let problem = match ran {
             Ok(printed) => {
                 let id = printed.lines().last().unwrap_or_default().to_owned();
                 if let Some(running) = runtime::running(&id) {
-                    if let Err(error) = git::trust_workspaces(&runtime::root_of(running.pid)) {
+                    let trusted = USER_FILES.run(move || git::trust_workspaces(&runtime::root_of(running.pid))).await;
+                    if let Err(error) = trusted
+                        .map_err(|problem| problem.to_string())
+                        .and_then(|done| done.map_err(|error| error.to_string()))
+                    {
                         tracing::warn!("{name}: git may complain of the workspace's owner: {error}");
                     }
                     return Ok(id);
                 }
                 let log = self.podman.output(["logs", "--tail", "1", &id]).await.unwrap_or_default();
-                self.podman.output(["rm", "--force", "--volumes", "--ignore", &id]).await.ok();
-                format!("its command ended at once, with {:?}; set \"overrideCommand\" to true to keep it", log.trim())
+                let log = log.trim();
+                let to_do = "set \"overrideCommand\" to true to keep it";
+                let message = format!("its command ended at once, with {log:?}; {to_do}");
+                Problem::new("engine-failed", format!("the container could not be created: {message}"))
             }
-            Err(failure) => failure.to_string(),
+            Err(failure) => {
+                failure.problem("engine-failed", || format!("the container could not be created: {failure}"))
+            }
         };
-        self.podman.output(["rm", "--force", "--volumes", "--ignore", &name]).await.ok();
-        Err(Problem::new("engine-failed", format!("the container could not be created: {failure}")))
+        self.remove_unknown().await;
+        Err(problem)
+    }
+
+    /// Removes what a call that made a container has left of it.
+    async fn remove_unknown(&self) {
+        let known = self.entry.with(|record| record.container.as_ref().map(|container| container.id.clone()));
+        let mut found = self.podman.containers(self.id()).await.unwrap_or_default();
+        found.retain(|id| Some(id) != known.as_ref());
+        if !found.is_empty() {
+            let rm = ["rm", "--force", "--volumes", "--ignore"].map(str::to_owned);
+            self.podman.output(rm.into_iter().chain(found)).await.ok();
+        }
+    }
+
+    /// `podman build …`, cleaned up after unless it ends well.
+    pub(super) async fn build(
+        &self,
+        args: Vec<String>,
+        env: BTreeMap<String, String>,
+        output: &Output,
+    ) -> Result<(), Failure> {
+        self.leftovers.building.store(true, Ordering::Relaxed);
+        self.podman.with_env(env).stream(args, |bytes| output.bytes(bytes)).await?;
+        self.leftovers.building.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits for the engine's calls that were given up, and removes what they have left.
+    pub async fn clean_up(&self, begun: SystemTime) {
+        self.podman.idle().await;
+        if self.leftovers.creating.load(Ordering::Relaxed) {
+            self.remove_unknown().await;
+        }
+        if self.leftovers.building.load(Ordering::Relaxed) {
+            let since = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            if let Err(failure) = self.podman.remove_build_containers(since).await {
+                tracing::warn!("{}: an unfinished build's containers could not be removed: {failure}", self.id());
+            }
+        }
     }
 
     /// Notes what follows from the container and the file together.
@@ -210,7 +357,7 @@ impl Up {
         let merged = plan::merge(&read.resolved, &container.image)?;
         let running = runtime::running(&container.id)
             .ok_or_else(|| Problem::new("engine-failed", "the container has ended; its output is in its log"))?;
-        let users = remote::users(running.pid)?;
+        let users = remote::users(running.pid).await?;
         let remote_user = plan::remote_user(&read.resolved, &merged, &container.image);
         remote::user(&users, &remote_user)?;
         let remote_env = merged.remote_env_in(read.resolved.file(), &running.env);
@@ -222,7 +369,7 @@ impl Up {
             usable: container.usable || merged.usable_after() == Stage::InitializeCommand,
             ..container
         };
-        self.entry.update(|record| record.container = Some(container)).await;
+        self.entry.update(|record| record.container = Some(container)).await?;
         Ok(Container { merged, users, started_at: running.started_at })
     }
 
@@ -242,8 +389,7 @@ impl Up {
             if kind == UserEnvProbe::None { None } else { self.journal.step("read user environment", ask).await? };
         let probed = Probed { kind, started_at: started_at.clone(), env: env.unwrap_or_default() };
         tracing::debug!("{}: {} variables of the user's shell", read.resolved.id, probed.env.len());
-        self.entry.update(|record| record.container.as_mut().map(|container| container.probed = Some(probed))).await;
-        Ok(())
+        self.note(|record| record.container.as_mut().map(|container| container.probed = Some(probed))).await
     }
 
     /// The lifecycle commands that are due; true if any ran that may set the container up.
@@ -252,22 +398,27 @@ impl Up {
         let mut any = false;
         for stage in Stage::IN_CONTAINER {
             let container = self.container_record();
-            if !container.is_done(stage, started_at) {
-                for command in running.merged.commands(stage) {
-                    any |= stage < Stage::PostAttachCommand;
-                    let prepare = |request| remote::process(&container, &running.users, request);
-                    hooks::run(&self.journal, stage, command, prepare).await?;
-                }
+            let due = !container.is_done(stage, started_at);
+            let commands = if due { running.merged.commands(stage) } else { &[] };
+            for command in commands {
+                any |= stage < Stage::PostAttachCommand;
+                let prepare = |request| remote::process(&container, &running.users, request);
+                hooks::run(&self.journal, stage, command, prepare).await?;
+            }
+            if !commands.is_empty() {
+                let synced = self.entry.sync_disk().await;
+                synced.map_err(|problem| StepFailed { step: stage.name().to_owned(), problem })?;
             }
             let usable = stage >= running.merged.usable_after();
-            self.entry
-                .update(|record| {
+            if due || usable != container.usable {
+                self.note(|record| {
                     if let Some(container) = &mut record.container {
                         container.set_done(stage, started_at);
                         container.usable |= usable;
                     }
                 })
-                .await;
+                .await?;
+            }
         }
         Ok(any)
     }
@@ -280,16 +431,28 @@ impl Up {
         self.spec.host_path.trim_end_matches('/')
     }
 
-    /// Notes how it ended.
-    pub async fn conclude(&self, result: &Result<(), StepFailed>) {
-        let problem = result.as_ref().err().map(|failed| failed.problem.clone());
-        self.entry
-            .update(|record| {
+    /// Notes how it ended. An end that cannot be noted is a failure.
+    pub async fn conclude(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
+        let ended = |result: &Result<(), StepFailed>| {
+            let problem = result.as_ref().err().map(|failed| failed.problem.clone());
+            move |record: &mut Record| {
                 record.phase = if problem.is_some() { EnvironmentPhase::Failed } else { EnvironmentPhase::Ready };
                 record.problem = problem;
-            })
-            .await;
+            }
+        };
+        let noted = self.note(ended(&result)).await;
+        if let (Ok(()), Err(_)) = (&result, &noted) {
+            // Here it is noted even if the disk does not take that either.
+            self.note(ended(&noted)).await.ok();
+            return noted;
+        }
+        result
     }
+}
+
+fn said(image: &Image) -> ImageRecord {
+    let metadata = image.config.label(METADATA_LABEL).map(str::to_owned);
+    ImageRecord { user: image.config.user.clone(), metadata }
 }
 
 fn read(workspace: &Path, spec: EnvironmentSpec) -> Result<Read, Problem> {
@@ -342,6 +505,7 @@ mod tests {
             config: None,
             local_env: Default::default(),
             rebuild: false,
+            generation: 0,
         }
     }
 

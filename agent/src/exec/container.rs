@@ -13,16 +13,17 @@ use garret_api::Problem;
 use garret_api::stream;
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Interest};
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::ProcessSpec;
 use super::running::{Handle, Reaper, Running, set_size, terminal_streams};
 use super::spawn::{Streams, start};
+use crate::processes::descendants;
 
 /// The runtime's own state folder, where podman lets it keep its containers.
 const RUNTIME_ROOT: &str = "/run/crun";
@@ -90,7 +91,8 @@ impl Files {
             Some(streams)
         };
         command.arg(id);
-        let (mut child, _) = start(command, None).map_err(|error| internal("crun", error))?;
+        let (child, _) = start(command, None).map_err(|error| internal("crun", error))?;
+        let mut starting = Starting(Some(child));
 
         let Self { folder, pid, console } = self;
         let mut pid_line = BufReader::new(pid);
@@ -104,7 +106,7 @@ impl Files {
         let (master, pid) = tokio::select! {
             started = started => started.map_err(|error| internal("the runtime's answer", error))?,
             // It can only end first without having started anything: it reports the pid before it waits for it.
-            _ = child.wait() => return Err(failure(&folder.path().join("log"), &spec.args[0])),
+            () = starting.ended() => return Err(failure(&folder.path().join("log"), &spec.args[0])),
         };
         let (stdin, outputs) = match (&master, streams) {
             (Some(master), _) => {
@@ -120,7 +122,34 @@ impl Files {
         // The runtime makes the process a session leader or leaves it in its own session; ask rather than assume.
         let group = rustix::process::getpgid(Some(pid)).unwrap_or(pid);
         let handle = Handle { group, terminal: master };
+        let child = starting.0.take().ok_or_else(|| internal("crun", "it was lost"))?;
         Ok(Running { stdin, outputs, handle, child: Reaper { child, _scratch: Some(folder) } })
+    }
+}
+
+/// A runtime that has not told the pid yet. One that is given up is killed with all it has begun: in a paused container it
+/// would wait for ever.
+struct Starting(Option<Child>);
+
+impl Starting {
+    async fn ended(&mut self) {
+        match &mut self.0 {
+            Some(child) => drop(child.wait().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let Some(child) = &mut self.0 else { return };
+        for pid in child.id().map(|id| descendants(id as i32)).unwrap_or_default() {
+            if let Some(pid) = Pid::from_raw(pid) {
+                rustix::process::kill_process(pid, Signal::KILL).ok();
+            }
+        }
+        // Tokio reaps it.
+        child.start_kill().ok();
     }
 }
 

@@ -22,7 +22,7 @@ const LINGER: Duration = Duration::from_millis(500);
 /// the future hangs the process up.
 pub async fn run(spec: &ProcessSpec, mut output: impl FnMut(&[u8])) -> Result<Outcome, Problem> {
     let running = match &spec.place {
-        Place::Guest => spawn::spawn(spec)?,
+        Place::Guest => spawn::spawn(spec).await?,
         Place::Container { id } => container::spawn(id, spec).await?,
     };
     let Running { stdin, outputs, handle, mut child } = running;

@@ -1,9 +1,11 @@
 //! One WebSocket, one process: the protocol of [`garret_api::stream`].
 //!
 //! Every buffer is bounded: a client that reads slowly stops the process's output, a process that reads slowly stops the
-//! client's input once [`STDIN_FRAMES`] frames wait. The socket is pinged, so that a lost client is noticed even then.
+//! client's input once [`STDIN_WINDOW`] frames wait. A client that is granted its frames stops by itself, so that the agent
+//! reads its signals all the same. The socket is pinged, so that a lost client is noticed even when nothing is read.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
@@ -11,18 +13,23 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use garret_api::Problem;
 use garret_api::agent::ExecRequest;
-use garret_api::stream::{Control, FRAME_MAX, Outcome, STDIN};
+use garret_api::stream::{Control, FRAME_MAX, Outcome, STDIN, STDIN_WINDOW, ServerMessage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use super::running::{Handle, Running};
 use super::{Place, ProcessSpec, container, spawn};
 
 /// Frames of output that wait for the client.
 const OUTPUT_FRAMES: usize = 4;
-/// Frames of input that wait for the process.
-const STDIN_FRAMES: usize = 16;
+/// Frames of input that wait for the process: data, and the end.
+const INPUTS_MAX: usize = STDIN_WINDOW as usize + 1;
+/// Frames that are kept while the process is started.
+const EARLY_MAX: usize = 2 * INPUTS_MAX;
+/// How long a process may take to start. In a container that is paused, the runtime waits for ever.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the first frame may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// After the process's end: how long its streams may be silent, yet open in other processes' hands, before it is over.
@@ -41,21 +48,22 @@ enum Input {
 }
 
 /// Reads the request, starts what `prepare` makes of it, and relays until the process or the connection ends.
-pub async fn serve<P, F>(mut socket: WebSocket, prepare: P)
+/// With `credits` the client is granted its frames of input.
+pub async fn serve<P, F>(mut socket: WebSocket, credits: bool, prepare: P)
 where
     P: FnOnce(ExecRequest) -> F,
     F: Future<Output = Result<ProcessSpec, Problem>>,
 {
-    let started = async {
-        let request = first_frame(&mut socket).await?;
-        let spec = prepare(request).await?;
-        match &spec.place {
-            Place::Guest => spawn::spawn(&spec),
-            Place::Container { id } => container::spawn(id, &spec).await,
-        }
+    let mut early = Vec::new();
+    let started = match first_frame(&mut socket).await {
+        Ok(request) => match while_connected(&mut socket, &mut early, start(prepare(request))).await {
+            Ok(started) => started,
+            Err(Lost) => return,
+        },
+        Err(problem) => Err(problem),
     };
-    let outcome = match started.await {
-        Ok(running) => match relay(socket, running).await {
+    let outcome = match started {
+        Ok(running) => match relay(socket, early, credits, running).await {
             Ok((reunited, outcome)) => {
                 socket = reunited;
                 outcome
@@ -69,6 +77,40 @@ where
         socket.send(Message::Close(None)).await.ok();
         // Wait for the client's close: were the connection dropped at once, the last frames could be lost with it.
         tokio::time::timeout(REQUEST_TIMEOUT, async { while let Some(Ok(_)) = socket.recv().await {} }).await.ok();
+    }
+}
+
+async fn start(prepared: impl Future<Output = Result<ProcessSpec, Problem>>) -> Result<Running, Problem> {
+    let spec = prepared.await?;
+    match &spec.place {
+        Place::Guest => spawn::spawn(&spec).await,
+        Place::Container { id } => container::spawn(id, &spec).await,
+    }
+}
+
+/// The outcome of `starting`, in time, and only while the client is there. What it sends meanwhile goes to `early`.
+async fn while_connected<T>(
+    socket: &mut WebSocket,
+    early: &mut Vec<Message>,
+    starting: impl Future<Output = Result<T, Problem>>,
+) -> Result<Result<T, Problem>, Lost> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    let mut starting = pin!(starting);
+    loop {
+        tokio::select! {
+            started = &mut starting => return Ok(started),
+            message = socket.recv(), if early.len() < EARLY_MAX => match message {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Lost),
+                Some(Ok(message)) => early.push(message),
+            },
+            () = sleep_until(deadline) => {
+                let message = format!(
+                    "the command did not start within {} s; its container may be paused or out of memory",
+                    START_TIMEOUT.as_secs()
+                );
+                return Ok(Err(Problem::new("unavailable", message)));
+            }
+        }
     }
 }
 
@@ -99,11 +141,18 @@ fn has_nul(request: &ExecRequest) -> bool {
 }
 
 /// Relays until the process has ended and all it said is with the client. A lost client hangs the process up.
-async fn relay(socket: WebSocket, running: Running) -> Result<(WebSocket, Outcome), Lost> {
+async fn relay(
+    socket: WebSocket,
+    early: Vec<Message>,
+    credits: bool,
+    running: Running,
+) -> Result<(WebSocket, Outcome), Lost> {
     let Running { stdin, outputs, handle, mut child } = running;
     let (mut sink, mut source) = socket.split();
     let (frames, queued) = mpsc::channel(OUTPUT_FRAMES);
-    let (input, waiting) = mpsc::channel(STDIN_FRAMES);
+    let (input, waiting) = mpsc::channel(INPUTS_MAX);
+    let (grants, granted) = mpsc::channel(INPUTS_MAX);
+    let grants = credits.then_some(grants);
     let (ended, has_ended) = watch::channel(false);
     let terminal = handle.terminal.is_some();
 
@@ -117,10 +166,11 @@ async fn relay(socket: WebSocket, running: Running) -> Result<(WebSocket, Outcom
     );
     drop(frames);
     let speaking = async { Ok(tokio::join!(process, outputs).0) };
+    let receiver = Receiver { handle: &handle, input, credits, ended: false };
     let result = tokio::select! {
-        result = async { tokio::try_join!(speaking, send_frames(&mut sink, queued)) } => result.map(|(outcome, ())| outcome),
-        lost = receive_frames(&mut source, &handle, input) => Err(lost),
-        never = feed_stdin(stdin, waiting, terminal) => match never {},
+        result = async { tokio::try_join!(speaking, send_frames(&mut sink, queued, granted)) } => result.map(|(outcome, ())| outcome),
+        lost = receiver.run(early, &mut source) => Err(lost),
+        never = feed_stdin(stdin, waiting, grants, terminal) => match never {},
     };
     match result {
         Ok(outcome) => Ok((sink.reunite(source).map_err(|_| Lost)?, outcome)),
@@ -173,12 +223,14 @@ async fn pump_output(
 async fn send_frames(
     sink: &mut SplitSink<WebSocket, Message>,
     mut queued: mpsc::Receiver<Message>,
+    mut granted: mpsc::Receiver<()>,
 ) -> Result<(), Lost> {
     let mut ping = tokio::time::interval(PING_INTERVAL);
     ping.tick().await;
     loop {
         let frame = tokio::select! {
             frame = queued.recv() => frame,
+            Some(()) = granted.recv() => Some(credit(&mut granted)),
             _ = ping.tick() => Some(Message::Ping(Default::default())),
         };
         match frame {
@@ -188,32 +240,75 @@ async fn send_frames(
     }
 }
 
-async fn receive_frames(source: &mut SplitStream<WebSocket>, handle: &Handle, input: mpsc::Sender<Input>) -> Lost {
-    loop {
-        match source.next().await {
-            Some(Ok(Message::Binary(data))) if data.first() == Some(&STDIN) => {
-                if data.len() > 1 && input.send(Input::Data(data.slice(1..))).await.is_err() {
-                    return Lost;
-                }
+/// One frame of input was taken, and those that were taken since.
+fn credit(granted: &mut mpsc::Receiver<()>) -> Message {
+    let mut credit = 1;
+    while granted.try_recv().is_ok() {
+        credit += 1;
+    }
+    let text = serde_json::to_string(&ServerMessage::Credit { credit }).expect("a number is plain data");
+    Message::text(text)
+}
+
+/// What the client sends while the process runs.
+struct Receiver<'a> {
+    handle: &'a Handle,
+    input: mpsc::Sender<Input>,
+    credits: bool,
+    /// The client has closed standard input.
+    ended: bool,
+}
+
+impl Receiver<'_> {
+    async fn run(mut self, early: Vec<Message>, source: &mut SplitStream<WebSocket>) -> Lost {
+        for message in early {
+            if self.take(message).await.is_err() {
+                return Lost;
             }
-            Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
-                Ok(Control::Resize(size)) => handle.resize(size),
+        }
+        while let Some(Ok(message)) = source.next().await {
+            if self.take(message).await.is_err() {
+                return Lost;
+            }
+        }
+        Lost
+    }
+
+    async fn take(&mut self, message: Message) -> Result<(), Lost> {
+        match message {
+            Message::Binary(data) if data.first() == Some(&STDIN) => {
+                return self.pass_on(Input::Data(data.slice(1..))).await;
+            }
+            Message::Text(text) => match serde_json::from_str(&text) {
+                Ok(Control::Resize(size)) => self.handle.resize(size),
                 Ok(Control::Signal(number)) => {
-                    if let Err(problem) = handle.signal(number) {
+                    if let Err(problem) = self.handle.signal(number) {
                         tracing::warn!("{problem}");
                     }
                 }
                 Ok(Control::CloseStdin) => {
-                    if input.send(Input::End).await.is_err() {
-                        return Lost;
+                    if !std::mem::replace(&mut self.ended, true) {
+                        return self.pass_on(Input::End).await;
                     }
                 }
                 Err(error) => tracing::warn!("a control frame is not valid: {error}"),
             },
-            Some(Ok(Message::Binary(_))) => tracing::warn!("a binary frame of the client is not standard input"),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Close(_)) | Err(_)) | None => return Lost,
+            Message::Binary(_) => tracing::warn!("a binary frame of the client is not standard input"),
+            Message::Ping(_) | Message::Pong(_) => {}
+            Message::Close(_) => return Err(Lost),
         }
+        Ok(())
+    }
+
+    /// A client that is granted its frames never fills the queue; another waits here.
+    async fn pass_on(&self, input: Input) -> Result<(), Lost> {
+        if !self.credits {
+            return self.input.send(input).await.map_err(|_| Lost);
+        }
+        self.input.try_send(input).map_err(|_| {
+            tracing::warn!("a client sent more standard input than it was granted");
+            Lost
+        })
     }
 }
 
@@ -221,10 +316,12 @@ async fn receive_frames(source: &mut SplitStream<WebSocket>, handle: &Handle, in
 async fn feed_stdin(
     stdin: pipe::Sender,
     mut waiting: mpsc::Receiver<Input>,
+    grants: Option<mpsc::Sender<()>>,
     terminal: bool,
 ) -> std::convert::Infallible {
     let mut stdin = Some(stdin);
     while let Some(input) = waiting.recv().await {
+        let data = matches!(input, Input::Data(_));
         let written: io::Result<()> = match (&mut stdin, input) {
             (None, _) => Ok(()),
             (Some(pipe), Input::Data(data)) => pipe.write_all(&data).await,
@@ -237,6 +334,44 @@ async fn feed_stdin(
         if written.is_err() {
             stdin = None;
         }
+        if let Some(grants) = grants.as_ref().filter(|_| data) {
+            // There are no more grants than frames that wait.
+            grants.try_send(()).ok();
+        }
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::extract::ws::WebSocketUpgrade;
+    use axum::routing::get;
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio_tungstenite::tungstenite;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_is_given_up_when_its_client_leaves() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let (told, mut ends) = mpsc::channel(1);
+        let start = async move |upgrade: WebSocketUpgrade| {
+            upgrade.on_upgrade(async move |mut socket| {
+                let (mut early, never) = (Vec::new(), std::future::pending::<Result<(), Problem>>());
+                let lost = while_connected(&mut socket, &mut early, never).await.is_err();
+                told.send((lost, early)).await.unwrap();
+            })
+        };
+        let router = Router::new().route("/", get(start));
+        tokio::spawn(axum::serve(UnixListener::bind(&socket).unwrap(), router).into_future());
+        let stream = UnixStream::connect(&socket).await.unwrap();
+        let (mut client, _) = tokio_tungstenite::client_async("ws://guest/", stream).await.unwrap();
+        client.send(tungstenite::Message::binary(b"\0typed ahead".to_vec())).await.unwrap();
+        drop(client);
+        let (lost, early) = ends.recv().await.unwrap();
+        assert!(lost);
+        assert_eq!(early[0], Message::binary(b"\0typed ahead".to_vec()));
+    }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use garret_api::Problem;
 use garret_api::stream::{self, WindowSize};
@@ -19,13 +20,18 @@ use tokio::process::{Child, Command};
 
 use super::running::{Handle, Reaper, Running, set_size, terminal_streams};
 use super::{Credentials, ProcessSpec};
+use crate::blocking::Blocking;
 
 /// Where interactive processes are accounted, apart from the agent.
 const CGROUP: &str = "/sys/fs/cgroup/garret/exec/cgroup.procs";
 
+/// Looking at the folder to start in, which may be a workspace's.
+static FOLDER: Blocking = Blocking::new("looking at the folder to start in", 16, Duration::from_secs(30));
+
 /// Starts `spec` in the guest.
-pub(super) fn spawn(spec: &ProcessSpec) -> Result<Running, Problem> {
-    if !spec.cwd.is_dir() {
+pub(super) async fn spawn(spec: &ProcessSpec) -> Result<Running, Problem> {
+    let folder = spec.cwd.clone();
+    if !FOLDER.run(move || folder.is_dir()).await? {
         return Err(Problem::new("not-found", format!("there is no folder {:?} to start in", spec.cwd)));
     }
     let mut command = Command::new(&spec.args[0]);
@@ -137,6 +143,13 @@ pub fn let_be_killed(command: &mut Command) {
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes raw system calls and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// What `command` starts is asked to end when the agent dies: the next agent begins again.
+pub fn end_with_the_agent(command: &mut Command) {
+    let prepare = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?);
+    // SAFETY: between fork and exec the closure makes one raw system call and allocates nothing.
     unsafe { command.pre_exec(prepare) };
 }
 

@@ -21,8 +21,8 @@ pub struct Children {
 
 /// A known process that ended. A chore is told of only when it failed.
 pub enum Died {
-    /// The agent, and how.
-    Agent(String),
+    /// The agent, how, and whether it ended well.
+    Agent(String, bool),
     /// A chore, and how.
     Chore(&'static str, String),
 }
@@ -96,7 +96,7 @@ impl Children {
             };
             if self.agent == Some(pid) {
                 self.agent = None;
-                died.push(Died::Agent(how));
+                died.push(Died::Agent(how, !failed));
             } else if let Some(at) = self.chores.iter().position(|(chore, _)| *chore == pid) {
                 let (_, name) = self.chores.swap_remove(at);
                 died.extend(failed.then_some(Died::Chore(name, how)));

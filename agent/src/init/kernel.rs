@@ -6,6 +6,8 @@ use anyhow::Context;
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use super::promise;
+
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Settings that development containers need and the kernel's defaults withhold, and the usual protections.
@@ -19,6 +21,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/protected_symlinks", "1"),
     ("kernel/keys/maxbytes", "2000000"),
     ("kernel/keys/maxkeys", "20000"),
+    // The most there can be; `kernel/threads-max` is the limit.
+    ("kernel/pid_max", "4194304"),
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
@@ -33,12 +37,14 @@ const SYSCTLS: &[(&str, &str)] = &[
 /// containers is with the memory loop, for it grows with memory.
 const GARRET: &[(&str, &str)] = &[("cpu.weight", "1000"), ("memory.min", "33554432"), ("memory.low", "134217728")];
 
-/// Every container inherits the hard limits; the defaults (4096 files) are far too small for them.
+/// Every container inherits the hard limits; the defaults (4096 files, signals and timers by the memory at boot) are far too
+/// small for them.
 pub fn limits() {
     let limit = |soft: Option<u64>, hard: Option<u64>| Rlimit { current: soft, maximum: hard };
     let limits = [
         (Resource::Nofile, limit(Some(65_536), Some(1_048_576))),
         (Resource::Nproc, limit(None, None)),
+        (Resource::Sigpending, limit(None, None)),
         (Resource::Memlock, limit(Some(64 << 20), Some(64 << 20))),
     ];
     for (resource, limit) in limits {
@@ -48,12 +54,22 @@ pub fn limits() {
     }
 }
 
-/// A setting this kernel lacks is told of and left out.
+/// The settings that every machine has.
 pub fn sysctls() {
-    for (name, value) in SYSCTLS {
-        if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
-            super::say(format_args!("sysctl {name}: {error}"));
-        }
+    SYSCTLS.iter().for_each(|(name, value)| set(name, value));
+}
+
+/// The limits that follow the promised memory.
+pub fn follow_promise() -> anyhow::Result<()> {
+    let mib = promise::promised_mib()?;
+    promise::limits(mib).iter().for_each(|(name, value)| set(name, value));
+    super::mounts::resize_in_memory(mib)
+}
+
+/// A setting this kernel lacks is reported and left out.
+fn set(name: &str, value: &str) {
+    if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
+        super::say(format_args!("sysctl {name}: {error}"));
     }
 }
 

@@ -5,14 +5,16 @@
 //! | signal | from | meaning |
 //! |---|---|---|
 //! | `SIGCHLD` | kernel | reap |
-//! | `SIGTERM` | the agent | power off |
+//! | `SIGTERM` | the agent, and the kernel when the power button is pressed | power off |
 //! | `SIGINT` | kernel (Ctrl-Alt-Del), or anybody who is root | restart the machine |
 //!
 //! | file | what |
 //! |---|---|
 //! | `mounts` | every mount there is, but for the debugfs of the memory loop |
 //! | `disk` | the data disk: check, mount, grow |
+//! | `clock` | the guest's clock follows the host's |
 //! | `kernel` | sysctls, limits, cgroups |
+//! | `promise` | the memory the machine was promised, and the kernel limits that follow it |
 //! | `chores` | small programs run beside the boot: loopback, growing a file system |
 //! | `supervisor` | when the agent is started again: pure |
 //! | `children` | the loop's view of processes |
@@ -20,9 +22,11 @@
 
 mod children;
 mod chores;
+mod clock;
 mod disk;
 mod kernel;
 mod mounts;
+mod promise;
 mod shutdown;
 mod supervisor;
 
@@ -33,6 +37,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use children::{Children, Died};
+use clock::Clock;
 pub use shutdown::unmount;
 use shutdown::{Ending, Goal};
 use supervisor::Supervisor;
@@ -52,29 +57,38 @@ fn program(name: &str) -> Command {
 
 /// Runs the machine; must be PID 1.
 pub fn run() -> ! {
-    if let Err(error) = boot() {
-        say(format_args!("cannot boot: {error:#}; powering off"));
-        shutdown::now(Goal::PowerOff);
-    }
-    let error = match serve() {
-        Ok(goal) => shutdown::now(goal),
+    let clock = match boot() {
+        Ok(clock) => clock,
+        Err(error) => {
+            say(format_args!("cannot boot: {error:#}; powering off"));
+            shutdown::now(Goal::PowerOff, true);
+        }
+    };
+    let error = match serve(clock) {
+        Ok(ending) => shutdown::now(ending.goal(), ending.stopped()),
         Err(error) => error,
     };
     say(format_args!("cannot go on: {error:#}; powering off"));
-    shutdown::now(Goal::PowerOff)
+    shutdown::now(Goal::PowerOff, false)
 }
 
-fn boot() -> anyhow::Result<()> {
+/// The clock comes before everything that reads the time.
+fn boot() -> anyhow::Result<Option<Clock>> {
     mounts::early()?;
+    let clock = Clock::open();
     kernel::limits();
     disk::mount()?;
     mounts::late()?;
     kernel::sysctls();
-    kernel::cgroups()
+    if let Err(error) = kernel::follow_promise() {
+        say(format_args!("some limits stay those of the memory at boot: {error:#}"));
+    }
+    kernel::cgroups()?;
+    Ok(clock)
 }
 
-/// Until somebody asks for the end.
-fn serve() -> anyhow::Result<Goal> {
+/// Until a signal asks for the end.
+fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
@@ -100,16 +114,21 @@ fn serve() -> anyhow::Result<Goal> {
             // Beside the agent, not before it: the host waits for the agent only.
             chores.drain(..).for_each(|chore| children.start_chore(chore));
         }
-        if ending.as_ref().is_some_and(|ending| ending.over(now, &children)) {
-            break;
+        match ending.take_if(|ending| ending.over(now, &children)) {
+            Some(ending) => return Ok(ending),
+            None => clock.iter_mut().for_each(|clock| clock.follow(now)),
         }
-        let deadline = ending.as_ref().map_or(supervisor.deadline(), |ending| Some(ending.deadline()));
+        let deadline = match &ending {
+            Some(ending) => Some(ending.deadline()),
+            None => supervisor.deadline().into_iter().chain(clock.as_ref().map(Clock::deadline)).min(),
+        };
         let requests = children.wait(deadline)?;
         for died in children.reap() {
             match died {
-                Died::Agent(how) => {
-                    if ending.is_none() {
-                        say(format_args!("the agent ended ({how}) and is started again"));
+                Died::Agent(how, well) => {
+                    match &mut ending {
+                        Some(ending) => ending.agent_ended(well),
+                        None => say(format_args!("the agent ended ({how}) and is started again")),
                     }
                     supervisor.died(Instant::now());
                 }
@@ -120,5 +139,4 @@ fn serve() -> anyhow::Result<Goal> {
             ending = Some(Ending::begin(goal, Instant::now(), &children));
         }
     }
-    Ok(ending.map_or(Goal::PowerOff, |ending| ending.goal()))
 }

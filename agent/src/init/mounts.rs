@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Context;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change, mount_remount};
 
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const STRICT: MountFlags = PLAIN.union(MountFlags::NOEXEC);
@@ -33,6 +33,9 @@ const EARLY: &[Mount] = &[
     entry("cgroup2", "/sys/fs/cgroup", STRICT, "nsdelegate,memory_recursiveprot"),
     entry("bpf", "/sys/fs/bpf", STRICT, "mode=0700"),
 ];
+
+/// Those of them that programs fill. The kernel gives each half of the memory there is at its mount, which is that of boot.
+const IN_MEMORY: &[&str] = &["/dev/shm", "/tmp"];
 
 /// Persistent folders on the data disk, and where they appear.
 const PERSISTENT: &[(&str, &str)] =
@@ -71,6 +74,15 @@ fn make(entry: &Mount) -> io::Result<()> {
         Err(rustix::io::Errno::BUSY) => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Lets each folder that programs fill in memory have half of `mib`.
+pub fn resize_in_memory(mib: u64) -> anyhow::Result<()> {
+    let size = CString::new(format!("size={}M", mib / 2))?;
+    for target in IN_MEMORY {
+        mount_remount(*target, PLAIN, size.as_c_str()).with_context(|| format!("resize {target}"))?;
+    }
+    Ok(())
 }
 
 /// What needs `/data`: the writable layers over the image, persistent folders, and the workspaces.

@@ -14,6 +14,8 @@ use super::children::Children;
 const CONTAINERS: Duration = Duration::from_secs(20);
 /// For everything else to heed SIGTERM.
 const TERMINATE: Duration = Duration::from_secs(2);
+/// The same when the agent did not stop the containers, as when it hangs: as much as podman gives each of them.
+const TERMINATE_CONTAINERS: Duration = Duration::from_secs(10);
 /// For the killed to go.
 const KILL: Duration = Duration::from_secs(2);
 /// To write everything back and unmount.
@@ -34,13 +36,24 @@ pub enum Goal {
 pub struct Ending {
     goal: Goal,
     deadline: Instant,
+    stopped: bool,
 }
 
 impl Ending {
     /// Asks the agent.
     pub fn begin(goal: Goal, now: Instant, children: &Children) -> Self {
         children.signal_agent(Signal::SIGTERM);
-        Self { goal, deadline: now + CONTAINERS }
+        Self { goal, deadline: now + CONTAINERS, stopped: false }
+    }
+
+    /// The agent has ended; `well` if it says so itself: then it has stopped the containers.
+    pub fn agent_ended(&mut self, well: bool) {
+        self.stopped = well;
+    }
+
+    /// Whether the agent has stopped the containers.
+    pub fn stopped(&self) -> bool {
+        self.stopped
     }
 
     /// What comes after.
@@ -59,10 +72,11 @@ impl Ending {
     }
 }
 
-/// Ends all processes, unmounts, and leaves.
-pub fn now(goal: Goal) -> ! {
+/// Ends all processes, unmounts, and leaves. `stopped`: the agent has stopped the containers.
+pub fn now(goal: Goal, stopped: bool) -> ! {
     let everybody = Pid::from_raw(-1);
-    for (signal, time) in [(Signal::SIGTERM, TERMINATE), (Signal::SIGKILL, KILL)] {
+    let terminate = if stopped { TERMINATE } else { TERMINATE_CONTAINERS };
+    for (signal, time) in [(Signal::SIGTERM, terminate), (Signal::SIGKILL, KILL)] {
         kill(everybody, signal).ok();
         if reap_until(time, None) {
             break;

@@ -6,8 +6,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use garret_api::Problem;
-use garret_api::agent::{AgentInfo, ExecRequest, MachineSetup, Statistics};
-use garret_api::stream::{FRAME_MAX, REQUEST_MAX};
+use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup, Statistics};
+use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS};
 use rustix::process::Signal;
 
 use super::{Agent, Body, Refusal};
@@ -22,6 +22,8 @@ pub async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Re
         boot_id: boot_id.trim().into(),
         pid: std::process::id(),
         set_up: agent.setup.done().await,
+        api: API,
+        capabilities: vec![GENERATIONS.into()],
     }))
 }
 
@@ -36,8 +38,7 @@ pub async fn statistics() -> Result<Json<Statistics>, Refusal> {
 
 pub async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
     session(agent, upgrade, async |agent: Arc<Agent>, request| {
-        let users = Users::load("/".as_ref())
-            .map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))?;
+        let users = Users::of_guest().await?;
         let facts = agent.setup.facts().borrow().clone();
         exec::guest_process(&users, request, &facts.engine_env)
     })
@@ -49,11 +50,13 @@ where
     P: FnOnce(Arc<Agent>, ExecRequest) -> F + Send + 'static,
     F: Future<Output = Result<ProcessSpec, Problem>> + Send + 'static,
 {
+    let upgrade = upgrade.protocols([STDIN_CREDITS]);
+    let credits = upgrade.selected_protocol().is_some();
     let upgrade = upgrade.max_message_size(REQUEST_MAX).max_frame_size(REQUEST_MAX).write_buffer_size(FRAME_MAX);
     upgrade.on_upgrade(async move |socket| {
         let permit = agent.sessions.clone().try_acquire_owned();
         let full = permit.is_err();
-        exec::serve(socket, async move |request| match full {
+        exec::serve(socket, credits, async move |request| match full {
             false => prepare(agent, request).await,
             true => Err(Problem::new("unavailable", "too many commands run in this machine at once; end some")),
         })
@@ -65,7 +68,7 @@ where
 pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
     workspaces::check_name(&share)?;
     agent.environments.release(&share).await?;
-    workspaces::release(&agent.dirs.workspaces.join(share)).await?;
+    workspaces::release(agent.dirs.workspaces.join(share)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -112,6 +112,7 @@ impl IntoResponse for Refusal {
             "not-found" => StatusCode::NOT_FOUND,
             "conflict" => StatusCode::CONFLICT,
             "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+            "disk-full" => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, axum::Json(self.0)).into_response()

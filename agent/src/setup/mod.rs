@@ -5,18 +5,17 @@
 
 mod check;
 mod facts;
+mod network;
 mod render;
+mod resolvers;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 
 use garret_api::Problem;
-use garret_api::agent::{MachineSetup, NetworkSetup};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use garret_api::agent::MachineSetup;
 use tokio::sync::{Mutex, watch};
 
 pub use facts::{FactMount, HostFacts};
@@ -61,9 +60,12 @@ impl Setup {
         rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| context(error.into()))?;
         write_files(Path::new("/"), &setup, &facts, &self.file.with_file_name("image-certificates.crt"))
             .map_err(context)?;
-        let same_network = current.as_ref().is_some_and(|before| before.network == setup.network);
-        if let Some(network) = setup.network.as_ref().filter(|_| !same_network) {
-            configure(network).await?;
+        if let Some(network) = &setup.network {
+            let before = current.as_ref().and_then(|before| before.network.as_ref());
+            network::configure(before, network).await?;
+            if let Some(before) = before.filter(|before| before.resolvers != network.resolvers) {
+                resolvers::follow(&before.resolvers, &network.resolvers);
+            }
         }
         // Last: a setup that failed half-way is done again.
         write(&self.file, &serde_json::to_string(&setup).expect("a setup is plain data")).map_err(context)?;
@@ -120,21 +122,6 @@ fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    }
-}
-
-async fn configure(network: &NetworkSetup) -> Result<(), Problem> {
-    let failed = |why: String| Problem::new("internal", format!("cannot configure the network interface eth0: {why}"));
-    let mut command = Command::new("ip");
-    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| failed(format!("ip: {error}")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(render::ip_batch(network).as_bytes()).await.map_err(|error| failed(error.to_string()))?;
-    }
-    let output = child.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))),
     }
 }
 

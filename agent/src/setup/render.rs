@@ -90,15 +90,6 @@ pub(super) fn resolv_conf(network: Option<&NetworkSetup>) -> String {
     resolvers.iter().map(|resolver| format!("nameserver {resolver}\n")).collect()
 }
 
-/// Commands for `ip -batch`. The gateway need not be inside the prefix.
-pub(super) fn ip_batch(network: &NetworkSetup) -> String {
-    let NetworkSetup { address, prefix, gateway, mtu, .. } = network;
-    format!(
-        "link set dev eth0 mtu {mtu} up\naddr flush dev eth0 scope global\naddr add {address}/{prefix} dev eth0\n\
-         route replace default via {gateway} dev eth0 onlink\n"
-    )
-}
-
 #[derive(Serialize)]
 struct Registries {
     registry: Vec<Registry>,

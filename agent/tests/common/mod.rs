@@ -8,10 +8,12 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use garret_agent::server::{self, Agent};
 use garret_api::agent::ExecRequest;
-use garret_api::stream::{Control, Outcome, STDERR, STDOUT};
+use garret_api::stream::{Control, Outcome, STDERR, STDIN_CREDITS, STDOUT, ServerMessage};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 /// How long anything may take before a test fails; no test depends on how long it does take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,11 +59,13 @@ pub struct End {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub outcome: Outcome,
+    /// Frames of input that were granted.
+    pub credit: u32,
 }
 
 impl End {
     fn new() -> Self {
-        Self { stdout: Vec::new(), stderr: Vec::new(), outcome: Outcome::Signaled(0) }
+        Self { stdout: Vec::new(), stderr: Vec::new(), outcome: Outcome::Signaled(0), credit: 0 }
     }
 
     /// Takes one frame in; whether it was the last.
@@ -72,10 +76,13 @@ impl End {
                 STDERR => self.stderr.extend_from_slice(&data[1..]),
                 other => panic!("a frame on channel {other}"),
             },
-            Message::Text(text) => {
-                self.outcome = serde_json::from_str(&text).unwrap();
-                return true;
-            }
+            Message::Text(text) => match serde_json::from_str(&text).unwrap() {
+                ServerMessage::Credit { credit } => self.credit += credit,
+                ServerMessage::Outcome(outcome) => {
+                    self.outcome = outcome;
+                    return true;
+                }
+            },
             Message::Close(_) => panic!("closed without an outcome"),
             _ => {}
         }
@@ -89,6 +96,18 @@ impl Session {
         let stream = UnixStream::connect(server.socket()).await.unwrap();
         let (socket, _) = tokio_tungstenite::client_async("ws://guest/v1/exec", stream).await.unwrap();
         Self { _server: server, socket: Some(socket), early: End::new() }
+    }
+
+    /// A client that is granted its frames of input.
+    pub async fn open_with_credits(request: ExecRequest) -> Self {
+        let server = Server::start();
+        let stream = UnixStream::connect(server.socket()).await.unwrap();
+        let mut asked = "ws://guest/v1/exec".into_client_request().unwrap();
+        asked.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(STDIN_CREDITS));
+        let (socket, _) = tokio_tungstenite::client_async(asked, stream).await.unwrap();
+        let mut session = Self { _server: server, socket: Some(socket), early: End::new() };
+        session.send(Message::text(serde_json::to_string(&request).unwrap())).await;
+        session
     }
 
     pub async fn open(request: ExecRequest) -> Self {

@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(config.disks.iter().map(|disk| disk.read_only).collect::<Vec<_>>(), [false, true]);
         assert_eq!((config.shares[0].tag.as_str(), config.shares[0].guest_id), (TAG, 0));
         assert_eq!(config.nets[0].tap, "gb0");
-        assert_eq!(config.vsock.unwrap().socket, Path::new("/w/vsock.sock"));
+        assert_eq!(config.vsock.unwrap().socket.path(), Some(Path::new("/w/vsock.sock")));
         let plain = Machine { share: None, tap: None, vsock: false, hotplug_mib: 256, reporting: false, ..machine };
         let config: MachineConfig = serde_json::from_value(configuration(&plain, Path::new("/w"))).unwrap();
         assert!(config.shares.is_empty() && config.nets.is_empty() && config.vsock.is_none());

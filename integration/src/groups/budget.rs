@@ -16,6 +16,30 @@ pub struct Budget {
     pub warm: Duration,
 }
 
+/// Machines differ in speed by a factor of two and more.
+pub const FAILS_BEYOND: u32 = 3;
+
+/// What a group's time means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Within,
+    /// Reported; the group passes.
+    Over,
+    /// Beyond [`FAILS_BEYOND`] times the budget.
+    Failed,
+}
+
+/// Compares what a group took with its budget.
+pub fn judge(budget: Duration, took: Duration) -> Verdict {
+    if took <= budget {
+        Verdict::Within
+    } else if took <= budget * FAILS_BEYOND {
+        Verdict::Over
+    } else {
+        Verdict::Failed
+    }
+}
+
 /// Reads the table out of the document. Times are in whole minutes.
 ///
 /// # Errors
@@ -54,6 +78,22 @@ mod tests {
         let table = parse(text).unwrap();
         assert_eq!(table.len(), 2);
         assert_eq!(table["lint"], Budget { cold: Duration::from_secs(360), warm: Duration::from_secs(120) });
+    }
+
+    #[test]
+    fn only_beyond_three_times_the_budget_a_group_fails() {
+        for (budget_s, took_s, verdict) in [
+            (60, 0, Verdict::Within),
+            (60, 60, Verdict::Within),
+            (60, 61, Verdict::Over),
+            (60, 180, Verdict::Over),
+            (60, 181, Verdict::Failed),
+            (1200, 3600, Verdict::Over),
+            (1200, 3601, Verdict::Failed),
+        ] {
+            let (budget, took) = (Duration::from_secs(budget_s), Duration::from_secs(took_s));
+            assert_eq!(judge(budget, took), verdict, "{took_s} s of {budget_s} s");
+        }
     }
 
     #[test]

@@ -1,34 +1,43 @@
 //! The end-to-end tests on emulated hosts. A host has one processor, so several run side by side and take the tests from one
 //! list, one at a time.
 
+use super::progress;
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
+use tokio::time::timeout;
 
 /// More would want more memory than a developer's machine has: each host has 8 GiB.
 const HOSTS_AT_MOST: usize = 2;
 /// Each host's logs, in a folder with its number, and the lists.
 const FOLDER: &str = "target/end-to-end";
 
+/// From the request to end a host to its end.
+const KEEPS_LOGS_WITHIN: Duration = Duration::from_secs(30);
+
 /// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
 const MEMORY_TESTS: &str = "memory-";
+/// The kill campaign's program.
+pub const CAMPAIGN: &str = "campaign-";
 
-/// How large a host is, in MiB.
+/// How large a host is, in MiB, and whether its machines begin with the base image.
 #[derive(Clone, Copy)]
 struct Size {
     memory: u32,
     swap: u32,
+    preloaded: bool,
 }
 
 /// For most tests.
-const LARGE: Size = Size { memory: 8192, swap: 4096 };
+const LARGE: Size = Size { memory: 8192, swap: 4096, preloaded: true };
 /// For the tests of memory.
-const SMALL: Size = Size { memory: 2048, swap: 8192 };
+const SMALL: Size = Size { memory: 2048, swap: 8192, preloaded: false };
 
 /// Whether a program's tests run on emulated hosts even where machines can run natively.
 pub fn always(program: &Path) -> bool {
@@ -45,8 +54,9 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
         tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
     }
-    // The programs' first tests are short ones (bad_input): taken last, they let the hosts end at about the same time.
-    tests.sort_by(|one, other| other.cmp(one));
+    // The long ones come first. The first of `e2e` are short (bad_input): taken last, they let the hosts end at about the same
+    // time.
+    tests.sort_by_cached_key(|test| Reverse((test.starts_with(CAMPAIGN), test.clone())));
     if tests.is_empty() && programs.iter().all(|program| always(program)) {
         return Ok(true); // `only` meant tests that ran natively
     }
@@ -56,8 +66,7 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
     let (memory, others): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| test.starts_with(MEMORY_TESTS));
     let memory = Share::new("memory", memory, SMALL)?;
     let others = Share::new("list", others, LARGE)?;
-    let hosts = std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST);
-    let runs = (0..hosts).map(async |host| {
+    let runs = (0..hosts()).map(async |host| {
         // The first has the tests of memory to itself, and then takes part in the others.
         let first = host > 0 || memory.take_part("memory", programs, deadline).await?;
         anyhow::Ok(others.take_part(&host.to_string(), programs, deadline).await? && first)
@@ -68,6 +77,11 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         bail!("nobody ran {}", left.join(", "));
     }
     Ok(passed)
+}
+
+/// How many hosts run side by side.
+pub fn hosts() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST)
 }
 
 /// Tests that hosts of one size share out among themselves.
@@ -102,6 +116,9 @@ impl Share {
     async fn attempt(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<Option<i32>> {
         let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
         arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
+        if self.size.preloaded {
+            arguments.push("--preloaded".into());
+        }
         for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
             arguments.extend([option.into(), mib.to_string().into()]);
         }
@@ -172,7 +189,8 @@ impl List {
     }
 }
 
-/// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix.
+/// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix. A
+/// host on which nothing proceeds is ended and counts as one that failed itself.
 pub async fn run_host(arguments: &[OsString], deadline: Duration, command: &str) -> anyhow::Result<Option<i32>> {
     // Killed by the kernel when this thread ends, however that comes about; the emulator dies with it in the same way.
     let driver = super::as_root(super::DRIVER)?;
@@ -181,16 +199,15 @@ pub async fn run_host(arguments: &[OsString], deadline: Duration, command: &str)
     child.arg("host").args(arguments).arg("--deadline").arg(deadline.as_secs().to_string()).arg("--").arg(command);
     child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = child.spawn().context("cannot run the emulated host")?;
-    let (stdout, stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);
-    let (status, ..) = tokio::join!(child.wait(), pass_on(stdout), pass_on(stderr));
-    Ok(status?.code())
-}
-
-async fn pass_on(stream: impl AsyncRead + Unpin) {
-    let mut lines = BufReader::new(stream).split(b'\n');
-    while let Ok(Some(line)) = lines.next_segment().await {
-        println!("{}", String::from_utf8_lossy(&line));
+    if let Some(status) = progress::follow(&mut child).await? {
+        return Ok(status.code());
     }
+    // It keeps its logs before it ends.
+    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+        kill_process(pid, Signal::TERM)?;
+    }
+    let _killed_when_dropped = timeout(KEEPS_LOGS_WITHIN, child.wait()).await;
+    Ok(Some(i32::from(crate::host::STATUS_HOST_FAILED)))
 }
 
 #[cfg(test)]

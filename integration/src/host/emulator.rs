@@ -1,6 +1,6 @@
 //! One QEMU with its virtiofsd processes, and the streams between it and us.
 
-use super::{Options, stage::Stage};
+use super::{Options, stage::Stage, tsc};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -11,12 +11,18 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, Command};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 
 /// Debian's QEMU brings its own.
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
+const MONITOR: &str = "monitor.sock";
+/// The monitor answers at once and leaves the connection open.
+const MONITOR_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the host reports.
 pub enum Event {
@@ -95,6 +101,16 @@ impl Emulator {
         }
     }
 
+    /// Notes in the logs what the processor of a host that hangs is doing. One that is halted with an interrupt in `IRR` that is
+    /// not masked has lost it.
+    pub async fn examine(&self, stage: &Stage) -> std::io::Result<()> {
+        let mut monitor = tokio::net::UnixStream::connect(stage.log(MONITOR)).await?;
+        monitor.write_all(b"info status\ninfo registers\ninfo lapic\ninfo pic\n").await?;
+        let mut answer = Vec::new();
+        let _still_open = timeout(MONITOR_ANSWERS_WITHIN, monitor.read_to_end(&mut answer)).await;
+        std::fs::write(stage.log("hang.log"), answer)
+    }
+
     /// Waits until the emulator has ended by itself and all output has been copied.
     pub async fn ended(&mut self) {
         let _ = self.qemu.wait().await;
@@ -161,11 +177,15 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     arguments.add("-display", "none");
     arguments.add_path("-kernel", "", &stage.kernel, "");
     arguments.add_path("-initrd", "", &stage.initramfs, "");
-    // The emulated time-stamp counter is good, but its calibration can fail on a loaded machine.
-    arguments.add(
-        "-append",
-        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1",
-    );
+    let mut append =
+        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1".to_owned();
+    if !options.icount {
+        // The emulated time-stamp counter is this machine's own. The host's own calibration of it fails when this machine is
+        // busy: its clock then ran twice as fast, and all its deadlines came too early.
+        append += &format!(" tsc_early_khz={}", tsc::khz());
+    }
+    arguments.add("-append", append);
+    arguments.add_path("-monitor", "unix:", &stage.log(MONITOR), ",server=on,wait=off");
     arguments.add_path("-serial", "file:", &stage.log("console.log"), "");
     // Nothing is ever written back: writes go to a temporary file that has no name.
     for disk in [&stage.root, &stage.swap()] {

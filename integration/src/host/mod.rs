@@ -3,6 +3,7 @@
 
 mod emulator;
 mod stage;
+mod tsc;
 
 use anyhow::{Context, bail};
 use emulator::{Emulator, Event};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// A host comes up in seconds; this allows for a machine that is busy with other work.
 const UP_WITHIN: Duration = Duration::from_secs(120);
-/// Rarely the emulator itself loses an interrupt, and the host hangs while it boots.
+/// Rarely the emulator itself loses an interrupt, and the host hangs.
 const ATTEMPTS: u32 = 3;
 /// A host says every 2 s of its own time that it is alive. Rarely the emulator hangs in the middle of a command, too.
 const SILENT_AT_MOST: Duration = Duration::from_secs(180);
@@ -33,6 +34,9 @@ pub struct Options {
     /// Folder of this machine to share, at the same path inside (and as /share); the command runs in it
     #[arg(long, value_name = "FOLDER")]
     pub share: Option<PathBuf>,
+    /// Let machines run as their developers, so that workspaces can lie in SHARE (which has no id-mapped mounts)
+    #[arg(long)]
+    pub run_as_developer: bool,
     /// Run the command as this account instead of root: it is made inside, named by USER
     #[arg(long = "as", value_name = "UID:GID", value_parser = account)]
     pub account: Option<(u32, u32)>,
@@ -51,9 +55,15 @@ pub struct Options {
     /// Do not install garret
     #[arg(long)]
     pub bare: bool,
+    /// The command may run more than once: if its host fails in the middle, another host runs it from the beginning
+    #[arg(long)]
+    pub repeatable: bool,
     /// Install garret but do not start its runner
     #[arg(long)]
     pub no_runner: bool,
+    /// New machines have the base image already: nothing is pulled for it
+    #[arg(long)]
+    pub preloaded: bool,
     /// More programs to have inside, in /run/host/programs
     #[arg(long = "program", value_name = "FILE")]
     pub programs: Vec<PathBuf>,
@@ -82,35 +92,76 @@ fn account(text: &str) -> Result<(u32, u32), String> {
 enum Outcome {
     /// The command ended with this status.
     Ended(u8),
-    /// The host never reported itself up.
-    NotUp(String),
+    /// The host failed.
+    Failed { begun: Begun, why: String },
+}
+
+/// Whether the command had begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    No,
+    Yes,
+}
+
+/// What follows a failure of the host.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Repeat,
+    /// The command may have had effects.
+    RefuseToRepeat,
+    GiveUp,
+}
+
+fn after_failure(begun: Begun, repeatable: bool, attempt: u32) -> Next {
+    match begun {
+        Begun::Yes if !repeatable => Next::RefuseToRepeat,
+        _ if attempt >= ATTEMPTS => Next::GiveUp,
+        _ => Next::Repeat,
+    }
 }
 
 /// Boots a host and runs what `options` says in it; the exit code is the command's.
-/// Tries again only if the host did not come up: a command is never run twice.
+/// Starts another host if one fails; a command that had begun runs again only if it is repeatable.
 pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.interactive() && !std::io::stdin().is_terminal() {
         bail!("a shell needs a terminal: give a command (make host CMD='…')");
     }
     let mut signals = Signals::new()?;
-    for attempt in 1..=ATTEMPTS {
-        match boot(options, &mut signals).await? {
+    let mut attempt = 1;
+    loop {
+        let (begun, why) = match boot(options, &mut signals).await? {
             Outcome::Ended(status) => return Ok(ExitCode::from(status)),
-            Outcome::NotUp(why) => eprintln!("emulated host: {why} (attempt {attempt} of {ATTEMPTS})"),
+            Outcome::Failed { begun, why } => (begun, why),
+        };
+        match after_failure(begun, options.repeatable, attempt) {
+            Next::Repeat => {
+                eprintln!("emulated host: {why}; starting another (attempt {attempt} of {ATTEMPTS} failed)")
+            }
+            Next::RefuseToRepeat => bail!(
+                "the emulated host failed after the command had begun: {why}. The command may have had effects, so it does not \
+                 run again by itself: run it again if that is safe"
+            ),
+            Next::GiveUp => {
+                bail!("the emulated host failed {ATTEMPTS} times: {why}; `--logs FOLDER` keeps its console")
+            }
         }
+        attempt += 1;
     }
-    bail!("the emulated host did not come up; `--logs FOLDER` keeps its console")
 }
 
 async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcome> {
     let stage = stage::prepare(options).context("preparing the emulated host")?;
     let mut emulator = Emulator::start(options, &stage).context("starting the emulator")?;
     let outcome = watch(&mut emulator, options, signals).await;
+    if matches!(outcome, Ok(Outcome::Failed { .. })) {
+        // An emulator that is gone has no monitor.
+        let _no_answer = emulator.examine(&stage).await;
+    }
     emulator.kill().await;
     if let Some(folder) = &options.logs {
         stage.keep_logs(folder)?;
     }
-    if matches!(outcome, Err(_) | Ok(Outcome::NotUp(_))) {
+    if matches!(outcome, Err(_) | Ok(Outcome::Failed { .. })) {
         eprint!("{}", stage.last_lines());
     }
     outcome
@@ -118,19 +169,21 @@ async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcom
 
 async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals) -> anyhow::Result<Outcome> {
     let mut limit = Instant::now() + UP_WITHIN;
-    let mut up = false;
+    let mut begun = Begun::No;
     let mut heard = Instant::now();
     loop {
         let event = tokio::select! {
             event = emulator.next() => event?,
-            () = sleep_until(limit) => if up {
-                eprintln!("emulated host: the command had not ended after {} s", options.deadline);
-                return Ok(Outcome::Ended(STATUS_DEADLINE));
-            } else {
-                return Ok(Outcome::NotUp(format!("not up after {} s", UP_WITHIN.as_secs())));
+            () = sleep_until(limit) => match begun {
+                Begun::Yes => {
+                    eprintln!("emulated host: the command had not ended after {} s", options.deadline);
+                    return Ok(Outcome::Ended(STATUS_DEADLINE));
+                }
+                Begun::No => return Ok(Outcome::Failed { begun, why: format!("not up after {} s", UP_WITHIN.as_secs()) }),
             },
-            () = sleep_until(heard + SILENT_AT_MOST), if up => {
-                bail!("the emulated host hangs: nothing was heard of it for {} s", SILENT_AT_MOST.as_secs())
+            () = sleep_until(heard + SILENT_AT_MOST), if begun == Begun::Yes => {
+                let why = format!("it hangs, nothing was heard of it for {} s", SILENT_AT_MOST.as_secs());
+                return Ok(Outcome::Failed { begun, why });
             }
             () = signals.any() => return Ok(Outcome::Ended(STATUS_INTERRUPTED)),
         };
@@ -138,7 +191,7 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
         match event {
             Event::Alive => {}
             Event::Up => {
-                up = true;
+                begun = Begun::Yes;
                 limit = Instant::now() + Duration::from_secs(options.deadline);
             }
             Event::Status(status) => {
@@ -146,10 +199,7 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
                 let _ = timeout(DOWN_WITHIN, emulator.ended()).await;
                 return Ok(Outcome::Ended(status));
             }
-            Event::Gone if up => {
-                bail!("the emulated host ended before its command did; its last lines are above")
-            }
-            Event::Gone => return Ok(Outcome::NotUp("the emulator ended while it booted".into())),
+            Event::Gone => return Ok(Outcome::Failed { begun, why: "the emulator ended".into() }),
         }
     }
 }
@@ -165,5 +215,25 @@ impl Signals {
     async fn any(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_begun_command_runs_again_only_if_repeatable() {
+        for (begun, repeatable, attempt, next) in [
+            (Begun::No, false, 1, Next::Repeat),
+            (Begun::No, true, 1, Next::Repeat),
+            (Begun::No, false, ATTEMPTS, Next::GiveUp),
+            (Begun::Yes, false, 1, Next::RefuseToRepeat),
+            (Begun::Yes, false, ATTEMPTS, Next::RefuseToRepeat),
+            (Begun::Yes, true, 1, Next::Repeat),
+            (Begun::Yes, true, ATTEMPTS, Next::GiveUp),
+        ] {
+            assert_eq!(after_failure(begun, repeatable, attempt), next, "{begun:?} {repeatable} {attempt}");
+        }
     }
 }

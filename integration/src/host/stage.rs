@@ -41,6 +41,10 @@ pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
     if !options.bare {
         install(repository, folder.path())?;
     }
+    if options.preloaded {
+        let built = script(&repository.join("integration/base-image/preload.sh"), &[])?;
+        place(&Path::new(built.trim()).join("data.ext4"), folder.path())?;
+    }
     for program in &options.programs {
         place(program, &folder.path().join("programs"))?;
     }
@@ -130,7 +134,7 @@ fn place(file: &Path, folder: &Path) -> anyhow::Result<()> {
     let to = folder.join(file.file_name().with_context(|| format!("{} is not a file", file.display()))?);
     fs::hard_link(file, &to)
         .or_else(|_| fs::copy(file, &to).map(drop))
-        .with_context(|| format!("no program {}", file.display()))
+        .with_context(|| format!("cannot place {}", file.display()))
 }
 
 fn shared_folder(folder: &Path) -> anyhow::Result<PathBuf> {
@@ -164,6 +168,7 @@ fn job(options: &Options, share: Option<&Path>) -> anyhow::Result<String> {
         ("TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".into())),
         ("ROWS", size.map_or(24, |size| size.ws_row).to_string()),
         ("COLUMNS", size.map_or(80, |size| size.ws_col).to_string()),
+        ("RUN_AS_DEVELOPER", u8::from(options.run_as_developer).to_string()),
         ("DAEMON", u8::from(!options.no_runner).to_string()),
     ];
     Ok(values.iter().map(|(name, value)| format!("JOB_{name}={}\n", quoted(value))).collect())

@@ -72,7 +72,7 @@ fn variables_users_mounts_and_capabilities_are_as_asked() {
         "workspaceFolder": "/code/${localWorkspaceFolderBasename}",
         "workspaceMount": "source=${localWorkspaceFolder},target=/code/${localWorkspaceFolderBasename},type=bind",
         "mounts": ["source=cache-${devcontainerId},target=/cache,type=volume", {"type": "tmpfs", "target": "/scratch"}],
-        "containerEnv": {"IN_CONTAINER": "yes", "FROM_HOST": "${localEnv:GARRET_E2E:absent}"},
+        "containerEnv": {"IN_CONTAINER": "yes", "FROM_HOST": "${localEnv:GARRET_E2E:absent}", "LINES": "one\ntwo"},
         "remoteEnv": {"REMOTE": "${containerEnv:IN_CONTAINER}-${containerWorkspaceFolderBasename}"},
         "remoteUser": "root",
         "containerUser": "root",
@@ -94,6 +94,10 @@ fn variables_users_mounts_and_capabilities_are_as_asked() {
         "{out}"
     );
     assert!(lines[8].contains("init"), "{out}");
+    assert_eq!(workspace.sh("printf %s \"$LINES\"").ok(), "one\ntwo");
+    // What holds them in the guest is nobody else's to read.
+    let modes = "cd /data/garret/environments && stat -c %a . *.json | sort -u";
+    assert_eq!(ALICE.garret(&["exec", "--machine", "--", "sh", "-c", modes]).ok(), "600\n700\n");
     let capabilities = u64::from_str_radix(lines[9].split_whitespace().last().unwrap(), 16).unwrap();
     assert_ne!(capabilities & (1 << 19), 0, "CAP_SYS_PTRACE is missing: {out}");
 }
@@ -114,4 +118,18 @@ fn a_dockerfile_is_built_with_its_arguments_and_target() {
         ),
     );
     assert_eq!(workspace.up(&["cat", "/who", "/data.txt"]).ok(), "alice\nfrom the context\n");
+}
+
+#[test]
+fn a_rebuild_during_a_run_replaces_it() {
+    let workspace = Workspace::with_image(ALICE, "replaced", r#", "onCreateCommand": "echo > begun; sleep 1000""#);
+    let line = format!(
+        "garret up '{0}' & client=$!; until [ -e '{0}/begun' ]; do sleep 0.1; done; kill -TERM $client; wait $client",
+        workspace.str()
+    );
+    ALICE.run("sh", &["-c", &line], &[], b"");
+    let config = format!("{{ \"image\": \"{IMAGE}\", \"onCreateCommand\": \"echo new > made\" }}");
+    workspace.write(".devcontainer/devcontainer.json", &config);
+    ALICE.garret(&["up", "--rebuild", workspace.str()]).ok();
+    assert_eq!(workspace.read("made"), "new\n");
 }

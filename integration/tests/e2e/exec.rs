@@ -63,3 +63,16 @@ fn a_lost_connection_ends_the_process() {
     let gone = format!("for i in $(seq 100); do [ -e /proc/{} ] || exit 0; sleep 0.1; done; exit 1", pid.trim());
     workspace.sh(&gone).ok();
 }
+
+#[test]
+fn input_that_nobody_reads_holds_no_interrupt_back() {
+    let workspace = Workspace::with_image(ALICE, "interrupt", "");
+    workspace.up(&[]).ok();
+    let line = format!(
+        "cd '{}'; mkfifo pipe; cat /dev/zero >pipe & sh -c 'echo $$ >client; exec garret exec . -- sh -c \"echo >ready; exec sleep 1000\"' <pipe &\n\
+         client=$!; until [ -e ready ]; do sleep 0.1; done; sleep 2; kill -INT $(cat client); wait $client",
+        workspace.str()
+    );
+    let ran = ALICE.run("sh", &["-c", &line], &[], b"");
+    assert_eq!(ran.status, 130, "{}", ran.stderr);
+}

@@ -4,7 +4,9 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
 
-use crate::stage::{ALICE, BOB, Workspace, wait_until};
+use toml::{Table, Value};
+
+use crate::stage::{ALICE, BOB, Workspace, restart_daemon, wait_until};
 
 #[test]
 fn another_uid_sees_and_touches_nothing_of_mine() {
@@ -44,13 +46,21 @@ fn the_network_is_the_internet_and_nothing_else() {
     // The listener does answer from where it may be reached, so the test can fail.
     TcpStream::connect(("127.0.0.1", port)).unwrap();
 
-    // A server beyond the host, as a cloud has one for its secrets. It answers the host on both of its addresses.
+    // A server beyond the host, as a cloud has one for its secrets and a company for its own. It answers the host.
     let _beyond = Beyond::open();
-    for address in [Beyond::PUBLIC, Beyond::METADATA] {
+    for address in [Beyond::PUBLIC, Beyond::METADATA, Beyond::PRIVATE] {
         wait_until("the server beyond answers", 10, || TcpStream::connect((address, 80)).is_ok());
     }
     assert_eq!(connect(Beyond::PUBLIC, 80), 0, "the world beyond the host is out of reach");
     assert_ne!(connect(Beyond::METADATA, 80), 0, "the metadata address answered");
+    assert_ne!(connect(Beyond::PRIVATE, 80), 0, "the private network answered");
+    // IPv6 is off, even for a guest that gives itself an address and a neighbor.
+    let ipv6 = "ip -6 address add fd00:9::2/64 dev eth0; ip -6 route add default via fd00:9::1 dev eth0; \
+                ip -6 neigh replace fd00:9::1 lladdr \"$(ip neigh | awk '/eth0/ && /lladdr/ { print $5; exit }')\" dev eth0";
+    let _may_be_off = ALICE.garret(&["exec", "--machine", "--", "sh", "-c", ipv6]);
+    TcpStream::connect((Beyond::IPV6, 80)).expect("the server beyond answers over IPv6");
+    let over_ipv6 = format!("timeout 3 bash -c '</dev/tcp/{}/80'", Beyond::IPV6);
+    assert_ne!(ALICE.garret(&["exec", "--machine", "--", "sh", "-c", &over_ipv6]).status, 0, "IPv6 answered");
 
     // Bob's machine listens on its own address, and answers there.
     let config = r#"{ "image": "docker.io/library/busybox:latest", "runArgs": ["--network=host"] }"#;
@@ -60,6 +70,104 @@ fn the_network_is_the_internet_and_nothing_else() {
     theirs.exec(&["httpd", "-p", "7777", "-h", "/tmp"]).ok();
     theirs.sh(&format!("nc -w 3 {guest} 7777 </dev/null")).ok();
     assert_ne!(connect(&guest, 7777), 0, "bob's machine answered alice's");
+}
+
+#[test]
+fn a_private_network_is_reached_where_it_is_allowed() {
+    let workspace = Workspace::with_image(ALICE, "allowed", "");
+    workspace.up(&[]).ok();
+    let _beyond = Beyond::open();
+    wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PRIVATE, 80)).is_ok());
+    let _settings = Settings::with_network("allow = [\"10.77.0.0/16:80-81\"]");
+    let reach =
+        |port: u16| workspace.exec(&["timeout", "3", "bash", "-c", &format!("</dev/tcp/{}/{port}", Beyond::PRIVATE)]);
+    // The daemon that has just started must have found its machine again.
+    wait_until("the allowed port answers", 60, || reach(80).status == 0);
+    // A port without a server refuses at once where it is allowed, and stays silent where it is not.
+    assert_eq!(reach(81).status, 1, "the allowed range of ports does not pass");
+    assert_eq!(reach(82).status, 124, "a port that is not allowed passes");
+}
+
+#[test]
+fn a_flood_of_connections_stops_nobody_else() {
+    let flood = Workspace::with_image(ALICE, "flood", "");
+    flood.up(&[]).ok();
+    let other = Workspace::with_image(BOB, "calm", "");
+    other.up(&[]).ok();
+    let _beyond = Beyond::open();
+    wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PUBLIC, 80)).is_ok());
+    let before = connections();
+    // The guest's own table is smaller than what the host allows, and the guest's root may enlarge it.
+    let enlarge = "echo 1000000 >/proc/sys/net/netfilter/nf_conntrack_max";
+    ALICE.garret(&["exec", "--machine", "--", "sh", "-c", enlarge]).ok();
+    // Datagrams to more ports than there are entries for one machine, and connections that are kept.
+    let generator = format!(
+        "import socket, threading\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); kept = []\n\
+         def tcp():\n\
+         \x20   for _ in range(2000):\n\
+         \x20       s = socket.socket(); s.setblocking(False); s.connect_ex(('{0}', 80)); kept.append(s)\n\
+         threading.Thread(target=tcp).start()\n\
+         for round in range(3):\n\
+         \x20   for port in range(1024, 65536):\n\
+         \x20       try: u.sendto(b'x', ('{0}', port))\n\
+         \x20       except OSError: pass\n\
+         print('flooded')",
+        Beyond::PUBLIC
+    );
+    let running =
+        std::thread::spawn(move || flood.exec(&["bash", "-c", &format!("ulimit -n 4096; python3 -c \"{generator}\"")]));
+    let mut most = 0;
+    while !running.is_finished() {
+        TcpStream::connect((Beyond::PUBLIC, 80)).expect("the host connects during the flood");
+        let line = format!("</dev/tcp/{}/80", Beyond::PUBLIC);
+        assert_eq!(other.exec(&["timeout", "10", "bash", "-c", &line]).status, 0, "bob connects during the flood");
+        most = most.max(connections());
+    }
+    running.join().unwrap().ok();
+    // The limit of connections, and those that are closed but still in the table.
+    let limit = 8192 + 2000;
+    assert!(most < before + limit, "{most} connections in the host's table, {before} before the flood");
+    let refused = Command::new("nft").args(["list", "table", "inet", "garret"]).output().unwrap();
+    let refused = String::from_utf8(refused.stdout).unwrap();
+    let counters =
+        refused.split("counter packets ").skip(1).filter_map(|text| text.split(' ').next()?.parse::<u64>().ok());
+    assert!(counters.sum::<u64>() > 0, "no connection was refused: {refused}");
+}
+
+/// Entries of the host's table of connections.
+fn connections() -> u64 {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse().unwrap()
+}
+
+/// The daemon's configuration with other settings in `[network]`; at the end it is as it was. Machines run through it.
+struct Settings(Option<Vec<u8>>);
+
+impl Settings {
+    const CONFIG: &str = "/etc/garret/config.toml";
+
+    fn with_network(added: &str) -> Self {
+        let before = fs::read(Self::CONFIG).ok();
+        let mut config: Table = String::from_utf8(before.clone().unwrap_or_default()).unwrap().parse().unwrap();
+        let network = config.entry("network").or_insert(Table::new().into()).as_table_mut().unwrap();
+        for (name, value) in added.parse::<Table>().unwrap() {
+            let list = network.entry(name).or_insert(Value::Array(Vec::new())).as_array_mut().unwrap();
+            list.extend(value.as_array().unwrap().clone());
+        }
+        fs::write(Self::CONFIG, config.to_string()).unwrap();
+        restart_daemon();
+        Self(before)
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        let _as_before = match self.0.take() {
+            Some(text) => fs::write(Self::CONFIG, text),
+            None => fs::remove_file(Self::CONFIG),
+        };
+        restart_daemon();
+    }
 }
 
 #[test]
@@ -105,7 +213,8 @@ fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
     }
     assert_eq!(field("NoNewPrivs"), "1");
     assert_eq!(field("Seccomp"), "2");
-    assert!(field("Uid").split_whitespace().all(|uid| uid == ALICE.uid.to_string()), "{}", field("Uid"));
+    let uids: Vec<u32> = field("Uid").split_whitespace().map(|uid| uid.parse().unwrap()).collect();
+    assert!(uids.iter().all(|uid| (2_000_000_000..2_000_065_536).contains(uid)), "{uids:?}");
     let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root/"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -122,31 +231,38 @@ fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
     assert!(group.contains("/garret/"), "{group}");
 }
 
-/// A web server in a network namespace next to the host, on a public address (one that is reserved for documentation) and
-/// on the one where clouds keep a machine's credentials.
+/// A web server in a network namespace next to the host: on a public address (of a block that no program asks for by
+/// itself), on the one where clouds keep a machine's credentials, on a company's private one, and over IPv6.
 struct Beyond(Child);
 
 impl Beyond {
-    const PUBLIC: &str = "198.51.100.7";
+    const PUBLIC: &str = "192.31.196.7";
     const METADATA: &str = "169.254.169.254";
+    const PRIVATE: &str = "10.77.1.7";
+    const IPV6: &str = "fd00:8::7";
 
     fn open() -> Self {
         let commands = [
             "ip netns add beyond",
             "ip link add beyond type veth peer name host netns beyond",
-            "ip address add 198.51.100.1/24 dev beyond",
+            "ip address add 192.31.196.1/24 dev beyond",
+            "ip address add fd00:8::1/64 dev beyond nodad",
             "ip link set beyond up",
-            "ip -n beyond address add 198.51.100.7/24 dev host",
+            "ip -n beyond address add 192.31.196.7/24 dev host",
             "ip -n beyond address add 169.254.169.254/32 dev host",
+            "ip -n beyond address add 10.77.1.7/32 dev host",
+            "ip -n beyond address add fd00:8::7/64 dev host nodad",
             "ip -n beyond link set host up",
+            "ip -n beyond link set lo up",
             "ip route add 169.254.169.254 dev beyond",
+            "ip route add 10.77.0.0/16 dev beyond",
         ];
         for command in commands {
             let mut words = command.split(' ');
             let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
             assert!(status.success(), "{command}");
         }
-        let serve = ["netns", "exec", "beyond", "python3", "-m", "http.server", "80"];
+        let serve = ["netns", "exec", "beyond", "python3", "-m", "http.server", "80", "--bind", "::"];
         Self(Command::new("ip").args(serve).spawn().unwrap())
     }
 }

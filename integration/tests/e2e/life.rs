@@ -94,8 +94,7 @@ fn stopping_leaves_nothing_running_and_starting_brings_all_back() {
     ALICE.garret(&["stop", "--machine"]).ok();
     assert_eq!(ALICE.machine()["phase"], "stopped");
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
-    for leftover in ["/sys/fs/cgroup/garret/alice", "/run/netns/garret-alice", "/run/garret/machines/alice/vm/api.sock"]
-    {
+    for leftover in ["/sys/fs/cgroup/garret/alice", "/run/netns/garret-alice", "/run/garret/machines/alice/api.sock"] {
         assert!(!Path::new(leftover).exists(), "{leftover} was left behind");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -4,11 +4,15 @@
 //! developer share that developer's machine, as a person's environments do.
 
 mod bad_input;
+mod clock;
 mod devcontainer;
 mod exec;
 mod isolation;
 mod life;
+mod limits;
+mod neighbor;
 mod others;
 mod ownership;
+mod resolvers;
 mod settings;
 mod stage;

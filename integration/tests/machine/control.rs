@@ -59,7 +59,7 @@ fn the_balloon_takes_and_gives_back() {
     assert_eq!(refused.status(), Some(400), "{refused}");
     let refused = machine.put::<BalloonInfo>("/v1/balloon", &serde_json::json!({ "mib": 1 })).unwrap_err();
     assert_eq!(refused.status(), Some(400));
-    assert!(refused.to_string().contains("unknown field `mib`"), "{refused}");
+    assert!(refused.to_string().contains("missing field `target_mib`"), "{refused}");
     machine.post("/v1/shutdown");
     assert_eq!(machine.end().words.reason, ExitReason::Asked);
 }

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::Write;
+use std::time::Duration;
 
-use garret_api::vmm::{ExitReason, MemoryInfo, MemoryTarget};
+use garret_api::vmm::{ExitReason, MachineInfo, MachineState, MemoryInfo, MemoryTarget};
 use serde_json::{Value, json};
 
 use crate::stage::{Machine, config};
@@ -87,6 +88,28 @@ fn a_target_may_come_before_the_driver_and_while_the_machine_stands_still() {
 }
 
 #[test]
+fn without_requests_a_machine_resumes_with_all_its_memory() {
+    let mut config = pluggable(4, "while :; do echo tick; sleep 0.1; done");
+    config["lease_s"] = 3.into();
+    let mut machine = Machine::start(config);
+    machine.wait_for("tick", 1);
+    for _ in 0..2 {
+        set(&machine, 128);
+        machine.post("/v1/pause");
+        // Requests renew the lease.
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(500));
+            assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Paused);
+        }
+        let ticks = machine.console().matches("tick").count();
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Running);
+        assert_eq!(machine.get::<MemoryInfo>("/v1/memory").requested_mib, 1024);
+        machine.wait_for("tick", ticks + 2);
+    }
+}
+
+#[test]
 fn what_cannot_be_is_one_clear_line() {
     let machine = Machine::start(pluggable(4, "while :; do sleep 1; done"));
     let without = Machine::start(config("while :; do sleep 1; done"));
@@ -99,7 +122,7 @@ fn what_cannot_be_is_one_clear_line() {
         (machine, json!({ "requested_mib": 3 }), "requested_mib: 3 is not a multiple of 2"),
         (machine, json!({ "requested_mib": 1026 }), "requested_mib: 1026 is not between 0 and 1024"),
         (machine, json!({ "requested_mib": -2 }), "invalid value: integer `-2`, expected u32"),
-        (machine, json!({ "mib": 2 }), "unknown field `mib`"),
+        (machine, json!({ "mib": 2 }), "missing field `requested_mib`"),
         (without, json!({ "requested_mib": 2 }), "this machine has no memory to plug"),
     ] {
         let refused = machine.put::<MemoryInfo>("/v1/memory", &body).unwrap_err();

@@ -33,6 +33,18 @@ pub fn config(command: &str) -> Value {
     })
 }
 
+/// A machine with garret's own init, and `beside` in a shell beside it once the agent runs.
+pub fn init_beside(beside: &str) -> Value {
+    init_beside_after("", beside)
+}
+
+/// The same, after `first` in the place of init.
+pub fn init_beside_after(first: &str, beside: &str) -> Value {
+    // In brackets, so that the pattern does not find the shell that looks for it.
+    let agent = "until pgrep -f 'garret-agent [a]gent' >/dev/null; do sleep 0.1; done; echo the agent runs;";
+    config(&format!("{first} ({agent} {beside}) & exec /usr/lib/garret/garret-agent"))
+}
+
 /// A `garret-vmm` and its folder.
 pub struct Machine {
     vmm: Child,

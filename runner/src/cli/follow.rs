@@ -91,7 +91,8 @@ fn show(line: Value, after: &mut u64, seen: &mut impl FnMut(&Event)) -> bool {
 fn is_turn(what: &Happening) -> bool {
     match what {
         Happening::Environment { progress, .. } => matches!(progress, Progress::Ready { .. } | Progress::Failed { .. }),
-        Happening::Machine { .. } | Happening::Stopped { .. } | Happening::Removed { .. } => true,
+        // An unknown one may be anything.
+        Happening::Machine { .. } | Happening::Stopped { .. } | Happening::Removed { .. } | Happening::Unknown => true,
         Happening::Squeeze { .. } | Happening::Problem { .. } => false,
     }
 }

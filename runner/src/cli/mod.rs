@@ -1,6 +1,9 @@
 //! The command. Each subcommand is a file; all of them are calls to the daemon's API.
 
+mod consent;
+mod credentials;
 mod daemon;
+mod env;
 mod exec;
 mod follow;
 mod local_env;
@@ -26,7 +29,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use garret_api::client::{Client, Error};
 
-use crate::host::jail;
+use crate::host::{jail, share};
 
 /// The status of a command that was to run in a container and could not be started.
 const NOT_RUN: u8 = 125;
@@ -71,12 +74,20 @@ enum Command {
     Start(start::Start),
     /// Remove an environment, or the machine with its data disk.
     Rm(rm::Rm),
+    /// List or clear the variables that are kept for an environment.
+    Env(env::Env),
     /// Run the host daemon.
     Daemon(daemon::Daemon),
     /// Make a jail and run a VMM in it.
     #[command(hide = true)]
     Jail {
         /// What it is made of.
+        spec: String,
+    },
+    /// Open a workspace as its developer, and mount it into their machine.
+    #[command(hide = true)]
+    Share {
+        /// Which, and where.
         spec: String,
     },
 }
@@ -99,9 +110,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<u8> {
-    // The jail gives up its rights, which a process with several threads could only do in part.
-    if let Command::Jail { spec } = &arguments.command {
-        return jail::main(spec).map(|()| 0);
+    // Both fork and change their rights, which a process with several threads could only do in part.
+    match &arguments.command {
+        Command::Jail { spec } => return jail::main(spec).map(|()| 0),
+        Command::Share { spec } => return share::main(spec).map(|()| 0),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(dispatch(arguments));
@@ -123,8 +136,9 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
         Command::Stop(stop) => stop.run(&client).await,
         Command::Start(start) => start.run(&client).await,
         Command::Rm(rm) => rm.run(&client).await,
+        Command::Env(env) => env.run(&client, json).await,
         Command::Daemon(daemon) => daemon.run(socket).await,
-        Command::Jail { .. } => Ok(0),
+        Command::Jail { .. } | Command::Share { .. } => Ok(0),
     }
 }
 

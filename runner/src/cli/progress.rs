@@ -54,6 +54,7 @@ impl Show {
                 self.flush();
                 self.line(&format!("{step}: {}", seconds(*ms)));
             }
+            Progress::Unknown => {}
             Progress::Ready { .. } | Progress::Failed { .. } => self.flush(),
         }
     }

@@ -44,7 +44,8 @@ impl Rm {
     }
 }
 
-fn confirmed(question: &str) -> io::Result<bool> {
+/// Asks on the terminal; anything but a yes is a no.
+pub fn confirmed(question: &str) -> io::Result<bool> {
     write!(io::stderr(), "{question} [y/N] ")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

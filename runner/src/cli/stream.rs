@@ -1,35 +1,50 @@
 //! A process in the machine with the caller's standard streams, terminal and signals.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, bail};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::stream::SplitStream;
+use futures_util::{Sink, SinkExt, StreamExt};
 use garret_api::agent::ExecRequest;
 use garret_api::client::{Client, WebSocket};
-use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDOUT};
+use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDIN_WINDOW, STDOUT, ServerMessage};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::terminal::{self, RawMode};
 
 /// What a shell shows for a command whose reader went away: 128 and SIGPIPE.
 const PIPE_CLOSED: u8 = 141;
+/// The same for a command that was interrupted: 128 and SIGINT.
+const INTERRUPTED: u8 = 130;
+/// Signals that wait to be sent; more than a person gives.
+const SIGNALS_MAX: usize = 16;
 
 /// Runs the process; gives its exit status. One that could not be started is told in a line and has a shell's status for that.
 ///
 /// # Errors
 /// The connection was refused or lost.
 pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::Result<u8> {
-    let mut socket = client.websocket(path).await?;
-    socket.send(text(request)?).await.context("cannot send the request")?;
+    let (mut socket, granted) = client.exec_stream(path).await?;
+    socket.send(text(request)).await.context("cannot send the request")?;
     let raw = if request.terminal.is_some() { Some(RawMode::enter()?) } else { None };
     let (to, from) = socket.split();
+    let credit = Credit::new(granted);
+    let signals = catch_signals()?;
     let outcome = tokio::select! {
-        outcome = receive(from) => outcome,
-        error = send(to) => Err(error),
+        outcome = receive(from, &credit) => outcome,
+        end = pump(to, read_input(), signals, &credit) => match end {
+            PumpEnd::Interrupted => {
+                drop(raw);
+                eprintln!("garret: the machine does not take the signal: left the command, which is hung up");
+                return Ok(INTERRUPTED);
+            }
+        },
     };
     drop(raw);
     let Some(outcome) = outcome? else { return Ok(PIPE_CLOSED) };
@@ -40,7 +55,7 @@ pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::
 }
 
 /// What the process prints, until its outcome; none if nobody reads any more.
-async fn receive(mut from: SplitStream<WebSocket>) -> anyhow::Result<Option<Outcome>> {
+async fn receive(mut from: SplitStream<WebSocket>, credit: &Credit) -> anyhow::Result<Option<Outcome>> {
     loop {
         match from.next().await {
             Some(Ok(Message::Binary(frame))) => {
@@ -51,8 +66,11 @@ async fn receive(mut from: SplitStream<WebSocket>) -> anyhow::Result<Option<Outc
                     other => other.context("cannot write the command's output")?,
                 }
             }
-            Some(Ok(Message::Text(outcome))) => {
-                return serde_json::from_str(&outcome).map(Some).context("unexpected end of the command");
+            Some(Ok(Message::Text(text))) => {
+                match serde_json::from_str(&text).context("unexpected end of the command")? {
+                    ServerMessage::Credit { credit: frames } => credit.grant(frames),
+                    ServerMessage::Outcome(outcome) => return Ok(Some(outcome)),
+                }
             }
             Some(Ok(Message::Close(_))) | None => bail!("the connection to the machine was lost"),
             Some(Ok(_)) => {}
@@ -75,38 +93,108 @@ fn write_all(mut to: impl Write, data: &[u8]) -> io::Result<()> {
     to.flush()
 }
 
-/// Input, window size and signals, until the connection is lost.
-async fn send(mut to: SplitSink<WebSocket, Message>) -> anyhow::Error {
-    match pump(&mut to).await {
-        Ok(()) => std::future::pending().await,
-        Err(error) => error,
+/// Frames of standard input that may be sent.
+struct Credit {
+    /// Without grants (an older agent) there is no limit, but the agent reads no signal while the process takes no input.
+    granted: bool,
+    frames: AtomicU32,
+    more: Notify,
+}
+
+impl Credit {
+    fn new(granted: bool) -> Self {
+        Self { granted, frames: AtomicU32::new(STDIN_WINDOW), more: Notify::new() }
+    }
+
+    /// However much the machine grants, it is never more than the window.
+    fn grant(&self, frames: u32) {
+        let now = self.frames.load(Ordering::Relaxed).saturating_add(frames).min(STDIN_WINDOW);
+        self.frames.store(now, Ordering::Relaxed);
+        self.more.notify_one();
+    }
+
+    fn is_there(&self) -> bool {
+        !self.granted || self.frames.load(Ordering::Relaxed) > 0
+    }
+
+    fn take(&self) {
+        self.frames.fetch_sub(u32::from(self.granted), Ordering::Relaxed);
     }
 }
 
-async fn pump(to: &mut SplitSink<WebSocket, Message>) -> anyhow::Result<()> {
-    let mut input = read_input();
-    let mut signals = Signals::new()?;
-    let mut open = true;
+/// Why nothing is sent any more.
+#[derive(Debug, PartialEq, Eq)]
+enum PumpEnd {
+    /// A second interrupt, while the first could not reach the process.
+    Interrupted,
+}
+
+/// Sends input, window size and signals. A signal waits for no input, and is heard while a frame cannot be sent. When the
+/// connection is lost it waits: the other direction tells how the command ended.
+async fn pump<S: Sink<Message> + Unpin>(
+    mut to: S,
+    mut input: mpsc::Receiver<Vec<u8>>,
+    mut signals: mpsc::Receiver<Control>,
+    credit: &Credit,
+) -> PumpEnd {
+    let mut urgent = VecDeque::new();
+    let (mut data, mut end) = (None, None);
+    let (mut open, mut unflushed, mut sent_data, mut interrupted) = (true, false, false, false);
+    // A signal is on its way before anything follows it.
+    let mut signaling = false;
     loop {
-        let message = tokio::select! {
-            chunk = input.recv(), if open => match chunk {
-                Some(frame) => Message::binary(frame),
-                None => {
-                    open = false;
-                    text(&Control::CloseStdin)?
+        let input_sendable = (data.is_some() && credit.is_there()) || (data.is_none() && end.is_some());
+        let sendable = !signaling && (!urgent.is_empty() || input_sendable);
+        tokio::select! {
+            biased;
+            Some(control) = signals.recv() => {
+                let interrupt = control == Control::Signal(SignalKind::interrupt().as_raw_value());
+                if interrupt && std::mem::replace(&mut interrupted, true) {
+                    return PumpEnd::Interrupted;
                 }
+                if urgent.len() < SIGNALS_MAX {
+                    urgent.push_back(text(&control));
+                }
+            }
+            sent = advance(&mut to, sendable), if sendable || unflushed => {
+                if sent.is_err() {
+                    break;
+                }
+                if !sendable {
+                    (unflushed, signaling) = (false, false);
+                    // An agent that grants input reads on and has the signal now; another may not.
+                    interrupted &= sent_data && !credit.granted;
+                    continue;
+                }
+                signaling = !urgent.is_empty();
+                let message = urgent.pop_front().or_else(|| {
+                    let frame = data.take().inspect(|_| credit.take());
+                    sent_data |= frame.is_some();
+                    frame.or_else(|| end.take())
+                });
+                let Some(message) = message else { continue };
+                if to.start_send_unpin(message).is_err() {
+                    break;
+                }
+                unflushed = true;
+            }
+            chunk = input.recv(), if open && data.is_none() => match chunk {
+                Some(frame) => data = Some(Message::binary(frame)),
+                None => (open, end) = (false, Some(text(&Control::CloseStdin))),
             },
-            control = signals.next() => text(&control)?,
-        };
-        if to.send(message).await.is_err() {
-            // The process has ended while something was on its way to it: its outcome tells.
-            return Ok(());
+            () = credit.more.notified(), if data.is_some() && !credit.is_there() => {}
         }
     }
+    std::future::pending().await
 }
 
-fn text(value: &impl serde::Serialize) -> anyhow::Result<Message> {
-    Ok(Message::text(serde_json::to_string(value)?))
+/// Waits until a message can be given to the sink, or until all that were given are on their way. Cancel-safe.
+async fn advance<S: Sink<Message> + Unpin>(to: &mut S, sendable: bool) -> Result<(), S::Error> {
+    poll_fn(|context| if sendable { to.poll_ready_unpin(context) } else { to.poll_flush_unpin(context) }).await
+}
+
+fn text(value: &impl serde::Serialize) -> Message {
+    Message::text(serde_json::to_string(value).expect("requests and controls are plain data"))
 }
 
 /// Frames from standard input; closed at its end. A thread of its own, for reading a terminal cannot be given up.
@@ -127,6 +215,14 @@ fn read_input() -> mpsc::Receiver<Vec<u8>> {
         }
     });
     receiver
+}
+
+/// The signals from now on, as they come.
+fn catch_signals() -> io::Result<mpsc::Receiver<Control>> {
+    let mut signals = Signals::new()?;
+    let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
+    tokio::spawn(async move { while sender.send(signals.next().await).await.is_ok() {} });
+    Ok(receiver)
 }
 
 /// The signals that are passed on.
@@ -169,5 +265,92 @@ impl Signals {
             };
             return Control::Signal(kind.as_raw_value());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+
+    const INTERRUPT: Control = Control::Signal(2);
+
+    /// The two ends of a connection, and a pump that has input without end.
+    async fn pumping(
+        granted: bool,
+    ) -> (mpsc::Sender<Control>, WebSocketStream<UnixStream>, tokio::task::JoinHandle<PumpEnd>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+        let (chunks, input) = mpsc::channel(4);
+        tokio::spawn(async move { while chunks.send(vec![STDIN; FRAME_MAX]).await.is_ok() {} });
+        let (signal, signals) = mpsc::channel(4);
+        let pump = tokio::spawn(async move {
+            let (to, _from) = client.split();
+            pump(to, input, signals, &Credit::new(granted)).await
+        });
+        (signal, server, pump)
+    }
+
+    /// Frames of input before the first control frame.
+    async fn frames_before_control(server: &mut WebSocketStream<UnixStream>) -> (u32, Control) {
+        let mut frames = 0;
+        loop {
+            match server.next().await.unwrap().unwrap() {
+                Message::Binary(_) => frames += 1,
+                Message::Text(text) => return (frames, serde_json::from_str(&text).unwrap()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn input_stops_at_the_window_and_signals_go_on() {
+        let (signal, mut server, pump) = pumping(true).await;
+        for _ in 0..STDIN_WINDOW {
+            assert!(server.next().await.unwrap().unwrap().is_binary());
+        }
+        // More than one: each has been sent before the next comes.
+        for _ in 0..3 {
+            signal.send(INTERRUPT).await.unwrap();
+            assert_eq!(frames_before_control(&mut server).await, (0, INTERRUPT));
+        }
+        pump.abort();
+    }
+
+    #[tokio::test]
+    async fn a_signal_overtakes_input_that_waits() {
+        let (signal, mut server, pump) = pumping(true).await;
+        // The server has read nothing: the connection is full.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        signal.send(INTERRUPT).await.unwrap();
+        let (frames, control) = frames_before_control(&mut server).await;
+        assert!(frames <= STDIN_WINDOW && control == INTERRUPT, "{frames}");
+        pump.abort();
+    }
+
+    #[tokio::test]
+    async fn the_second_interrupt_leaves_a_stuck_connection() {
+        let (signal, _server, pump) = pumping(false).await;
+        for _ in 0..2 {
+            signal.send(INTERRUPT).await.unwrap();
+        }
+        assert_eq!(pump.await.unwrap(), PumpEnd::Interrupted);
+    }
+
+    #[test]
+    fn a_grant_is_never_more_than_the_window() {
+        let credit = Credit::new(true);
+        credit.grant(u32::MAX);
+        for _ in 0..STDIN_WINDOW {
+            assert!(credit.is_there());
+            credit.take();
+        }
+        assert!(!credit.is_there());
+        credit.grant(1);
+        assert!(credit.is_there());
     }
 }

@@ -57,6 +57,9 @@ fn command_lines_are_understood() {
         "garret up",
         "garret up ./folder --rebuild --config .devcontainer/a/devcontainer.json -- make -j2 test",
         "garret up --json",
+        "garret up --allow-env A_TOKEN --allow-env B_KEY folder -- env",
+        "garret env ls",
+        "garret env clear folder",
         "garret exec -- ls -la",
         "garret exec -e A=1 -e B folder -- sh -c x",
         "garret exec --machine -- uname -a",
@@ -98,6 +101,8 @@ fn nonsense_is_refused() {
         "garret start folder --guaranteed 512",
         "garret top folder",
         "garret frobnicate",
+        "garret env",
+        "garret up --allow-env",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }

@@ -34,6 +34,9 @@ pub struct Up {
     /// Remove the container first and build everything anew.
     #[arg(long)]
     rebuild: bool,
+    /// Give the devcontainer a variable that it asks for although its name looks like a credential; asked only once.
+    #[arg(long, value_name = "NAME")]
+    allow_env: Vec<String>,
     /// What to run in the container.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -53,11 +56,12 @@ impl Up {
         let config = find(&Folder(&workspace), self.config.as_deref())
             .with_context(|| format!("workspace {}", workspace.display()))?;
         let text = fs::read(workspace.join(&config)).with_context(|| format!("cannot read {config}"))?;
+        let local_env = local_env::collect(&workspace, &config, &text, &self.allow_env)?;
         let request = EnvironmentRequest {
             workspace: workspace.clone(),
             desired: Desired::Running,
             config: self.config.as_ref().map(|_| config),
-            local_env: local_env::collect(&String::from_utf8_lossy(&text)),
+            local_env: Some(local_env),
             rebuild: if self.rebuild { Some(order()?) } else { None },
         };
         let id = environment_id(geteuid().as_raw(), &workspace);

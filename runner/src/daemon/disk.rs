@@ -3,27 +3,63 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustix::fs::{SeekFrom as Sparse, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-/// Makes the disk unless it is there. It appears whole or not at all: a runner killed in the middle leaves none. Blocks.
+use crate::config::Limit;
+
+const GIB: u64 = 1 << 30;
+
+/// Makes the disk unless it is there, not larger than the limit. It appears whole or not at all: a runner killed in the
+/// middle leaves none. Blocks.
 ///
 /// # Errors
-/// The template is missing or empty, or the disk's folder is full or not writable.
-pub fn make(template: &Path, disk: &Path) -> anyhow::Result<()> {
-    if disk.exists() {
-        return Ok(());
+/// The template is missing or empty, the disk's folder is full or not writable, or the disk is larger than the limit.
+pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
+    if let Ok(metadata) = fs::metadata(disk) {
+        return check_size(metadata.len(), template, limit);
     }
     let folder = disk.parent().context("the data disk needs a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let half_made = disk.with_extension("new");
     copy(template, &half_made)
         .with_context(|| format!("cannot copy {} to {}", template.display(), half_made.display()))?;
+    shrink(&half_made, limit)?;
     fs::rename(&half_made, disk)?;
     File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+/// A disk that was made before the limit may have the template's size; a larger one has been grown by somebody.
+fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()> {
+    if fs::metadata(template).is_ok_and(|template| length <= template.len()) {
+        return Ok(());
+    }
+    let gib = u32::try_from(length.div_ceil(GIB)).unwrap_or(u32::MAX);
+    limit.check("disk_gib", gib).map_err(|problem| {
+        anyhow::anyhow!("{}: raise it, or `garret rm --machine` removes the disk with its data", problem.message)
+    })
+}
+
+/// Makes an empty disk's file system and file as small as the limit.
+fn shrink(disk: &Path, limit: &Limit) -> anyhow::Result<()> {
+    let file = File::options().write(true).open(disk)?;
+    let gib = u32::try_from(file.metadata()?.len() / GIB).unwrap_or(u32::MAX);
+    let allowed = limit.clip(gib);
+    if allowed == gib {
+        return Ok(());
+    }
+    let resized = Command::new("resize2fs").arg("-f").arg(disk).arg(format!("{allowed}G")).output();
+    let output = resized.context("cannot run `resize2fs`: install e2fsprogs")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        bail!("cannot shrink {} to {allowed} GiB ([limits] disk_gib): {said}", disk.display());
+    }
+    file.set_len(u64::from(allowed) * GIB)?;
+    Ok(file.sync_all()?)
 }
 
 fn copy(template: &Path, target: &Path) -> io::Result<()> {
@@ -75,7 +111,7 @@ mod tests {
         file.set_len(1 << 30).unwrap();
         file.write_all_at(b"superblock", 1024).unwrap();
         file.write_all_at(&[7; 100_000], 500 << 20).unwrap();
-        make(&template, &disk).unwrap();
+        make(&template, &disk, &Limit::default()).unwrap();
         let copy = File::open(&disk).unwrap();
         let (mut head, mut middle) = ([0; 10], [0; 100_000]);
         copy.read_exact_at(&mut head, 1024).unwrap();
@@ -92,7 +128,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("data.img");
         fs::write(&disk, "precious").unwrap();
-        make(&dir.path().join("no-template"), &disk).unwrap();
+        make(&dir.path().join("no-template"), &disk, &Limit::default()).unwrap();
         assert_eq!(fs::read(&disk).unwrap(), b"precious");
     }
 
@@ -102,7 +138,7 @@ mod tests {
         let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
         fs::write(&template, "whole").unwrap();
         fs::write(disk.with_extension("new"), "half of something longer").unwrap();
-        make(&template, &disk).unwrap();
+        make(&template, &disk, &Limit::default()).unwrap();
         assert_eq!(fs::read(&disk).unwrap(), b"whole");
     }
 
@@ -110,9 +146,28 @@ mod tests {
     fn a_missing_or_empty_template_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
-        assert!(format!("{:#}", make(&template, &disk).unwrap_err()).contains("data.ext4"));
+        assert!(format!("{:#}", make(&template, &disk, &Limit::default()).unwrap_err()).contains("data.ext4"));
         fs::write(&template, "").unwrap();
-        assert!(format!("{:#}", make(&template, &disk).unwrap_err()).contains("template is empty"));
+        assert!(format!("{:#}", make(&template, &disk, &Limit::default()).unwrap_err()).contains("template is empty"));
         assert!(!disk.exists());
+    }
+
+    #[test]
+    fn a_disk_is_as_small_as_the_limit_and_a_grown_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
+        File::create(&template).unwrap().set_len(3 * GIB).unwrap();
+        let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-m", "0"]).arg(&template).status().unwrap();
+        assert!(made.success());
+        make(&template, &disk, &Limit::of(1)).unwrap();
+        assert_eq!(fs::metadata(&disk).unwrap().len(), GIB);
+        let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
+        assert!(checked.status.success(), "{checked:?}");
+        make(&template, &disk, &Limit::of(1)).unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(3 * GIB).unwrap();
+        make(&template, &disk, &Limit::of(1)).unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(3 * GIB + 1).unwrap();
+        let said = make(&template, &disk, &Limit::of(1)).unwrap_err().to_string();
+        assert!(said.contains("disk_gib is 4, but at most 1"), "{said}");
     }
 }

@@ -8,6 +8,7 @@ mod notify;
 mod promises;
 mod reconcile;
 mod requests;
+mod resolvers;
 mod serve;
 mod state;
 mod tail;
@@ -15,14 +16,14 @@ mod verdict;
 mod vmm;
 mod workspace;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use garret_api::agent;
 use garret_api::client::Client;
+use garret_api::{Problem, agent};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
@@ -31,12 +32,14 @@ pub use api::openapi;
 pub use memory::{Arbiter, MachineView, Order, measure_host};
 pub use serve::serve;
 
-use crate::accounts::NameService;
-use crate::config::Config;
-use crate::host::{Artifacts, MachinePaths, NetworkConfig};
+use crate::accounts::{NameService, Unanswered, display_name};
+use crate::config::{Config, Limits, RunAs};
+use crate::host::share::Identity;
+use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, Needed};
 use state::{MachineRow, Store};
+use workspace::Workspaces;
 
 /// How long a VMM may take to let its machine go on.
 const WAKE: Duration = Duration::from_secs(5);
@@ -46,11 +49,16 @@ const WAKE: Duration = Duration::from_secs(5);
 struct Daemon {
     config: Config,
     artifacts: Artifacts,
-    network: NetworkConfig,
-    host: Host,
+    /// The resolvers in it follow the host's.
+    network: watch::Sender<NetworkConfig>,
+    /// Reads the host's figures: memory and swap may be added while the daemon runs.
+    measure: fn(&Config) -> Host,
     store: Store,
     names: NameService,
     memory: Memory,
+    workspaces: Workspaces,
+    /// The process id of each running machine's VMM, by the machine's name: nothing else is taken for it.
+    vmms: Mutex<HashMap<String, u32>>,
     /// Counts what was written: whoever follows something looks again.
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
@@ -67,21 +75,24 @@ impl Daemon {
     fn new(
         config: Config,
         network: NetworkConfig,
-        host: Host,
+        measure: fn(&Config) -> Host,
         store: Store,
         names: NameService,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
+        let (network, _) = watch::channel(network);
         let artifacts = config.artifacts();
         let daemon = Self {
             config,
             artifacts,
             network,
-            host,
+            measure,
             store,
             names,
             memory: Memory::default(),
+            workspaces: Workspaces::default(),
+            vmms: Mutex::default(),
             changes,
             pokes,
             closing: AtomicBool::new(false),
@@ -89,6 +100,24 @@ impl Daemon {
             live: watch::Sender::default(),
         };
         (Arc::new(daemon), poked)
+    }
+
+    /// The host's figures, measured now.
+    fn host(&self) -> Host {
+        (self.measure)(&self.config)
+    }
+
+    fn network(&self) -> NetworkConfig {
+        self.network.borrow().clone()
+    }
+
+    /// Finds what a machine's VMM was started with, in MiB; 0 where there is no VMM. Blocks for a small file.
+    fn started(&self) -> impl Fn(&MachineRow) -> u32 + Send + 'static {
+        let run = self.config.run.clone();
+        move |row| match row.vmm {
+            Some(_) => started(&MachinePaths::new(&run, &row.name)).map_or(0, |started| started.memory_mib),
+            None => 0,
+        }
     }
 
     /// Reads the state.
@@ -156,9 +185,58 @@ impl Daemon {
         self.config.state.join("machines").join(machine)
     }
 
-    /// A client of this machine's VMM.
+    /// Which process the machine's VMM is from now on; `None`: there is none.
+    fn set_vmm(&self, machine: &str, pid: Option<u32>) {
+        let mut vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => vmms.insert(machine.to_owned(), pid),
+            None => vmms.remove(machine),
+        };
+    }
+
+    /// The developer, as the kernel checks them. Without an answer of the name service: in no group but the primary one.
+    async fn developer(&self, uid: u32, gid: u32) -> Identity {
+        let groups = match self.names.by_uid(uid).await {
+            Ok(Some(account)) => self.names.groups(&account).await.unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        Identity { uid, gid, groups }
+    }
+
+    /// The limits of this uid.
+    async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
+        let unanswered = |error: Unanswered| Problem::new("unavailable", error.to_string());
+        let account = self.names.by_uid(uid).await.map_err(unanswered)?;
+        let mut groups = Vec::new();
+        if let Some(account) = &account {
+            for group in self.config.limits.groups() {
+                if self.names.is_member(account, group).await.map_err(unanswered)? {
+                    groups.push(group);
+                }
+            }
+        }
+        self.config.limits.limits_for(uid, &display_name(uid, account.as_ref()), &groups)
+    }
+
+    /// Who the machine's VMM runs as.
+    async fn vmm_identity(&self, machine: &MachineRow) -> Identity {
+        let developer = self.developer(machine.uid, machine.gid).await;
+        match self.config.machine.run_as {
+            RunAs::Developer => developer,
+            RunAs::OwnUid => Identity { uid: self.config.machine.first_uid + u32::from(machine.slot), ..developer },
+        }
+    }
+
+    /// A client of this machine's VMM, which trusts no other process.
     fn vmm(&self, machine: &str, deadline: Duration) -> Client {
-        Client::unix(self.paths(machine).api_socket()).with_deadline(deadline)
+        self.proven(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
+    }
+
+    fn proven(&self, machine: &str, client: Client) -> Client {
+        /// No process has it: without a VMM every peer is the wrong one.
+        const NONE: u32 = 0;
+        let vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
+        client.of_process(vmms.get(machine).copied().unwrap_or(NONE))
     }
 
     /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever
@@ -169,6 +247,7 @@ impl Daemon {
 
     /// A client of the agent in this machine.
     fn agent(&self, machine: &str, deadline: Duration) -> Client {
-        Client::vsock(self.paths(machine).vsock_socket(), agent::PORT).with_deadline(deadline)
+        let client = Client::vsock(self.paths(machine).vsock_socket(), agent::PORT);
+        self.proven(machine, client).with_deadline(deadline)
     }
 }

@@ -5,10 +5,16 @@ use garret_api::runner::Desired;
 use super::admission::{Ask, Promises};
 use super::state::MachineRow;
 
-/// What is promised to those of `machines` that should run, what their VMMs need included.
-pub fn promises<'a>(machines: impl IntoIterator<Item = &'a MachineRow>, overhead_mib: u32) -> Promises {
+/// What is promised to those of `machines` that should run, what their VMMs need included. `started_mib` returns what a
+/// machine's VMM was started with, or 0: a machine that was given less since then still has all of that.
+pub fn promises<'a>(
+    machines: impl IntoIterator<Item = &'a MachineRow>,
+    started_mib: impl Fn(&MachineRow) -> u32,
+    overhead_mib: u32,
+) -> Promises {
     let running = machines.into_iter().filter(|machine| machine.desired == Desired::Running && !machine.removed);
-    running.map(|machine| ask(machine, overhead_mib)).fold(Promises::default(), |sum, ask| Promises {
+    let asks = running.map(|machine| ask(machine, started_mib(machine), overhead_mib));
+    asks.fold(Promises::default(), |sum, ask| Promises {
         promised_mib: sum.promised_mib + ask.promised_mib + ask.vmm_mib,
         guaranteed_mib: sum.guaranteed_mib + ask.guaranteed_mib,
         machines: sum.machines + 1,
@@ -16,9 +22,9 @@ pub fn promises<'a>(machines: impl IntoIterator<Item = &'a MachineRow>, overhead
 }
 
 /// What one machine asks for.
-pub fn ask(machine: &MachineRow, overhead_mib: u32) -> Ask {
+pub fn ask(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Ask {
     Ask {
-        promised_mib: machine.memory_mib.into(),
+        promised_mib: machine.memory_mib.max(started_mib).into(),
         vmm_mib: overhead_mib.into(),
         guaranteed_mib: machine.guaranteed_mib.into(),
     }
@@ -33,7 +39,14 @@ mod tests {
     fn only_what_should_run_counts() {
         let running = MachineRow { desired: Desired::Running, ..machine(1) };
         let removed = MachineRow { removed: true, ..running.clone() };
-        let sum = promises(&[running.clone(), removed, machine(2), running], 100);
+        let sum = promises(&[running.clone(), removed, machine(2), running], |_| 0, 100);
         assert_eq!(sum, Promises { promised_mib: 2 * 612, guaranteed_mib: 2 * 256, machines: 2 });
+    }
+
+    #[test]
+    fn a_running_machine_counts_what_it_was_started_with() {
+        let running = MachineRow { desired: Desired::Running, ..machine(1) };
+        let promised = |started_mib| promises([&running], |_| started_mib, 100).promised_mib;
+        assert_eq!((promised(8192), promised(256)), (8292, 612));
     }
 }

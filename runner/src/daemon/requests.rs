@@ -8,7 +8,7 @@ use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineReque
 
 use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
-use crate::config::Policy;
+use crate::config::{Limits, Policy};
 
 /// The longest word that names an order to rebuild, in bytes.
 const REBUILD_MAX: usize = 64;
@@ -60,6 +60,16 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
     })
 }
 
+/// Checks a machine's figures against its developer's limits.
+///
+/// # Errors
+/// A figure is above its limit.
+pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem> {
+    limits.vcpus.check("vcpus", machine.vcpus.into())?;
+    limits.memory_mib.check("memory_mib", machine.memory_mib)?;
+    limits.guaranteed_mib.check("guaranteed_mib", machine.guaranteed_mib)
+}
+
 /// Checks what can be checked of a request by itself.
 ///
 /// # Errors
@@ -74,7 +84,7 @@ pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
     if request.rebuild.as_ref().is_some_and(|order| order.is_empty() || order.len() > REBUILD_MAX) {
         return Err(Problem::new("invalid", format!("rebuild must be a word of 1 to {REBUILD_MAX} bytes")));
     }
-    if request.local_env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
+    if request.local_env.iter().flatten().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
         return Err(Problem::new("invalid", format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
     }
     Ok(())
@@ -126,8 +136,8 @@ pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, po
         ..kept.clone()
     };
     // A caller that sends none (`garret start`) does not take away what an earlier one gave.
-    if !request.local_env.is_empty() {
-        let admitted = request.local_env.iter().filter(|(name, _)| policy.admits(name));
+    if let Some(local_env) = &request.local_env {
+        let admitted = local_env.iter().filter(|(name, _)| policy.admits(name));
         row.local_env = admitted.map(|(name, value)| (name.clone(), value.clone())).collect();
     }
     if run {
@@ -147,7 +157,7 @@ mod tests {
     use super::*;
 
     fn request(desired: Desired) -> EnvironmentRequest {
-        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: BTreeMap::new(), rebuild: None }
+        EnvironmentRequest { workspace: "/w".into(), desired, config: None, local_env: None, rebuild: None }
     }
 
     fn up() -> EnvironmentRequest {
@@ -242,9 +252,11 @@ mod tests {
         let local_env: BTreeMap<String, String> =
             [("HOME", "/h"), ("TOKEN", "s")].map(|(name, value)| (name.into(), value.into())).into();
         let policy = Policy { local_env: vec!["HOME".into()] };
-        let row = apply_environment(&fresh(), &EnvironmentRequest { local_env, ..up() }, &policy);
+        let with = |local_env| EnvironmentRequest { local_env: Some(local_env), ..up() };
+        let row = apply_environment(&fresh(), &with(local_env), &policy);
         assert_eq!(row.local_env.keys().collect::<Vec<_>>(), ["HOME"]);
         assert_eq!(apply_environment(&row, &up(), &policy).local_env, row.local_env);
+        assert!(apply_environment(&row, &with(BTreeMap::new()), &policy).local_env.is_empty());
     }
 
     #[test]
@@ -260,7 +272,7 @@ mod tests {
             let request = EnvironmentRequest { config: Some(config.into()), ..up() };
             assert_eq!(check_environment(&request).is_ok(), fine, "{config}");
         }
-        let local_env = [("X".to_string(), "y".repeat(LOCAL_ENV_MAX))].into();
+        let local_env = Some([("X".to_string(), "y".repeat(LOCAL_ENV_MAX))].into());
         assert!(check_environment(&EnvironmentRequest { local_env, ..up() }).is_err());
     }
 

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::admission::Host;
 use super::api::{self, Credentials};
 use super::state::{Store, machines};
-use super::{Daemon, memory, notify, reconcile};
+use super::{Daemon, memory, notify, reconcile, resolvers};
 use crate::accounts::NameService;
 use crate::config::{self, Config};
 use crate::host;
@@ -42,10 +42,11 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let network = config.network(config::host_resolvers())?;
     let for_host = network.clone();
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
-    let store = Store::open(&config.state.join("state.db"))?;
+    let state = config.state.join("state.db");
+    make_private(&state)?;
+    let store = Store::open(&state)?;
     sweep(&config, &store).await;
-    let host = measure_host(&config);
-    let (daemon, poked) = Daemon::new(config, network, host, store, NameService::default());
+    let (daemon, poked) = Daemon::new(config, network, measure_host, store, NameService::default());
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
@@ -53,6 +54,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A task of its own: it goes on while the machines are brought to rest.
     tokio::spawn(memory::supervise(daemon.clone()));
+    tokio::spawn(resolvers::follow(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
         served = axum::serve(listener, router).into_future() => served?,
@@ -122,6 +124,16 @@ async fn sweep(config: &Config, store: &Store) {
     }
 }
 
+/// Makes the state's file readable for root alone, whatever the folder and the umask are: it holds developers' variables.
+/// SQLite gives the files beside it the same mode.
+fn make_private(state: &Path) -> anyhow::Result<()> {
+    let private = || {
+        let file = fs::File::options().append(true).create(true).mode(0o600).open(state)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+    };
+    private().with_context(|| format!("cannot make {} private", state.display()))
+}
+
 /// The host's figures, with what the configuration says of them.
 fn measure_host(config: &Config) -> Host {
     let host = Host::measure();
@@ -172,5 +184,20 @@ mod tests {
         let error = serve(config, dir.path().join("garret.sock")).await.unwrap_err().to_string();
         assert!(error.starts_with("another garret daemon uses"), "{error}");
         assert!(!dir.path().join("garret.sock").exists() && !dir.path().join("state.db").exists());
+    }
+
+    #[test]
+    fn the_state_and_the_files_beside_it_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state.db");
+        fs::write(&state, "").unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o644)).unwrap();
+        make_private(&state).unwrap();
+        let _store = Store::open(&state).unwrap();
+        let files: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
+        assert!(files.len() > 1, "{files:?}");
+        for file in files {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
     }
 }

@@ -1,132 +1,96 @@
-//! Opens a workspace with its developer's rights, not root's: nobody may share a folder they could not reach themselves.
+//! Opens and shares workspaces through a process that can be ended: see [`host::share`](crate::host::share).
 
-use std::fmt;
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::thread;
+#[cfg(not(test))]
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use garret_api::Problem;
-use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, open};
-use rustix::io::Errno;
-use rustix::process::{Gid, Uid, geteuid};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+#[cfg(not(test))]
+use tokio::io::AsyncReadExt;
+#[cfg(not(test))]
+use tokio::process::{Child, Command};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-use crate::accounts::Accounts;
+use crate::host::share::{self, Found, ShareSpec};
 
-/// A workspace that was found and may be shared. It stays the same folder whatever its path may name later.
-#[derive(Debug)]
-pub struct Workspace(OwnedFd);
+/// How long a file system may take to say what a folder is.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The most folders of one developer that are being opened at a time, hung ones included.
+const AT_ONCE: usize = 4;
 
-impl Workspace {
-    /// A path that leads to this very folder, for as long as this value lives.
-    pub fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
-    }
+/// How many folders each uid has being opened.
+#[derive(Debug, Default)]
+pub struct Workspaces {
+    turns: Mutex<HashMap<u32, Arc<Semaphore>>>,
 }
 
-/// Opens the folder as this uid, with its groups. Blocks.
-///
-/// # Errors
-/// One line for the developer: the path is relative, missing, no folder, or not theirs to read and write.
-pub fn open_as(uid: u32, workspace: &Path) -> Result<Workspace, Problem> {
-    if !workspace.is_absolute() {
-        return Err(refused(workspace, "not an absolute path"));
-    }
-    let path = workspace.to_owned();
-    // A thread of its own: rights are a thread's in Linux, and this one gives its up for good.
-    let opened = thread::spawn(move || {
-        become_user(uid)?;
-        let folder = open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        accessat(&folder, ".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::empty())?;
-        Ok(folder)
-    })
-    .join();
-    match opened {
-        Ok(Ok(folder)) => Ok(Workspace(folder)),
-        Ok(Err(error)) => Err(explain(workspace, error)),
-        Err(_) => Err(Problem::new("internal", format!("workspace {}: the check died", workspace.display()))),
-    }
-}
-
-fn become_user(uid: u32) -> Result<(), Errno> {
-    let (user, me) = (Uid::from_raw(uid), geteuid());
-    if me == user || !me.is_root() {
-        return Ok(());
-    }
-    let accounts = Accounts::read();
-    let groups: Vec<Gid> = accounts.groups_of(uid).into_iter().map(Gid::from_raw).collect();
-    // An uid without an account has no group but the one nobody else has.
-    let primary = groups.first().copied().unwrap_or_else(|| Gid::from_raw(uid));
-    set_thread_groups(&groups)?;
-    set_thread_res_gid(primary, primary, primary)?;
-    set_thread_res_uid(user, user, user)
-}
-
-fn explain(workspace: &Path, error: Errno) -> Problem {
-    match error {
-        Errno::NOENT => refused(workspace, "no such folder"),
-        Errno::NOTDIR => refused(workspace, "not a folder"),
-        Errno::ACCESS | Errno::PERM => {
-            Problem::new("forbidden", format!("workspace {}: you may not read and write it", workspace.display()))
+impl Workspaces {
+    /// Carries out `spec` in a process of its own.
+    ///
+    /// # Errors
+    /// One line for the developer: what is wrong with the folder, or that its file system does not answer.
+    pub async fn share(&self, spec: ShareSpec) -> Result<Found, Problem> {
+        let folder = spec.folder.display().to_string();
+        let late = || {
+            let said = format!("workspace {folder}: its file system did not answer within {} s", DEADLINE.as_secs());
+            Problem::new("unavailable", said)
+        };
+        let turns = self.turns(spec.developer.uid);
+        let Ok(Ok(turn)) = timeout(DEADLINE, turns.acquire_owned()).await else { return Err(late()) };
+        match carry_out(spec, turn).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(late()),
+            Err(error) => Err(Problem::new("internal", format!("workspace {folder}: {error}"))),
         }
-        other => refused(workspace, io::Error::from(other)),
+    }
+
+    fn turns(&self, uid: u32) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
     }
 }
 
-fn refused(workspace: &Path, why: impl fmt::Display) -> Problem {
-    Problem::new("invalid", format!("workspace {}: {why}", workspace.display()))
+/// Runs ourselves as `garret share`; `None` if that did not end in time. One that hangs in the kernel keeps its turn until it
+/// has really ended.
+#[cfg(not(test))]
+async fn carry_out(spec: ShareSpec, turn: OwnedSemaphorePermit) -> io::Result<Option<Result<Found, Problem>>> {
+    // The file that runs, whatever an upgrade has put in its place.
+    let mut child = Command::new("/proc/self/exe")
+        .arg(share::SUBCOMMAND)
+        .arg(serde_json::to_string(&spec)?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    match timeout(DEADLINE, answer(&mut child)).await {
+        Ok(answer) => answer.map(Some),
+        Err(_) => {
+            let _ended_already = child.start_kill();
+            tokio::spawn(async move {
+                let _ = child.wait().await;
+                drop(turn);
+            });
+            Ok(None)
+        }
+    }
 }
 
+/// Unit tests have no `garret` to run.
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+async fn carry_out(spec: ShareSpec, _turn: OwnedSemaphorePermit) -> io::Result<Option<Result<Found, Problem>>> {
+    Ok(Some(tokio::task::spawn_blocking(move || share::share(&spec)).await?))
+}
 
-    use super::*;
-
-    const NOBODY: u32 = 65534;
-
-    fn said(uid: u32, path: &Path) -> String {
-        open_as(uid, path).unwrap_err().message
+#[cfg(not(test))]
+async fn answer(child: &mut Child) -> io::Result<Result<Found, Problem>> {
+    let mut printed = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_end(&mut printed).await?;
     }
-
-    #[test]
-    fn what_is_no_folder_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        fs::write(&file, "").unwrap();
-        let me = geteuid().as_raw();
-        assert!(said(me, Path::new("relative/path")).ends_with("relative/path: not an absolute path"));
-        assert!(said(me, &dir.path().join("missing")).ends_with("missing: no such folder"));
-        assert!(said(me, &file).ends_with("file: not a folder"));
-    }
-
-    #[test]
-    fn the_developers_rights_count_not_roots() {
-        assert!(geteuid().is_root(), "this test needs root, as the daemon does");
-        let dir = tempfile::tempdir().unwrap();
-        let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
-        for (bits, allowed) in [(0o700, false), (0o755, false), (0o777, true)] {
-            mode(bits);
-            assert_eq!(open_as(NOBODY, dir.path()).is_ok(), allowed, "{bits:o}");
-            assert!(open_as(0, dir.path()).is_ok());
-        }
-        mode(0o755);
-        assert!(said(NOBODY, dir.path()).ends_with("you may not read and write it"));
-        std::os::unix::fs::chown(dir.path(), Some(NOBODY), None).unwrap();
-        assert!(open_as(NOBODY, dir.path()).is_ok());
-        assert!(geteuid().is_root(), "the rights given up were the thread's alone");
-    }
-
-    #[test]
-    fn the_folder_stays_the_same_when_its_path_changes() {
-        let dir = tempfile::tempdir().unwrap();
-        let (folder, moved) = (dir.path().join("w"), dir.path().join("moved"));
-        fs::create_dir(&folder).unwrap();
-        let workspace = open_as(geteuid().as_raw(), &folder).unwrap();
-        fs::rename(&folder, &moved).unwrap();
-        std::os::unix::fs::symlink("/etc", &folder).unwrap();
-        assert_eq!(fs::canonicalize(workspace.path()).unwrap(), fs::canonicalize(&moved).unwrap());
-    }
+    let status = child.wait().await?;
+    serde_json::from_slice(&printed).map_err(|_| io::Error::other(format!("the check ended with {status}")))
 }

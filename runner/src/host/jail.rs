@@ -1,9 +1,9 @@
 //! The VMM's jail: `garret jail SPEC`, a program of one purpose between the daemon and the VMM.
 //!
-//! It enters the machine's control group and network namespace, takes mount, IPC, UTS and process namespaces of its own,
-//! builds a root folder that holds the machine's files and nothing else, pivots into it, gives up every capability and
-//! identity but the developer's, and becomes the VMM. Afterwards the process can open nothing it was not given: the root
-//! is read-only but for `/run`, the data disk and the workspaces.
+//! It makes the VMM's two sockets, enters the machine's control group and network namespace, takes mount, IPC, UTS and process
+//! namespaces of its own, builds a root folder that holds the machine's files and nothing else, pivots into it, gives up
+//! every capability and identity but the machine's, and becomes the VMM. Afterwards the process can open nothing it was not
+//! given: the root is read-only but for `/run`, the data disk and the workspaces.
 //!
 //! Two processes: a process namespace is entered only by a child. The first waits until the second is the VMM (its pipe
 //! closes on `execve`), prints its process id, and leaves it to the host's init: machines outlive the runner.
@@ -13,28 +13,37 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use nix::unistd::{ForkResult, Gid, Uid, execve, fork, pivot_root, setgroups, setresgid, setresuid};
+use nix::unistd::{ForkResult, Gid, Uid, dup2_raw, execve, fork, pivot_root, setgroups, setresgid, setresuid};
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount, unmount,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, socket};
+use rustix::process::{Resource, Rlimit, getpid, setrlimit};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
-    set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, CoreSchedulingScope, LinkNameSpaceType, UnshareFlags,
+    create_core_scheduling_cookie, move_into_link_name_space, set_capabilities, set_capabilities_secure_bits,
+    set_no_new_privs,
 };
 use serde::{Deserialize, Serialize};
+
+use super::share::Identity;
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "jail";
 /// RLIMIT_NOFILE of a VMM: what a guest may make virtio-fs hold open, with room for everything else.
 pub const OPEN_FILES_MAX: u64 = 262_144;
+/// The descriptors under which the VMM finds its sockets. High numbers: whatever the daemon was started with is below.
+pub const API_FD: RawFd = 100;
+/// See [`API_FD`].
+pub const VSOCK_FD: RawFd = 101;
 /// The device nodes a VMM has, with their numbers: Documentation/admin-guide/devices.txt.
 const DEVICES: [(&str, u64, u64); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("null", 1, 3)];
 
@@ -47,10 +56,12 @@ pub struct JailSpec {
     pub cgroup: PathBuf,
     /// The network namespace to enter, by its `ip netns` name.
     pub namespace: String,
-    /// The developer's uid.
-    pub uid: u32,
-    /// The developer's gid.
-    pub gid: u32,
+    /// Where the VMM's API socket is made.
+    pub api_socket: PathBuf,
+    /// Where the socket to the guest is made.
+    pub vsock_socket: PathBuf,
+    /// Who the VMM runs as.
+    pub identity: Identity,
     /// Files the VMM may read.
     pub read_only: Vec<(PathBuf, PathBuf)>,
     /// Files and folders the VMM may write.
@@ -67,6 +78,9 @@ pub struct JailSpec {
 /// Any step fails; the message names it.
 pub fn main(spec: &str) -> anyhow::Result<()> {
     let spec: JailSpec = serde_json::from_str(spec).context("the jail's specification")?;
+    // Made by root where only root may enter, and before anything of the machine's runs: nobody can put another there.
+    make_socket(&spec.api_socket, API_FD)?;
+    make_socket(&spec.vsock_socket, VSOCK_FD)?;
     fs::write(spec.cgroup.join("cgroup.procs"), "0").context("cannot enter the control group")?;
     let network =
         File::open(Path::new("/run/netns").join(&spec.namespace)).context("cannot open the network namespace")?;
@@ -101,8 +115,19 @@ fn namespaces() -> UnshareFlags {
     UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID
 }
 
+/// A bound socket under this number, which `execve` leaves open. The VMM itself listens: `SO_PEERCRED` then names it.
+fn make_socket(path: &Path, number: RawFd) -> anyhow::Result<()> {
+    let made = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::net::bind(&made, &SocketAddrUnix::new(path)?).with_context(|| format!("cannot make {}", path.display()))?;
+    // SAFETY: no value of ours owns this number.
+    let kept = unsafe { dup2_raw(&made, number) }?;
+    std::mem::forget(kept);
+    Ok(())
+}
+
 fn become_vmm(spec: &JailSpec) -> anyhow::Result<std::convert::Infallible> {
     rustix::process::setsid()?;
+    share_no_core()?;
     build_root(spec)?;
     enter_root(&spec.root)?;
     redirect_standard_streams()?;
@@ -113,6 +138,19 @@ fn become_vmm(spec: &JailSpec) -> anyhow::Result<std::convert::Infallible> {
     let arguments: Vec<CString> = spec.command.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
     let program = arguments.first().context("no program")?;
     execve(program, &arguments, &[c"RUST_BACKTRACE=1"]).with_context(|| format!("cannot run {program:?} in the jail"))
+}
+
+/// Hardware threads of one core share caches and predictors: with a cookie of its own, the machine shares them with no other.
+fn share_no_core() -> anyhow::Result<()> {
+    match create_core_scheduling_cookie(getpid(), CoreSchedulingScope::ThreadGroup) {
+        // One thread per core: there is nothing to share.
+        Ok(()) | Err(Errno::NODEV) => Ok(()),
+        Err(Errno::INVAL) => {
+            eprintln!("warning: this kernel has no core scheduling: machines may share a processor core");
+            Ok(())
+        }
+        Err(error) => Err(error).context("core scheduling"),
+    }
 }
 
 /// The new root: a small tmpfs with the machine's files bound into it.
@@ -158,7 +196,7 @@ fn make_devices(spec: &JailSpec) -> anyhow::Result<()> {
         fs::create_dir_all(path.parent().context("no parent")?)?;
         mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(major, minor))
             .with_context(|| format!("cannot make {}", path.display()))?;
-        chown(&path, Some(spec.uid), Some(spec.gid))?;
+        chown(&path, Some(spec.identity.uid), Some(spec.identity.gid))?;
     }
     Ok(())
 }
@@ -200,8 +238,9 @@ fn drop_privileges(spec: &JailSpec) -> anyhow::Result<()> {
             | Bits::NO_CAP_AMBIENT_RAISE_LOCKED,
     )
     .context("cannot lock the secure bits")?;
-    setgroups(&[Gid::from_raw(spec.gid)])?;
-    let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.gid));
+    let Identity { uid, gid, groups } = &spec.identity;
+    setgroups(&groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>())?;
+    let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
     let none = CapabilitySet::empty();

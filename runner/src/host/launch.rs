@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,11 +11,12 @@ use anyhow::{Context, bail};
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
     BalloonConfig, ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig,
-    VsockConfig,
+    SocketAt, VsockConfig,
 };
 
 use super::jail::{self, JailSpec};
 use super::network::{self, NetworkConfig, Slot};
+use super::share::Identity;
 use super::{MachinePaths, cgroup, workspaces};
 
 /// The guest's context id. Every machine has a muxer of its own, so all may have the same.
@@ -24,6 +26,10 @@ const GUEST_CID: u32 = 3;
 const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet memory_hotplug.online_policy=auto-movable";
 /// What Linux plugs and unplugs as one, in MiB (a memory section of x86-64).
 const SECTION_MIB: u32 = 128;
+
+/// Seconds after which a machine no longer waits for a runner that is gone. The memory loop asks every VMM each second: a
+/// restart of the runner, which takes a few seconds, must not resume what is paused.
+const LEASE_S: u32 = 30;
 
 /// The files machines are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,10 +51,8 @@ pub struct Launch<'a> {
     pub name: &'a str,
     /// Its place in the address pool.
     pub slot: Slot,
-    /// The developer's uid: the VMM runs as it.
-    pub uid: u32,
-    /// The developer's gid.
-    pub gid: u32,
+    /// Who the VMM runs as.
+    pub identity: &'a Identity,
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
     /// The most guest memory there can be, in MiB.
@@ -92,8 +96,8 @@ fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
     // A guest may write to all of its root; the pages are its own then, beside its memory.
     let root_bytes = fs::metadata(&launch.artifacts.root)?.len();
     cgroup::create(launch.name, (memory_mib << 20) + root_bytes)?;
-    network::create(launch.name, launch.slot, launch.uid, launch.network)?;
-    chown(launch.data_disk, Some(launch.uid), Some(launch.gid))?;
+    network::create(launch.name, launch.slot, launch.identity.uid, launch.network)?;
+    give(launch.data_disk, 0o600, launch.identity)?;
     fs::write(launch.paths.config(), serde_json::to_vec_pretty(&machine_config(launch))?)?;
     spawn(&jail_spec(launch), &launch.paths.vmm_log())
 }
@@ -104,9 +108,16 @@ fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     fs::set_permissions(&paths.run, fs::Permissions::from_mode(0o700))?;
-    chown(paths.vm(), Some(launch.uid), Some(launch.gid))?;
+    give(&paths.vm(), 0o700, launch.identity)?;
     remove_file(&paths.last_words())?;
     workspaces::prepare(paths)
+}
+
+/// Makes a file the VMM's alone.
+fn give(path: &Path, mode: u32, owner: &Identity) -> anyhow::Result<()> {
+    chown(path, Some(owner.uid), Some(owner.gid))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot change the mode of {}", path.display()))
 }
 
 /// The configuration, with the paths as the VMM sees them inside the jail.
@@ -132,10 +143,28 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
             guest_id: 1000,
             fd_limit: jail::OPEN_FILES_MAX / 2,
         }],
-        vsock: Some(VsockConfig { cid: GUEST_CID, socket: "/run/vsock.sock".into() }),
+        vsock: Some(VsockConfig { cid: GUEST_CID, socket: SocketAt::Descriptor(jail::VSOCK_FD) }),
         balloon: BalloonConfig::default(),
         console: ConsoleConfig { log: Some("/run/console.log".into()) },
+        lease_s: Some(LEASE_S),
     }
+}
+
+/// What a VMM was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The most guest memory there can be, in MiB.
+    pub memory_mib: u32,
+    /// The guest's address.
+    pub guest: Option<Ipv4Addr>,
+}
+
+/// Reads what the machine's last VMM was started with. Only root can change the file.
+pub fn started(paths: &MachinePaths) -> Option<Started> {
+    let config: MachineConfig = serde_json::from_slice(&fs::read(paths.config()).ok()?).ok()?;
+    let hotplug_mib = config.hotplug.map_or(0, |hotplug| hotplug.size_mib);
+    let guest = config.nets.first().and_then(|net| network::guest_of(&net.mac));
+    Some(Started { memory_mib: config.memory_mib.saturating_add(hotplug_mib), guest })
 }
 
 /// Memory at boot, and what can be plugged beside it. That comes in whole sections: the rest is there at boot.
@@ -151,8 +180,9 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
         root: paths.jail(),
         cgroup: cgroup::path(launch.name),
         namespace: network::namespace(launch.name),
-        uid: launch.uid,
-        gid: launch.gid,
+        api_socket: paths.api_socket(),
+        vsock_socket: paths.vsock_socket(),
+        identity: launch.identity.clone(),
         read_only: vec![
             (artifacts.vmm.clone(), "garret-vmm".into()),
             (artifacts.kernel.clone(), "vmlinux".into()),
@@ -165,8 +195,8 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
             "/garret-vmm",
             "--config",
             "/config.json",
-            "--api",
-            "/run/api.sock",
+            "--api-fd",
+            &jail::API_FD.to_string(),
             "--last-words",
             "/run/last-words.json",
         ]
@@ -217,6 +247,39 @@ fn remove_file(path: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_machine_was_started_with_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        assert_eq!(started(&paths), None);
+        let (artifacts, network) = (
+            Artifacts { vmm: "/v".into(), kernel: "/k".into(), root: "/r".into(), data_template: "/d".into() },
+            NetworkConfig {
+                pool: (Ipv4Addr::new(100, 96, 0, 0), 16),
+                resolvers: Vec::new(),
+                allow: Vec::new(),
+                connections_max: 8192,
+            },
+        );
+        let launch = Launch {
+            name: "m",
+            slot: Slot(3),
+            identity: &Identity { uid: 1, gid: 1, groups: Vec::new() },
+            vcpus: 1,
+            memory_mib: 4000,
+            boot_mib: 512,
+            memory_overhead_mib: 0,
+            artifacts: &artifacts,
+            data_disk: Path::new("/d"),
+            paths: &paths,
+            network: &network,
+        };
+        fs::create_dir_all(paths.config().parent().unwrap()).unwrap();
+        fs::write(paths.config(), serde_json::to_vec(&machine_config(&launch)).unwrap()).unwrap();
+        let guest = Some(Ipv4Addr::new(100, 96, 0, 26));
+        assert_eq!(started(&paths), Some(Started { memory_mib: 4000, guest }));
+    }
 
     #[test]
     fn a_machine_starts_small_and_can_have_all_it_was_promised() {

@@ -4,20 +4,22 @@
 //! from blocking threads. Every function is idempotent, so that a runner killed in the middle of one begins it again.
 
 pub mod cgroup;
+mod idmap;
 pub mod jail;
 mod launch;
 pub mod network;
 mod paths;
 mod program;
+pub mod share;
 mod sweep;
 mod workspaces;
 
 pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub use launch::{Artifacts, Launch, clean_up, launch};
-pub use network::{NetworkConfig, Slot, guest_network};
+pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
+pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
 pub use sweep::sweep;
-pub use workspaces::{share_workspace, unshare_workspace};
+pub use workspaces::unshare_workspace;
 
 /// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.
 ///

@@ -2,7 +2,8 @@ use std::path::{Path, PathBuf};
 
 /// The files of one running machine below `/run/garret/machines/<name>`.
 ///
-/// Only root may enter the folder. Its `vm/` belongs to the developer, because the VMM, which runs as them, writes there.
+/// Only root may enter the folder. The sockets lie in it and not in `vm/`, which the VMM may write: whatever is there, root
+/// never connects to it.
 #[derive(Clone, Debug)]
 pub struct MachinePaths {
     /// The machine's folder.
@@ -17,12 +18,12 @@ impl MachinePaths {
 
     /// The VMM's API.
     pub fn api_socket(&self) -> PathBuf {
-        self.vm().join("api.sock")
+        self.run.join("api.sock")
     }
 
     /// The socket to the guest.
     pub fn vsock_socket(&self) -> PathBuf {
-        self.vm().join("vsock.sock")
+        self.run.join("vsock.sock")
     }
 
     /// What the guest printed on its console.
@@ -40,14 +41,14 @@ impl MachinePaths {
         self.run.join("vmm.log")
     }
 
-    /// The folder in which workspaces are bound, each named by its environment.
+    /// The folder in which workspaces are mounted.
     pub fn workspaces(&self) -> PathBuf {
         self.run.join("workspaces")
     }
 
-    /// Where a bind gets its flags before it is seen anywhere.
-    pub(super) fn staging(&self) -> PathBuf {
-        self.run.join("staging")
+    /// The mount point of one environment's workspace.
+    pub fn workspace(&self, environment: &str) -> PathBuf {
+        self.workspaces().join(environment)
     }
 
     /// The VMM's `/run`.

@@ -11,6 +11,7 @@ use super::routes;
         routes::describe,
         routes::pause,
         routes::resume,
+        routes::power_button,
         routes::shutdown,
         routes::balloon,
         routes::set_balloon,

@@ -23,6 +23,7 @@ pub fn router(events: Events) -> Router {
         .route("/v1/machine", get(describe))
         .route("/v1/pause", post(pause))
         .route("/v1/resume", post(resume))
+        .route("/v1/power-button", post(power_button))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/balloon", get(balloon).put(set_balloon))
         .route("/v1/memory", get(memory).put(set_memory))
@@ -53,6 +54,16 @@ pub(super) async fn pause(State(events): State<Events>) -> Response {
 #[utoipa::path(post, path = "/v1/resume", responses((status = 204), (status = 409, body = Problem)))]
 pub(super) async fn resume(State(events): State<Events>) -> Response {
     order(&events, Command::Resume).await
+}
+
+/// Presses the power button: asks the guest to power off. The guest may take its time, and ignores a press before its kernel is
+/// up: press again. A paused guest sees the press when it resumes.
+#[utoipa::path(post, path = "/v1/power-button", responses((status = 202), (status = 409, body = Problem)))]
+pub(super) async fn power_button(State(events): State<Events>) -> Response {
+    match send(&events, Command::PowerButton).await {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(response) => response,
+    }
 }
 
 /// Ends the machine at once, as pulling its plug would; what it has flushed to its disks is there.

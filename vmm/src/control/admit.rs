@@ -50,6 +50,7 @@ mod tests {
             (Command::Balloon(channel().0), true),
             (Command::Pause(channel().0), false),
             (Command::Resume(channel().0), false),
+            (Command::PowerButton(channel().0), false),
             (Command::Shutdown(channel().0), false),
             (Command::SetBalloon(BalloonTarget { target_mib: 448 }, channel().0), false),
             (Command::Memory(channel().0), true),

@@ -1,10 +1,11 @@
 //! The state driver: one loop over events, on the main thread.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use garret_api::vmm::{ExitReason, LastWords, MachineState};
 
+use super::lease::{Lease, is_withheld};
 use super::{Command, Event, Refused, Reply, admit};
 use crate::machine::Machine;
 
@@ -16,7 +17,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 
 /// Runs `machine` until it ends, and says why it did.
 pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
-    let mut driver = Driver { machine, state: MachineState::Running, settled: true, panic_printed: false };
+    let lease = machine.lease().map(|length| Lease::new(length, Instant::now()));
+    let mut driver = Driver { machine, state: MachineState::Running, settled: true, lease, panic_printed: false };
     let words = loop {
         let Some(event) = driver.next(events) else {
             break words(ExitReason::Failed, "nothing can reach the machine any more");
@@ -39,6 +41,7 @@ struct Driver {
     state: MachineState,
     /// No device has still to go on after a pause that failed.
     settled: bool,
+    lease: Option<Lease>,
     panic_printed: bool,
 }
 
@@ -48,14 +51,32 @@ fn words(reason: ExitReason, message: impl Into<String>) -> LastWords {
 
 impl Driver {
     fn next(&mut self, events: &Receiver<Event>) -> Option<Event> {
-        while !self.settled {
-            match events.recv_timeout(SETTLE) {
+        loop {
+            let lease = self.lease_left();
+            if lease.is_some_and(|left| left.is_zero()) {
+                self.give_back();
+                continue;
+            }
+            let settle = (!self.settled).then_some(SETTLE);
+            match receive(events, settle.into_iter().chain(lease).min()) {
                 Ok(event) => return Some(event),
-                Err(RecvTimeoutError::Timeout) => self.settled = self.machine.settle(),
+                Err(RecvTimeoutError::Timeout) => self.settled = self.settled || self.machine.settle(),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
-        events.recv().ok()
+    }
+
+    /// The time until the lease expires, if there is one and it matters now.
+    fn lease_left(&self) -> Option<Duration> {
+        let lease = self.lease.as_ref()?;
+        is_withheld(self.state, &self.machine.memory()).then(|| lease.left(Instant::now()))
+    }
+
+    /// Nobody has asked for anything within the lease: the machine runs, with all the memory it was promised.
+    fn give_back(&mut self) {
+        tracing::warn!("no API request within the lease: the machine runs and may plug all its memory");
+        self.resume();
+        self.machine.allow_all_memory();
     }
 
     /// The last words if `event` is an end, else what is left to do.
@@ -79,6 +100,9 @@ impl Driver {
     }
 
     fn serve(&mut self, command: Command) {
+        if let Some(lease) = &mut self.lease {
+            lease.renew(Instant::now());
+        }
         let admitted = admit(self.state, &command);
         match command {
             Command::Describe(reply) => answer(reply, Ok(self.machine.info(self.state))),
@@ -102,8 +126,14 @@ impl Driver {
             ),
             Command::Pause(reply) => answer(reply, admitted.and_then(|()| self.pause())),
             Command::Resume(reply) => answer(reply, admitted.map(|()| self.resume())),
+            Command::PowerButton(reply) => answer(reply, admitted.and_then(|()| self.press_power_button())),
             Command::Shutdown(reply) => answer(reply, admitted.map(|()| self.state = MachineState::Stopping)),
         }
+    }
+
+    fn press_power_button(&self) -> Result<(), Refused> {
+        let failed = |error| Refused::Failed(format!("cannot press the power button: {error}"));
+        self.machine.press_power_button().map_err(failed)
     }
 
     fn pause(&mut self) -> Result<(), Refused> {
@@ -121,6 +151,14 @@ impl Driver {
             self.machine.resume();
             self.state = MachineState::Running;
         }
+    }
+}
+
+/// The next event, waiting for `wait` at most, or without a limit.
+fn receive(events: &Receiver<Event>, wait: Option<Duration>) -> Result<Event, RecvTimeoutError> {
+    match wait {
+        Some(wait) => events.recv_timeout(wait),
+        None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
     }
 }
 

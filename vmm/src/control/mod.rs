@@ -2,8 +2,10 @@
 
 mod admit;
 mod driver;
+mod lease;
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, MemoryInfo, MemoryTarget, Metrics};
 use tokio::sync::oneshot;
@@ -42,6 +44,8 @@ pub enum Command {
     Pause(Reply<()>),
     /// Go on.
     Resume(Reply<()>),
+    /// Press the power button.
+    PowerButton(Reply<()>),
     /// End.
     Shutdown(Reply<()>),
     /// How the balloon stands.
@@ -56,19 +60,54 @@ pub enum Command {
     Metrics(Reply<Metrics>),
 }
 
+impl Event {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::PowerOff | Self::Reset | Self::Panicked | Self::Failed(_) | Self::Terminate => true,
+            Self::PanicPrinted | Self::Command(_) => false,
+        }
+    }
+}
+
 /// The sending end; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Events(mpsc::Sender<Event>);
+pub struct Events {
+    sender: mpsc::Sender<Event>,
+    ended: Arc<AtomicBool>,
+}
 
 impl Events {
     /// Both ends.
     pub fn channel() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel();
-        (Self(sender), receiver)
+        (Self { sender, ended: Arc::default() }, receiver)
     }
 
-    /// Sends. After the machine's end nobody listens, and nothing is lost by that.
+    /// Sends. A machine ends once: a guest can ask for the end any number of times before its vCPUs stop, and only the first
+    /// is queued. After the machine's end nobody listens, and nothing is lost by that.
     pub fn send(&self, event: Event) {
-        let _ = self.0.send(event);
+        if event.is_end() && self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let _ = self.sender.send(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_end_is_queued() {
+        let (events, queue) = Events::channel();
+        events.send(Event::PanicPrinted);
+        for _ in 0..3 {
+            events.clone().send(Event::Reset);
+            events.send(Event::PowerOff);
+        }
+        events.send(Event::Command(Command::Shutdown(oneshot::channel().0)));
+        drop(events);
+        let queued: Vec<_> = queue.into_iter().collect();
+        assert!(matches!(queued[..], [Event::PanicPrinted, Event::Reset, Event::Command(_)]), "{queued:?}");
     }
 }

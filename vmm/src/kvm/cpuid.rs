@@ -57,8 +57,8 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, vcpus: u32) {
             entry.eax = (entry.eax & 0x3FFF) | (sharing << 14) | ((vcpus - 1) << 26);
         }
         0x5 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0), // MONITOR/MWAIT
-        // No performance counters: they tell of the host, and of other guests.
-        0xA => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        // No performance counters: they tell of the host, and of other guests. The leaves are Intel's and AMD's.
+        0xA | 0x8000_0022 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         0x7 if entry.index == 0 => {
             entry.ebx &= !SGX;
             entry.ecx &= !SGX_LC;
@@ -119,6 +119,7 @@ mod tests {
             leaf(0x8000_0001, 0, 0, 0, SVM, 0),
             leaf(0x8000_0008, 0, 0x3030, 0, 0x703F, 0),
             leaf(0x8000_001E, 0, 47, 0x12F, 3, 0),
+            leaf(0x8000_0022, 0, 3, 6, 3, 0),
         ])
         .unwrap()
     }
@@ -155,6 +156,8 @@ mod tests {
         assert_eq!(features & (VMX | MONITOR), 0);
         assert_eq!(leaf(&guest, 0x8000_0001, 0).ecx & SVM, 0);
         assert_eq!(leaf(&guest, 7, 0).ebx, 1);
-        assert_eq!(leaf(&guest, 0xA, 0).eax, 0);
+        for counters in [leaf(&guest, 0xA, 0), leaf(&guest, 0x8000_0022, 0)] {
+            assert_eq!([counters.eax, counters.ebx, counters.ecx, counters.edx], [0; 4], "{:#x}", counters.function);
+        }
     }
 }

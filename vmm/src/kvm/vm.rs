@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS2, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
-    KVM_X86_QUIRK_SLOT_ZAP_ALL, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_PMU_CAPABILITY, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
+    KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_SLOT_ZAP_ALL, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryRegion};
@@ -56,6 +57,7 @@ impl Vm {
         fd.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place the task state segment"))?;
         fd.create_irq_chip().map_err(failed("create the interrupt controllers"))?;
         zap_only_removed_slots(&fd);
+        disable_performance_counters(&fd).map_err(failed("switch off the performance counters"))?;
         let mut slots = 0;
         for region in memory.iter().filter(|region| region.plugged().is_none()) {
             let slot = memory_slot(slots, region, &(0..region.len()));
@@ -184,6 +186,16 @@ fn zap_only_removed_slots(fd: &VmFd) {
         let args = [KVM_X86_QUIRK_SLOT_ZAP_ALL.into(), 0, 0, 0];
         let _ = fd.enable_cap(&kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, args, ..Default::default() });
     }
+}
+
+/// AMD's first four counters exist whatever CPUID says. Linux before 5.18 cannot switch them off. Must precede the vCPUs.
+fn disable_performance_counters(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let possible = fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32;
+    if possible & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let args = [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0];
+    fd.enable_cap(&kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, args, ..Default::default() })
 }
 
 /// `range` counts from the region's beginning.

@@ -48,7 +48,7 @@ pub enum Error {
     },
 }
 
-/// A device did not stop in time.
+/// A device, or what else is named, did not stop in time.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is still finishing requests; try again")]
 pub struct StillBusy(pub String);

@@ -1,4 +1,4 @@
-//! The few devices at fixed ports: serial port, power and reset, panic, and answers for what a PC would have and this
+//! The few devices at fixed ports and with wired interrupts: serial port, power, reset, power button, panic, and answers for what a PC would have and this
 //! machine has not.
 
 mod absent;
@@ -9,7 +9,7 @@ mod serial;
 use std::sync::Arc;
 
 pub use absent::Absent;
-pub use power::{PanicPort, PowerPorts};
+pub use power::{PanicPort, PowerButton, PowerPorts};
 pub use serial::SerialPort;
 
 use crate::bus::{Bus, Overlap};
@@ -20,15 +20,15 @@ use crate::kvm::{self, Vm};
 /// The platform could not be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// KVM refused the serial port's interrupt.
+    /// KVM refused a wired interrupt.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
     /// Two devices at one port.
     #[error(transparent)]
     Bus(#[from] Overlap),
-    /// No descriptor for the serial port's interrupt.
-    #[error("serial port: {0}")]
-    Serial(#[from] std::io::Error),
+    /// No descriptor for a wired interrupt.
+    #[error("cannot create an event descriptor for an interrupt: {0}")]
+    Wire(#[from] std::io::Error),
 }
 
 /// Everything at fixed ports.

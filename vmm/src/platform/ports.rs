@@ -6,6 +6,8 @@ use std::ops::Range;
 pub const SERIAL: Range<u16> = 0x3F8..0x400;
 /// Its interrupt.
 pub const SERIAL_GSI: u32 = 4;
+/// The interrupt that tells of a pressed power button.
+pub const POWER_BUTTON_GSI: u32 = 5;
 /// pvpanic's customary port.
 pub const PANIC: u16 = 0x505;
 /// ACPI sleep control register; the status register and the reset register follow it.

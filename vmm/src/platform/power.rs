@@ -1,8 +1,13 @@
-//! Power-off and reset by the registers the FADT names, and the port to which a dying Linux writes.
+//! Power-off and reset by the registers the FADT names, the power button, and the port to which a dying Linux writes.
 
-use super::ports;
+use std::io;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{Error, ports};
 use crate::bus::BusDevice;
 use crate::control::{Event, Events};
+use crate::kvm::Vm;
 
 /// Sleep control register (ACPI 6.5 §4.8.3.7): bit 5 starts the transition to the type in bits 2 to 4.
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -41,6 +46,23 @@ impl BusDevice for PowerPorts {
         if let Some(event) = data.first().and_then(|value| asked(offset, *value)) {
             self.events.send(event);
         }
+    }
+}
+
+/// The ACPI power button: an edge on its interrupt is a press.
+pub struct PowerButton(EventFd);
+
+impl PowerButton {
+    /// Connects the button to the guest.
+    pub fn new(vm: &Vm) -> Result<Self, Error> {
+        let wire = EventFd::new(EFD_NONBLOCK)?;
+        vm.register_irqfd(&wire, ports::POWER_BUTTON_GSI)?;
+        Ok(Self(wire))
+    }
+
+    /// Asks the guest to power off. A guest whose kernel has not set up the interrupt yet does not see it.
+    pub fn press(&self) -> io::Result<()> {
+        self.0.write(1)
     }
 }
 

@@ -77,6 +77,7 @@ const VCPU: &[Allow] = &[
 ];
 
 const BLOCK: &[Allow] = &[
+    Any(Sysno::clock_nanosleep), // before it asks io_uring again
     Any(Sysno::fallocate),
     Any(Sysno::fdatasync),
     Any(Sysno::io_uring_enter),

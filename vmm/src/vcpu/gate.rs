@@ -1,6 +1,7 @@
 //! Where vCPUs stand while the machine is paused.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What the vCPUs should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,14 +63,16 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// `phase`: paused or stopped. `kick` brings the vCPUs out of the guest. When paused: returns once all stand still.
-    pub fn close(&self, phase: Phase, kick: impl Fn()) {
+    /// `phase`: paused or stopped. `kick` brings the vCPUs out of the guest. Returns whether all of them stand at the gate, or
+    /// have left it, within `deadline`.
+    pub fn close(&self, phase: Phase, deadline: Duration, kick: impl Fn()) -> bool {
         self.lock().phase = phase;
         self.changed.notify_all();
         // A kick is never lost: it makes the next entry into the guest return at once.
         kick();
-        let all_still = |state: &mut State| phase == Phase::Paused && state.standing < state.members;
-        drop(self.changed.wait_while(self.lock(), all_still));
+        let moving = |state: &mut State| state.standing < state.members;
+        let waited = self.changed.wait_timeout_while(self.lock(), deadline, moving);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -88,6 +91,8 @@ impl Drop for Ticket<'_> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
+
+    const LONG: Duration = Duration::from_secs(20);
 
     #[test]
     fn closing_waits_for_everybody_and_opening_lets_them_go_on() {
@@ -108,13 +113,25 @@ mod tests {
                 while work.load(Ordering::SeqCst) == before {
                     std::thread::yield_now();
                 }
-                gate.close(Phase::Paused, || ());
+                assert!(gate.close(Phase::Paused, LONG, || ()));
                 let still = work.load(Ordering::SeqCst);
                 std::thread::yield_now();
                 assert_eq!(work.load(Ordering::SeqCst), still);
             }
-            gate.close(Phase::Stopped, || ());
+            assert!(gate.close(Phase::Stopped, LONG, || ()));
         });
+    }
+
+    #[test]
+    fn closing_gives_up_at_the_deadline() {
+        let gate = Gate::new();
+        gate.open();
+        let ticket = gate.join(); // of a thread that never comes
+        for phase in [Phase::Paused, Phase::Stopped] {
+            assert!(!gate.close(phase, Duration::from_millis(1), || ()));
+        }
+        drop(ticket);
+        assert!(gate.close(Phase::Stopped, LONG, || ()));
     }
 
     #[test]
@@ -122,6 +139,6 @@ mod tests {
         let gate = Gate::new();
         gate.open();
         drop(gate.join());
-        gate.close(Phase::Paused, || ());
+        assert!(gate.close(Phase::Paused, LONG, || ()));
     }
 }

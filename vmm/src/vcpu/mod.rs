@@ -8,6 +8,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -61,17 +62,20 @@ impl Vcpus {
         self.gate.open();
     }
 
-    /// Returns when all of them stand still.
-    pub fn pause(&self) {
-        self.gate.close(Phase::Paused, || self.kick());
+    /// Returns whether all of them stand still within `deadline`. If not, resume them.
+    pub fn pause(&self, deadline: Duration) -> bool {
+        self.gate.close(Phase::Paused, deadline, || self.kick())
     }
 
-    /// Ends the threads.
-    pub fn stop(mut self) {
-        self.gate.close(Phase::Stopped, || self.kick());
-        for thread in self.threads.drain(..) {
-            let _ = thread.join(); // never an error: panics are caught on the thread
+    /// Ends the threads. Returns false if one does not end within `deadline`: it is left behind.
+    pub fn stop(mut self, deadline: Duration) -> bool {
+        let ended = self.gate.close(Phase::Stopped, deadline, || self.kick());
+        if ended {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join(); // never an error: panics are caught on the thread
+            }
         }
+        ended
     }
 
     /// Exits to user space by reason, of all vCPUs.

@@ -136,6 +136,11 @@ impl<'c> Reader<'c> {
         Ok((Self { cursor: front }, Self { cursor: rest }))
     }
 
+    /// The buffers of what is left.
+    pub(super) fn segments(&self) -> impl Iterator<Item = Segment> + 'c {
+        self.cursor.pieces()
+    }
+
     /// Writes what is left into `to`, stopping at a short write; the position moves by what was written.
     pub fn copy_to(&mut self, to: &mut impl WriteVolatile) -> io::Result<usize> {
         self.cursor.each(|slice| to.write_volatile(&slice).map_err(io_error))

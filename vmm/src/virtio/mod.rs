@@ -37,7 +37,7 @@ pub use device::{BuildError, Device};
 pub use fault::{ChainFault, Fault};
 pub use fds::{Fds, Token};
 pub use limited::Limited;
-pub use raw::{RawChain, RawTable};
+pub use raw::{FRONT_MAX, RawChain, RawTable};
 pub use ring::{Permit, Ring, Served, check_queue};
 pub use virtio_queue::QueueState;
 pub use vmm_sys_util::epoll::EventSet;

@@ -1,49 +1,74 @@
 //! A checked [`Chain`] in the form other rust-vmm crates take: the virtio-fs server builds its reader and writer from a
 //! `virtio_queue::DescriptorChain`, which walks descriptors in memory. It must not walk the guest's: they may have changed
-//! since they were checked. So the checked copy is laid out in memory of our own.
+//! since they were checked. So the checked copy is laid out in memory of our own, and so are the bytes of the request that its
+//! device has judged: what the server reads is what was judged.
 
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use super::{Chain, Fault, QUEUE_SIZE_MAX};
+use super::{Bitmap, Chain, Fault, QUEUE_SIZE_MAX, Reader, Segment};
 
-/// A descriptor chain over a table of our own; the buffers are the guest's.
-pub type RawChain = DescriptorChain<Arc<GuestMemoryMmap>>;
+/// A descriptor chain over a table of our own, and the memory in which its buffers lie.
+pub struct RawChain {
+    /// The descriptors.
+    pub descriptors: DescriptorChain<Arc<GuestMemoryMmap>>,
+    /// The guest's memory, and the front.
+    pub mem: GuestMemoryMmap<Bitmap>,
+}
 
-/// The place of the table, after the available ring in the first page.
-const TABLE: GuestAddress = GuestAddress(0x1000);
+/// The largest front, in bytes: room for the longest path and two names. A ring's worth of them is 8 MiB.
+pub const FRONT_MAX: usize = 8 << 10;
+
+/// The place of the table, after the available ring in the first pages.
+const TABLE: GuestAddress = GuestAddress(0x2000);
 const AVAILABLE: GuestAddress = GuestAddress(0x10);
+/// The front needs a descriptor more than a chain has, and the size of a queue is a power of two.
+const ENTRIES: u16 = 2 * QUEUE_SIZE_MAX;
+/// The place of the front: beyond every address a guest can have.
+const FRONT: GuestAddress = GuestAddress(1 << 56);
 
-/// Room for one chain's descriptors; whoever serves chains one after another needs one.
+/// Room for one chain's descriptors and front; each thread that serves chains needs one.
 pub struct RawTable {
     mem: Arc<GuestMemoryMmap>,
+    front: Arc<GuestRegionMmap<Bitmap>>,
 }
 
 impl RawTable {
     /// A table for chains of any queue.
     pub fn new() -> std::io::Result<Self> {
-        let len = TABLE.raw_value() as usize + 16 * usize::from(QUEUE_SIZE_MAX);
+        let len = TABLE.raw_value() as usize + 16 * usize::from(ENTRIES);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).map_err(std::io::Error::other)?;
-        Ok(Self { mem: Arc::new(mem) })
+        let front = MmapRegion::new(FRONT_MAX).map_err(std::io::Error::other)?;
+        let front = GuestRegionMmap::new(front, FRONT).ok_or(std::io::ErrorKind::InvalidInput)?;
+        Ok(Self { mem: Arc::new(mem), front: Arc::new(front) })
     }
 
-    /// Lays `chain` out. What comes back must be consumed before the next call.
-    pub fn lay_out(&mut self, chain: &Chain) -> Result<RawChain, Fault> {
-        let readable = chain.readable().iter().map(|segment| (segment, 0));
-        let writable = chain.writable().iter().map(|segment| (segment, VRING_DESC_F_WRITE));
-        let last = chain.readable().len() + chain.writable().len() - 1;
-        for (at, (segment, flags)) in readable.chain(writable).enumerate() {
-            let flags = flags | if at < last { VRING_DESC_F_NEXT } else { 0 };
+    /// Lays `chain` out. Its readable bytes are `front`, 1 to [`FRONT_MAX`] bytes, then what is left in `rest`. The result must
+    /// be consumed before the next call.
+    pub fn lay_out(&mut self, chain: &Chain, front: &[u8], rest: &Reader<'_>) -> Result<RawChain, Fault> {
+        let no_place = |_| Fault::Bug("guest memory has no place for a front");
+        let mem = chain.mem().mapped().insert_region(self.front.clone()).map_err(no_place)?;
+        mem.write_slice(front, FRONT)?;
+        let front = Segment { addr: FRONT, len: front.len() as u32 };
+        let readable = std::iter::once(front).chain(rest.segments()).map(|segment| (segment, 0));
+        let writable = chain.writable().iter().map(|segment| (*segment, VRING_DESC_F_WRITE));
+        let mut buffers = readable.chain(writable).enumerate().peekable();
+        while let Some((at, (segment, flags))) = buffers.next() {
+            let flags = flags | if buffers.peek().is_some() { VRING_DESC_F_NEXT } else { 0 };
             let descriptor = Descriptor::new(segment.addr.raw_value(), segment.len, flags as u16, at as u16 + 1);
             self.mem.write_obj(descriptor, TABLE.unchecked_add(16 * at as u64))?;
         }
+        Ok(RawChain { descriptors: self.descriptors()?, mem })
+    }
+
+    fn descriptors(&self) -> Result<DescriptorChain<Arc<GuestMemoryMmap>>, Fault> {
         // A queue with one chain available, whose head is descriptor 0: flags 0, index 1, ring [0].
         self.mem.write_slice(&[0, 0, 1, 0, 0, 0], AVAILABLE)?;
-        let mut queue = Queue::new(QUEUE_SIZE_MAX)?;
+        let mut queue = Queue::new(ENTRIES)?;
         queue.try_set_desc_table_address(TABLE)?;
         queue.try_set_avail_ring_address(AVAILABLE)?;
         queue.set_ready(true);

@@ -17,8 +17,9 @@ use super::identity::Owner;
 use super::machines::{require_running, want};
 use super::{Peer, Refusal, proxy};
 use crate::daemon::state::{EnvironmentRow, MachineRow, Scope, environments, events, machines};
-use crate::daemon::{Daemon, requests, workspace};
+use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
+use crate::host::share::{Found, ShareSpec};
 
 /// How long removing an environment may take until the answer says that it goes on.
 const REMOVAL: Duration = Duration::from_secs(60);
@@ -77,15 +78,21 @@ pub async fn put(
 ) -> Result<Json<Environment>, Refusal> {
     requests::check_environment(&request)?;
     let owner = owner_of(&daemon, peer, &id, &request).await?;
-    let found = Owner::find(&daemon, owner, peer.gid).await?;
-    if request.desired == Desired::Running {
-        let folder = request.workspace.clone();
-        let checked = tokio::task::spawn_blocking(move || workspace::open_as(owner, &folder).map(drop)).await;
-        checked.unwrap_or_else(|error| Err(Problem::new("internal", error.to_string())))?;
-    }
+    let owned_by = Owner::find(&daemon, owner, peer.gid).await?;
+    let found = match request.desired {
+        Desired::Running => {
+            let developer = daemon.developer(owner, owned_by.gid).await;
+            let row = daemon.read(move |db| machines::get(db, owner)).await?;
+            let mount_point = row.map(|row| daemon.paths(&row.name).workspace(&id));
+            let spec = ShareSpec { folder: request.workspace.clone(), developer, mount_point, mount: None };
+            daemon.workspaces.share(spec).await?
+        }
+        Desired::Stopped => Found::Nothing,
+    };
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
-    let machine = want(&daemon, &found, MachineRequest { desired, ..Default::default() }).await?;
-    let stopped = container_has_stopped(&daemon, &machine, &id).await;
+    let machine = want(&daemon, &owned_by, MachineRequest { desired, ..Default::default() }).await?;
+    // A container whose workspace was made again since has the former folder: it is started again.
+    let stopped = found == Found::Other || container_has_stopped(&daemon, &machine, &id).await;
     let policy = daemon.config.policy.clone();
     let environment = daemon
         .write(move |db| {
@@ -183,6 +190,48 @@ pub async fn remove(
     };
     let late = || Err(Refusal::unavailable(format!("{id} is still being removed: its machine does not answer")));
     tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| late())
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/environments/{id}/local-env",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses(
+        (status = 200, description = "The names of the caller's variables that are kept.", body = Vec<String>),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn show_local_env(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<String>>, Refusal> {
+    let (row, _) = find(&daemon, peer, &id).await?;
+    Ok(Json(row.local_env.into_keys().collect()))
+}
+
+#[utoipa::path(
+    delete,
+    path = "/v1/environments/{id}/local-env",
+    params(("id" = String, Path, description = "The environment's id.")),
+    responses(
+        (status = 204, description = "None is kept; a container has what it was made with until it is rebuilt."),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn clear_local_env(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    find(&daemon, peer, &id).await?;
+    daemon
+        .write(move |db| match environments::get(db, &id)? {
+            Some(row) => environments::put(db, &EnvironmentRow { local_env: Default::default(), ..row }),
+            None => Ok(()),
+        })
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[utoipa::path(

@@ -13,11 +13,12 @@ use crate::daemon::state::machines;
 
 #[utoipa::path(get, path = "/v1/host", responses((status = 200, description = "The host's figures.", body = HostInfo)))]
 pub async fn show(State(daemon): State<Arc<Daemon>>, _peer: Peer) -> Result<Json<HostInfo>, Refusal> {
+    let host = daemon.host();
     let machines = daemon.read(machines::all).await?;
     Ok(Json(HostInfo {
         version: env!("CARGO_PKG_VERSION").into(),
-        cpus: daemon.host.cpus,
-        memory_mib: daemon.host.memory_mib,
-        promised_mib: promises(&machines, daemon.config.machine.memory_overhead_mib).promised_mib,
+        cpus: host.cpus,
+        memory_mib: host.memory_mib,
+        promised_mib: promises(&machines, daemon.started(), daemon.config.machine.memory_overhead_mib).promised_mib,
     }))
 }

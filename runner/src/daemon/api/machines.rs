@@ -15,6 +15,7 @@ use rusqlite::Connection;
 use super::body::Body;
 use super::identity::{Owner, recognize};
 use super::{Peer, Refusal, proxy};
+use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
 use crate::daemon::promises::{ask, promises};
 use crate::daemon::state::{MachineRow, Scope, events, machines, now_ms};
@@ -211,8 +212,10 @@ pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Machin
 /// Keeps what this request wants of the owner's machine, which is made if there is none, and has it carried out.
 pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
     let (uid, owner) = (owner.uid, owner.clone());
-    let fresh = fresh(daemon, &owner, &request);
-    let (host, slots) = (daemon.host, daemon.network.slots());
+    let (host, slots) = (daemon.host(), daemon.network().slots());
+    let limits = daemon.limits(uid).await?;
+    let started = daemon.started();
+    let fresh = fresh(daemon, &owner, &request, &limits);
     let overhead_mib = daemon.config.machine.memory_overhead_mib;
     let desired = request.desired;
     let written = daemon
@@ -236,9 +239,12 @@ pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Re
                 Err(problem) => return Ok(Err(problem)),
             };
             if asks_for_more(kept.as_ref(), &wanted) {
+                if let Err(problem) = requests::check_limits(&wanted, &limits) {
+                    return Ok(Err(problem));
+                }
                 let all = machines::all(db)?;
-                let others = promises(all.iter().filter(|row| row.uid != uid), overhead_mib);
-                if let Err(refusal) = admission::admit(&host, others, ask(&wanted, overhead_mib)) {
+                let others = promises(all.iter().filter(|row| row.uid != uid), &started, overhead_mib);
+                if let Err(refusal) = admission::admit(&host, others, ask(&wanted, started(&wanted), overhead_mib)) {
                     return Ok(Err(Problem::new("no-memory", refusal)));
                 }
             }
@@ -270,14 +276,16 @@ pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Re
 /// Whether the host must have room for this: it is to run, and did not or with less.
 fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
     let before = kept.filter(|row| row.desired == Desired::Running);
-    let (memory, guaranteed) = before.map_or((0, 0), |row| (row.memory_mib, row.guaranteed_mib));
-    wanted.desired == Desired::Running && (wanted.memory_mib > memory || wanted.guaranteed_mib > guaranteed)
+    let figures = |row: &MachineRow| [row.memory_mib, row.guaranteed_mib, row.vcpus.into()];
+    let (before, wants) = (before.map_or([0; 3], figures), figures(wanted));
+    wanted.desired == Desired::Running && wants.iter().zip(before).any(|(wanted, before)| *wanted > before)
 }
 
 /// A machine nobody has asked for before.
-fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest) -> MachineRow {
-    let (defaults, host) = (&daemon.config.machine, &daemon.host);
-    let memory_mib = defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib());
+fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
+    let (defaults, host) = (&daemon.config.machine, &daemon.host());
+    let memory_mib = limits.memory_mib.clip(defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib()));
+    let vcpus = limits.vcpus.clip(defaults.vcpus.unwrap_or_else(|| host.default_vcpus()).into());
     // What is guaranteed follows from what this machine will have, not from what one usually has.
     let will_have = request.memory_mib.unwrap_or(memory_mib);
     owner.of(MachineRow {
@@ -290,9 +298,11 @@ fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest) -> MachineRow
         slot: 0,
         desired: Desired::Stopped,
         removed: false,
-        vcpus: defaults.vcpus.unwrap_or_else(|| host.default_vcpus()),
+        vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
         memory_mib,
-        guaranteed_mib: defaults.guaranteed_mib.unwrap_or_else(|| Host::default_guaranteed_mib(will_have)),
+        guaranteed_mib: limits
+            .guaranteed_mib
+            .clip(defaults.guaranteed_mib.unwrap_or_else(|| Host::default_guaranteed_mib(will_have))),
         weight: requests::WEIGHT,
         phase: MachinePhase::Stopped,
         reason: "never started".into(),

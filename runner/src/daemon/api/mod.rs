@@ -39,6 +39,10 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/environments", get(environments::list))
         .route("/v1/environments/{id}", get(environments::show).put(environments::put).delete(environments::remove))
         .route("/v1/environments/{id}/events", get(events::of_environment))
+        .route(
+            "/v1/environments/{id}/local-env",
+            get(environments::show_local_env).delete(environments::clear_local_env),
+        )
         .route("/v1/environments/{id}/log", get(environments::log))
         .route("/v1/environments/{id}/exec", get(environments::exec))
         .route("/v1/events", get(events::of_all))
@@ -66,6 +70,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         environments::show,
         environments::put,
         environments::remove,
+        environments::show_local_env,
+        environments::clear_local_env,
         environments::log,
         environments::exec,
         events::of_environment,

@@ -47,7 +47,7 @@ impl Server {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
-        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let store = Store::open(&dir.path().join("state.db")).unwrap();
         let (daemon, poked) = Daemon::new(config, network, host, store, names);
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
@@ -161,7 +161,7 @@ async fn what_is_not_there_is_not_found() {
         assert_eq!(refused(server.client().get::<Value>(path).await).0, 404, "{path}");
     }
     assert_eq!(refused(server.client().post("/v1/host").await).0, 405);
-    assert_eq!(refused(server.client().websocket("/v1/environments/x/exec").await).0, 404);
+    assert_eq!(refused(server.client().exec_stream("/v1/environments/x/exec").await).0, 404);
 }
 
 #[tokio::test]
@@ -296,7 +296,7 @@ async fn an_exec_needs_a_running_machine() {
     let workspace = server.workspace(0, "w");
     let environment = server.up(0, &workspace).await.unwrap();
     for path in [format!("/v1/environments/{}/exec", environment.id), "/v1/machines/root/exec".into()] {
-        let (status, message) = refused(server.client().websocket(&path).await);
+        let (status, message) = refused(server.client().exec_stream(&path).await);
         assert_eq!(status, 409, "{message}");
         assert!(message.contains("`garret start` starts it"), "{message}");
     }
@@ -564,6 +564,39 @@ async fn administrators_are_who_the_name_service_says() {
     // As a directory does it: the group lists nobody, the account has it.
     fs::write(names.path().join("initgroups"), "carol 50\n").unwrap();
     assert_eq!(seen().await, 1);
+}
+
+#[tokio::test]
+async fn kept_variables_are_listed_by_name_and_cleared_by_their_owner() {
+    let server = Server::start().await;
+    let workspace = server.workspace(ALICE, "w");
+    let path = format!("/v1/environments/{}", environment_id(ALICE, &workspace));
+    let kept = format!("{path}/local-env");
+    let body = |local_env: Value| json!({"workspace": &workspace, "desired": "running", "local_env": local_env});
+    let put = async |local_env| server.call(ALICE, Method::PUT, &path, Some(body(local_env))).await.unwrap();
+    let names = async || server.call(ALICE, Method::GET, &kept, None).await.unwrap();
+    put(json!({"A_TOKEN": "secret", "LANG": "C"})).await;
+    assert_eq!(names().await, json!(["A_TOKEN", "LANG"]));
+    put(Value::Null).await;
+    assert_eq!(names().await, json!(["A_TOKEN", "LANG"]), "an absent map keeps");
+    for method in [Method::GET, Method::DELETE] {
+        assert_eq!(refused(server.call(BOB, method, &kept, None).await).0, 404);
+    }
+    server.call(ALICE, Method::DELETE, &kept, None).await.unwrap();
+    assert_eq!(names().await, json!([]));
+    put(json!({"LANG": "C"})).await;
+    put(json!({})).await;
+    assert_eq!(names().await, json!([]), "an empty map clears");
+}
+
+#[tokio::test]
+async fn a_system_account_has_no_machine() {
+    let server = Server::start().await;
+    let path = "/v1/machines/33";
+    let body = Some(json!({"desired": "running"}));
+    let (status, said) = refused(server.call(33, Method::PUT, path, body).await);
+    assert_eq!(status, 403);
+    assert!(said.contains("allow_groups"), "{said}");
 }
 
 #[tokio::test]

@@ -41,13 +41,13 @@ pub use metrics::render as render_metrics;
 pub use model::{Decision, HostView, MachineView, Notice, Order};
 pub use snapshot::Snapshot;
 pub use standing::{Needed, State};
+pub use trouble::Trouble;
 
 use super::Daemon;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
 use snapshot::{host_memory, machine_memory};
 use standing::Standing;
-use trouble::Trouble;
 use watched::Watched;
 
 /// The time between two looks …
@@ -156,7 +156,7 @@ impl Keeper {
     }
 
     async fn measure(&self) -> anyhow::Result<HostView> {
-        let reserve = self.daemon.host.reserve_mib << 20;
+        let reserve = self.daemon.host().reserve_mib << 20;
         let host = tokio::task::spawn_blocking(move || measure_host(reserve)).await??;
         let untold = host.pressure_some.is_none();
         self.psi.note(untold.then(|| "the kernel does not tell it (psi=1 would): free memory alone decides".into()));
@@ -181,7 +181,8 @@ impl Keeper {
             Some((row.uid, machine_memory(&row.owner, reports.oom_kills(), view, decision)))
         });
         // As the machines' own lines have it: without what the VMMs may need.
-        let promises = promises(rows, 0);
+        let started = |row: &MachineRow| views_by_uid.get(&row.uid).map_or(0, |view| (view.promised >> 20) as u32);
+        let promises = promises(rows, started, 0);
         self.daemon.memory.publish(Snapshot {
             host: host_memory(host, &promises, views),
             machines: machines.collect(),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use garret_api::client::{Client, Error};
+use garret_api::vmm::{MachineInfo, MachineState};
 use tokio::sync::{Mutex as Turn, watch};
 use tokio::time::Instant;
 
@@ -105,15 +106,10 @@ impl Standing {
         self.place(uid).state.send_replace(State::Running);
     }
 
-    /// What the VMM says of a machine that an earlier runner has left; what is known already stays.
-    pub fn found(&self, uid: u32, paused: bool) {
-        self.place(uid).state.send_if_modified(|state| {
-            let unknown = *state == State::Unknown;
-            if unknown {
-                *state = if paused { State::Paused } else { State::Running };
-            }
-            unknown
-        });
+    /// Asks the VMM of a machine that is not known to run. An earlier runner may have paused it, and the VMM resumes it by
+    /// itself when this runner was silent for longer than the machine's lease.
+    pub async fn check(&self, uid: u32, vmm: &Client) {
+        self.place(uid).check(vmm).await;
     }
 
     /// Whether it stands still.
@@ -164,6 +160,25 @@ impl Place {
         paused
     }
 
+    async fn check(&self, vmm: &Client) {
+        // While the state is being changed, an answer would be of the past.
+        let Ok(_turn) = self.turn.try_lock() else { return };
+        let before = *self.state.borrow();
+        if before == State::Running {
+            return;
+        }
+        let Ok(info) = vmm.get::<MachineInfo>("/v1/machine").await else { return };
+        let now = if info.state == MachineState::Paused { State::Paused } else { State::Running };
+        self.state.send_if_modified(|state| {
+            // A new VMM may have started meanwhile.
+            let changes = *state == before && before != now;
+            if changes {
+                *state = now;
+            }
+            changes
+        });
+    }
+
     async fn resume(&self, vmm: &Client) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
         if *self.state.borrow() == State::Running {
@@ -177,19 +192,20 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
-    use axum::Router;
-    use axum::routing::post;
+    use axum::routing::{get, post};
+    use axum::{Json, Router};
     use hyper::StatusCode;
     use tempfile::TempDir;
     use tokio::net::UnixListener;
 
+    use super::super::tests::machine_info;
     use super::*;
 
-    /// A VMM that takes its time to pause, and what it was told.
+    /// A VMM that takes its time to pause, and what it was told; its state follows from that.
     fn vmm(pause: StatusCode) -> (TempDir, Client, Arc<Mutex<Vec<&'static str>>>) {
         let dir = tempfile::tempdir().unwrap();
         let told: Arc<Mutex<Vec<&'static str>>> = Arc::default();
-        let (first, second) = (told.clone(), told.clone());
+        let (first, second, third) = (told.clone(), told.clone(), told.clone());
         let router = Router::new()
             .route(
                 "/v1/pause",
@@ -204,6 +220,13 @@ mod tests {
                 post(async move || {
                     second.lock().unwrap().push("resume");
                     StatusCode::NO_CONTENT
+                }),
+            )
+            .route(
+                "/v1/machine",
+                get(async move || {
+                    let paused = third.lock().unwrap().last() == Some(&"pause");
+                    Json(machine_info(if paused { MachineState::Paused } else { MachineState::Running }))
                 }),
             );
         let listener = UnixListener::bind(dir.path().join("api.sock")).unwrap();
@@ -246,14 +269,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_earlier_runner_left_is_found_once() {
-        let standing = Standing::default();
-        standing.found(7, true);
+    async fn the_vmm_corrects_what_is_believed_of_a_machine_at_rest() {
+        let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
+        let standing = Standing { linger: Duration::ZERO, ..Standing::default() };
+        told.lock().unwrap().push("pause");
+        standing.check(7, &vmm).await;
+        assert_eq!(standing.state(7), State::Paused, "an earlier runner left it");
+        standing.resume(7, &vmm).await.unwrap();
+        standing.pause(7, &vmm).await.unwrap();
+        standing.check(7, &vmm).await;
         assert_eq!(standing.state(7), State::Paused);
-        standing.found(7, false);
-        assert_eq!(standing.state(7), State::Paused, "a late answer");
+        told.lock().unwrap().push("resume"); // by itself: its lease expired
+        standing.check(7, &vmm).await;
+        assert_eq!(standing.state(7), State::Running);
+        standing.pause(7, &vmm).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), ["pause", "resume", "pause", "resume", "pause"]);
+    }
+
+    #[tokio::test]
+    async fn a_check_during_a_pause_or_a_start_changes_nothing() {
+        let (_dir, vmm, _) = vmm(StatusCode::NO_CONTENT);
+        let standing = Arc::new(Standing { linger: Duration::ZERO, ..Standing::default() });
         standing.started(7);
-        assert_eq!(standing.state(7), State::Running, "another VMM");
+        let (pausing, client) = (standing.clone(), vmm.clone());
+        let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        standing.check(7, &vmm).await;
+        assert_eq!(standing.state(7), State::Paused, "the VMM still says that it runs");
+        paused.await.unwrap().unwrap();
+        let (checking, client) = (standing.clone(), vmm.clone());
+        let check = tokio::spawn(async move { checking.check(7, &client).await });
+        standing.started(7); // another VMM
+        check.await.unwrap();
+        assert_eq!(standing.state(7), State::Running);
     }
 
     #[tokio::test]
@@ -263,10 +311,11 @@ mod tests {
         standing.started(7);
         assert!(standing.pause(7, &refusing).await.is_err());
         assert_eq!(standing.state(7), State::Running);
-        let (_dir, slow, _) = vmm(StatusCode::NO_CONTENT);
-        assert!(standing.pause(7, &slow.with_deadline(Duration::from_millis(5))).await.is_err());
+        let (_dir, slow, told) = vmm(StatusCode::NO_CONTENT);
+        assert!(standing.pause(7, &slow.clone().with_deadline(Duration::from_millis(5))).await.is_err());
         assert_eq!(standing.state(7), State::Unknown);
-        standing.found(7, true);
+        told.lock().unwrap().push("pause");
+        standing.check(7, &slow).await;
         assert_eq!(standing.state(7), State::Paused);
     }
 }

@@ -34,13 +34,14 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
         let network = config.network(Vec::new()).unwrap();
-        let host = Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
         let store = Store::open(&dir.path().join("state.db")).unwrap();
         let (daemon, _) = Daemon::new(config, network, host, store, NameService::default());
         let row = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
         let told: Arc<Mutex<Vec<String>>> = Arc::default();
         let socket = daemon.paths(&row.name).api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        daemon.set_vmm(&row.name, Some(std::process::id()));
         tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), vmm(told.clone())).into_future());
         daemon
             .write(move |db| {
@@ -63,7 +64,8 @@ impl Rig {
     }
 }
 
-fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
+/// What the VMM of a small machine says of itself.
+pub fn machine_info(state: MachineState) -> MachineInfo {
     let config = MachineConfig {
         vcpus: 1,
         memory_mib: 512,
@@ -76,8 +78,13 @@ fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
         vsock: None,
         balloon: BalloonConfig::default(),
         console: ConsoleConfig::default(),
+        lease_s: None,
     };
-    let info = MachineInfo { version: "1".into(), pid: 1, state: MachineState::Paused, config };
+    MachineInfo { version: "1".into(), pid: 1, state, config, landlock: None }
+}
+
+fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
+    let info = machine_info(MachineState::Paused);
     let memory = MemoryInfo { boot_mib: 512, size_mib: 1024, driver: true, ..MemoryInfo::default() };
     let (resumed, limited) = (told.clone(), told);
     Router::new()

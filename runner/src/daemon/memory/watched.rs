@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::client::Client;
-use garret_api::vmm::{MachineInfo, MachineState, MemoryInfo};
+use garret_api::vmm::MemoryInfo;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -66,8 +65,9 @@ impl Watched {
         let vmm = daemon.vmm(&machine.name, LOOK);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
+        let standing = &daemon.memory.standing;
         let (usage, info, ()) =
-            tokio::join!(measure(&machine.name, protect), vmm.get("/v1/memory"), find_state(daemon, machine, &vmm));
+            tokio::join!(measure(&machine.name, protect), vmm.get("/v1/memory"), standing.check(machine.uid, &vmm));
         match info {
             Ok(info) => self.info = Some(info),
             Err(error) => tracing::debug!(machine = machine.name, "no memory figures: {error}"),
@@ -77,7 +77,6 @@ impl Watched {
             self.protected = Some(guaranteed);
         }
         self.trouble.note(trouble);
-        let standing = &daemon.memory.standing;
         Some(MachineView {
             cpus: self.cpus(usage.cpu),
             guest: self.reports.fresh(),
@@ -146,16 +145,6 @@ async fn measure(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<S
         Some((usage, protected.err().map(|error| format!("{error:#}"))))
     });
     measured.await.ok().flatten()
-}
-
-/// An earlier runner may have left the machine standing still: only its VMM knows.
-async fn find_state(daemon: &Daemon, machine: &MachineRow, vmm: &Client) {
-    let standing = &daemon.memory.standing;
-    if standing.state(machine.uid) == State::Unknown
-        && let Ok(info) = vmm.get::<MachineInfo>("/v1/machine").await
-    {
-        standing.found(machine.uid, info.state == MachineState::Paused);
-    }
 }
 
 #[cfg(test)]

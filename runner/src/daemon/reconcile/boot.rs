@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use garret_api::agent::{AgentInfo, MachineSetup, Progress};
+use anyhow::anyhow;
+use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::Client;
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use super::driver::{Driver, Life};
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
+use crate::daemon::verdict::one_line;
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
 
@@ -20,6 +22,8 @@ pub(super) const START_STEP: &str = "start machine";
 const TRY: Duration = Duration::from_secs(2);
 /// The pause between two. There is nothing to wait on: a connection to a port without a listener is closed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two set-ups of a machine whose agent refuses.
+const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the agent may take to set itself up.
 const SETUP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -41,6 +45,7 @@ impl Driver {
         self.adopted = matches!(self.vmm, Life::Booting(_));
         if let Life::Booting(process) = &self.vmm {
             tracing::info!(machine = machine.name, pid = process.id.pid, "adopted");
+            self.daemon.set_vmm(&machine.name, Some(process.id.pid));
             self.remember(process.id.clone()).await?;
         } else if matches!(self.vmm, Life::Absent) && machine.phase != MachinePhase::Failed {
             // Whatever an earlier runner was about to do, there is no VMM.
@@ -94,6 +99,7 @@ impl Driver {
                 self.daemon.memory.standing.started(uid);
                 self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
                 if let Life::Booting(process) = &self.vmm {
+                    self.daemon.set_vmm(&machine.name, Some(pid));
                     self.remember(process.id.clone()).await?;
                 }
                 Ok(())
@@ -107,14 +113,15 @@ impl Driver {
 
     async fn start_vmm(&self, machine: &MachineRow) -> anyhow::Result<u32> {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
+        let limits = daemon.limits(machine.uid).await.map_err(|problem| anyhow!("{}", problem.message))?;
+        let identity = daemon.vmm_identity(&machine).await;
         tokio::task::spawn_blocking(move || {
             let data_disk = daemon.data_folder(&machine.name).join("data.img");
-            disk::make(&daemon.artifacts.data_template, &data_disk)?;
+            disk::make(&daemon.artifacts.data_template, &data_disk, &limits.disk_gib)?;
             host::launch(&Launch {
                 name: &machine.name,
                 slot: Slot(machine.slot),
-                uid: machine.uid,
-                gid: machine.gid,
+                identity: &identity,
                 vcpus: machine.vcpus,
                 memory_mib: machine.memory_mib,
                 boot_mib: daemon.config.machine.boot_mib,
@@ -122,7 +129,7 @@ impl Driver {
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
                 paths: &daemon.paths(&machine.name),
-                network: &daemon.network,
+                network: &daemon.network(),
             })
         })
         .await?
@@ -142,7 +149,12 @@ impl Driver {
                 answer(&agent).await
             } => {
                 tracing::info!(machine = machine.name, agent = info.version, "the agent answers");
-                self.set_up(machine).await?;
+                if API.overlaps(info.api) {
+                    self.set_up(machine).await?;
+                } else {
+                    let why = mismatch(info.api, self.adopted);
+                    self.not_set_up(machine, why).await?;
+                }
             }
         }
         Ok(())
@@ -177,7 +189,28 @@ impl Driver {
         Ok(())
     }
 
+    /// The agent cannot be set up. A machine that was adopted is kept and asked again, ever more rarely.
+    async fn not_set_up(&mut self, machine: &MachineRow, why: String) -> anyhow::Result<()> {
+        let why = one_line(&why);
+        if !self.adopted {
+            return self.reject(why).await;
+        }
+        let reason = format!("running, but {why}");
+        if machine.reason != reason {
+            tracing::warn!(machine = machine.name, "{why}");
+            let uid = self.uid;
+            self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Running, &reason)).await?;
+        }
+        tokio::select! {
+            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.poked() => {}
+            () = tokio::time::sleep(setup_pause(self.since.elapsed())) => {}
+        }
+        Ok(())
+    }
+
     async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.network.mark_unchanged();
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.name, SETUP_DEADLINE);
         let told = tokio::select! {
@@ -188,12 +221,7 @@ impl Driver {
             told = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)) => told,
         };
         if let Err(error) = told {
-            if self.adopted {
-                tracing::warn!(machine = machine.name, "the agent refuses its setup: {error}");
-                tokio::time::sleep(PAUSE).await;
-                return Ok(());
-            }
-            return self.reject(format!("the agent refuses its setup: {error}")).await;
+            return self.not_set_up(machine, format!("the agent refuses its setup: {error}")).await;
         }
         self.arrive(machine).await?;
         if self.adopted {
@@ -230,7 +258,7 @@ impl Driver {
     }
 
     /// What the guest must know of its host.
-    async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
+    pub(super) async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
         let config = &self.daemon.config;
         let ca_bundle = match config.ca_bundle.as_os_str().is_empty() {
             true => None,
@@ -242,15 +270,33 @@ impl Driver {
                 }
             },
         };
+        let guest = host::started(&self.daemon.paths(&machine.name)).and_then(|started| started.guest);
         MachineSetup {
             hostname: hostname(&machine.name),
-            network: Some(host::guest_network(Slot(machine.slot), &self.daemon.network)),
+            network: Some(host::guest_network(Slot(machine.slot), guest, &self.daemon.network())),
             ca_bundle,
             registry_mirrors: config.registry_mirrors.clone(),
             proxy: config.proxy.clone(),
             packages: config.packages.clone(),
         }
     }
+}
+
+/// The pause before the next set-up of a machine that was adopted `since` ago: exponential, for it follows the time passed.
+fn setup_pause(since: Duration) -> Duration {
+    (since / 2).clamp(PAUSE, SETUP_PAUSE_MAX)
+}
+
+/// Runner and agent have no version of the guest API in common.
+fn mismatch(agent: ApiRange, adopted: bool) -> String {
+    let to_do = match adopted {
+        true => "restart the machine with `garret stop` and `garret start`",
+        false => "install the runner and the guest image of the same release",
+    };
+    format!(
+        "its agent supports versions {} to {} of the guest API and this runner {} to {}: {to_do}",
+        agent.min, agent.max, API.min, API.max
+    )
 }
 
 /// Asks until the agent answers.
@@ -267,4 +313,27 @@ async fn answer(agent: &Client) -> AgentInfo {
 fn hostname(developer: &str) -> String {
     let name: String = developer.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     format!("garret-{}", name.trim_end_matches('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_refuses_is_asked_ever_more_rarely() {
+        let (mut since, mut asked) = (Duration::ZERO, 0);
+        while since < Duration::from_secs(3600) {
+            since += setup_pause(since);
+            asked += 1;
+        }
+        assert!(asked < 150, "{asked} set-ups in an hour");
+        assert_eq!(setup_pause(Duration::ZERO), PAUSE);
+    }
+
+    #[test]
+    fn a_mismatch_names_both_ranges_and_what_to_do() {
+        let said = mismatch(ApiRange { min: 2, max: 3 }, true);
+        assert!(said.contains("2 to 3") && said.contains("1 to 1") && said.contains("garret stop"), "{said}");
+        assert!(mismatch(ApiRange { min: 2, max: 3 }, false).contains("same release"));
+    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use garret_api::Problem;
-use garret_api::agent::{EnvironmentStatus, Progress};
+use garret_api::agent::EnvironmentStatus;
 use garret_api::runner::{Desired, MachinePhase};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -16,11 +16,11 @@ use super::backoff::backoff;
 use super::boots::Boots;
 use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
 use super::runs;
+use crate::daemon::Daemon;
 use crate::daemon::memory::State;
 use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
 use crate::daemon::vmm::VmmProcess;
-use crate::daemon::{Daemon, workspace};
-use crate::host;
+use crate::host::NetworkConfig;
 
 /// How often the agent is asked how its containers are.
 const REFRESH: Duration = Duration::from_secs(15);
@@ -50,6 +50,8 @@ pub(super) struct Driver {
     /// Why we ended it ourselves without being asked.
     pub(super) blame: Option<String>,
     pub(super) reboots: Vec<Instant>,
+    /// Changes when the machine must learn of other resolvers.
+    pub(super) network: watch::Receiver<NetworkConfig>,
     work: HashMap<String, Doing>,
     tasks: JoinSet<()>,
     /// Admits machines to their start.
@@ -96,10 +98,12 @@ impl Doing {
 
 impl Driver {
     pub(super) fn new(daemon: Arc<Daemon>, uid: u32, poke: Arc<Notify>, starts: Arc<Semaphore>) -> Self {
+        let network = daemon.network.subscribe();
         Self {
             daemon,
             uid,
             poke,
+            network,
             vmm: Life::Absent,
             since: Instant::now(),
             adopted: false,
@@ -306,7 +310,10 @@ impl Driver {
                 };
                 self.work.retain(|_, doing| doing.task.id() != task);
             }
-            () = tokio::time::sleep(REFRESH), if ready => self.refresh(machine).await?,
+            () = tokio::time::sleep(REFRESH), if ready => {
+                self.refresh(machine).await?;
+                self.tell_resolvers(machine).await;
+            }
             () = tokio::time::sleep_until(next_boot.unwrap_or(self.since)), if next_boot.is_some() => {}
         }
         Ok(())
@@ -357,15 +364,23 @@ impl Driver {
         Ok(())
     }
 
+    /// Tells the machine of other resolvers; one that is paused or does not listen is told at a later look.
+    async fn tell_resolvers(&mut self, machine: &MachineRow) {
+        let paused = self.daemon.memory.standing.state(self.uid) == State::Paused;
+        if paused || !self.network.has_changed().unwrap_or(false) {
+            return;
+        }
+        let told = self.network.borrow_and_update().clone();
+        let setup = self.machine_setup(machine).await;
+        let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
+        if let Err(error) = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)).await {
+            tracing::warn!(machine = machine.name, resolvers = ?told.resolvers, "the agent is not told: {error}");
+            self.network.mark_changed();
+        }
+    }
+
     /// Begins to do something to an environment.
     async fn begin(&mut self, machine: &MachineRow, row: EnvironmentRow, work: Work) -> anyhow::Result<()> {
-        if work.wish == Wish::Run
-            && let Err(problem) = self.share(machine, &row).await
-        {
-            let progress = Progress::Failed { step: "share workspace".into(), problem };
-            runs::finish(&self.daemon, &row, progress).await?;
-            return Ok(());
-        }
         let id = row.id.clone();
         let run = runs::Run { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
         let machine = machine.clone();
@@ -373,7 +388,7 @@ impl Driver {
             let _needed = run.daemon.wake(&machine).await;
             let id = run.row.id.clone();
             let done = match work.wish {
-                Wish::Run => run.bring_up().await,
+                Wish::Run => run.share_and_bring_up(&machine).await,
                 Wish::Stand => run.stop().await,
                 Wish::Vanish => run.remove().await,
             };
@@ -384,18 +399,6 @@ impl Driver {
         });
         self.work.insert(id, Doing { work, since: Instant::now(), task: handle });
         Ok(())
-    }
-
-    /// Binds the workspace into the machine, opened anew with its developer's rights each time.
-    async fn share(&self, machine: &MachineRow, row: &EnvironmentRow) -> Result<(), garret_api::Problem> {
-        let (paths, id) = (self.daemon.paths(&machine.name), row.id.clone());
-        let (uid, folder) = (row.uid, row.workspace.clone());
-        let shared = tokio::task::spawn_blocking(move || {
-            let workspace = workspace::open_as(uid, &folder)?;
-            host::share_workspace(&paths, &id, &workspace.path())
-                .map_err(|error| garret_api::Problem::new("internal", format!("cannot share the workspace: {error:#}")))
-        });
-        shared.await.unwrap_or_else(|error| Err(garret_api::Problem::new("internal", error.to_string())))
     }
 
     pub(super) fn cancel(&mut self, id: &str) {

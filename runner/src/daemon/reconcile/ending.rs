@@ -7,51 +7,91 @@ use std::time::Duration;
 
 use anyhow::Context;
 use garret_api::Problem;
-use garret_api::runner::{Desired, MachinePhase};
+use garret_api::runner::{Desired, Happening, MachinePhase};
 use garret_api::vmm::LastWords;
 use tokio::time::Instant;
 
 use super::driver::{Driver, Life};
-use crate::daemon::state::{MachineRow, environments, machines};
+use crate::daemon::state::{MachineRow, environments, events, machines};
 use crate::daemon::tail::read_tail;
 use crate::daemon::verdict::{End, Next, Verdict, judge, one_line};
+use crate::daemon::vmm::VmmProcess;
 use crate::host::{self, Slot};
 
-/// How long a request to stop may take to be heard.
-const HEARD: Duration = Duration::from_secs(5);
+/// How long one question to stop may take: a guest that was swapped out comes back meanwhile.
+const QUESTION: Duration = Duration::from_secs(10);
+/// The pause between two.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the agent alone is asked, before the power button is pressed too; and how soon again, for a press before the
+/// guest's init is up is lost.
+const BUTTON_AFTER: Duration = Duration::from_secs(15);
 /// How long a VMM may take to end when it is told to itself.
 const VMM_DEADLINE: Duration = Duration::from_secs(10);
 /// What is read of a VMM's last words and its log, in bytes.
 const WORDS_MAX: u64 = 64 * 1024;
 
 impl Driver {
-    /// Powers the machine off: the guest is asked, then its VMM, then nobody.
+    /// Powers the machine off: the agent is asked, then the power button is pressed, and only at the deadline power is cut.
     pub(super) async fn halt(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let uid = self.uid;
         self.asked = true;
         self.cancel_all().await;
-        self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await?;
-        let _needed = self.daemon.wake(machine).await;
-        let agent = self.daemon.agent(&machine.name, HEARD);
-        let vmm = self.daemon.vmm(&machine.name, HEARD);
-        let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        // Said, not decided: a state that cannot be written does not keep a machine from being stopped.
+        let said = self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await;
+        if let Err(error) = said {
+            tracing::warn!(machine = machine.name, "cannot write that it stops: {error}");
+        }
         let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
-        let asked = match self.vmm {
-            Life::Ready(_) => agent.post("/v1/power-off").await,
-            // A guest that has not come up has nothing to lose.
-            _ => Err(garret_api::client::Error::NoListener { port: garret_api::agent::PORT }),
-        };
-        let patience = if asked.is_ok() { patience } else { Duration::ZERO };
-        if tokio::time::timeout(patience, process.ended()).await.is_err() {
-            tracing::warn!(machine = machine.name, "the guest does not power off: its VMM is ended");
-            // Whether it hears or not, the deadline decides.
-            let _ = vmm.post("/v1/shutdown").await;
-            if tokio::time::timeout(VMM_DEADLINE, process.ended()).await.is_err() {
-                process.kill()?;
-                process.ended().await;
+        let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        tokio::select! {
+            () = process.ended() => {}
+            () = tokio::time::sleep(patience) => {
+                self.report_power_cut(machine, patience).await;
+                self.cut_power(machine, process).await?;
             }
+            () = self.ask_to_power_off(machine) => {}
         }
         self.vmm = Life::Dead;
+        Ok(())
+    }
+
+    /// Asks the guest to power off, in every way there is; never returns.
+    async fn ask_to_power_off(&self, machine: &MachineRow) {
+        let (agent, vmm) = (self.daemon.agent(&machine.name, QUESTION), self.daemon.vmm(&machine.name, QUESTION));
+        let mut alone = Instant::now();
+        loop {
+            // A machine that was paused must run to hear it.
+            let _needed = self.daemon.wake(machine).await;
+            if agent.post("/v1/power-off").await.is_ok() {
+                return std::future::pending().await;
+            }
+            if alone.elapsed() >= BUTTON_AFTER {
+                let pressed = vmm.post("/v1/power-button").await;
+                tracing::info!(machine = machine.name, ?pressed, "the agent does not answer: the power button");
+                alone = Instant::now();
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn report_power_cut(&self, machine: &MachineRow, patience: Duration) {
+        let said = format!("the guest did not power off within {} s: its power is cut", patience.as_secs());
+        tracing::warn!(machine = machine.name, "{said}");
+        let (uid, problem) = (self.uid, Problem::new("power-cut", said));
+        let written = self.daemon.write(move |db| events::add(db, uid, None, &Happening::Problem { problem })).await;
+        if let Err(error) = written {
+            tracing::warn!(machine = machine.name, "cannot write the event: {error}");
+        }
+    }
+
+    /// Ends the VMM, and then its process.
+    async fn cut_power(&self, machine: &MachineRow, process: &VmmProcess) -> anyhow::Result<()> {
+        // Whether it hears or not, the deadline decides.
+        let _ = self.daemon.vmm(&machine.name, VMM_DEADLINE).post("/v1/shutdown").await;
+        if tokio::time::timeout(VMM_DEADLINE, process.ended()).await.is_err() {
+            process.kill()?;
+            process.ended().await;
+        }
         Ok(())
     }
 
@@ -76,20 +116,22 @@ impl Driver {
         })
         .await??;
         let mut verdict = judge(&end);
-        if let Some(why) = self.blame.take() {
+        if let Some(why) = self.blame.clone() {
             verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
         }
         tracing::info!(machine = machine.name, phase = ?verdict.phase, "ended: {}", verdict.reason);
-        if verdict.next == Next::StartAgain {
-            self.reboots.push(Instant::now());
-        }
+        // Until the end is written the driver comes here again: what it knows of the end stays until then.
         if verdict.next == Next::StayStopped {
             let uid = self.uid;
             self.daemon.write(move |db| machines::set_desired(db, uid, Desired::Stopped)).await?;
         }
-        self.asked = false;
-        self.vmm = Life::Absent;
-        Ok(self.write_end(verdict.phase, verdict.reason, !asked).await?)
+        self.daemon.set_vmm(&machine.name, None);
+        self.write_end(verdict.phase, verdict.reason, !asked).await?;
+        if verdict.next == Next::StartAgain {
+            self.reboots.push(Instant::now());
+        }
+        (self.asked, self.blame, self.vmm) = (false, None, Life::Absent);
+        Ok(())
     }
 
     /// The machine stands still now, and everybody may know why.

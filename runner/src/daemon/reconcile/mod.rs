@@ -7,6 +7,7 @@ mod driver;
 mod ending;
 mod plan;
 mod runs;
+mod sharing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ const STARTS_MIN: u32 = 2;
 
 /// Runs a driver for every machine there is and for every one that comes, until the daemon ends.
 pub async fn supervise(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
-    let starts = daemon.host.cpus.max(STARTS_MIN) as usize;
+    let starts = daemon.host().cpus.max(STARTS_MIN) as usize;
     let starts = Arc::new(Semaphore::new(starts));
     let mut drivers = Drivers { daemon: daemon.clone(), starts, running: HashMap::new(), tasks: JoinSet::new() };
     let machines = daemon.read(machines::all).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garret_api::Problem;
-use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, Progress};
+use garret_api::agent::{AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, Happening};
 use hyper::Method;
@@ -53,7 +53,7 @@ impl Run {
     pub(super) async fn bring_up(&self) -> rusqlite::Result<()> {
         let mut spec = self.spec();
         for attempt in 1..=TRIES {
-            match self.follow(&spec).await? {
+            match self.attempt(&mut spec).await? {
                 Followed::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
                 Followed::Lost(error) if attempt == TRIES => {
                     let progress = failed("agent", Problem::new("unavailable", format!("the agent is lost: {error}")));
@@ -62,8 +62,9 @@ impl Run {
                 Followed::Lost(error) => {
                     tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
                     tokio::time::sleep(RETRY).await;
-                    // The agent may have begun: a second removal would throw away what the first run made.
-                    spec.rebuild = false;
+                    // An agent that does not count runs may have begun this one: a second removal would throw away what
+                    // the first has made. Others rebuild once per generation.
+                    spec.rebuild &= spec.generation != 0;
                 }
             }
         }
@@ -77,7 +78,18 @@ impl Run {
             config: self.row.config.clone(),
             local_env: self.row.local_env.clone(),
             rebuild: self.row.rebuild,
+            generation: 0,
         }
+    }
+
+    /// One try. The agent may have been replaced since the last one, so it is asked each time what it can do.
+    async fn attempt(&self, spec: &mut EnvironmentSpec) -> rusqlite::Result<Followed> {
+        let info: AgentInfo = match self.agent().get("/v1/agent").await {
+            Ok(info) => info,
+            Err(error) => return Ok(Followed::Lost(error)),
+        };
+        spec.generation = if info.can(GENERATIONS) { self.row.generation } else { 0 };
+        self.follow(spec).await
     }
 
     async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<Followed> {
@@ -141,7 +153,7 @@ impl Run {
     }
 
     /// Asks the agent until it has done it. What is not there (404) needs nothing done.
-    async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
+    pub(super) async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
         let agent = self.agent();
         let mut pause = RETRY;
         loop {
@@ -166,7 +178,7 @@ impl Run {
         self.daemon.agent(&self.machine, DEADLINE)
     }
 
-    fn path(&self, below: &str) -> String {
+    pub(super) fn path(&self, below: &str) -> String {
         format!("/v1/environments/{}{below}", self.row.id)
     }
 }
@@ -254,6 +266,7 @@ fn tame(progress: Progress) -> Progress {
         Progress::Finished { step, ms } => Progress::Finished { step: one_line(&step), ms },
         Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: clip(problem) },
         Progress::Ready { environment } => Progress::Ready { environment: tame_status(environment) },
+        Progress::Unknown => Progress::Unknown,
     }
 }
 
@@ -282,9 +295,15 @@ fn cut(mut text: String, max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+
     use super::*;
-    use crate::daemon::state::machines;
+    use crate::accounts::NameService;
+    use crate::config::Config;
+    use crate::daemon::admission::Host;
     use crate::daemon::state::tests::{environment, machine, memory};
+    use crate::daemon::state::{Store, machines};
 
     #[test]
     fn what_the_agent_says_is_kept_in_measure() {
@@ -297,6 +316,71 @@ mod tests {
         assert_eq!(text.len(), OUTPUT_MAX);
         let problem = Problem::new("x", "two\nlines\u{7}");
         assert_eq!(tame(failed("a\nb", problem)), failed("a b", Problem::new("x", "two lines")));
+    }
+
+    /// A VMM's vsock socket, behind which an HTTP server listens.
+    struct Vsock(UnixListener);
+
+    impl axum::serve::Listener for Vsock {
+        type Io = UnixStream;
+        type Addr = ();
+
+        async fn accept(&mut self) -> (UnixStream, ()) {
+            let (mut stream, _) = self.0.accept().await.unwrap();
+            while stream.read_u8().await.unwrap() != b'\n' {}
+            stream.write_all(b"OK 1\n").await.unwrap();
+            (stream, ())
+        }
+
+        fn local_addr(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a run of generation 5 sends to an agent with these capabilities, whose first answer breaks off.
+    async fn sent(capabilities: &[&str]) -> Vec<serde_json::Value> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
+        let network = config.network(Vec::new()).unwrap();
+        let host = |_: &Config| Host { cpus: 1, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
+        let store = Store::open(&dir.path().join("state.db")).unwrap();
+        let (daemon, _poked) = Daemon::new(config, network, host, store, NameService::default());
+        let row = EnvironmentRow { generation: 5, ..environment(7, "w") };
+        let kept = row.clone();
+        daemon
+            .write(move |db| machines::put(db, &machine(7)).and_then(|()| environments::put(db, &kept)))
+            .await
+            .unwrap();
+
+        let socket = daemon.paths("dev7").vsock_socket();
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let info =
+            serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true, "capabilities": capabilities});
+        let bodies = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let asked = bodies.clone();
+        let put = async move |body: String| {
+            let mut asked = asked.lock().unwrap();
+            asked.push(serde_json::from_str(&body).unwrap());
+            let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"message\": \"m\"}}\n";
+            if asked.len() == 1 { "" } else { end }
+        };
+        let router = axum::Router::new()
+            .route("/v1/agent", axum::routing::get(async move || axum::Json(info)))
+            .route("/v1/environments/{id}", axum::routing::put(put));
+        tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
+        let run = Run { daemon, machine: "dev7".into(), row };
+        run.bring_up().await.unwrap();
+        bodies.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_counts_runs_rebuilds_once_and_others_are_not_asked_twice() {
+        let bodies = sent(&[GENERATIONS]).await;
+        assert_eq!(bodies.len(), 2);
+        assert!(bodies.iter().all(|body| body["generation"] == 5 && body["rebuild"] == true), "{bodies:?}");
+        let bodies = sent(&[]).await;
+        assert!(bodies.iter().all(|body| body.get("generation").is_none()), "{bodies:?}");
+        assert_eq!(bodies.iter().map(|body| body["rebuild"].clone()).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]

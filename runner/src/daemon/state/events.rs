@@ -3,7 +3,7 @@
 use garret_api::runner::{Event, Happening};
 use rusqlite::{Connection, Row, ToSql, params};
 
-use super::{Json, environments, json, machines, now_ms};
+use super::{environments, json, machines, now_ms};
 
 /// How many events are kept of each developer; one's noise never costs another's events.
 pub const EVENTS_MAX: u64 = 2048;
@@ -27,8 +27,13 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Event> {
         at_ms: row.get(1)?,
         developer: row.get(2)?,
         environment: row.get(3)?,
-        what: row.get::<_, Json<Happening>>(4)?.0,
+        what: happening(&row.get::<_, String>(4)?),
     })
+}
+
+/// One event that only a newer runner understands must not hide the others.
+fn happening(text: &str) -> Happening {
+    serde_json::from_str(text).unwrap_or(Happening::Unknown)
 }
 
 /// Adds an event of this developer's. One whose machine has been forgotten is nobody's.

@@ -250,6 +250,22 @@ fn events_are_bounded_per_developer() {
 }
 
 #[test]
+fn an_event_of_a_newer_runner_hides_no_other() {
+    let db = memory();
+    machines::put(&db, &machine(1)).unwrap();
+    machines::set_phase(&db, 1, MachinePhase::Starting, "asked").unwrap();
+    machines::set_phase(&db, 1, MachinePhase::Running, "running").unwrap();
+    for what in [r#"{"type": "port"}"#, r#"{"type": "squeeze", "means": "new"}"#, "not even JSON"] {
+        db.execute("UPDATE events SET what = ? WHERE id = 1", [what]).unwrap();
+        let events = events::after(&db, 0, &Scope::All).unwrap();
+        assert_eq!((events.len(), &events[0].what), (2, &Happening::Unknown), "{what}");
+        // It is passed on as what a reader tolerates.
+        let text = serde_json::to_string(&events[0]).unwrap();
+        assert_eq!(serde_json::from_str::<garret_api::runner::Event>(&text).unwrap(), events[0]);
+    }
+}
+
+#[test]
 fn events_are_seen_in_their_scope() {
     let db = memory();
     machines::put(&db, &machine(1)).unwrap();

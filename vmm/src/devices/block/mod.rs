@@ -232,8 +232,8 @@ impl Backend for BlockBackend {
         let mut result = Ok(());
         // To the last, whatever has become of the ring: what stayed behind would be taken for the next driver's.
         while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
-            uring.wait()?;
-            result = result.and(self.reap(&mut rings[0]));
+            let waited = uring.wait().map_err(Fault::from);
+            result = result.and(waited).and(self.reap(&mut rings[0]));
         }
         result
     }

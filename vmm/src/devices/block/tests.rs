@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::*;
 use crate::virtio::conformance::{Request, Subject};
-use crate::virtio::testing::{Answer, Rig};
+use crate::virtio::testing::{Answer, DriverQueue, Rig, ram};
 use crate::virtio::{ConfigSpace, VirtioDevice};
 
 const MIB: u64 = 1 << 20;
@@ -182,6 +182,44 @@ fn many_requests_in_flight_are_all_answered() {
         let read = disk.read(sector * 8, 4096);
         assert_eq!(read[..4096], [sector as u8; 4096]);
     }
+}
+
+/// A backend with a ring of the kernel's, and a driver that writes one block.
+fn writer(image: &NamedTempFile) -> (BlockBackend, DriverQueue, [Ring; 1]) {
+    let mut backend = BlockBackend::new(&config(image)).unwrap();
+    backend.prepare().unwrap();
+    let mut queue = DriverQueue::new(ram(DriverQueue::SPACE), 0, 64);
+    let ring = queue.ring(queue.state(), 0);
+    queue.add(&[header(blk::VIRTIO_BLK_T_OUT, 0), vec![0xC0; 512]], &[1]);
+    (backend, queue, [ring])
+}
+
+fn refuse(backend: &mut BlockBackend, errors: &[i32]) {
+    backend.uring.as_mut().unwrap().refusals.extend(errors);
+}
+
+#[test]
+fn transient_refusals_of_io_uring_are_retried() {
+    let image = image(MIB);
+    let (mut backend, mut queue, mut rings) = writer(&image);
+    refuse(&mut backend, &[libc::EAGAIN, libc::EBUSY, libc::EINTR, libc::EAGAIN]);
+    backend.kicked(0, &mut rings).unwrap();
+    refuse(&mut backend, &[libc::EBUSY, libc::EAGAIN]);
+    backend.stop(&mut rings).unwrap();
+    assert_eq!(queue.used().unwrap().bytes, [OK]);
+}
+
+#[test]
+fn stop_leaves_nothing_in_flight_when_io_uring_fails() {
+    let image = image(MIB);
+    let (mut backend, mut queue, mut rings) = writer(&image);
+    refuse(&mut backend, &[libc::EFAULT]);
+    assert!(backend.kicked(0, &mut rings).is_err());
+    assert_eq!(backend.uring.as_ref().unwrap().in_flight(), 1);
+    refuse(&mut backend, &[libc::EFAULT, libc::EAGAIN, libc::EFAULT]);
+    assert!(backend.stop(&mut rings).is_err());
+    assert_eq!(backend.uring.as_ref().unwrap().in_flight(), 0);
+    assert_eq!(queue.used().unwrap().bytes, [OK]);
 }
 
 /// What is in flight when the device stops is finished: used or still available, and what was used is in the file.

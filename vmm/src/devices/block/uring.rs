@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::register::Restriction;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use rustix::thread::{ClockId, clock_nanosleep_relative};
+use rustix::time::Timespec;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::job::{Job, PUNCH, ZERO};
@@ -20,6 +22,8 @@ use crate::virtio::Fault;
 const IMAGE: Fixed = Fixed(0);
 /// Kernel threads one disk may use for requests that would block.
 const KERNEL_THREADS: u32 = 4;
+/// The pause after a call that the kernel refused: 1 ms.
+const REFUSED_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// The ring and the jobs the kernel works on. A job's slot is its chain's head, which is unique among those in flight.
 pub struct Uring {
@@ -27,6 +31,9 @@ pub struct Uring {
     completed: EventFd,
     jobs: Vec<Option<(Job, Buffers)>>,
     in_flight: usize,
+    /// Errors that the next calls return in place of the kernel's answer.
+    #[cfg(test)]
+    pub refusals: std::collections::VecDeque<i32>,
 }
 
 /// The host addresses of a job's data in guest memory, where the kernel finds them while it works on the job.
@@ -63,7 +70,14 @@ impl Uring {
             Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
         ])?;
         submitter.register_enable_rings()?;
-        Ok(Self { ring, completed, jobs: (0..slots).map(|_| None).collect(), in_flight: 0 })
+        Ok(Self {
+            ring,
+            completed,
+            jobs: (0..slots).map(|_| None).collect(),
+            in_flight: 0,
+            #[cfg(test)]
+            refusals: Default::default(),
+        })
     }
 
     /// Queues a job; [`Uring::submit`] hands it to the kernel.
@@ -81,7 +95,7 @@ impl Uring {
         Ok(())
     }
 
-    /// Hands the queued jobs to the kernel. What is in the page cache it answers at once; the announcement of that is taken
+    /// Hands the queued jobs to the kernel. Jobs that it cannot take now stay queued for the next call. What is in the page cache it answers at once; the announcement of that is taken
     /// back, as the caller looks for completions next: a wake-up less. Gives whether there were any jobs.
     pub fn submit(&mut self) -> io::Result<bool> {
         if self.ring.submission().is_empty() {
@@ -110,7 +124,7 @@ impl Uring {
         Some((job, result))
     }
 
-    /// Waits until a job is answered; at once when none is in flight.
+    /// Waits until a job is answered; at once when none is in flight. It may return early.
     pub fn wait(&mut self) -> io::Result<()> {
         if self.in_flight == 0 { Ok(()) } else { self.enter(1) }
     }
@@ -121,13 +135,30 @@ impl Uring {
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
         loop {
-            match self.ring.submit_and_wait(want) {
+            match self.submit_and_wait(want) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // The callers call again: not at once, and after they have taken what is completed.
+                    let _ = clock_nanosleep_relative(ClockId::Monotonic, &REFUSED_PAUSE);
+                    return if is_transient(&error) { Ok(()) } else { Err(error) };
+                }
             }
         }
     }
+
+    fn submit_and_wait(&mut self, want: usize) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Some(code) = self.refusals.pop_front() {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        self.ring.submit_and_wait(want)
+    }
+}
+
+/// The kernel has no memory for more requests now (EAGAIN), or more answers than places for them (EBUSY).
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
 }
 
 fn entry(action: Action, buffers: &[libc::iovec]) -> squeue::Entry {

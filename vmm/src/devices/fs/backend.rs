@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::files::Files;
 use super::pool::{Done, Job, Pool, own_umask};
-use super::request::{self, Lane};
+use super::request::{Lane, Message};
 use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
 
 const DONE: Token = Token(0);
@@ -44,23 +44,31 @@ impl Backend for FsBackend {
         own_umask()
     }
 
+    fn reset(&mut self) {
+        if let Err(error) = self.files.reset() {
+            tracing::warn!("the file server could not be made anew: {error}");
+        }
+    }
+
     fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
+        self.files.started();
         Ok(fds.add(self.done.event(), DONE, EventSet::IN)?)
     }
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
         let ring = &mut rings[queue];
         while let Some(chain) = ring.take()? {
-            let (lane, begins) = request::admit(&chain)?;
-            if begins {
+            let message = Message::admit(&chain)?;
+            if message.is_init() {
                 self.files.renew()?;
             }
+            let lane = message.lane();
             if lane == Lane::Quick || (lane == Lane::Brief && !ring.has_more()?) {
-                let written = self.files.serve(&chain, &mut self.table)?;
+                let written = self.files.serve(&message, &chain, &mut self.table)?;
                 ring.complete(chain.head(), written)?;
             } else {
                 self.in_flight += 1;
-                self.pool.submit(Job { chain, ring: queue, done: self.done.clone() });
+                self.pool.submit(Job { message, chain, ring: queue, done: self.done.clone() });
             }
         }
         Ok(())
@@ -76,6 +84,7 @@ impl Backend for FsBackend {
         while self.in_flight > 0 {
             result = result.and(self.complete(rings));
         }
+        self.files.stopped();
         result
     }
 }

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use garret_api::vmm::ShareConfig;
@@ -16,9 +17,11 @@ use virtiofsd::server::Server;
 
 use super::guard::Guard;
 use super::owners;
+use super::request::Message;
 use crate::virtio::{Chain, Fault, RawTable};
 
-/// Serves one folder. A driver that begins (FUSE_INIT) gets a server of its own, and the files of the one before are closed.
+/// Serves one folder. A driver that begins (FUSE_INIT, or a reset of the device) gets a server of its own, and the files of
+/// the one before are closed first: there are never more than `fd_limit`.
 pub struct Files {
     /// The served folder, and `/proc/self/fd`, through which the server reopens what it knows. Open before the jail closes.
     root: File,
@@ -26,7 +29,10 @@ pub struct Files {
     timeout: Duration,
     guest_id: u32,
     fd_limit: u64,
-    server: RwLock<Option<Arc<Server<Guard>>>>,
+    /// Absent if the host refused one.
+    server: RwLock<Option<Server<Guard>>>,
+    /// The device has stopped; the next start may be a new driver's.
+    stopped: AtomicBool,
 }
 
 impl Files {
@@ -39,29 +45,59 @@ impl Files {
             guest_id: config.guest_id,
             fd_limit,
             server: RwLock::new(None),
+            stopped: AtomicBool::new(false),
         })
     }
 
-    /// Begins anew: no file is open or known. Sets the calling thread's umask to 0.
+    /// Waits for requests in flight, then begins anew: no file is open or known. Sets the calling thread's umask to 0.
     pub fn renew(&self) -> io::Result<()> {
-        let server = Server::new(Guard::new(PassthroughFs::new(self.config()?)?, self.timeout));
-        *self.server.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(server));
+        self.replace(&mut self.lock())
+    }
+
+    /// The device has a new driver: to be called on each of the workers when it starts. Only the first call renews: the driver
+    /// may have begun on that worker's rings before the others start.
+    pub fn reset(&self) -> io::Result<()> {
+        if !self.stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut server = self.lock();
+        // Within the lock: who finds that it is done waits there for the new server.
+        if self.stopped.swap(false, Ordering::AcqRel) { self.replace(&mut server) } else { Ok(()) }
+    }
+
+    /// The device runs.
+    pub fn started(&self) {
+        self.stopped.store(false, Ordering::Release);
+    }
+
+    /// The device stops, for a reset or a pause. No worker starts before all have stopped.
+    pub fn stopped(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    fn replace(&self, server: &mut Option<Server<Guard>>) -> io::Result<()> {
+        *server = None;
+        *server = Some(Server::new(Guard::new(PassthroughFs::new(self.config()?)?, self.timeout)));
         Ok(())
     }
 
-    /// Serves the request in `chain`; returns how many bytes the answer has.
-    pub fn serve(&self, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
+    fn lock(&self) -> RwLockWriteGuard<'_, Option<Server<Guard>>> {
+        self.server.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves `message`, which came in `chain`; returns how many bytes the answer has.
+    pub fn serve(&self, message: &Message, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
         let malformed = |_| Fault::Request("a FUSE message is malformed");
-        let raw = table.lay_out(chain)?;
-        let reader = Reader::new(chain.mem().mapped(), raw.clone()).map_err(|_| chain.too_short())?;
-        let writer = Writer::new(chain.mem().mapped(), raw).map_err(|_| chain.too_short())?;
-        let server = self.server.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let server = server.ok_or(Fault::Bug("the file server was not started"))?;
+        let raw = table.lay_out(chain, message.front(), &message.rest(chain)?)?;
+        let reader = Reader::new(&raw.mem, raw.descriptors.clone()).map_err(|_| chain.too_short())?;
+        let writer = Writer::new(&raw.mem, raw.descriptors).map_err(|_| chain.too_short())?;
+        let server = self.server.read().unwrap_or_else(PoisonError::into_inner);
+        let server = server.as_ref().ok_or(Fault::Request("there is no file server: the host refused one"))?;
         let answer = catch_unwind(AssertUnwindSafe(|| server.handle_message(reader, writer, None::<&mut ()>)));
         match answer {
             Ok(result) => Ok(result.map_err(malformed)? as u32),
             // What the server held locked stays locked: FUSE_INIT replaces it.
-            Err(panic) => Err(Fault::Panic(message(&*panic))),
+            Err(panic) => Err(Fault::Panic(panic_message(&*panic))),
         }
     }
 
@@ -99,7 +135,7 @@ fn open_folder(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("no message").to_owned()
 }

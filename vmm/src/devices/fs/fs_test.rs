@@ -14,7 +14,7 @@ use virtiofsd::fuse::{
     ReadIn, SetattrIn,
 };
 use virtiofsd::soft_idmap::Id;
-use vm_memory::ByteValued;
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::fuse_client::{Broken, Client, HIGH_PRIORITY, REQUESTS, ROOT_ID, share, zero};
 use crate::virtio::conformance::{Request, Subject};
@@ -498,6 +498,39 @@ fn a_slow_request_stalls_nobody_else() {
     assert_eq!(client.rig.queues[REQUESTS].wait_used().head, head);
 }
 
+/// A second processor rewrites a request that waits for a thread: what the device has judged is what the server gets.
+#[test]
+fn a_request_changed_after_it_was_judged_is_the_judged_one() {
+    panics("fs");
+    let place = Place::new();
+    fs::write(place.share().join("slow"), "x").unwrap();
+    let mut client = Client::new(&place.share());
+    let slow = client.walk("slow");
+    let lease = Lease::take(&place.share().join("slow"));
+    let body = OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
+    let threads = super::THREADS_PER_QUEUE + super::THREADS_MORE;
+    let opens: Vec<_> = (0..threads).map(|_| client.message(Opcode::Open, slow, &[body.as_slice()])).collect();
+    let forget = client.message(Opcode::Forget, slow, &[&1_u64.to_le_bytes()]);
+    let look = client.message(Opcode::Getattr, ROOT_ID, &[GetattrIn::default().as_slice()]);
+    let states = client.rig.stop();
+    for open in &opens {
+        client.offer(open, 64);
+    }
+    let forgotten = client.rig.queues[REQUESTS].add(&[forget], &[]);
+    let looked = client.offer(&look, 256);
+    client.rig.resume(states);
+    assert_eq!(client.rig.queues[REQUESTS].wait_used().head, looked);
+    // All threads wait. A forget has no room for an answer, which a listing would need.
+    let queue = &client.rig.queues[REQUESTS];
+    let listing = (Opcode::Readdirplus as u32).to_le_bytes();
+    queue.mem.write_slice(&listing, GuestAddress(queue.buffer(forgotten) + 4)).unwrap();
+    drop(lease);
+    let answers: Vec<_> = (0..=threads).map(|_| client.rig.queues[REQUESTS].wait_used()).collect();
+    assert!(answers.iter().any(|answer| answer.head == forgotten && answer.bytes.is_empty()), "{answers:?}");
+    assert_eq!((panics("fs"), client.rig.is_broken()), (0, false));
+    client.getattr(ROOT_ID).unwrap();
+}
+
 #[test]
 fn stop_waits_for_a_slow_request_until_its_deadline() {
     let place = Place::new();
@@ -509,6 +542,29 @@ fn stop_waits_for_a_slow_request_until_its_deadline() {
     // What is open stays open over a pause.
     client.rig.resume(states);
     client.getattr(ROOT_ID).unwrap();
+}
+
+#[test]
+fn after_a_reset_nothing_is_served_before_init() {
+    let place = Place::new();
+    fs::write(place.share().join("file"), "x").unwrap();
+    let config = garret_api::vmm::ShareConfig { queues: 3, ..share(&place.share()) };
+    let mut client = Client::silent(&config);
+    for round in 0..30 {
+        // A driver may begin on any queue, before the workers of the others have started.
+        client.queue = REQUESTS + round % 3;
+        client.init().unwrap();
+        client.queue = REQUESTS + (round + 1) % 3;
+        let node = client.walk("file");
+        let states = client.rig.stop();
+        client.rig.resume(states);
+        client.getattr(node).unwrap();
+        client.rig.stop();
+        client.rig.start();
+        if round % 2 == 0 {
+            assert_eq!(client.getattr(node).err(), Some(libc::EBADF));
+        }
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rustix::thread::UnshareFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::files::Files;
+use super::request::Message;
 use crate::seccomp::Role;
 use crate::thread;
 use crate::virtio::{Chain, Fault, RawTable};
@@ -18,6 +19,8 @@ use crate::virtio::{Chain, Fault, RawTable};
 /// A request on its way to a thread of the pool. As many as the rings have entries may wait: the rings are the bound.
 pub struct Job {
     /// The request.
+    pub message: Message,
+    /// What it came in, and where its answer is written.
     pub chain: Chain,
     /// The ring it came from, as its owner counts them.
     pub ring: usize,
@@ -127,8 +130,8 @@ impl Drop for Pool {
 
 impl Queue {
     fn serve(&self, files: &Files, mut table: RawTable) {
-        while let Some(Job { chain, ring, done }) = self.next() {
-            let result = files.serve(&chain, &mut table);
+        while let Some(Job { message, chain, ring, done }) = self.next() {
+            let result = files.serve(&message, &chain, &mut table);
             done.push(Answer { ring, head: chain.head(), result });
         }
     }

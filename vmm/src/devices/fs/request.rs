@@ -1,8 +1,11 @@
 //! What can be said of a FUSE request before it is served: whether the server can take it at all, and who serves it.
 
-use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
+use std::io::Read;
 
-use crate::virtio::{Chain, Fault};
+use virtiofsd::fuse::{InHeader, Opcode, OutHeader, WriteIn};
+use vm_memory::ByteValued;
+
+use crate::virtio::{Chain, FRONT_MAX, Fault, Reader};
 
 /// Who serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +19,57 @@ pub enum Lane {
     Slow,
 }
 
-/// Judges the request in `chain`.
-pub fn admit(chain: &Chain) -> Result<(Lane, bool), Fault> {
-    let header: InHeader = chain.reader().read_obj()?;
-    let opcode = Opcode::try_from(header.opcode).ok();
-    // The server writes a header into every answer, and panics where it splits one off a shorter buffer.
-    if has_answer(opcode) && (chain.writable_len() as usize) < size_of::<OutHeader>() {
-        return Err(chain.too_short());
+/// An admitted request. The guest can change its memory at any time, so the server gets the copy that was judged. What does
+/// not fit into the copy (a write's data, the value of a large attribute) is read once, by the server.
+#[derive(Debug)]
+pub struct Message {
+    /// Header and arguments.
+    front: Vec<u8>,
+    opcode: Option<Opcode>,
+}
+
+impl Message {
+    /// Reads and judges the request in `chain`.
+    pub fn admit(chain: &Chain) -> Result<Self, Fault> {
+        let mut reader = chain.reader();
+        let header: InHeader = reader.read_obj()?;
+        let opcode = Opcode::try_from(header.opcode).ok();
+        // The server writes a header into every answer, and panics where it splits one off a shorter buffer.
+        if has_answer(opcode) && (chain.writable_len() as usize) < size_of::<OutHeader>() {
+            return Err(chain.too_short());
+        }
+        let mut front = header.as_slice().to_vec();
+        front.resize(front_max(opcode).min(chain.readable_len() as usize), 0);
+        reader.read_exact(&mut front[size_of::<InHeader>()..])?;
+        Ok(Self { front, opcode })
     }
-    Ok((lane(opcode), matches!(opcode, Some(Opcode::Init))))
+
+    pub fn front(&self) -> &[u8] {
+        &self.front
+    }
+
+    /// What follows the front, in the guest's memory.
+    pub fn rest<'c>(&self, chain: &'c Chain) -> Result<Reader<'c>, Fault> {
+        Ok(chain.reader().split_at(self.front.len())?.1)
+    }
+
+    pub fn lane(&self) -> Lane {
+        lane(self.opcode)
+    }
+
+    /// Whether the driver begins anew.
+    pub fn is_init(&self) -> bool {
+        matches!(self.opcode, Some(Opcode::Init))
+    }
+}
+
+/// How much of the readable bytes is copied.
+fn front_max(opcode: Option<Opcode>) -> usize {
+    match opcode {
+        // The kernel reads the data from the guest's memory.
+        Some(Opcode::Write) => size_of::<InHeader>() + size_of::<WriteIn>(),
+        _ => FRONT_MAX,
+    }
 }
 
 fn has_answer(opcode: Option<Opcode>) -> bool {

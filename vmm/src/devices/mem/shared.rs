@@ -98,9 +98,18 @@ impl Hotplug {
         if !asked_mib.is_multiple_of(BLOCK_MIB) {
             return Err(TargetRefused::NotBlocks(asked_mib));
         }
-        self.shared.requested.store(u64::from(asked_mib) << 20, Ordering::Release);
-        self.interrupt.changed();
+        self.request(u64::from(asked_mib) << 20);
         Ok(())
+    }
+
+    /// From now on the whole region shall be plugged.
+    pub fn allow_all(&self) {
+        self.request(self.shared.map.size());
+    }
+
+    fn request(&self, bytes: u64) {
+        self.shared.requested.store(bytes, Ordering::Release);
+        self.interrupt.changed();
     }
 
     /// How it stands; the memory that is always there is left out.

@@ -9,7 +9,7 @@ use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 pub const BUFFER: u32 = 256 << 10;
 /// The guest is told of room once this much of it is new.
 const CREDIT_STEP: u32 = BUFFER / 4;
-/// A drained buffer larger than this is given back.
+/// A buffer that is mostly drained is made smaller, but not smaller than this.
 const KEEP_CAPACITY: usize = 16 << 10;
 
 /// The guest broke the protocol; the connection must be reset.
@@ -127,6 +127,12 @@ impl Connection {
         self.backlog.as_slices()
     }
 
+    /// The size of the buffer in which bytes wait for the host.
+    #[cfg(test)]
+    pub fn backlog_capacity(&self) -> usize {
+        self.backlog.capacity()
+    }
+
     /// How many bytes wait for the host.
     pub fn backlog_len(&self) -> usize {
         self.backlog.len()
@@ -135,8 +141,9 @@ impl Connection {
     /// The host took `count` bytes of the backlog.
     pub fn delivered(&mut self, count: usize) {
         self.backlog.drain(..count);
-        if self.backlog.is_empty() && self.backlog.capacity() > KEEP_CAPACITY {
-            self.backlog = VecDeque::new();
+        // What is limited are bytes: the buffer must not keep much more room than it has bytes.
+        if self.backlog.len() < self.backlog.capacity() / 4 {
+            self.backlog.shrink_to((2 * self.backlog.len()).max(KEEP_CAPACITY));
         }
         self.forward(count);
         self.settle();

@@ -342,3 +342,18 @@ fn credit_is_asked_for_once() {
     connection.starved();
     assert_eq!(connection.take_control(), Some((Op::CreditRequest, 0)));
 }
+
+#[test]
+fn a_drained_backlog_returns_its_memory() {
+    let mut connection = established();
+    for _ in 0..10 {
+        let room = BUFFER as usize - connection.backlog_len();
+        for piece in vec![7; room].chunks(64 << 10) {
+            connection.receive(Op::Data, &packet(Op::Data, 0, (BUFFER, 0)), piece).unwrap();
+        }
+        connection.delivered(BUFFER as usize - 1);
+        assert!(connection.backlog_capacity() <= 32 << 10, "{} for 1 byte", connection.backlog_capacity());
+    }
+    let (front, rest) = connection.backlog();
+    assert_eq!([front, rest].concat(), [7]);
+}

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use garret_api::vmm::VsockConfig;
+use garret_api::vmm::{SocketAt, VsockConfig};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::muxer::REFUSALS_MAX;
@@ -17,10 +17,14 @@ const FROM_GUEST: usize = 1;
 const EVENTS: usize = 2;
 const CID: u32 = 3;
 
+fn path(config: &VsockConfig) -> std::path::PathBuf {
+    config.socket.path().unwrap().to_owned()
+}
+
 fn config() -> (tempfile::TempDir, VsockConfig) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("v");
-    (dir, VsockConfig { cid: CID, socket })
+    (dir, VsockConfig { cid: CID, socket: SocketAt::Path(socket) })
 }
 
 fn from_guest(key: Key, op: Op, payload: &[u8], taken: u32) -> Vec<u8> {
@@ -72,7 +76,7 @@ impl Guest {
         let (dir, config) = config();
         let mut rig = Rig::new(Box::new(super::new(&config).unwrap()));
         rig.start();
-        let mut guest = Self { rig, socket: config.socket, _dir: dir };
+        let mut guest = Self { rig, socket: path(&config), _dir: dir };
         guest.give_buffers();
         guest
     }
@@ -171,10 +175,10 @@ fn data_waits_for_room_in_the_ring() {
     let (_dir, config) = config();
     let mut rig = Rig::new(Box::new(super::new(&config).unwrap()));
     rig.start();
-    let mut client = UnixStream::connect(&config.socket).unwrap();
+    let mut client = UnixStream::connect(path(&config)).unwrap();
     client.write_all(b"CONNECT 7\n").unwrap();
     // No buffer yet: the request comes once there is one.
-    let mut guest = Guest { rig, socket: config.socket, _dir };
+    let mut guest = Guest { rig, socket: path(&config), _dir };
     guest.give_buffer();
     let (key, header, _) = guest.receive();
     assert_eq!((header.op.get(), key.guest_port), (Op::Request.number(), 7));
@@ -185,7 +189,7 @@ fn a_guest_that_takes_no_answers_waits_and_loses_none() {
     let (_dir, config) = config();
     let mut rig = Rig::new(Box::new(super::new(&config).unwrap()));
     rig.start();
-    let mut guest = Guest { rig, socket: config.socket, _dir };
+    let mut guest = Guest { rig, socket: path(&config), _dir };
     let total = REFUSALS_MAX as u32 + 20;
     let (mut sent, mut answered) = (0, 0);
     // The device takes so many packets, then leaves the rest in the ring.
@@ -216,7 +220,7 @@ fn what_is_wrong_with_the_config_is_said() {
         assert_eq!(error.to_string(), format!("vsock: the context id must be 3 or more and not 4294967295, not {cid}"));
     }
     config.cid = 3;
-    config.socket = "/missing/folder/v".into();
+    config.socket = SocketAt::Path("/missing/folder/v".into());
     let error = super::new(&config).err().unwrap().to_string();
     assert_eq!(error, "vsock: cannot listen on /missing/folder/v: No such file or directory (os error 2)");
 }

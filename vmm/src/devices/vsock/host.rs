@@ -21,10 +21,16 @@ const SUFFIX_MAX: usize = 11;
 /// See the module.
 pub struct Host {
     listener: UnixListener,
-    socket: PathBuf,
+    /// What the paths for guests begin with; `None`: they reach no socket.
+    socket: Option<PathBuf>,
 }
 
 impl Host {
+    /// Takes over a socket that listens already.
+    pub fn inherit(listener: UnixListener) -> Self {
+        Self { listener, socket: None }
+    }
+
     /// Listens on `socket`, for its owner only. A socket file nobody listens on any more is replaced.
     pub fn listen(socket: &Path) -> Result<Self, BuildError> {
         let failed = |source| BuildError::Listen { path: socket.to_owned(), source };
@@ -46,7 +52,7 @@ impl Host {
             Ok(rustix::net::listen(&fd, LISTEN_BACKLOG)?)
         };
         listen().map_err(failed)?;
-        Ok(Self { listener: fd.into(), socket: socket.to_owned() })
+        Ok(Self { listener: fd.into(), socket: Some(socket.to_owned()) })
     }
 
     /// The socket clients connect to; non-blocking.
@@ -56,7 +62,8 @@ impl Host {
 
     /// Connects to the socket for the guest's host port `port`: `<socket>_<port>`. Never blocks.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let mut path = self.socket.clone().into_os_string();
+        let socket = self.socket.clone().ok_or(ErrorKind::ConnectionRefused)?;
+        let mut path = socket.into_os_string();
         path.push(format!("_{port}"));
         let fd = rustix::net::socket_with(
             AddressFamily::UNIX,

@@ -1,7 +1,8 @@
 //! The socket device (virtio 1.2 §5.10): streams between the guest and Unix sockets of the host.
 //!
 //! A client connects to the machine's socket, writes `CONNECT <port>\n`, reads `OK <port>\n` and has a stream to that port of
-//! the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if there is one.
+//! the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if there is one. An inherited
+//! socket has no path, and the guest reaches nothing.
 //!
 //! [`packet`] knows the wire, [`connection`] one stream's rules without I/O, [`peer`] a stream and its socket, [`muxer`]
 //! all of them, [`host`] the sockets they begin at, [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] bytes waiting
@@ -26,11 +27,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use garret_api::vmm::VsockConfig;
+use garret_api::vmm::{SocketAt, VsockConfig};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 pub use backend::VsockBackend;
 
+use crate::inherited;
 use crate::seccomp::Role;
 use crate::virtio::{self, ConfigBytes, Device, Identity};
 
@@ -73,6 +75,9 @@ pub enum BuildError {
         /// The host's error.
         source: io::Error,
     },
+    /// The inherited descriptor cannot be used.
+    #[error("vsock: inherited socket: {0}")]
+    Inherited(io::Error),
     /// The event queue or the timer could not be made.
     #[error("vsock: {0}")]
     Host(#[from] io::Error),
@@ -101,6 +106,9 @@ fn backend(config: &VsockConfig) -> Result<VsockBackend, BuildError> {
     if config.cid < CID_MIN || config.cid == u32::MAX {
         return Err(BuildError::Cid(config.cid));
     }
-    let host = host::Host::listen(&config.socket)?;
+    let host = match &config.socket {
+        SocketAt::Path(path) => host::Host::listen(path)?,
+        SocketAt::Descriptor(number) => host::Host::inherit(inherited::listen(*number).map_err(BuildError::Inherited)?),
+    };
     Ok(VsockBackend::new(muxer::Muxer::new(u64::from(config.cid), host)?)?)
 }

@@ -1,19 +1,27 @@
 //! `/etc/garret/config.toml`. Every setting has a default; a file that says something unknown is refused.
 
+mod limits;
+
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use garret_api::agent::{PackageIndexes, Proxy, RegistryMirror};
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::daemon::MEMORY_MIN_MIB;
 use crate::host;
 
+pub use limits::{Limit, Limits, LimitsSection};
+
 /// Where the configuration is, unless `garret daemon --config` says otherwise.
 pub const CONFIG: &str = "/etc/garret/config.toml";
+
+/// Fewer connections break a single browser page.
+const CONNECTIONS_MIN: u32 = 256;
 
 /// The daemon's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -31,13 +39,18 @@ pub struct Config {
     pub machine: MachineDefaults,
     /// What the host keeps of its memory.
     pub memory: MemorySection,
+    /// Who may have a machine, and how much.
+    pub limits: LimitsSection,
     /// The machines' network.
     pub network: NetworkSection,
     /// Where machines look for images first.
+    #[serde(deserialize_with = "strict_list")]
     pub registry_mirrors: Vec<RegistryMirror>,
     /// Proxies for machines, image builds and containers.
+    #[serde(deserialize_with = "strict")]
     pub proxy: Proxy,
     /// Package indexes for image builds and containers.
+    #[serde(deserialize_with = "strict")]
     pub packages: PackageIndexes,
     /// What may pass from the caller to the guest.
     pub policy: Policy,
@@ -52,12 +65,33 @@ impl Default for Config {
             artifacts: ArtifactsConfig::default(),
             machine: MachineDefaults::default(),
             memory: MemorySection::default(),
+            limits: LimitsSection::default(),
             network: NetworkSection::default(),
             registry_mirrors: Vec::new(),
             proxy: Proxy::default(),
             packages: PackageIndexes::default(),
             policy: Policy::default(),
         }
+    }
+}
+
+/// A section that the guest API has, too. There an unknown field is a newer version's; in a file it is a typing error.
+fn strict<'de, D: Deserializer<'de>, T: DeserializeOwned + Serialize>(from: D) -> Result<T, D::Error> {
+    checked(toml::Table::deserialize(from)?).map_err(D::Error::custom)
+}
+
+fn strict_list<'de, D: Deserializer<'de>, T: DeserializeOwned + Serialize>(from: D) -> Result<Vec<T>, D::Error> {
+    let tables = Vec::<toml::Table>::deserialize(from)?;
+    tables.into_iter().map(|table| checked(table).map_err(D::Error::custom)).collect()
+}
+
+fn checked<T: DeserializeOwned + Serialize>(written: toml::Table) -> Result<T, String> {
+    let section: T = written.clone().try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    // What was read is written again under the same name.
+    let known = toml::Table::try_from(&section).map_err(|error| error.to_string())?;
+    match written.keys().find(|name| !known.contains_key(*name)) {
+        Some(name) => Err(format!("unknown field `{name}`")),
+        None => Ok(section),
     }
 }
 
@@ -106,6 +140,21 @@ pub struct MachineDefaults {
     pub boot_deadline_s: u64,
     /// How long a machine may take to power off before it is killed, in seconds.
     pub stop_deadline_s: u64,
+    /// Who a machine's VMM runs as.
+    pub run_as: RunAs,
+    /// The first uid of machines that have uids of their own; each has this one plus its place in the address pool.
+    pub first_uid: u32,
+}
+
+/// Who a machine's VMM runs as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunAs {
+    /// A uid of its own, which no account has. Workspaces must be on a file system with id-mapped mounts.
+    #[default]
+    OwnUid,
+    /// The developer: for workspaces on NFS and others without id-mapped mounts.
+    Developer,
 }
 
 impl Default for MachineDefaults {
@@ -118,6 +167,9 @@ impl Default for MachineDefaults {
             memory_overhead_mib: 256,
             boot_deadline_s: 120,
             stop_deadline_s: 60,
+            run_as: RunAs::OwnUid,
+            // Between what systemd hands out to containers and the ids that do not fit a signed number.
+            first_uid: 2_000_000_000,
         }
     }
 }
@@ -139,13 +191,18 @@ pub struct NetworkSection {
     pub pool: String,
     /// Upstream resolvers; none: those of the host.
     pub resolvers: Vec<IpAddr>,
-    /// `address:port` on the host or in its neighbourhood that machines may reach all the same: registry mirrors.
-    pub allow: Vec<SocketAddrV4>,
+    /// What machines may reach on the host and in private networks, as `ADDRESS[/PREFIX][:PORTS]`. With ports, TCP and
+    /// UDP; without, everything. Only a single address can open the host itself.
+    pub allow: Vec<host::Allow>,
+    /// The most connections of one machine at a time, 256 or more.
+    pub connections_max: u32,
 }
 
 impl Default for NetworkSection {
     fn default() -> Self {
-        Self { pool: "100.96.0.0/16".into(), resolvers: Vec::new(), allow: Vec::new() }
+        // A package manager opens hundreds; a browser, a build and a crawler together stay below this.
+        let connections_max = 8192;
+        Self { pool: "100.96.0.0/16".into(), resolvers: Vec::new(), allow: Vec::new(), connections_max }
     }
 }
 
@@ -208,6 +265,9 @@ impl Config {
             bail!("[machine] guaranteed_mib ({guaranteed}) must not be more than memory_mib ({memory})");
         }
         parse_pool(&config.network.pool)?;
+        if config.network.connections_max < CONNECTIONS_MIN {
+            bail!("[network] connections_max must be {CONNECTIONS_MIN} or more");
+        }
         Ok(config)
     }
 
@@ -216,8 +276,10 @@ impl Config {
         let resolvers = if self.network.resolvers.is_empty() { host_resolvers } else { self.network.resolvers.clone() };
         Ok(host::NetworkConfig {
             pool: parse_pool(&self.network.pool)?,
-            resolvers: resolvers.into_iter().take(3).collect(),
-            allow: self.network.allow.iter().map(|at| (*at.ip(), at.port())).collect(),
+            // Machines have no IPv6: each lookup would wait for the resolver that it cannot reach.
+            resolvers: resolvers.into_iter().filter(IpAddr::is_ipv4).take(3).collect(),
+            allow: self.network.allow.clone(),
+            connections_max: self.network.connections_max,
         })
     }
 
@@ -243,10 +305,15 @@ fn parse_pool(pool: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
     }
 }
 
-/// The nameservers of the first table that names one a machine could reach: not the host's own stub on loopback.
+/// The nameservers of the first table that names one a machine could reach: not the host's own stub on loopback, for which
+/// systemd-resolved keeps the real ones.
 pub fn host_resolvers() -> Vec<IpAddr> {
-    ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"]
-        .iter()
+    reachable(["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].map(Path::new))
+}
+
+fn reachable<'a>(tables: impl IntoIterator<Item = &'a Path>) -> Vec<IpAddr> {
+    tables
+        .into_iter()
         .map(|path| nameservers(&fs::read_to_string(path).unwrap_or_default()))
         .find(|found| !found.is_empty())
         .unwrap_or_default()
@@ -256,7 +323,7 @@ fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
     resolv_conf
         .lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok())
-        .filter(|address: &IpAddr| !address.is_loopback())
+        .filter(|address: &IpAddr| address.is_ipv4() && !address.is_loopback())
         .collect()
 }
 
@@ -284,10 +351,15 @@ mod tests {
             boot_mib = 384
             [memory]
             reserve_mib = 1024
+            [limits]
+            memory_mib = 9000
+            [limits.group.ml]
+            vcpus = 8
             [network]
             pool = "10.99.0.0/16"
             resolvers = ["1.1.1.1"]
-            allow = ["10.0.2.2:5000"]
+            allow = ["10.0.2.2:5000", "10.20.0.0/16:443"]
+            connections_max = 1000
             [[registry_mirrors]]
             registry = "docker.io"
             mirror = "10.0.2.2:5000"
@@ -306,7 +378,11 @@ mod tests {
         let network = config.network(vec!["9.9.9.9".parse().unwrap()]).unwrap();
         assert_eq!(network.pool, ("10.99.0.0".parse().unwrap(), 16));
         assert_eq!(network.resolvers, ["1.1.1.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(network.allow, [("10.0.2.2".parse().unwrap(), 5000)]);
+        let host = ["fd00::1", "9.9.9.9", "::1", "9.9.9.10", "9.9.9.11", "9.9.9.12"].map(|text| text.parse().unwrap());
+        let of_host = Config::default().network(host.into()).unwrap().resolvers;
+        assert_eq!(of_host, [host[1], host[3], host[4]]);
+        assert_eq!(network.allow, ["10.0.2.2:5000".parse().unwrap(), "10.20.0.0/16:443".parse().unwrap()]);
+        assert_eq!(network.connections_max, 1000);
         assert!(config.registry_mirrors[0].insecure);
         for (name, admitted) in [("HOME", true), ("HOMER", false), ("LC_ALL", true), ("AWS_SECRET_ACCESS_KEY", false)] {
             assert_eq!(config.policy.admits(name), admitted, "{name}");
@@ -317,15 +393,21 @@ mod tests {
     fn errors_name_line_and_key() {
         for (text, said) in [
             ("[machine]\nvcpu = 3\n", "line 2: unknown field `vcpu`"),
+            ("[proxy]\nhtttp = 'x'\n", "unknown field `htttp`"),
+            ("[packages]\nnpm = 'x'\n", "unknown field `npm`"),
+            ("[[registry_mirrors]]\nregistry = 'a'\nmirror = 'b'\nsecure = true\n", "unknown field `secure`"),
+            ("[[registry_mirrors]]\nregistry = 'a'\n", "missing field `mirror`"),
             ("[machine\n", "line 1: "),
             ("[machine]\nvcpus = 33\n", "vcpus must be 1 to 32"),
             ("[machine]\nmemory_mib = 10\n", "memory_mib must be 256 or more"),
             ("[machine]\nguaranteed_mib = 10\n", "[machine] guaranteed_mib must be 256 or more"),
             ("[machine]\nboot_mib = 10\n", "[machine] boot_mib must be 256 or more"),
             ("[machine]\nmemory_mib = 300\nguaranteed_mib = 400\n", "guaranteed_mib (400) must not be more than"),
+            ("[limits.group.ml]\nmemory = 1\n", "line 2: unknown field `memory`"),
             ("[memory]\nreserve_mib = -1\n", "line 2: "),
             ("[network]\npool = \"everything\"\n", "pool must be an IPv4 network"),
-            ("[network]\n\nallow = [\"host:80\"]\n", "line 3: "),
+            ("[network]\n\nallow = [\"host:80\"]\n", "line 3: `host:80`: the address is not an IPv4 address"),
+            ("[network]\nconnections_max = 9\n", "connections_max must be 256 or more"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");
@@ -335,7 +417,14 @@ mod tests {
 
     #[test]
     fn the_hosts_stub_resolver_is_left_out() {
-        let text = "# comment\nnameserver 127.0.0.53\nnameserver 10.0.2.3\nsearch x\nnameserver ::1\n";
+        let text =
+            "# comment\nnameserver 127.0.0.53\nnameserver 10.0.2.3\nsearch x\nnameserver ::1\nnameserver fd00::3\n";
         assert_eq!(nameservers(text), ["10.0.2.3".parse::<IpAddr>().unwrap()]);
+        let dir = tempfile::tempdir().unwrap();
+        let [real, stub] = ["real", "stub"].map(|name| dir.path().join(name));
+        fs::write(&stub, "nameserver 127.0.0.53\noptions edns0\n").unwrap();
+        assert!(reachable([real.as_path(), &stub]).is_empty());
+        fs::write(&real, "nameserver fd00::3\nnameserver 192.168.0.1\n").unwrap();
+        assert_eq!(reachable([real.as_path(), &stub]), ["192.168.0.1".parse::<IpAddr>().unwrap()]);
     }
 }

@@ -6,8 +6,15 @@
 //! ```
 //! Each slot owns eight addresses of the pool: the first /30 lies between guest and namespace, the second between
 //! namespace and host. A machine reaches the internet and nothing else: not another machine, not the host's own
-//! addresses (but for the endpoints the configuration allows, such as a registry mirror), not the link-local block with
-//! the cloud's metadata service. IPv6 is off. The namespace itself drops what does not carry the guest's address.
+//! addresses, no private or otherwise special network (the company's, the link-local block with the cloud's metadata
+//! service), unless the configuration allows it. IPv6 is off. The namespace itself drops what does not carry the guest's
+//! address. One machine has a bounded number of connections in the host's table of them.
+
+mod allow;
+mod conntrack;
+mod rules;
+#[cfg(test)]
+mod rules_test;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,6 +22,9 @@ use anyhow::{Context, bail};
 use garret_api::agent::NetworkSetup;
 
 use super::program::run;
+use rules::{host_rules, namespace_rules};
+
+pub use allow::Allow;
 
 /// The TAP's name in the machine's namespace.
 pub const TAP: &str = "tap0";
@@ -32,8 +42,10 @@ pub struct NetworkConfig {
     pub pool: (Ipv4Addr, u8),
     /// Upstream resolvers given to the guests.
     pub resolvers: Vec<IpAddr>,
-    /// TCP endpoints that machines may reach although they lie on the host or in a denied network.
-    pub allow: Vec<(Ipv4Addr, u16)>,
+    /// What machines may reach although it lies on the host or in a special network.
+    pub allow: Vec<Allow>,
+    /// The most connections of one machine at a time.
+    pub connections_max: u32,
 }
 
 impl NetworkConfig {
@@ -59,13 +71,14 @@ fn addresses(slot: Slot, network: &NetworkConfig) -> Addresses {
     Addresses { tap: at(1), guest: at(2), host: at(5), uplink: at(6) }
 }
 
-/// What the guest is told of its interface.
-pub fn guest_network(slot: Slot, network: &NetworkConfig) -> NetworkSetup {
-    let addresses = addresses(slot, network);
+/// What the guest is told of its interface. A machine that has been started has an address already: it keeps that, as its
+/// TAP does, whatever the pool is now.
+pub fn guest_network(slot: Slot, started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
+    let address = started.unwrap_or_else(|| addresses(slot, network).guest);
     NetworkSetup {
-        address: addresses.guest,
+        address,
         prefix: 30,
-        gateway: addresses.tap,
+        gateway: Ipv4Addr::from(u32::from(address) - 1),
         resolvers: network.resolvers.clone(),
         mtu: MTU,
     }
@@ -75,6 +88,15 @@ pub fn guest_network(slot: Slot, network: &NetworkConfig) -> NetworkSetup {
 pub fn mac(slot: Slot, network: &NetworkConfig) -> String {
     let [a, b, c, d] = addresses(slot, network).guest.octets();
     format!("06:67:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
+/// The guest's address in a hardware address that [`mac`] made.
+pub fn guest_of(mac: &str) -> Option<Ipv4Addr> {
+    let octets: Vec<u8> = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect::<Option<_>>()?;
+    match octets[..] {
+        [0x06, 0x67, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),
+        _ => None,
+    }
 }
 
 /// The name of the machine's network namespace.
@@ -92,12 +114,38 @@ pub fn prepare(network: &NetworkConfig) -> anyhow::Result<()> {
         bail!("network pool: the prefix length is {}, it must be 8 to 29", network.pool.1);
     }
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot turn on IPv4 forwarding")?;
-    run("nft", &["-f", "-"], &host_rules(network))
+    run("nft", &["-f", "-"], &host_rules(network, &running_blocks()?))?;
+    make_room(network, 0)
+}
+
+/// The addresses of the machines that run: they may be of a pool that was configured when they started.
+fn running_blocks() -> anyhow::Result<Vec<String>> {
+    let listed = std::process::Command::new("ip").args(["-4", "-o", "address"]).output().context("cannot run `ip`")?;
+    Ok(blocks(&String::from_utf8_lossy(&listed.stdout)))
+}
+
+/// The slots' blocks of addresses in what `ip -4 -o address` prints.
+fn blocks(listed: &str) -> Vec<String> {
+    let block = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next().filter(|interface| interface.starts_with("grt"))?;
+        let address: Ipv4Addr = words.nth(1)?.split('/').next()?.parse().ok()?;
+        Some(format!("{}/29", Ipv4Addr::from(u32::from(address) & !(ADDRESSES_PER_SLOT - 1))))
+    };
+    listed.lines().filter_map(block).collect()
+}
+
+/// Makes room in the table of connections for the machines that have an uplink, and `more`.
+fn make_room(network: &NetworkConfig, more: u64) -> anyhow::Result<()> {
+    let names = std::fs::read_dir("/sys/class/net").context("cannot list the network interfaces")?;
+    let uplinks = names.flatten().filter(|name| name.file_name().as_encoded_bytes().starts_with(b"grt")).count() as u64;
+    conntrack::make_room(uplinks + more, network.connections_max)
 }
 
 /// Makes the machine's namespace, TAP and uplink; what is left of an earlier run goes first.
 pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyhow::Result<()> {
     remove(name, slot)?;
+    make_room(network, 1)?;
     let (namespace, uplink) = (namespace(name), host_interface(slot));
     let Addresses { tap, guest, host, uplink: inner } = addresses(slot, network);
     run("ip", &["netns", "add", &namespace], "")?;
@@ -137,78 +185,16 @@ pub fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The host's table. It is replaced as a whole and in one transaction, so no packet ever sees half of it.
-fn host_rules(network: &NetworkConfig) -> String {
-    let pool = format!("{}/{}", network.pool.0, network.pool.1);
-    let allowed: Vec<String> = network.allow.iter().map(|(address, port)| format!("{address} . {port}")).collect();
-    let elements = if allowed.is_empty() { String::new() } else { format!("elements = {{ {} }}", allowed.join(", ")) };
-    let resolvers: Vec<String> = network.resolvers.iter().filter(|r| r.is_ipv4()).map(ToString::to_string).collect();
-    let dns = if resolvers.is_empty() {
-        String::new()
-    } else {
-        format!("ip daddr {{ {} }} meta l4proto {{ tcp, udp }} th dport 53 accept", resolvers.join(", "))
-    };
-    format!(
-        r#"table inet garret
-delete table inet garret
-table inet garret {{
-  set allowed {{ type ipv4_addr . inet_service; {elements} }}
-  chain input {{
-    type filter hook input priority filter - 10; policy accept;
-    iifname != "grt*" accept
-    ct state established,related accept
-    ip daddr . tcp dport @allowed accept
-    {dns}
-    drop
-  }}
-  chain from_machine {{
-    meta nfproto != ipv4 drop
-    ip saddr != {pool} drop
-    oifname "grt*" drop
-    ip daddr . tcp dport @allowed accept
-    {dns}
-    ip daddr {{ {pool}, 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }} drop
-    accept
-  }}
-  chain forward {{
-    type filter hook forward priority filter - 10; policy accept;
-    iifname "grt*" goto from_machine
-    oifname "grt*" ct state established,related accept
-    oifname "grt*" drop
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {pool} oifname != "grt*" masquerade
-  }}
-}}
-"#
-    )
-}
-
-/// The namespace's table: only the guest's address leaves, and nobody talks to the namespace itself.
-fn namespace_rules(guest: Ipv4Addr) -> String {
-    format!(
-        r#"table inet garret {{
-  chain input {{ type filter hook input priority filter; policy drop; icmp type echo-request accept; }}
-  chain forward {{
-    type filter hook forward priority filter; policy drop;
-    iifname "{TAP}" ip saddr {guest} oifname "uplink" accept
-    iifname "uplink" ip daddr {guest} oifname "{TAP}" accept
-  }}
-}}
-"#
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn network() -> NetworkConfig {
+    pub fn network() -> NetworkConfig {
         NetworkConfig {
             pool: (Ipv4Addr::new(100, 96, 0, 0), 16),
             resolvers: vec!["10.0.0.2".parse().unwrap()],
-            allow: vec![(Ipv4Addr::new(192, 0, 2, 1), 5000)],
+            allow: vec!["192.0.2.1:5000".parse().unwrap()],
+            connections_max: 8192,
         }
     }
 
@@ -228,21 +214,29 @@ mod tests {
 
     #[test]
     fn guest_and_tap_share_a_network_and_mac_is_local_unicast() {
-        let setup = guest_network(Slot(3), &network());
+        let setup = guest_network(Slot(3), None, &network());
         assert_eq!(u32::from(setup.address) >> 2, u32::from(setup.gateway) >> 2);
         let first = u8::from_str_radix(&mac(Slot(3), &network())[..2], 16).unwrap();
         assert_eq!(first & 0b11, 0b10);
     }
 
     #[test]
-    fn nft_takes_the_rules() {
-        // `nft --check` parses and evaluates without loading; it needs a network namespace of its own.
-        for rules in [
-            host_rules(&network()),
-            host_rules(&NetworkConfig { resolvers: vec![], allow: vec![], ..network() }),
-            namespace_rules(Ipv4Addr::new(100, 96, 0, 2)),
-        ] {
-            run("unshare", &["--user", "--map-root-user", "--net", "nft", "--check", "-f", "-"], &rules).unwrap();
+    fn a_running_machine_keeps_its_address_over_a_changed_pool() {
+        let before = guest_network(Slot(3), None, &network());
+        let changed = NetworkConfig { pool: (Ipv4Addr::new(10, 99, 0, 0), 16), ..network() };
+        let started = guest_of(&mac(Slot(3), &network()));
+        assert_eq!(guest_network(Slot(3), started, &changed), before);
+        assert_ne!(guest_network(Slot(3), None, &changed), before);
+        for other in ["", "06:67:01:02:03", "02:67:01:02:03:04", "06:67:01:02:03:xx", "06:67:01:02:03:04:05"] {
+            assert_eq!(guest_of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn blocks_of_machines_in_a_former_pool_are_found() {
+        let listed = "1: lo    inet 127.0.0.1/8 scope host lo\n\
+            7: grt3    inet 10.99.0.29/30 scope global grt3\\       valid_lft forever\n\
+            8: grt0    inet 100.96.0.5/30 scope global grt0\n9: eth0    inet 10.0.2.15/24 scope global eth0\n";
+        assert_eq!(blocks(listed), ["10.99.0.24/29", "100.96.0.0/29"]);
     }
 }

@@ -1,0 +1,65 @@
+//! Work that may block, away from the agent's one thread.
+
+use std::time::Duration;
+
+use garret_api::Problem;
+use tokio::sync::Semaphore;
+
+/// One kind of work that may block. A caller waits at most `deadline`; work that does not return keeps its thread and its
+/// place, so that it cannot take all threads.
+pub struct Blocking {
+    what: &'static str,
+    deadline: Duration,
+    places: Semaphore,
+}
+
+impl Blocking {
+    /// `what` begins the sentence of the error; at most `max` at once.
+    pub const fn new(what: &'static str, max: usize, deadline: Duration) -> Self {
+        Self { what, deadline, places: Semaphore::const_new(max) }
+    }
+
+    /// Runs `work` on another thread.
+    ///
+    /// # Errors
+    /// `unavailable`: it did not return in time, and may still run.
+    pub async fn run<T: Send + 'static>(
+        &'static self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let call = async {
+            let place = self.places.acquire().await;
+            tokio::task::spawn_blocking(move || {
+                let value = work();
+                drop(place);
+                value
+            })
+            .await
+        };
+        match tokio::time::timeout(self.deadline, call).await {
+            Ok(done) => done.map_err(|error| Problem::new("internal", format!("{} failed: {error}", self.what))),
+            Err(_) => {
+                let message = format!("{} took longer than {} s; try again", self.what, self.deadline.as_secs());
+                Err(Problem::new("unavailable", message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_hangs_keeps_its_place_and_no_caller() {
+        static HANGING: Blocking = Blocking::new("the test's work", 1, Duration::from_millis(50));
+        let (release, released) = mpsc::channel::<()>();
+        let problem = HANGING.run(move || released.recv().ok()).await.unwrap_err();
+        assert_eq!(problem.code, "unavailable");
+        assert_eq!(HANGING.run(|| 1).await.unwrap_err().code, "unavailable");
+        drop(release);
+        while HANGING.run(|| 1).await.is_err() {}
+    }
+}

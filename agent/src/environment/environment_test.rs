@@ -1,0 +1,206 @@
+//! Environments with a stand-in for the engine: a script that notes its calls. No container ever runs, so a way up that
+//! comes so far ends with "the container has ended".
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::record::ContainerRecord;
+use super::*;
+
+/// Environments in a folder of their own, with a workspace `p-1` that names an image.
+struct Stage {
+    folder: tempfile::TempDir,
+    all: Arc<Environments>,
+}
+
+impl Stage {
+    /// `engine` is a shell script; `$1` is the engine's subcommand, and `$calls` the file that notes all calls.
+    fn new(engine: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = folder.path().join("workspaces/p-1");
+        std::fs::create_dir_all(&workspace).unwrap();
+        std::fs::create_dir(folder.path().join("run")).unwrap();
+        std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "debian"}"#).unwrap();
+        let program = folder.path().join("engine");
+        let calls = folder.path().join("calls");
+        let script = format!("#!/bin/sh\ncalls={}\necho \"$*\" >> $calls\n{engine}\n", calls.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let all = environments(folder.path());
+        Self { folder, all }
+    }
+
+    /// Another agent over the same disk.
+    fn restart(&mut self) {
+        self.all = environments(self.folder.path());
+    }
+
+    fn calls(&self) -> Vec<String> {
+        let calls = std::fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    fn called(&self, command: &str) -> bool {
+        self.calls().iter().any(|call| call.starts_with(command))
+    }
+
+    async fn wait_for_call(&self, command: &str) {
+        while !self.called(command) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The record of a container made by run 7.
+    fn note_container(&mut self) {
+        let container = ContainerRecord { id: "ab".into(), generation: 7, ..ContainerRecord::default() };
+        let record = Record { container: Some(container), generation: 7, ..Record::new("p-1", "p-1") };
+        Store::new(self.folder.path().join("state/environments")).save(&record).unwrap();
+        self.restart();
+    }
+
+    async fn up(&self, spec: EnvironmentSpec) -> (String, Problem) {
+        match last(self.all.up("p-1", spec).await.unwrap()).await {
+            Progress::Failed { step, problem } => (step, problem),
+            other => panic!("no container ever runs: {other:?}"),
+        }
+    }
+}
+
+fn environments(folder: &Path) -> Arc<Environments> {
+    let dirs = Dirs { workspaces: folder.join("workspaces"), state: folder.join("state"), run: folder.join("run") };
+    let all = Environments::new(dirs, watch::channel(Arc::default()).1);
+    let all = Arc::into_inner(all).unwrap();
+    Arc::new(Environments { engine: folder.join("engine"), ..all })
+}
+
+fn spec(generation: u64) -> EnvironmentSpec {
+    EnvironmentSpec {
+        share: "p-1".into(),
+        host_path: "/home/ann/p".into(),
+        config: None,
+        local_env: BTreeMap::new(),
+        rebuild: false,
+        generation,
+    }
+}
+
+async fn last(mut lines: mpsc::Receiver<Progress>) -> Progress {
+    let mut last = None;
+    while let Some(line) = lines.recv().await {
+        last = Some(line);
+    }
+    last.expect("there is a last line")
+}
+
+/// An engine without containers and images, whose pull does not end and removes nothing by itself.
+const STALLS: &str = "case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;;
+    pull) echo layer > $TMPDIR/layer; echo $TMPDIR >> $calls; exec sleep 1000;; esac";
+
+#[tokio::test]
+async fn a_way_up_that_fails_is_noted_and_survives() {
+    let mut stage = Stage::new("");
+    std::fs::remove_file(stage.folder.path().join("workspaces/p-1/devcontainer.json")).unwrap();
+    let all = &stage.all;
+    let (one, two) = (all.up("p-1", spec(1)).await.unwrap(), all.up("p-1", spec(1)).await.unwrap());
+    let Progress::Failed { step, problem } = last(one).await else { panic!("it must fail") };
+    assert_eq!((step.as_str(), problem.code.as_str()), ("read devcontainer.json", "invalid"));
+    assert_eq!(last(two).await, Progress::Failed { step, problem: problem.clone() });
+    stage.restart();
+    let status = stage.all.get("p-1").await.unwrap();
+    assert_eq!((status.phase, status.problem), (EnvironmentPhase::Failed, Some(problem)));
+    let refused = stage.all.exec("p-1", ExecRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code, "conflict");
+}
+
+#[tokio::test]
+async fn what_is_not_there() {
+    let stage = Stage::new("");
+    let all = &stage.all;
+    assert_eq!(all.get("x").await.unwrap_err().code, "not-found");
+    assert_eq!(all.exec("x", ExecRequest::default()).await.unwrap_err().code, "not-found");
+    for id in ["", "-x", "a/b", "../x", "ü", &"x".repeat(101)] {
+        assert_eq!(all.up(id, spec(1)).await.unwrap_err().code, "invalid", "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_run_replaces_a_stalled_one_and_its_layers() {
+    let stage = Stage::new(STALLS);
+    let first = stage.all.up("p-1", spec(1)).await.unwrap();
+    stage.wait_for_call("/var/tmp").await;
+    let scratch = stage.calls().pop().unwrap();
+    // The file was wrong and has been mended meanwhile.
+    let workspace = stage.folder.path().join("workspaces/p-1");
+    std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "localhost/mended"}"#).unwrap();
+    let (step, problem) = stage.up(EnvironmentSpec { rebuild: true, ..spec(2) }).await;
+    assert_eq!(step, "pull image");
+    assert!(problem.message.contains("localhost/mended"), "{problem}");
+    let Progress::Failed { problem, .. } = last(first).await else { panic!("it was replaced") };
+    assert_eq!(problem.message, "a newer request replaced this run");
+    assert!(!Path::new(&scratch).exists(), "a cancelled pull left its layers in {scratch}");
+    assert_eq!(stage.all.up("p-1", spec(1)).await.unwrap_err().code, "conflict");
+}
+
+#[tokio::test]
+async fn a_rebuild_is_done_once_per_generation() {
+    let mut stage = Stage::new("case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;; esac");
+    stage.note_container();
+    let again = EnvironmentSpec { rebuild: true, ..spec(7) };
+    assert_eq!(stage.up(again).await.0, "read container");
+    assert!(!stage.called("rm") && !stage.called("pull"), "{:?}", stage.calls());
+    let newer = EnvironmentSpec { rebuild: true, ..spec(8) };
+    assert_eq!(stage.up(newer.clone()).await.0, "pull image");
+    assert!(stage.called("rm --force --ignore --time 10 --volumes ab"), "{:?}", stage.calls());
+    // What an interrupted rebuild has not done yet is done by the next.
+    stage.restart();
+    let pulls = stage.calls().iter().filter(|call| call.starts_with("pull")).count();
+    stage.up(newer).await;
+    assert_eq!(stage.calls().iter().filter(|call| call.starts_with("pull")).count(), pulls + 1);
+}
+
+#[tokio::test]
+async fn a_container_that_the_record_lost_is_taken_up_again() {
+    let stage = Stage::new(
+        r#"case "$1 $2" in
+            "ps --all") echo '[{"Id": "old", "Created": 1}, {"Id": "new", "Created": 2}]';;
+            "container inspect") echo '[{"Id": "new", "Image": "img", "Mounts": [
+                {"Type": "volume", "Name": "cache"}, {"Type": "bind", "Source": "/workspaces/p"}]}]';;
+            "image inspect") echo '[{"Id": "img", "Config": {"User": "app"}}]';;
+        esac"#,
+    );
+    assert_eq!(stage.up(spec(1)).await.0, "read container");
+    assert!(stage.called("start new"), "{:?}", stage.calls());
+    assert!(!stage.called("run") && !stage.called("rm"), "{:?}", stage.calls());
+    let record = Store::new(stage.folder.path().join("state/environments")).load().remove(0);
+    assert_eq!(
+        record.container.map(|container| (container.id, container.image.user)),
+        Some(("new".into(), "app".into()))
+    );
+    assert!(record.volumes.contains("cache"));
+}
+
+#[tokio::test]
+async fn a_pull_into_a_full_disk_says_so() {
+    let stage = Stage::new(
+        "case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;;
+            pull) echo 'Error: writing blob: write /x: no space left on device' >&2; exit 125;; esac",
+    );
+    let (step, problem) = stage.up(spec(1)).await;
+    assert_eq!((step.as_str(), problem.code.as_str()), ("pull image", "disk-full"));
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_fails_the_run() {
+    let stage = Stage::new(STALLS);
+    // A file where the folder should be: no one can write below it, not even root.
+    std::fs::write(stage.folder.path().join("state"), "").unwrap();
+    assert_eq!(stage.up(spec(1)).await.0, "save state");
+    assert!(!stage.called("pull"));
+}
+
+#[tokio::test]
+async fn what_is_removed_takes_its_unknown_containers_with_it() {
+    let stage = Stage::new("case $1 in ps) echo '[{\"Id\": \"lost\", \"Created\": 1}]';; esac");
+    stage.all.delete("p-1").await.unwrap();
+    assert!(stage.called("rm --force --ignore --time 10 --volumes lost"), "{:?}", stage.calls());
+}

@@ -1,0 +1,123 @@
+//! The memory the machine was promised, and the limits that Linux computes from memory once, at boot. A guest boots with a
+//! small part of its promise and plugs the rest, so those limits would stay too small.
+
+use std::fs;
+
+use anyhow::Context;
+
+/// The driver's folder: one link for each device, by its name.
+const DEVICES: &str = "/sys/bus/virtio/drivers/virtio_mem";
+
+/// The memory at boot and all that can be plugged, in MiB.
+pub fn promised_mib() -> anyhow::Result<u64> {
+    let names = fs::read_dir(DEVICES).context(DEVICES)?.flatten().map(|entry| entry.file_name());
+    let devices: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    let iomem = fs::read_to_string("/proc/iomem").context("/proc/iomem")?;
+    let bytes = promised(&iomem, &devices);
+    anyhow::ensure!(bytes > 0, "/proc/iomem names no memory");
+    Ok(bytes.div_ceil(1 << 20))
+}
+
+/// The top-level ranges of `/proc/iomem` that are memory: the driver reserves a device's whole region under the device's name.
+fn promised(iomem: &str, devices: &[String]) -> u64 {
+    let ranges = iomem.lines().filter(|line| !line.starts_with(' ')).filter_map(|line| {
+        let (range, name) = line.split_once(" : ")?;
+        let (first, last) = range.split_once('-')?;
+        let address = |text| u64::from_str_radix(text, 16).ok();
+        let len = address(last)?.checked_sub(address(first)?)?.checked_add(1)?;
+        (name == "System RAM" || devices.iter().any(|device| device == name)).then_some(len)
+    });
+    ranges.fold(0, u64::saturating_add)
+}
+
+/// Limits by sysctl name for a machine of `mib` MiB. The rates are those of Linux itself unless a comment says otherwise.
+pub fn limits(mib: u64) -> Vec<(&'static str, String)> {
+    let one = |name, rate: u64, least: u64, most: u64| (name, mib.saturating_mul(rate).clamp(least, most).to_string());
+    // Pages, of which a MiB has 256: few sockets, pressure, the most.
+    let pages = |name, rates: [u64; 3]| (name, rates.map(|rate| mib.saturating_mul(rate).to_string()).join(" "));
+    vec![
+        // An eighth of memory in kernel stacks.
+        one("kernel/threads-max", 8, 4096, 4_194_304),
+        // A tenth of memory, at 1 KiB a file.
+        one("fs/file-max", 102, 65_536, u64::MAX >> 1),
+        // A twenty-fifth of memory, at 200 bytes a watch.
+        one("fs/epoll/max_user_watches", 209, 65_536, u64::MAX >> 1),
+        // Linux goes by steps: 65,536 from 1 GiB on, 262,144 from 4 GiB on. An entry has 320 bytes.
+        one("net/netfilter/nf_conntrack_max", 24, 16_384, 1 << 20),
+        // A quarter of the entries, where Linux has as many: this table is allocated at once, in idle machines too.
+        one("net/netfilter/nf_conntrack_buckets", 6, 4096, 65_536),
+        pages("net/ipv4/tcp_mem", [12, 16, 24]),
+        pages("net/ipv4/udp_mem", [24, 32, 48]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IOMEM: &str = "\
+00000000-00000fff : Reserved
+00001000-0009fbff : System RAM
+00100000-1fffffff : System RAM
+  01000000-020a7fff : Kernel code
+c0000000-dfffffff : PCI Bus 0000:00
+  c0000000-c007ffff : 0000:00:01.0
+    c0000000-c007ffff : virtio-pci-modern
+140000000-21fffffff : virtio7
+  140000000-147ffffff : System RAM (virtio_mem)
+240000000-24fffffff : Persistent Memory
+  240000000-24fffffff : namespace0.0
+";
+
+    #[test]
+    fn promise_is_boot_memory_and_the_whole_region() {
+        let devices = ["bind".to_owned(), "virtio7".to_owned()];
+        assert_eq!(promised(IOMEM, &devices).div_ceil(1 << 20), 512 + 3584);
+        assert_eq!(promised(IOMEM, &[]).div_ceil(1 << 20), 512);
+        assert_eq!(promised("", &devices), 0);
+        assert_eq!(promised("zz-1 : System RAM\n9-1 : System RAM\n-\n1-2\n", &devices), 0);
+    }
+
+    #[test]
+    fn limits_follow_the_promise() {
+        let names = [
+            "kernel/threads-max",
+            "fs/file-max",
+            "fs/epoll/max_user_watches",
+            "net/netfilter/nf_conntrack_max",
+            "net/netfilter/nf_conntrack_buckets",
+            "net/ipv4/tcp_mem",
+            "net/ipv4/udp_mem",
+        ];
+        for (mib, expected) in [
+            (64, ["4096", "65536", "65536", "16384", "4096", "768 1024 1536", "1536 2048 3072"]),
+            (512, ["4096", "65536", "107008", "16384", "4096", "6144 8192 12288", "12288 16384 24576"]),
+            (3973, ["31784", "405246", "830357", "95352", "23838", "47676 63568 95352", "95352 127136 190704"]),
+            (4096, ["32768", "417792", "856064", "98304", "24576", "49152 65536 98304", "98304 131072 196608"]),
+            (
+                1 << 20,
+                [
+                    "4194304",
+                    "106954752",
+                    "219152384",
+                    "1048576",
+                    "65536",
+                    "12582912 16777216 25165824",
+                    "25165824 33554432 50331648",
+                ],
+            ),
+        ] {
+            let expected: Vec<_> = names.into_iter().zip(expected.map(str::to_owned)).collect();
+            assert_eq!(limits(mib), expected, "{mib} MiB");
+        }
+    }
+
+    proptest::proptest! {
+        /// PID 1 does not panic, whatever the kernel prints.
+        #[test]
+        fn any_iomem_is_survived(text in "([0-9a-f -]{0,40}( : (System RAM|virtio1))?\n?){0,8}", mib in proptest::prelude::any::<u64>()) {
+            promised(&text, &["virtio1".to_owned()]);
+            proptest::prop_assert_eq!(limits(mib).len(), 7);
+        }
+    }
+}

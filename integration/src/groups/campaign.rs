@@ -1,0 +1,115 @@
+//! `make campaign`: the kill campaign in its long form, on emulated hosts side by side. It takes hours, so no group of `make test`
+//! has it; a short slice of it is among the end-to-end tests.
+
+use super::emulated::{CAMPAIGN, hosts, run_host};
+use anyhow::{Context, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A folder for each host: the cases that passed, and its logs.
+const FOLDER: &str = "target/campaign";
+/// One host works off as many cases before the next one takes over: a host that fails in the middle loses little.
+const CASES_OF_A_HOST: u64 = 50;
+/// With room for a slow machine.
+const CASE: Duration = Duration::from_secs(120);
+/// Hosts that may fail in a row.
+const FAILURES: u32 = 3;
+
+/// How many kills, and which.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Number of kills
+    #[arg(long, env = "KILLS", default_value_t = 2000)]
+    kills: u64,
+    /// What the cases are drawn from
+    #[arg(long, env = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Number of the first case: to continue, or to repeat one
+    #[arg(long, env = "FIRST", default_value_t = 0)]
+    first: u64,
+}
+
+/// Runs the campaign; the exit code says whether all cases passed.
+///
+/// # Errors
+/// The hosts themselves failed.
+pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    super::enter_repository()?;
+    let programs = super::test_programs().await?;
+    let is_campaign =
+        |program: &&PathBuf| program.file_name().is_some_and(|name| name.to_string_lossy().starts_with(CAMPAIGN));
+    let program = programs.iter().find(is_campaign).context("there is no program of the campaign")?;
+    let hosts = u64::try_from(hosts())?;
+    let runs = (0..hosts).map(async |host| {
+        let (first, kills) = part(options.first, options.kills, host, hosts);
+        cases(program, &Path::new(FOLDER).join(host.to_string()), options.seed, first, kills).await
+    });
+    let passed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The cases of one of `hosts` hosts: number of the first, and how many.
+fn part(first: u64, kills: u64, host: u64, hosts: u64) -> (u64, u64) {
+    let begin = |host| first + kills * host / hosts;
+    (begin(host), begin(host + 1) - begin(host))
+}
+
+/// One host after the other, until all cases have passed or one fails.
+async fn cases(program: &Path, folder: &Path, seed: u64, first: u64, kills: u64) -> anyhow::Result<bool> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    let name = program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
+    let (mut done, mut failures) = (0, 0);
+    while done < kills {
+        let count = (kills - done).min(CASES_OF_A_HOST);
+        let command = format!(
+            "CAMPAIGN_SEED={seed} CAMPAIGN_FIRST={} CAMPAIGN_KILLS={count} /run/host/programs/{name} --exact --nocapture kills",
+            first + done
+        );
+        let mut arguments = vec!["--preloaded".into(), "--logs".into(), folder.join("logs").into_os_string()];
+        arguments.extend(["--share".into(), folder.into(), "--program".into(), program.into()]);
+        let status = run_host(&arguments, CASE * u32::try_from(count)?, &command).await?;
+        let passed = passed(folder)?;
+        match status {
+            Some(status) if status == i32::from(crate::host::STATUS_HOST_FAILED) => failures += 1,
+            Some(0) => failures = 0,
+            _ => {
+                println!("case {} failed: its host's logs are in {}", first + passed, folder.join("logs").display());
+                return Ok(false);
+            }
+        }
+        if failures == FAILURES {
+            bail!("an emulated host failed {FAILURES} times in a row");
+        }
+        done = passed;
+    }
+    Ok(true)
+}
+
+/// How many cases have passed.
+fn passed(folder: &Path) -> anyhow::Result<u64> {
+    let notes = fs::read_to_string(folder.join("passed")).unwrap_or_default();
+    Ok(u64::try_from(notes.lines().count())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::part;
+
+    #[test]
+    fn hosts_share_out_every_case_once() {
+        for (first, kills, hosts) in [(0, 2000, 2), (10, 7, 3), (5, 1, 4)] {
+            let mut next = first;
+            for host in 0..hosts {
+                let (begin, count) = part(first, kills, host, hosts);
+                assert_eq!(begin, next);
+                next += count;
+            }
+            assert_eq!(next, first + kills);
+        }
+    }
+}

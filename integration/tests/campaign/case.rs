@@ -1,0 +1,79 @@
+//! One case: what is done, who is killed, and when. Drawn from a seed.
+
+use std::fmt;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// What the developer does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Up,
+    Exec,
+    Stop,
+    Start,
+    Remove,
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    Daemon,
+    Vmm,
+    Agent,
+}
+
+/// Kill `delay` after the operation's event number `events`, or after the operation if it has fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub events: usize,
+    pub delay: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    pub operation: Operation,
+    pub victim: Victim,
+    pub moment: Moment,
+}
+
+/// On an emulated host, events of one operation seldom lie further apart.
+const DELAY_MOST_MS: u64 = 1500;
+
+impl Case {
+    /// The case with this number. The operations take turns, so that any few cases in a row have all of them.
+    pub fn draw(seed: u64, number: u64) -> Self {
+        let mut random = Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number));
+        let turns = [Operation::Up, Operation::Exec, Operation::Stop, Operation::Start, Operation::Remove];
+        let operation = turns[usize::try_from(number).expect("64 bits") % turns.len()];
+        // Where the machine is stopped there is no agent yet.
+        let victims = match operation {
+            Operation::Start => &[Victim::Daemon, Victim::Vmm][..],
+            _ => &[Victim::Daemon, Victim::Vmm, Victim::Agent][..],
+        };
+        let moment = Moment {
+            events: random.usize(0..=operation.events()),
+            delay: Duration::from_millis(random.u64(0..DELAY_MOST_MS)),
+        };
+        Self { operation, victim: victims[random.usize(0..victims.len())], moment }
+    }
+}
+
+impl Operation {
+    /// About how many events it has.
+    fn events(self) -> usize {
+        match self {
+            Self::Up => 6,
+            Self::Start => 6,
+            Self::Stop => 2,
+            Self::Exec | Self::Remove => 0,
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operation, victim, moment } = self;
+        write!(f, "{operation:?}, kill {victim:?} {} ms after event {}", moment.delay.as_millis(), moment.events)
+    }
+}

@@ -1,0 +1,58 @@
+//! The kill campaign: SIGKILL of daemon, VMM and agent in the middle of what a developer does. Afterwards the machine is as
+//! desired or one clear error says why not, repeating the command succeeds, and when the machine is removed nothing of it remains.
+//!
+//! `CAMPAIGN_KILLS` cases are drawn from `CAMPAIGN_SEED`; each is a pure function of the seed and its own number. Without these
+//! variables it is the slice that `make test` runs. `make campaign` runs the long form.
+
+mod case;
+mod census;
+mod operation;
+#[path = "../e2e/stage.rs"]
+#[allow(dead_code)] // most helpers are for the other tests
+mod stage;
+mod victim;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::time::Instant;
+
+use case::Case;
+use census::Census;
+use operation::Scene;
+
+/// How many cases `make test` runs: each operation once, about a minute on an emulated host.
+const SLICE: u64 = 5;
+
+/// In the host's current folder, a line for each case that passed. A campaign continues behind them.
+const PASSED: &str = "passed";
+
+#[test]
+fn kills() {
+    let seed = variable("CAMPAIGN_SEED").unwrap_or(1);
+    let cases = variable("CAMPAIGN_KILLS").unwrap_or(SLICE);
+    let first = variable("CAMPAIGN_FIRST").unwrap_or(0);
+    let before = Census::take();
+    let scene = Scene::open();
+    for number in first..first + cases {
+        let (case, begun) = (Case::draw(seed, number), Instant::now());
+        println!("case {number} of seed {seed}: {case}");
+        let outcome = scene.play(&case);
+        println!("case {number}: {outcome}, {} s", begun.elapsed().as_secs());
+        note_passed(number, &case, &outcome);
+    }
+    scene.close();
+    before.assert_nothing_remains();
+}
+
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// Only a campaign that may have to continue keeps notes.
+fn note_passed(number: u64, case: &Case, outcome: &str) {
+    if std::env::var_os("CAMPAIGN_KILLS").is_some() {
+        let mut notes = OpenOptions::new().create(true).append(true).open(PASSED).expect("the folder is writable");
+        writeln!(notes, "{number}\t{case}\t{outcome}").expect("it writes");
+    }
+}

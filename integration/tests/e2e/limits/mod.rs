@@ -1,0 +1,50 @@
+//! Kernel limits follow the promise, not the 512 MiB a guest boots with.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use crate::stage::{ALICE, Workspace};
+
+/// A line in the machine itself, as root.
+fn guest(line: &str) -> String {
+    ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]).ok()
+}
+
+#[test]
+fn threads_files_and_connections_fit_the_promise() {
+    let workspace = Workspace::with_image(ALICE, "limits", "");
+    workspace.up(&[]).ok();
+    let promised = ALICE.machine()["memory_mib"].as_u64().expect("a promise");
+    assert!(
+        promised >= 3900,
+        "the machine needs a promise of about 4 GiB, not {promised} MiB: set `[machine] memory_mib`"
+    );
+    workspace.write("hold.py", include_str!("hold.py"));
+    // An entry that nobody answers lives 30 s, less than it takes to make all of them on an emulated host.
+    guest("sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=120");
+
+    let mut holder = Command::new("garret")
+        .args(["exec", workspace.str(), "--", "python3", "hold.py"])
+        .uid(ALICE.uid)
+        .gid(ALICE.uid)
+        .env("HOME", "/home/alice")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("garret runs");
+    let mut held = String::new();
+    BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut held).expect("it says");
+    let counts = guest(
+        "cut -d/ -f2 /proc/loadavg | cut -d' ' -f1; cut -f1 /proc/sys/fs/file-nr; \
+         cat /proc/sys/net/netfilter/nf_conntrack_count; sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=30",
+    );
+    drop(holder.stdin.take());
+    assert!(holder.wait().expect("it ends").success());
+    assert_eq!(held, "held\n");
+    let counts: Vec<u64> = counts.lines().map(|count| count.trim().parse().expect("a number")).collect();
+    for (count, least) in counts.iter().zip([20_000, 200_000, 65_536]) {
+        assert!(*count >= least, "threads, files, connections: {counts:?}");
+    }
+    assert_eq!(counts.len(), 3);
+}

@@ -1,0 +1,192 @@
+//! A hostile neighbor: what another developer of the host, or a compromised VMM, may try with paths, sockets and processes.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::stage::{ALICE, BOB, Developer, Workspace, restart_daemon, wait_until};
+
+const SOCKETS: [&str; 2] = ["api.sock", "vsock.sock"];
+
+/// What only this developer's guest can say.
+fn guest_secret(developer: Developer) -> String {
+    developer.garret(&["exec", "--machine", "--", "cat", "/proc/sys/kernel/random/boot_id"]).ok()
+}
+
+fn vmm_pid(developer: Developer) -> u64 {
+    developer.machine()["vmm_pid"].as_u64().expect("a running machine")
+}
+
+/// The folder that a VMM may write.
+fn vm_folder(developer: Developer) -> PathBuf {
+    Path::new("/run/garret/machines").join(developer.name).join("vm")
+}
+
+/// Puts something in the place of each socket that the VMM's folder once held.
+fn plant(folder: &Path, make: impl Fn(&Path, &str)) {
+    for socket in SOCKETS {
+        let path = folder.join(socket);
+        let _absent = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+        make(&path, socket);
+    }
+}
+
+#[test]
+fn nothing_planted_in_a_vmms_folder_leads_to_another_machine() {
+    for developer in [ALICE, BOB] {
+        developer.garret(&["start", "--machine"]).ok();
+    }
+    let (alice, bob) = (guest_secret(ALICE), guest_secret(BOB));
+    let bobs_vmm = vmm_pid(BOB);
+    assert_ne!(alice, bob);
+    let folder = vm_folder(ALICE);
+    // A descriptor of the folder, kept over stop and start.
+    let kept = File::open(&folder).unwrap();
+    let kept = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), kept.as_raw_fd()));
+    let to_bob = |path: &Path, socket: &str| symlink(Path::new("/run/garret/machines/bob").join(socket), path).unwrap();
+
+    plant(&folder, to_bob);
+    assert_eq!(guest_secret(ALICE), alice, "alice's command reached another guest");
+    restart_daemon();
+    assert_eq!(guest_secret(ALICE), alice, "the next daemon adopted another machine");
+
+    plant(&folder, |path, _| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()));
+    assert_eq!(guest_secret(ALICE), alice, "a FIFO in the place of a socket");
+    plant(&folder, |path, _| fs::create_dir(path).unwrap());
+    assert_eq!(guest_secret(ALICE), alice, "a folder in the place of a socket");
+    plant(&folder, |path, _| drop(UnixListener::bind(path).unwrap()));
+
+    ALICE.garret(&["stop", "--machine"]).ok();
+    // A link that is left after the stop, found by the next daemon and by the next start.
+    fs::create_dir_all(&folder).unwrap();
+    plant(&folder, to_bob);
+    restart_daemon();
+    assert_eq!(ALICE.machine()["phase"], "stopped", "a link was adopted");
+    ALICE.garret(&["start", "--machine"]).ok();
+    if kept.exists() {
+        plant(&kept, to_bob);
+    }
+    let again = guest_secret(ALICE);
+    assert!(again != alice && again != bob, "another guest answered after the start");
+    ALICE.garret(&["stop", "--machine"]).ok();
+    assert_eq!((vmm_pid(BOB), guest_secret(BOB)), (bobs_vmm, bob), "bob's machine was touched");
+}
+
+#[test]
+fn a_developer_cannot_enter_the_process_of_their_machine() {
+    ALICE.garret(&["start", "--machine"]).ok();
+    let pid = vmm_pid(ALICE);
+    for line in [
+        format!("ls /proc/{pid}/root/run"),
+        format!("cd /proc/{pid}/cwd"),
+        format!("ls /proc/{pid}/fd/"),
+        format!("head -c 1 /proc/{pid}/mem"),
+        format!("head -c 1 /proc/{pid}/environ"),
+        format!("echo x >>/proc/{pid}/root/data.img"),
+        format!("kill -0 {pid}"),
+        format!("python3 -c 'import ctypes; c = ctypes.CDLL(None); exit(c.ptrace(16, {pid}, 0, 0) != 0)'"),
+        "ls /run/garret/machines/alice".to_owned(),
+        "ls /var/lib/garret".to_owned(),
+    ] {
+        assert_ne!(ALICE.run("sh", &["-c", &line], &[], b"").status, 0, "{line}");
+        // The same by root shows that the line itself works.
+        if !line.contains("ptrace") && !line.contains("/mem") {
+            let status = Command::new("sh").args(["-c", &line]).stdout(std::process::Stdio::null()).status().unwrap();
+            assert!(status.success(), "{line}: not even root");
+        }
+    }
+    assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), 0, "the VMM is dumpable");
+}
+
+#[test]
+fn two_machines_never_share_a_uid() {
+    for developer in [ALICE, BOB] {
+        developer.garret(&["start", "--machine"]).ok();
+    }
+    let owner = |developer: Developer| fs::metadata(vm_folder(developer)).unwrap().uid();
+    assert_ne!(owner(ALICE), owner(BOB));
+    for developer in [ALICE, BOB] {
+        let disk = Path::new("/var/lib/garret/machines").join(developer.name).join("data.img");
+        let metadata = fs::metadata(disk).unwrap();
+        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (owner(developer), 0o600));
+    }
+}
+
+/// A file system whose server never answers, mounted for everybody.
+struct Hung {
+    path: PathBuf,
+    _device: OwnedFd,
+}
+
+impl Hung {
+    fn mount(path: &Path) -> Self {
+        fs::create_dir_all(path).unwrap();
+        let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        mount("hung", path, "fuse", MountFlags::empty(), Some(options.as_c_str())).unwrap();
+        Self { path: path.into(), _device: device }
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        let _gone = unmount(&self.path, UnmountFlags::DETACH);
+        let _gone = fs::remove_dir(&self.path);
+    }
+}
+
+#[test]
+fn a_path_that_hangs_holds_up_nobody_else() {
+    let _loaded = Command::new("modprobe").arg("fuse").status();
+    let workspace = Workspace::with_image(BOB, "prompt", "");
+    workspace.up(&[]).ok();
+    let hung = Hung::mount(Path::new("/var/tmp/garret-hung"));
+    let inside = hung.path.join("workspace");
+    let commands: Vec<_> = (0..12)
+        .map(|_| {
+            let inside = inside.clone();
+            std::thread::spawn(move || ALICE.garret(&["up", inside.to_str().unwrap()]))
+        })
+        .collect();
+    // Bob's machine is looked at, entered and changed meanwhile.
+    let began = Instant::now();
+    workspace.exec(&["true"]).ok();
+    BOB.garret(&["ls"]).ok();
+    workspace.up(&["true"]).ok();
+    let bobs = began.elapsed();
+    drop(hung);
+    for command in commands {
+        assert_ne!(command.join().unwrap().status, 0, "a workspace that never answered came up");
+    }
+    assert!(bobs < began.elapsed(), "bob waited for alice's file system");
+}
+
+#[test]
+fn a_workspace_made_again_is_the_new_folder() {
+    let workspace = Workspace::with_image(ALICE, "again", "");
+    workspace.write("which", "first");
+    workspace.up(&["sh", "-c", "test $(cat which) = first"]).ok();
+    let config = workspace.read(".devcontainer/devcontainer.json");
+    let former = workspace.path().with_extension("former");
+    fs::rename(workspace.path(), &former).unwrap();
+    fs::create_dir(workspace.path()).unwrap();
+    std::os::unix::fs::chown(workspace.path(), Some(ALICE.uid), Some(ALICE.uid)).unwrap();
+    workspace.write(".devcontainer/devcontainer.json", &config);
+    workspace.write("which", "second");
+    workspace.up(&["sh", "-c", "test $(cat which) = second && echo from-inside >made"]).ok();
+    assert_eq!(workspace.read("made"), "from-inside\n");
+    assert!(!former.join("made").exists());
+    // Shared once: neither a stale mount nor a second one.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let id = workspace.environment()["id"].as_str().unwrap().to_owned();
+    assert_eq!(mounts.matches(&id).count(), 1, "{mounts}");
+    wait_until("the environment is ready", 5, || workspace.environment()["status"]["phase"] == "ready");
+}

@@ -1,0 +1,45 @@
+//! `garret env`
+
+use clap::{Args, Subcommand};
+use garret_api::client::Client;
+
+use super::consent::Consent;
+use super::output;
+use super::target::Target;
+
+/// List or clear what is kept of the caller's variables (`${localEnv:…}`) for an environment.
+#[derive(Debug, Args)]
+pub struct Env {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// List the names.
+    Ls(Target),
+    /// Remove them, and the consent to give credentials to the workspace. A container keeps what it was made with until
+    /// `garret up --rebuild`.
+    Clear(Target),
+}
+
+impl Env {
+    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
+        match self.what {
+            What::Ls(target) => {
+                let path = format!("/v1/environments/{}/local-env", target.find(client).await?.id);
+                let names: Vec<String> = client.get(&path).await?;
+                match json {
+                    true => output::print_json(&names)?,
+                    false => output::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?,
+                }
+            }
+            What::Clear(target) => {
+                let environment = target.find(client).await?;
+                client.delete(&format!("/v1/environments/{}/local-env", environment.id)).await?;
+                Consent::read()?.clear(&environment.workspace)?;
+            }
+        }
+        Ok(0)
+    }
+}

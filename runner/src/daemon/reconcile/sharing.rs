@@ -1,0 +1,35 @@
+//! A run's first step: the workspace comes into the machine.
+
+use garret_api::Problem;
+use garret_api::agent::Progress;
+use hyper::Method;
+
+use super::runs::{Run, finish};
+use crate::daemon::state::MachineRow;
+use crate::host::share::{Found, MountAs, ShareSpec};
+
+impl Run {
+    /// Shares the workspace, opened anew with its developer's rights, and brings the environment up.
+    pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
+        match self.share(machine).await {
+            Ok(Found::Nothing | Found::Same) => {}
+            // A container keeps the folder that it was started with.
+            Ok(Found::Other) => self.insist("stop", Method::POST, &self.path("/stop")).await?,
+            Err(problem) => {
+                let progress = Progress::Failed { step: "share workspace".into(), problem };
+                return finish(&self.daemon, &self.row, progress).await;
+            }
+        }
+        self.bring_up().await
+    }
+
+    async fn share(&self, machine: &MachineRow) -> Result<Found, Problem> {
+        let spec = ShareSpec {
+            folder: self.row.workspace.clone(),
+            developer: self.daemon.developer(self.row.uid, machine.gid).await,
+            mount_point: Some(self.daemon.paths(&self.machine).workspace(&self.row.id)),
+            mount: Some(MountAs { vmm_uid: self.daemon.vmm_identity(machine).await.uid }),
+        };
+        self.daemon.workspaces.share(spec).await
+    }
+}

@@ -1,0 +1,69 @@
+//! The host's table of connections: one for all machines and the host itself, so it must hold what all may have.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::rules::NEW_CONNECTIONS_PER_S;
+
+/// Connections that remain for the host itself when every machine has all of its own.
+const HOST_CONNECTIONS: u64 = 65_536;
+/// How long a closed TCP connection stays in the table, in seconds; it is no longer counted against its machine.
+const CLOSED_S: u64 = 120;
+/// What one connection takes of the kernel's memory, in bytes, its bucket included.
+const CONNECTION_BYTES: u64 = 384;
+/// A full table may take this part of the host's memory, and no more.
+const MEMORY_PART: u64 = 16;
+/// Entries per bucket of a full table.
+const BUCKET_ENTRIES: u64 = 4;
+
+/// Raises the limit of the host's table to what this many machines need; it is never lowered.
+///
+/// # Errors
+/// The kernel does not track connections, or refuses the size.
+pub fn make_room(machines: u64, connections_max: u32) -> anyhow::Result<()> {
+    let info = rustix::system::sysinfo();
+    let entries = entries(machines, connections_max, info.totalram * u64::from(info.mem_unit));
+    // Buckets first: many entries in few buckets are slow.
+    raise("nf_conntrack_buckets", entries / BUCKET_ENTRIES)?;
+    raise("nf_conntrack_max", entries)
+}
+
+/// The table's size for this many machines. It doubles, so that the table is seldom rebuilt.
+fn entries(machines: u64, connections_max: u32, memory_bytes: u64) -> u64 {
+    let one_machine = u64::from(connections_max) + u64::from(NEW_CONNECTIONS_PER_S) * CLOSED_S;
+    let all = HOST_CONNECTIONS + machines * one_machine;
+    all.next_power_of_two().min(memory_bytes / MEMORY_PART / CONNECTION_BYTES)
+}
+
+fn raise(name: &str, wanted: u64) -> anyhow::Result<()> {
+    let path = Path::new("/proc/sys/net/netfilter").join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let now: u64 = text.trim().parse().with_context(|| format!("{} is not a number", path.display()))?;
+    if now < wanted {
+        fs::write(&path, wanted.to_string()).with_context(|| format!("cannot set {} to {wanted}", path.display()))?;
+        tracing::info!("{name} raised from {now} to {wanted}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn all_machines_and_the_host_fit_into_the_table() {
+        for (machines, entries_expected) in [(0, 65_536), (1, 262_144), (2, 262_144), (3, 524_288), (200, 16_777_216)] {
+            assert_eq!(entries(machines, 8192, 512 * GIB), entries_expected, "{machines}");
+        }
+    }
+
+    #[test]
+    fn a_full_table_leaves_a_small_host_its_memory() {
+        let entries = entries(10_000, 8192, GIB);
+        assert!(entries * CONNECTION_BYTES <= GIB / MEMORY_PART && entries > HOST_CONNECTIONS, "{entries}");
+    }
+}

@@ -1,0 +1,162 @@
+//! The packet filter as nftables text: pure functions of the configuration.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::allow::Allow;
+use super::{NetworkConfig, TAP};
+
+/// New connections of one machine per second. A count (`ct count`) visits every connection that it knows, so what is
+/// counted must arrive at a bounded rate: at this one, a flood costs a third of one processor.
+pub const NEW_CONNECTIONS_PER_S: u32 = 500;
+/// New connections of one machine at once, above that rate: a browser or a package manager opens hundreds.
+const NEW_CONNECTIONS_BURST: u32 = 2000;
+
+/// What is not globally reachable (RFC 6890 and the IANA registry it founded), multicast and reserved addresses.
+const SPECIAL: &[&str] = &[
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+
+/// The host's table. It is replaced as a whole and in one transaction, so no packet ever sees half of it. The counts of
+/// connections start again then: connections that exist at a daemon's restart are no longer counted.
+/// `running` are the blocks of addresses of machines that run, whatever pool they are from.
+pub fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
+    let pool = format!("{}/{}", network.pool.0, network.pool.1);
+    let machines = std::iter::once(&pool).chain(running).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let special = SPECIAL.join(", ");
+    let slots = network.slots();
+    let connections = network.connections_max;
+    let dns = dns_condition(&network.resolvers);
+    let to_host =
+        verdicts(network.allow.iter().filter(|allow| allow.is_one_address()), dns.as_deref(), "goto connection");
+    let to_private = verdicts(network.allow.iter(), dns.as_deref(), "return");
+    format!(
+        r#"table inet garret
+delete table inet garret
+table inet garret {{
+  set special {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {special}, {machines} }} }}
+  set machines {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {machines} }} }}
+  set connection_rates {{ type ipv4_addr; size {slots}; flags dynamic; }}
+  set connections {{ type ipv4_addr; size {slots}; flags dynamic; }}
+  chain connection {{
+    ct state new add @connection_rates {{ ip saddr limit rate over {NEW_CONNECTIONS_PER_S}/second burst {NEW_CONNECTIONS_BURST} packets counter }} drop
+    ct state new add @connections {{ ip saddr ct count over {connections} counter }} drop
+    accept
+  }}
+  chain input {{
+    type filter hook input priority filter - 10; policy accept;
+    iifname != "grt*" accept
+    meta nfproto != ipv4 drop
+    ct state established,related accept
+{to_host}    drop
+  }}
+  chain special {{
+{to_private}    drop
+  }}
+  chain from_machine {{
+    meta nfproto != ipv4 drop
+    ip saddr != @machines drop
+    oifname "grt*" drop
+    ip daddr @special jump special
+    goto connection
+  }}
+  chain forward {{
+    type filter hook forward priority filter - 10; policy accept;
+    iifname "grt*" goto from_machine
+    oifname "grt*" ct state established,related accept
+    oifname "grt*" drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr @machines oifname != "grt*" masquerade
+  }}
+}}
+"#
+    )
+}
+
+/// One rule for each allowed entry, and one for the resolvers.
+fn verdicts<'a>(allow: impl Iterator<Item = &'a Allow>, dns: Option<&str>, verdict: &str) -> String {
+    let conditions = allow.map(Allow::condition).chain(dns.map(ToOwned::to_owned));
+    conditions.map(|condition| format!("    {condition} {verdict}\n")).collect()
+}
+
+fn dns_condition(resolvers: &[IpAddr]) -> Option<String> {
+    let resolvers: Vec<String> = resolvers.iter().filter(|r| r.is_ipv4()).map(ToString::to_string).collect();
+    let list = resolvers.join(", ");
+    (!resolvers.is_empty()).then(|| format!("ip daddr {{ {list} }} meta l4proto {{ tcp, udp }} th dport 53"))
+}
+
+/// The namespace's table: only the guest's address leaves, and the namespace itself accepts nothing but a ping.
+pub fn namespace_rules(guest: Ipv4Addr) -> String {
+    format!(
+        r#"table inet garret {{
+  chain input {{ type filter hook input priority filter; policy drop; icmp type echo-request accept; }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    iifname "{TAP}" ip saddr {guest} oifname "uplink" accept
+    iifname "uplink" ip daddr {guest} oifname "{TAP}" accept
+  }}
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::network;
+    use super::*;
+    use crate::host::program::run;
+
+    #[test]
+    fn nft_takes_the_rules() {
+        // `nft --check` parses and evaluates without loading; it needs a network namespace of its own.
+        let allow = ["10.1.2.3:5000", "10.0.0.0/8:443,1-1024", "10.0.0.0/16:443", "192.168.0.0/16", "172.16.0.9"];
+        let allow = allow.iter().map(|entry| entry.parse().unwrap()).collect();
+        for rules in [
+            host_rules(&network(), &["10.99.0.24/29".into(), "100.96.0.0/29".into()]),
+            host_rules(&NetworkConfig { allow, ..network() }, &[]),
+            host_rules(&NetworkConfig { resolvers: vec![], allow: vec![], ..network() }, &[]),
+            host_rules(&NetworkConfig { pool: (Ipv4Addr::new(44, 0, 0, 0), 8), ..network() }, &[]),
+            namespace_rules(Ipv4Addr::new(100, 96, 0, 2)),
+        ] {
+            run("unshare", &["--user", "--map-root-user", "--net", "nft", "--check", "-f", "-"], &rules).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_network_is_allowed_beyond_the_host_only() {
+        let allow = vec!["10.0.0.0/8:22".parse().unwrap(), "10.1.2.3:5000".parse().unwrap()];
+        let rules = host_rules(&NetworkConfig { allow, ..network() }, &[]);
+        let chain = |name: &str| {
+            let from = rules.find(&format!("chain {name} {{")).unwrap();
+            rules[from..].split("\n  }").next().unwrap().to_owned()
+        };
+        let (input, special) = (chain("input"), chain("special"));
+        assert!(!input.contains("10.0.0.0/8") && special.contains("10.0.0.0/8"), "{rules}");
+        assert!(input.contains("10.1.2.3/32") && special.contains("10.1.2.3/32"), "{rules}");
+        for chain in [input, special] {
+            assert!(chain.contains("10.0.0.2 } meta l4proto { tcp, udp } th dport 53"), "{chain}");
+        }
+    }
+
+    #[test]
+    fn ipv6_resolvers_are_no_part_of_the_rules() {
+        assert_eq!(dns_condition(&["fd00::1".parse().unwrap()]), None);
+        let both = ["fd00::1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
+        assert!(dns_condition(&both).unwrap().starts_with("ip daddr { 10.0.0.2 }"));
+    }
+}

@@ -1,0 +1,92 @@
+//! The host's rules at work, in network namespaces of their own: a guest, the host, and what lies beyond the host.
+
+use std::process::Command;
+
+use super::NetworkConfig;
+use super::rules::host_rules;
+use super::tests::network;
+
+/// The three namespaces; the host is the one that the script runs in. A closed port that is reached refuses at once, one that
+/// is denied lets the attempt time out: no server is needed.
+const STAGE: &str = r#"
+set -eu
+mount -t tmpfs none /run; mkdir /run/netns
+ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward
+for name in guest beyond; do ip netns add $name; ip -n $name link set lo up; done
+ip link add name grt0 type veth peer name eth0 netns guest
+ip address add 100.96.0.5/30 dev grt0; ip link set grt0 up
+ip -n guest address add 100.96.0.6/30 dev eth0; ip -n guest link set eth0 up; ip -n guest route add default via 100.96.0.5
+ip link add name out type veth peer name eth0 netns beyond
+ip address add 192.31.196.1/24 dev out; ip address add 10.5.5.5/32 dev out; ip link set out up
+ip -n beyond link set eth0 up
+for address in 192.31.196.7/24 10.1.2.3/32 10.1.2.4/32 10.0.0.2/32 169.254.169.254/32; do
+  ip -n beyond address add $address dev eth0
+done
+for route in 10.0.0.0/8 169.254.0.0/16; do ip route add $route dev out; done
+nft -f "$RULES"
+guest() { ip netns exec guest "$@"; }
+answers() {
+  local status=0
+  timeout 1 bash -c "</dev/tcp/$1/$2" 2>/dev/null || status=$?
+  [ $status != 124 ]
+}
+export -f answers
+reached() { guest bash -c "answers $1 $2" && echo "$1:$2" || true; }
+"#;
+
+/// Runs the script on the stage with the rules of this configuration; returns what it printed.
+fn on_stage(network: &NetworkConfig, script: &str) -> String {
+    let rules = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(rules.path(), host_rules(network, &[])).unwrap();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "bash", "-c", &format!("{STAGE}{script}")])
+        .env("RULES", rules.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn private_networks_answer_only_where_allowed() {
+    let allow = ["10.1.2.3:5000", "10.5.5.0/24", "10.5.5.5:80"].map(|entry| entry.parse().unwrap()).into();
+    let reached = on_stage(
+        &NetworkConfig { allow, ..network() },
+        "reached 192.31.196.7 80; reached 10.1.2.3 5000; reached 10.1.2.3 5001; reached 10.1.2.4 5000
+         reached 169.254.169.254 80; reached 10.0.0.2 53; reached 10.0.0.2 80
+         reached 10.5.5.5 80; reached 10.5.5.5 22; reached 192.31.196.1 80; reached 100.96.0.5 80",
+    );
+    assert_eq!(reached, "192.31.196.7:80\n10.1.2.3:5000\n10.0.0.2:53\n10.5.5.5:80\n");
+}
+
+#[test]
+fn a_flood_keeps_to_the_machines_share_of_connections() {
+    let count = on_stage(
+        &NetworkConfig { connections_max: 256, ..network() },
+        "guest bash -c 'for port in $(seq 1000 2999); do echo >/dev/udp/192.31.196.7/$port; done' 2>/dev/null
+         cat /proc/sys/net/netfilter/nf_conntrack_count
+         answers 192.31.196.7 80; echo host; reached 192.31.196.7 80
+         nft list set inet garret connections | tr -d '\\n\\t'",
+    );
+    let mut lines = count.lines();
+    let count: u32 = lines.next().unwrap().parse().unwrap();
+    assert!((200..=300).contains(&count), "{count}");
+    assert_eq!(lines.next(), Some("host"));
+    let set = lines.next().unwrap();
+    assert!(set.contains("100.96.0.6 ct count over 256 counter packets 1") && !set.starts_with("192"), "{set}");
+}
+
+#[test]
+fn new_connections_come_at_a_bounded_rate() {
+    let counts = on_stage(
+        &NetworkConfig { connections_max: 1_000_000, ..network() },
+        "guest bash -c 'for port in $(seq 1000 12000); do echo >/dev/udp/192.31.196.7/$port; done' 2>/dev/null
+         cat /proc/sys/net/netfilter/nf_conntrack_count
+         nft list set inet garret connection_rates | grep -c 'counter packets [1-9]'",
+    );
+    let mut lines = counts.lines();
+    let count: u32 = lines.next().unwrap().parse().unwrap();
+    assert!((2000..9000).contains(&count), "{count}");
+    assert_eq!(lines.next(), Some("1"));
+}

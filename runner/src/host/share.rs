@@ -1,0 +1,257 @@
+//! `garret share SPEC`: opens a workspace with its developer's rights and mounts it into their machine.
+//!
+//! A program of its own because the path is the developer's: behind it may be a file system that never answers (FUSE, NFS).
+//! The daemon ends this process at its deadline; a thread could not be ended. One thread, because it forks (see `idmap`).
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::Context;
+use garret_api::Problem;
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatxFlags, accessat, open, statx};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::process::{Gid, Uid, geteuid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use serde::{Deserialize, Serialize};
+
+use super::idmap;
+
+/// The hidden subcommand that runs [`main`].
+pub const SUBCOMMAND: &str = "share";
+
+/// An account's identity, as the kernel checks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its uid.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// What to open, and what to do with it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShareSpec {
+    /// The workspace.
+    pub folder: PathBuf,
+    /// Whose rights count.
+    pub developer: Identity,
+    /// Where it is, or is to be, mounted; `None`: it is only opened.
+    pub mount_point: Option<PathBuf>,
+    /// Mount it unless it is mounted; as this uid's files, if the VMM does not run as the developer.
+    pub mount: Option<MountAs>,
+}
+
+/// Whose the files are inside the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountAs {
+    /// The uid that the VMM runs with.
+    pub vmm_uid: u32,
+}
+
+/// What was mounted at the mount point before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// This very folder.
+    Same,
+    /// Another one: the workspace was deleted and made again since.
+    Other,
+}
+
+/// Carries out the specification and prints a JSON `Result<Found, Problem>`.
+///
+/// # Errors
+/// The specification is not one.
+pub fn main(spec: &str) -> anyhow::Result<()> {
+    let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;
+    println!("{}", serde_json::to_string(&share(&spec))?);
+    Ok(())
+}
+
+/// # Errors
+/// One line for the developer.
+pub(crate) fn share(spec: &ShareSpec) -> Result<Found, Problem> {
+    let folder = open_as(&spec.developer, &spec.folder)?;
+    let internal =
+        |error: anyhow::Error| Problem::new("internal", format!("cannot share {}: {error:#}", spec.folder.display()));
+    let Some(mount_point) = &spec.mount_point else { return Ok(Found::Nothing) };
+    let found = look(&folder, mount_point).map_err(internal)?;
+    if let Some(MountAs { vmm_uid }) = spec.mount
+        && found != Found::Same
+    {
+        let swap = (vmm_uid != spec.developer.uid).then_some((spec.developer.uid, vmm_uid));
+        let mount = detached(&folder, swap).map_err(|error| explain_mount(&spec.folder, error))?;
+        attach(&mount, mount_point, found).map_err(internal)?;
+    }
+    Ok(found)
+}
+
+/// Opens the folder with these rights, not root's: nobody may share a folder they could not reach themselves.
+fn open_as(developer: &Identity, workspace: &Path) -> Result<OwnedFd, Problem> {
+    if !workspace.is_absolute() {
+        return Err(refused(workspace, "not an absolute path"));
+    }
+    let (developer, path) = (developer.clone(), workspace.to_owned());
+    // A thread of its own: rights are a thread's in Linux, and this one gives its up for good.
+    let opened = thread::spawn(move || {
+        become_user(&developer)?;
+        let folder = open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        accessat(&folder, ".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::empty())?;
+        Ok(folder)
+    })
+    .join();
+    match opened {
+        Ok(Ok(folder)) => Ok(folder),
+        Ok(Err(error)) => Err(explain_open(workspace, error)),
+        Err(_) => Err(Problem::new("internal", format!("workspace {}: the check died", workspace.display()))),
+    }
+}
+
+fn become_user(developer: &Identity) -> Result<(), Errno> {
+    let (user, me) = (Uid::from_raw(developer.uid), geteuid());
+    if me == user || !me.is_root() {
+        return Ok(());
+    }
+    let groups: Vec<Gid> = developer.groups.iter().copied().map(Gid::from_raw).collect();
+    let primary = Gid::from_raw(developer.gid);
+    set_thread_groups(&groups)?;
+    set_thread_res_gid(primary, primary, primary)?;
+    set_thread_res_uid(user, user, user)
+}
+
+/// What is mounted at `mount_point`. A folder that is mounted keeps its inode, so that no new folder can have the same one.
+fn look(folder: &OwnedFd, mount_point: &Path) -> anyhow::Result<Found> {
+    let parent = mount_point.parent().context("the mount point has no parent")?;
+    let stat = |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID);
+    let there = match stat(mount_point) {
+        Ok(there) => there,
+        Err(Errno::NOENT) => return Ok(Found::Nothing),
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", mount_point.display())),
+    };
+    if there.stx_mnt_id == stat(parent)?.stx_mnt_id {
+        return Ok(Found::Nothing);
+    }
+    let ours = statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    let same = (ours.stx_dev_major, ours.stx_dev_minor, ours.stx_ino)
+        == (there.stx_dev_major, there.stx_dev_minor, there.stx_ino);
+    Ok(if same { Found::Same } else { Found::Other })
+}
+
+/// A mount of the folder that is nowhere yet: it gets its flags before anything can see it.
+fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = open_tree(folder, "", flags)?;
+    idmap::set_attributes(mount.as_fd(), swap)?;
+    Ok(mount)
+}
+
+fn attach(mount: &OwnedFd, mount_point: &Path, found: Found) -> anyhow::Result<()> {
+    if found == Found::Other {
+        unmount(mount_point, UnmountFlags::DETACH).context("cannot unmount the former folder")?;
+    }
+    fs::create_dir_all(mount_point)?;
+    Ok(move_mount(mount, "", CWD, mount_point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn explain_mount(workspace: &Path, error: anyhow::Error) -> Problem {
+    match error.downcast_ref::<Errno>().copied() {
+        Some(Errno::INVAL) => refused(
+            workspace,
+            "its file system cannot show the files as another user's (id-mapped mounts), as a machine with a uid of its \
+             own needs: use a local file system, or let an administrator set `run_as = \"developer\"` in [machine]",
+        ),
+        _ => Problem::new("internal", format!("cannot share {}: {error:#}", workspace.display())),
+    }
+}
+
+fn explain_open(workspace: &Path, error: Errno) -> Problem {
+    match error {
+        Errno::NOENT => refused(workspace, "no such folder"),
+        Errno::NOTDIR => refused(workspace, "not a folder"),
+        Errno::ACCESS | Errno::PERM => {
+            Problem::new("forbidden", format!("workspace {}: you may not read and write it", workspace.display()))
+        }
+        other => refused(workspace, &std::io::Error::from(other).to_string()),
+    }
+}
+
+fn refused(workspace: &Path, why: &str) -> Problem {
+    Problem::new("invalid", format!("workspace {}: {why}", workspace.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const NOBODY: u32 = 65534;
+
+    fn identity(uid: u32) -> Identity {
+        Identity { uid, gid: uid, groups: Vec::new() }
+    }
+
+    fn said(uid: u32, path: &Path) -> String {
+        open_as(&identity(uid), path).unwrap_err().message
+    }
+
+    #[test]
+    fn what_is_no_folder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let me = geteuid().as_raw();
+        assert!(said(me, Path::new("relative/path")).ends_with("relative/path: not an absolute path"));
+        assert!(said(me, &dir.path().join("missing")).ends_with("missing: no such folder"));
+        assert!(said(me, &file).ends_with("file: not a folder"));
+    }
+
+    #[test]
+    fn the_developers_rights_count_not_roots() {
+        assert!(geteuid().is_root(), "this test needs root, as the daemon does");
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+        for (bits, allowed) in [(0o700, false), (0o755, false), (0o777, true)] {
+            mode(bits);
+            assert_eq!(open_as(&identity(NOBODY), dir.path()).is_ok(), allowed, "{bits:o}");
+            assert!(open_as(&identity(0), dir.path()).is_ok());
+        }
+        mode(0o755);
+        assert!(said(NOBODY, dir.path()).ends_with("you may not read and write it"));
+        std::os::unix::fs::chown(dir.path(), Some(NOBODY), None).unwrap();
+        assert!(open_as(&identity(NOBODY), dir.path()).is_ok());
+        assert!(geteuid().is_root(), "the rights given up were the thread's alone");
+    }
+
+    #[test]
+    fn a_group_that_may_write_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(0), Some(4242)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o770)).unwrap();
+        let member = Identity { groups: vec![4242], ..identity(NOBODY) };
+        assert!(open_as(&member, dir.path()).is_ok());
+        assert!(open_as(&identity(NOBODY), dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_folder_stays_the_same_when_its_path_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, moved) = (dir.path().join("w"), dir.path().join("moved"));
+        fs::create_dir(&folder).unwrap();
+        let opened = open_as(&identity(geteuid().as_raw()), &folder).unwrap();
+        fs::rename(&folder, &moved).unwrap();
+        fs::create_dir(&folder).unwrap();
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let ours = statx(&opened, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).unwrap();
+        assert_eq!(ours.stx_ino, inode(&moved));
+        assert_ne!(ours.stx_ino, inode(&folder));
+    }
+}
