@@ -118,7 +118,8 @@ mod tests {
                 true,
                 true,
             ),
-            (event(json!({"type": "invented", "x": 1})), true, false),
+            (event(json!({"type": "invented", "x": 1})), true, true),
+            (json!({"id": 7, "what": 3}), true, false),
         ] {
             let (mut after, mut count) = (3, 0);
             assert_eq!(show(line.clone(), &mut after, &mut |_| count += 1), look, "{line}");

@@ -368,6 +368,7 @@ mod tests {
             .route("/v1/agent", axum::routing::get(async move || axum::Json(info)))
             .route("/v1/environments/{id}", axum::routing::put(put));
         tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
+        daemon.set_vmm("dev7", Some(std::process::id()));
         let run = Run { daemon, machine: "dev7".into(), row };
         run.bring_up().await.unwrap();
         bodies.lock().unwrap().clone()

@@ -32,6 +32,8 @@ const SPECIAL: &[&str] = &[
 
 /// The host's table. It is replaced as a whole and in one transaction, so no packet ever sees half of it. The counts of
 /// connections start again then: connections that exist at a daemon's restart are no longer counted.
+/// A connection is limited when it begins: a flow without an answer stays `new`, but its later packets are of a confirmed
+/// entry. What is `invalid` is not translated, and would leave with the guest's own address.
 /// `running` are the blocks of addresses of machines that run, whatever pool they are from.
 pub fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
     let pool = format!("{}/{}", network.pool.0, network.pool.1);
@@ -52,6 +54,7 @@ table inet garret {{
   set connection_rates {{ type ipv4_addr; size {slots}; flags dynamic; }}
   set connections {{ type ipv4_addr; size {slots}; flags dynamic; }}
   chain connection {{
+    ct status confirmed accept
     ct state new add @connection_rates {{ ip saddr limit rate over {NEW_CONNECTIONS_PER_S}/second burst {NEW_CONNECTIONS_BURST} packets counter }} drop
     ct state new add @connections {{ ip saddr ct count over {connections} counter }} drop
     accept
@@ -69,6 +72,7 @@ table inet garret {{
   chain from_machine {{
     meta nfproto != ipv4 drop
     ip saddr != @machines drop
+    ct state invalid drop
     oifname "grt*" drop
     ip daddr @special jump special
     goto connection
