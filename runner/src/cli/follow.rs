@@ -87,7 +87,10 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                stream.read(&mut [0; 4096]).await.ok();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
                 let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{body}");
                 stream.write_all(answer.as_bytes()).await.ok();
             }

@@ -148,10 +148,9 @@ async fn pump<S: Sink<Message> + Unpin>(
         tokio::select! {
             biased;
             Some(control) = signals.recv() => {
-                if control == Control::Signal(SignalKind::interrupt().as_raw_value()) {
-                    if std::mem::replace(&mut interrupted, true) {
-                        return PumpEnd::Interrupted;
-                    }
+                let interrupt = control == Control::Signal(SignalKind::interrupt().as_raw_value());
+                if interrupt && std::mem::replace(&mut interrupted, true) {
+                    return PumpEnd::Interrupted;
                 }
                 if urgent.len() < SIGNALS_MAX {
                     urgent.push_back(text(&control));
