@@ -13,7 +13,7 @@ const WORDS: usize = 512;
 const RANDOM: usize = WORDS / 2;
 
 /// A load whose test has failed ends by itself.
-const HELD_MOST: Duration = Duration::from_secs(600);
+const HELD_MOST: Duration = Duration::from_secs(1200);
 
 /// How much, and how long.
 #[derive(clap::Args)]
@@ -23,7 +23,7 @@ pub struct Options {
     /// Seconds to keep it
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     hold: u64,
-    /// Keep it until there is this file, for ten minutes at most
+    /// Keep it until there is this file, for twenty minutes at most
     #[arg(long, value_name = "FILE")]
     until: Option<PathBuf>,
     /// Keep it busy meanwhile: read all of it again and again

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::stage::{ALICE, BOB, Developer, Ran};
+use crate::stage::{ALICE, BOB, Developer, Ran, SLOWER};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -118,13 +118,13 @@ pub fn mib(developer: &Developer, what: &str) -> u64 {
 /// Waits until `condition` holds, looking every two seconds: on a host that is short of everything, looking is work as well.
 #[track_caller]
 pub fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() -> bool) {
-    for _ in 0..seconds / 2 {
+    for _ in 0..seconds * SLOWER / 2 {
         if condition() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_secs(2));
     }
-    panic!("{what}: not within {seconds} s");
+    panic!("{what}: not within {} s", seconds * SLOWER);
 }
 
 /// A program in a guest that takes memory, keeps it for some time and finds every byte as it was.
