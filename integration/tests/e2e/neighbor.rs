@@ -89,7 +89,7 @@ fn a_developer_cannot_enter_the_process_of_their_machine() {
         format!("ls /proc/{pid}/fd/"),
         format!("head -c 1 /proc/{pid}/mem"),
         format!("head -c 1 /proc/{pid}/environ"),
-        format!("echo x >>/proc/{pid}/root/data.img"),
+        format!(": >>/proc/{pid}/root/data.img"),
         format!("kill -0 {pid}"),
         format!("python3 -c 'import ctypes; c = ctypes.CDLL(None); exit(c.ptrace(16, {pid}, 0, 0) != 0)'"),
         "ls /run/garret/machines/alice".to_owned(),
