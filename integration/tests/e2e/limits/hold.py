@@ -1,5 +1,5 @@
 """Holds 20,000 threads in 20 processes, 200,000 open files and 70,000 connections at once, and tells what it holds."""
-import _thread, os, socket, sys
+import _thread, os, socket, sys, time
 
 PROCESSES, THREADS, FILES, PORTS = 20, 1000, 200_000, 35_000
 
@@ -27,9 +27,10 @@ def start_threads():
         if os.fork() == 0:
             os.close(release)
             process(ready_inside, release_inside)
-    answers = b"".join(os.read(ready, 1) for _ in range(PROCESSES))
-    if answers != b"y" * PROCESSES:
-        sys.exit(f"not every process has its threads: {answers}")
+        if os.read(ready, 1) != b"y":
+            sys.exit("a process does not have its threads")
+        # Memory is plugged as it is used: this is about limits, not about how fast memory comes.
+        time.sleep(0.5)
     return release
 
 
