@@ -1,6 +1,6 @@
 //! Kernel limits follow the promise, not the 512 MiB a guest boots with.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -33,18 +33,20 @@ fn threads_files_and_connections_fit_the_promise() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("garret runs");
-    let mut held = String::new();
-    BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut held).expect("it says");
-    let counts = guest(
-        "cut -d/ -f2 /proc/loadavg | cut -d' ' -f1; cut -f1 /proc/sys/fs/file-nr; \
-         cat /proc/sys/net/netfilter/nf_conntrack_count; sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=30",
-    );
-    drop(holder.stdin.take());
-    assert!(holder.wait().expect("it ends").success());
-    assert_eq!(held, "held\n");
-    let counts: Vec<u64> = counts.lines().map(|count| count.trim().parse().expect("a number")).collect();
-    for (count, least) in counts.iter().zip([20_000, 200_000, 65_536]) {
-        assert!(*count >= least, "threads, files, connections: {counts:?}");
+    let mut said = BufReader::new(holder.stdout.take().expect("piped"));
+    let mut go_on = holder.stdin.take().expect("piped");
+    for (kind, count, least) in [
+        ("threads", "cut -d/ -f2 /proc/loadavg | cut -d' ' -f1", 20_000),
+        ("files", "cut -f1 /proc/sys/fs/file-nr", 200_000),
+        ("connections", "cat /proc/sys/net/netfilter/nf_conntrack_count", 65_536),
+    ] {
+        let mut line = String::new();
+        said.read_line(&mut line).expect("it says");
+        assert_eq!(line.trim(), kind);
+        let count: u64 = guest(count).trim().parse().expect("a number");
+        assert!(count >= least, "{count} {kind}, not {least}");
+        go_on.write_all(b"\n").expect("it reads");
     }
-    assert_eq!(counts.len(), 3);
+    guest("sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=30");
+    assert!(holder.wait().expect("it ends").success());
 }
