@@ -100,7 +100,7 @@ impl Entry {
         SAVE.run(forget).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
-    /// Whether it has been removed; whoever still holds it must not bring it up.
+    /// Whether it has been removed. A task that still holds it must not bring it up.
     pub fn is_removed(&self) -> bool {
         *lock(&self.removed)
     }

@@ -243,7 +243,7 @@ fn last_line(text: &str) -> Option<&str> {
 /// Looking at all processes: a hung one can hold up who reads its command line.
 static LOOK: Blocking = Blocking::new("looking for other builds", 4, Duration::from_secs(10));
 
-/// Whether the engine builds an image for somebody.
+/// Whether the engine builds an image.
 fn another_build_runs() -> bool {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());

@@ -164,7 +164,7 @@ impl Store {
     }
 
     /// Writes one record; afterwards it is on the disk, and a crash in between leaves the earlier one. Records hold the
-    /// developer's variables: nobody else in the guest may read them.
+    /// developer's variables: only root in the guest may read them.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let temporary = self.0.join(format!("{}.new", record.id));
