@@ -34,6 +34,7 @@ use utoipa::ToSchema;
 
 use crate::Problem;
 use crate::agent::{EnvironmentStatus, Progress};
+use crate::vmm::Landlock;
 
 /// The daemon's socket, unless `GARRET_SOCKET` or `--socket` says otherwise.
 pub const SOCKET: &str = "/run/garret/garret.sock";
@@ -110,6 +111,9 @@ pub struct Machine {
     /// The VMM's process id on the host, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
+    /// How far Landlock confines the VMM, while it runs and says so. Anything but `enforced` is worth a look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<Landlock>,
     /// When the present phase began, in seconds since 1970.
     pub since: u64,
     /// The number of the developer's newest event: `events?after=` this shows only what is new.

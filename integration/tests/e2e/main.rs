@@ -14,5 +14,7 @@ mod neighbor;
 mod others;
 mod ownership;
 mod resolvers;
+mod revocation;
 mod settings;
 mod stage;
+mod sweep;

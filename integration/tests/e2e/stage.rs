@@ -115,6 +115,14 @@ impl Developer {
     }
 }
 
+/// All events that the host keeps of its developers, one JSON object in each line.
+pub fn events() -> String {
+    let address = ["--unix-socket", "/run/garret/garret.sock", "http://garret/v1/events?after=0"];
+    let output = Command::new("curl").args(["-sS", "--max-time", "30"]).args(address).output().expect("curl runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
 /// A workspace folder of a developer, removed (with its environment) at the end.
 pub struct Workspace {
     developer: Developer,
@@ -239,10 +247,16 @@ pub fn kill(pid: u64) {
 
 /// Kills the daemon and starts it again, the way the host's own service does it.
 pub fn restart_daemon() {
+    restart_daemon_after(|| ());
+}
+
+/// The same, with something done while there is no daemon.
+pub fn restart_daemon_after(meanwhile: impl FnOnce()) {
     let found = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().expect("pgrep runs");
     let pid: u64 = String::from_utf8(found.stdout).unwrap().trim().parse().expect("one daemon");
     kill(pid);
     wait_until("the daemon is gone", 10, || !Path::new(&format!("/proc/{pid}")).exists());
+    meanwhile();
     let status = Command::new("garret-daemon-start").status().expect("the host's own start script");
     assert!(status.success());
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 use garret_api::client::Client;
 use garret_api::runner::{Environment, Machine};
+use garret_api::vmm::Landlock;
 
 use super::output;
 use super::target::{MachineFlag, Target};
@@ -52,7 +53,16 @@ fn machine_rows(machine: &Machine) -> Vec<Vec<String>> {
         row("weight", machine.weight),
     ];
     rows.extend(machine.vmm_pid.map(|pid| row("vmm pid", pid)));
+    rows.extend(machine.landlock.and_then(landlock_warning).map(|warning| row("warning", warning)));
     rows
+}
+
+fn landlock_warning(landlock: Landlock) -> Option<&'static str> {
+    match landlock {
+        Landlock::Enforced => None,
+        Landlock::Partial => Some("Landlock confines the VMM only in part: start Linux 6.10 or later"),
+        Landlock::Absent => Some("Landlock does not confine the VMM: start the host's kernel with lsm=landlock"),
+    }
 }
 
 fn environment_rows(environment: &Environment) -> Vec<Vec<String>> {
@@ -80,6 +90,11 @@ mod tests {
     fn what_there_is_is_shown() {
         let text = output::table(&machine_rows(&machine("alice")));
         assert!(text.contains("memory:      512 MiB\nguaranteed:  256 MiB\nweight:      100\n"), "{text}");
+        assert!(!text.contains("Landlock"), "{text}");
+        for (landlock, warns) in [(Landlock::Enforced, false), (Landlock::Partial, true), (Landlock::Absent, true)] {
+            let machine = Machine { landlock: Some(landlock), ..machine("alice") };
+            assert_eq!(output::table(&machine_rows(&machine)).contains("warning:     Landlock"), warns, "{landlock:?}");
+        }
         let text = output::table(&environment_rows(&environment("w-1", "alice", "/w")));
         assert!(text.contains("remote user:    vscode\n") && !text.contains("problem"), "{text}");
     }

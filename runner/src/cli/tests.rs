@@ -16,6 +16,7 @@ pub fn machine(developer: &str) -> Machine {
         guaranteed_mib: 256,
         weight: 100,
         vmm_pid: Some(42),
+        landlock: None,
         since: 1,
         last_event: 0,
     }

@@ -5,12 +5,14 @@ mod api;
 mod disk;
 mod memory;
 mod notify;
+mod power_off;
 mod promises;
 mod reconcile;
 mod requests;
 mod resolvers;
 mod serve;
 mod state;
+mod sweep;
 mod tail;
 mod verdict;
 mod vmm;
@@ -19,10 +21,11 @@ mod workspace;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use garret_api::client::Client;
+use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Problem, agent};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
@@ -41,7 +44,7 @@ use memory::{Memory, Needed};
 use state::{MachineRow, Store};
 use workspace::Workspaces;
 
-/// How long a VMM may take to let its machine go on.
+/// How long a VMM may take to say how it is, or to let its machine go on.
 const WAKE: Duration = Duration::from_secs(5);
 
 /// What all parts of the daemon share.
@@ -57,8 +60,8 @@ struct Daemon {
     names: NameService,
     memory: Memory,
     workspaces: Workspaces,
-    /// The process id of each running machine's VMM, by the machine's name: nothing else is taken for it.
-    vmms: Mutex<HashMap<String, u32>>,
+    /// Each running machine's VMM, by the machine's name.
+    vmms: Mutex<HashMap<String, RunningVmm>>,
     /// Counts what was written: whoever follows something looks again.
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
@@ -69,6 +72,15 @@ struct Daemon {
     unwritten_stops: Mutex<BTreeSet<u32>>,
     /// Machines that have a VMM, as their drivers know: it needs no state that can be read.
     live: watch::Sender<BTreeSet<u32>>,
+}
+
+/// What the daemon knows of a running VMM.
+#[derive(Debug)]
+struct RunningVmm {
+    /// No other process is taken for it.
+    pid: u32,
+    /// As it said itself; `None`: not asked yet, or it is of an earlier version.
+    landlock: Option<Landlock>,
 }
 
 impl Daemon {
@@ -187,11 +199,35 @@ impl Daemon {
 
     /// Which process the machine's VMM is from now on; `None`: there is none.
     fn set_vmm(&self, machine: &str, pid: Option<u32>) {
-        let mut vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vmms = self.vmms();
         match pid {
-            Some(pid) => vmms.insert(machine.to_owned(), pid),
+            Some(pid) => vmms.insert(machine.to_owned(), RunningVmm { pid, landlock: None }),
             None => vmms.remove(machine),
         };
+    }
+
+    fn vmms(&self) -> MutexGuard<'_, HashMap<String, RunningVmm>> {
+        self.vmms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vmm_pid(&self, machine: &str) -> Option<u32> {
+        self.vmms().get(machine).map(|vmm| vmm.pid)
+    }
+
+    /// How far Landlock confines the machine's VMM, where that is known.
+    fn landlock(&self, machine: &str) -> Option<Landlock> {
+        self.vmms().get(machine)?.landlock
+    }
+
+    /// Asks the VMM how far Landlock confines it, and warns where that is not entirely.
+    async fn ask_landlock(&self, machine: &str) {
+        let Ok(info) = self.vmm(machine, WAKE).get::<MachineInfo>("/v1/machine").await else { return };
+        if matches!(info.landlock, Some(Landlock::Partial | Landlock::Absent)) {
+            tracing::warn!(machine, landlock = ?info.landlock, "Landlock does not confine the VMM entirely");
+        }
+        if let Some(vmm) = self.vmms().get_mut(machine) {
+            vmm.landlock = info.landlock;
+        }
     }
 
     /// The developer, as the kernel checks them. Without an answer of the name service: in no group but the primary one.
@@ -235,8 +271,7 @@ impl Daemon {
     fn proven(&self, machine: &str, client: Client) -> Client {
         /// No process has it: without a VMM every peer is the wrong one.
         const NONE: u32 = 0;
-        let vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
-        client.of_process(vmms.get(machine).copied().unwrap_or(NONE))
+        client.of_process(self.vmm_pid(machine).unwrap_or(NONE))
     }
 
     /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever

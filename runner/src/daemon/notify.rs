@@ -5,11 +5,18 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Sends `state`, such as `READY=1`. Without a service manager nothing happens.
 pub fn notify(state: &str) -> io::Result<()> {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     send(socket.as_bytes(), state)
+}
+
+/// Asks the service manager for this much time until the daemon is ready, or has ended, whatever the unit allows.
+pub fn ask_for_time(time: Duration) -> io::Result<()> {
+    // More than the unit allows must be asked for while that lasts: now.
+    notify(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()))
 }
 
 fn send(socket: &[u8], state: &str) -> io::Result<()> {

@@ -13,15 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::admission::Host;
 use super::api::{self, Credentials};
 use super::state::{Store, machines};
-use super::{Daemon, memory, notify, reconcile, resolvers};
+use super::{Daemon, memory, notify, reconcile, resolvers, sweep};
 use crate::accounts::NameService;
 use crate::config::{self, Config};
 use crate::host;
 
 /// How long open calls may go on when the daemon ends.
 const LAST_CALLS: Duration = Duration::from_millis(500);
-/// How long the machines may take to stop when the host shuts down; garret.service allows a little more.
-const CLOSING: Duration = Duration::from_secs(100);
+/// How much longer than its deadline a machine's stop may take: what goes on when it begins, and the power cut.
+const STOP_SLACK: Duration = Duration::from_secs(40);
 
 /// Runs the daemon on `socket` until it is told to end. The machines go on.
 ///
@@ -45,7 +45,8 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     let state = config.state.join("state.db");
     make_private(&state)?;
     let store = Store::open(&state)?;
-    sweep(&config, &store).await;
+    let stop_deadline = Duration::from_secs(config.machine.stop_deadline_s);
+    end_unknown(&config, &store, stop_deadline).await;
     let (daemon, poked) = Daemon::new(config, network, measure_host, store, NameService::default());
     let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
@@ -65,10 +66,12 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     notify::notify("STOPPING=1")?;
     if host_shuts_down().await {
         tracing::info!("the host shuts down: the machines stop");
+        let closing = stop_deadline + STOP_SLACK;
+        notify::ask_for_time(closing + LAST_CALLS)?;
         tokio::select! {
-            closed = tokio::time::timeout(CLOSING, daemon.close()) => {
+            closed = tokio::time::timeout(closing, daemon.close()) => {
                 if closed.is_err() {
-                    tracing::error!("machines still run after {} s: the host ends them", CLOSING.as_secs());
+                    tracing::error!("machines still run after {} s: the host ends them", closing.as_secs());
                 }
             }
             ended = &mut reconciled => ended?,
@@ -106,22 +109,16 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Ends machines that the state does not know of.
-async fn sweep(config: &Config, store: &Store) {
-    let run = config.run.clone();
-    let swept = match store.run(machines::all).await {
-        Ok(rows) => {
-            let known = rows.into_iter().map(|row| row.name).collect();
-            tokio::task::spawn_blocking(move || host::sweep(&run, &known))
-                .await
-                .unwrap_or_else(|error| Err(error.into()))
-        }
-        Err(error) => Err(error.into()),
+/// Ends machines that the state does not know of, before their developers can ask for new ones of the same name.
+async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
+    let known = match store.run(machines::all).await {
+        Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
+        Err(error) => return tracing::error!("cannot look for machines that no state knows of: {error}"),
     };
-    match swept {
-        Ok(names) => names.iter().for_each(|name| tracing::warn!("ended machine {name}, which no state knows of")),
-        Err(error) => tracing::error!("cannot end what no state knows of: {error:#}"),
+    if let Err(error) = notify::ask_for_time(stop_deadline + STOP_SLACK) {
+        tracing::warn!("cannot ask the service manager for time: {error}");
     }
+    sweep::sweep(&config.run, &known, stop_deadline).await;
 }
 
 /// Makes the state's file readable for root alone, whatever the folder and the umask are: it holds developers' variables.

@@ -10,6 +10,7 @@ mod launch;
 pub mod network;
 mod paths;
 mod program;
+mod revocation;
 pub mod share;
 mod sweep;
 mod workspaces;
@@ -18,8 +19,8 @@ pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
 pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
 pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
-pub use sweep::sweep;
-pub use workspaces::unshare_workspace;
+pub use sweep::{remove_unknown, unknown_machines};
+pub use workspaces::revoke_workspace;
 
 /// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.
 ///

@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -12,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 use super::MachinePaths;
+use super::revocation::Witness;
 
 /// Makes the folder that workspaces are mounted in, as a shared mount of its own.
 pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
@@ -25,9 +28,32 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
     Ok(mount_change(&folder, MountPropagationFlags::SHARED)?)
 }
 
-/// Takes the environment's workspace out of the machine. Files the guest still holds open stay readable to it until it
-/// lets go of them; their names are gone at once.
-pub fn unshare_workspace(paths: &MachinePaths, environment: &str) -> anyhow::Result<()> {
+/// How long a guest that lets go of a workspace may take until the VMM has closed its last file.
+const RELEASE: Duration = Duration::from_secs(10);
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes the environment's workspace out of the machine: its names are gone at once. Returns how many files of it the VMM
+/// still has open some seconds later. They are 0 unless the guest refuses to let go of them.
+///
+/// # Errors
+/// It cannot be unmounted, or the VMM's descriptors cannot be read.
+pub fn revoke_workspace(paths: &MachinePaths, environment: &str, vmm: Option<u32>) -> anyhow::Result<usize> {
+    let in_jail = Path::new("/workspaces").join(environment);
+    let witness = vmm.map(|pid| Witness::new(pid, &in_jail)).transpose().context("cannot read the VMM's mounts")?;
+    unshare(paths, environment)?;
+    let Some(witness) = witness else { return Ok(0) };
+    let until = Instant::now() + RELEASE;
+    loop {
+        let held = witness.held().context("cannot read the VMM's descriptors")?;
+        if held == 0 || Instant::now() > until {
+            return Ok(held);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn unshare(paths: &MachinePaths, environment: &str) -> anyhow::Result<()> {
     let target = paths.workspace(environment);
     match unmount(&target, UnmountFlags::DETACH) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
@@ -47,7 +73,7 @@ pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
     if let Ok(entries) = fs::read_dir(&folder) {
         for entry in entries {
             let name = entry?.file_name();
-            unshare_workspace(paths, &name.to_string_lossy())?;
+            unshare(paths, &name.to_string_lossy())?;
         }
     }
     match unmount(&folder, UnmountFlags::DETACH) {

@@ -30,9 +30,11 @@ const REMOVAL: Duration = Duration::from_secs(120);
     responses((status = 200, description = "The machines the caller may see.", body = Vec<Machine>))
 )]
 pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Machine>>, Refusal> {
+    let asked = daemon.clone();
     let list = daemon
         .read(move |db| {
-            machines::all(db)?.into_iter().filter(|row| peer.may(row.uid)).map(|row| show_row(db, row)).collect()
+            let rows = machines::all(db)?.into_iter().filter(|row| peer.may(row.uid));
+            rows.map(|row| show_row(&asked, db, row)).collect()
         })
         .await?;
     Ok(Json(list))
@@ -50,7 +52,7 @@ pub async fn show(
     Path(developer): Path<String>,
 ) -> Result<Json<Machine>, Refusal> {
     let machine = find(&daemon, peer, &developer).await?;
-    Ok(Json(daemon.read(move |db| show_row(db, machine)).await?))
+    show_machine(&daemon, machine).await
 }
 
 #[utoipa::path(
@@ -93,7 +95,7 @@ pub async fn put(
         return Err(Refusal::invalid(format!("owner: uid {uid} is not the account {name}")));
     }
     let machine = want(&daemon, &owner, request).await?;
-    Ok(Json(daemon.read(move |db| show_row(db, machine)).await?))
+    show_machine(&daemon, machine).await
 }
 
 #[utoipa::path(
@@ -311,8 +313,14 @@ fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limi
     })
 }
 
-fn show_row(db: &Connection, row: MachineRow) -> rusqlite::Result<Machine> {
+async fn show_machine(daemon: &Arc<Daemon>, row: MachineRow) -> Result<Json<Machine>, Refusal> {
+    let asked = daemon.clone();
+    Ok(Json(daemon.read(move |db| show_row(&asked, db, row)).await?))
+}
+
+fn show_row(daemon: &Daemon, db: &Connection, row: MachineRow) -> rusqlite::Result<Machine> {
     Ok(Machine {
+        landlock: daemon.landlock(&row.name),
         last_event: events::last(db, &Scope::Developer(row.uid))?,
         developer: row.owner,
         uid: row.uid,

@@ -224,6 +224,7 @@ impl Driver {
             return self.not_set_up(machine, format!("the agent refuses its setup: {error}")).await;
         }
         self.arrive(machine).await?;
+        self.daemon.ask_landlock(&machine.name).await;
         if self.adopted {
             self.refresh(machine).await?;
         }

@@ -12,19 +12,13 @@ use garret_api::vmm::LastWords;
 use tokio::time::Instant;
 
 use super::driver::{Driver, Life};
+use crate::daemon::power_off;
 use crate::daemon::state::{MachineRow, environments, events, machines};
 use crate::daemon::tail::read_tail;
 use crate::daemon::verdict::{End, Next, Verdict, judge, one_line};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::{self, Slot};
 
-/// How long one question to stop may take: a guest that was swapped out comes back meanwhile.
-const QUESTION: Duration = Duration::from_secs(10);
-/// The pause between two.
-const PAUSE: Duration = Duration::from_millis(200);
-/// How long the agent alone is asked, before the power button is pressed too; and how soon again, for a press before the
-/// guest's init is up is lost.
-const BUTTON_AFTER: Duration = Duration::from_secs(15);
 /// How long a VMM may take to end when it is told to itself.
 const VMM_DEADLINE: Duration = Duration::from_secs(10);
 /// What is read of a VMM's last words and its log, in bytes.
@@ -43,35 +37,18 @@ impl Driver {
         }
         let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        let agent = self.daemon.agent(&machine.name, power_off::QUESTION);
+        let vmm = self.daemon.vmm(&machine.name, power_off::QUESTION);
         tokio::select! {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
                 self.report_power_cut(machine, patience).await;
                 self.cut_power(machine, process).await?;
             }
-            () = self.ask_to_power_off(machine) => {}
+            () = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => {}
         }
         self.vmm = Life::Dead;
         Ok(())
-    }
-
-    /// Asks the guest to power off, in every way there is; never returns.
-    async fn ask_to_power_off(&self, machine: &MachineRow) {
-        let (agent, vmm) = (self.daemon.agent(&machine.name, QUESTION), self.daemon.vmm(&machine.name, QUESTION));
-        let mut alone = Instant::now();
-        loop {
-            // A machine that was paused must run to hear it.
-            let _needed = self.daemon.wake(machine).await;
-            if agent.post("/v1/power-off").await.is_ok() {
-                return std::future::pending().await;
-            }
-            if alone.elapsed() >= BUTTON_AFTER {
-                let pressed = vmm.post("/v1/power-button").await;
-                tracing::info!(machine = machine.name, ?pressed, "the agent does not answer: the power button");
-                alone = Instant::now();
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
     }
 
     async fn report_power_cut(&self, machine: &MachineRow, patience: Duration) {

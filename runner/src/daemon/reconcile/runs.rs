@@ -143,13 +143,31 @@ impl Run {
         self.insist("remove", Method::DELETE, &self.path("")).await?;
         let release = format!("/v1/workspaces/{}/release", self.row.id);
         self.insist("release", Method::POST, &release).await?;
-        let (paths, id) = (self.daemon.paths(&self.machine), self.row.id.clone());
-        let unshared = tokio::task::spawn_blocking(move || host::unshare_workspace(&paths, &id)).await;
-        if let Ok(Err(error)) = unshared {
-            tracing::error!(environment = self.row.id, "cannot take its workspace out of the machine: {error:#}");
+        if let Some(problem) = self.revoke_workspace().await {
+            tracing::warn!("{problem}");
+            self.tell(problem).await?;
         }
         let row = self.row.clone();
         self.daemon.write(move |db| environments::forget(db, &row)).await
+    }
+
+    /// Takes the workspace out of the machine. Returns what went wrong.
+    async fn revoke_workspace(&self) -> Option<Problem> {
+        let (paths, vmm) = (self.daemon.paths(&self.machine), self.daemon.vmm_pid(&self.machine));
+        let id = self.row.id.clone();
+        let revoked = tokio::task::spawn_blocking(move || host::revoke_workspace(&paths, &id, vmm)).await;
+        let workspace = self.row.workspace.display();
+        let what = match revoked.map_err(anyhow::Error::from).flatten() {
+            Ok(0) => return None,
+            Ok(held) => format!("the machine does not let go of {held} files of {workspace}"),
+            Err(error) => format!("cannot take {workspace} out of the machine: {error:#}"),
+        };
+        Some(Problem::new("workspace-held", format!("{what}; it may reach them until `garret stop`")))
+    }
+
+    async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
+        let (uid, id) = (self.row.uid, self.row.id.clone());
+        self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
     }
 
     /// Asks the agent until it has done it. What is not there (404) needs nothing done.
@@ -163,10 +181,7 @@ impl Run {
                 Err(error) => {
                     let problem = clip(Problem::new("unavailable", format!("cannot {what} {}: {error}", self.row.id)));
                     tracing::warn!("{problem}");
-                    let (uid, id) = (self.row.uid, self.row.id.clone());
-                    self.daemon
-                        .write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem }))
-                        .await?;
+                    self.tell(problem).await?;
                 }
             }
             tokio::time::sleep(pause).await;
