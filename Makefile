@@ -13,7 +13,7 @@ help: ## this text
 	@echo 'make up                                 boot a machine and run the tests of examples/python-service in its devcontainer'
 	@echo "make up WORKSPACE=folder CMD='command'  the same for any folder with a devcontainer.json"
 	@echo 'make test                               everything that must pass; GROUPS="lint unit artifacts end-to-end gate" for some of it'
-	@echo 'make campaign                           kills at random moments, for hours: KILLS=2000 SEED=1'
+	@echo 'make campaign                           kills at random moments, for hours: KILLS=2000 SEED=1 CYCLES=300'
 	@echo "make host                               a shell on a host with garret; CMD='command' SHARE=folder for one command there"
 	@echo 'make bench                               garret beside its peers: ONLY=boot,fs SIZE=full PEERS=name=path COMPARE=old.jsonl'
 	@echo 'make setup | build | install            Debian packages | programs, kernel, images | into this machine (as root)'

@@ -29,6 +29,9 @@ pub struct Options {
     /// Number of the first case: to continue, or to repeat one
     #[arg(long, env = "FIRST", default_value_t = 0)]
     first: u64,
+    /// Number of machines that are made and removed after the kills
+    #[arg(long, env = "CYCLES", default_value_t = 300)]
+    cycles: u64,
 }
 
 /// Runs the campaign; the exit code says whether all cases passed.
@@ -46,7 +49,8 @@ pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         let (first, kills) = part(options.first, options.kills, host, hosts);
         cases(program, &Path::new(FOLDER).join(host.to_string()), options.seed, first, kills).await
     });
-    let passed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
+    let killed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
+    let passed = killed && (options.cycles == 0 || cycles(program, options.cycles).await?);
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -58,21 +62,13 @@ fn part(first: u64, kills: u64, host: u64, hosts: u64) -> (u64, u64) {
 
 /// One host after the other, until all cases have passed or one fails.
 async fn cases(program: &Path, folder: &Path, seed: u64, first: u64, kills: u64) -> anyhow::Result<bool> {
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
-    }
-    fs::create_dir_all(folder)?;
-    let name = program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
+    make_empty(folder)?;
     let (mut done, mut failures) = (0, 0);
     while done < kills {
         let count = (kills - done).min(CASES_OF_A_HOST);
-        let command = format!(
-            "CAMPAIGN_SEED={seed} CAMPAIGN_FIRST={} CAMPAIGN_KILLS={count} /run/host/programs/{name} --exact --nocapture kills",
-            first + done
-        );
-        let mut arguments = vec!["--preloaded".into(), "--logs".into(), folder.join("logs").into_os_string()];
-        arguments.extend(["--share".into(), folder.into(), "--program".into(), program.into()]);
-        let status = run_host(&arguments, CASE * u32::try_from(count)?, &command).await?;
+        let variables = format!("CAMPAIGN_SEED={seed} CAMPAIGN_FIRST={} CAMPAIGN_KILLS={count}", first + done);
+        let limit = CASE * u32::try_from(count)?;
+        let status = run_test(program, folder, &variables, "kills", limit).await?;
         let passed = passed(folder)?;
         match status {
             Some(status) if status == i32::from(crate::host::STATUS_HOST_FAILED) => failures += 1,
@@ -88,6 +84,36 @@ async fn cases(program: &Path, folder: &Path, seed: u64, first: u64, kills: u64)
         done = passed;
     }
     Ok(true)
+}
+
+/// Machines that come and go, on one host.
+async fn cycles(program: &Path, count: u64) -> anyhow::Result<bool> {
+    let folder = Path::new(FOLDER).join("cycles");
+    make_empty(&folder)?;
+    let limit = CASE * u32::try_from(count)?;
+    Ok(run_test(program, &folder, &format!("CAMPAIGN_CYCLES={count}"), "cycles", limit).await? == Some(0))
+}
+
+fn make_empty(folder: &Path) -> anyhow::Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(fs::create_dir_all(folder)?)
+}
+
+/// Runs one test of the program on a host of its own. Returns its status; `None`: it took longer than `limit`.
+async fn run_test(
+    program: &Path,
+    folder: &Path,
+    variables: &str,
+    test: &str,
+    limit: Duration,
+) -> anyhow::Result<Option<i32>> {
+    let name = program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
+    let mut arguments = vec!["--preloaded".into(), "--logs".into(), folder.join("logs").into_os_string()];
+    arguments.extend(["--share".into(), folder.into(), "--program".into(), program.into()]);
+    let command = format!("{variables} /run/host/programs/{name} --exact --nocapture {test}");
+    run_host(&arguments, limit, &command).await
 }
 
 /// How many cases have passed.

@@ -2,7 +2,8 @@
 //! desired or one clear error says why not, repeating the command succeeds, and when the machine is removed nothing of it remains.
 //!
 //! `CAMPAIGN_KILLS` cases are drawn from `CAMPAIGN_SEED`; each is a pure function of the seed and its own number. Without these
-//! variables it is the slice that `make test` runs. `make campaign` runs the long form.
+//! variables it is the slice that `make test` runs. `make campaign` runs the long form, and `CAMPAIGN_CYCLES` machines that are
+//! made and removed one after the other.
 
 mod case;
 mod census;
@@ -23,6 +24,9 @@ use operation::Scene;
 /// How many cases `make test` runs: each operation once, about a minute on an emulated host.
 const SLICE: u64 = 5;
 
+/// How many machines `make test` makes and removes.
+const CYCLES_SLICE: u64 = 2;
+
 /// In the host's current folder, a line for each case that passed. A campaign continues behind them.
 const PASSED: &str = "passed";
 
@@ -41,6 +45,21 @@ fn kills() {
         note_passed(number, &case, &outcome);
     }
     scene.close();
+    before.assert_nothing_remains();
+}
+
+/// Machines come and go, each with an environment.
+#[test]
+fn cycles() {
+    let cycles = variable("CAMPAIGN_CYCLES").unwrap_or(CYCLES_SLICE);
+    let before = Census::take();
+    for number in 0..cycles {
+        let begun = Instant::now();
+        let scene = Scene::open();
+        scene.bring_up();
+        scene.close();
+        println!("cycle {number}: {} s", begun.elapsed().as_secs());
+    }
     before.assert_nothing_remains();
 }
 

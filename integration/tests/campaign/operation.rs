@@ -70,6 +70,11 @@ impl Scene {
         format!("{kill} after {seen} events, the command {ended}")
     }
 
+    #[track_caller]
+    pub fn bring_up(&self) {
+        self.workspace.up(&[]).ok();
+    }
+
     /// Removes the machine.
     pub fn close(self) {
         let Self { workspace, .. } = self;
@@ -87,11 +92,9 @@ impl Scene {
                 }
                 DEVELOPER.garret(&["start", "--machine"]).ok();
             }
-            Operation::Exec | Operation::Stop | Operation::Remove => {
-                self.workspace.up(&[]).ok();
-            }
+            Operation::Exec | Operation::Stop | Operation::Remove => self.bring_up(),
             Operation::Start => {
-                self.workspace.up(&[]).ok();
+                self.bring_up();
                 DEVELOPER.garret(&["stop", "--machine"]).ok();
             }
         }
