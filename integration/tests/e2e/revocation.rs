@@ -3,7 +3,8 @@
 use crate::stage::{ALICE, Workspace, events};
 
 /// Binds a folder of the workspace in a mount namespace that no agent looks into.
-const HOLD: &str = "setsid unshare -m sh -c 'mount --bind /workspaces/$0/folder /mnt && echo held && exec sleep 4242' $0";
+const HOLD: &str =
+    "setsid unshare -m sh -c 'mount --bind /workspaces/$0/folder /mnt && echo held && exec sleep 4242' $0";
 
 #[test]
 fn a_removed_workspace_leaves_no_file_open_in_the_vmm() {

@@ -28,7 +28,9 @@ async fn end(run: PathBuf, name: String, patience: Duration) {
     let gone = tokio::task::spawn_blocking(move || host::remove_unknown(&run, &removed)).await;
     match gone.map_err(anyhow::Error::from).flatten() {
         Ok(()) if powered_off => tracing::warn!("ended machine {name}, which no state knows of"),
-        Ok(()) => tracing::warn!("cut the power of machine {name}, which no state knows of and which does not power off"),
+        Ok(()) => {
+            tracing::warn!("cut the power of machine {name}, which no state knows of and which does not power off")
+        }
         Err(error) => tracing::error!("cannot end machine {name}, which no state knows of: {error:#}"),
     }
 }
