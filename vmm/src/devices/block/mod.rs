@@ -2,6 +2,9 @@
 //!
 //! A request is judged by [`request`], becomes a [`job::Job`] and is carried out by io_uring, or in place where the host has
 //! no io_uring. What is discarded is punched out of the file, so the image shrinks with its contents.
+//!
+//! The image is sparse: the host can run out of space for it. A request that finds none waits and is tried again, for an
+//! error would make the guest's file system give up, and everything in the machine with it.
 
 mod config;
 mod image;
@@ -14,6 +17,7 @@ pub(crate) mod tests;
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use garret_api::vmm::DiskConfig;
 use virtio_bindings::virtio_blk as blk;
@@ -27,6 +31,7 @@ use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
 use self::uring::Uring;
 use crate::rate_limit::RateLimiter;
 use crate::seccomp::Role;
+use crate::timer::Timer;
 use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Token};
 
 /// Requests a driver can have in flight.
@@ -34,6 +39,10 @@ const QUEUE_SIZE: u16 = 256;
 
 const COMPLETED: Token = Token(0);
 const TOKENS_FLOWED: Token = Token(1);
+const RETRY: Token = Token(2);
+
+/// The pause before requests are tried again that found no space on the host.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a disk could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +50,7 @@ pub enum Error {
     /// The image.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The host has no timer for the rate limit.
+    /// The host has no timer.
     #[error("disk {id}: cannot make a timer: {source}")]
     Timer {
         /// The disk.
@@ -75,16 +84,21 @@ struct BlockBackend {
     limiter: RateLimiter,
     /// Absent where the host has none for us: then requests are carried out in place.
     uring: Option<Uring>,
+    /// Requests for which the host had no space.
+    waiting: Vec<Job>,
+    retry: Timer,
     negotiated: u64,
 }
 
 impl BlockBackend {
     fn new(config: &DiskConfig) -> Result<Self, Error> {
         let image = Image::open(config)?;
-        let limiter =
-            RateLimiter::new(config.rate_limit).map_err(|source| Error::Timer { id: config.id.clone(), source })?;
+        let timer = |source| Error::Timer { id: config.id.clone(), source };
+        let limiter = RateLimiter::new(config.rate_limit).map_err(timer)?;
+        let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
-        Ok(Self { id: config.id.clone(), image, config: space, limiter, uring: None, negotiated: 0 })
+        let (id, waiting) = (config.id.clone(), Vec::new());
+        Ok(Self { id, image, config: space, limiter, uring: None, waiting, retry, negotiated: 0 })
     }
 
     fn features(&self) -> u64 {
@@ -153,14 +167,31 @@ impl BlockBackend {
         self.finish(job, result, ring)
     }
 
-    /// Answers a job, or turns it into the flush it still needs.
+    /// Answers a job, turns it into the flush it still needs, or lets it wait for space.
     fn finish(&mut self, mut job: Job, result: io::Result<()>, ring: &mut Ring) -> Result<(), Fault> {
+        if result.as_ref().is_err_and(is_out_of_space) {
+            return self.wait_for_space(job);
+        }
         if job.durable && result.is_ok() {
             job.durable = false;
             job.action = Action::Flush;
             return self.carry_out(job, ring);
         }
         answer(&job.chain, if result.is_ok() { Status::Ok } else { Status::IoError }, ring)
+    }
+
+    fn wait_for_space(&mut self, job: Job) -> Result<(), Fault> {
+        if self.waiting.is_empty() {
+            self.retry.set(RETRY_PAUSE, Duration::ZERO)?;
+        }
+        self.waiting.push(job);
+        Ok(())
+    }
+
+    /// Tries again what waited. Those of an attempt are few (a queue has 256), and one that fails again costs no data.
+    fn try_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        self.retry.clear();
+        std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.carry_out(job, ring))
     }
 
     fn identify(&self, chain: &Chain, ring: &mut Ring) -> Result<(), Fault> {
@@ -190,6 +221,10 @@ fn worth_another_try(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::ECANCELED))
 }
 
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
 impl Backend for BlockBackend {
     /// On the worker's thread, because the bound on kernel threads belongs to the thread that submits.
     fn prepare(&mut self) -> io::Result<()> {
@@ -206,6 +241,7 @@ impl Backend for BlockBackend {
             fds.add(uring, COMPLETED, EventSet::IN)?;
         }
         fds.add(&self.limiter, TOKENS_FLOWED, EventSet::IN)?;
+        fds.add(&self.retry, RETRY, EventSet::IN)?;
         Ok(())
     }
 
@@ -216,6 +252,7 @@ impl Backend for BlockBackend {
     fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
         match fd {
             TOKENS_FLOWED => self.limiter.elapsed(),
+            RETRY => self.try_again(&mut rings[0])?,
             _ => {
                 // First the announcement, then the completions: one that comes in between is announced again.
                 if let Some(uring) = &mut self.uring {
@@ -231,11 +268,18 @@ impl Backend for BlockBackend {
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let mut result = Ok(());
         // To the last, whatever has become of the ring: what stayed behind would be taken for the next driver's.
-        while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
-            let waited = uring.wait().map_err(Fault::from);
-            result = result.and(waited).and(self.reap(&mut rings[0]));
+        loop {
+            while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
+                let waited = uring.wait().map_err(Fault::from);
+                result = result.and(waited).and(self.reap(&mut rings[0]));
+            }
+            if self.waiting.is_empty() {
+                return result;
+            }
+            // The timer's descriptor is not looked at while the device stops.
+            uring::pause(RETRY_PAUSE);
+            result = result.and(self.try_again(&mut rings[0]));
         }
-        result
     }
 }
 

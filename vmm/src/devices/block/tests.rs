@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 use garret_api::vmm::{Bucket, RateLimit};
 use proptest::prelude::*;
@@ -268,24 +270,56 @@ fn an_image_that_shrinks_meanwhile_is_an_error_for_the_guest() {
     assert!(!disk.rig.is_broken());
 }
 
-#[test]
-fn a_full_host_is_an_error_for_the_guest_and_costs_nothing_else() {
+/// A file system with room for 64 KiB and a disk of 1 MiB on it.
+fn disk_on_a_small_host(folder: &Path) -> Disk {
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root, for a file system of its own");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    mount(Some("none"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
-    let image = NamedTempFile::new_in(folder.path()).unwrap();
+    mount(Some("none"), folder, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+    let image = NamedTempFile::new_in(folder).unwrap();
     image.as_file().set_len(MIB).unwrap();
-    let mut disk = Disk::with(image, |_| {});
+    Disk::with(image, |_| {})
+}
+
+#[test]
+fn a_write_waits_while_the_host_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = disk_on_a_small_host(folder.path());
     assert_eq!(disk.write(0, vec![1; 32768]), [OK]);
-    assert_eq!(disk.write(1024, vec![2; 65536]), [IOERR]);
-    // Giving something back helps.
-    assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 2048, 0)], &[1]), [OK]);
-    assert_eq!(disk.write(1024, vec![3; 32768]), [OK]);
-    assert_eq!(disk.read(1024, 32768)[..32768], vec![3; 32768]);
+    disk.send(&[header(blk::VIRTIO_BLK_T_OUT, 1024), vec![2; 65536]], &[1]);
+    // What needs no space is served meanwhile.
+    assert_eq!(disk.read(0, 32768)[..32768], vec![1; 32768]);
+    assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]), [OK]);
+    assert!(disk.rig.queues[0].used().is_none());
+    // Space that the driver gives back is enough.
+    assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 64, 0)], &[1]), [OK]);
+    assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
+    assert_eq!(disk.read(1024, 65536)[..65536], vec![2; 65536]);
     assert!(!disk.rig.is_broken());
+}
+
+#[test]
+fn a_disk_that_stops_while_the_host_is_full_loses_no_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = disk_on_a_small_host(folder.path());
+    let filler = folder.path().join("filler");
+    std::fs::write(&filler, vec![1; 65536]).unwrap();
+    disk.send(&[header(blk::VIRTIO_BLK_T_OUT, 0), vec![2; 4096]], &[1]);
+    disk.send(&[header(blk::VIRTIO_BLK_T_IN, 0)], &[513]);
+    disk.rig.queues[0].wait_used();
+    let freed = std::thread::spawn({
+        let filler = File::options().write(true).open(&filler).unwrap();
+        move || {
+            std::thread::sleep(Duration::from_millis(100));
+            filler.set_len(0).unwrap();
+        }
+    });
+    let states = disk.rig.stop();
+    freed.join().unwrap();
+    assert_eq!(states[0].next_avail, states[0].next_used, "nothing is half done");
+    assert_eq!(disk.rig.queues[0].used().unwrap().bytes, [OK]);
+    assert_eq!(disk.content(0, 4096), vec![2; 4096]);
 }
 
 /// One request of a driver, in units of 512 bytes on a small disk.

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use io_uring::register::Restriction;
 use io_uring::types::{Fixed, FsyncFlags};
@@ -22,8 +23,8 @@ use crate::virtio::Fault;
 const IMAGE: Fixed = Fixed(0);
 /// Kernel threads one disk may use for requests that would block.
 const KERNEL_THREADS: u32 = 4;
-/// The pause after a call that the kernel refused: 1 ms.
-const REFUSED_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+/// The pause after a call that the kernel refused.
+const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
 /// The ring and the jobs the kernel works on. A job's slot is its chain's head, which is unique among those in flight.
 pub struct Uring {
@@ -140,7 +141,7 @@ impl Uring {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // The callers call again: not at once, and after they have taken what is completed.
-                    let _ = clock_nanosleep_relative(ClockId::Monotonic, &REFUSED_PAUSE);
+                    pause(REFUSED_PAUSE);
                     return if is_transient(&error) { Ok(()) } else { Err(error) };
                 }
             }
@@ -154,6 +155,12 @@ impl Uring {
         }
         self.ring.submit_and_wait(want)
     }
+}
+
+/// Sleeps, or less if a signal comes. The one call for it that the worker's seccomp list has.
+pub fn pause(time: Duration) {
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+    let _ = clock_nanosleep_relative(ClockId::Monotonic, &time);
 }
 
 /// The kernel has no memory for more requests now (EAGAIN), or more answers than places for them (EBUSY).
