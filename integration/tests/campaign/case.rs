@@ -1,4 +1,4 @@
-//! One case: what is done, who is killed, and when. Drawn from a seed.
+//! One case: what is done, what is killed or taken away meanwhile, and when. Drawn from a seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,12 +15,14 @@ pub enum Operation {
     Remove,
 }
 
-/// Who is killed.
+/// Who is killed, or what is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
     Daemon,
     Vmm,
     Agent,
+    /// All space on the host's disk, for some seconds.
+    Space,
 }
 
 /// Kill `delay` after the operation's event number `events`, or after the operation if it has fewer.
@@ -48,8 +50,8 @@ impl Case {
         let operation = turns[usize::try_from(number).expect("64 bits") % turns.len()];
         // Where the machine is stopped there is no agent yet.
         let victims = match operation {
-            Operation::Start => &[Victim::Daemon, Victim::Vmm][..],
-            _ => &[Victim::Daemon, Victim::Vmm, Victim::Agent][..],
+            Operation::Start => &[Victim::Daemon, Victim::Vmm, Victim::Space][..],
+            _ => &[Victim::Daemon, Victim::Vmm, Victim::Agent, Victim::Space][..],
         };
         let moment = Moment {
             events: random.usize(0..=operation.events()),
@@ -74,6 +76,6 @@ impl Operation {
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { operation, victim, moment } = self;
-        write!(f, "{operation:?}, kill {victim:?} {} ms after event {}", moment.delay.as_millis(), moment.events)
+        write!(f, "{operation:?}, {victim:?} gone {} ms after event {}", moment.delay.as_millis(), moment.events)
     }
 }

@@ -1,5 +1,6 @@
-//! The kill campaign: SIGKILL of daemon, VMM and agent in the middle of what a developer does. Afterwards the machine is as
-//! desired or one clear error says why not, repeating the command succeeds, and when the machine is removed nothing of it remains.
+//! The kill campaign: in the middle of what a developer does, daemon, VMM or agent is killed or the host's disk is full for some
+//! seconds. Afterwards the machine is as desired or one clear error says why not, repeating the command succeeds, and when the
+//! machine is removed nothing of it remains.
 //!
 //! `CAMPAIGN_KILLS` cases are drawn from `CAMPAIGN_SEED`; each is a pure function of the seed and its own number. Without these
 //! variables it is the slice that `make test` runs. `make campaign` runs the long form, and `CAMPAIGN_CYCLES` machines that are

@@ -1,9 +1,14 @@
-//! Kills one of the processes that serve a machine.
+//! Kills one of the processes that serve a machine, or fills the host's disk.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::case::Victim;
 use crate::stage::{Developer, kill, restart_daemon};
@@ -20,7 +25,13 @@ pub enum Killer {
         shell: Child,
         input: ChildStdin,
     },
+    Space,
 }
+
+/// On the file system of the state and the data disks.
+const FILLER: &str = "/var/lib/campaign-filler";
+/// How long the disk is full: some writes of the daemon and of the guest fall into it.
+const FULL_FOR: Duration = Duration::from_secs(8);
 
 /// Prints a line when it is ready and kills the agent when it gets one.
 const KILL_AGENT: &str = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && agent=${p#/proc/}; done; \
@@ -31,6 +42,7 @@ impl Killer {
     pub fn prepare(victim: Victim, developer: &Developer, others: &[u64]) -> Self {
         match victim {
             Victim::Daemon => Self::Daemon,
+            Victim::Space => Self::Space,
             Victim::Vmm => Self::Vmm { others: others.to_vec() },
             Victim::Agent => {
                 let mut shell = Command::new("garret")
@@ -51,7 +63,7 @@ impl Killer {
         }
     }
 
-    /// Kills. Returns false if there was nothing to kill.
+    /// Kills, or fills the disk and makes space again. Returns false if there was nothing to kill.
     pub fn strike(self) -> bool {
         match self {
             Self::Daemon => {
@@ -70,6 +82,25 @@ impl Killer {
                 let _status_of_a_lost_connection = shell.wait();
                 sent
             }
+            Self::Space => {
+                fill_disk();
+                thread::sleep(FULL_FOR);
+                fs::remove_file(FILLER).expect("it is there");
+                true
+            }
+        }
+    }
+}
+
+/// Takes all space there is, down to the last block.
+fn fill_disk() {
+    let file = File::create(FILLER).expect("a file");
+    let (mut length, mut piece) = (0, 1 << 40);
+    while piece >= 4096 {
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), length, piece) {
+            Ok(()) => length += piece,
+            Err(Errno::NOSPC | Errno::FBIG) => piece /= 2,
+            Err(error) => panic!("cannot fill the disk: {error}"),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod admission;
 mod api;
 mod disk;
+mod disk_space;
 mod memory;
 mod notify;
 mod power_off;
