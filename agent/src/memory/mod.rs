@@ -25,6 +25,7 @@
 //! | `sampler` | the reports of all listeners, from one sampler |
 //! | `pace` | when a report is due, and when memory is short: pure |
 //! | `trigger` | the kernel's own word that memory is short |
+//! | `zones` | whether the kernel's own zones are short: then what is plugged next is theirs |
 //! | `oom` | kills for lack of memory, without those of containers' own limits |
 //!
 //! # What is protected
@@ -50,6 +51,7 @@ mod reclaim;
 mod sampler;
 mod swap_size;
 mod trigger;
+mod zones;
 mod zram;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use super::pace::Pace;
 use super::readings;
 use super::reclaim::Figures;
 use super::trigger::Trigger;
+use super::zones::Zones;
 
 /// One sampler for all listeners; it does nothing while there are none.
 pub struct Sampler {
@@ -41,14 +42,15 @@ impl Sampler {
 
     async fn serve(self: Arc<Self>, figures: watch::Receiver<Figures>) {
         let mut oom = OomKills::new();
+        let mut zones = Zones::new().ok();
         loop {
             self.wanted.notified().await;
-            self.sample(&figures, &mut oom).await;
+            self.sample(&figures, &mut oom, &mut zones).await;
         }
     }
 
     /// Until the last listener has gone.
-    async fn sample(&self, figures: &watch::Receiver<Figures>, oom: &mut OomKills) {
+    async fn sample(&self, figures: &watch::Receiver<Figures>, oom: &mut OomKills, zones: &mut Option<Zones>) {
         let begun = Instant::now();
         let trigger = Trigger::arm().ok();
         let mut pace = Pace::default();
@@ -56,7 +58,7 @@ impl Sampler {
             match report(*figures.borrow(), oom) {
                 Ok(mut report) => {
                     let now = begun.elapsed();
-                    report.short = pace.is_short(now, report.total, report.available);
+                    report.short = is_short(zones) || pace.is_short(now, report.total, report.available);
                     if pace.is_due(now, &report) {
                         self.reports.send_replace(report);
                     }
@@ -85,6 +87,16 @@ impl Sampler {
             () = tokio::time::sleep(pace.tick()) => Woken::Tick,
         }
     }
+}
+
+/// Whether the kernel's own memory is short, where it tells.
+fn is_short(zones: &mut Option<Zones>) -> bool {
+    let looked = zones.as_mut().map(Zones::look);
+    if let Some(Err(error)) = &looked {
+        tracing::warn!("the kernel's zones are not looked at any more: {error}");
+        *zones = None;
+    }
+    matches!(looked, Some(Ok(true)))
 }
 
 fn report(figures: Figures, oom: &mut OomKills) -> io::Result<MemoryReport> {

@@ -1,4 +1,4 @@
-"""Holds 20,000 threads in 20 processes, 200,000 open files and 70,000 connections, one kind after the other, and tells what it holds."""
+"""Holds 20,000 threads in 20 processes, 200,000 open files and 70,000 connections at once, and tells what it holds."""
 import _thread, os, socket, sys, time
 
 PROCESSES, THREADS, FILES, PORTS = 20, 1000, 200_000, 35_000
@@ -57,12 +57,7 @@ def hold(what):
 
 release = start_threads()
 hold("threads")
-os.close(release)
-for _ in range(PROCESSES):
-    os.wait()
 files = open_files()
 hold("files")
-for file in files:
-    os.close(file)
 connect()
 hold("connections")

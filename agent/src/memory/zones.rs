@@ -1,0 +1,109 @@
+//! The zones that the kernel takes its own memory from (stacks of threads, tables, sockets). Plugged memory is movable at
+//! first, so that it can be unplugged: the kernel cannot use it. A guest with many threads would be killed in with gigabytes
+//! free. When these zones are short, what is plugged next is the kernel's.
+
+use std::fs;
+use std::io;
+
+const ZONEINFO: &str = "/proc/zoneinfo";
+/// How much movable memory there may be for the kernel's, in per cent (admin-guide/mm/memory-hotplug.rst).
+const RATIO: &str = "/sys/module/memory_hotplug/parameters/auto_movable_ratio";
+/// None: what comes is for the kernel.
+const FOR_THE_KERNEL: &str = "0";
+const PAGE: u64 = 4096;
+/// They are short when the kernel's own pages, which cannot be reclaimed, take more than three of these parts.
+const PARTS: u64 = 4;
+
+/// The zones but the movable one, added up; in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct KernelZones {
+    managed: u64,
+    /// Free, or page cache or a program's memory, which would make room.
+    obtainable: u64,
+}
+
+impl KernelZones {
+    fn parse(zoneinfo: &str) -> Self {
+        let mut zones = Self::default();
+        let mut counts = false;
+        for line in zoneinfo.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (name, value) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let bytes = || value.parse::<u64>().unwrap_or(0).saturating_mul(PAGE);
+            match name {
+                "Node" => counts = !line.ends_with("Movable") && !line.ends_with("Device"),
+                "managed" if counts => zones.managed += bytes(),
+                "nr_free_pages"
+                | "nr_zone_inactive_anon"
+                | "nr_zone_active_anon"
+                | "nr_zone_inactive_file"
+                | "nr_zone_active_file"
+                    if counts =>
+                {
+                    zones.obtainable += bytes();
+                }
+                _ => {}
+            }
+        }
+        zones
+    }
+
+    fn are_short(self) -> bool {
+        self.obtainable < self.managed / PARTS
+    }
+}
+
+/// What becomes of the memory that is plugged next.
+#[derive(Debug)]
+pub struct Zones {
+    /// The ratio the kernel began with.
+    usual: String,
+    short: bool,
+}
+
+impl Zones {
+    /// # Errors
+    /// The kernel has no such ratio: it was built without hotplug of memory.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { usual: fs::read_to_string(RATIO)?.trim().to_owned(), short: false })
+    }
+
+    /// Looks, and directs what is plugged next. Whether the kernel is short of memory of its own.
+    ///
+    /// # Errors
+    /// The kernel's files cannot be read or written.
+    pub fn look(&mut self) -> io::Result<bool> {
+        let short = KernelZones::parse(&fs::read_to_string(ZONEINFO)?).are_short();
+        if short != self.short {
+            fs::write(RATIO, if short { FOR_THE_KERNEL } else { &self.usual })?;
+            self.short = short;
+        }
+        Ok(short)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZONEINFO: &str = "Node 0, zone    DMA32\n  per-node stats\n      nr_inactive_anon 9000\n  pages free     100\n        \
+        managed  1000\n      nr_free_pages 100\n      nr_zone_inactive_anon 10\n      nr_zone_active_anon 20\n      \
+        nr_zone_inactive_file 30\n      nr_zone_active_file 40\n      nr_zone_unevictable 5\nNode 0, zone   Normal\n        \
+        managed  600\n      nr_free_pages 300\nNode 0, zone  Movable\n        managed  5000\n      nr_free_pages 4000\n\
+        Node 0, zone   Device\n        managed  7\n      nr_free_pages 7\n";
+
+    #[test]
+    fn the_movable_zone_does_not_count() {
+        let zones = KernelZones::parse(ZONEINFO);
+        assert_eq!(zones, KernelZones { managed: 1600 * PAGE, obtainable: 500 * PAGE });
+        assert_eq!(KernelZones::parse(""), KernelZones::default());
+    }
+
+    #[test]
+    fn they_are_short_when_the_kernels_own_pages_fill_them() {
+        for (obtainable, short) in [(0, true), (249, true), (250, false), (1000, false)] {
+            assert_eq!(KernelZones { managed: 1000, obtainable }.are_short(), short, "{obtainable}");
+        }
+        assert!(!KernelZones::default().are_short(), "a kernel that does not tell");
+    }
+}
