@@ -4,6 +4,7 @@
 //! no io_uring. What is discarded is punched out of the file, so the image shrinks with its contents.
 
 mod config;
+mod failures;
 mod image;
 mod job;
 mod request;
@@ -14,6 +15,7 @@ pub(crate) mod tests;
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use garret_api::vmm::DiskConfig;
 use virtio_bindings::virtio_blk as blk;
@@ -21,6 +23,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::FromBytes;
 
 use self::config::BlockConfig;
+use self::failures::Failures;
 use self::image::{Image, ImageError};
 use self::job::Job;
 use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
@@ -76,6 +79,7 @@ struct BlockBackend {
     /// Absent where the host has none for us: then requests are carried out in place.
     uring: Option<Uring>,
     negotiated: u64,
+    failures: Failures,
 }
 
 impl BlockBackend {
@@ -84,7 +88,15 @@ impl BlockBackend {
         let limiter =
             RateLimiter::new(config.rate_limit).map_err(|source| Error::Timer { id: config.id.clone(), source })?;
         let space = Arc::new(BlockConfig::new(image.disk));
-        Ok(Self { id: config.id.clone(), image, config: space, limiter, uring: None, negotiated: 0 })
+        Ok(Self {
+            id: config.id.clone(),
+            image,
+            config: space,
+            limiter,
+            uring: None,
+            negotiated: 0,
+            failures: Failures::default(),
+        })
     }
 
     fn features(&self) -> u64 {
@@ -160,7 +172,15 @@ impl BlockBackend {
             job.action = Action::Flush;
             return self.carry_out(job, ring);
         }
-        answer(&job.chain, if result.is_ok() { Status::Ok } else { Status::IoError }, ring)
+        let Err(error) = result else { return answer(&job.chain, Status::Ok, ring) };
+        ring.host_failed();
+        if self.failures.begin(Instant::now()) {
+            tracing::warn!(
+                disk = self.id,
+                "the host cannot carry out a request, which the guest sees as an I/O error: {error}"
+            );
+        }
+        answer(&job.chain, Status::IoError, ring)
     }
 
     fn identify(&self, chain: &Chain, ring: &mut Ring) -> Result<(), Fault> {
