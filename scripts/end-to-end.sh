@@ -11,10 +11,11 @@ for name in alice bob; do
   uid=$((uid + 1))
 done
 as_root "$here/start.sh"
+earlier=$("$here/earlier.sh")
 only=()
 status=0
 for argument in "$@"; do [ -x "$argument" ] || only=("$argument"); done
 for argument in "$@"; do
-  if [ -x "$argument" ]; then as_root env "PATH=$here:$PATH" "$argument" --test-threads=1 "${only[@]}" || status=$?; fi
+  if [ -x "$argument" ]; then as_root env "PATH=$here:$PATH" "GARRET_EARLIER=$earlier" "$argument" --test-threads=1 "${only[@]}" || status=$?; fi
 done
 exit $status

@@ -346,7 +346,7 @@ pub struct Metrics {
     pub setup_ns: u64,
     /// Exits to user space of all vCPUs, by reason (`io`, `mmio`, `hlt`, …).
     pub exits: std::collections::BTreeMap<String, u64>,
-    /// Per device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`): kicks, interrupts, requests, bytes, faults.
+    /// Per device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`): kicks, interrupts, requests, faults, failures of the host.
     pub devices: std::collections::BTreeMap<String, DeviceMetrics>,
 }
 
@@ -361,6 +361,9 @@ pub struct DeviceMetrics {
     pub chains: u64,
     /// Times the guest broke the device's rules and it asked for a reset.
     pub faults: u64,
+    /// Requests that the host failed, as when its disk is full; a VMM of an earlier version does not count them.
+    #[serde(default)]
+    pub host_failures: u64,
 }
 
 /// The VMM's last words, written to the file `--last-words` names just before it exits.

@@ -2,6 +2,7 @@
 # Builds the container images that stand in for public ones where no public registry is in reach, and puts them into the
 # storage folder of a container registry (Debian's docker-registry), whose path it prints:
 #   devcontainers/base:debian   made from Debian's packages; has what a devcontainer base image has
+#   library/postgres:17         PostgreSQL on top of that, used as the public image is
 #   library/busybox:latest      one static program, for quick tests
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,10 +12,10 @@ export SOURCE_DATE_EPOCH=1767225600
 
 metadata='[{"remoteUser":"vscode"}]'
 
-# tree FOLDER: the base image's files.
+# base_tree FOLDER [packages]: the base image's files, perhaps with more packages.
 base_tree() {
-  local tree=$1
-  debian_tree trixie "$(packages "$here/packages")" "$tree" --aptopt='APT::Sandbox::User "root"'
+  local tree=$1 more=${2:-}
+  debian_tree trixie "$(packages "$here/packages")${more:+,$more}" "$tree" --aptopt='APT::Sandbox::User "root"'
   chroot "$tree" groupadd -g 1000 vscode
   chroot "$tree" useradd -m -u 1000 -g 1000 -s /bin/bash vscode
   echo 'vscode ALL=(root) NOPASSWD:ALL' >"$tree/etc/sudoers.d/vscode"; chmod 440 "$tree/etc/sudoers.d/vscode"
@@ -22,6 +23,16 @@ base_tree() {
   debian_sources trixie >"$tree/etc/apt/sources.list"
   rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/* "$tree"/var/log/* "$tree"/boot/* "$tree"/etc/machine-id
   : >"$tree/etc/resolv.conf"
+}
+
+postgres_tree() {
+  local tree=$1
+  base_tree "$tree" postgresql-17
+  # The package makes a database at once, the image where it is told to.
+  rm -r "$tree"/var/lib/postgresql/17 "$tree"/etc/postgresql/17
+  # The compiler for long queries is as large as all the rest; the database goes without where it is not there.
+  rm "$tree"/usr/lib/x86_64-linux-gnu/lib{LLVM,z3}.so*; rm -r "$tree"/usr/lib/postgresql/17/lib/{bitcode,llvmjit*}
+  install -m 755 "$here/postgres-entrypoint" "$tree/usr/local/bin/docker-entrypoint.sh"
 }
 
 busybox_tree() {
@@ -41,13 +52,26 @@ oci() {
     --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
 
+# oci_on LAYOUT:TAG NEW TREE WORK [umoci config options]: the image NEW, with one more layer that makes TREE of that image.
+oci_on() {
+  local image=$1 new=$2 tree=$3 bundle=$4/bundle; shift 4
+  umoci unpack --image "$image" "$bundle"
+  rm -r "$bundle/rootfs"; mv "$tree" "$bundle/rootfs"
+  umoci repack --image "${image%:*}:$new" "$bundle"
+  umoci config --image "${image%:*}:$new" "$@"
+}
+
 # storage OUT WORK: assembles the images and pushes them through a registry that runs only for this.
 build_storage() {
   local out=$1 work=$2 port
   base_tree "$work/base"
+  postgres_tree "$work/postgres"
   busybox_tree "$work/busybox"
   umoci init --layout "$work/oci"
   oci "$work/oci:base" "$work/base" --config.env LANG=C.UTF-8 --config.cmd /bin/bash --config.label "devcontainer.metadata=$metadata"
+  oci_on "$work/oci:base" postgres "$work/postgres" "$work" --clear=config.labels --config.entrypoint docker-entrypoint.sh \
+    --config.cmd postgres --config.stopsignal SIGINT --config.volume /var/lib/postgresql/data \
+    --config.env PGDATA=/var/lib/postgresql/data --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/17/bin
   oci "$work/oci:busybox" "$work/busybox" --config.cmd /bin/sh
   port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
   cat >"$work/registry.yml" <<YAML
@@ -61,8 +85,9 @@ YAML
   # zstd costs whoever pulls a fraction of gzip, which counts where the processor is emulated.
   push() { skopeo copy --dest-tls-verify=false --dest-compress-format zstd "oci:$work/oci:$1" "docker://127.0.0.1:$port/$2"; }
   push base devcontainers/base:debian
+  push postgres library/postgres:17
   push busybox library/busybox:latest
   kill $registry
 }
 
-build_once registry "$(digest "$here/packages" "$here/build.sh" "$here/../../scripts/debian.sh" /bin/busybox </dev/null)" build_storage
+build_once registry "$(digest "$here/packages" "$here/postgres-entrypoint" "$here/build.sh" "$here/../../scripts/debian.sh" /bin/busybox </dev/null)" build_storage

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Builds the data disk of test hosts' machines, `data.ext4`: as guest-image/build.sh makes it, and the container engine's
-# storage in it already holds the base image. Pulling that image takes minutes on an emulated processor. Prints the folder.
+# storage in it already holds the larger images. Pulling one takes minutes on an emulated processor. Prints the folder.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
 . "$here/../../guest-image/data-disk.sh"
-image=mcr.microsoft.com/devcontainers/base:debian
+images=(mcr.microsoft.com/devcontainers/base:debian docker.io/library/postgres:17)
 
-# engine_pull WORK PORT: the guest's own engine, in its root file system, pulls the image through a mirror on this port.
+# engine_pull WORK PORT: the guest's own engine, in its root file system, pulls the images through a mirror on this port.
 # What is mounted ends with the namespace.
 engine_pull() {
-  local work=$1 port=$2
+  local work=$1 port=$2 image
   mkdir "$work/root"
-  printf '[[registry]]\nprefix = "%s"\nlocation = "%s"\n[[registry.mirror]]\nlocation = "127.0.0.1:%s"\ninsecure = true\n' \
-    "${image%%/*}" "${image%%/*}" "$port" >"$work/data/containers/registries.conf"
+  for image in "${images[@]}"; do
+    printf '[[registry]]\nprefix = "%s"\nlocation = "%s"\n[[registry.mirror]]\nlocation = "127.0.0.1:%s"\ninsecure = true\n' \
+      "${image%%/*}" "${image%%/*}" "$port"
+  done >"$work/data/containers/registries.conf"
   unshare --mount --propagation private bash -euc '
     mount --bind "$1" "$3" && mount -o remount,bind,ro "$3"
     for folder in run tmp; do mount -t tmpfs tmpfs "$3/$folder"; done
@@ -21,8 +23,8 @@ engine_pull() {
     mount --bind "$2/containers" "$3/var/lib/containers"
     # Its networks and its database are made by the machine itself.
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp CONTAINERS_REGISTRIES_CONF=/var/lib/containers/registries.conf \
-      chroot "$3" podman pull "$4"
-  ' - "$tree" "$work/data" "$work/root" "$image"
+      chroot "$3" podman pull "${@:4}"
+  ' - "$tree" "$work/data" "$work/root" "${images[@]}"
   rm -r "$work/data/containers"/{registries.conf,cache,storage/db.sql*}
 }
 

@@ -44,6 +44,7 @@ impl Snapshot {
                 interrupts: now.interrupts.saturating_sub(then.interrupts),
                 chains: now.chains.saturating_sub(then.chains),
                 faults: now.faults.saturating_sub(then.faults),
+                host_failures: now.host_failures.saturating_sub(then.host_failures),
             };
             (name.clone(), difference)
         });

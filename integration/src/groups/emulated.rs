@@ -26,7 +26,7 @@ const MEMORY_TESTS: &str = "memory-";
 /// The kill campaign's program.
 pub const CAMPAIGN: &str = "campaign-";
 
-/// How large a host is, in MiB, and whether its machines begin with the base image.
+/// How large a host is, in MiB, and whether it has what was made before: its machines the larger images, itself an earlier garret.
 #[derive(Clone, Copy)]
 struct Size {
     memory: u32,
@@ -117,7 +117,7 @@ impl Share {
         let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
         arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
         if self.size.preloaded {
-            arguments.push("--preloaded".into());
+            arguments.extend(["--preloaded".into(), "--earlier".into()]);
         }
         for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
             arguments.extend([option.into(), mib.to_string().into()]);

@@ -114,6 +114,7 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
         Group::Artifacts => Ok(cargo(&["build", "--release", "--workspace", "--bins"]).await?
             && run_to_end(Command::new("guest-kernel/build.sh")).await?
             && run_to_end(as_root("guest-image/build.sh")?).await?
+            && run_to_end(Command::new("scripts/earlier.sh")).await?
             && run_to_end(as_root("integration/base-image/build.sh")?).await?
             && run_to_end(as_root("integration/base-image/preload.sh")?).await?
             && run_to_end(as_root("integration/host/build.sh")?).await?

@@ -64,6 +64,9 @@ pub struct Options {
     /// New machines have the base image already: nothing is pulled for it
     #[arg(long)]
     pub preloaded: bool,
+    /// Have garret of an earlier commit inside, in /run/host/earlier
+    #[arg(long)]
+    pub earlier: bool,
     /// More programs to have inside, in /run/host/programs
     #[arg(long = "program", value_name = "FILE")]
     pub programs: Vec<PathBuf>,

@@ -45,6 +45,10 @@ pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
         let built = script(&repository.join("integration/base-image/preload.sh"), &[])?;
         place(&Path::new(built.trim()).join("data.ext4"), folder.path())?;
     }
+    if options.earlier {
+        let built = script(&repository.join("scripts/earlier.sh"), &[])?;
+        link_tree(Path::new(built.trim()), &folder.path().join("earlier"))?;
+    }
     for program in &options.programs {
         place(program, &folder.path().join("programs"))?;
     }
@@ -116,10 +120,7 @@ fn swap_disk(file: &Path, mib: u32) -> anyhow::Result<()> {
 fn install(repository: &Path, folder: &Path) -> anyhow::Result<()> {
     script(&repository.join("scripts/install.sh"), &[folder])?;
     let images = script(&repository.join("integration/base-image/build.sh"), &[])?;
-    let status = Command::new("cp").arg("-al").arg(images.trim()).arg(folder.join("registry")).status()?;
-    if !status.success() {
-        bail!("cannot link the container images into {}", folder.display());
-    }
+    link_tree(Path::new(images.trim()), &folder.join("registry"))?;
     fs::copy(repository.join("integration/host/config.toml"), folder.join("config.toml"))?;
     // Where TLS goes through a proxy that signs anew, its certificate is in this machine's bundle.
     let bundle = Path::new("/etc/ssl/certs/ca-certificates.crt");
@@ -135,6 +136,15 @@ fn place(file: &Path, folder: &Path) -> anyhow::Result<()> {
     fs::hard_link(file, &to)
         .or_else(|_| fs::copy(file, &to).map(drop))
         .with_context(|| format!("cannot place {}", file.display()))
+}
+
+/// A folder's files as hard links: it is of the same file system.
+fn link_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let status = Command::new("cp").arg("-al").args([from, to]).status()?;
+    if !status.success() {
+        bail!("cannot link {} to {}", from.display(), to.display());
+    }
+    Ok(())
 }
 
 fn shared_folder(folder: &Path) -> anyhow::Result<PathBuf> {

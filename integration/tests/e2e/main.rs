@@ -3,16 +3,20 @@
 //! Run by `make test` as root on a host with garret installed and its daemon up, one test at a time: all tests of a
 //! developer share that developer's machine, as a person's environments do.
 
+mod acknowledged;
+mod adoption;
 mod bad_input;
 mod clock;
 mod devcontainer;
 mod exec;
+mod full_disk;
 mod isolation;
 mod life;
 mod limits;
 mod neighbor;
 mod others;
 mod ownership;
+mod records;
 mod resolvers;
 mod revocation;
 mod settings;

@@ -22,6 +22,9 @@ pub const BOB: Developer = Developer { name: "bob", uid: 1002 };
 /// The image most tests use; it comes through the host's registry mirror where the internet is not there.
 pub const IMAGE: &str = "mcr.microsoft.com/devcontainers/base:debian";
 
+/// The daemon's configuration.
+pub const CONFIG: &str = "/etc/garret/config.toml";
+
 /// No command takes longer on a host that works; a hung one must fail its test, not stop the run.
 const DEADLINE_S: &str = "600";
 
@@ -72,15 +75,9 @@ impl Developer {
 
     /// Any program as this developer.
     pub fn run(&self, program: &str, arguments: &[&str], variables: &[(&str, &str)], input: &[u8]) -> Ran {
-        let mut child = Command::new("timeout")
-            .args(["--kill-after=5", DEADLINE_S, program])
-            .args(arguments)
+        let mut child = self
+            .command(program, arguments)
             .envs(variables.iter().copied())
-            .env("HOME", format!("/home/{}", self.name))
-            .env("USER", self.name)
-            .current_dir("/")
-            .uid(self.uid)
-            .gid(self.uid)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -97,6 +94,15 @@ impl Developer {
             stdout: output.stdout,
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// A program that is this developer's, and ends at the deadline.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", DEADLINE_S, program]).args(arguments);
+        command.env("HOME", format!("/home/{}", self.name)).env("USER", self.name).current_dir("/");
+        command.uid(self.uid).gid(self.uid);
+        command
     }
 
     /// `garret --json ARGUMENTS`, parsed.
@@ -172,6 +178,10 @@ impl Workspace {
         fs::read_to_string(self.path.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
+    pub fn developer(&self) -> Developer {
+        self.developer
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -242,21 +252,46 @@ pub fn wait_until(what: &str, seconds: u32, mut condition: impl FnMut() -> bool)
 
 /// SIGKILL.
 pub fn kill(pid: u64) {
-    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+    send(pid, Signal::KILL);
 }
 
-/// Kills the daemon and starts it again, the way the host's own service does it.
-pub fn restart_daemon() {
-    restart_daemon_after(|| ());
+fn send(pid: u64, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
 }
 
-/// The same, with something done while there is no daemon.
-pub fn restart_daemon_after(meanwhile: impl FnOnce()) {
+/// The process id of the daemon.
+fn daemon_pid() -> u64 {
     let found = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().expect("pgrep runs");
-    let pid: u64 = String::from_utf8(found.stdout).unwrap().trim().parse().expect("one daemon");
-    kill(pid);
-    wait_until("the daemon is gone", 10, || !Path::new(&format!("/proc/{pid}")).exists());
-    meanwhile();
+    String::from_utf8(found.stdout).expect("a number").trim().parse().expect("one daemon")
+}
+
+/// Starts the daemon, the way the host's own service does it.
+pub fn start_daemon() {
     let status = Command::new("garret-daemon-start").status().expect("the host's own start script");
     assert!(status.success());
+}
+
+/// Ends the daemon as a service manager does; `seconds` may pass.
+pub fn end_daemon(seconds: u32) {
+    let pid = daemon_pid();
+    send(pid, Signal::TERM);
+    wait_for_end("the daemon", pid, seconds);
+}
+
+/// Waits until there is no such process.
+fn wait_for_end(what: &str, pid: u64, seconds: u32) {
+    wait_until(&format!("{what} is gone"), seconds, || !Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// Kills the daemon.
+pub fn kill_daemon() {
+    let pid = daemon_pid();
+    kill(pid);
+    wait_for_end("the daemon", pid, 10);
+}
+
+/// Kills the daemon and starts it again.
+pub fn restart_daemon() {
+    kill_daemon();
+    start_daemon();
 }

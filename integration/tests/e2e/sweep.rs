@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::stage::{ALICE, Workspace, restart_daemon_after, wait_until};
+use crate::stage::{ALICE, Workspace, kill_daemon, start_daemon, wait_until};
 
 /// Moves the state, and what SQLite keeps beside it.
 fn move_state(from: &Path, to: &Path) {
@@ -25,9 +25,13 @@ fn a_machine_that_no_state_knows_of_powers_off() {
     let pid = ALICE.machine()["vmm_pid"].as_u64().unwrap();
     let state = Path::new("/var/lib/garret");
     let kept = tempfile::tempdir_in(state).unwrap();
-    restart_daemon_after(|| move_state(state, kept.path()));
+    kill_daemon();
+    move_state(state, kept.path());
+    start_daemon();
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the machine still runs");
-    restart_daemon_after(|| move_state(kept.path(), state));
+    kill_daemon();
+    move_state(kept.path(), state);
+    start_daemon();
     ALICE.garret(&["start", "--machine"]).ok();
     wait_until("the environment is ready again", 120, || workspace.environment()["status"]["phase"] == "ready");
     let found = ALICE.garret(&["exec", "--machine", "--", "cat", "/var/lib/unsynced"]).ok();

@@ -3,7 +3,6 @@
 mod admission;
 mod api;
 mod disk;
-mod disk_space;
 mod memory;
 mod notify;
 mod power_off;

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::admission::Host;
 use super::api::{self, Credentials};
 use super::state::{Store, machines};
-use super::{Daemon, disk_space, memory, notify, reconcile, resolvers, sweep};
+use super::{Daemon, memory, notify, reconcile, resolvers, sweep};
 use crate::accounts::NameService;
 use crate::config::{self, Config};
 use crate::host;
@@ -56,7 +56,6 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     // A task of its own: it goes on while the machines are brought to rest.
     tokio::spawn(memory::supervise(daemon.clone()));
     tokio::spawn(resolvers::follow(daemon.clone()));
-    tokio::spawn(disk_space::follow(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
         served = axum::serve(listener, router).into_future() => served?,

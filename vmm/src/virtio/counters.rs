@@ -11,6 +11,7 @@ pub struct Counters {
     interrupts: AtomicU64,
     chains: AtomicU64,
     faults: AtomicU64,
+    host_failures: AtomicU64,
 }
 
 impl Counters {
@@ -30,6 +31,10 @@ impl Counters {
         self.faults.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn host_failure(&self) {
+        self.host_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The counters now.
     pub fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
@@ -37,6 +42,7 @@ impl Counters {
             interrupts: self.interrupts.load(Ordering::Relaxed),
             chains: self.chains.load(Ordering::Relaxed),
             faults: self.faults.load(Ordering::Relaxed),
+            host_failures: self.host_failures.load(Ordering::Relaxed),
         }
     }
 }

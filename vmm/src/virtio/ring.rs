@@ -236,6 +236,11 @@ impl Ring {
         Ok(())
     }
 
+    /// Counts a request that the host failed.
+    pub fn host_failed(&self) {
+        self.counters.host_failure();
+    }
+
     /// Interrupts the driver if it wants that for what was completed since the last call. The worker does it after every call
     /// of the backend; call it yourself only to do so earlier.
     pub fn signal(&mut self) -> Result<(), Fault> {

@@ -9,11 +9,10 @@ use std::process::{Child, Command, Stdio};
 
 use toml::{Table, Value};
 
-use crate::stage::{ALICE, IMAGE, Workspace, restart_daemon};
+use crate::stage::{ALICE, CONFIG, IMAGE, Workspace, restart_daemon};
 
 /// From the block that is reserved for documentation: no network uses it.
 const ADDRESS: &str = "192.0.2.7";
-const CONFIG: &str = "/etc/garret/config.toml";
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 #[test]

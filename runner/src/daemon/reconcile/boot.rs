@@ -8,6 +8,7 @@ use garret_api::client::Client;
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::time::Instant;
 
+use super::disk_failures::DiskFailures;
 use super::driver::{Driver, Life};
 use crate::daemon::disk;
 use crate::daemon::memory::State;
@@ -83,6 +84,7 @@ impl Driver {
     pub(super) async fn launch(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let uid = self.uid;
         (self.since, self.adopted, self.asked, self.blame) = (Instant::now(), false, false, None);
+        self.disk = DiskFailures::default();
         self.daemon
             .write(move |db| {
                 machines::set_phase(db, uid, MachinePhase::Starting, "starting")?;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::backoff::backoff;
 use super::boots::Boots;
+use super::disk_failures::DiskFailures;
 use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
 use super::runs;
 use crate::daemon::Daemon;
@@ -25,7 +26,7 @@ use crate::host::NetworkConfig;
 /// How often the agent is asked how its containers are.
 const REFRESH: Duration = Duration::from_secs(15);
 /// How long that may take: a guest that hangs holds up only its own machine, and only so long.
-const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
+pub(super) const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a machine that boots keeps others from starting. One that takes longer does not hold up the rest.
 const START_TURN: Duration = Duration::from_secs(20);
 /// How long an environment that comes up keeps others of its machine from beginning. Lifecycle commands may run for good.
@@ -50,6 +51,7 @@ pub(super) struct Driver {
     /// Why we ended it ourselves without being asked.
     pub(super) blame: Option<String>,
     pub(super) reboots: Vec<Instant>,
+    pub(super) disk: DiskFailures,
     /// Changes when the machine must learn of other resolvers.
     pub(super) network: watch::Receiver<NetworkConfig>,
     work: HashMap<String, Doing>,
@@ -110,6 +112,7 @@ impl Driver {
             asked: false,
             blame: None,
             reboots: Vec::new(),
+            disk: DiskFailures::default(),
             work: HashMap::new(),
             tasks: JoinSet::new(),
             starts,
@@ -313,6 +316,7 @@ impl Driver {
             () = tokio::time::sleep(REFRESH), if ready => {
                 self.refresh(machine).await?;
                 self.tell_resolvers(machine).await;
+                self.look_at_disk(machine).await;
             }
             () = tokio::time::sleep_until(next_boot.unwrap_or(self.since)), if next_boot.is_some() => {}
         }

@@ -42,7 +42,8 @@ impl Driver {
         tokio::select! {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
-                self.report_power_cut(machine, patience).await;
+                let said = format!("the guest did not power off within {} s: its power is cut", patience.as_secs());
+                self.report(machine, Problem::new("power-cut", said)).await;
                 self.cut_power(machine, process).await?;
             }
             () = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => {}
@@ -51,10 +52,10 @@ impl Driver {
         Ok(())
     }
 
-    async fn report_power_cut(&self, machine: &MachineRow, patience: Duration) {
-        let said = format!("the guest did not power off within {} s: its power is cut", patience.as_secs());
-        tracing::warn!(machine = machine.name, "{said}");
-        let (uid, problem) = (self.uid, Problem::new("power-cut", said));
+    /// Logs a problem of the machine and makes it an event.
+    pub(super) async fn report(&self, machine: &MachineRow, problem: Problem) {
+        tracing::warn!(machine = machine.name, "{}", problem.message);
+        let uid = self.uid;
         let written = self.daemon.write(move |db| events::add(db, uid, None, &Happening::Problem { problem })).await;
         if let Err(error) = written {
             tracing::warn!(machine = machine.name, "cannot write the event: {error}");

@@ -3,6 +3,7 @@
 mod backoff;
 mod boot;
 mod boots;
+mod disk_failures;
 mod driver;
 mod ending;
 mod plan;

@@ -7,6 +7,7 @@
 //! error would make the guest's file system give up, and everything in the machine with it.
 
 mod config;
+mod failures;
 mod image;
 mod job;
 mod request;
@@ -17,7 +18,7 @@ pub(crate) mod tests;
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use garret_api::vmm::DiskConfig;
 use virtio_bindings::virtio_blk as blk;
@@ -25,6 +26,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::FromBytes;
 
 use self::config::BlockConfig;
+use self::failures::Failures;
 use self::image::{Image, ImageError};
 use self::job::Job;
 use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
@@ -88,6 +90,7 @@ struct BlockBackend {
     waiting: Vec<Job>,
     retry: Timer,
     negotiated: u64,
+    failures: Failures,
 }
 
 impl BlockBackend {
@@ -97,8 +100,8 @@ impl BlockBackend {
         let limiter = RateLimiter::new(config.rate_limit).map_err(timer)?;
         let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
-        let (id, waiting) = (config.id.clone(), Vec::new());
-        Ok(Self { id, image, config: space, limiter, uring: None, waiting, retry, negotiated: 0 })
+        let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
+        Ok(Self { id, image, config: space, limiter, uring: None, waiting, retry, negotiated: 0, failures })
     }
 
     fn features(&self) -> u64 {
@@ -169,15 +172,19 @@ impl BlockBackend {
 
     /// Answers a job, turns it into the flush it still needs, or lets it wait for space.
     fn finish(&mut self, mut job: Job, result: io::Result<()>, ring: &mut Ring) -> Result<(), Fault> {
-        if result.as_ref().is_err_and(is_out_of_space) {
-            return self.wait_for_space(job);
-        }
         if job.durable && result.is_ok() {
             job.durable = false;
             job.action = Action::Flush;
             return self.carry_out(job, ring);
         }
-        answer(&job.chain, if result.is_ok() { Status::Ok } else { Status::IoError }, ring)
+        let Err(error) = result else { return answer(&job.chain, Status::Ok, ring) };
+        ring.host_failed();
+        let waits = is_out_of_space(&error);
+        if self.failures.begin(Instant::now()) {
+            let consequence = if waits { "it waits for space" } else { "an I/O error for the guest" };
+            tracing::warn!(disk = self.id, "the host fails a request, {consequence}: {error}");
+        }
+        if waits { self.wait_for_space(job) } else { answer(&job.chain, Status::IoError, ring) }
     }
 
     fn wait_for_space(&mut self, job: Job) -> Result<(), Fault> {

@@ -1,0 +1,31 @@
+//! Failures of the host's file, told once an episode: on a full disk every write fails that needs a new block.
+
+use std::time::{Duration, Instant};
+
+/// An episode is over when nothing has failed for so long.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// When the host failed last.
+#[derive(Debug, Default)]
+pub struct Failures(Option<Instant>);
+
+impl Failures {
+    /// Notes a failure; says whether an episode begins with it.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        let before = self.0.replace(now);
+        before.is_none_or(|before| now.duration_since(before) >= QUIET)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_episode_is_told_once_and_ends_with_quiet() {
+        let (mut failures, start) = (Failures::default(), Instant::now());
+        for (seconds, begins) in [(0, true), (0, false), (59, false), (118, false), (178, true), (179, false)] {
+            assert_eq!(failures.begin(start + Duration::from_secs(seconds)), begins, "after {seconds} s");
+        }
+    }
+}
