@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -39,9 +39,11 @@ pub struct Account {
 #[derive(Debug)]
 pub struct NameService {
     getent: PathBuf,
-    answers: Mutex<HashMap<Question, (Instant, Option<String>)>>,
+    answers: Mutex<HashMap<Question, (Instant, Answer)>>,
     /// How long an answer is used again.
     keep: Duration,
+    /// How long one question may take.
+    deadline: Duration,
     asking: Semaphore,
 }
 
@@ -52,13 +54,17 @@ struct Question {
     key: String,
 }
 
+/// The line of one entry, if there is one. That there is no answer is kept too: a silent service is asked each question once
+/// in a while, so that those who ask again and again leave turns to the others.
+type Answer = Result<Option<String>, Unanswered>;
+
 /// Why the name service has not answered.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the host's name service does not answer: `getent {database} {key}`: {why}")]
 pub struct Unanswered {
     database: &'static str,
     key: String,
-    why: io::Error,
+    why: Arc<io::Error>,
 }
 
 impl Default for NameService {
@@ -70,7 +76,13 @@ impl Default for NameService {
 impl NameService {
     /// The same, asked by another program.
     pub fn with_program(getent: impl Into<PathBuf>) -> Self {
-        Self { getent: getent.into(), answers: Mutex::default(), keep: FRESH, asking: Semaphore::new(ASKING_MAX) }
+        Self {
+            getent: getent.into(),
+            answers: Mutex::default(),
+            keep: FRESH,
+            deadline: DEADLINE,
+            asking: Semaphore::new(ASKING_MAX),
+        }
     }
 
     /// The account with this uid.
@@ -124,50 +136,49 @@ impl NameService {
     }
 
     /// The line of one entry. One that was asked for a moment ago is not asked for again.
-    async fn ask(&self, database: &'static str, key: &str) -> Result<Option<String>, Unanswered> {
+    async fn ask(&self, database: &'static str, key: &str) -> Answer {
         let question = Question { database, key: key.to_owned() };
-        if let Some(line) = self.fresh(&question) {
-            return Ok(line);
+        if let Some(answer) = self.fresh(&question) {
+            return answer;
         }
         // The semaphore is never closed.
         let _asking = self.asking.acquire().await;
-        if let Some(line) = self.fresh(&question) {
-            return Ok(line);
+        if let Some(answer) = self.fresh(&question) {
+            return answer;
         }
-        let line = match run(&self.getent, database, key).await {
-            Ok(line) => line,
-            Err(why) => self.without_answer(&question, why)?,
-        };
+        let answer = run(&self.getent, database, key, self.deadline).await;
+        let answer = answer.or_else(|why| self.without_answer(&question, why));
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= ANSWERS_MAX {
             answers.clear();
         }
-        answers.insert(question, (Instant::now(), line.clone()));
-        Ok(line)
+        answers.insert(question, (Instant::now(), answer.clone()));
+        answer
     }
 
-    fn fresh(&self, question: &Question) -> Option<Option<String>> {
+    fn fresh(&self, question: &Question) -> Option<Answer> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.get(question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, line)| line.clone())
+        answers.get(question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer.clone())
     }
 
     /// An older answer, or the files'. That they do not have an entry is an answer only where there is nothing else.
-    fn without_answer(&self, question: &Question, why: io::Error) -> Result<Option<String>, Unanswered> {
+    fn without_answer(&self, question: &Question, why: io::Error) -> Answer {
         let older = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned();
-        let line = older.and_then(|(_, line)| line).or_else(|| Accounts::read().line(question));
+        let older = older.and_then(|(_, answer)| answer.ok().flatten());
+        let line = older.or_else(|| Accounts::read().line(question));
         if line.is_none() && why.kind() != ErrorKind::NotFound {
             let Question { database, key } = question.clone();
-            return Err(Unanswered { database, key, why });
+            return Err(Unanswered { database, key, why: Arc::new(why) });
         }
         Ok(line)
     }
 }
 
 /// Runs `getent`; `None` if there is no such entry.
-async fn run(getent: &Path, database: &str, key: &str) -> io::Result<Option<String>> {
+async fn run(getent: &Path, database: &str, key: &str, deadline: Duration) -> io::Result<Option<String>> {
     let mut command = Command::new(getent);
     command.args([database, key]).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = timeout(DEADLINE, command.output()).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+    let output = timeout(deadline, command.output()).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
     match output.status.code() {
         Some(0) => Ok(String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)),
         // getent(1): the key was not found.
@@ -262,6 +273,8 @@ pub fn is_plain(name: &str) -> bool {
 pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use futures_util::future::join_all;
+
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000:Alice,,,:/home/alice:/bin/zsh\n\
@@ -317,13 +330,23 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_silent_name_service_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let names = name_service(dir.path(), "exec sleep 1000");
-        let begun = std::time::Instant::now();
+        let names = NameService { deadline: Duration::from_millis(100), ..name_service(dir.path(), "exec sleep 1000") };
         // The files answer for root; that they do not know another says nothing.
         assert_eq!(names.by_uid(0).await.unwrap().unwrap().name, "root");
         let error = names.by_uid(4_000_000).await.unwrap_err().to_string();
         assert!(error.starts_with("the host's name service does not answer: `getent passwd 4000000`"), "{error}");
-        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+
+    #[tokio::test]
+    async fn a_silent_name_service_gets_each_question_only_a_few_times() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = name_service(dir.path(), &format!("echo >>{}/asked; exec sleep 1000", dir.path().display()));
+        // Long enough for the script to begin on a busy machine.
+        let names = NameService { keep: FRESH, deadline: Duration::from_secs(1), ..names };
+        let answers = join_all((0..5 * ASKING_MAX).map(|_| names.by_uid(4_000_000))).await;
+        assert!(answers.iter().all(Result::is_err));
+        let asked = fs::read_to_string(dir.path().join("asked")).unwrap().lines().count();
+        assert!((1..=ASKING_MAX).contains(&asked), "asked {asked} times");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The host daemon: keeps what should be, and makes it so.
 
 mod admission;
+mod apart;
 mod api;
 mod disk;
 mod memory;
@@ -14,6 +15,8 @@ mod serve;
 mod state;
 mod sweep;
 mod tail;
+#[cfg(test)]
+mod testing;
 mod verdict;
 mod vmm;
 mod workspace;

@@ -19,10 +19,10 @@ use crate::host::share::{self, Found, ShareSpec};
 
 /// How long a file system may take to say what a folder is.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The most folders of one developer that are being opened at a time, hung ones included.
+/// The most folders of one developer that are being opened or taken out of a machine at a time, hung ones included.
 const AT_ONCE: usize = 4;
 
-/// How many folders each uid has being opened.
+/// How many folders of each uid are being opened or taken out of a machine.
 #[derive(Debug, Default)]
 pub struct Workspaces {
     turns: Mutex<HashMap<u32, Arc<Semaphore>>>,
@@ -39,8 +39,7 @@ impl Workspaces {
             let said = format!("workspace {folder}: its file system did not answer within {} s", DEADLINE.as_secs());
             Problem::new("unavailable", said)
         };
-        let turns = self.turns(spec.developer.uid);
-        let Ok(Ok(turn)) = timeout(DEADLINE, turns.acquire_owned()).await else { return Err(late()) };
+        let Ok(Some(turn)) = timeout(DEADLINE, self.turn(spec.developer.uid)).await else { return Err(late()) };
         match carry_out(spec, turn).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(late()),
@@ -48,9 +47,14 @@ impl Workspaces {
         }
     }
 
-    fn turns(&self, uid: u32) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
+    /// Waits for one of this developer's turns, and keeps it for as long as what is returned lives.
+    pub async fn turn(&self, uid: u32) -> Option<OwnedSemaphorePermit> {
+        let turns = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
+        };
+        // Never closed.
+        turns.acquire_owned().await.ok()
     }
 }
 

@@ -44,6 +44,7 @@ pub use standing::{Needed, State};
 pub use trouble::Trouble;
 
 use super::Daemon;
+use super::apart::run_apart;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
 use snapshot::{host_memory, machine_memory};
@@ -83,11 +84,11 @@ impl Memory {
     }
 }
 
-/// Runs the loop until the daemon ends. Should it die, another begins.
+/// Runs the loop until the daemon ends, apart from requests. Should it die, another begins.
 pub async fn supervise(daemon: Arc<Daemon>) {
     loop {
-        if let Err(error) = tokio::spawn(Keeper::new(daemon.clone()).run()).await {
-            tracing::error!("the loop that watches memory died: {error}");
+        if let Err(error) = run_apart("memory", Keeper::new(daemon.clone()).run()).await {
+            tracing::error!("the loop that watches memory died: {error:#}");
         }
         sleep(RETRY).await;
     }

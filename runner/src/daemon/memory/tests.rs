@@ -14,10 +14,9 @@ use tokio::net::UnixListener;
 
 use super::*;
 use crate::accounts::NameService;
-use crate::config::Config;
-use crate::daemon::admission::Host;
 use crate::daemon::state::tests::machine;
-use crate::daemon::state::{Scope, Store, VmmId};
+use crate::daemon::state::{Scope, VmmId};
+use crate::daemon::testing;
 
 const UID: u32 = 7;
 
@@ -32,11 +31,7 @@ impl Rig {
     /// A daemon whose machine an earlier one has left standing still.
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
-        let network = config.network(Vec::new()).unwrap();
-        let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
-        let store = Store::open(&dir.path().join("state.db")).unwrap();
-        let (daemon, _) = Daemon::new(config, network, host, store, NameService::default());
+        let (daemon, _) = testing::daemon(dir.path(), NameService::default());
         let row = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
         let told: Arc<Mutex<Vec<String>>> = Arc::default();
         let socket = daemon.paths(&row.name).api_socket();

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::Daemon;
+use super::apart::run_apart;
 use super::state::machines;
 use driver::Driver;
 
@@ -26,8 +27,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Machines that start at once: one for each CPU, and on the smallest host two.
 const STARTS_MIN: u32 = 2;
 
-/// Runs a driver for every machine there is and for every one that comes, until the daemon ends.
-pub async fn supervise(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
+/// Runs a driver for every machine there is and for every one that comes, until the daemon ends; apart from requests.
+pub async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
+    run_apart("drivers", drive_all(daemon, poked)).await?
+}
+
+async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
     let starts = daemon.host().cpus.max(STARTS_MIN) as usize;
     let starts = Arc::new(Semaphore::new(starts));
     let mut drivers = Drivers { daemon: daemon.clone(), starts, running: HashMap::new(), tasks: JoinSet::new() };

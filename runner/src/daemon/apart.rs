@@ -1,0 +1,92 @@
+//! Parts of the daemon that must not wait for requests: the memory arbiter, and the drivers of the machines.
+//!
+//! A request may block, and keep the runtime's thread or all its blocking threads for a while. tokio has both per runtime.
+
+use std::thread;
+
+use anyhow::Context;
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
+
+/// Runs a part of the daemon to its end, on a thread and a runtime of its own. The part is not stopped when its caller is.
+///
+/// # Errors
+/// The thread cannot be made, or the part panics.
+pub async fn run_apart<T: Send + 'static>(
+    name: &str,
+    part: impl Future<Output = T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot make a runtime")?;
+    let (done, result) = oneshot::channel();
+    let run = move || {
+        // A caller that has gone away needs no answer.
+        let _ = done.send(runtime.block_on(part));
+    };
+    thread::Builder::new().name(name.into()).spawn(run).with_context(|| format!("cannot make the thread {name}"))?;
+    result.await.with_context(|| format!("the thread {name} died"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use garret_api::runner::{Desired, MachinePhase};
+    use tokio::runtime::Builder;
+    use tokio::task::spawn_blocking;
+    use tokio::time::{sleep, timeout};
+
+    use crate::accounts::NameService;
+    use crate::daemon::state::tests::machine;
+    use crate::daemon::state::{MachineRow, machines};
+    use crate::daemon::{Daemon, memory, reconcile, testing};
+
+    /// No account has it: neither its groups nor limits of system accounts matter.
+    const UID: u32 = 4_000_000;
+
+    /// Returns when memory has been looked at twice.
+    async fn arbiter_ticks(daemon: &Daemon) {
+        let mut looks = Vec::new();
+        while looks.len() < 2 {
+            sleep(Duration::from_millis(10)).await;
+            let Some(look) = daemon.memory.snapshot().await else { continue };
+            if !looks.iter().any(|seen| Arc::ptr_eq(seen, &look)) {
+                looks.push(look);
+            }
+        }
+    }
+
+    /// Returns when the driver has tried to start its machine, which needs a blocking thread.
+    async fn driver_acts(daemon: &Daemon) {
+        loop {
+            let row = daemon.read(|db| machines::get(db, UID)).await.unwrap().unwrap();
+            if row.phase == MachinePhase::Failed {
+                assert!(row.reason.contains("no-template"), "{}", row.reason);
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[test]
+    fn arbiter_and_drivers_run_while_requests_block_all_threads() {
+        let requests = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        requests.block_on(async {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let blocked = spawn_blocking(move || released.recv());
+            let dir = tempfile::tempdir().unwrap();
+            let (daemon, poked) = testing::daemon(dir.path(), NameService::default());
+            let row = MachineRow { desired: Desired::Running, ..machine(UID) };
+            daemon.write(move |db| machines::put(db, &row)).await.unwrap();
+            tokio::spawn(memory::supervise(daemon.clone()));
+            tokio::spawn(reconcile::supervise(daemon.clone(), poked));
+            let patience = Duration::from_secs(60);
+            let (ticks, acts) =
+                tokio::join!(timeout(patience, arbiter_ticks(&daemon)), timeout(patience, driver_acts(&daemon)));
+            assert!(!blocked.is_finished());
+            drop(release);
+            assert!(ticks.is_ok(), "the arbiter waits for requests");
+            assert!(acts.is_ok(), "a driver waits for requests");
+        });
+    }
+}
