@@ -298,6 +298,14 @@ pub(crate) mod tests {
         NameService { keep: Duration::ZERO, ..NameService::with_program(program) }
     }
 
+    /// The same with an account of no shown name for each of these uids.
+    pub fn name_service_with(folder: &Path, uids: &[u32]) -> NameService {
+        let names = name_service(folder, "");
+        let lines: String = uids.iter().map(|uid| format!("{uid}:x:{uid}:{uid}::/home/{uid}:/bin/sh\n")).collect();
+        fs::write(folder.join("passwd"), format!("{PASSWD}{lines}")).unwrap();
+        names
+    }
+
     #[tokio::test]
     async fn accounts_and_groups_are_those_of_the_name_service() {
         let dir = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use crate::stage::{Developer, Ran, Workspace, wait_until};
 use crate::victim::{Killer, vmms};
 
 /// Nobody else's machine: the campaign counts what remains of it.
-const DEVELOPER: Developer = Developer { name: "1010", uid: 1010 };
+const DEVELOPER: Developer = Developer { name: "frank", uid: 1010 };
 const SOCKET: &str = "/run/garret/garret.sock";
 /// Written and synced before the first kill.
 const ACKNOWLEDGED: &str = "/data/acknowledged";
@@ -28,6 +28,7 @@ pub struct Scene {
 
 impl Scene {
     pub fn open() -> Self {
+        DEVELOPER.make_account();
         let others = vmms();
         let workspace = Workspace::with_image(DEVELOPER, "campaign", r#", "userEnvProbe": "none""#);
         DEVELOPER.garret(&["start", "--machine", "--memory", "1024"]).ok();
@@ -200,7 +201,7 @@ impl Events {
         let (mut seen, mut last) = (0, Instant::now());
         while seen < moment.events && !ended() && last.elapsed() < NEXT_EVENT_WITHIN {
             match self.lines.recv_timeout(Duration::from_millis(20)) {
-                Ok(line) if line.contains(r#""developer":"1010""#) && !line.contains(r#""output""#) => {
+                Ok(line) if line.contains(r#""developer":"frank""#) && !line.contains(r#""output""#) => {
                     (seen, last) = (seen + 1, Instant::now());
                 }
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}

@@ -190,3 +190,36 @@ fn a_workspace_made_again_is_the_new_folder() {
     assert_eq!(mounts.matches(&id).count(), 1, "{mounts}");
     wait_until("the environment is ready", 5, || workspace.environment()["status"]["phase"] == "ready");
 }
+
+#[test]
+fn mounts_below_a_shared_folder_stay_their_owners() {
+    let workspace = Workspace::with_image(ALICE, "mounts", "");
+    fs::create_dir(workspace.path().join("below")).unwrap();
+    workspace.up(&["true"]).ok();
+    let below = workspace.path().join("below");
+    let mount = |arguments: &[&str]| {
+        assert!(Command::new("mount").args(arguments).arg(&below).status().unwrap().success());
+    };
+    let is_mounted = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().filter(|line| line.contains("/mounts/below ")).count()
+    };
+    mount(&["-t", "tmpfs", "none"]);
+    fs::write(below.join("of-root"), "").unwrap();
+    let seen = workspace.sh("ls below").ok();
+    let times = is_mounted();
+    ALICE.garret(&["rm", workspace.str()]).ok();
+    let after = is_mounted();
+    assert!(Command::new("umount").arg(&below).status().unwrap().success(), "removing the environment unmounted it");
+    assert_eq!((seen.as_str(), times, after), ("", 1, 1));
+}
+
+#[test]
+fn a_machine_takes_an_account() {
+    // An account's subordinate uids (subuid(5)) would be thousands of developers.
+    Developer { name: "200001", uid: 200_001 }.garret(&["start", "--machine"]).fails_with(&["200001", "no account"]);
+    let carol = Developer { name: "carol", uid: 1003 };
+    carol.make_account();
+    carol.garret(&["start", "--machine", "--memory", "512"]).ok();
+    carol.garret(&["rm", "--machine", "--yes"]).ok();
+}

@@ -63,6 +63,15 @@ impl Ran {
 }
 
 impl Developer {
+    /// Makes this user's account unless it is there: a uid without one has no machine.
+    pub fn make_account(&self) {
+        let known = Command::new("id").arg(self.name).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !known.expect("id(1) runs").success() {
+            let made = Command::new("useradd").args(["-m", "-u", &self.uid.to_string(), self.name]).status();
+            assert!(made.expect("useradd(8) runs").success(), "{}", self.name);
+        }
+    }
+
     /// `garret ARGUMENTS` as this developer.
     pub fn garret(&self, arguments: &[&str]) -> Ran {
         self.garret_with(arguments, &[], b"")

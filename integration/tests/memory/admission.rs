@@ -15,6 +15,7 @@ fn beyond_memory_and_swap_a_machine_is_refused_with_numbers() {
     assert_eq!(host["promised"].as_u64().unwrap() / MIB, promised);
     assert!(host["overcommit"].as_f64().unwrap() > 3.0, "{host}");
     let asked = (there - promised + 100).to_string();
+    NEWCOMER.make_account();
     NEWCOMER.garret(&["start", "--machine", "--memory", &asked]).fails_with(&[
         &format!("{asked} MiB"),
         "are promised already",

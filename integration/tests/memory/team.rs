@@ -14,11 +14,10 @@ pub const PROMISED_MIB: u32 = 1792;
 /// What each machine has for itself.
 pub const GUARANTEED_MIB: u32 = 256;
 
-/// Two with an account on the host, two without.
 pub const TEAM: [Developer; 4] =
-    [ALICE, BOB, Developer { name: "1003", uid: 1003 }, Developer { name: "1004", uid: 1004 }];
-/// Nobody's machine runs yet.
-pub const NEWCOMER: Developer = Developer { name: "1005", uid: 1005 };
+    [ALICE, BOB, Developer { name: "carol", uid: 1003 }, Developer { name: "dave", uid: 1004 }];
+/// A fifth, whose machine does not run yet.
+pub const NEWCOMER: Developer = Developer { name: "erin", uid: 1005 };
 
 /// The driver's `load`, in a guest.
 const LOAD: &str = "/data/load";
@@ -68,6 +67,7 @@ impl Team {
 
 /// Starts the developer's machine and puts the load into it.
 fn prepare(developer: &Developer) {
+    developer.make_account();
     let (promised, guaranteed) = (PROMISED_MIB.to_string(), GUARANTEED_MIB.to_string());
     developer.garret(&["start", "--machine", "--memory", &promised, "--guaranteed", &guaranteed]).ok();
     let driver = fs::read(DRIVER).expect("the driver is among the host's programs");

@@ -36,12 +36,11 @@ mod tests {
     use tokio::task::spawn_blocking;
     use tokio::time::{sleep, timeout};
 
-    use crate::accounts::NameService;
+    use crate::accounts::tests::name_service_with;
     use crate::daemon::state::tests::machine;
     use crate::daemon::state::{MachineRow, machines};
     use crate::daemon::{Daemon, memory, reconcile, testing};
 
-    /// No account has it: neither its groups nor limits of system accounts matter.
     const UID: u32 = 4_000_000;
 
     /// Returns when memory has been looked at twice.
@@ -75,7 +74,7 @@ mod tests {
             let (release, released) = std::sync::mpsc::channel::<()>();
             let blocked = spawn_blocking(move || released.recv());
             let dir = tempfile::tempdir().unwrap();
-            let (daemon, poked) = testing::daemon(dir.path(), NameService::default());
+            let (daemon, poked) = testing::daemon(dir.path(), name_service_with(dir.path(), &[UID]));
             let row = MachineRow { desired: Desired::Running, ..machine(UID) };
             daemon.write(move |db| machines::put(db, &row)).await.unwrap();
             tokio::spawn(memory::supervise(daemon.clone()));

@@ -246,6 +246,13 @@ impl Daemon {
     async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
         let unanswered = |error: Unanswered| Problem::new("unavailable", error.to_string());
         let account = self.names.by_uid(uid).await.map_err(unanswered)?;
+        // Else an account's subordinate uids (subuid(5)) would be as many developers.
+        if account.is_none() && uid != 0 {
+            return Err(Problem::new(
+                "forbidden",
+                format!("uid {uid} has no account on this host, so it has no machine"),
+            ));
+        }
         let mut groups = Vec::new();
         if let Some(account) = &account {
             for group in self.config.limits.groups() {

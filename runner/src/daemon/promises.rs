@@ -1,18 +1,20 @@
-//! What is promised to the machines that should run.
+//! What is promised to the machines that run or should.
 
 use garret_api::runner::Desired;
 
 use super::admission::{Ask, Promises};
 use super::state::MachineRow;
 
-/// What is promised to those of `machines` that should run, what their VMMs need included. `started_mib` returns what a
-/// machine's VMM was started with, or 0: a machine that was given less since then still has all of that.
+/// What is promised to those of `machines` that run or should, what their VMMs need included. A machine that stops has its
+/// memory until it has stopped. `started_mib` returns what a machine's VMM was started with, or 0: a machine that was given
+/// less since then still has all of that.
 pub fn promises<'a>(
     machines: impl IntoIterator<Item = &'a MachineRow>,
     started_mib: impl Fn(&MachineRow) -> u32,
     overhead_mib: u32,
 ) -> Promises {
-    let running = machines.into_iter().filter(|machine| machine.desired == Desired::Running && !machine.removed);
+    let should_run = |machine: &MachineRow| machine.desired == Desired::Running && !machine.removed;
+    let running = machines.into_iter().filter(|machine| machine.vmm.is_some() || should_run(machine));
     let asks = running.map(|machine| ask(machine, started_mib(machine), overhead_mib));
     asks.fold(Promises::default(), |sum, ask| Promises {
         promised_mib: sum.promised_mib + ask.promised_mib + ask.vmm_mib,
@@ -32,15 +34,20 @@ pub fn ask(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Ask {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::VmmId;
     use super::super::state::tests::machine;
     use super::*;
 
     #[test]
-    fn only_what_should_run_counts() {
-        let running = MachineRow { desired: Desired::Running, ..machine(1) };
+    fn only_what_runs_or_should_run_counts() {
+        let running = MachineRow { desired: Desired::Running, vmm: None, ..machine(1) };
         let removed = MachineRow { removed: true, ..running.clone() };
-        let sum = promises(&[running.clone(), removed, machine(2), running], |_| 0, 100);
-        assert_eq!(sum, Promises { promised_mib: 2 * 612, guaranteed_mib: 2 * 256, machines: 2 });
+        let stopped = MachineRow { desired: Desired::Stopped, ..running.clone() };
+        let vmm = Some(VmmId { pid: 1, started: 1, boot_id: "b".into() });
+        let stops = MachineRow { vmm: vmm.clone(), ..stopped.clone() };
+        let removed_and_stops = MachineRow { vmm, ..removed.clone() };
+        let sum = promises(&[running, removed, stopped, stops, removed_and_stops], |_| 0, 100);
+        assert_eq!(sum, Promises { promised_mib: 3 * 612, guaranteed_mib: 3 * 256, machines: 3 });
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
 use crate::config::{Limits, Policy};
 
+/// The longest path, in bytes: longer ones no system call takes.
+const PATH_MAX: usize = 4096;
 /// The longest word that names an order to rebuild, in bytes.
 const REBUILD_MAX: usize = 64;
 /// What a caller's variables may weigh in all, in bytes.
@@ -75,6 +77,14 @@ pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem
 /// # Errors
 /// A path that leads out of the workspace, or something too large to keep.
 pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
+    let invalid = |said: String| Err(Problem::new("invalid", said));
+    let workspace = &request.workspace;
+    if workspace.as_os_str().len() > PATH_MAX || request.config.as_ref().is_some_and(|config| config.len() > PATH_MAX) {
+        return invalid(format!("workspace and config have at most {PATH_MAX} bytes each"));
+    }
+    if !workspace.is_absolute() {
+        return invalid(format!("workspace {}: not an absolute path", workspace.display()));
+    }
     if let Some(config) = &request.config {
         let inside = !config.is_empty() && !config.starts_with('/') && config.split('/').all(|part| part != "..");
         if !inside {
@@ -88,6 +98,11 @@ pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
         return Err(Problem::new("invalid", format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
     }
     Ok(())
+}
+
+/// What the variables kept for the environment weigh.
+pub fn local_env_bytes(environment: &EnvironmentRow) -> usize {
+    environment.local_env.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// A new environment that nothing has been done for.

@@ -2,30 +2,39 @@
 
 use std::collections::HashMap;
 use std::io;
-#[cfg(not(test))]
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use garret_api::Problem;
-#[cfg(not(test))]
 use tokio::io::AsyncReadExt;
-#[cfg(not(test))]
 use tokio::process::{Child, Command};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::host::share::{self, Found, ShareSpec};
 
-/// How long a file system may take to say what a folder is.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// The most folders of one developer that are being opened or taken out of a machine at a time, hung ones included.
+/// The most folders of one developer that are being opened at a time, hung ones included.
 const AT_ONCE: usize = 4;
 
-/// How many folders of each uid are being opened or taken out of a machine.
-#[derive(Debug, Default)]
+/// What the process answered; `None`: nothing within its deadline.
+type Answer = io::Result<Option<Result<Found, Problem>>>;
+
+/// How many folders each uid has being opened.
+#[derive(Debug)]
 pub struct Workspaces {
+    /// Has the subcommand `share`.
+    program: PathBuf,
+    deadline: Duration,
     turns: Mutex<HashMap<u32, Arc<Semaphore>>>,
+}
+
+impl Default for Workspaces {
+    fn default() -> Self {
+        // The file that runs, whatever an upgrade has put in its place.
+        Self { program: "/proc/self/exe".into(), deadline: share::DEADLINE, turns: Mutex::default() }
+    }
 }
 
 impl Workspaces {
@@ -36,14 +45,43 @@ impl Workspaces {
     pub async fn share(&self, spec: ShareSpec) -> Result<Found, Problem> {
         let folder = spec.folder.display().to_string();
         let late = || {
-            let said = format!("workspace {folder}: its file system did not answer within {} s", DEADLINE.as_secs());
-            Problem::new("unavailable", said)
+            let seconds = self.deadline.as_secs();
+            Problem::new(
+                "unavailable",
+                format!("workspace {folder}: its file system did not answer within {seconds} s"),
+            )
         };
-        let Ok(Some(turn)) = timeout(DEADLINE, self.turn(spec.developer.uid)).await else { return Err(late()) };
-        match carry_out(spec, turn).await {
+        let Ok(Some(turn)) = timeout(self.deadline, self.turn(spec.developer.uid)).await else { return Err(late()) };
+        match self.carry_out(spec, turn).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(late()),
             Err(error) => Err(Problem::new("internal", format!("workspace {folder}: {error}"))),
+        }
+    }
+
+    /// A process that hangs in the kernel keeps its turn until it has really ended, also when the caller has gone away.
+    async fn carry_out(&self, spec: ShareSpec, turn: OwnedSemaphorePermit) -> Answer {
+        #[cfg(test)]
+        if self.program == Path::new("/proc/self/exe") {
+            // Unit tests have no `garret` to run.
+            return Ok(Some(tokio::task::spawn_blocking(move || share::share(&spec)).await?));
+        }
+        let (answered, answer) = oneshot::channel();
+        let mut child = spawn(&self.program, &spec)?;
+        let deadline = self.deadline;
+        tokio::spawn(async move {
+            let result = timeout(deadline, read_answer(&mut child)).await;
+            if result.is_err() {
+                let _ended_already = child.start_kill();
+            }
+            // A caller that has gone away needs none.
+            let _ = answered.send(result);
+            let _ = child.wait().await;
+            drop(turn);
+        });
+        match answer.await.map_err(io::Error::other)? {
+            Ok(answer) => answer.map(Some),
+            Err(_) => Ok(None),
         }
     }
 
@@ -58,43 +96,96 @@ impl Workspaces {
     }
 }
 
-/// Runs ourselves as `garret share`; `None` if that did not end in time. One that hangs in the kernel keeps its turn until it
-/// has really ended.
-#[cfg(not(test))]
-async fn carry_out(spec: ShareSpec, turn: OwnedSemaphorePermit) -> io::Result<Option<Result<Found, Problem>>> {
-    // The file that runs, whatever an upgrade has put in its place.
-    let mut child = Command::new("/proc/self/exe")
+fn spawn(program: &Path, spec: &ShareSpec) -> io::Result<Child> {
+    Command::new(program)
         .arg(share::SUBCOMMAND)
-        .arg(serde_json::to_string(&spec)?)
+        .arg(serde_json::to_string(spec)?)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
-        .spawn()?;
-    match timeout(DEADLINE, answer(&mut child)).await {
-        Ok(answer) => answer.map(Some),
-        Err(_) => {
-            let _ended_already = child.start_kill();
-            tokio::spawn(async move {
-                let _ = child.wait().await;
-                drop(turn);
-            });
-            Ok(None)
-        }
-    }
+        .spawn()
 }
 
-/// Unit tests have no `garret` to run.
-#[cfg(test)]
-async fn carry_out(spec: ShareSpec, _turn: OwnedSemaphorePermit) -> io::Result<Option<Result<Found, Problem>>> {
-    Ok(Some(tokio::task::spawn_blocking(move || share::share(&spec)).await?))
-}
-
-#[cfg(not(test))]
-async fn answer(child: &mut Child) -> io::Result<Result<Found, Problem>> {
+async fn read_answer(child: &mut Child) -> io::Result<Result<Found, Problem>> {
     let mut printed = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_end(&mut printed).await?;
     }
     let status = child.wait().await?;
     serde_json::from_slice(&printed).map_err(|_| io::Error::other(format!("the check ended with {status}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::host::share::Identity;
+
+    const UID: u32 = 7;
+
+    fn spec() -> ShareSpec {
+        let developer = Identity { uid: UID, gid: UID, groups: Vec::new() };
+        ShareSpec { folder: "/w".into(), developer, mount_point: None, mount: None }
+    }
+
+    /// Workspaces whose program is this shell script, which runs in its folder.
+    fn workspaces(script: &str, deadline_ms: u64) -> (TempDir, Workspaces) {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let deadline = Duration::from_millis(deadline_ms);
+        (dir, Workspaces { program, deadline, turns: Mutex::default() })
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_passed_on_and_a_process_without_one_is_reported() {
+        let (_dir, answers) = workspaces(r#"echo '{"Ok":"same"}'"#, 60_000);
+        assert_eq!(answers.share(spec()).await, Ok(Found::Same));
+        let (_dir, refuses) = workspaces(r#"echo '{"Err":{"code":"invalid","message":"no such folder"}}'"#, 60_000);
+        assert_eq!(refuses.share(spec()).await.unwrap_err().message, "no such folder");
+        let (_dir, dies) = workspaces("exit 3", 60_000);
+        let problem = dies.share(spec()).await.unwrap_err();
+        assert_eq!(
+            (problem.code.as_str(), problem.message.contains("exit status: 3")),
+            ("internal", true),
+            "{problem}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_process_that_hangs_is_killed() {
+        let (_dir, hangs) = workspaces("exec sleep 1000", 100);
+        let problem = hangs.share(spec()).await.unwrap_err();
+        assert!(problem.message.contains("did not answer"), "{problem}");
+        // Its turn comes back with its end.
+        for _ in 0..AT_ONCE {
+            hangs.turn(UID).await.unwrap().forget();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_frees_no_turn() {
+        let (dir, hangs) = workspaces("mktemp begun.XXXXXX; exec sleep 1000", 60_000);
+        let begun = || fs::read_dir(dir.path()).unwrap().count() - 1;
+        for number in 1..=AT_ONCE {
+            let call = hangs.share(spec());
+            let begins = async {
+                while begun() < number {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::select! {
+                _ = call => panic!("it answered"),
+                () = begins => {}
+            }
+        }
+        let turns = hangs.turns.lock().unwrap()[&UID].clone();
+        assert_eq!(turns.available_permits(), 0);
+        assert_eq!(begun(), AT_ONCE);
+    }
 }

@@ -18,6 +18,8 @@ use rustix::thread::UnshareFlags;
 const IDS_END: u64 = u32::MAX as u64;
 
 /// Sets `nosuid` and `nodev` on a detached mount, and with `uids` swaps these two: files of the first belong to the second.
+/// The mount leaves the peer group of the one it was cloned from: else what others mount below the folder would appear in it
+/// without these attributes, and unmounting it would unmount theirs.
 ///
 /// # Errors
 /// [`Errno::INVAL`] if the file system does not support id-mapped mounts.
@@ -26,7 +28,7 @@ pub(super) fn set_attributes(mount: BorrowedFd<'_>, uids: Option<(u32, u32)>) ->
     let mut attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     if let Some(namespace) = &namespace {

@@ -7,9 +7,11 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use garret_api::Problem;
+use nix::unistd::alarm;
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatxFlags, accessat, open, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
@@ -21,6 +23,8 @@ use super::idmap;
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "share";
+/// How long a file system may take to say what a folder is.
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// An account's identity, as the kernel checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +74,8 @@ pub enum Found {
 /// # Errors
 /// The specification is not one.
 pub fn main(spec: &str) -> anyhow::Result<()> {
+    // Also where the daemon that waits has died: nothing is mounted when it is not expected any more.
+    alarm::set(u32::try_from(DEADLINE.as_secs())?);
     let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;
     println!("{}", serde_json::to_string(&share(&spec))?);
     Ok(())

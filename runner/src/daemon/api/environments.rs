@@ -25,6 +25,8 @@ use crate::host::share::{Found, ShareSpec};
 const REMOVAL: Duration = Duration::from_secs(60);
 /// The most environments of one machine.
 const ENVIRONMENTS_MAX: usize = 256;
+/// The most that their variables weigh together, in bytes: the state is read often.
+const LOCAL_ENV_ALL_MAX: usize = 1 << 20;
 /// How long the agent may take to say how a container is.
 const GLANCE: Duration = Duration::from_secs(3);
 
@@ -109,6 +111,17 @@ pub async fn put(
                 kept.status.phase = EnvironmentPhase::Stopped;
             }
             let row = requests::apply_environment(&kept, &request, &policy);
+            let mut variables = requests::local_env_bytes(&row);
+            for other in environments::of_machine(db, owner)?.iter().filter(|other| other.id != row.id) {
+                variables += requests::local_env_bytes(other);
+            }
+            if variables > LOCAL_ENV_ALL_MAX {
+                let said = format!(
+                    "the developer's environments keep more than {LOCAL_ENV_ALL_MAX} bytes of variables: \
+                     `garret env clear` removes some"
+                );
+                return Ok(Err(Problem::new("conflict", said)));
+            }
             if row.generation != kept.generation {
                 environments::cancel_run(db, &kept, "another request took the place of this run")?;
             }

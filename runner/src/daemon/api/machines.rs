@@ -215,15 +215,19 @@ pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Machin
 pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
     let (uid, owner) = (owner.uid, owner.clone());
     let (host, slots) = (daemon.host(), daemon.network().slots());
-    let limits = daemon.limits(uid).await?;
+    // Who may have no machine any more may still stop the one they have.
+    let limits = daemon.limits(uid).await;
     let started = daemon.started();
-    let fresh = fresh(daemon, &owner, &request, &limits);
+    let fresh = limits.as_ref().map(|limits| fresh(daemon, &owner, &request, limits)).map_err(Problem::clone);
     let overhead_mib = daemon.config.machine.memory_overhead_mib;
     let desired = request.desired;
     let written = daemon
         .write(move |db| {
             let kept = machines::get(db, uid)?;
-            let mut base = kept.clone().unwrap_or(fresh);
+            let mut base = match kept.clone().map_or(fresh, Ok) {
+                Ok(base) => base,
+                Err(problem) => return Ok(Err(problem)),
+            };
             if kept.is_none() {
                 let Some(slot) = machines::free_slot(db, slots)? else {
                     return Ok(Err(Problem::new("conflict", format!("all {slots} places for machines are taken"))));
@@ -241,7 +245,7 @@ pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Re
                 Err(problem) => return Ok(Err(problem)),
             };
             if asks_for_more(kept.as_ref(), &wanted) {
-                if let Err(problem) = requests::check_limits(&wanted, &limits) {
+                if let Err(problem) = limits.and_then(|limits| requests::check_limits(&wanted, &limits)) {
                     return Ok(Err(problem));
                 }
                 let all = machines::all(db)?;

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::accounts::NameService;
-use crate::accounts::tests::name_service;
+use crate::accounts::tests::{name_service, name_service_with};
 use crate::config::Config;
 use crate::daemon::admission::Host;
 use crate::daemon::memory::Snapshot;
@@ -30,16 +30,22 @@ use crate::environment_id::environment_id;
 
 const ALICE: u32 = 54_321;
 const BOB: u32 = 54_322;
+/// A system account.
+const DAEMON: u32 = 33;
 
 struct Server {
     dir: TempDir,
     daemon: Arc<Daemon>,
     poked: mpsc::UnboundedReceiver<u32>,
+    /// Kept for the name service.
+    _names: Option<TempDir>,
 }
 
 impl Server {
     async fn start() -> Self {
-        Self::with_names(NameService::default()).await
+        let names = tempfile::tempdir().unwrap();
+        let service = name_service_with(names.path(), &[ALICE, BOB, DAEMON]);
+        Self { _names: Some(names), ..Self::with_names(service).await }
     }
 
     async fn with_names(names: NameService) -> Self {
@@ -54,7 +60,7 @@ impl Server {
         fs::set_permissions(dir.path().join("garret.sock"), fs::Permissions::from_mode(0o666)).unwrap();
         let service = router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
         tokio::spawn(axum::serve(listener, service).into_future());
-        Self { dir, daemon, poked }
+        Self { dir, daemon, poked, _names: None }
     }
 
     fn client(&self) -> Client {
@@ -555,8 +561,9 @@ async fn a_uid_of_another_person_is_refused_until_it_is_given() {
 #[tokio::test]
 async fn administrators_are_who_the_name_service_says() {
     let names = tempfile::tempdir().unwrap();
-    let service = name_service(names.path(), "");
-    fs::write(names.path().join("passwd"), format!("carol:x:{BOB}:{BOB}::/home/carol:/bin/sh\n")).unwrap();
+    let service = name_service_with(names.path(), &[ALICE]);
+    let passwd = fs::read_to_string(names.path().join("passwd")).unwrap();
+    fs::write(names.path().join("passwd"), format!("{passwd}carol:x:{BOB}:{BOB}::/home/carol:/bin/sh\n")).unwrap();
     let server = Server::with_names(service).await;
     server.call(ALICE, Method::PUT, &format!("/v1/machines/{ALICE}"), Some(json!({}))).await.unwrap();
     let seen = async || server.call(BOB, Method::GET, "/v1/machines", None).await.unwrap().as_array().unwrap().len();
@@ -590,13 +597,35 @@ async fn kept_variables_are_listed_by_name_and_cleared_by_their_owner() {
 }
 
 #[tokio::test]
-async fn a_system_account_has_no_machine() {
+async fn a_system_account_and_a_uid_without_account_have_no_machine() {
     let server = Server::start().await;
-    let path = "/v1/machines/33";
-    let body = Some(json!({"desired": "running"}));
-    let (status, said) = refused(server.call(33, Method::PUT, path, body).await);
-    assert_eq!(status, 403);
-    assert!(said.contains("allow_groups"), "{said}");
+    for (uid, why) in [(DAEMON, "allow_groups"), (200_001, "has no account")] {
+        let path = format!("/v1/machines/{uid}");
+        let (status, said) = refused(server.call(uid, Method::PUT, &path, Some(json!({"desired": "running"}))).await);
+        assert_eq!(status, 403);
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_developer_keeps_bounded_text_in_the_state() {
+    let server = Server::start().await;
+    let put = async |workspace: &str, local_env: &str| {
+        let id = environment_id(ALICE, Path::new(workspace));
+        let body = json!({"workspace": workspace, "desired": "stopped", "local_env": {"NAME": local_env}});
+        server.call(ALICE, Method::PUT, &format!("/v1/environments/{id}"), Some(body)).await
+    };
+    let large = "x".repeat(200_000);
+    for number in 0..5 {
+        put(&format!("/w{number}"), &large).await.unwrap();
+    }
+    let (status, said) = refused(put("/w5", &large).await);
+    assert_eq!((status, said.contains("garret env clear")), (409, true), "{said}");
+    put("/w0", &large).await.unwrap();
+    put("/w0", "").await.unwrap();
+    put("/w5", &large).await.unwrap();
+    let (status, said) = refused(put(&format!("/{}", "w".repeat(5000)), "").await);
+    assert_eq!((status, said.contains("4096")), (400, true), "{said}");
 }
 
 #[tokio::test]
