@@ -27,8 +27,10 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use crate::Problem;
 use crate::stream::{FRAME_MAX, STDIN_CREDITS};
 
-/// The largest answer that is read whole, in bytes.
+/// The largest answer that is read whole, in bytes, unless [`Client::with_body_max`] says otherwise.
 pub const BODY_MAX: usize = 16 << 20;
+/// The largest answer that says what is wrong, in bytes.
+const REFUSAL_MAX: usize = 64 << 10;
 /// The longest line of a stream of JSON lines, in bytes.
 pub const LINE_MAX: usize = 1 << 20;
 /// Empty lines in a row: a peer that sends nothing else would keep its reader busy.
@@ -132,18 +134,23 @@ impl fmt::Display for Target {
 pub struct Client {
     target: Target,
     deadline: Duration,
+    body_max: usize,
     process: Option<u32>,
 }
 
 impl Client {
+    fn new(target: Target) -> Self {
+        Self { target, deadline: DEADLINE, body_max: BODY_MAX, process: None }
+    }
+
     /// A client of the API on a Unix socket (runner, VMM).
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
-        Self { target: Target::Unix(socket.into()), deadline: DEADLINE, process: None }
+        Self::new(Target::Unix(socket.into()))
     }
 
     /// A client of the API on a vsock port of a guest (agent), through its VMM's vsock socket.
     pub fn vsock(socket: impl Into<PathBuf>, port: u32) -> Self {
-        Self { target: Target::Vsock { socket: socket.into(), port }, deadline: DEADLINE, process: None }
+        Self::new(Target::Vsock { socket: socket.into(), port })
     }
 
     /// The same, refusing every peer but the process with this id, by the socket's credentials.
@@ -155,6 +162,12 @@ impl Client {
     /// The same with another deadline per call.
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same, reading no larger answers, in bytes: for a peer that is not trusted.
+    pub fn with_body_max(mut self, body_max: usize) -> Self {
+        self.body_max = body_max;
         self
     }
 
@@ -243,7 +256,7 @@ impl Client {
     async fn unary(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes> {
         self.in_time(async {
             let response = self.request(method, path, body).await?;
-            let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+            let body = Limited::new(response.into_body(), self.body_max).collect().await;
             Ok(body.map_err(|error| self.broken(error))?.to_bytes())
         })
         .await
@@ -261,7 +274,8 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        let body = Limited::new(response.into_body(), LINE_MAX).collect().await.map_err(|error| self.broken(error))?;
+        let body =
+            Limited::new(response.into_body(), REFUSAL_MAX).collect().await.map_err(|error| self.broken(error))?;
         Err(refusal(status, &body.to_bytes()))
     }
 
@@ -331,13 +345,17 @@ fn broken(target: &Target, detail: impl fmt::Display) -> Error {
     Error::Broken { target: target.to_string(), detail: detail.to_string() }
 }
 
-/// The error an answer other than 2xx stands for; its body should be a [`Problem`].
+/// The error an answer other than 2xx stands for; its body should be a [`Problem`]. It becomes one line: a guest must not be
+/// able to write lines of its own into a log.
 fn refusal(status: StatusCode, body: &[u8]) -> Error {
-    let problem = serde_json::from_slice(body).unwrap_or_else(|_| {
+    let mut problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);
         let line: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
         Problem::new("internal", if line.is_empty() { status.to_string() } else { line })
     });
+    for text in [&mut problem.code, &mut problem.message] {
+        *text = text.replace(char::is_control, " ");
+    }
     Error::Problem { status: status.as_u16(), problem }
 }
 

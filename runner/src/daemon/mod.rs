@@ -45,8 +45,11 @@ use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, Needed};
 use state::{MachineRow, Store};
+use vmm::uid_of;
 use workspace::Workspaces;
 
+/// The largest answer of a VMM or a guest that is read, in bytes.
+const ANSWER_MAX: usize = 1 << 20;
 /// How long a VMM may take to say how it is, or to let its machine go on.
 const WAKE: Duration = Duration::from_secs(5);
 
@@ -273,6 +276,15 @@ impl Daemon {
         }
     }
 
+    /// Whose the files of a workspace are in the machine: those of the uid that its VMM runs with, whatever the configuration
+    /// says since it was started.
+    async fn vmm_uid(&self, machine: &MachineRow) -> u32 {
+        match self.vmm_pid(&machine.name).and_then(uid_of) {
+            Some(uid) => uid,
+            None => self.vmm_identity(machine).await.uid,
+        }
+    }
+
     /// A client of this machine's VMM, which trusts no other process.
     fn vmm(&self, machine: &str, deadline: Duration) -> Client {
         self.proven(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
@@ -281,7 +293,7 @@ impl Daemon {
     fn proven(&self, machine: &str, client: Client) -> Client {
         /// No process has it: without a VMM every peer is the wrong one.
         const NONE: u32 = 0;
-        client.of_process(self.vmm_pid(machine).unwrap_or(NONE))
+        client.of_process(self.vmm_pid(machine).unwrap_or(NONE)).with_body_max(ANSWER_MAX)
     }
 
     /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever

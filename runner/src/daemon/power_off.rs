@@ -1,5 +1,6 @@
 //! Asks a guest to power off, in every way there is.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use garret_api::client::Client;
@@ -14,18 +15,17 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BUTTON_AFTER: Duration = Duration::from_secs(15);
 
 /// Asks until the future is dropped: the machine's end is what the caller waits for. `wake` lets a machine that was paused
-/// run, for as long as what it returns lives.
-pub async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, wake: impl Fn() -> W) {
-    let mut alone = Instant::now();
+/// run, for as long as what it returns lives. The button is pressed also when the agent said yes: a program of the guest's
+/// may have taken its port.
+pub async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, wake: impl Fn() -> W) -> Infallible {
+    let (mut heard, mut button) = (false, Instant::now());
     loop {
         let _awake = wake().await;
-        if agent.post("/v1/power-off").await.is_ok() {
-            return std::future::pending().await;
-        }
-        if alone.elapsed() >= BUTTON_AFTER {
+        heard = heard || agent.post("/v1/power-off").await.is_ok();
+        if button.elapsed() >= BUTTON_AFTER {
             let pressed = vmm.post("/v1/power-button").await;
-            tracing::info!(machine, ?pressed, "the agent does not answer: the power button");
-            alone = Instant::now();
+            tracing::info!(machine, heard, ?pressed, "the guest does not end: the power button");
+            button = Instant::now();
         }
         tokio::time::sleep(PAUSE).await;
     }

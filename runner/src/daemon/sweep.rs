@@ -45,6 +45,6 @@ async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool
     tokio::select! {
         () = process.ended() => true,
         () = tokio::time::sleep(patience) => false,
-        () = power_off::ask(name, &agent, &vmm, || vmm.post("/v1/resume")) => false,
+        never = power_off::ask(name, &agent, &vmm, || vmm.post("/v1/resume")) => match never {},
     }
 }

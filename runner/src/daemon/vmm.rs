@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -14,6 +15,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::state::VmmId;
+
+/// The pause before a connection is tried again that found the backlog full.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running VMM, or one that has just ended.
 #[derive(Debug)]
@@ -42,7 +46,14 @@ impl VmmProcess {
 
     /// Whoever listens on the VMM's API, if somebody does: how a VMM is found that no state knows of.
     pub async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
-        let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
+        let stream = loop {
+            match UnixStream::connect(socket).await {
+                Ok(stream) => break stream,
+                // Its backlog is full: somebody does listen.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
+                Err(_) => return Ok(None),
+            }
+        };
         match stream.peer_cred()?.pid() {
             Some(pid) if pid > 0 => Self::watch(pid as u32),
             _ => Ok(None),
@@ -62,6 +73,12 @@ impl VmmProcess {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The uid that the process runs with (proc_pid_status(5)); `None` if it has ended.
+pub fn uid_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
 fn open(pid: u32) -> io::Result<Option<OwnedFd>> {

@@ -34,6 +34,7 @@ use rustix::thread::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::descriptors::close_inherited;
 use super::share::Identity;
 
 /// The hidden subcommand that runs [`main`].
@@ -77,6 +78,7 @@ pub struct JailSpec {
 /// # Errors
 /// Any step fails; the message names it.
 pub fn main(spec: &str) -> anyhow::Result<()> {
+    close_inherited()?;
     let spec: JailSpec = serde_json::from_str(spec).context("the jail's specification")?;
     // Made by root where only root may enter, and before anything of the machine's runs: nobody can put another there.
     make_socket(&spec.api_socket, API_FD)?;

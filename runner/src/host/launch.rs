@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -109,8 +109,24 @@ fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
     }
     fs::set_permissions(&paths.run, fs::Permissions::from_mode(0o700))?;
     give(&paths.vm(), 0o700, launch.identity)?;
-    remove_file(&paths.last_words())?;
+    clear_vm_folder(paths, launch.identity)?;
     workspaces::prepare(paths)
+}
+
+/// Leaves nothing of an earlier VMM, which may have run as another uid, but its console log, and gives that to this one.
+fn clear_vm_folder(paths: &MachinePaths, identity: &Identity) -> anyhow::Result<()> {
+    for entry in fs::read_dir(paths.vm())? {
+        let (entry, kept) = (entry?, paths.console_log());
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_file() && path == kept {
+            lchown(&path, Some(identity.uid), Some(identity.gid))?;
+        } else if kind.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a file the VMM's alone.
@@ -235,6 +251,30 @@ pub fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<
     Ok(())
 }
 
+/// Removes the run folder of a machine that was cleaned up. Never what is below `workspaces`: it would be a developer's files,
+/// if a mount came late.
+///
+/// # Errors
+/// A workspace is there still, or a file cannot be removed.
+pub fn remove_run_folder(paths: &MachinePaths) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(&paths.run) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", paths.run.display())),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        let removed = match entry.file_type()?.is_dir() {
+            true if path == paths.workspaces() => fs::remove_dir(&path),
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    fs::remove_dir(&paths.run).with_context(|| format!("cannot remove {}", paths.run.display()))
+}
+
 fn remove_file(path: &Path) -> anyhow::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -246,6 +286,8 @@ fn remove_file(path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -279,6 +321,36 @@ mod tests {
         fs::write(paths.config(), serde_json::to_vec(&machine_config(&launch)).unwrap()).unwrap();
         let guest = Some(Ipv4Addr::new(100, 96, 0, 26));
         assert_eq!(started(&paths), Some(Started { memory_mib: 4000, guest }));
+    }
+
+    #[test]
+    fn a_workspace_that_is_still_there_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        remove_run_folder(&paths).unwrap();
+        fs::create_dir_all(paths.workspace("late")).unwrap();
+        fs::create_dir_all(paths.vm().join("below")).unwrap();
+        fs::write(paths.workspace("late").join("file"), "").unwrap();
+        let error = remove_run_folder(&paths).unwrap_err().to_string();
+        assert!(error.contains("workspaces"), "{error}");
+        assert!(paths.workspace("late").join("file").exists());
+        fs::remove_dir_all(paths.workspace("late")).unwrap();
+        remove_run_folder(&paths).unwrap();
+        assert!(!paths.run.exists());
+    }
+
+    #[test]
+    fn only_the_console_log_of_an_earlier_vmm_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        fs::create_dir_all(paths.last_words().join("a folder in its place")).unwrap();
+        fs::write(paths.console_log(), "log").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", paths.vm().join("link")).unwrap();
+        clear_vm_folder(&paths, &Identity { uid: 77, gid: 78, groups: Vec::new() }).unwrap();
+        let left: Vec<_> = fs::read_dir(paths.vm()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [paths.console_log()]);
+        let log = fs::metadata(paths.console_log()).unwrap();
+        assert_eq!((log.uid(), log.gid()), (77, 78));
     }
 
     #[test]

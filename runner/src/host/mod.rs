@@ -4,6 +4,7 @@
 //! from blocking threads. Every function is idempotent, so that a runner killed in the middle of one begins it again.
 
 pub mod cgroup;
+mod descriptors;
 mod idmap;
 pub mod jail;
 mod launch;
@@ -16,7 +17,7 @@ mod sweep;
 mod workspaces;
 
 pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
+pub use launch::{Artifacts, Launch, Started, clean_up, launch, remove_run_folder, started};
 pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
 pub use sweep::{remove_unknown, unknown_machines};

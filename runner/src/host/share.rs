@@ -19,6 +19,7 @@ use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
+use super::descriptors::close_inherited;
 use super::idmap;
 
 /// The hidden subcommand that runs [`main`].
@@ -74,6 +75,7 @@ pub enum Found {
 /// # Errors
 /// The specification is not one.
 pub fn main(spec: &str) -> anyhow::Result<()> {
+    close_inherited()?;
     // Also where the daemon that waits has died: nothing is mounted when it is not expected any more.
     alarm::set(u32::try_from(DEADLINE.as_secs())?);
     let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;

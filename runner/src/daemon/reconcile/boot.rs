@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
-use garret_api::client::Client;
+use garret_api::client::{Client, Error};
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::time::Instant;
 
@@ -23,6 +23,8 @@ pub(super) const START_STEP: &str = "start machine";
 const TRY: Duration = Duration::from_secs(2);
 /// The pause between two. There is nothing to wait on: a connection to a port without a listener is closed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The same where something answers that is no agent.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two set-ups of a machine whose agent refuses.
 const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the agent may take to set itself up.
@@ -307,7 +309,11 @@ async fn answer(agent: &Client) -> AgentInfo {
     loop {
         match agent.get("/v1/agent").await {
             Ok(info) => return info,
-            Err(_) => tokio::time::sleep(PAUSE).await,
+            Err(Error::Connect { .. } | Error::NoListener { .. } | Error::Deadline { .. }) => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            // Another program of the guest's has the port.
+            Err(_) => tokio::time::sleep(REFUSED_PAUSE).await,
         }
     }
 }

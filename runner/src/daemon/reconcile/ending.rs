@@ -46,7 +46,7 @@ impl Driver {
                 self.report(machine, Problem::new("power-cut", said)).await;
                 self.cut_power(machine, process).await?;
             }
-            () = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => {}
+            never = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => match never {},
         }
         self.vmm = Life::Dead;
         Ok(())
@@ -133,10 +133,8 @@ impl Driver {
         tokio::task::spawn_blocking(move || {
             let paths = daemon.paths(&row.name);
             host::clean_up(&row.name, Slot(row.slot), &paths)?;
-            for folder in [daemon.data_folder(&row.name), paths.run] {
-                remove_folder(&folder)?;
-            }
-            anyhow::Ok(())
+            host::remove_run_folder(&paths)?;
+            remove_folder(&daemon.data_folder(&row.name))
         })
         .await??;
         let uid = self.uid;

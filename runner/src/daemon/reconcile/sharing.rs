@@ -28,7 +28,7 @@ impl Run {
             folder: self.row.workspace.clone(),
             developer: self.daemon.developer(self.row.uid, machine.gid).await,
             mount_point: Some(self.daemon.paths(&self.machine).workspace(&self.row.id)),
-            mount: Some(MountAs { vmm_uid: self.daemon.vmm_identity(machine).await.uid }),
+            mount: Some(MountAs { vmm_uid: self.daemon.vmm_uid(machine).await }),
         };
         self.daemon.workspaces.share(spec).await
     }
