@@ -227,7 +227,8 @@ pub enum Happening {
         progress: Progress,
     },
     /// A run that stopped an environment has ended. Runs that bring one up end with a step: `ready`, or `failed`, whose
-    /// problem has the code `cancelled` if another request took the run's place. Each run has one such last event.
+    /// problem has the code `cancelled` if another request took the run's place. One that could not stop it ends with
+    /// `failed` too. Each run has one such last event.
     Stopped {
         /// The generation of the run.
         generation: u64,
@@ -246,7 +247,8 @@ pub enum Happening {
         /// Why, in one line with numbers.
         reason: String,
     },
-    /// Something is wrong that no step tells of.
+    /// Something is wrong that no step tells of. What is tried until it succeeds has one such event, of the first refusal; the
+    /// run's last event says how it ended.
     Problem {
         /// What.
         problem: Problem,

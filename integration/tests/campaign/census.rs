@@ -22,7 +22,7 @@ impl Census {
         all.extend(printed("link", "ip", &["-o", "link"], |line| line.split(": ").nth(1)));
         all.extend(printed("namespace", "ip", &["netns", "list"], |line| line.split(' ').next()));
         all.extend(printed("route", "ip", &["route", "show", "table", "all"], whole));
-        all.extend(printed("rule", "nft", &["--stateless", "list", "ruleset"], whole));
+        all.extend(printed("rule", "nft", &["--stateless", "list", "ruleset"], not_counted));
         all.extend(printed("mount", "findmnt", &["--list", "--noheadings", "--output", "TARGET"], whole));
         all.extend(printed("process", "ps", &["-eo", "args="], |line| line.contains("garret").then_some(line)));
         for root in ["/sys/fs/cgroup/garret", "/run/garret", "/var/lib/garret"] {
@@ -55,6 +55,11 @@ fn printed(kind: &str, program: &str, arguments: &[&str], part: fn(&str) -> Opti
 
 fn whole(line: &str) -> Option<&str> {
     Some(line)
+}
+
+/// A line of the rules. Counts of connections stay with a slot's address: the connections may outlive the machine.
+fn not_counted(line: &str) -> Option<&str> {
+    (!line.contains("ct count over") && !line.contains("limit rate over")).then_some(line)
 }
 
 /// Files and folders below `folder`. Control groups have files of their own, and the database comes with helpers.

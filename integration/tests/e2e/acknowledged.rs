@@ -14,7 +14,8 @@ use crate::stage::{ALICE, Workspace, end_daemon, kill_daemon, start_daemon, wait
 fn nothing_acknowledged_is_lost_however_a_machine_is_stopped() {
     let files = Files::up(ALICE, "files");
     let postgres = Postgres::up();
-    let ways = [stop, stop_while_the_daemon_is_killed, shut_the_host_down];
+    // A stop alone is in `full_disk`.
+    let ways = [stop_while_the_daemon_is_killed, shut_the_host_down];
     for (round, stop_and_start) in ways.into_iter().enumerate() {
         let first = ROUND * round as u64;
         let writers = [files.write_from(first), postgres.write_from(first)];
@@ -33,11 +34,6 @@ fn nothing_acknowledged_is_lost_however_a_machine_is_stopped() {
         assert_eq!(log.matches("database system was shut down at").count(), round + 2, "{log}");
         assert!(!log.contains("automatic recovery"), "{log}");
     }
-}
-
-fn stop() {
-    ALICE.garret(&["stop", "--machine"]).ok();
-    ALICE.garret(&["start", "--machine"]).ok();
 }
 
 fn stop_while_the_daemon_is_killed() {

@@ -31,9 +31,10 @@ fn a_full_data_disk_is_told_and_with_room_again_all_goes_on() {
     other.up(&["true"]).ok();
     let writer = files.write_from(ROUND);
     writer.wait_for_enough();
-    ALICE.garret(&["stop", files.0.str()]).ok();
+    ALICE.garret(&["stop", "--machine"]).ok();
     let after = writer.end();
-    files.0.up(&[]).ok();
+    ALICE.garret(&["start", "--machine"]).ok();
+    wait_until("the environment is ready again", 120, || files.0.environment()["status"]["phase"] == "ready");
     let found = files.read();
     before.is_in(&found);
     after.is_in(&found);

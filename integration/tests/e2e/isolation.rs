@@ -130,7 +130,7 @@ fn a_flood_of_connections_stops_nobody_else() {
     running.join().unwrap().ok();
     // The limit of connections, and those that are closed but still in the table.
     assert!(most < before + LIMIT + 2000, "{most} connections in the host's table, {before} before the flood");
-    let refused = Command::new("nft").args(["list", "table", "inet", "garret"]).output().unwrap();
+    let refused = Command::new("nft").args(["list", "table", "inet", "garret_connections"]).output().unwrap();
     let refused = String::from_utf8(refused.stdout).unwrap();
     let counters =
         refused.split("counter packets ").skip(1).filter_map(|text| text.split(' ').next()?.parse::<u64>().ok());

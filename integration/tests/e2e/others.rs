@@ -4,9 +4,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::stage::{ALICE, Developer, Workspace, wait_until};
+use crate::stage::{ALICE, Developer, Workspace, daemon_pid, send, wait_until};
 
 const ROOT: Developer = Developer { name: "root", uid: 0 };
 
@@ -51,11 +51,9 @@ fn a_second_daemon_ends_with_one_line_and_sighup_ends_none() {
     assert!(!second.status.success());
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(said.lines().count() == 1 && said.contains("another garret daemon uses /"), "{said}");
-    let found = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().unwrap();
-    let pid: i32 = String::from_utf8(found.stdout).unwrap().trim().parse().unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
+    let daemon = daemon_pid();
+    send(daemon, Signal::HUP);
     thread::sleep(Duration::from_secs(2));
-    let again = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().unwrap();
-    assert_eq!(String::from_utf8(again.stdout).unwrap().trim(), pid.to_string());
+    assert_eq!(daemon_pid(), daemon);
     ALICE.garret(&["ls"]).ok();
 }

@@ -9,7 +9,7 @@ use crate::stage::{Developer, Workspace, wait_until};
 /// Round `n` writes records from `n` million on: whatever was left unacknowledged is in nobody's way.
 pub const ROUND: u64 = 1_000_000;
 /// Of each kind, before anything is done to the machine.
-const ENOUGH: usize = 20;
+const ENOUGH: usize = 10;
 
 const WRITER: &str = r#"
 import os, sqlite3, sys

@@ -264,12 +264,13 @@ pub fn kill(pid: u64) {
     send(pid, Signal::KILL);
 }
 
-fn send(pid: u64, signal: Signal) {
+/// Any signal.
+pub fn send(pid: u64, signal: Signal) {
     kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
 }
 
 /// The process id of the daemon.
-fn daemon_pid() -> u64 {
+pub fn daemon_pid() -> u64 {
     let found = Command::new("pgrep").args(["-o", "-f", "garret daemon$"]).output().expect("pgrep runs");
     String::from_utf8(found.stdout).expect("a number").trim().parse().expect("one daemon")
 }

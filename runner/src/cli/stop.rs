@@ -2,10 +2,14 @@
 
 use anyhow::bail;
 use clap::Args;
+use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
-use garret_api::runner::{Desired, Environment, EnvironmentRequest, Machine, MachinePhase, MachineRequest};
+use garret_api::runner::{
+    Desired, Environment, EnvironmentRequest, Event, Happening, Machine, MachinePhase, MachineRequest,
+};
 
 use super::follow::follow;
+use super::output::harmless;
 use super::target::{MachineFlag, Target, me};
 
 /// Stop the machine with all its environments; with an ENVIRONMENT, only that one. Nothing is removed.
@@ -64,7 +68,12 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
     };
     let path = format!("/v1/environments/{}", environment.id);
     let environment: Environment = client.put(&path, &request).await?;
-    match follow(client, &path, environment.last_event, |_| {}, judge_environment).await {
+    let seen = |event: &Event| {
+        if let Happening::Problem { problem } = &event.what {
+            eprintln!("{}", harmless(&problem.message));
+        }
+    };
+    match follow(client, &path, environment.last_event, seen, judge_environment).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(reason)) => bail!("{}: {reason}", environment.id),
         Err(error) if error.status() == Some(404) => Ok(()),
@@ -73,15 +82,24 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
 }
 
 /// What has become of an environment that should stop; none as long as it is on its way.
-fn judge_environment(environment: &Environment) -> Option<Result<(), &'static str>> {
-    match environment.desired {
-        Desired::Running => Some(Err("it was started again meanwhile")),
-        Desired::Stopped => (environment.observed_generation == environment.generation).then_some(Ok(())),
+fn judge_environment(environment: &Environment) -> Option<Result<(), String>> {
+    if environment.desired == Desired::Running {
+        return Some(Err("it was started again meanwhile".into()));
     }
+    if environment.observed_generation < environment.generation {
+        return None;
+    }
+    Some(match (environment.status.phase, &environment.status.problem) {
+        (EnvironmentPhase::Failed, Some(problem)) => Err(problem.message.clone()),
+        (EnvironmentPhase::Failed, None) => Err("it could not be stopped".into()),
+        _ => Ok(()),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use garret_api::Problem;
+
     use super::*;
     use crate::cli::tests::{environment, machine};
 
@@ -111,5 +129,9 @@ mod tests {
         assert_eq!(judge_environment(&stopping(Desired::Stopped, 1)), None);
         assert_eq!(judge_environment(&stopping(Desired::Stopped, 2)), Some(Ok(())));
         assert!(judge_environment(&stopping(Desired::Running, 1)).unwrap().is_err());
+        let mut failed = stopping(Desired::Stopped, 2);
+        failed.status.phase = EnvironmentPhase::Failed;
+        failed.status.problem = Some(Problem::new("unavailable", "stop: why"));
+        assert_eq!(judge_environment(&failed), Some(Err("stop: why".into())));
     }
 }

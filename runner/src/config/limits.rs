@@ -22,7 +22,8 @@ pub struct LimitsSection {
     pub memory_mib: Option<u32>,
     /// The most guaranteed memory, in MiB.
     pub guaranteed_mib: Option<u32>,
-    /// The largest data disk, in GiB.
+    /// The largest data disk, in GiB; looked at when a machine starts. Raised, it lets disks grow at the next start, at the
+    /// most to the template's size; lowered, it holds for disks that are made from then on.
     pub disk_gib: Option<u32>,
     /// By group.
     pub group: BTreeMap<String, Maxima>,

@@ -20,10 +20,12 @@ pub async fn run_apart<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     let run = move || {
         // A caller that has gone away needs no answer.
-        let _ = done.send(runtime.block_on(part));
+        let _ = done.send(runtime.block_on(runtime.spawn(part)));
+        // A thread that blocks keeps no one from starting the part again.
+        runtime.shutdown_background();
     };
     thread::Builder::new().name(name.into()).spawn(run).with_context(|| format!("cannot make the thread {name}"))?;
-    result.await.with_context(|| format!("the thread {name} died"))
+    Ok(result.await.with_context(|| format!("the thread {name} died"))??)
 }
 
 #[cfg(test)]
@@ -36,6 +38,7 @@ mod tests {
     use tokio::task::spawn_blocking;
     use tokio::time::{sleep, timeout};
 
+    use super::run_apart;
     use crate::accounts::tests::name_service_with;
     use crate::daemon::state::tests::machine;
     use crate::daemon::state::{MachineRow, machines};
@@ -65,6 +68,18 @@ mod tests {
             }
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_part_is_told_even_if_it_panics_while_a_thread_blocks() {
+        assert_eq!(run_apart("part", async { 7 }).await.unwrap(), 7);
+        let (_release, released) = std::sync::mpsc::channel::<()>();
+        let part = async move {
+            spawn_blocking(move || released.recv());
+            tokio::task::yield_now().await;
+            panic!("on purpose");
+        };
+        assert!(run_apart::<()>("part", part).await.unwrap_err().to_string().contains("panic"));
     }
 
     #[test]

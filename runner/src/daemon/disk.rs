@@ -14,13 +14,15 @@ use crate::config::Limit;
 const GIB: u64 = 1 << 30;
 
 /// Makes the disk unless it is there, not larger than the limit. It appears whole or not at all: a runner killed in the
-/// middle leaves none. Blocks.
+/// middle leaves none. A disk from the time of a lower limit, or of a smaller template, grows; its guest grows the file
+/// system when it starts. Blocks.
 ///
 /// # Errors
 /// The template is missing or empty, the disk's folder is full or not writable, or the disk is larger than the limit.
 pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     if let Ok(metadata) = fs::metadata(disk) {
-        return check_size(metadata.len(), template, limit);
+        check_size(metadata.len(), template, limit)?;
+        return grow(disk, metadata.len(), template, limit);
     }
     let folder = disk.parent().context("the data disk needs a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -44,21 +46,40 @@ fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()>
     })
 }
 
+/// How long a disk is that is made from a template of this length.
+fn allowed(template: u64, limit: &Limit) -> u64 {
+    let gib = u32::try_from(template / GIB).unwrap_or(u32::MAX);
+    let clipped = limit.clip(gib);
+    if clipped == gib { template } else { u64::from(clipped) * GIB }
+}
+
+fn grow(disk: &Path, length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()> {
+    let wanted = fs::metadata(template).map_or(0, |template| allowed(template.len(), limit));
+    if wanted <= length {
+        return Ok(());
+    }
+    let grown = File::options().write(true).open(disk).and_then(|file| file.set_len(wanted).and(file.sync_all()));
+    grown.with_context(|| format!("cannot grow {}", disk.display()))?;
+    tracing::info!("{} grew from {length} to {wanted} bytes", disk.display());
+    Ok(())
+}
+
 /// Makes an empty disk's file system and file as small as the limit.
 fn shrink(disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     let file = File::options().write(true).open(disk)?;
-    let gib = u32::try_from(file.metadata()?.len() / GIB).unwrap_or(u32::MAX);
-    let allowed = limit.clip(gib);
-    if allowed == gib {
+    let length = file.metadata()?.len();
+    let allowed = allowed(length, limit);
+    if allowed == length {
         return Ok(());
     }
-    let resized = Command::new("resize2fs").arg("-f").arg(disk).arg(format!("{allowed}G")).output();
+    let gib = allowed / GIB;
+    let resized = Command::new("resize2fs").arg("-f").arg(disk).arg(format!("{gib}G")).output();
     let output = resized.context("cannot run `resize2fs`: install e2fsprogs")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-        bail!("cannot shrink {} to {allowed} GiB ([limits] disk_gib): {said}", disk.display());
+        bail!("cannot shrink {} to {gib} GiB ([limits] disk_gib): {said}", disk.display());
     }
-    file.set_len(u64::from(allowed) * GIB)?;
+    file.set_len(allowed)?;
     Ok(file.sync_all()?)
 }
 
@@ -153,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_as_small_as_the_limit_and_a_grown_one_refused() {
+    fn a_disk_follows_a_raised_limit_and_a_larger_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
         File::create(&template).unwrap().set_len(3 * GIB).unwrap();
@@ -163,8 +184,14 @@ mod tests {
         assert_eq!(fs::metadata(&disk).unwrap().len(), GIB);
         let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
         assert!(checked.status.success(), "{checked:?}");
-        make(&template, &disk, &Limit::of(1)).unwrap();
-        File::options().write(true).open(&disk).unwrap().set_len(3 * GIB).unwrap();
+        for (limit, gib) in [(Limit::of(1), 1), (Limit::of(2), 2), (Limit::of(1), 2), (Limit::default(), 3)] {
+            make(&template, &disk, &limit).unwrap();
+            assert_eq!(fs::metadata(&disk).unwrap().len(), gib * GIB, "{limit:?}");
+        }
+        // As the guest does at its start.
+        let resized = Command::new("resize2fs").arg("-f").arg(&disk).output().unwrap();
+        let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
+        assert!(resized.status.success() && checked.status.success(), "{resized:?} {checked:?}");
         make(&template, &disk, &Limit::of(1)).unwrap();
         File::options().write(true).open(&disk).unwrap().set_len(3 * GIB + 1).unwrap();
         let said = make(&template, &disk, &Limit::of(1)).unwrap_err().to_string();

@@ -138,7 +138,11 @@ pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, po
     let rebuild = ordered || kept.removed || (other_config && kept.generation > 0);
     let on_its_way = kept.status.phase == EnvironmentPhase::Starting && !kept.removed;
     let run = match request.desired {
-        Desired::Stopped => kept.desired != Desired::Stopped || kept.removed,
+        Desired::Stopped => {
+            // One that could not be stopped is stopped again.
+            let failed = kept.settled() && kept.status.phase == EnvironmentPhase::Failed;
+            kept.desired != Desired::Stopped || kept.removed || failed
+        }
         Desired::Running if kept.desired != Desired::Running || kept.removed => true,
         Desired::Running if on_its_way => other_config || ordered,
         Desired::Running => rebuild || kept.status.phase != EnvironmentPhase::Ready,
@@ -253,6 +257,11 @@ mod tests {
         assert_eq!((stopping.generation, stopping.desired), (2, Desired::Stopped));
         assert_eq!(put(&stopping, &request(Desired::Stopped)).generation, 2);
         assert_eq!(put(&stopping, &up()).generation, 3);
+        let failed = ended(stopping.clone(), EnvironmentPhase::Failed);
+        let again = put(&failed, &request(Desired::Stopped));
+        assert_eq!((again.generation, put(&again, &request(Desired::Stopped)).generation), (3, 3));
+        let stopped = ended(stopping, EnvironmentPhase::Stopped);
+        assert_eq!(put(&stopped, &request(Desired::Stopped)).generation, 2);
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub struct Which {
     path = "/v1/environments/{id}/events",
     params(("id" = String, Path, description = "The environment's id."), Which),
     responses(
-        (status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"),
+        (status = 200, description = "One event per line, of this environment and no earlier one of the same id.",
+            body = Event, content_type = "application/x-ndjson"),
         (status = 404, body = Problem)
     )
 )]
@@ -47,6 +48,9 @@ pub async fn of_environment(
     Asked(which): Asked<Which>,
 ) -> Result<Response, Refusal> {
     let (row, _) = environments::find(&daemon, peer, &id).await?;
+    let (uid, id) = (row.uid, row.id.clone());
+    let removal = daemon.read(move |db| events::last_removal(db, uid, &id)).await?;
+    let which = Which { after: which.after.max(removal), ..which };
     Ok(answer(daemon, Scope::Environment(row.uid, row.id), which, true))
 }
 

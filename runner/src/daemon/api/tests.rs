@@ -13,6 +13,7 @@ use garret_api::runner::{
     MachinePhase, MachineRequest, Top,
 };
 use hyper::Method;
+use rusqlite::Connection;
 use rustix::process::{Gid, Uid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,10 +23,9 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::accounts::NameService;
 use crate::accounts::tests::{name_service, name_service_with};
-use crate::config::Config;
-use crate::daemon::admission::Host;
 use crate::daemon::memory::Snapshot;
-use crate::daemon::state::{EnvironmentRow, Store, environments as table, machines as machine_table};
+use crate::daemon::state::{EnvironmentRow, environments as table, machines as machine_table};
+use crate::daemon::testing;
 use crate::environment_id::environment_id;
 
 const ALICE: u32 = 54_321;
@@ -51,11 +51,7 @@ impl Server {
     async fn with_names(names: NameService) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
-        let network = config.network(Vec::new()).unwrap();
-        let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
-        let store = Store::open(&dir.path().join("state.db")).unwrap();
-        let (daemon, poked) = Daemon::new(config, network, host, store, names);
+        let (daemon, poked) = testing::daemon(dir.path(), names);
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
         fs::set_permissions(dir.path().join("garret.sock"), fs::Permissions::from_mode(0o666)).unwrap();
         let service = router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
@@ -442,6 +438,35 @@ async fn every_run_ends_with_one_event_whoever_ends_it() {
         cancelled.push(generation);
     }
     assert_eq!(cancelled, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn an_environment_made_again_has_no_events_of_the_former() {
+    let server = Server::start().await;
+    let workspace = server.workspace(0, "w");
+    let former = server.up(0, &workspace).await.unwrap();
+    let path = format!("/v1/environments/{}", former.id);
+    let id = former.id.clone();
+    let end = move |db: &Connection| {
+        let mut row = table::get(db, &id)?.unwrap();
+        row.status.phase = EnvironmentPhase::Ready;
+        let progress = Progress::Ready { environment: row.status.clone() };
+        table::end_run(db, &row, &Happening::Environment { generation: row.generation, progress })
+    };
+    assert!(server.daemon.write(end).await.unwrap());
+    server.client().delete(&path).await.unwrap();
+    let id = former.id.clone();
+    server.daemon.write(move |db| table::forget(db, &table::get(db, &id)?.unwrap())).await.unwrap();
+
+    let again = server.up(0, &workspace).await.unwrap();
+    assert_eq!((&again.id, again.generation), (&former.id, former.generation));
+    let events = format!("{path}/events?follow=true");
+    let mut lines: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, &events, None).await.unwrap();
+    let progress = Progress::Started { step: "pull image".into() };
+    let step = progress.clone();
+    server.daemon.write(move |db| table::add_progress(db, &table::get(db, &again.id)?.unwrap(), step)).await.unwrap();
+    let first = lines.next().await.unwrap().unwrap();
+    assert_eq!(first.what, Happening::Environment { generation: 1, progress });
 }
 
 #[tokio::test]

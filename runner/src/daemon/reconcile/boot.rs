@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
+use garret_api::Problem;
 use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::{Client, Error};
 use garret_api::runner::{Desired, MachinePhase};
@@ -174,11 +175,18 @@ impl Driver {
         if self.daemon.memory.standing.state(self.uid) == State::Paused {
             return Ok(());
         }
-        let reason = "running, but its agent does not answer";
-        if machine.reason != reason {
-            let uid = self.uid;
-            self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Running, reason)).await?;
-        }
+        let (uid, reason) = (self.uid, "running, but its agent does not answer");
+        let known = machine.reason == reason;
+        let said = format!("the machine is {reason}: `garret stop` stops it");
+        self.daemon
+            .write(move |db| {
+                if !known {
+                    machines::set_phase(db, uid, MachinePhase::Running, reason)?;
+                }
+                // Their clients wait.
+                environments::fail_all(db, uid, &Problem::new("unavailable", said))
+            })
+            .await?;
         Ok(())
     }
 

@@ -11,8 +11,9 @@ use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, Happening};
 use hyper::Method;
 use rusqlite::Connection;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::backoff::backoff;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
 use crate::daemon::verdict::one_line;
@@ -23,7 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// How often a run is taken up again after its connection broke (the agent was restarted).
 const TRIES: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The longest pause before an agent that refuses or is silent is asked again to stop or remove something.
+const INSIST_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The most of a step's output that one event holds, in bytes.
 const OUTPUT_MAX: usize = 32 * 1024;
 /// Output is gathered for this long, which bounds what a guest can make us write per second.
@@ -131,7 +133,9 @@ impl Run {
 
     /// Stops the container and keeps it.
     pub(super) async fn stop(&self) -> rusqlite::Result<()> {
-        self.insist("stop", Method::POST, &self.path("/stop")).await?;
+        if let Err(problem) = self.stop_container().await? {
+            return finish(&self.daemon, &self.row, failed("stop", problem)).await;
+        }
         let status = EnvironmentStatus { phase: EnvironmentPhase::Stopped, problem: None, ..self.row.status.clone() };
         let row = EnvironmentRow { status, rebuild: false, ..self.row.clone() };
         let last = Happening::Stopped { generation: row.generation };
@@ -140,21 +144,33 @@ impl Run {
 
     /// Removes the container, and takes the workspace out of the machine.
     pub(super) async fn remove(&self) -> rusqlite::Result<()> {
-        self.insist("remove", Method::DELETE, &self.path("")).await?;
-        let release = format!("/v1/workspaces/{}/release", self.row.id);
-        self.insist("release", Method::POST, &release).await?;
+        let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        let released = timeout(deadline, self.release()).await;
+        // A guest that refuses does not keep the workspace.
         if let Some(problem) = self.revoke_workspace().await {
             tracing::warn!("{problem}");
             self.tell(problem).await?;
         }
+        match released {
+            Ok(released) => released?,
+            Err(_) => self.release().await?,
+        }
         let row = self.row.clone();
         self.daemon.write(move |db| environments::forget(db, &row)).await
+    }
+
+    /// Asks the agent to remove the container and to let go of the workspace, until it has done both.
+    async fn release(&self) -> rusqlite::Result<()> {
+        self.insist("remove", Method::DELETE, &self.path("")).await?;
+        self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id)).await
     }
 
     /// Takes the workspace out of the machine. Returns what went wrong.
     async fn revoke_workspace(&self) -> Option<Problem> {
         let (paths, vmm) = (self.daemon.paths(&self.machine), self.daemon.vmm_pid(&self.machine));
         let id = self.row.id.clone();
+        // A guest may delay it: few at a time, or the threads that the drivers need were all in use.
+        let _turn = self.daemon.workspaces.turn(self.row.uid).await;
         let revoked = tokio::task::spawn_blocking(move || host::revoke_workspace(&paths, &id, vmm)).await;
         let workspace = self.row.workspace.display();
         let what = match revoked.map_err(anyhow::Error::from).flatten() {
@@ -165,28 +181,46 @@ impl Run {
         Some(Problem::new("workspace-held", format!("{what}; it may reach them until `garret stop`")))
     }
 
+    /// Asks the agent to stop the container, for as long as a whole machine may take to stop.
+    pub(super) async fn stop_container(&self) -> rusqlite::Result<Result<(), Problem>> {
+        let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"))).await {
+            Ok(done) => done.map(Ok),
+            Err(_) => {
+                let waited = deadline.as_secs();
+                let said = format!(
+                    "the agent did not stop the container within {waited} s: `garret stop` stops the whole machine"
+                );
+                Ok(Err(Problem::new("unavailable", said)))
+            }
+        }
+    }
+
+    /// Asks the agent until it has done it, after growing pauses. What is not there (404) needs nothing done. Only the first
+    /// refusal becomes an event: how it ended, the run's last event says.
+    async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
+        let agent = self.agent();
+        let mut refusals = 0;
+        loop {
+            let error = match agent.send::<()>(method.clone(), path, None).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.status() == Some(404) => return Ok(()),
+                Err(error) => error,
+            };
+            refusals += 1;
+            if refusals == 1 {
+                let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
+                let problem = clip(Problem::new("unavailable", said));
+                tracing::warn!("{problem}");
+                self.tell(problem).await?;
+            }
+            tokio::time::sleep(backoff(refusals, INSIST_PAUSE_MAX)).await;
+        }
+    }
+
     async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
         let (uid, id) = (self.row.uid, self.row.id.clone());
         self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
-    }
-
-    /// Asks the agent until it has done it. What is not there (404) needs nothing done.
-    pub(super) async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
-        let agent = self.agent();
-        let mut pause = RETRY;
-        loop {
-            match agent.send::<()>(method.clone(), path, None).await {
-                Ok(()) => return Ok(()),
-                Err(error) if error.status() == Some(404) => return Ok(()),
-                Err(error) => {
-                    let problem = clip(Problem::new("unavailable", format!("cannot {what} {}: {error}", self.row.id)));
-                    tracing::warn!("{problem}");
-                    self.tell(problem).await?;
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_MAX);
-        }
     }
 
     fn agent(&self) -> Client {
@@ -310,15 +344,21 @@ fn cut(mut text: String, max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::{Router, routing};
+    use hyper::StatusCode;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{UnixListener, UnixStream};
 
     use super::*;
     use crate::accounts::NameService;
-    use crate::config::Config;
-    use crate::daemon::admission::Host;
     use crate::daemon::state::tests::{environment, machine, memory};
-    use crate::daemon::state::{Store, machines};
+    use crate::daemon::state::{Scope, machines};
+    use crate::daemon::testing;
 
     #[test]
     fn what_the_agent_says_is_kept_in_measure() {
@@ -352,26 +392,27 @@ mod tests {
         }
     }
 
-    /// What a run of generation 5 sends to an agent with these capabilities, whose first answer breaks off.
-    async fn sent(capabilities: &[&str]) -> Vec<serde_json::Value> {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config { state: dir.path().into(), run: dir.path().into(), ..Config::default() };
-        let network = config.network(Vec::new()).unwrap();
-        let host = |_: &Config| Host { cpus: 1, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
-        let store = Store::open(&dir.path().join("state.db")).unwrap();
-        let (daemon, _poked) = Daemon::new(config, network, host, store, NameService::default());
-        let row = EnvironmentRow { generation: 5, ..environment(7, "w") };
+    /// The present run of `row`, in a machine whose agent is `router`.
+    async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> Run {
+        let (daemon, _poked) = testing::daemon(folder, NameService::default());
         let kept = row.clone();
         daemon
             .write(move |db| machines::put(db, &machine(7)).and_then(|()| environments::put(db, &kept)))
             .await
             .unwrap();
-
         let socket = daemon.paths("dev7").vsock_socket();
-        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
+        daemon.set_vmm("dev7", Some(std::process::id()));
+        Run { daemon, machine: "dev7".into(), row }
+    }
+
+    /// What a run of generation 5 sends to an agent with these capabilities, whose first answer breaks off.
+    async fn sent(capabilities: &[&str]) -> Vec<serde_json::Value> {
+        let dir = tempfile::tempdir().unwrap();
         let info =
             serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true, "capabilities": capabilities});
-        let bodies = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let bodies = Arc::new(Mutex::new(Vec::new()));
         let asked = bodies.clone();
         let put = async move |body: String| {
             let mut asked = asked.lock().unwrap();
@@ -379,13 +420,11 @@ mod tests {
             let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"message\": \"m\"}}\n";
             if asked.len() == 1 { "" } else { end }
         };
-        let router = axum::Router::new()
-            .route("/v1/agent", axum::routing::get(async move || axum::Json(info)))
-            .route("/v1/environments/{id}", axum::routing::put(put));
-        tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
-        daemon.set_vmm("dev7", Some(std::process::id()));
-        let run = Run { daemon, machine: "dev7".into(), row };
-        run.bring_up().await.unwrap();
+        let router = Router::new()
+            .route("/v1/agent", routing::get(async move || axum::Json(info)))
+            .route("/v1/environments/{id}", routing::put(put));
+        let row = EnvironmentRow { generation: 5, ..environment(7, "w") };
+        run(dir.path(), row, router).await.bring_up().await.unwrap();
         bodies.lock().unwrap().clone()
     }
 
@@ -397,6 +436,95 @@ mod tests {
         let bodies = sent(&[]).await;
         assert!(bodies.iter().all(|body| body.get("generation").is_none()), "{bodies:?}");
         assert_eq!(bodies.iter().map(|body| body["rebuild"].clone()).collect::<Vec<_>>(), [true, false]);
+    }
+
+    /// What has happened to the environment and what is kept of it.
+    async fn outcome(run: &Run) -> (Vec<Happening>, Option<EnvironmentRow>) {
+        let (scope, id) = (Scope::Environment(run.row.uid, run.row.id.clone()), run.row.id.clone());
+        let read = run.daemon.read(move |db| Ok((events::after(db, 0, &scope)?, environments::get(db, &id)?)));
+        let (events, row) = read.await.unwrap();
+        (events.into_iter().map(|event| event.what).collect(), row)
+    }
+
+    fn stopping() -> EnvironmentRow {
+        EnvironmentRow { desired: Desired::Stopped, generation: 2, observed_generation: 1, ..environment(7, "w") }
+    }
+
+    #[tokio::test]
+    async fn a_stop_that_is_refused_ends_with_one_event_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        let refuse = async move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        let run =
+            run(dir.path(), stopping(), Router::new().route("/v1/environments/{id}/stop", routing::post(refuse))).await;
+        run.stop().await.unwrap();
+        assert!(asked.load(Ordering::Relaxed) > 1);
+        let (events, row) = outcome(&run).await;
+        let [Happening::Problem { problem }, last] = &events[..] else { panic!("{events:?}") };
+        assert!(problem.message.starts_with("cannot stop w yet, tried again: "), "{problem}");
+        let Happening::Environment { generation: 2, progress: Progress::Failed { step, .. } } = last else {
+            panic!("{last:?}")
+        };
+        let row = row.unwrap();
+        assert_eq!((step.as_str(), row.settled(), row.status.phase), ("stop", true, EnvironmentPhase::Failed));
+        let said = row.status.problem.unwrap().message;
+        assert!(said.starts_with("stop: the agent did not stop the container within "), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_stop_that_is_never_answered_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let silent = routing::post(async || std::future::pending::<StatusCode>().await);
+        let run = run(dir.path(), stopping(), Router::new().route("/v1/environments/{id}/stop", silent)).await;
+        run.stop().await.unwrap();
+        let (events, row) = outcome(&run).await;
+        assert!(
+            matches!(&events[..], [Happening::Environment { progress: Progress::Failed { .. }, .. }]),
+            "{events:?}"
+        );
+        assert!(row.unwrap().settled());
+    }
+
+    #[tokio::test]
+    async fn a_removal_is_tried_until_it_is_done_with_one_event_for_all_refusals() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = Arc::new(AtomicU32::new(0));
+        let remove = async move || match asked.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => StatusCode::CONFLICT,
+            _ => StatusCode::NO_CONTENT,
+        };
+        let router = Router::new()
+            .route("/v1/environments/{id}", routing::delete(remove))
+            .route("/v1/workspaces/{id}/release", routing::post(async || StatusCode::NO_CONTENT));
+        let row = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") };
+        let run = run(dir.path(), row, router).await;
+        run.remove().await.unwrap();
+        let (events, row) = outcome(&run).await;
+        assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { generation: 1 }]), "{events:?}");
+        assert!(row.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
+        let dir = tempfile::tempdir().unwrap();
+        let refuse = routing::delete(async || StatusCode::INTERNAL_SERVER_ERROR);
+        let row = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") };
+        let run = run(dir.path(), row, Router::new().route("/v1/environments/{id}", refuse)).await;
+        let shared = run.daemon.paths("dev7").workspace("w");
+        fs::create_dir_all(&shared).unwrap();
+        let revoked = async {
+            while shared.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            removed = run.remove() => panic!("the agent had refused: {removed:?}"),
+            () = revoked => {}
+        }
     }
 
     #[test]

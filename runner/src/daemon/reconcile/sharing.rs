@@ -2,7 +2,6 @@
 
 use garret_api::Problem;
 use garret_api::agent::Progress;
-use hyper::Method;
 
 use super::runs::{Run, finish};
 use crate::daemon::state::MachineRow;
@@ -11,16 +10,19 @@ use crate::host::share::{Found, MountAs, ShareSpec};
 impl Run {
     /// Shares the workspace, opened anew with its developer's rights, and brings the environment up.
     pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
-        match self.share(machine).await {
-            Ok(Found::Nothing | Found::Same) => {}
+        let shared = match self.share(machine).await {
             // A container keeps the folder that it was started with.
-            Ok(Found::Other) => self.insist("stop", Method::POST, &self.path("/stop")).await?,
+            Ok(Found::Other) => self.stop_container().await?,
+            Ok(Found::Nothing | Found::Same) => Ok(()),
+            Err(problem) => Err(problem),
+        };
+        match shared {
+            Ok(()) => self.bring_up().await,
             Err(problem) => {
                 let progress = Progress::Failed { step: "share workspace".into(), problem };
-                return finish(&self.daemon, &self.row, progress).await;
+                finish(&self.daemon, &self.row, progress).await
             }
         }
-        self.bring_up().await
     }
 
     async fn share(&self, machine: &MachineRow) -> Result<Found, Problem> {

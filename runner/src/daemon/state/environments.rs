@@ -187,7 +187,8 @@ pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentR
 pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
         if environment.settled() {
-            if environment.status.phase != EnvironmentPhase::Failed {
+            // A stop that failed is done now; a run that failed still says why.
+            if environment.status.phase != EnvironmentPhase::Failed || environment.desired == Desired::Stopped {
                 environment.status.phase = EnvironmentPhase::Stopped;
                 environment.status.problem = problem.cloned();
                 put(db, &environment)?;
@@ -217,6 +218,16 @@ pub fn end_without_machine(
         }
     };
     end_run(db, &environment, &last)
+}
+
+/// Ends the present runs of a machine's environments as failed: nobody can carry them on. Removals stay to be done.
+pub fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
+    for mut environment in of_machine(db, uid)?.into_iter().filter(|row| !row.removed && !row.settled()) {
+        environment.status.phase = EnvironmentPhase::Failed;
+        environment.status.problem = Some(problem.clone());
+        end_run(db, &environment, &failed(&environment, "agent", problem.clone()))?;
+    }
+    Ok(())
 }
 
 fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> Happening {

@@ -64,6 +64,16 @@ pub fn last(db: &Connection, scope: &Scope) -> rusqlite::Result<u64> {
     db.prepare_cached(&select("coalesce(max(id), 0)", scope, ""))?.query_row(&*parameters(&0, scope), |row| row.get(0))
 }
 
+/// The number of the event that an environment of this id was removed by, before there was the present one; or 0. Both may
+/// have had runs of the same generation.
+pub fn last_removal(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<u64> {
+    db.prepare_cached(
+        r#"SELECT coalesce(max(id), 0) FROM events
+           WHERE uid = ? AND environment = ? AND what LIKE '{"type":"removed",%'"#,
+    )?
+    .query_row(params![uid, id], |row| row.get(0))
+}
+
 /// Whether what the scope is about is no longer there, so that no event of it will follow.
 pub fn is_over(db: &Connection, scope: &Scope) -> rusqlite::Result<bool> {
     match scope {

@@ -234,6 +234,30 @@ fn a_start_begins_runs_and_an_end_tells_who_waits() {
 }
 
 #[test]
+fn a_stop_that_failed_is_done_when_the_machine_ends() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    environments::put(&db, &environment(7, "up")).unwrap();
+    environments::put(&db, &EnvironmentRow { desired: Desired::Stopped, ..environment(7, "stop") }).unwrap();
+    environments::put(&db, &EnvironmentRow { removed: true, ..environment(7, "rm") }).unwrap();
+    let problem = garret_api::Problem::new("unavailable", "no answer");
+    let phases = || -> Vec<_> {
+        let rows = environments::of_machine(&db, 7).unwrap().into_iter();
+        rows.map(|row| (row.id.clone(), row.settled(), row.status.phase)).collect()
+    };
+    use EnvironmentPhase::{Failed, Starting, Stopped};
+    environments::fail_all(&db, 7, &problem).unwrap();
+    environments::fail_all(&db, 7, &problem).unwrap();
+    assert_eq!(finals(&db), ["1: unavailable", "1: unavailable"]);
+    let expected = |stop| [("rm", false, Starting), ("stop", true, stop), ("up", true, Failed)];
+    assert_eq!(phases(), expected(Failed).map(|(id, settled, phase)| (id.to_string(), settled, phase)));
+    let rm = environments::get(&db, "rm").unwrap().unwrap();
+    environments::forget(&db, &rm).unwrap();
+    environments::end_all(&db, 7, None, false).unwrap();
+    assert_eq!(phases(), expected(Stopped).map(|(id, settled, phase)| (id.to_string(), settled, phase))[1..]);
+}
+
+#[test]
 fn events_are_bounded_per_developer() {
     let db = memory();
     machines::put(&db, &machine(1)).unwrap();

@@ -28,20 +28,23 @@ const SPECIAL: &[&str] = &[
     "240.0.0.0/4",
 ];
 
-/// The host's table. It is replaced as a whole and in one transaction, so no packet ever sees half of it. The counts of
-/// connections start again then: connections that exist at a daemon's restart are no longer counted.
-/// A connection is limited when it begins: a flow without an answer stays `new`, but its later packets are of a confirmed
-/// entry. What is `invalid` is not translated, and would leave with the guest's own address.
+/// The most machines whose connections are counted: an address pool has no more slots.
+const MACHINES_MAX: u16 = u16::MAX;
+
+/// The host's two tables, in one transaction: no packet ever sees half of them.
 /// `running` are the blocks of addresses of machines that run, whatever pool they are from.
 pub fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
+    reachable(network, running) + &connections(network.connections_max)
+}
+
+/// What machines may reach. The table is replaced as a whole. What is `invalid` is not translated, and would leave with the
+/// guest's own address.
+fn reachable(network: &NetworkConfig, running: &[String]) -> String {
     let pool = format!("{}/{}", network.pool.0, network.pool.1);
     let machines = std::iter::once(&pool).chain(running).map(String::as_str).collect::<Vec<_>>().join(", ");
     let special = SPECIAL.join(", ");
-    let slots = network.slots();
-    let connections = network.connections_max;
     let dns = dns_condition(&network.resolvers);
-    let to_host =
-        verdicts(network.allow.iter().filter(|allow| allow.is_one_address()), dns.as_deref(), "goto connection");
+    let to_host = verdicts(network.allow.iter().filter(|allow| allow.is_one_address()), dns.as_deref(), "accept");
     let to_private = verdicts(network.allow.iter(), dns.as_deref(), "return");
     format!(
         r#"table inet garret
@@ -49,14 +52,6 @@ delete table inet garret
 table inet garret {{
   set special {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {special}, {machines} }} }}
   set machines {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {machines} }} }}
-  set connection_rates {{ type ipv4_addr; size {slots}; flags dynamic; }}
-  set connections {{ type ipv4_addr; size {slots}; flags dynamic; }}
-  chain connection {{
-    ct status confirmed accept
-    ct state new add @connection_rates {{ ip saddr limit rate over {NEW_CONNECTIONS_PER_S}/second burst {NEW_CONNECTIONS_BURST} packets counter }} drop
-    ct state new add @connections {{ ip saddr ct count over {connections} counter }} drop
-    accept
-  }}
   chain input {{
     type filter hook input priority filter - 10; policy accept;
     iifname != "grt*" accept
@@ -73,7 +68,6 @@ table inet garret {{
     ct state invalid drop
     oifname "grt*" drop
     ip daddr @special jump special
-    goto connection
   }}
   chain forward {{
     type filter hook forward priority filter - 10; policy accept;
@@ -85,6 +79,33 @@ table inet garret {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr @machines oifname != "grt*" masquerade
   }}
+}}
+"#
+    )
+}
+
+/// How many connections machines may have, of those that the other table lets through. Only the rules are replaced: the sets
+/// stay, and with them what is counted, for the kernel counts a connection when it begins and not again. A machine's limit
+/// is in its element of the set, so another limit is another set.
+/// A flow without an answer stays `new`, but its later packets are of a confirmed entry.
+fn connections(max: u32) -> String {
+    format!(
+        r#"table inet garret_connections {{
+  set rates {{ type ipv4_addr; size {MACHINES_MAX}; flags dynamic; }}
+  set count_{max} {{ type ipv4_addr; size {MACHINES_MAX}; flags dynamic; }}
+  chain connection {{ }}
+  chain input {{ type filter hook input priority filter - 9; policy accept; }}
+  chain forward {{ type filter hook forward priority filter - 9; policy accept; }}
+}}
+flush table inet garret_connections
+table inet garret_connections {{
+  chain connection {{
+    ct status confirmed accept
+    ct state new add @rates {{ ip saddr limit rate over {NEW_CONNECTIONS_PER_S}/second burst {NEW_CONNECTIONS_BURST} packets counter }} drop
+    ct state new add @count_{max} {{ ip saddr ct count over {max} counter }} drop
+  }}
+  chain input {{ iifname "grt*" goto connection; }}
+  chain forward {{ iifname "grt*" goto connection; }}
 }}
 "#
     )

@@ -23,7 +23,8 @@ for address in 192.31.196.7/24 10.1.2.3/32 10.1.2.4/32 10.0.0.2/32 169.254.169.2
   ip -n beyond address add $address dev eth0
 done
 for route in 10.0.0.0/8 169.254.0.0/16; do ip route add $route dev out; done
-nft -f "$RULES"
+load() { nft -f "$RULES/$1"; }
+load rules
 guest() { ip netns exec guest "$@"; }
 answers() {
   local status=0
@@ -31,13 +32,18 @@ answers() {
   [ $status != 124 ]
 }
 export -f answers
+flood() { guest bash -c "for port in {$1..$2}; do echo >/dev/udp/192.31.196.7/\$port; done" 2>/dev/null; }
 reached() { guest bash -c "answers $1 $2" && echo "$1:$2" || true; }
 "#;
 
-/// Runs the script on the stage with the rules of this configuration; returns what it printed.
+/// Runs the script on the stage with the rules of this configuration; returns what it printed. `load changed` loads them with
+/// other resolvers.
 fn on_stage(network: &NetworkConfig, script: &str) -> String {
-    let rules = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(rules.path(), host_rules(network, &[])).unwrap();
+    let rules = tempfile::tempdir().unwrap();
+    let changed = NetworkConfig { resolvers: vec!["10.1.2.4".parse().unwrap()], ..network.clone() };
+    for (name, network) in [("rules", network), ("changed", &changed)] {
+        std::fs::write(rules.path().join(name), host_rules(network, &[])).unwrap();
+    }
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--mount", "bash", "-c", &format!("{STAGE}{script}")])
         .env("RULES", rules.path())
@@ -64,10 +70,10 @@ fn private_networks_answer_only_where_allowed() {
 fn a_flood_keeps_to_the_machines_share_of_connections() {
     let count = on_stage(
         &NetworkConfig { connections_max: 256, ..network() },
-        "guest bash -c 'for port in $(seq 1000 2999); do echo >/dev/udp/192.31.196.7/$port; done' 2>/dev/null
+        "flood 1000 2999
          cat /proc/sys/net/netfilter/nf_conntrack_count
          answers 192.31.196.7 80; echo host; reached 192.31.196.7 80
-         nft list set inet garret connections | tr -d '\\n\\t'",
+         nft list set inet garret_connections count_256 | tr -d '\\n\\t'",
     );
     let mut lines = count.lines();
     let count: u32 = lines.next().unwrap().parse().unwrap();
@@ -78,12 +84,26 @@ fn a_flood_keeps_to_the_machines_share_of_connections() {
 }
 
 #[test]
+fn rules_loaded_again_hold_at_once_and_forget_no_connection() {
+    let printed = on_stage(
+        &NetworkConfig { connections_max: 256, ..network() },
+        "load changed; reached 10.0.0.2 53; reached 10.1.2.4 53
+         flood 1000 1199; load changed; flood 2000 2199; load rules; flood 3000 3199
+         cat /proc/sys/net/netfilter/nf_conntrack_count",
+    );
+    let (reached, count) = printed.trim().split_once('\n').unwrap();
+    assert_eq!(reached, "10.1.2.4:53");
+    let count: u32 = count.parse().unwrap();
+    assert!((200..=300).contains(&count), "{count}");
+}
+
+#[test]
 fn new_connections_come_at_a_bounded_rate() {
     let counts = on_stage(
         &NetworkConfig { connections_max: 1_000_000, ..network() },
-        "guest bash -c 'for port in $(seq 1000 12000); do echo >/dev/udp/192.31.196.7/$port; done' 2>/dev/null
+        "flood 1000 12000
          cat /proc/sys/net/netfilter/nf_conntrack_count
-         nft list set inet garret connection_rates | grep -c 'counter packets [1-9]'",
+         nft list set inet garret_connections rates | grep -c 'counter packets [1-9]'",
     );
     let mut lines = counts.lines();
     let count: u32 = lines.next().unwrap().parse().unwrap();

@@ -292,6 +292,7 @@ fn a_write_waits_while_the_host_is_full() {
     assert_eq!(disk.read(0, 32768)[..32768], vec![1; 32768]);
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]), [OK]);
     assert!(disk.rig.queues[0].used().is_none());
+    assert!(disk.rig.queues[0].counters.metrics().host_failures >= 1);
     // Space that the driver gives back is enough.
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 64, 0)], &[1]), [OK]);
     assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
