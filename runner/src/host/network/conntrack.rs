@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::rules::NEW_CONNECTIONS_PER_S;
 
@@ -28,6 +29,24 @@ pub fn make_room(machines: u64, connections_max: u32) -> anyhow::Result<()> {
     // Buckets first: many entries in few buckets are slow.
     raise("nf_conntrack_buckets", entries / BUCKET_ENTRIES)?;
     raise("nf_conntrack_max", entries)
+}
+
+/// What `conntrack` is asked, before the addresses.
+pub const FORGET: [&str; 4] = ["-D", "-f", "ipv4", "-s"];
+
+/// Forgets the connections that came from these addresses. They outlive their machine by days, and would count against the
+/// next one that has its address.
+///
+/// # Errors
+/// `conntrack` is missing.
+pub fn forget(addresses: &str) -> anyhow::Result<()> {
+    let output = Command::new("conntrack").args(FORGET).arg(addresses).output();
+    let output = output.context("cannot run `conntrack`: is its Debian package installed?")?;
+    match output.status.code() {
+        // 1: there was none, or the kernel does not track connections yet.
+        Some(0 | 1) => Ok(()),
+        _ => bail!("`conntrack` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
+    }
 }
 
 /// The table's size for this many machines. It doubles, so that the table is seldom rebuilt.

@@ -120,8 +120,14 @@ pub fn prepare(network: &NetworkConfig) -> anyhow::Result<()> {
 
 /// The addresses of the machines that run: they may be of a pool that was configured when they started.
 fn running_blocks() -> anyhow::Result<Vec<String>> {
-    let listed = std::process::Command::new("ip").args(["-4", "-o", "address"]).output().context("cannot run `ip`")?;
-    Ok(blocks(&String::from_utf8_lossy(&listed.stdout)))
+    Ok(blocks(&list_addresses(&[])?))
+}
+
+/// What `ip` prints of these interfaces' addresses; nothing of one that has gone.
+fn list_addresses(interfaces: &[&str]) -> anyhow::Result<String> {
+    let command = [&["-4", "-o", "address", "show"], interfaces].concat();
+    let listed = std::process::Command::new("ip").args(command).output().context("cannot run `ip`")?;
+    Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
 }
 
 /// The slots' blocks of addresses in what `ip -4 -o address` prints.
@@ -130,9 +136,14 @@ fn blocks(listed: &str) -> Vec<String> {
         let mut words = line.split_whitespace().skip(1);
         words.next().filter(|interface| interface.starts_with("grt"))?;
         let address: Ipv4Addr = words.nth(1)?.split('/').next()?.parse().ok()?;
-        Some(format!("{}/29", Ipv4Addr::from(u32::from(address) & !(ADDRESSES_PER_SLOT - 1))))
+        Some(block_of(address))
     };
     listed.lines().filter_map(block).collect()
+}
+
+/// The block of the slot that has this address.
+fn block_of(address: Ipv4Addr) -> String {
+    format!("{}/29", Ipv4Addr::from(u32::from(address) & !(ADDRESSES_PER_SLOT - 1)))
 }
 
 /// Makes room in the table of connections for the machines that have an uplink, and `more`.
@@ -148,6 +159,8 @@ pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyh
     make_room(network, 1)?;
     let (namespace, uplink) = (namespace(name), host_interface(slot));
     let Addresses { tap, guest, host, uplink: inner } = addresses(slot, network);
+    // What a machine left whose removal was cut short.
+    conntrack::forget(&block_of(guest))?;
     run("ip", &["netns", "add", &namespace], "")?;
     run(
         "ip",
@@ -180,7 +193,9 @@ pub fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
     // The kernel takes a namespace down in its own time; the name on the host's side must be free at once.
     let uplink = host_interface(slot);
     if std::path::Path::new("/sys/class/net").join(&uplink).exists() {
+        let listed = list_addresses(&["dev", &uplink])?;
         let _already_gone = run("ip", &["link", "delete", &uplink], "");
+        blocks(&listed).iter().try_for_each(|block| conntrack::forget(block))?;
     }
     Ok(())
 }

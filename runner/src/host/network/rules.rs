@@ -123,13 +123,20 @@ fn dns_condition(resolvers: &[IpAddr]) -> Option<String> {
     (!resolvers.is_empty()).then(|| format!("ip daddr {{ {list} }} meta l4proto {{ tcp, udp }} th dport 53"))
 }
 
-/// The namespace's table: only the guest's address leaves, and the namespace itself accepts nothing but a ping.
+/// Fragments that a guest may send in a second, and above that at once. The host puts them together before any rule sees
+/// them, in memory that all machines and the host share; an incomplete packet stays there for 30 s.
+const FRAGMENTS_PER_S: u32 = 20;
+const FRAGMENTS_BURST: u32 = 100;
+
+/// The namespace's table: only the guest's address leaves, few fragments do, and the namespace itself accepts nothing but a
+/// ping.
 pub fn namespace_rules(guest: Ipv4Addr) -> String {
     format!(
         r#"table inet garret {{
   chain input {{ type filter hook input priority filter; policy drop; icmp type echo-request accept; }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
+    iifname "{TAP}" ip frag-off & 0x3fff != 0 limit rate over {FRAGMENTS_PER_S}/second burst {FRAGMENTS_BURST} packets drop
     iifname "{TAP}" ip saddr {guest} oifname "uplink" accept
     iifname "uplink" ip daddr {guest} oifname "{TAP}" accept
   }}

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
-use super::NetworkConfig;
-use super::rules::host_rules;
+use super::{NetworkConfig, TAP};
+use super::conntrack::FORGET;
+use super::rules::{host_rules, namespace_rules};
 use super::tests::network;
 
 /// The three namespaces; the host is the one that the script runs in. A closed port that is reached refuses at once, one that
@@ -95,6 +96,40 @@ fn rules_loaded_again_hold_at_once_and_forget_no_connection() {
     assert_eq!(reached, "10.1.2.4:53");
     let count: u32 = count.parse().unwrap();
     assert!((200..=300).contains(&count), "{count}");
+}
+
+#[test]
+fn connections_of_a_machine_that_has_ended_do_not_count_against_the_next() {
+    let forget = FORGET.join(" ");
+    let printed = on_stage(
+        &NetworkConfig { connections_max: 20, ..network() },
+        &format!(
+            "count() {{ cat /proc/sys/net/netfilter/nf_conntrack_count; }}
+             flood 1000 1199; count; conntrack {forget} 100.96.0.8/29 2>/dev/null || true; count
+             conntrack {forget} 100.96.0.0/29 >/dev/null 2>&1; count; flood 2000 2199; count"
+        ),
+    );
+    let counts: Vec<u32> = printed.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(counts[0] >= 20 && counts[1] >= 20 && counts[2] < 5 && counts[3] >= 20, "{counts:?}");
+}
+
+#[test]
+fn few_fragments_leave_a_machine() {
+    let rules = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(rules.path(), namespace_rules("100.96.0.2".parse().unwrap()).replace(TAP, "inner")).unwrap();
+    let script = format!(
+        "ip link add name inner type veth peer name eth1 netns guest; ip address add 100.96.0.1/30 dev inner
+         ip link set inner up; ip -n guest address add 100.96.0.2/30 dev eth1; ip -n guest link set eth1 up
+         ip -n guest route replace default via 100.96.0.1; ip link set grt0 down; ip link set out name uplink
+         ip link set uplink up; ip route replace 192.31.196.0/24 dev uplink; nft flush ruleset; nft -f {}
+         nft add table inet seen; nft add chain inet seen out '{{ type filter hook forward priority 10; }}'
+         nft add rule inet seen out 'ip frag-off & 0x3fff != 0 counter'
+         big() {{ guest bash -c \"for n in {{1..$1}}; do head -c 2000 /dev/zero >/dev/udp/192.31.196.7/9; done\"; }}
+         big 400; nft list table inet seen | grep -o 'packets [0-9]*' | cut -d' ' -f2",
+        rules.path().display()
+    );
+    let fragments: u32 = on_stage(&network(), &script).trim().parse().unwrap();
+    assert!((100..800).contains(&fragments), "{fragments} of 800");
 }
 
 #[test]
