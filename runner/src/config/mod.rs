@@ -142,8 +142,6 @@ pub struct MachineDefaults {
     pub stop_deadline_s: u64,
     /// Who a machine's VMM runs as.
     pub run_as: RunAs,
-    /// The first uid of machines that have uids of their own; each has this one plus its place in the address pool.
-    pub first_uid: u32,
 }
 
 /// Who a machine's VMM runs as.
@@ -168,8 +166,6 @@ impl Default for MachineDefaults {
             boot_deadline_s: 120,
             stop_deadline_s: 60,
             run_as: RunAs::OwnUid,
-            // Between what systemd hands out to containers and the ids that do not fit a signed number.
-            first_uid: 2_000_000_000,
         }
     }
 }
