@@ -14,7 +14,7 @@ use crate::blocking::Blocking;
 /// Writing one record.
 static SAVE: Blocking = Blocking::new("writing to the machine's data disk", 32, Duration::from_secs(120));
 /// Writing all of the disk; one at a time is as fast as many.
-static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 2, Duration::from_secs(600));
+static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 1, Duration::from_secs(600));
 
 /// One environment: what is noted of it, and its way up while there is one.
 #[derive(Debug)]
