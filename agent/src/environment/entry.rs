@@ -66,6 +66,11 @@ impl Entry {
         look(&lock(&self.record))
     }
 
+    /// The container of the record.
+    pub fn container_id(&self) -> Option<String> {
+        self.with(|record| record.container.as_ref().map(|container| container.id.clone()))
+    }
+
     /// Changes what is noted, here and on the disk.
     ///
     /// # Errors
