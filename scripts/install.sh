@@ -10,6 +10,7 @@ programs=$here/../target/x86_64-unknown-linux-gnu/release
 lib=${1%/}/usr/lib/garret
 bin=${1%/}/usr/bin
 units=${1%/}/usr/lib/systemd/system
+docs=${1%/}/usr/share/doc/garret
 
 # Size and time tell versions apart: copies keep the time, and reading 64 GiB of holes would take its own.
 version() { stat -c '%s %.9Y' "$1" 2>/dev/null; }
@@ -26,11 +27,12 @@ place() {
 
 kernel=$("$here/../guest-kernel/build.sh")
 image=$("$here/../guest-image/build.sh")
-mkdir -p "$lib" "$bin" "$units"
+mkdir -p "$lib" "$bin" "$units" "$docs"
 for program in garret garret-vmm; do [ -x "$programs/$program" ] || die "$programs/$program is missing: run make build"; done
 place "$programs/garret" "$bin"
 place "$programs/garret-vmm" "$lib"
 place "$here/../runner/garret.service" "$units"
+place "$here/../runner/config.toml" "$docs"
 place "$kernel/vmlinux" "$lib"
 place "$image/root.erofs" "$lib"
 place "$image/data.ext4" "$lib"

@@ -1,6 +1,8 @@
 //! The machine API: one `garret-vmm` process is one machine.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -179,6 +181,29 @@ impl SocketAt {
         match self {
             Self::Path(path) => Some(path),
             Self::Descriptor(_) => None,
+        }
+    }
+}
+
+/// A path, or `fd:N`; [`Display`](fmt::Display) writes the same.
+impl FromStr for SocketAt {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text.strip_prefix("fd:") {
+            Some(number) => number.parse().map(Self::Descriptor).map_err(|_| "the descriptor is not a number"),
+            // It would be a socket that has no path.
+            None if text.is_empty() => Err("the path is empty"),
+            None => Ok(Self::Path(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for SocketAt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(formatter, "{}", path.display()),
+            Self::Descriptor(number) => write!(formatter, "fd:{number}"),
         }
     }
 }
@@ -400,6 +425,22 @@ impl ExitReason {
             ExitReason::Failed => 1,
             ExitReason::Reboot => 3,
             ExitReason::Panic => 4,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_written_as_it_is_read() {
+        for (text, socket) in [("fd:100", SocketAt::Descriptor(100)), ("/run/x", SocketAt::Path("/run/x".into()))] {
+            assert_eq!(text.parse(), Ok(socket.clone()));
+            assert_eq!(socket.to_string(), text);
+        }
+        for text in ["fd:", "fd:x", ""] {
+            assert!(text.parse::<SocketAt>().is_err(), "{text}");
         }
     }
 }

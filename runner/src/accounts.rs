@@ -165,7 +165,7 @@ impl NameService {
     fn without_answer(&self, question: &Question, why: io::Error) -> Answer {
         let older = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned();
         let older = older.and_then(|(_, answer)| answer.ok().flatten());
-        let line = older.or_else(|| Accounts::read().line(question));
+        let line = older.or_else(|| AccountFiles::read().line(question));
         if line.is_none() && why.kind() != ErrorKind::NotFound {
             let Question { database, key } = question.clone();
             return Err(Unanswered { database, key, why: Arc::new(why) });
@@ -188,51 +188,34 @@ async fn run(getent: &Path, database: &str, key: &str, deadline: Duration) -> io
 }
 
 /// `/etc/passwd` and `/etc/group`, as they are when they are read.
-#[derive(Clone, Debug, Default)]
-pub struct Accounts {
+struct AccountFiles {
     passwd: String,
     group: String,
 }
 
-impl Accounts {
-    /// Reads the host's files; one that cannot be read counts as empty.
-    pub fn read() -> Self {
-        Self::parse(
-            fs::read_to_string("/etc/passwd").unwrap_or_default(),
-            fs::read_to_string("/etc/group").unwrap_or_default(),
-        )
-    }
-
-    /// The same from text.
-    pub fn parse(passwd: String, group: String) -> Self {
-        Self { passwd, group }
-    }
-
-    /// All groups of this uid: its primary one first, then those that list it.
-    pub fn groups_of(&self, uid: u32) -> Vec<u32> {
-        let Some(account) = self.accounts().find(|account| account.uid == uid) else { return Vec::new() };
-        let listed = self.listing(&account.name).filter(|gid| *gid != account.gid);
-        std::iter::once(account.gid).chain(listed).collect()
+impl AccountFiles {
+    /// A file that cannot be read counts as empty.
+    fn read() -> Self {
+        let read = |file| fs::read_to_string(file).unwrap_or_default();
+        Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
 
     /// What `getent` would print.
     fn line(&self, Question { database, key }: &Question) -> Option<String> {
+        let is_account = |line: &str| {
+            parse_account(line).is_some_and(|account| account.name == *key || account.uid.to_string() == *key)
+        };
         match *database {
-            "passwd" => self.passwd.lines().find(|line| {
-                parse_account(line).is_some_and(|account| account.name == *key || account.uid.to_string() == *key)
-            }),
-            "group" => self.group.lines().find(|line| parse_group(line).is_some_and(|(name, ..)| name == key)),
-            _ => None,
+            "passwd" => self.passwd.lines().find(|line| is_account(line)).map(str::to_owned),
+            "group" => {
+                let is_group = |line: &&str| parse_group(line).is_some_and(|(name, ..)| name == key);
+                self.group.lines().find(is_group).map(str::to_owned)
+            }
+            _ => {
+                let gids: Vec<String> = self.listing(key).map(|gid| gid.to_string()).collect();
+                Some(format!("{key} {}", gids.join(" ")))
+            }
         }
-        .map(str::to_owned)
-        .or_else(|| {
-            let gids: Vec<String> = self.listing(key).map(|gid| gid.to_string()).collect();
-            (*database == "initgroups").then(|| format!("{key} {}", gids.join(" ")))
-        })
-    }
-
-    fn accounts(&self) -> impl Iterator<Item = Account> {
-        self.passwd.lines().filter_map(parse_account)
     }
 
     /// The groups that list this name.
@@ -366,14 +349,13 @@ pub(crate) mod tests {
 
     #[test]
     fn the_files_answer_as_getent_does() {
-        let files = Accounts::parse(PASSWD.into(), GROUP.into());
+        let files = AccountFiles { passwd: PASSWD.into(), group: GROUP.into() };
         let line = |database, key: &str| files.line(&Question { database, key: key.into() });
         assert_eq!(line("passwd", "1003"), line("passwd", "bob.b"));
         assert_eq!(parse_account(&line("passwd", "1002").unwrap()).unwrap().name, "1001");
         assert_eq!(parse_group(&line("group", "garret").unwrap()).unwrap().1, 50);
         assert_eq!(line("initgroups", "bob.b").unwrap(), "bob.b 50");
         assert_eq!((line("passwd", "nobody-here"), line("group", "x")), (None, None));
-        assert_eq!(files.groups_of(1003), [100, 50]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use landlock::{
 /// The newest set of rights we know; refer (renames between folders) needs the second.
 const RIGHTS: ABI = ABI::V5;
 
-/// Confines the calling thread and all it will make. `folders`: of the sockets, where files are made and removed.
+/// Confines the calling thread and all it will make. `api`: the path of the API socket, if it has one.
 pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Landlock, RulesetError> {
     let rules = rules(config, api);
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;

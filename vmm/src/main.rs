@@ -32,22 +32,12 @@ struct Run {
     /// The machine's configuration, JSON
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Where to serve the machine's API
-    #[arg(long, value_name = "SOCKET", required_unless_present = "api_fd")]
-    api: Option<PathBuf>,
-    /// Serve it on this inherited descriptor of a bound Unix stream socket instead
-    #[arg(long, value_name = "NUMBER", conflicts_with = "api")]
-    api_fd: Option<i32>,
+    /// Where to serve the machine's API: a path, or `fd:N` for an inherited descriptor of a bound Unix stream socket
+    #[arg(long, value_name = "SOCKET")]
+    api: SocketAt,
     /// Where to write why the machine ended
     #[arg(long, value_name = "FILE")]
     last_words: Option<PathBuf>,
-}
-
-impl Run {
-    fn api(&self) -> anyhow::Result<SocketAt> {
-        let path = self.api.clone().map(SocketAt::Path);
-        path.or(self.api_fd.map(SocketAt::Descriptor)).context("no socket for the API")
-    }
 }
 
 #[derive(Subcommand)]
@@ -100,12 +90,11 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     raise_descriptor_limit();
     let config = config::load(&run.config)?;
     api_server::ending_signals().thread_block().context("cannot block signals")?;
-    let api = run.api()?;
-    let landlock = confine::confine(&config, api.path()).context("cannot confine the process (Landlock)")?;
+    let landlock = confine::confine(&config, run.api.path()).context("cannot confine the process (Landlock)")?;
 
     let (events, happenings) = Events::channel();
     let mut machine = Machine::assemble(&config, landlock, &events)?;
-    let api = ApiServer::spawn(api.clone(), events).with_context(|| format!("API socket {api:?}"))?;
+    let api = ApiServer::spawn(run.api.clone(), events).with_context(|| format!("API socket {}", run.api))?;
     Role::Main.enter()?;
 
     machine.start(began);

@@ -14,7 +14,7 @@ use crate::blocking::Blocking;
 /// Writing one record.
 static SAVE: Blocking = Blocking::new("writing to the machine's data disk", 32, Duration::from_secs(120));
 /// Writing all of the disk; one at a time is as fast as many.
-static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 2, Duration::from_secs(600));
+static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 1, Duration::from_secs(600));
 
 /// One environment: what is noted of it, and its way up while there is one.
 #[derive(Debug)]
@@ -64,6 +64,11 @@ impl Entry {
     /// Looks at what is noted.
     pub fn with<T>(&self, look: impl FnOnce(&Record) -> T) -> T {
         look(&lock(&self.record))
+    }
+
+    /// The container of the record.
+    pub fn container_id(&self) -> Option<String> {
+        self.with(|record| record.container.as_ref().map(|container| container.id.clone()))
     }
 
     /// Changes what is noted, here and on the disk.

@@ -42,7 +42,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::entry::{Entry, Way};
 use self::journal::StepFailed;
-use self::podman::{Podman, keep_end};
+use self::podman::{Failure, Podman, keep_end};
 use self::record::{Record, Store};
 use self::up::{Leftovers, Up};
 use crate::exec::ProcessSpec;
@@ -140,10 +140,7 @@ impl Environments {
     /// The last [`LOG_MAX`] bytes of its container's output.
     pub async fn log(&self, id: &str) -> Result<Vec<u8>, Problem> {
         let entry = self.entry(id)?;
-        let Some(container) = entry.with(|record| record.container.as_ref().map(|container| container.id.clone()))
-        else {
-            return Ok(Vec::new());
-        };
+        let Some(container) = entry.container_id() else { return Ok(Vec::new()) };
         let max = usize::try_from(LOG_MAX).unwrap_or(usize::MAX);
         let mut log = Vec::new();
         self.podman().stream(["logs", &container], |bytes| keep_end(&mut log, bytes, max)).await?;
@@ -183,13 +180,8 @@ impl Environments {
     /// Container, volumes and images of an environment. What somebody else uses stays.
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
-        let (container, volumes) = entry
-            .with(|record| (record.container.as_ref().map(|container| container.id.clone()), record.volumes.clone()));
-        let names = podman.containers(&entry.id).await?.into_iter().chain(container).collect::<BTreeSet<_>>();
-        let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
-        if !names.is_empty() {
-            podman.output(rm.into_iter().chain(names)).await?;
-        }
+        podman.remove_containers(all_containers(&podman, entry).await?).await?;
+        let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
             podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();
         }
@@ -203,7 +195,7 @@ impl Environments {
     async fn stop_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
         let _alone = entry.gate.lock().await;
-        if let Some(container) = entry.with(|record| record.container.as_ref().map(|container| container.id.clone())) {
+        if let Some(container) = entry.container_id() {
             self.podman().output(["stop", "--ignore", "--time", STOP_SECONDS, &container]).await?;
         }
         let noted = entry.update(|record| {
@@ -266,6 +258,11 @@ async fn go_up(mut up: Up, way: Way) {
     });
 }
 
+/// The containers that the engine or the record knows as this environment's.
+async fn all_containers(podman: &Podman, entry: &Entry) -> Result<BTreeSet<String>, Failure> {
+    Ok(podman.containers(&entry.id).await?.into_iter().chain(entry.container_id()).collect())
+}
+
 fn status(entry: &Entry) -> EnvironmentStatus {
     entry.with(|record| {
         let running = record.container.as_ref().is_some_and(|container| runtime::is_running(&container.id));
@@ -285,5 +282,4 @@ fn check_id(id: &str) -> Result<(), Problem> {
 }
 
 #[cfg(test)]
-#[path = "environment_test.rs"]
 mod tests;

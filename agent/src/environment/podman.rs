@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Semaphore;
 
+use super::STOP_SECONDS;
 use super::engine_call::{Call, Limit, Watch};
 use super::entry::disk_full;
 use crate::blocking::Blocking;
@@ -152,12 +153,17 @@ impl Podman {
         let known: Vec<Listed> = self.json(["ps", "--all", "--no-trunc", "--format", "json"]).await?;
         let all: Vec<Listed> = self.json(["ps", "--all", "--external", "--no-trunc", "--format", "json"]).await?;
         let left = all.into_iter().filter(|found| found.created >= since && !known.iter().any(|k| k.id == found.id));
-        let left: Vec<String> = left.map(|container| container.id).collect();
-        if left.is_empty() {
+        self.remove_containers(left.map(|container| container.id)).await
+    }
+
+    /// Removes these containers with their own volumes; those that run are stopped first.
+    pub async fn remove_containers(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Failure> {
+        let mut ids = ids.into_iter().peekable();
+        if ids.peek().is_none() {
             return Ok(());
         }
-        let rm = ["rm", "--force", "--ignore"].map(str::to_owned);
-        self.output(rm.into_iter().chain(left)).await.map(drop)
+        let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
+        self.output(rm.into_iter().chain(ids)).await.map(drop)
     }
 
     /// Removes the images an environment built before and nobody uses any more.

@@ -19,7 +19,7 @@ use super::plan::{self, RunPlan};
 use super::podman::{Failure, Image, Podman};
 use super::record::{ContainerRecord, ImageRecord, Probed, Record};
 use super::remote::USER_FILES;
-use super::{Dirs, STOP_SECONDS, engine_socket, git, hooks, remote, runtime, source};
+use super::{Dirs, all_containers, engine_socket, git, hooks, remote, runtime, source};
 use crate::blocking::Blocking;
 use crate::exec;
 use crate::setup::HostFacts;
@@ -73,7 +73,7 @@ impl Up {
             let problem = Problem::new("conflict", "the environment was removed; bring it up again");
             return Err(StepFailed { step: "up".into(), problem });
         }
-        self.note(|record| {
+        self.record(|record| {
             record.share.clone_from(&self.spec.share);
             record.generation = record.generation.max(self.spec.generation);
             record.phase = EnvironmentPhase::Starting;
@@ -91,7 +91,7 @@ impl Up {
         self.probe(&read, &running).await?;
         if self.lifecycle(&running).await? {
             // The commands may have changed what the user's shell says.
-            self.note(|record| record.container.as_mut().map(|container| container.probed = None)).await?;
+            self.record(|record| record.container.as_mut().map(|container| container.probed = None)).await?;
             self.probe(&read, &running).await?;
         }
         Ok(())
@@ -107,10 +107,10 @@ impl Up {
         made_by != 0 && made_by == self.spec.generation
     }
 
-    /// Changes what is noted, as a part of the way up.
-    async fn note<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<(), StepFailed> {
-        let noted = self.entry.update(change).await;
-        noted.map_err(|problem| StepFailed { step: "save state".into(), problem })
+    /// Changes the record, as a part of the way up.
+    async fn record<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<(), StepFailed> {
+        let recorded = self.entry.update(change).await;
+        recorded.map_err(|problem| StepFailed { step: "save state".into(), problem })
     }
 
     pub(super) fn workspace(&self) -> PathBuf {
@@ -146,22 +146,15 @@ impl Up {
 
     /// The environment's container: the one there is, started if need be, or a new one.
     async fn container(&self, read: &Read) -> Result<Container, StepFailed> {
-        let found = if self.spec.rebuild {
+        let known = if self.spec.rebuild {
             self.remove_all().await?;
             None
         } else {
-            match self.entry.with(|record| record.container.clone()) {
-                Some(container) => self.started(container).await?,
-                None => None,
-            }
+            self.existing().await?
         };
-        let container = match found {
+        let container = match known {
             Some(container) => container,
-            None if self.spec.rebuild => self.create(read).await?,
-            None => match self.adopt().await? {
-                Some(container) => container,
-                None => self.create(read).await?,
-            },
+            None => self.create(read).await?,
         };
         if self.spec.rebuild {
             self.podman.prune_images(self.id()).await;
@@ -169,18 +162,26 @@ impl Up {
         self.journal.quiet_step("read container", async || self.take_up(read, container).await).await
     }
 
+    /// The container of the record, or one that the record lost; it has been started.
+    async fn existing(&self) -> Result<Option<ContainerRecord>, StepFailed> {
+        let recorded = self.entry.with(|record| record.container.clone());
+        let started = match recorded {
+            Some(container) => self.started(container).await?,
+            None => None,
+        };
+        if started.is_some() { Ok(started) } else { self.adopt().await }
+    }
+
     /// Removes the container, and those that the record does not know.
     async fn remove_all(&self) -> Result<(), StepFailed> {
-        let find = async || Ok(self.podman.containers(self.id()).await?);
-        let mut containers = self.journal.quiet_step("find container", find).await?;
-        containers.extend(self.entry.with(|record| record.container.as_ref().map(|container| container.id.clone())));
+        let find = async || Ok(all_containers(&self.podman, &self.entry).await?);
+        let containers = self.journal.quiet_step("find container", find).await?;
         if containers.is_empty() {
             return Ok(());
         }
         self.journal
             .step("remove container", async |_| {
-                let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
-                self.podman.output(rm.into_iter().chain(containers)).await?;
+                self.podman.remove_containers(containers).await?;
                 self.entry.update(|record| record.container = None).await
             })
             .await
@@ -316,13 +317,10 @@ impl Up {
 
     /// Removes what a call that made a container has left of it.
     async fn remove_unknown(&self) {
-        let known = self.entry.with(|record| record.container.as_ref().map(|container| container.id.clone()));
+        let known = self.entry.container_id();
         let mut found = self.podman.containers(self.id()).await.unwrap_or_default();
         found.retain(|id| Some(id) != known.as_ref());
-        if !found.is_empty() {
-            let rm = ["rm", "--force", "--volumes", "--ignore"].map(str::to_owned);
-            self.podman.output(rm.into_iter().chain(found)).await.ok();
-        }
+        self.podman.remove_containers(found).await.ok();
     }
 
     /// `podman build …`, cleaned up after unless it ends well.
@@ -352,7 +350,7 @@ impl Up {
         }
     }
 
-    /// Notes what follows from the container and the file together.
+    /// Records what follows from the container and the file together.
     async fn take_up(&self, read: &Read, container: ContainerRecord) -> Result<Container, Problem> {
         let merged = plan::merge(&read.resolved, &container.image)?;
         let running = runtime::running(&container.id)
@@ -389,7 +387,7 @@ impl Up {
             if kind == UserEnvProbe::None { None } else { self.journal.step("read user environment", ask).await? };
         let probed = Probed { kind, started_at: started_at.clone(), env: env.unwrap_or_default() };
         tracing::debug!("{}: {} variables of the user's shell", read.resolved.id, probed.env.len());
-        self.note(|record| record.container.as_mut().map(|container| container.probed = Some(probed))).await
+        self.record(|record| record.container.as_mut().map(|container| container.probed = Some(probed))).await
     }
 
     /// The lifecycle commands that are due; true if any ran that may set the container up.
@@ -411,7 +409,7 @@ impl Up {
             }
             let usable = stage >= running.merged.usable_after();
             if due || usable != container.usable {
-                self.note(|record| {
+                self.record(|record| {
                     if let Some(container) = &mut record.container {
                         container.set_done(stage, started_at);
                         container.usable |= usable;
@@ -431,23 +429,23 @@ impl Up {
         self.spec.host_path.trim_end_matches('/')
     }
 
-    /// Notes how it ended. An end that cannot be noted is a failure.
+    /// Records how it ended. An end that cannot be recorded is a failure.
     pub async fn conclude(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
-        let ended = |result: &Result<(), StepFailed>| {
-            let problem = result.as_ref().err().map(|failed| failed.problem.clone());
-            move |record: &mut Record| {
-                record.phase = if problem.is_some() { EnvironmentPhase::Failed } else { EnvironmentPhase::Ready };
-                record.problem = problem;
-            }
-        };
-        let noted = self.note(ended(&result)).await;
-        if let (Ok(()), Err(_)) = (&result, &noted) {
-            // Here it is noted even if the disk does not take that either.
-            self.note(ended(&noted)).await.ok();
-            return noted;
+        let problem = result.as_ref().err().map(|failed| failed.problem.clone());
+        let recorded = self.record(|record| set_end(record, problem)).await;
+        if let (Ok(()), Err(failed)) = (&result, &recorded) {
+            // In memory it is recorded even if the disk does not take that either.
+            let problem = Some(failed.problem.clone());
+            self.record(|record| set_end(record, problem)).await.ok();
+            return recorded;
         }
         result
     }
+}
+
+fn set_end(record: &mut Record, problem: Option<Problem>) {
+    record.phase = if problem.is_some() { EnvironmentPhase::Failed } else { EnvironmentPhase::Ready };
+    record.problem = problem;
 }
 
 fn said(image: &Image) -> ImageRecord {

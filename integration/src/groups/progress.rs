@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn lines_prolong_the_silence_limit() {
         let limit = Duration::from_millis(200);
         let (mut writer, reader) = tokio::io::duplex(64);

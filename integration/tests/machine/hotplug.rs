@@ -90,22 +90,22 @@ fn a_target_may_come_before_the_driver_and_while_the_machine_stands_still() {
 #[test]
 fn without_requests_a_machine_resumes_with_all_its_memory() {
     let mut config = pluggable(4, "while :; do echo tick; sleep 0.1; done");
-    config["lease_s"] = 3.into();
+    config["lease_s"] = 5.into();
     let mut machine = Machine::start(config);
     machine.wait_for("tick", 1);
     for _ in 0..2 {
         set(&machine, 128);
         machine.post("/v1/pause");
-        // Requests renew the lease.
-        for _ in 0..8 {
+        // Requests renew the lease: this takes longer than one.
+        for _ in 0..12 {
             std::thread::sleep(Duration::from_millis(500));
             assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Paused);
         }
         let ticks = machine.console().matches("tick").count();
-        std::thread::sleep(Duration::from_secs(4));
+        // The console is read without a request.
+        machine.wait_for("tick", ticks + 2);
         assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Running);
         assert_eq!(machine.get::<MemoryInfo>("/v1/memory").requested_mib, 1024);
-        machine.wait_for("tick", ticks + 2);
     }
 }
 

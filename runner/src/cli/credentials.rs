@@ -1,7 +1,7 @@
 //! Which names of variables look like credentials.
 
 /// Names that say where something is or how it looks, although a word in them would mark them.
-const HARMLESS: &[&str] = &["SSH_AUTH_SOCK", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "PWD", "OLDPWD"];
+const HARMLESS: &[&str] = &["SSH_AUTH_SOCK", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "PWD"];
 /// Services whose variables are mostly credentials.
 const PREFIXES: &[&str] = &["AWS_", "AZURE_", "ARM_", "GCP_", "GOOGLE_", "GH_", "GITHUB_", "GITLAB_", "VAULT_", "OP_"];
 /// Anywhere in a name.
@@ -9,8 +9,9 @@ const PARTS: &[&str] =
     &["TOKEN", "SECRET", "PASSW", "PASSPHRASE", "CREDENTIAL", "PRIVATE", "COOKIE", "CONNECTION_STRING"];
 /// Between underscores.
 const WORDS: &[&str] = &["AUTH", "PASS", "PWD", "PAT", "PIN", "OTP", "DSN", "SESSION", "JWT", "CERT"];
-/// At the end of a word: `API_KEY`, `APIKEY`, `KEYS`, `DATABASE_URL`.
+/// At the end of a word: `API_KEY`, `APIKEY`, `KEYS`.
 const ENDINGS: &[&str] = &["KEY", "KEYS"];
+/// At the end of a name: URLs that hold a password.
 const FINAL: &[&str] = &["DATABASE_URL", "REDIS_URL", "MONGO_URL", "MONGODB_URI", "AMQP_URL", "WEBHOOK_URL"];
 
 /// Whether a variable of this name may be a secret: its value is not handed out unasked.

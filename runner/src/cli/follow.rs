@@ -20,21 +20,22 @@ const PAUSE: Duration = Duration::from_millis(200);
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Waits until `judge` returns a value for the object at `path`, and shows the events after number `after` to `seen`.
+/// Waits until `judge` returns a value for the object at `path` (`None`: the object is gone), and shows the events after number `after` to `seen`.
 ///
 /// # Errors
-/// The daemon refuses (404: the object is gone), or stays away.
+/// The daemon refuses, or stays away.
 pub async fn follow<O: DeserializeOwned, T>(
     client: &Client,
     path: &str,
     mut after: u64,
     mut seen: impl FnMut(&Event),
     judge: impl Fn(&O) -> Option<T>,
-) -> Result<T, Error> {
+) -> Result<Option<T>, Error> {
     let mut lost_since: Option<Instant> = None;
     loop {
         let error = match watch(client, path, &mut after, &mut lost_since, &mut seen, &judge).await {
-            Ok(value) => return Ok(value),
+            Ok(value) => return Ok(Some(value)),
+            Err(error) if error.status() == Some(404) => return Ok(None),
             Err(error @ Error::Problem { .. }) => return Err(error),
             Err(error) => error,
         };

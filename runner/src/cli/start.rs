@@ -67,11 +67,10 @@ async fn start_machine(client: &Client, developer: &str, request: &MachineReques
     let path = format!("/v1/machines/{developer}");
     let machine: Machine = client.put(&path, request).await?;
     if machine.phase != MachinePhase::Running {
-        match follow(client, &path, machine.last_event, |_| {}, judge).await {
-            Ok(Ok(())) => {}
-            Ok(Err(reason)) => bail!("the machine did not start: {reason}"),
-            Err(error) if error.status() == Some(404) => bail!("the machine was removed while it started"),
-            Err(error) => return Err(error.into()),
+        match follow(client, &path, machine.last_event, |_| {}, judge).await? {
+            Some(Ok(())) => {}
+            Some(Err(reason)) => bail!("the machine did not start: {reason}"),
+            None => bail!("the machine was removed while it started"),
         }
     }
     let environments: Vec<Environment> = client.get("/v1/environments").await?;
@@ -84,7 +83,7 @@ async fn start_machine(client: &Client, developer: &str, request: &MachineReques
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
 }
 
-/// What has become of a machine that should start; none as long as it is on its way.
+/// The result of a start. `None` while it is in progress.
 fn judge(machine: &Machine) -> Option<Result<(), String>> {
     match (machine.desired, machine.phase) {
         (Desired::Stopped, MachinePhase::Stopped | MachinePhase::Failed) => Some(Err(machine.reason.clone())),

@@ -39,16 +39,14 @@ async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
     client.get::<Machine>(&path).await?;
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
-    match follow(client, &path, machine.last_event, |_| {}, judge_machine).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(reason)) => bail!("the machine did not stop by itself: {reason}"),
+    match follow(client, &path, machine.last_event, |_| {}, judge_machine).await? {
         // Removed meanwhile: it does not run either.
-        Err(error) if error.status() == Some(404) => Ok(()),
-        Err(error) => Err(error.into()),
+        Some(Ok(())) | None => Ok(()),
+        Some(Err(reason)) => bail!("the machine did not stop: {reason}"),
     }
 }
 
-/// What has become of a machine that should stop; none as long as it is on its way.
+/// The result of a machine's stop. `None` while it is in progress.
 fn judge_machine(machine: &Machine) -> Option<Result<(), String>> {
     match (machine.desired, machine.phase) {
         (_, MachinePhase::Failed) => Some(Err(machine.reason.clone())),
@@ -73,15 +71,13 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
             eprintln!("{}", harmless(&problem.message));
         }
     };
-    match follow(client, &path, environment.last_event, seen, judge_environment).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(reason)) => bail!("{}: {reason}", environment.id),
-        Err(error) if error.status() == Some(404) => Ok(()),
-        Err(error) => Err(error.into()),
+    match follow(client, &path, environment.last_event, seen, judge_environment).await? {
+        Some(Ok(())) | None => Ok(()),
+        Some(Err(reason)) => bail!("{}: {reason}", environment.id),
     }
 }
 
-/// What has become of an environment that should stop; none as long as it is on its way.
+/// The result of an environment's stop. `None` while it is in progress.
 fn judge_environment(environment: &Environment) -> Option<Result<(), String>> {
     if environment.desired == Desired::Running {
         return Some(Err("it was started again meanwhile".into()));

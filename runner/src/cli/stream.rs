@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, bail};
@@ -13,7 +12,7 @@ use garret_api::agent::ExecRequest;
 use garret_api::client::{Client, WebSocket};
 use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDIN_WINDOW, STDOUT, ServerMessage};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::terminal::{self, RawMode};
@@ -38,13 +37,13 @@ pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::
     let signals = catch_signals()?;
     let outcome = tokio::select! {
         outcome = receive(from, &credit) => outcome,
-        end = pump(to, read_input(), signals, &credit) => match end {
-            PumpEnd::Interrupted => {
-                drop(raw);
-                eprintln!("garret: the machine does not take the signal: left the command, which is hung up");
-                return Ok(INTERRUPTED);
-            }
-        },
+        () = pump(to, read_input(), signals, &credit) => {
+            drop(raw);
+            eprintln!(
+                "garret: the machine did not accept the signal; the connection was closed, and the command gets SIGHUP"
+            );
+            return Ok(INTERRUPTED);
+        }
     };
     drop(raw);
     let Some(outcome) = outcome? else { return Ok(PIPE_CLOSED) };
@@ -97,100 +96,133 @@ fn write_all(mut to: impl Write, data: &[u8]) -> io::Result<()> {
 struct Credit {
     /// Without grants (an older agent) there is no limit, but the agent reads no signal while the process takes no input.
     granted: bool,
-    frames: AtomicU32,
-    more: Notify,
+    frames: Semaphore,
 }
 
 impl Credit {
     fn new(granted: bool) -> Self {
-        Self { granted, frames: AtomicU32::new(STDIN_WINDOW), more: Notify::new() }
+        let frames = if granted { STDIN_WINDOW as usize } else { Semaphore::MAX_PERMITS };
+        Self { granted, frames: Semaphore::new(frames) }
     }
 
     /// However much the machine grants, it is never more than the window.
     fn grant(&self, frames: u32) {
-        let now = self.frames.load(Ordering::Relaxed).saturating_add(frames).min(STDIN_WINDOW);
-        self.frames.store(now, Ordering::Relaxed);
-        self.more.notify_one();
-    }
-
-    fn is_there(&self) -> bool {
-        !self.granted || self.frames.load(Ordering::Relaxed) > 0
-    }
-
-    fn take(&self) {
-        self.frames.fetch_sub(u32::from(self.granted), Ordering::Relaxed);
+        let room = (STDIN_WINDOW as usize).saturating_sub(self.frames.available_permits());
+        self.frames.add_permits(room.min(frames as usize));
     }
 }
 
-/// Why nothing is sent any more.
-#[derive(Debug, PartialEq, Eq)]
-enum PumpEnd {
-    /// A second interrupt, while the first could not reach the process.
-    Interrupted,
+/// What waits to be sent, and what has become of what was.
+struct Outgoing {
+    /// Signals and window sizes.
+    urgent: VecDeque<Message>,
+    /// A frame of input, or its end.
+    input: Option<Message>,
+    /// The sink has messages that are not on their way yet.
+    unflushed: bool,
+    /// One of these is a signal: it is on its way before anything follows it.
+    signaling: bool,
+    /// The process may have stopped taking input, and then the agent reads no signal.
+    may_be_stuck: bool,
+    /// An interrupt may not have reached the process.
+    interrupted: bool,
 }
 
-/// Sends input, window size and signals. A signal waits for no input, and is heard while a frame cannot be sent. When the
-/// connection is lost it waits: the other direction tells how the command ended.
+impl Outgoing {
+    fn new() -> Self {
+        Self {
+            urgent: VecDeque::new(),
+            input: None,
+            unflushed: false,
+            signaling: false,
+            may_be_stuck: false,
+            interrupted: false,
+        }
+    }
+
+    /// Whether this is an interrupt, and the one before may not have reached the process.
+    fn is_second_interrupt(&mut self, control: &Control) -> bool {
+        let interrupt = *control == Control::Signal(SignalKind::interrupt().as_raw_value());
+        interrupt && std::mem::replace(&mut self.interrupted, true)
+    }
+
+    fn push_urgent(&mut self, control: &Control) {
+        if self.urgent.len() < SIGNALS_MAX {
+            self.urgent.push_back(text(control));
+        }
+    }
+
+    fn is_sendable(&self) -> bool {
+        !self.signaling && (!self.urgent.is_empty() || self.input.is_some())
+    }
+
+    /// The next message for the sink.
+    fn next(&mut self, granted: bool) -> Option<Message> {
+        self.signaling = !self.urgent.is_empty();
+        let message = self.urgent.pop_front().or_else(|| self.input.take())?;
+        self.may_be_stuck |= message.is_binary() && !granted;
+        self.unflushed = true;
+        Some(message)
+    }
+
+    /// Everything is on its way.
+    fn flushed(&mut self) {
+        (self.unflushed, self.signaling) = (false, false);
+        self.interrupted &= self.may_be_stuck;
+    }
+}
+
+/// Sends input, window size and signals. A signal waits for no input, and is heard while a frame cannot be sent. Returns at a
+/// second interrupt while the first could not reach the process. When the connection is lost it does not return: the other
+/// direction tells how the command ended.
 async fn pump<S: Sink<Message> + Unpin>(
     mut to: S,
     mut input: mpsc::Receiver<Vec<u8>>,
     mut signals: mpsc::Receiver<Control>,
     credit: &Credit,
-) -> PumpEnd {
-    let mut urgent = VecDeque::new();
-    let (mut data, mut end) = (None, None);
-    let (mut open, mut unflushed, mut sent_data, mut interrupted) = (true, false, false, false);
-    // A signal is on its way before anything follows it.
-    let mut signaling = false;
+) {
+    let mut outgoing = Outgoing::new();
+    let mut open = true;
     loop {
-        let input_sendable = (data.is_some() && credit.is_there()) || (data.is_none() && end.is_some());
-        let sendable = !signaling && (!urgent.is_empty() || input_sendable);
         tokio::select! {
             biased;
             Some(control) = signals.recv() => {
-                let interrupt = control == Control::Signal(SignalKind::interrupt().as_raw_value());
-                if interrupt && std::mem::replace(&mut interrupted, true) {
-                    return PumpEnd::Interrupted;
+                if outgoing.is_second_interrupt(&control) {
+                    return;
                 }
-                if urgent.len() < SIGNALS_MAX {
-                    urgent.push_back(text(&control));
-                }
+                outgoing.push_urgent(&control);
             }
-            sent = advance(&mut to, sendable), if sendable || unflushed => {
+            sent = advance(&mut to, &mut outgoing, credit.granted), if outgoing.is_sendable() || outgoing.unflushed => {
                 if sent.is_err() {
-                    break;
+                    return std::future::pending().await;
                 }
-                if !sendable {
-                    (unflushed, signaling) = (false, false);
-                    // An agent that grants input reads on and has the signal now; another may not.
-                    interrupted &= sent_data && !credit.granted;
-                    continue;
-                }
-                signaling = !urgent.is_empty();
-                let message = urgent.pop_front().or_else(|| {
-                    let frame = data.take().inspect(|_| credit.take());
-                    sent_data |= frame.is_some();
-                    frame.or_else(|| end.take())
-                });
-                let Some(message) = message else { continue };
-                if to.start_send_unpin(message).is_err() {
-                    break;
-                }
-                unflushed = true;
             }
-            chunk = input.recv(), if open && data.is_none() => match chunk {
-                Some(frame) => data = Some(Message::binary(frame)),
-                None => (open, end) = (false, Some(text(&Control::CloseStdin))),
-            },
-            () = credit.more.notified(), if data.is_some() && !credit.is_there() => {}
+            frame = next_frame(&mut input, credit), if open && outgoing.input.is_none() => {
+                open = frame.is_some();
+                outgoing.input = Some(frame.map_or_else(|| text(&Control::CloseStdin), Message::binary));
+            }
         }
     }
-    std::future::pending().await
 }
 
-/// Waits until a message can be given to the sink, or until all that were given are on their way. Cancel-safe.
-async fn advance<S: Sink<Message> + Unpin>(to: &mut S, sendable: bool) -> Result<(), S::Error> {
-    poll_fn(|context| if sendable { to.poll_ready_unpin(context) } else { to.poll_flush_unpin(context) }).await
+/// Gives the next message to the sink, or waits until all that were given are on their way. Cancel-safe.
+async fn advance<S: Sink<Message> + Unpin>(to: &mut S, outgoing: &mut Outgoing, granted: bool) -> Result<(), S::Error> {
+    if !outgoing.is_sendable() {
+        poll_fn(|context| to.poll_flush_unpin(context)).await?;
+        outgoing.flushed();
+        return Ok(());
+    }
+    poll_fn(|context| to.poll_ready_unpin(context)).await?;
+    outgoing.next(granted).map_or(Ok(()), |message| to.start_send_unpin(message))
+}
+
+/// The next frame of input that may be sent; none at its end. Cancel-safe.
+async fn next_frame(input: &mut mpsc::Receiver<Vec<u8>>, credit: &Credit) -> Option<Vec<u8>> {
+    // It is never closed.
+    let permit = credit.frames.acquire().await.ok()?;
+    let frame = input.recv().await?;
+    permit.forget();
+    Some(frame)
 }
 
 fn text(value: &impl serde::Serialize) -> Message {
@@ -281,7 +313,7 @@ mod tests {
     /// The two ends of a connection, and a pump that has input without end.
     async fn pumping(
         granted: bool,
-    ) -> (mpsc::Sender<Control>, WebSocketStream<UnixStream>, tokio::task::JoinHandle<PumpEnd>) {
+    ) -> (mpsc::Sender<Control>, WebSocketStream<UnixStream>, tokio::task::JoinHandle<()>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
         let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
@@ -338,19 +370,19 @@ mod tests {
         for _ in 0..2 {
             signal.send(INTERRUPT).await.unwrap();
         }
-        assert_eq!(pump.await.unwrap(), PumpEnd::Interrupted);
+        pump.await.unwrap();
     }
 
     #[test]
     fn a_grant_is_never_more_than_the_window() {
         let credit = Credit::new(true);
         credit.grant(u32::MAX);
-        for _ in 0..STDIN_WINDOW {
-            assert!(credit.is_there());
-            credit.take();
-        }
-        assert!(!credit.is_there());
+        assert_eq!(credit.frames.available_permits(), STDIN_WINDOW as usize);
+        credit.frames.try_acquire_many(STDIN_WINDOW).unwrap().forget();
         credit.grant(1);
-        assert!(credit.is_there());
+        assert_eq!(credit.frames.available_permits(), 1);
+        let unlimited = Credit::new(false);
+        unlimited.grant(u32::MAX);
+        assert_eq!(unlimited.frames.available_permits(), Semaphore::MAX_PERMITS);
     }
 }

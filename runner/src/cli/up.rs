@@ -101,15 +101,14 @@ pub async fn wait_until_ready(client: &Client, environment: &Environment) -> any
     };
     let ended = follow(client, &path, 0, seen, judge).await;
     drop(show);
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(problem)) => bail!("{problem}"),
-        Err(error) if error.status() == Some(404) => bail!("{} was removed while it came up", environment.id),
-        Err(error) => Err(error.into()),
+    match ended? {
+        Some(Ok(())) => Ok(()),
+        Some(Err(problem)) => bail!("{problem}"),
+        None => bail!("{} was removed while it came up", environment.id),
     }
 }
 
-/// What has become of an environment that should come up; none as long as it is on its way.
+/// The result of a run. `None` while it is in progress.
 fn judge(environment: &Environment) -> Option<Result<(), Problem>> {
     if environment.desired == Desired::Stopped {
         return Some(Err(Problem::new("cancelled", format!("{} was stopped while it came up", environment.id))));

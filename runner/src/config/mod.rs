@@ -143,8 +143,6 @@ pub struct MachineDefaults {
     pub stop_deadline_s: u64,
     /// Who a machine's VMM runs as.
     pub run_as: RunAs,
-    /// The first uid of machines that have uids of their own; each has this one plus its place in the address pool.
-    pub first_uid: u32,
 }
 
 /// Who a machine's VMM runs as.
@@ -169,8 +167,6 @@ impl Default for MachineDefaults {
             boot_deadline_s: 120,
             stop_deadline_s: 60,
             run_as: RunAs::OwnUid,
-            // Between what systemd hands out to containers and the ids that do not fit a signed number.
-            first_uid: 2_000_000_000,
         }
     }
 }
@@ -387,6 +383,60 @@ mod tests {
         assert!(config.registry_mirrors[0].insecure);
         for (name, admitted) in [("HOME", true), ("HOMER", false), ("LC_ALL", true), ("AWS_SECRET_ACCESS_KEY", false)] {
             assert_eq!(config.policy.admits(name), admitted, "{name}");
+        }
+    }
+
+    /// `runner/config.toml` as it is with every setting in force.
+    fn reference() -> String {
+        let setting = |line: &str| {
+            let (name, _) = line.split_once(" = ").unwrap_or((line, ""));
+            let table = name.starts_with('[') && name.ends_with(']');
+            table || (line.contains(" = ") && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+        };
+        let lines = include_str!("../../config.toml").lines().filter_map(|line| line.strip_prefix("# "));
+        lines.filter(|line| setting(line)).flat_map(|line| [line, "\n"]).collect()
+    }
+
+    /// The settings of a table, as serde lists them in its complaint about an unknown one.
+    fn settings(table: &str) -> Vec<String> {
+        let text = format!("{}\nunknown = 1\n", if table.is_empty() { String::new() } else { format!("[{table}]") });
+        let error = toml::from_str::<Config>(&text).unwrap_err().message().to_owned();
+        error.split('`').skip(1).step_by(2).filter(|name| *name != "unknown").map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_reference_shows_the_defaults() {
+        let config = Config::parse(&reference()).unwrap();
+        // These are examples of what is absent by default.
+        let (Proxy { http, https, no_proxy }, PackageIndexes { pip_index_url, npm_registry, apt_proxy }) =
+            (config.proxy.clone(), config.packages.clone());
+        assert!([http, https, no_proxy, pip_index_url, npm_registry, apt_proxy].iter().all(Option::is_some));
+        assert_eq!(config.registry_mirrors.len(), 1);
+        assert_eq!(config.limits.allow_groups, [""; 0]);
+        let absent = Config {
+            machine: MachineDefaults { vcpus: None, memory_mib: None, guaranteed_mib: None, ..config.machine },
+            memory: MemorySection::default(),
+            limits: LimitsSection::default(),
+            registry_mirrors: Vec::new(),
+            proxy: Proxy::default(),
+            packages: PackageIndexes::default(),
+            ..config
+        };
+        assert_eq!(absent, Config::default());
+    }
+
+    #[test]
+    fn the_reference_has_every_setting() {
+        let reference: toml::Table = toml::from_str(&reference()).unwrap();
+        let maxima = ["limits.group.NAME", "limits.developer.NAME"];
+        for table in ["", "artifacts", "machine", "memory", "limits", "network", "policy"].into_iter().chain(maxima) {
+            let parts = table.split('.').filter(|part| !part.is_empty());
+            let shown = parts.fold(&reference, |table, part| table[part].as_table().unwrap());
+            let settings = settings(table);
+            assert!(
+                !settings.is_empty() && settings.iter().all(|name| shown.contains_key(name)),
+                "{table}: {settings:?}"
+            );
         }
     }
 

@@ -53,6 +53,10 @@ const ANSWER_MAX: usize = 1 << 20;
 /// How long a VMM may take to say how it is, or to let its machine go on.
 const WAKE: Duration = Duration::from_secs(5);
 
+/// The first uid of machines that have uids of their own; each has this one plus its slot. Between what systemd hands out to
+/// containers and the ids that do not fit a signed number.
+const FIRST_MACHINE_UID: u32 = 2_000_000_000;
+
 /// What all parts of the daemon share.
 #[derive(Debug)]
 struct Daemon {
@@ -272,7 +276,7 @@ impl Daemon {
         let developer = self.developer(machine.uid, machine.gid).await;
         match self.config.machine.run_as {
             RunAs::Developer => developer,
-            RunAs::OwnUid => Identity { uid: self.config.machine.first_uid + u32::from(machine.slot), ..developer },
+            RunAs::OwnUid => Identity { uid: FIRST_MACHINE_UID + u32::from(machine.slot), ..developer },
         }
     }
 

@@ -211,8 +211,8 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
             "/garret-vmm",
             "--config",
             "/config.json",
-            "--api-fd",
-            &jail::API_FD.to_string(),
+            "--api",
+            &SocketAt::Descriptor(jail::API_FD).to_string(),
             "--last-words",
             "/run/last-words.json",
         ]

@@ -41,7 +41,7 @@ mod tests {
         let kept = std::fs::read_to_string(path).unwrap();
         assert!(
             kept == document(),
-            "run GARRET_WRITE_OPENAPI=1 cargo nextest run --release -p garret-vmm openapi, look at the difference, commit it"
+            "run GARRET_WRITE_OPENAPI=1 cargo test --release -p garret-vmm openapi, look at the difference, commit it"
         );
     }
 }

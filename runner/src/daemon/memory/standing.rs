@@ -226,6 +226,7 @@ mod tests {
                 "/v1/machine",
                 get(async move || {
                     let paused = third.lock().unwrap().last() == Some(&"pause");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     Json(machine_info(if paused { MachineState::Paused } else { MachineState::Running }))
                 }),
             );
@@ -297,11 +298,13 @@ mod tests {
         standing.check(7, &vmm).await;
         assert_eq!(standing.state(7), State::Paused, "the VMM still says that it runs");
         paused.await.unwrap().unwrap();
+        // Of another machine nothing is known, and its VMM answers "paused" after a new one has started.
         let (checking, client) = (standing.clone(), vmm.clone());
-        let check = tokio::spawn(async move { checking.check(7, &client).await });
-        standing.started(7); // another VMM
+        let check = tokio::spawn(async move { checking.check(8, &client).await });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        standing.started(8);
         check.await.unwrap();
-        assert_eq!(standing.state(7), State::Running);
+        assert_eq!(standing.state(8), State::Running);
     }
 
     #[tokio::test]

@@ -85,7 +85,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     })
 }
 
-/// All machines, by name.
+/// All machines, ordered by owner.
 pub fn all(db: &Connection) -> rusqlite::Result<Vec<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
 }

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use super::{NetworkConfig, TAP};
 use super::conntrack::FORGET;
 use super::rules::{host_rules, namespace_rules};
 use super::tests::network;
+use super::{NetworkConfig, TAP};
 
 /// The three namespaces; the host is the one that the script runs in. A closed port that is reached refuses at once, one that
 /// is denied lets the attempt time out: no server is needed.
