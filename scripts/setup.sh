@@ -14,7 +14,7 @@ wanted=(
   # … the images, of the guest, of the emulated host and of containers
   mmdebstrap debian-archive-keyring erofs-utils e2fsprogs cpio kmod busybox-static skopeo umoci docker-registry python3 curl
   # to run machines
-  nftables iproute2 procps ca-certificates git
+  nftables iproute2 conntrack procps ca-certificates git
   # what the end-to-end tests set beside the machines on a host that runs them itself
   openssl tinyproxy-bin
   # the emulated host

@@ -218,7 +218,7 @@ fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
     assert_eq!(field("NoNewPrivs"), "1");
     assert_eq!(field("Seccomp"), "2");
     let uids: Vec<u32> = field("Uid").split_whitespace().map(|uid| uid.parse().unwrap()).collect();
-    assert!(uids.iter().all(|uid| (2_000_000_000..2_000_065_536).contains(uid)), "{uids:?}");
+    assert!(uids.iter().all(|uid| (2_100_000_000..2_100_065_536).contains(uid)), "{uids:?}");
     let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root/"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::bail;
 use garret_api::client::Client;
 use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Problem, agent};
@@ -54,8 +55,8 @@ const ANSWER_MAX: usize = 1 << 20;
 const WAKE: Duration = Duration::from_secs(5);
 
 /// The first uid of machines that have uids of their own; each has this one plus its slot. Between what systemd hands out to
-/// containers and the ids that do not fit a signed number.
-const FIRST_MACHINE_UID: u32 = 2_000_000_000;
+/// containers, what SSSD gives to a directory's accounts (up to 2,000,200,000), and the ids that do not fit a signed number.
+const FIRST_MACHINE_UID: u32 = 2_100_000_000;
 
 /// What all parts of the daemon share.
 #[derive(Debug)]
@@ -277,6 +278,17 @@ impl Daemon {
         match self.config.machine.run_as {
             RunAs::Developer => developer,
             RunAs::OwnUid => Identity { uid: FIRST_MACHINE_UID + u32::from(machine.slot), ..developer },
+        }
+    }
+
+    /// # Errors
+    /// An account has the uid that the machine is to run with: it could signal the VMM.
+    async fn check_uid(&self, machine: &MachineRow, vmm: &Identity) -> anyhow::Result<()> {
+        match self.names.by_uid(vmm.uid).await {
+            Ok(Some(account)) if vmm.uid != machine.uid => {
+                bail!("uid {} is for machines, but the account {} has it", vmm.uid, account.name)
+            }
+            _ => Ok(()),
         }
     }
 

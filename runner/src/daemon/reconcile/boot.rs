@@ -120,6 +120,7 @@ impl Driver {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
         let limits = daemon.limits(machine.uid).await.map_err(|problem| anyhow!("{}", problem.message))?;
         let identity = daemon.vmm_identity(&machine).await;
+        daemon.check_uid(&machine, &identity).await?;
         tokio::task::spawn_blocking(move || {
             let data_disk = daemon.data_folder(&machine.name).join("data.img");
             disk::make(&daemon.artifacts.data_template, &data_disk, &limits.disk_gib)?;
