@@ -61,7 +61,8 @@ impl Team {
     #[track_caller]
     pub fn all_well(self) {
         self.nothing_killed();
-        assert_eq!(vmms(), self.vmms);
+        let now = vmms();
+        assert!(now == self.vmms, "the VMMs were {:?} and are {now:?}; the guests say: {}", self.vmms, consoles());
     }
 }
 
@@ -73,6 +74,16 @@ fn prepare(developer: &Developer) {
     let driver = fs::read(DRIVER).expect("the driver is among the host's programs");
     let put = format!("[ -x {LOAD} ] || {{ cat > {LOAD} && chmod 755 {LOAD} && sync; }}");
     developer.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
+}
+
+/// The last lines of each guest's console.
+fn consoles() -> String {
+    let last_lines = |developer: &Developer| {
+        let log = developer.garret(&["logs", "--machine"]).out();
+        let lines: Vec<_> = log.lines().rev().take(40).collect();
+        format!("{}:\n{}\n", developer.name, lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+    };
+    TEAM.iter().map(last_lines).collect()
 }
 
 /// The process ids of the running machines' VMMs.
