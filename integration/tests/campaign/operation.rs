@@ -12,7 +12,7 @@ use crate::case::{Case, Moment, Operation};
 use crate::stage::{Developer, Ran, Workspace, wait_until};
 use crate::victim::{Killer, vmms};
 
-/// Nobody else's machine: the campaign counts what remains of it.
+/// No other test uses this machine: the campaign counts what remains of it.
 const DEVELOPER: Developer = Developer { name: "1010", uid: 1010 };
 const SOCKET: &str = "/run/garret/garret.sock";
 /// Written and synced before the first kill.
