@@ -12,7 +12,7 @@ use nix::sys::signal::SigSet;
 use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What is noted of environments, on the data disk.
+/// The records of environments, on the data disk.
 const STATE: &str = "/data/garret";
 /// What belongs to this boot.
 const RUN: &str = "/run/garret";
@@ -52,7 +52,7 @@ fn agent() -> ExitCode {
         eprintln!("garret-agent: cannot unblock signals: {error}");
     }
     log("info");
-    // The kernel's killer for lack of memory spares it; what it starts takes that back (`exec::let_be_killed`).
+    // The kernel's killer for lack of memory spares it; what it starts takes that back (`exec::allow_oom_kill`).
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("the agent may be killed for lack of memory: {error}");
     }

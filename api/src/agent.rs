@@ -141,7 +141,7 @@ pub struct RegistryMirror {
     pub registry: String,
     /// `host[:port][/path]`, without a scheme.
     pub mirror: String,
-    /// Plain HTTP, or a certificate nobody vouches for.
+    /// Plain HTTP, or a certificate that no known authority signed.
     #[serde(default)]
     pub insecure: bool,
 }
@@ -207,7 +207,7 @@ pub struct EnvironmentSpec {
     /// The caller's environment, filtered by the runner's policy: `${localEnv:…}`.
     #[serde(default)]
     pub local_env: BTreeMap<String, String>,
-    /// Remove the container first and build anew without a cache; done once per generation.
+    /// Remove the container first and build again without a cache; done once per generation.
     #[serde(default)]
     pub rebuild: bool,
     /// Counts the runs of this environment. The same generation joins the run in progress, a newer one cancels and replaces it,

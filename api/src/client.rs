@@ -220,7 +220,7 @@ impl Client {
         if let Some(socket) = self.websocket(path, Some(STDIN_CREDITS)).await? {
             return Ok((socket, true));
         }
-        // An older agent selects no protocol, and a client that offered one must not go on then (RFC 6455, 4.1).
+        // An older agent selects no protocol, and a client that offered one must not continue then (RFC 6455, 4.1).
         let socket = self.websocket(path, None).await?;
         Ok((socket.ok_or_else(|| self.broken("a WebSocket protocol that was not asked for"))?, false))
     }

@@ -132,7 +132,7 @@ pub enum MachinePhase {
     Running,
     /// On its way down.
     Stopping,
-    /// It ended and nobody asked for that, or it could not start.
+    /// It ended without a request, or it could not start.
     Failed,
     /// What only a newer version understands.
     #[serde(other)]
@@ -155,8 +155,8 @@ pub struct EnvironmentRequest {
     /// what is kept stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_env: Option<BTreeMap<String, String>>,
-    /// Remove the container first and build it anew. Any word of at most 64 bytes that names this order: a request
-    /// repeated with the same word, because its answer was lost, does not rebuild again.
+    /// Remove the container first and build it again. A key of at most 64 bytes: a request that is repeated with
+    /// the same key, because its answer was lost, does not rebuild twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<String>,
 }

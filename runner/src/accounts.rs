@@ -301,7 +301,7 @@ pub(crate) mod tests {
             assert_eq!(names.by_name(not_asked).await.unwrap(), None, "{not_asked}");
         }
         assert_eq!(names.groups(&alice).await.unwrap(), [1000, 27, 60]);
-        // docker lists nobody: only the account's own groups tell.
+        // docker has no list of members: only the account's own groups tell.
         for (group, member) in [("garret", true), ("docker", true), ("users", false), ("nonexistent", false)] {
             assert_eq!(names.is_member(&alice, group).await.unwrap(), member, "{group}");
         }

@@ -1,4 +1,4 @@
-//! Sockets that the process was started with: bound by whoever made its jail, under a number both know.
+//! Sockets that the process was started with: bound by the process that made its jail, under a number that both know.
 
 #![allow(unsafe_code)]
 

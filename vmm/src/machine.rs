@@ -21,10 +21,18 @@ use crate::platform::{self, PowerButton};
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
 
-/// What a pause that failed names when it is not a device.
-const VCPUS: &str = "a virtual CPU";
+/// Why a pause failed; the machine runs.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseFailed {
+    /// A device did not stop in time.
+    #[error("{0}; try again")]
+    Device(StillBusy),
+    /// A virtual CPU did not stop in time.
+    #[error("a virtual CPU did not stop in time; try again")]
+    Vcpus,
+}
 
-/// A machine that is complete, and stands still until [`Machine::start`].
+/// A machine that is complete. It does not run before [`Machine::start`].
 pub struct Machine {
     config: MachineConfig,
     landlock: Landlock,
@@ -63,12 +71,12 @@ impl Machine {
         self.vcpus.resume();
     }
 
-    /// First the vCPUs stand still, then the devices: no request comes in any more, and those in flight are finished. Either
-    /// may take `deadline`.
-    pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
+    /// First the vCPUs stop, then the devices: no request comes in any more, and those in flight are finished. Either may
+    /// take `deadline`.
+    pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
         let paused = match self.vcpus.pause(deadline) {
-            true => self.pci.pause(deadline),
-            false => Err(StillBusy(VCPUS.to_owned())),
+            true => self.pci.pause(deadline).map_err(PauseFailed::Device),
+            false => Err(PauseFailed::Vcpus),
         };
         paused.inspect_err(|_| self.vcpus.resume())
     }
@@ -79,7 +87,7 @@ impl Machine {
         self.vcpus.resume();
     }
 
-    /// Lets devices go on that were too busy for a pause; whether all do.
+    /// Resumes devices that were too busy for a pause. Returns true when none remain.
     pub fn settle(&self) -> bool {
         self.pci.resume()
     }
@@ -87,7 +95,7 @@ impl Machine {
     /// For good. The vCPUs get `deadline` to stop, and then what is in flight to reach the disk.
     pub fn end(self, deadline: Duration) {
         if !self.vcpus.stop(deadline) {
-            tracing::warn!("{}", StillBusy(VCPUS.to_owned()));
+            tracing::warn!("a virtual CPU did not stop in time");
         }
         if let Err(busy) = self.pci.pause(deadline) {
             tracing::warn!("{busy}");

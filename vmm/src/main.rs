@@ -16,7 +16,7 @@ use garret_vmm::seccomp::Role;
 use garret_vmm::{config, confine, thread};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
-/// Runs one virtual machine until it ends. Exit status: 0 the guest powered off or somebody asked for the end, 1 failure,
+/// Runs one virtual machine until it ends. Exit status: 0 the guest powered off or the end was requested, 1 failure,
 /// 2 wrong usage, 3 the guest wants to start again, 4 the guest's kernel panicked.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]

@@ -21,7 +21,7 @@ use crate::processes::descendants;
 /// How long a call may take after it was asked to end, before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest pause between two looks at a call.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_MAX: Duration = Duration::from_secs(5);
 /// Where images are unpacked on their way: on the data disk, for they are large.
 const SCRATCH: &str = "/var/tmp";
 const SCRATCH_PREFIX: &str = "garret-podman-";
@@ -60,10 +60,10 @@ impl Limit {
 /// A running call.
 pub(super) struct Call {
     /// Taken by its end.
-    running: Option<Running>,
+    running: Option<EngineProcess>,
 }
 
-struct Running {
+struct EngineProcess {
     child: Child,
     /// What it starts ends with it (a build's commands, but not the container that `run` leaves behind).
     with_children: bool,
@@ -83,15 +83,15 @@ impl Call {
         let scratch = downloads.then(|| tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(SCRATCH));
         let scratch = scratch.transpose()?;
         let mut command = Command::new(program);
-        crate::exec::let_be_killed(&mut command);
-        crate::exec::end_with_the_agent(&mut command);
+        crate::exec::allow_oom_kill(&mut command);
+        crate::exec::end_with_agent(&mut command);
         command.args(args).env_clear().envs(env);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(scratch) = &scratch {
             command.env("TMPDIR", scratch.path());
         }
         let child = command.spawn()?;
-        Ok(Self { running: Some(Running { child, with_children: downloads, scratch, _permit: permit }) })
+        Ok(Self { running: Some(EngineProcess { child, with_children: downloads, scratch, _permit: permit }) })
     }
 
     pub fn child(&mut self) -> &mut Child {
@@ -116,7 +116,7 @@ impl Drop for Call {
     }
 }
 
-impl Running {
+impl EngineProcess {
     async fn end(mut self) {
         if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id as i32)) {
             let children = if self.with_children { descendants(pid.as_raw_nonzero().get()) } else { Vec::new() };
@@ -151,7 +151,7 @@ pub(super) fn clean_up() {
 static MEASURE: Blocking = Blocking::new("measuring the engine", 16, Duration::from_secs(10));
 
 /// Looks at a running call until its limit is reached.
-pub(super) struct Watch {
+pub(super) struct LimitTimer {
     limit: Limit,
     /// Time since the start, or since the last progress. Counted by looks: a machine that was paused has not waited.
     spent: Duration,
@@ -159,13 +159,13 @@ pub(super) struct Watch {
     seen: Activity,
 }
 
-impl Watch {
+impl LimitTimer {
     pub fn new(limit: Limit) -> Self {
         Self { limit, spent: Duration::ZERO, next: Instant::now() + pause(limit), seen: Activity::default() }
     }
 
     /// It has printed something.
-    pub fn heard(&mut self) {
+    pub fn progress(&mut self) {
         if matches!(self.limit, Limit::Silence(_)) {
             self.spent = Duration::ZERO;
         }
@@ -200,7 +200,7 @@ impl Watch {
 
 fn pause(limit: Limit) -> Duration {
     let (Limit::Total(time) | Limit::Silence(time)) = limit;
-    LOOK.min(time / 4)
+    POLL_MAX.min(time / 4)
 }
 
 /// What a process and its descendants have done so far.
@@ -281,7 +281,7 @@ mod tests {
     async fn a_process_that_does_nothing_reaches_its_limit() {
         let mut idle = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
         let limit = Limit::Silence(Duration::from_millis(200));
-        assert_eq!(Watch::new(limit).reached(idle.id()).await, limit);
+        assert_eq!(LimitTimer::new(limit).reached(idle.id()).await, limit);
         idle.kill().await.unwrap();
     }
 }

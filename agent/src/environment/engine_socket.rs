@@ -30,7 +30,7 @@ pub async fn serve() -> Result<(), Problem> {
     let failed = |error: std::io::Error| Problem::new("internal", format!("{ENGINE_SOCKET} cannot be served: {error}"));
     let listener = listen(Path::new(ENGINE_SOCKET)).map_err(failed)?;
     let mut service = Command::new("/bin/sh");
-    crate::exec::let_be_killed(&mut service);
+    crate::exec::allow_oom_kill(&mut service);
     let mut service = service
         .args(["-c", SERVE])
         .env_clear()

@@ -16,7 +16,7 @@ static SAVE: Blocking = Blocking::new("writing to the machine's data disk", 32, 
 /// Writing all of the disk; one at a time is as fast as many.
 static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 1, Duration::from_secs(600));
 
-/// One environment: what is noted of it, and its way up while there is one.
+/// One environment: its record, and its way up while there is one.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: String,
@@ -25,7 +25,7 @@ pub(super) struct Entry {
     /// Held while the record is written: the newest record is written last. True once it has been removed from the disk.
     removed: Mutex<bool>,
     way: Mutex<Option<Way>>,
-    /// Held by whoever changes its container.
+    /// Held while its container is changed.
     pub gate: tokio::sync::Mutex<()>,
 }
 
@@ -61,7 +61,7 @@ impl Entry {
         })
     }
 
-    /// Looks at what is noted.
+    /// Reads the record.
     pub fn with<T>(&self, look: impl FnOnce(&Record) -> T) -> T {
         look(&lock(&self.record))
     }
@@ -71,10 +71,10 @@ impl Entry {
         self.with(|record| record.container.as_ref().map(|container| container.id.clone()))
     }
 
-    /// Changes what is noted, here and on the disk.
+    /// Changes the record, here and on the disk.
     ///
     /// # Errors
-    /// The disk does not take it; here it is noted all the same.
+    /// The disk does not take it; here the record has changed all the same.
     pub async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
         change(&mut lock(&self.record));
         let entry = self.clone();
@@ -93,16 +93,16 @@ impl Entry {
         if *removed { Ok(()) } else { self.store.save(&record) }
     }
 
-    /// Removes what is noted from the disk, for good.
-    pub async fn forget(self: &Arc<Self>) -> Result<(), Problem> {
+    /// Removes the record from the disk, for good.
+    pub async fn delete_record(self: &Arc<Self>) -> Result<(), Problem> {
         let entry = self.clone();
-        let forget = move || {
+        let delete = move || {
             let mut removed = lock(&entry.removed);
             entry.store.remove(&entry.id)?;
             *removed = true;
             Ok(())
         };
-        SAVE.run(forget).await?.map_err(|error| disk_problem(&self.id, &error))
+        SAVE.run(delete).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
     /// Whether it has been removed. A task that still holds it must not bring it up.
@@ -116,8 +116,8 @@ impl Entry {
     /// `conflict`: a newer generation has been begun.
     pub fn begin(&self, generation: u64) -> Result<(Way, bool), Problem> {
         let mut way = lock(&self.way);
-        let noted = self.with(|record| record.generation);
-        let newest = way.as_ref().map_or(noted, |way| way.generation.max(noted));
+        let recorded = self.with(|record| record.generation);
+        let newest = way.as_ref().map_or(recorded, |way| way.generation.max(recorded));
         if generation != 0 && generation < newest {
             return Err(outdated(&self.id, generation, newest));
         }
@@ -137,10 +137,10 @@ impl Entry {
         lock(&self.way).take_if(|way| Arc::ptr_eq(&way.journal, &ended.journal));
     }
 
-    /// Ends the way up in progress, if there is one; whoever wants the container to himself then waits for the gate.
+    /// Ends the way up in progress, if there is one. Its end can be waited for at the gate.
     pub fn cancel(&self) {
         if let Some(way) = &*lock(&self.way) {
-            way.cancel.send_replace(Some("the environment was stopped on its way up"));
+            way.cancel.send_replace(Some("the environment was stopped while it was starting"));
         }
     }
 }
@@ -156,7 +156,7 @@ fn outdated(id: &str, asked: u64, newest: u64) -> Problem {
 fn disk_problem(id: &str, error: &io::Error) -> Problem {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(),
-        _ => Problem::new("internal", format!("what is noted of {id} cannot be written to the data disk: {error}")),
+        _ => Problem::new("internal", format!("the record of {id} cannot be written to the data disk: {error}")),
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let entry = entry(folder.path());
         entry.update(|_| ()).await.unwrap();
-        entry.forget().await.unwrap();
+        entry.delete_record().await.unwrap();
         entry.update(|_| ()).await.unwrap();
         assert!(entry.is_removed() && Store::new(folder.path().join("environments")).load().is_empty());
     }

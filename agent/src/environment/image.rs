@@ -36,7 +36,7 @@ pub fn pull_failed(image: &str, engine_says: &str) -> String {
     } else if says(&["unauthorized", "denied", "authentication required", "invalid username"]) {
         ("refuses access to it", "check its name, and whether it is public")
     } else if says(&["x509", "certificate"]) {
-        ("has a certificate nobody vouches for", "give garret the registry's certificate authority")
+        ("has a certificate that no known authority signed", "give garret the registry's certificate authority")
     } else if says(&["no such host", "server misbehaving", "connection refused", "no route", "timeout", "unreachable"])
     {
         ("cannot be reached", "check the machine's network, or set a mirror for it in garret's configuration")

@@ -8,10 +8,10 @@
 //! | `remote` | processes in it: user, environment |
 //! | `plan`, `mounts`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
 //! | `podman`, `engine_call` | the engine's command line, and one call of it |
-//! | `engine_socket`, `runtime` | the engine's API socket, the OCI runtime's notes |
+//! | `engine_socket`, `runtime` | the engine's API socket, the OCI runtime's records |
 //! | `git` | git and the workspace's owner |
 //! | `journal` | what is told of one way up |
-//! | `record`, `entry` | what is noted of an environment |
+//! | `record`, `entry` | the record of an environment |
 
 mod engine_call;
 mod engine_socket;
@@ -58,7 +58,7 @@ const STOP_SECONDS: &str = "10";
 pub struct Dirs {
     /// Where workspaces are mounted, one folder per share.
     pub workspaces: PathBuf,
-    /// What is noted of environments; survives a reboot.
+    /// The records of environments; they survive a reboot.
     pub state: PathBuf,
     /// What belongs to this boot only.
     pub run: PathBuf,
@@ -84,7 +84,7 @@ impl Environments {
     }
 
     /// Brings `id` up. A second call of the same generation while one runs joins it and receives all its lines from the
-    /// first; a newer one replaces it. The work goes on when the receiver is dropped.
+    /// first; a newer one replaces it. The work continues when the receiver is dropped.
     pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
         check_id(id)?;
         let entry = self.entry_or_new(id, &spec);
@@ -120,7 +120,7 @@ impl Environments {
         self.stop_entry(&self.entry(id)?).await
     }
 
-    /// Removes its containers, volumes and what was noted of it. Removing what is not there succeeds. A volume that another
+    /// Removes its containers, volumes and its record. Removing what is not there succeeds. A volume that another
     /// environment uses stays.
     pub async fn delete(&self, id: &str) -> Result<(), Problem> {
         check_id(id)?;
@@ -129,7 +129,7 @@ impl Environments {
         entry.cancel();
         let _alone = entry.gate.lock().await;
         self.remove_parts(&entry).await?;
-        entry.forget().await?;
+        entry.delete_record().await?;
         let mut entries = self.lock();
         if entries.get(id).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
             entries.remove(id);
@@ -154,7 +154,7 @@ impl Environments {
         let conflict = |what: &str| Problem::new("conflict", format!("environment {id} {what}"));
         let container = container.ok_or_else(|| conflict("has no container yet; bring it up first"))?;
         if phase == EnvironmentPhase::Starting && !container.usable {
-            return Err(conflict("is still on its way up; wait for it"));
+            return Err(conflict("is still starting; wait for it"));
         }
         let running = runtime::running(&container.id).ok_or_else(|| conflict("is stopped; bring it up first"))?;
         remote::process(&container, &remote::users(running.pid).await?, request)
@@ -177,7 +177,7 @@ impl Environments {
         }
     }
 
-    /// Container, volumes and images of an environment. What somebody else uses stays.
+    /// Container, volumes and images of an environment. What another environment uses stays.
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
         podman.remove_containers(all_containers(&podman, entry).await?).await?;
@@ -198,11 +198,11 @@ impl Environments {
         if let Some(container) = entry.container_id() {
             self.podman().output(["stop", "--ignore", "--time", STOP_SECONDS, &container]).await?;
         }
-        let noted = entry.update(|record| {
+        let recorded = entry.update(|record| {
             record.phase = EnvironmentPhase::Stopped;
             record.problem = None;
         });
-        if let Err(problem) = noted.await {
+        if let Err(problem) = recorded.await {
             // It has stopped, and the next agent will see that.
             tracing::warn!("{problem}");
         }

@@ -12,7 +12,7 @@ use super::record::ImageRecord;
 
 /// The label of everything that belongs to an environment; its value is the environment's id.
 const ENVIRONMENT_LABEL: &str = "garret.environment";
-/// The container's log is begun anew beyond this size; what is shown of it is less.
+/// The container's log begins again beyond this size. What is shown of it is less.
 const LOG_FILE_MAX: &str = "4mb";
 
 /// Keeps a container alive and ends it at once when asked; with arguments, runs them instead. The image's entrypoints of

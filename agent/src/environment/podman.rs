@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Semaphore;
 
 use super::STOP_SECONDS;
-use super::engine_call::{Call, Limit, Watch};
+use super::engine_call::{Call, Limit, LimitTimer};
 use super::entry::disk_full;
 use crate::blocking::Blocking;
 
@@ -144,10 +144,10 @@ impl Podman {
         Ok(self.json::<Vec<Container>, _>(["container", "inspect", id]).await?.into_iter().next())
     }
 
-    /// Removes the containers that builds begun at `since` (seconds since 1970) or later have left. Nobody else knows them,
-    /// but they hold layers. While another build runs they may be its own: a later call removes them.
+    /// Removes the containers that builds begun at `since` (seconds since 1970) or later have left. The engine does not list
+    /// them, but they hold layers. While another build runs they may be its own: a later call removes them.
     pub async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
-        if LOOK.run(another_build_runs).await.unwrap_or(true) {
+        if PROCESS_SCAN.run(another_build_runs).await.unwrap_or(true) {
             return Ok(());
         }
         let known: Vec<Listed> = self.json(["ps", "--all", "--no-trunc", "--format", "json"]).await?;
@@ -166,7 +166,7 @@ impl Podman {
         self.output(rm.into_iter().chain(ids)).await.map(drop)
     }
 
-    /// Removes the images an environment built before and nobody uses any more.
+    /// Removes the images that an environment built before and no container uses any more.
     pub async fn prune_images(&self, environment: &str) {
         let filter = format!("label={}", super::plan::label(environment));
         if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter]).await {
@@ -186,7 +186,7 @@ impl Podman {
         let permit = self.calls.clone().acquire_owned().await.expect("never closed");
         let mut call =
             Call::start(&self.program, &args, &self.env, permit).map_err(|error| failed("started", error))?;
-        let mut watch = Watch::new(Limit::of(&args[0]));
+        let mut timer = LimitTimer::new(Limit::of(&args[0]));
         let pid = call.child().id();
         let (mut stdout, mut stderr) = (call.child().stdout.take(), call.child().stderr.take());
         let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
@@ -195,15 +195,15 @@ impl Podman {
             let open = stdout.is_some() || stderr.is_some();
             tokio::select! {
                 length = read(&mut stdout, &mut out), if stdout.is_some() => {
-                    watch.heard();
+                    timer.progress();
                     output(Stream::Stdout, &out[..length]);
                 }
                 length = read(&mut stderr, &mut err), if stderr.is_some() => {
-                    watch.heard();
+                    timer.progress();
                     output(Stream::Stderr, &err[..length]);
                 }
                 status = call.child().wait(), if !open => break status,
-                limit = watch.reached(pid) => {
+                limit = timer.reached(pid) => {
                     call.end().await;
                     return Err(Failure { stderr: format!("podman {}: {}", args[0].to_string_lossy(), limit.exceeded()) });
                 }
@@ -247,7 +247,7 @@ fn last_line(text: &str) -> Option<&str> {
 }
 
 /// Looking at all processes: a hung one can hold up who reads its command line.
-static LOOK: Blocking = Blocking::new("looking for other builds", 4, Duration::from_secs(10));
+static PROCESS_SCAN: Blocking = Blocking::new("looking for other builds", 4, Duration::from_secs(10));
 
 /// Whether the engine builds an image.
 fn another_build_runs() -> bool {

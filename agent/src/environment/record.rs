@@ -1,4 +1,4 @@
-//! What is noted of an environment, on the data disk.
+//! The record of an environment, on the data disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, Permissions};
@@ -11,7 +11,7 @@ use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_devcontainer::{Stage, UserEnvProbe};
 use serde::{Deserialize, Serialize};
 
-/// What is noted of one environment.
+/// What the agent must know of an environment after a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Its id.
@@ -34,7 +34,7 @@ pub struct Record {
     pub volumes: BTreeSet<String>,
 }
 
-/// What is noted of a container; gone with it.
+/// The record of a container; gone with it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerRecord {
     /// Its id, 64 hexadecimal digits.
@@ -57,14 +57,14 @@ pub struct ContainerRecord {
     /// What the remote user's shell said last.
     pub probed: Option<Probed>,
     /// The lifecycle commands that have run to their end: once per container, `postStartCommand` once per start, whose
-    /// time is noted.
+    /// time is recorded.
     pub done: BTreeMap<String, String>,
     /// The stage after which it may be used has been passed since it was started last.
     #[serde(skip)]
     pub usable: bool,
 }
 
-/// What is noted of a container's image.
+/// The record of a container's image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// Its user; empty: root.
@@ -84,7 +84,7 @@ pub struct Probed {
     pub env: BTreeMap<String, String>,
 }
 
-/// What is noted of a stage that runs once per container.
+/// The record of a stage that runs once per container.
 const ONCE: &str = "once";
 
 impl ContainerRecord {
@@ -206,8 +206,7 @@ fn read(path: &Path) -> io::Result<Record> {
     let mut record: Record = serde_json::from_slice(&std::fs::read(path)?)?;
     if record.phase == EnvironmentPhase::Starting {
         record.phase = EnvironmentPhase::Failed;
-        record.problem =
-            Some(Problem::new("unavailable", "the way up was interrupted; bring the environment up again"));
+        record.problem = Some(Problem::new("unavailable", "its start was interrupted; bring the environment up again"));
     }
     // A container that was ready and still runs is still usable.
     if let (EnvironmentPhase::Ready, Some(container)) = (record.phase, &mut record.container) {

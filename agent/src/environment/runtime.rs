@@ -1,4 +1,4 @@
-//! What the OCI runtime notes of the containers that run: read in microseconds, where a call of the engine costs a process,
+//! What the OCI runtime records of the containers that run: read in microseconds, where a call of the engine costs a process,
 //! a database and locks.
 
 use std::collections::BTreeMap;
@@ -55,7 +55,7 @@ fn running_in(root: &Path, id: &str) -> Option<Running> {
     Some(Running { pid, started_at: created, env })
 }
 
-/// The engine takes the notes away when a container has ended; until it has, its process is gone already.
+/// The engine takes the record away when a container has ended; until it has, its process is gone already.
 fn status(folder: &Path) -> Option<Status> {
     let status: Status = serde_json::from_slice(&std::fs::read(folder.join("status")).ok()?).ok()?;
     (status.pid > 0 && root_of(status.pid).parent().is_some_and(Path::exists)).then_some(status)

@@ -153,7 +153,7 @@ pub(super) async fn with_owner_ids(
             let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
             up.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
                 failure.problem("build-failed", || {
-                    let to_do = "set \"updateRemoteUserUID\" to false to go on without";
+                    let to_do = "set \"updateRemoteUserUID\" to false to continue without that";
                     format!("user {user} could not be given the workspace's owner: {failure}; {to_do}")
                 })
             })?;

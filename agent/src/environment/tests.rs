@@ -1,5 +1,5 @@
-//! Environments with a stand-in for the engine: a script that notes its calls. No container ever runs, so a way up that
-//! comes so far ends with "the container has ended".
+//! Environments with a stand-in for the engine: a script that records its calls. No container ever runs, so a way up
+//! that comes so far ends with "the container has ended".
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// `engine` is a shell script; `$1` is the engine's subcommand, and `$calls` the file that notes all calls.
+    /// `engine` is a shell script; `$1` is the engine's subcommand, and `$calls` the file that records all calls.
     fn new(engine: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let workspace = folder.path().join("workspaces/p-1");
@@ -51,7 +51,7 @@ impl Stage {
     }
 
     /// The record of a container made by run 7.
-    fn note_container(&mut self) {
+    fn record_container(&mut self) {
         let container = ContainerRecord { id: "ab".into(), generation: 7, ..ContainerRecord::default() };
         let record = Record { container: Some(container), generation: 7, ..Record::new("p-1", "p-1") };
         Store::new(self.folder.path().join("state/environments")).save(&record).unwrap();
@@ -97,7 +97,7 @@ const STALLS: &str = "case $1 in ps) echo '[]';; image) echo image not known >&2
     pull) echo layer > $TMPDIR/layer; echo $TMPDIR >> $calls; exec sleep 1000;; esac";
 
 #[tokio::test]
-async fn a_way_up_that_fails_is_noted_and_survives() {
+async fn a_way_up_that_fails_is_recorded_and_survives() {
     let mut stage = Stage::new("");
     std::fs::remove_file(stage.folder.path().join("workspaces/p-1/devcontainer.json")).unwrap();
     let all = &stage.all;
@@ -129,12 +129,12 @@ async fn a_newer_run_replaces_a_stalled_one_and_its_layers() {
     let first = stage.all.up("p-1", spec(1)).await.unwrap();
     stage.wait_for_call("/var/tmp").await;
     let scratch = stage.calls().pop().unwrap();
-    // The file was wrong and has been mended meanwhile.
+    // The file was wrong and has been corrected meanwhile.
     let workspace = stage.folder.path().join("workspaces/p-1");
-    std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "localhost/mended"}"#).unwrap();
+    std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "localhost/corrected"}"#).unwrap();
     let (step, problem) = stage.up(EnvironmentSpec { rebuild: true, ..spec(2) }).await;
     assert_eq!(step, "pull image");
-    assert!(problem.message.contains("localhost/mended"), "{problem}");
+    assert!(problem.message.contains("localhost/corrected"), "{problem}");
     let Progress::Failed { problem, .. } = last(first).await else { panic!("it was replaced") };
     assert_eq!(problem.message, "a newer request replaced this run");
     assert!(!Path::new(&scratch).exists(), "a cancelled pull left its layers in {scratch}");
@@ -144,7 +144,7 @@ async fn a_newer_run_replaces_a_stalled_one_and_its_layers() {
 #[tokio::test]
 async fn a_rebuild_is_done_once_per_generation() {
     let mut stage = Stage::new("case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;; esac");
-    stage.note_container();
+    stage.record_container();
     let again = EnvironmentSpec { rebuild: true, ..spec(7) };
     assert_eq!(stage.up(again).await.0, "read container");
     assert!(!stage.called("rm") && !stage.called("pull"), "{:?}", stage.calls());
@@ -159,7 +159,7 @@ async fn a_rebuild_is_done_once_per_generation() {
 }
 
 #[tokio::test]
-async fn a_container_that_the_record_lost_is_taken_up_again() {
+async fn a_container_that_the_record_lost_is_adopted() {
     let stage = Stage::new(
         r#"case "$1 $2" in
             "ps --all") echo '[{"Id": "old", "Created": 1}, {"Id": "new", "Created": 2}]';;

@@ -187,7 +187,7 @@ impl Up {
             .await
     }
 
-    /// A container that the record lost, taken up again: it may hold a day's work.
+    /// A container that the record lost: it may hold a day's work.
     async fn adopt(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let lost = self.journal.quiet_step("find container", async || self.find_lost().await).await?;
         match lost {
@@ -199,7 +199,7 @@ impl Up {
     async fn find_lost(&self) -> Result<Option<ContainerRecord>, Problem> {
         let Some(id) = self.podman.containers(self.id()).await?.into_iter().next() else { return Ok(None) };
         let Some(found) = self.podman.container(&id).await? else { return Ok(None) };
-        tracing::warn!("{}: container {id} is not in its record and is taken up again", self.id());
+        tracing::warn!("{}: container {id} is not in its record and is adopted", self.id());
         let image = self.podman.image(&found.image).await?.unwrap_or_default();
         let engine_socket = found.mounts.iter().any(|mount| mount.source == ENGINE_SOCKET);
         let container = ContainerRecord { id, image: said(&image), engine_socket, ..ContainerRecord::default() };
@@ -220,7 +220,7 @@ impl Up {
         self.journal.step("start container", async |_| self.start(container).await).await
     }
 
-    /// `None`: somebody has removed it behind our back.
+    /// `None`: it was removed by other means.
     async fn start(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, Problem> {
         if container.engine_socket {
             engine_socket::serve().await?;
@@ -282,7 +282,7 @@ impl Up {
         written.map_err(|error| Problem::new("internal", format!("cannot write the container's variables: {error}")))
     }
 
-    /// A container that could not be started is taken away: the next way up begins anew.
+    /// A container that could not be started is taken away: the next way up makes a new one.
     async fn run_container(&self, args: &[String], env: BTreeMap<String, String>) -> Result<String, Problem> {
         let name = plan::container_name(self.id());
         self.leftovers.creating.store(true, Ordering::Relaxed);

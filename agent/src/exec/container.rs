@@ -92,7 +92,7 @@ impl Files {
         };
         command.arg(id);
         let (child, _) = start(command, None).map_err(|error| internal("crun", error))?;
-        let mut starting = Starting(Some(child));
+        let mut starting = KillOnDrop(Some(child));
 
         let Self { folder, pid, console } = self;
         let mut pid_line = BufReader::new(pid);
@@ -127,11 +127,11 @@ impl Files {
     }
 }
 
-/// A runtime that has not told the pid yet. One that is given up is killed with all it has begun: in a paused container it
-/// would wait for ever.
-struct Starting(Option<Child>);
+/// A runtime that has not reported the pid yet. One that is given up is killed with all that it has started: in a paused
+/// container it would never return.
+struct KillOnDrop(Option<Child>);
 
-impl Starting {
+impl KillOnDrop {
     async fn ended(&mut self) {
         match &mut self.0 {
             Some(child) => drop(child.wait().await),
@@ -140,7 +140,7 @@ impl Starting {
     }
 }
 
-impl Drop for Starting {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let Some(child) = &mut self.0 else { return };
         for pid in child.id().map(|id| descendants(id as i32)).unwrap_or_default() {

@@ -22,5 +22,5 @@ pub use container::clean_up;
 pub use guest::process as guest_process;
 pub use run::run;
 pub use session::serve;
-pub use spawn::{end_with_the_agent, let_be_killed};
+pub use spawn::{allow_oom_kill, end_with_agent};
 pub use spec::{Credentials, Place, ProcessSpec};

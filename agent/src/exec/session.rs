@@ -28,7 +28,7 @@ const OUTPUT_FRAMES: usize = 4;
 const INPUTS_MAX: usize = STDIN_WINDOW as usize + 1;
 /// Frames that are kept while the process is started.
 const EARLY_MAX: usize = 2 * INPUTS_MAX;
-/// How long a process may take to start. In a container that is paused, the runtime waits for ever.
+/// How long a process may take to start. In a container that is paused, the runtime never returns.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the first frame may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -166,9 +166,13 @@ async fn relay(
     );
     drop(frames);
     let speaking = async { Ok(tokio::join!(process, outputs).0) };
+    let sending = async {
+        let (outcome, ()) = tokio::try_join!(speaking, send_frames(&mut sink, queued, granted))?;
+        Ok(outcome)
+    };
     let receiver = Receiver { handle: &handle, input, credits, ended: false };
     let result = tokio::select! {
-        result = async { tokio::try_join!(speaking, send_frames(&mut sink, queued, granted)) } => result.map(|(outcome, ())| outcome),
+        result = sending => result,
         lost = receiver.run(early, &mut source) => Err(lost),
         never = feed_stdin(stdin, waiting, grants, terminal) => match never {},
     };

@@ -137,7 +137,7 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
 }
 
 /// What `command` starts may be killed for lack of memory: the agent may not, and its children would inherit that.
-pub fn let_be_killed(command: &mut Command) {
+pub fn allow_oom_kill(command: &mut Command) {
     let prepare = || {
         lower_guard();
         Ok(())
@@ -147,7 +147,7 @@ pub fn let_be_killed(command: &mut Command) {
 }
 
 /// What `command` starts is asked to end when the agent dies: the next agent begins again.
-pub fn end_with_the_agent(command: &mut Command) {
+pub fn end_with_agent(command: &mut Command) {
     let prepare = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?);
     // SAFETY: between fork and exec the closure makes one raw system call and allocates nothing.
     unsafe { command.pre_exec(prepare) };

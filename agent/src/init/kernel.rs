@@ -39,7 +39,7 @@ const GARRET: &[(&str, &str)] = &[("cpu.weight", "1000"), ("memory.min", "335544
 
 /// Every container inherits the hard limits; the defaults (4096 files, signals and timers by the memory at boot) are far too
 /// small for them.
-pub fn limits() {
+pub fn set_rlimits() {
     let limit = |soft: Option<u64>, hard: Option<u64>| Rlimit { current: soft, maximum: hard };
     let limits = [
         (Resource::Nofile, limit(Some(65_536), Some(1_048_576))),
@@ -62,7 +62,7 @@ pub fn sysctls() {
 /// The limits that follow the promised memory.
 pub fn follow_promise() -> anyhow::Result<()> {
     let mib = promise::promised_mib()?;
-    promise::limits(mib).iter().for_each(|(name, value)| set(name, value));
+    promise::sysctls_for(mib).iter().for_each(|(name, value)| set(name, value));
     super::mounts::resize_in_memory(mib)
 }
 

@@ -68,7 +68,7 @@ pub fn run() -> ! {
         Ok(ending) => shutdown::now(ending.goal(), ending.stopped()),
         Err(error) => error,
     };
-    say(format_args!("cannot go on: {error:#}; powering off"));
+    say(format_args!("cannot continue: {error:#}; powering off"));
     shutdown::now(Goal::PowerOff, false)
 }
 
@@ -76,7 +76,7 @@ pub fn run() -> ! {
 fn boot() -> anyhow::Result<Option<Clock>> {
     mounts::early()?;
     let clock = Clock::open();
-    kernel::limits();
+    kernel::set_rlimits();
     disk::mount()?;
     mounts::late()?;
     kernel::sysctls();

@@ -31,7 +31,7 @@ fn promised(iomem: &str, devices: &[String]) -> u64 {
 }
 
 /// Limits by sysctl name for a machine of `mib` MiB. The rates are those of Linux itself unless a comment says otherwise.
-pub fn limits(mib: u64) -> Vec<(&'static str, String)> {
+pub fn sysctls_for(mib: u64) -> Vec<(&'static str, String)> {
     let one = |name, rate: u64, least: u64, most: u64| (name, mib.saturating_mul(rate).clamp(least, most).to_string());
     // Pages, of which a MiB has 256: few sockets, pressure, the most.
     let pages = |name, rates: [u64; 3]| (name, rates.map(|rate| mib.saturating_mul(rate).to_string()).join(" "));
@@ -108,16 +108,19 @@ c0000000-dfffffff : PCI Bus 0000:00
             ),
         ] {
             let expected: Vec<_> = names.into_iter().zip(expected.map(str::to_owned)).collect();
-            assert_eq!(limits(mib), expected, "{mib} MiB");
+            assert_eq!(sysctls_for(mib), expected, "{mib} MiB");
         }
     }
 
     proptest::proptest! {
         /// PID 1 does not panic, whatever the kernel prints.
         #[test]
-        fn any_iomem_is_survived(text in "([0-9a-f -]{0,40}( : (System RAM|virtio1))?\n?){0,8}", mib in proptest::prelude::any::<u64>()) {
+        fn any_iomem_is_survived(
+            text in "([0-9a-f -]{0,40}( : (System RAM|virtio1))?\n?){0,8}",
+            mib in proptest::prelude::any::<u64>(),
+        ) {
             promised(&text, &["virtio1".to_owned()]);
-            proptest::prop_assert_eq!(limits(mib).len(), 7);
+            proptest::prop_assert_eq!(sysctls_for(mib).len(), 7);
         }
     }
 }

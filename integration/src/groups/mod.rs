@@ -136,7 +136,7 @@ async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool>
     } else {
         println!("no hardware virtualization here: machines run in emulated hosts");
     }
-    // Ends a little before the limit, while there still is somebody to keep the logs.
+    // Ends a little before the limit, while this process can still keep the logs.
     let deadline = limit.saturating_sub(Duration::from_secs(60));
     emulated::run(&programs, only.unwrap_or_default(), deadline).await
 }

@@ -157,7 +157,7 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
         &[("-accel", "tcg,thread=multi,tb-size=1024")]
     };
     // One processor: with two, guests died of triple faults, and now and then the host ("Oops: int3"). That was before
-    // `integration/emulator`'s mend. Whoever has two cores runs two hosts.
+    // the patches of `integration/emulator`. A machine with two cores runs two hosts.
     arguments.add("-smp", "1");
     for (option, value) in accelerator {
         arguments.add(option, *value);

@@ -12,7 +12,7 @@ use crate::case::{Case, Moment, Operation};
 use crate::stage::{Developer, Ran, Workspace, wait_until};
 use crate::victim::{Killer, vmms};
 
-/// Nobody else's machine: the campaign counts what remains of it.
+/// No other test uses this machine: the campaign counts what remains of it.
 const DEVELOPER: Developer = Developer { name: "frank", uid: 1010 };
 const SOCKET: &str = "/run/garret/garret.sock";
 /// Written and synced before the first kill.
@@ -32,7 +32,7 @@ impl Scene {
         let others = vmms();
         let workspace = Workspace::with_image(DEVELOPER, "campaign", r#", "userEnvProbe": "none""#);
         DEVELOPER.garret(&["start", "--machine", "--memory", "1024"]).ok();
-        guest(&format!("echo kept > {ACKNOWLEDGED} && sync -d {ACKNOWLEDGED}")).ok();
+        DEVELOPER.guest(&format!("echo kept > {ACKNOWLEDGED} && sync -d {ACKNOWLEDGED}")).ok();
         Self { workspace, others }
     }
 
@@ -146,7 +146,7 @@ impl Scene {
                 DEVELOPER.garret(&["start", "--machine"]).ok();
             }
         }
-        assert_eq!(guest(&format!("cat {ACKNOWLEDGED}")).ok(), "kept\n");
+        assert_eq!(DEVELOPER.guest(&format!("cat {ACKNOWLEDGED}")).ok(), "kept\n");
         assert_eq!(vmms().iter().filter(|pid| !self.others.contains(pid)).count(), 1, "not one VMM");
     }
 
@@ -167,10 +167,6 @@ fn judged(ran: &Ran, case: &Case) -> &'static str {
     let last = ran.stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
     assert!(last.starts_with("garret: "), "{case}: status {} without a clear last line: {}", ran.status, ran.stderr);
     "failed with a clear error"
-}
-
-fn guest(line: &str) -> Ran {
-    DEVELOPER.garret(&["exec", "--machine", "--", "sh", "-c", line])
 }
 
 /// What happens from now on.

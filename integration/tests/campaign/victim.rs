@@ -34,7 +34,8 @@ const FILLER: &str = "/var/lib/campaign-filler";
 const FULL_FOR: Duration = Duration::from_secs(8);
 
 /// Prints a line when it is ready and kills the agent when it gets one.
-const KILL_AGENT: &str = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && agent=${p#/proc/}; done; \
+const KILL_AGENT: &str = "for p in /proc/[0-9]*; do \
+                          tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && agent=${p#/proc/}; done; \
                           echo ready; read -r line && kill -KILL $agent";
 
 impl Killer {

@@ -69,7 +69,8 @@ fn input_that_nobody_reads_holds_no_interrupt_back() {
     let workspace = Workspace::with_image(ALICE, "interrupt", "");
     workspace.up(&[]).ok();
     let line = format!(
-        "cd '{}'; mkfifo pipe; cat /dev/zero >pipe & sh -c 'echo $$ >client; exec garret exec . -- sh -c \"echo >ready; exec sleep 1000\"' <pipe &\n\
+        "cd '{}'; mkfifo pipe; cat /dev/zero >pipe &\n\
+         sh -c 'echo $$ >client; exec garret exec . -- sh -c \"echo >ready; exec sleep 1000\"' <pipe &\n\
          client=$!; until [ -e ready ]; do sleep 0.1; done; sleep 2; kill -INT $(cat client); wait $client",
         workspace.str()
     );

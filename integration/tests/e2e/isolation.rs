@@ -4,9 +4,8 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
 
-use toml::{Table, Value};
-
-use crate::stage::{ALICE, BOB, Workspace, restart_daemon, wait_until};
+use crate::settings::{Settings, append, network};
+use crate::stage::{ALICE, BOB, Workspace, wait_until};
 
 #[test]
 fn another_uid_sees_and_touches_nothing_of_mine() {
@@ -57,10 +56,10 @@ fn the_network_is_the_internet_and_nothing_else() {
     // IPv6 is off, even for a guest that gives itself an address and a neighbor.
     let ipv6 = "ip -6 address add fd00:9::2/64 dev eth0; ip -6 route add default via fd00:9::1 dev eth0; \
                 ip -6 neigh replace fd00:9::1 lladdr \"$(ip neigh | awk '/eth0/ && /lladdr/ { print $5; exit }')\" dev eth0";
-    let _may_be_off = ALICE.garret(&["exec", "--machine", "--", "sh", "-c", ipv6]);
+    let _may_be_off = ALICE.guest(ipv6);
     TcpStream::connect((Beyond::IPV6, 80)).expect("the server beyond answers over IPv6");
     let over_ipv6 = format!("timeout 3 bash -c '</dev/tcp/{}/80'", Beyond::IPV6);
-    assert_ne!(ALICE.garret(&["exec", "--machine", "--", "sh", "-c", &over_ipv6]).status, 0, "IPv6 answered");
+    assert_ne!(ALICE.guest(&over_ipv6).status, 0, "IPv6 answered");
 
     // Bob's machine listens on its own address, and answers there.
     let config = r#"{ "image": "docker.io/library/busybox:latest", "runArgs": ["--network=host"] }"#;
@@ -78,7 +77,7 @@ fn a_private_network_is_reached_where_it_is_allowed() {
     workspace.up(&[]).ok();
     let _beyond = Beyond::open();
     wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PRIVATE, 80)).is_ok());
-    let _settings = Settings::with_network("allow = [\"10.77.0.0/16:80-81\"]");
+    let _settings = Settings::change(|config| append(network(config), "allow", "10.77.0.0/16:80-81"));
     let reach =
         |port: u16| workspace.exec(&["timeout", "3", "bash", "-c", &format!("</dev/tcp/{}/{port}", Beyond::PRIVATE)]);
     // The daemon that has just started must have found its machine again.
@@ -90,7 +89,7 @@ fn a_private_network_is_reached_where_it_is_allowed() {
 
 #[test]
 fn a_flood_of_connections_stops_nobody_else() {
-    const LIMIT: u64 = 512;
+    const LIMIT: u32 = 512;
     let flood = Workspace::with_image(ALICE, "flood", "");
     flood.up(&[]).ok();
     let other = Workspace::with_image(BOB, "calm", "");
@@ -98,12 +97,12 @@ fn a_flood_of_connections_stops_nobody_else() {
     let _beyond = Beyond::open();
     wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PUBLIC, 80)).is_ok());
     // A small limit, which a flood reaches at any speed.
-    let _settings = Settings::with_network(&format!("connections_max = {LIMIT}"));
+    let _settings = Settings::change(|config| drop(network(config).insert("connections_max".into(), LIMIT.into())));
     wait_until("bob's machine is adopted", 60, || other.exec(&["true"]).status == 0);
     let before = connections();
     // The guest's own table is smaller than what the host allows, and the guest's root may enlarge it.
     let enlarge = "echo 1000000 >/proc/sys/net/netfilter/nf_conntrack_max";
-    ALICE.garret(&["exec", "--machine", "--", "sh", "-c", enlarge]).ok();
+    ALICE.guest(enlarge).ok();
     // Datagrams to more ports than there are entries for one machine, and connections that are kept.
     let generator = format!(
         "import socket, threading\n\
@@ -129,7 +128,10 @@ fn a_flood_of_connections_stops_nobody_else() {
     }
     running.join().unwrap().ok();
     // The limit of connections, and those that are closed but still in the table.
-    assert!(most < before + LIMIT + 2000, "{most} connections in the host's table, {before} before the flood");
+    assert!(
+        most < before + u64::from(LIMIT) + 2000,
+        "{most} connections in the host's table, {before} before the flood"
+    );
     let refused = Command::new("nft").args(["list", "table", "inet", "garret_connections"]).output().unwrap();
     let refused = String::from_utf8(refused.stdout).unwrap();
     let counters =
@@ -140,38 +142,6 @@ fn a_flood_of_connections_stops_nobody_else() {
 /// Entries of the host's table of connections.
 fn connections() -> u64 {
     fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse().unwrap()
-}
-
-/// The daemon's configuration with other settings in `[network]`; at the end it is as it was. Machines run through it.
-struct Settings(Option<Vec<u8>>);
-
-impl Settings {
-    const CONFIG: &str = "/etc/garret/config.toml";
-
-    fn with_network(added: &str) -> Self {
-        let before = fs::read(Self::CONFIG).ok();
-        let mut config: Table = String::from_utf8(before.clone().unwrap_or_default()).unwrap().parse().unwrap();
-        let network = config.entry("network").or_insert(Table::new().into()).as_table_mut().unwrap();
-        for (name, value) in added.parse::<Table>().unwrap() {
-            match (network.get_mut(&name).and_then(Value::as_array_mut), value) {
-                (Some(list), Value::Array(more)) => list.extend(more),
-                (_, value) => drop(network.insert(name, value)),
-            }
-        }
-        fs::write(Self::CONFIG, config.to_string()).unwrap();
-        restart_daemon();
-        Self(before)
-    }
-}
-
-impl Drop for Settings {
-    fn drop(&mut self) {
-        let _as_before = match self.0.take() {
-            Some(text) => fs::write(Self::CONFIG, text),
-            None => fs::remove_file(Self::CONFIG),
-        };
-        restart_daemon();
-    }
 }
 
 #[test]

@@ -45,13 +45,12 @@ fn containers_and_exec_outlive_the_agent() {
     workspace.up(&[]).ok();
     let started = workspace.sh("stat -c %Y /proc/1").ok();
     let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && echo ${p#/proc/}; done; true";
-    let guest = |line: &str| ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]);
-    let before = guest(agent).ok();
+    let before = ALICE.guest(agent).ok();
     assert_eq!(before.lines().count(), 1, "{before}");
     // The connection dies with the agent: the status says nothing here.
-    guest(&format!("kill -KILL {}", before.trim()));
+    ALICE.guest(&format!("kill -KILL {}", before.trim()));
     wait_until("exec works again", 30, || workspace.exec(&["true"]).status == 0);
-    assert_ne!(guest(agent).ok(), before);
+    assert_ne!(ALICE.guest(agent).ok(), before);
     assert_eq!(workspace.sh("stat -c %Y /proc/1").ok(), started, "the container was restarted");
 }
 
@@ -59,7 +58,7 @@ fn containers_and_exec_outlive_the_agent() {
 fn a_guest_panic_is_told_as_such() {
     let workspace = Workspace::with_image(ALICE, "panic", "");
     workspace.up(&[]).ok();
-    ALICE.garret(&["exec", "--machine", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
+    ALICE.guest("echo c > /proc/sysrq-trigger");
     wait_until("the machine is failed", 30, || ALICE.machine()["phase"] == "failed");
     let reason = ALICE.machine()["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("panic"), "{reason}");

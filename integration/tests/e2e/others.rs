@@ -18,7 +18,7 @@ fn up_ends_when_another_client_stops_or_removes_the_environment() {
             let up = scope.spawn(|| ALICE.garret(&["up", "--rebuild", workspace.str()]));
             wait_until("the command runs", 300, || {
                 let line = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep [6]00'";
-                ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line]).status == 0
+                ALICE.guest(line).status == 0
             });
             let id = workspace.environment()["id"].as_str().unwrap().to_owned();
             ROOT.garret(&[order, &id]).ok();

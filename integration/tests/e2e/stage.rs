@@ -114,6 +114,11 @@ impl Developer {
         command
     }
 
+    /// A shell line in this developer's machine.
+    pub fn guest(&self, line: &str) -> Ran {
+        self.garret(&["exec", "--machine", "--", "sh", "-c", line])
+    }
+
     /// `garret --json ARGUMENTS`, parsed.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
@@ -228,7 +233,7 @@ impl Workspace {
     /// The address of this developer's machine on the machines' network.
     pub fn developer_machine_address(&self) -> String {
         let line = "ip -4 -o addr show dev eth0";
-        let out = self.developer.garret(&["exec", "--machine", "--", "sh", "-c", line]).ok();
+        let out = self.developer.guest(line).ok();
         out.split_whitespace().nth(3).and_then(|field| field.split('/').next()).expect("an address").to_owned()
     }
 

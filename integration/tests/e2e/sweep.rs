@@ -21,7 +21,7 @@ fn a_machine_that_no_state_knows_of_powers_off() {
     workspace.up(&["true"]).ok();
     // What the guest has written but not synced reaches the disk only by a power-off in order.
     let write = "echo kept > /var/lib/unsynced && echo 1000000 > /proc/sys/vm/dirty_expire_centisecs";
-    ALICE.garret(&["exec", "--machine", "--", "sh", "-c", write]).ok();
+    ALICE.guest(write).ok();
     let pid = ALICE.machine()["vmm_pid"].as_u64().unwrap();
     let state = Path::new("/var/lib/garret");
     let kept = tempfile::tempdir_in(state).unwrap();

@@ -1,6 +1,6 @@
 //! Guests that want more than their due.
 
-use crate::team::{Load, TEAM, Team, guest, machine, mib, wait_slowly};
+use crate::team::{Load, TEAM, Team, machine, mib, wait_slowly};
 
 /// The agent in the guest reads another meminfo: a machine that has a terabyte, all of it in use.
 const LIE: &str = "printf 'MemTotal: 1073741824 kB\\nMemFree: 0 kB\\nMemAvailable: 0 kB\\nSwapTotal: 0 kB\\nSwapFree: 0 kB\\n' \
@@ -11,14 +11,14 @@ const TRUTH: &str = "umount /proc/meminfo";
 fn a_lying_guest_hurts_only_itself() {
     let team = Team::assemble();
     let [liar, honest, ..] = TEAM;
-    guest(&liar, LIE).ok();
+    liar.guest(LIE).ok();
     Load::start_busy(honest, 700, 5).right();
     // What it says it uses counts as far as the host has measured that it holds it.
     let seen = machine(&liar);
     let figure = |name: &str| seen[name].as_u64().expect("a number");
     assert!(figure("working_set") <= figure("resident") + figure("swapped"), "{seen}");
     Load::start(honest, 900, 1).right();
-    guest(&liar, TRUTH).ok();
+    liar.guest(TRUTH).ok();
     team.all_well();
 }
 
@@ -31,7 +31,7 @@ fn a_leak_ends_at_its_own_containers_limit() {
     let leak = "mkdir -p /run/rootfs && mount --bind / /run/rootfs && \
                 podman run --rm --memory 200m --memory-swap 200m --network none --rootfs /run/rootfs:O \
                 sh -c 'head -c 2G /dev/zero | tail -c 2G > /dev/null'; code=$?; umount /run/rootfs; exit $code";
-    let ran = guest(&leaking, leak);
+    let ran = leaking.guest(leak);
     assert_ne!(ran.status, 0, "2 GiB fitted into 200 MiB: {ran:?}");
     // Programs beside it in the same guest live on, and so does everything else.
     Load::start(leaking, 300, 1).right();

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::stage::{ALICE, Developer};
-use crate::team::{MIB, SOCKET, TEAM, Team, events, guest, top, wait_slowly};
+use crate::team::{MIB, SOCKET, TEAM, Team, events, top, wait_slowly};
 
 /// An idle machine holds about 60 MiB, of which its guest touches a quarter now and then.
 const AT_REST: u64 = 40 * MIB;
@@ -49,6 +49,6 @@ fn an_idle_machine_comes_down_to_what_it_touches_and_wakes_again() {
     });
     let events = events(&ALICE);
     assert!(events.contains("nothing has happened in this machine for"), "{events}");
-    assert_eq!(guest(&ALICE, "echo awake").ok(), "awake\n");
+    assert_eq!(ALICE.guest("echo awake").ok(), "awake\n");
     team.all_well();
 }

@@ -100,11 +100,6 @@ fn kills() -> u64 {
     vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).expect("the kernel counts them")
 }
 
-/// A shell line in the developer's guest.
-pub fn guest(developer: &Developer, line: &str) -> Ran {
-    developer.garret(&["exec", "--machine", "--", "sh", "-c", line])
-}
-
 /// `GET /v1/top` as root sees it.
 #[track_caller]
 pub fn top() -> Value {
@@ -158,7 +153,7 @@ impl Load {
 
     fn start_with(developer: Developer, line: &str) -> Self {
         let line = line.to_owned();
-        Self(std::thread::spawn(move || guest(&developer, &line)))
+        Self(std::thread::spawn(move || developer.guest(&line)))
     }
 
     /// Waits for its end: every page was right.
@@ -177,15 +172,15 @@ impl Detached {
     #[track_caller]
     pub fn hold(developer: Developer, mib: u32) -> Self {
         let line = format!("setsid {} > /run/load 2>&1 < /dev/null & true", held(&developer, mib));
-        guest(&developer, &line).ok();
+        developer.guest(&line).ok();
         Self(developer)
     }
 
     /// Waits for its end: every page was right.
     #[track_caller]
     pub fn right(self) {
-        wait_slowly("the load has ended", 240, || guest(&self.0, "pgrep -x load").status == 1);
-        let said = guest(&self.0, "cat /run/load").ok();
+        wait_slowly("the load has ended", 240, || self.0.guest("pgrep -x load").status == 1);
+        let said = self.0.guest("cat /run/load").ok();
         assert!(said.contains("right: "), "{said}");
     }
 }
@@ -193,14 +188,14 @@ impl Detached {
 /// A line that takes memory and keeps it until it is released.
 #[track_caller]
 fn held(developer: &Developer, mib: u32) -> String {
-    guest(developer, &format!("rm -f {RELEASED}")).ok();
+    developer.guest(&format!("rm -f {RELEASED}")).ok();
     format!("{LOAD} load {mib} --until {RELEASED}")
 }
 
 /// Lets the developer's loads that are held end.
 #[track_caller]
 pub fn release(developer: &Developer) {
-    guest(developer, &format!("touch {RELEASED}")).ok();
+    developer.guest(&format!("touch {RELEASED}")).ok();
 }
 
 /// All that was told until now of what the caller may see, a line each.

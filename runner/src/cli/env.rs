@@ -7,7 +7,7 @@ use super::consent::Consent;
 use super::output;
 use super::target::Target;
 
-/// List or clear what is kept of the caller's variables (`${localEnv:…}`) for an environment.
+/// List or clear the stored variables (`${localEnv:…}`) of an environment.
 #[derive(Debug, Args)]
 pub struct Env {
     #[command(subcommand)]

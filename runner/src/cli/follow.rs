@@ -20,7 +20,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Waits until `judge` returns a value for the object at `path` (`None`: the object is gone), and shows the events after number `after` to `seen`.
+/// Waits until `judge` returns a value for the object at `path` (`None`: the object is gone), and shows the events after
+/// number `after` to `seen`.
 ///
 /// # Errors
 /// The daemon refuses, or stays away.

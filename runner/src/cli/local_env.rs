@@ -16,7 +16,7 @@ use super::rm::confirmed;
 /// Collects the caller's variables for this devcontainer.json. `allowed` are names that the caller consents to now.
 ///
 /// # Errors
-/// A variable looks like a credential, nobody has consented to it, and there is no terminal to ask on.
+/// A variable looks like a credential without consent, and there is no terminal to ask on.
 pub fn collect(
     workspace: &Path,
     config: &str,
@@ -33,7 +33,7 @@ pub fn collect(
     admitted(set, workspace, allowed, Consent::read, ask)
 }
 
-/// Those of the variables that may be sent. `ask` answers `None` where there is nobody to ask.
+/// Those of the variables that may be sent. `ask` returns `None` without a terminal.
 fn admitted(
     mut set: BTreeMap<String, String>,
     workspace: &Path,

@@ -60,11 +60,11 @@ enum Command {
     Exec(exec::Exec),
     /// Open a shell in a devcontainer.
     Shell(shell::Shell),
-    /// List machines and environments; an administrator sees everybody's.
+    /// List machines and environments; an administrator sees those of all developers.
     Ls,
     /// Show everything about an environment or a machine.
     Show(show::Show),
-    /// Show how the host's memory and that of the running machines stands, live.
+    /// Show the memory of the host and of the running machines, live.
     Top(top::Top),
     /// Show what a container, or a machine's console, printed.
     Logs(logs::Logs),

@@ -35,7 +35,7 @@ impl Rm {
         let question = format!("remove the machine of {} and everything on its data disk?", machine.developer);
         match (self.yes, io::stdin().is_terminal()) {
             (true, _) => {}
-            (false, false) => bail!("nothing was removed: without a terminal to ask, say --yes"),
+            (false, false) => bail!("nothing was removed: there is no terminal to ask on; use --yes"),
             (false, true) if confirmed(&question)? => {}
             (false, true) => bail!("nothing was removed"),
         }

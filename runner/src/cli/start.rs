@@ -28,7 +28,7 @@ pub struct Start {
     /// Its share of what is left beyond the guarantees, at once; 100 is usual. Needs an administrator.
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     weight: Option<u32>,
-    /// Give the machine to the account that its uid has now. Needs an administrator.
+    /// Assign the machine to this account, which must have the machine's uid. Administrators only.
     #[arg(long, value_name = "NAME", conflicts_with = "environment")]
     owner: Option<String>,
 }

@@ -18,9 +18,9 @@ const RECENT: usize = 8;
 /// … of those among so many last events.
 const EVENTS: u64 = 256;
 
-/// Show how the host's memory and that of the running machines stands; an administrator sees everybody's.
+/// Show the memory of the host and of the running machines; an administrator sees all machines.
 ///
-/// On a terminal the picture is drawn anew each second, until Ctrl-C.
+/// On a terminal the picture is drawn again each second, until Ctrl-C.
 #[derive(Debug, Args)]
 pub struct Top {
     /// Print one picture and end.

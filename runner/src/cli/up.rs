@@ -31,7 +31,7 @@ pub struct Up {
     /// The devcontainer.json to use, relative to the workspace, or the name of its folder in `.devcontainer`.
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
-    /// Remove the container first and build everything anew.
+    /// Remove the container first and build everything again.
     #[arg(long)]
     rebuild: bool,
     /// Give the devcontainer a variable that it asks for although its name looks like a credential; asked only once.
@@ -77,14 +77,14 @@ impl Up {
     }
 }
 
-/// A word that nobody has used for an order.
+/// A key that no other rebuild has.
 fn order() -> anyhow::Result<String> {
     let source = "/proc/sys/kernel/random/uuid";
     Ok(fs::read_to_string(source).with_context(|| format!("cannot read {source}"))?.trim().to_owned())
 }
 
-/// Waits until the environment is ready, and shows its present run from the beginning, whoever began it. Should a newer
-/// run take its place, that one counts.
+/// Waits until the environment is ready, and shows its present run from the beginning, also if another client began it.
+/// Should a newer run take its place, that one counts.
 ///
 /// # Errors
 /// A step fails, or another client stops or removes the environment.

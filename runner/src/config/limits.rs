@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use garret_api::Problem;
 use serde::Deserialize;
 
-/// Accounts below this uid are the system's, and `nobody` is nobody's: neither has a machine unless a group allows it.
+/// Accounts below this uid and `nobody` are the system's: they have no machine unless a group allows it.
 const UID_MIN: u32 = 1000;
 const NOBODY: u32 = 65_534;
 

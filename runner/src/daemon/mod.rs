@@ -51,7 +51,7 @@ use workspace::Workspaces;
 
 /// The largest answer of a VMM or a guest that is read, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
-/// How long a VMM may take to say how it is, or to let its machine go on.
+/// How long a VMM may take to say how it is, or to resume its machine.
 const WAKE: Duration = Duration::from_secs(5);
 
 /// The first uid of machines that have uids of their own; each has this one plus its slot. Between what systemd hands out to
@@ -73,11 +73,11 @@ struct Daemon {
     workspaces: Workspaces,
     /// Each running machine's VMM, by the machine's name.
     vmms: Mutex<HashMap<String, RunningVmm>>,
-    /// Counts what was written: whoever follows something looks again.
+    /// Counts what was written: those who follow something look again.
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
     pokes: mpsc::UnboundedSender<u32>,
-    /// The host shuts down: machines stand still, and should run again after its next boot.
+    /// The host shuts down: machines stop, and should run again after its next boot.
     closing: AtomicBool,
     /// Machines whose stop could not be written. They stop all the same.
     unwritten_stops: Mutex<BTreeSet<u32>>,
@@ -163,7 +163,7 @@ impl Daemon {
 
     /// The machine's driver should look again.
     fn poke(&self, uid: u32) {
-        // Without a supervisor (the daemon is ending) there is nobody to look.
+        // Without a supervisor (the daemon is ending) no driver looks.
         let _ = self.pokes.send(uid);
     }
 
@@ -194,7 +194,7 @@ impl Daemon {
         self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
     }
 
-    /// Whether the machine must stand still whatever the state says.
+    /// Whether the machine must stop whatever the state says.
     fn must_stand(&self, uid: u32) -> bool {
         self.closing.load(Ordering::Relaxed)
             || self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
@@ -312,8 +312,8 @@ impl Daemon {
         client.of_process(self.vmm_pid(machine).unwrap_or(NONE)).with_body_max(ANSWER_MAX)
     }
 
-    /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives. Whoever
-    /// wants something of the guest needs one.
+    /// Resumes the machine if it is paused, and keeps it running for as long as what is returned lives. A request to the
+    /// guest needs one.
     async fn wake(&self, machine: &MachineRow) -> Needed {
         self.memory.standing.wake(machine.uid, &self.vmm(&machine.name, WAKE)).await
     }

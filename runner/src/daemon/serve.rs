@@ -20,10 +20,10 @@ use crate::host;
 
 /// How long open calls may go on when the daemon ends.
 const LAST_CALLS: Duration = Duration::from_millis(500);
-/// How much longer than its deadline a machine's stop may take: what goes on when it begins, and the power cut.
+/// How much longer than its deadline a machine's stop may take: what is in progress when it begins, and the power cut.
 const STOP_SLACK: Duration = Duration::from_secs(40);
 
-/// Runs the daemon on `socket` until it is told to end. The machines go on.
+/// Runs the daemon on `socket` until it is told to end. The machines continue.
 ///
 /// # Errors
 /// The host cannot be prepared, another daemon runs, or the state cannot be used.
@@ -77,7 +77,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
             ended = &mut reconciled => ended?,
         }
     } else {
-        tracing::info!("ends; the machines go on");
+        tracing::info!("ends; the machines continue");
     }
     tokio::time::sleep(LAST_CALLS).await;
     Ok(())

@@ -63,7 +63,7 @@ pub fn judge(end: &End) -> Verdict {
         }
         Some(ExitReason::Reboot) => verdict(MachinePhase::Stopped, "the guest reboots".into(), Next::StartAgain),
         Some(ExitReason::Panic) => failed(with("guest kernel panic", &said)),
-        Some(ExitReason::Asked) => failed(with("somebody other than garret ended the VMM", &said)),
+        Some(ExitReason::Asked) => failed(with("a process other than garret ended the VMM", &said)),
         Some(ExitReason::Failed) => failed(with("the VMM failed", &said)),
         None if end.out_of_memory => failed(
             "the kernel killed the VMM for lack of memory: raise memory_overhead_mib, or stop other machines".into(),

@@ -80,7 +80,8 @@ pub struct JailSpec {
 pub fn main(spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
     let spec: JailSpec = serde_json::from_str(spec).context("the jail's specification")?;
-    // Made by root where only root may enter, and before anything of the machine's runs: nobody can put another there.
+    // Made by root where only root may enter, and before anything of the machine's runs: no other process
+    // can put a socket there.
     make_socket(&spec.api_socket, API_FD)?;
     make_socket(&spec.vsock_socket, VSOCK_FD)?;
     fs::write(spec.cgroup.join("cgroup.procs"), "0").context("cannot enter the control group")?;

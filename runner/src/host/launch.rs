@@ -73,14 +73,15 @@ pub struct Launch<'a> {
 
 /// Starts the machine's VMM in a jail of its own and returns its process id on the host.
 ///
-/// The VMM is nobody's child (it outlives the runner): watch it by a pidfd.
+/// The VMM is not our child (it outlives the runner): watch it by a pidfd.
 ///
 /// # Errors
 /// A file of the machine is missing, or the host refuses a part; nothing is left behind then.
 pub fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
     for file in [&launch.artifacts.vmm, &launch.artifacts.kernel, &launch.artifacts.root] {
-        fs::metadata(file)
-            .with_context(|| format!("cannot use {}: run `make install`, or mend [artifacts]", file.display()))?;
+        fs::metadata(file).with_context(|| {
+            format!("cannot use {}: run `make install`, or correct [artifacts] in the configuration", file.display())
+        })?;
     }
     clean_up(launch.name, launch.slot, launch.paths)?;
     let started = start(launch);

@@ -6,21 +6,21 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// The mounts of one folder in a VMM's mount namespace.
+/// The mounts of one folder in a VMM's mount namespace, and the VMM, which may use them.
 #[derive(Debug)]
-pub struct Witness {
+pub struct MountUsers {
     process: PathBuf,
     mounts: BTreeSet<u64>,
 }
 
-impl Witness {
-    /// Notes the mounts at `mount_point`, as process `pid` sees it, while they are there.
+impl MountUsers {
+    /// Records the mounts at `mount_point`, as process `pid` sees it, while they are there.
     ///
     /// # Errors
     /// The process's mounts cannot be read. A process that has ended has none.
     pub fn new(pid: u32, mount_point: &Path) -> io::Result<Self> {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        let mountinfo = or_ended(fs::read_to_string(process.join("mountinfo")))?.unwrap_or_default();
+        let mountinfo = unless_ended(fs::read_to_string(process.join("mountinfo")))?.unwrap_or_default();
         Ok(Self { process, mounts: mounts_at(&mountinfo, mount_point) })
     }
 
@@ -28,18 +28,18 @@ impl Witness {
     ///
     /// # Errors
     /// The process's descriptors cannot be listed.
-    pub fn held(&self) -> io::Result<usize> {
+    pub fn open_files(&self) -> io::Result<usize> {
         if self.mounts.is_empty() {
             return Ok(0);
         }
-        let Some(entries) = or_ended(fs::read_dir(self.process.join("fdinfo")))? else { return Ok(0) };
-        // One that was closed meanwhile is not held.
+        let Some(entries) = unless_ended(fs::read_dir(self.process.join("fdinfo")))? else { return Ok(0) };
+        // One that was closed meanwhile is not counted.
         let mounts = entries.flatten().filter_map(|entry| mount_of(&fs::read_to_string(entry.path()).ok()?));
         Ok(mounts.filter(|mount| self.mounts.contains(mount)).count())
     }
 }
 
-fn or_ended<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+fn unless_ended<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
@@ -92,13 +92,17 @@ mod tests {
         mount_bind(&source, &target).unwrap();
         let held = File::open(target.join("file")).unwrap();
         let beside = File::open(source.join("file")).unwrap();
-        let witness = Witness::new(std::process::id(), &target).unwrap();
+        let users = MountUsers::new(std::process::id(), &target).unwrap();
         unmount(&target, UnmountFlags::DETACH).unwrap();
-        assert_eq!(witness.held().unwrap(), 1);
+        assert_eq!(users.open_files().unwrap(), 1);
         drop(held);
-        assert_eq!(witness.held().unwrap(), 0);
+        assert_eq!(users.open_files().unwrap(), 0);
         drop(beside);
-        assert_eq!(Witness::new(std::process::id(), &target).unwrap().held().unwrap(), 0, "nothing is mounted there");
-        assert_eq!(Witness::new(i32::MAX as u32, &target).unwrap().held().unwrap(), 0, "no such process");
+        assert_eq!(
+            MountUsers::new(std::process::id(), &target).unwrap().open_files().unwrap(),
+            0,
+            "nothing is mounted there"
+        );
+        assert_eq!(MountUsers::new(i32::MAX as u32, &target).unwrap().open_files().unwrap(), 0, "no such process");
     }
 }

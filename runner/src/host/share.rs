@@ -101,7 +101,7 @@ pub(crate) fn share(spec: &ShareSpec) -> Result<Found, Problem> {
     Ok(found)
 }
 
-/// Opens the folder with these rights, not root's: nobody may share a folder they could not reach themselves.
+/// Opens the folder with these rights, not root's: a developer may share only a folder that they can reach.
 fn open_as(developer: &Identity, workspace: &Path) -> Result<OwnedFd, Problem> {
     if !workspace.is_absolute() {
         return Err(refused(workspace, "not an absolute path"));
@@ -118,7 +118,7 @@ fn open_as(developer: &Identity, workspace: &Path) -> Result<OwnedFd, Problem> {
     match opened {
         Ok(Ok(folder)) => Ok(folder),
         Ok(Err(error)) => Err(explain_open(workspace, error)),
-        Err(_) => Err(Problem::new("internal", format!("workspace {}: the check died", workspace.display()))),
+        Err(_) => Err(Problem::new("internal", format!("workspace {}: the check panicked", workspace.display()))),
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 use super::MachinePaths;
-use super::revocation::Witness;
+use super::revocation::MountUsers;
 
 /// Makes the folder that workspaces are mounted in, as a shared mount of its own.
 pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
@@ -28,26 +28,26 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
     Ok(mount_change(&folder, MountPropagationFlags::SHARED)?)
 }
 
-/// How long a guest that lets go of a workspace may take until the VMM has closed its last file.
+/// How long a guest that releases a workspace may take until the VMM has closed its last file.
 const RELEASE: Duration = Duration::from_secs(10);
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes the environment's workspace out of the machine: its names are gone at once. Returns how many files of it the VMM
-/// still has open some seconds later. They are 0 unless the guest refuses to let go of them.
+/// still has open some seconds later. They are 0 unless the guest refuses to close them.
 ///
 /// # Errors
 /// It cannot be unmounted, or the VMM's descriptors cannot be read.
 pub fn revoke_workspace(paths: &MachinePaths, environment: &str, vmm: Option<u32>) -> anyhow::Result<usize> {
     let in_jail = Path::new("/workspaces").join(environment);
-    let witness = vmm.map(|pid| Witness::new(pid, &in_jail)).transpose().context("cannot read the VMM's mounts")?;
+    let users = vmm.map(|pid| MountUsers::new(pid, &in_jail)).transpose().context("cannot read the VMM's mounts")?;
     unshare(paths, environment)?;
-    let Some(witness) = witness else { return Ok(0) };
+    let Some(users) = users else { return Ok(0) };
     let until = Instant::now() + RELEASE;
     loop {
-        let held = witness.held().context("cannot read the VMM's descriptors")?;
-        if held == 0 || Instant::now() > until {
-            return Ok(held);
+        let open = users.open_files().context("cannot read the VMM's descriptors")?;
+        if open == 0 || Instant::now() > until {
+            return Ok(open);
         }
         thread::sleep(PAUSE);
     }

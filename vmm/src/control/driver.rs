@@ -12,7 +12,7 @@ use crate::machine::Machine;
 /// How long devices may take to finish what is in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often is looked for devices that were too busy for a pause and have not gone on yet.
+/// Poll interval for devices whose pause timed out.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Runs `machine` until it ends, and says why it did.
@@ -39,7 +39,7 @@ pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
 struct Driver {
     machine: Machine,
     state: MachineState,
-    /// No device has still to go on after a pause that failed.
+    /// No device is left paused by a pause that failed.
     settled: bool,
     lease: Option<Lease>,
     panic_printed: bool,
@@ -72,7 +72,7 @@ impl Driver {
         is_withheld(self.state, &self.machine.memory()).then(|| lease.left(Instant::now()))
     }
 
-    /// Nobody has asked for anything within the lease: the machine runs, with all the memory it was promised.
+    /// No API request came within the lease: the machine runs, with all the memory it was promised.
     fn give_back(&mut self) {
         tracing::warn!("no API request within the lease: the machine runs and may plug all its memory");
         self.resume();

@@ -24,7 +24,7 @@ pub enum Event {
     Panicked,
     /// The guest's kernel printed that it panicked; it may be about to reset.
     PanicPrinted,
-    /// The machine cannot go on.
+    /// The machine cannot continue.
     Failed(String),
     /// SIGTERM or SIGINT.
     Terminate,
@@ -84,7 +84,7 @@ impl Events {
     }
 
     /// Sends. A machine ends once: a guest can ask for the end any number of times before its vCPUs stop, and only the first
-    /// is queued. After the machine's end nobody listens, and nothing is lost by that.
+    /// is queued. After the machine's end no thread receives, and nothing is lost by that.
     pub fn send(&self, event: Event) {
         if event.is_end() && self.ended.swap(true, Ordering::AcqRel) {
             return;

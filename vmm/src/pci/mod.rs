@@ -48,9 +48,9 @@ pub enum Error {
     },
 }
 
-/// A device, or what else is named, did not stop in time.
+/// The device of this name did not stop in time.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is still finishing requests; try again")]
+#[error("{0} is still finishing requests")]
 pub struct StillBusy(pub String);
 
 /// The bus: slot 0 is the device added first.

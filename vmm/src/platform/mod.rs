@@ -1,5 +1,5 @@
-//! The few devices at fixed ports and with wired interrupts: serial port, power, reset, power button, panic, and answers for what a PC would have and this
-//! machine has not.
+//! The few devices at fixed ports and with wired interrupts: serial port, power, reset, power button, panic, and answers for
+//! what a PC would have and this machine has not.
 
 mod absent;
 pub mod ports;

@@ -62,7 +62,7 @@ impl Vcpus {
         self.gate.open();
     }
 
-    /// Returns whether all of them stand still within `deadline`. If not, resume them.
+    /// Returns whether all of them are paused within `deadline`. If not, resume them.
     pub fn pause(&self, deadline: Duration) -> bool {
         self.gate.close(Phase::Paused, deadline, || self.kick())
     }

@@ -1,4 +1,4 @@
-"""Holds 20,000 threads in 20 processes, 200,000 open files and 70,000 connections at once, and tells what it holds."""
+"""Holds 20,000 threads in 20 processes, 200,000 open files and 70,000 connections at once, and reports each."""
 import _thread, os, socket, sys, time
 
 PROCESSES, THREADS, FILES, PORTS = 20, 1000, 200_000, 35_000
@@ -39,7 +39,7 @@ def open_files():
 
 
 def connect():
-    """Datagrams that nobody answers: the guest's kernel tracks each pair of ports."""
+    """Datagrams without an answer: the guest's kernel tracks each pair of ports."""
     with open("/proc/net/route") as routes:
         default = next(fields[2] for fields in map(str.split, routes) if fields[1] == "00000000")
     gateway = socket.inet_ntoa(bytes.fromhex(default)[::-1])

@@ -34,7 +34,7 @@ fn threads_files_and_connections_fit_the_promise() {
         "the machine needs a promise of about 4 GiB, not {promised} MiB: set `[machine] memory_mib`"
     );
     workspace.write("hold.py", include_str!("hold.py"));
-    // An entry that nobody answers lives 30 s, less than it takes to make all of them on an emulated host.
+    // An entry without an answer lives 30 s, less than it takes to make all of them on an emulated host.
     guest("sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=120");
 
     let mut holder = Command::new("garret")

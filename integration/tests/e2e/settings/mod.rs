@@ -1,15 +1,19 @@
 //! A company's settings reach image pulls, image builds and containers: its registry mirror, its certificate authority, its
 //! proxy, its package indexes. In these tests the proxy is the only way from a machine to the company's servers, and only its
-//! own authority vouches for them, so that each check fails where a setting does not arrive.
+//! own authority signed their certificates, so that each check fails where a setting does not arrive.
+
+mod changed;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use toml::{Table, Value};
+use toml::Table;
 
-use crate::stage::{ALICE, CONFIG, IMAGE, Workspace, restart_daemon};
+use crate::stage::{ALICE, IMAGE, Workspace};
+
+pub use changed::{Settings, append, network};
 
 /// From the block that is reserved for documentation: no network uses it.
 const ADDRESS: &str = "192.0.2.7";
@@ -18,7 +22,9 @@ const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 #[test]
 fn a_companys_mirror_certificates_proxy_and_indexes_reach_pulls_builds_and_containers() {
     let company = Company::open();
-    let _settings = Settings::of(&company);
+    // A machine gets its settings when it starts. There may be none yet.
+    let _stopped = ALICE.garret(&["stop", "--machine"]);
+    let _settings = Settings::change(|config| company.configure(config));
 
     // The name exists nowhere, and its mirror answers only through the proxy and with the company's certificate.
     let pulled = Workspace::with_config(ALICE, "pulled", r#"{ "image": "registry.invalid/library/busybox:latest" }"#);
@@ -40,7 +46,7 @@ fn a_companys_mirror_certificates_proxy_and_indexes_reach_pulls_builds_and_conta
     built.up(&[]).ok();
     assert_eq!(built.sh("cat /seen").ok(), seen);
     assert_eq!(built.sh(&checks).ok(), seen);
-    // Also for whoever comes by sudo, which drops variables.
+    // Also for sudo, which drops variables.
     assert!(built.sh("sudo apt-config dump Acquire::http::Proxy").ok().contains(ADDRESS));
 
     // What would be if the settings did not arrive.
@@ -93,6 +99,18 @@ impl Company {
         self.proxy_log().contains(request)
     }
 
+    fn configure(&self, config: &mut Table) {
+        let added = format!(
+            "ca_bundle = {:?}\n[proxy]\nhttp = \"http://{ADDRESS}:3128\"\nhttps = \"http://{ADDRESS}:3128\"\n\
+             [packages]\npip_index_url = \"http://{ADDRESS}:8080/simple\"\nnpm_registry = \"http://{ADDRESS}:8080/npm/\"\n",
+            self.bundle().display().to_string()
+        );
+        config.extend(added.parse::<Table>().expect("TOML"));
+        let mirror = format!("registry = \"registry.invalid\"\nmirror = \"{ADDRESS}:5443\"\n");
+        append(config, "registry_mirrors", mirror.parse::<Table>().expect("TOML"));
+        append(network(config), "allow", format!("{ADDRESS}:3128"));
+    }
+
     /// The host's own authorities and the company's.
     fn bundle(&self) -> PathBuf {
         let both = ["ca.pem".into(), PathBuf::from(BUNDLE)].map(|name| fs::read(self.folder.path().join(name)));
@@ -104,54 +122,9 @@ impl Company {
 
 impl Drop for Company {
     fn drop(&mut self) {
+        // It has the company's settings.
+        let _stopped = ALICE.garret(&["stop", "--machine"]);
         drop(self.servers.stdin.take());
         let _ended = self.servers.wait();
     }
-}
-
-/// The daemon's configuration with the company's settings; at the end it is as it was.
-struct Settings {
-    before: Option<Vec<u8>>,
-}
-
-impl Settings {
-    fn of(company: &Company) -> Self {
-        let before = fs::read(CONFIG).ok();
-        let text = String::from_utf8(before.clone().unwrap_or_default()).expect("UTF-8");
-        let mut config: Table = text.parse().expect("the configuration is TOML");
-        let added = format!(
-            "ca_bundle = {:?}\n[proxy]\nhttp = \"http://{ADDRESS}:3128\"\nhttps = \"http://{ADDRESS}:3128\"\n\
-             [packages]\npip_index_url = \"http://{ADDRESS}:8080/simple\"\nnpm_registry = \"http://{ADDRESS}:8080/npm/\"\n",
-            company.bundle().display().to_string()
-        );
-        config.extend(added.parse::<Table>().expect("TOML"));
-        let mirror = format!("registry = \"registry.invalid\"\nmirror = \"{ADDRESS}:5443\"\n");
-        append(&mut config, "registry_mirrors", Value::Table(mirror.parse().expect("TOML")));
-        let network = config.entry("network").or_insert(Value::Table(Table::new())).as_table_mut().expect("a table");
-        append(network, "allow", Value::String(format!("{ADDRESS}:3128")));
-        put_in_force(Some(config.to_string().into_bytes()));
-        Self { before }
-    }
-}
-
-impl Drop for Settings {
-    fn drop(&mut self) {
-        put_in_force(self.before.take());
-    }
-}
-
-fn append(table: &mut Table, list: &str, value: Value) {
-    table.entry(list).or_insert(Value::Array(Vec::new())).as_array_mut().expect("a list").push(value);
-}
-
-/// A machine gets its settings when it starts.
-fn put_in_force(config: Option<Vec<u8>>) {
-    // There may be no machine yet.
-    let _stopped = ALICE.garret(&["stop", "--machine"]);
-    match config {
-        Some(text) => fs::write(CONFIG, text),
-        None => fs::remove_file(CONFIG),
-    }
-    .expect("the configuration is root's");
-    restart_daemon();
 }

@@ -79,7 +79,7 @@ fn is_same(machine: &MachineRow, account: Option<&Account>) -> bool {
     }
 }
 
-/// Whether a home folder says who somebody is: accounts of services share theirs.
+/// Whether a home folder identifies a person: accounts of services share theirs.
 fn is_personal(home: &Path) -> bool {
     home.starts_with("/home") && home.components().count() > 2
 }

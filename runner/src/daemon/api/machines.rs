@@ -80,9 +80,7 @@ pub async fn put(
         _ => return Err(Refusal::forbidden(format!("only {developer} or an administrator may do that"))),
     };
     if (request.weight.is_some() || request.owner.is_some()) && !peer.administrator {
-        return Err(Refusal::forbidden(
-            "only an administrator may set a machine's weight or its owner: others are concerned too",
-        ));
+        return Err(Refusal::forbidden("only an administrator may set a machine's weight or its owner"));
     }
     let owner = Owner::find(&daemon, uid, peer.gid).await?;
     let there = daemon.read(move |db| machines::get(db, uid)).await?.is_some();
@@ -119,7 +117,7 @@ pub async fn remove(
         .await?;
     daemon.poke(uid);
     let gone = async {
-        // Somebody may have asked for a new one meanwhile.
+        // A new machine may have been requested meanwhile.
         while daemon.read(move |db| machines::get(db, uid)).await?.is_some_and(|machine| machine.removed) {
             // The sender lives as long as the daemon.
             let _ = changes.changed().await;
@@ -287,7 +285,7 @@ fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
     wanted.desired == Desired::Running && wants.iter().zip(before).any(|(wanted, before)| *wanted > before)
 }
 
-/// A machine nobody has asked for before.
+/// A machine that was not requested before.
 fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
     let (defaults, host) = (&daemon.config.machine, &daemon.host());
     let memory_mib = limits.memory_mib.clip(defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib()));

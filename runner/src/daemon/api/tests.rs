@@ -336,7 +336,7 @@ async fn a_removal_waits_for_the_driver_and_a_machine_that_stands_still_needs_no
     let path = format!("/v1/environments/{}", environment.id);
     server.client().delete(&path).await.unwrap();
     assert_eq!(refused(server.client().get::<Environment>(&path).await).0, 404);
-    // It is only noted yet: asked for again, it comes back and is built anew.
+    // It is only recorded yet: asked for again, it comes back and is built again.
     let again = server.up(0, &workspace).await.unwrap();
     assert_eq!(again.generation, 2);
 
@@ -593,7 +593,7 @@ async fn administrators_are_who_the_name_service_says() {
     server.call(ALICE, Method::PUT, &format!("/v1/machines/{ALICE}"), Some(json!({}))).await.unwrap();
     let seen = async || server.call(BOB, Method::GET, "/v1/machines", None).await.unwrap().as_array().unwrap().len();
     assert_eq!(seen().await, 0);
-    // As a directory does it: the group lists nobody, the account has it.
+    // As a directory does it: the group has no list of members, the account has the group.
     fs::write(names.path().join("initgroups"), "carol 50\n").unwrap();
     assert_eq!(seen().await, 1);
 }

@@ -39,7 +39,7 @@ pub async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<
 )]
 pub async fn metrics(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Response, Refusal> {
     if !peer.administrator {
-        return Err(Refusal::forbidden("only root and members of the group garret may read everybody's figures"));
+        return Err(Refusal::forbidden("only root and members of the group garret may read all developers' figures"));
     }
     let text = render_metrics(&*snapshot(&daemon).await?);
     Ok(([(header::CONTENT_TYPE, PROMETHEUS)], text).into_response())

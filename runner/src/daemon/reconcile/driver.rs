@@ -141,7 +141,11 @@ impl Driver {
                 Ok(false) => return self.tell_life(false),
                 Err(error) => {
                     failures += 1;
-                    tracing::error!(uid = self.uid, failures, "cannot go on with a machine: {error:#}");
+                    tracing::error!(
+                        uid = self.uid,
+                        failures,
+                        "a step of the machine's driver failed; it is retried: {error:#}"
+                    );
                     self.pause(failures).await;
                 }
             }
@@ -368,7 +372,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Tells the machine of other resolvers; one that is paused or does not listen is told at a later look.
+    /// Sends the machine other resolvers. One that is paused or does not answer gets them at a later look.
     async fn tell_resolvers(&mut self, machine: &MachineRow) {
         let paused = self.daemon.memory.standing.state(self.uid) == State::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {
@@ -378,7 +382,7 @@ impl Driver {
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
         if let Err(error) = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)).await {
-            tracing::warn!(machine = machine.name, resolvers = ?told.resolvers, "the agent is not told: {error}");
+            tracing::warn!(machine = machine.name, resolvers = ?told.resolvers, "the agent did not accept the new resolvers: {error}");
             self.network.mark_changed();
         }
     }

@@ -7,7 +7,7 @@ use garret_api::runner::Desired;
 pub struct Observed {
     /// Its VMM.
     pub vmm: Vmm,
-    /// It ended and nobody asked for that, and it is not time to try again: it is started only when somebody asks.
+    /// It ended without a request, and it is not time to try again: only a request starts it.
     pub failed: bool,
     /// Its environments.
     pub environments: Vec<Environment>,

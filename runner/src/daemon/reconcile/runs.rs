@@ -175,10 +175,10 @@ impl Run {
         let workspace = self.row.workspace.display();
         let what = match revoked.map_err(anyhow::Error::from).flatten() {
             Ok(0) => return None,
-            Ok(held) => format!("the machine does not let go of {held} files of {workspace}"),
+            Ok(held) => format!("the machine still has {held} files of {workspace} open"),
             Err(error) => format!("cannot take {workspace} out of the machine: {error:#}"),
         };
-        Some(Problem::new("workspace-held", format!("{what}; it may reach them until `garret stop`")))
+        Some(Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`")))
     }
 
     /// Asks the agent to stop the container, for as long as a whole machine may take to stop.
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_counts_runs_rebuilds_once_and_others_are_not_asked_twice() {
+    async fn lost_answer_rebuilds_again_only_with_generations() {
         let bodies = sent(&[GENERATIONS]).await;
         assert_eq!(bodies.len(), 2);
         assert!(bodies.iter().all(|body| body["generation"] == 5 && body["rebuild"] == true), "{bodies:?}");

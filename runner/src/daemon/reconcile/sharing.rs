@@ -8,7 +8,7 @@ use crate::daemon::state::MachineRow;
 use crate::host::share::{Found, MountAs, ShareSpec};
 
 impl Run {
-    /// Shares the workspace, opened anew with its developer's rights, and brings the environment up.
+    /// Shares the workspace, opened again with its developer's rights, and brings the environment up.
     pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
         let shared = match self.share(machine).await {
             // A container keeps the folder that it was started with.

@@ -252,7 +252,7 @@ pub fn remove(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<()> {
     put(db, &EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment })
 }
 
-/// It is gone, unless somebody has asked for it again meanwhile.
+/// Deletes the row, unless the environment was requested again.
 pub fn forget(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let gone = db

@@ -13,7 +13,7 @@ const PAGE: u32 = 128;
 /// Which events a caller may see or wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Everybody's.
+    /// All developers'.
     All,
     /// Those of the developer with this uid.
     Developer(u32),
@@ -36,7 +36,7 @@ fn happening(text: &str) -> Happening {
     serde_json::from_str(text).unwrap_or(Happening::Unknown)
 }
 
-/// Adds an event of this developer's. One whose machine has been forgotten is nobody's.
+/// Adds an event of this developer's. Without the machine's row none is added.
 pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happening) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO events (at_ms, uid, developer, environment, what)

@@ -71,7 +71,7 @@ fn addresses(slot: Slot, network: &NetworkConfig) -> Addresses {
     Addresses { tap: at(1), guest: at(2), host: at(5), uplink: at(6) }
 }
 
-/// What the guest is told of its interface. A machine that has been started has an address already: it keeps that, as its
+/// The guest's interface settings. A machine that has been started has an address already: it keeps that, as its
 /// TAP does, whatever the pool is now.
 pub fn guest_network(slot: Slot, started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
     let address = started.unwrap_or_else(|| addresses(slot, network).guest);

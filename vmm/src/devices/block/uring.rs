@@ -96,8 +96,8 @@ impl Uring {
         Ok(())
     }
 
-    /// Hands the queued jobs to the kernel. Jobs that it cannot take now stay queued for the next call. What is in the page cache it answers at once; the announcement of that is taken
-    /// back, as the caller looks for completions next: a wake-up less. Gives whether there were any jobs.
+    /// Hands the queued jobs to the kernel; jobs that it cannot take now stay queued. Clears the eventfd for jobs that were
+    /// answered at once, because the caller looks for completions next. Returns whether there were any jobs.
     pub fn submit(&mut self) -> io::Result<bool> {
         if self.ring.submission().is_empty() {
             return Ok(false);

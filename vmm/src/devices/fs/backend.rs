@@ -46,7 +46,7 @@ impl Backend for FsBackend {
 
     fn reset(&mut self) {
         if let Err(error) = self.files.reset() {
-            tracing::warn!("the file server could not be made anew: {error}");
+            tracing::warn!("the file server could not be restarted: {error}");
         }
     }
 

@@ -49,7 +49,7 @@ impl Files {
         })
     }
 
-    /// Waits for requests in flight, then begins anew: no file is open or known. Sets the calling thread's umask to 0.
+    /// Waits for requests in flight, then begins again: no file is open or known. Sets the calling thread's umask to 0.
     pub fn renew(&self) -> io::Result<()> {
         self.replace(&mut self.lock())
     }

@@ -57,7 +57,7 @@ impl Message {
         lane(self.opcode)
     }
 
-    /// Whether the driver begins anew.
+    /// Whether the driver begins again.
     pub fn is_init(&self) -> bool {
         matches!(self.opcode, Some(Opcode::Init))
     }

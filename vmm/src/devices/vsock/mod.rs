@@ -5,8 +5,9 @@
 //! socket has no path, and the guest reaches nothing.
 //!
 //! [`packet`] knows the wire, [`connection`] one stream's rules without I/O, [`peer`] a stream and its socket, [`muxer`]
-//! all of them, [`host`] the sockets they begin at, [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] bytes waiting
-//! in each and [`muxer::BACKLOG_MAX`] in all, [`muxer::REFUSALS_MAX`] resets waiting.
+//! all of them, [`host`] the sockets they begin at, [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`]
+//! connections, [`connection::BUFFER`] bytes waiting in each and [`muxer::BACKLOG_MAX`] in all, [`muxer::REFUSALS_MAX`] resets
+//! waiting.
 
 mod backend;
 mod connection;
