@@ -76,8 +76,9 @@ pub enum Found {
 /// The specification is not one.
 pub fn main(spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
-    // Also where the daemon that waits has died: nothing is mounted when it is not expected any more.
-    alarm::set(u32::try_from(DEADLINE.as_secs())?);
+    // Where the daemon that waits has died, nothing must be mounted long after. One that lives ends us before, with its own
+    // words for the developer.
+    alarm::set(2 * u32::try_from(DEADLINE.as_secs())?);
     let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;
     println!("{}", serde_json::to_string(&share(&spec))?);
     Ok(())
