@@ -169,8 +169,10 @@ impl Workspace {
         workspace
     }
 
-    /// A folder whose devcontainer is [`IMAGE`] and these further properties (each with a comma before it).
+    /// A folder whose devcontainer is [`IMAGE`] and these further properties (each with a comma before it). With none, the
+    /// user's environment is not looked for either: the login shell takes seconds under emulation.
     pub fn with_image(developer: Developer, name: &str, properties: &str) -> Self {
+        let properties = if properties.is_empty() { r#", "userEnvProbe": "none""# } else { properties };
         Self::with_config(developer, name, &format!("{{ \"image\": \"{IMAGE}\"{properties} }}"))
     }
 
