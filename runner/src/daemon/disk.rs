@@ -35,7 +35,7 @@ pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A disk that was made before the limit may have the template's size; a larger one has been grown by somebody.
+/// A disk that was made before the limit may have the template's size; a larger one has been enlarged by other means.
 fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()> {
     if fs::metadata(template).is_ok_and(|template| length <= template.len()) {
         return Ok(());
