@@ -61,7 +61,7 @@ fn shut_the_host_down() {
     end_daemon(100);
     fs::remove_file(&answer).expect("it is there");
     assert!(!Path::new(&format!("/proc/{vmm}")).exists(), "the daemon ended before the machine");
-    // After the next boot; nobody asks for the machine.
+    // After the next boot; no client asks for the machine.
     start_daemon();
 }
 

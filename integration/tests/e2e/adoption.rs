@@ -74,7 +74,7 @@ impl Host {
             let _stopped = developer.garret(&["stop", "--machine"]);
         }
         end_daemon(10);
-        fs::rename(STATE, ASIDE).expect("nobody else uses it");
+        fs::rename(STATE, ASIDE).expect("no daemon uses it");
         let text = String::from_utf8(host.config.clone().unwrap_or_default()).expect("UTF-8");
         let mut config: Table = text.parse().expect("the configuration is TOML");
         let artifacts =
@@ -110,7 +110,7 @@ impl Drop for Host {
             ALICE.garret(&["rm", "--machine", "--yes"]).ok();
         }
         end_daemon(10);
-        fs::remove_dir_all(STATE).expect("nobody uses it");
+        fs::remove_dir_all(STATE).expect("no daemon uses it");
         fs::rename(ASIDE, STATE).expect("it was put there");
         start_daemon();
     }

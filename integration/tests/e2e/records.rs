@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use crate::stage::{Developer, Workspace, wait_until};
 
-/// Round `n` writes records from `n` million on: whatever was left unacknowledged is in nobody's way.
+/// Round `n` writes records from `n` million on: records of earlier rounds that were not acknowledged do not collide.
 pub const ROUND: u64 = 1_000_000;
 /// Of each kind, before anything is done to the machine.
 const ENOUGH: usize = 10;

@@ -38,7 +38,11 @@ async fn end(run: PathBuf, name: String, patience: Duration) {
 /// Whether the machine has no VMM any more, or never had one.
 async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool {
     // Only root can have put the socket there.
-    let Ok(Some(process)) = VmmProcess::listening_on(&paths.api_socket()).await else { return true };
+    let process = match VmmProcess::listening_on(&paths.api_socket()).await {
+        Ok(Some(process)) => process,
+        Ok(None) => return true,
+        Err(_) => return false,
+    };
     let proven = |client: Client| client.of_process(process.id.pid).with_deadline(power_off::QUESTION);
     let vmm = proven(Client::unix(paths.api_socket()));
     let agent = proven(Client::vsock(paths.vsock_socket(), agent::PORT));

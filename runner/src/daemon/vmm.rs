@@ -18,6 +18,8 @@ use super::state::VmmId;
 
 /// The pause before a connection is tried again that found the backlog full.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(50);
+/// The most tries, which take 10 s: a VMM that accepts nothing holds the daemon up no longer.
+const CONNECTS_MAX: u32 = 200;
 
 /// A running VMM, or one that has just ended.
 #[derive(Debug)]
@@ -46,18 +48,20 @@ impl VmmProcess {
 
     /// Whoever listens on the VMM's API, if somebody does: how a VMM is found that no state knows of.
     pub async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
-        let stream = loop {
+        for _ in 0..CONNECTS_MAX {
             match UnixStream::connect(socket).await {
-                Ok(stream) => break stream,
-                // Its backlog is full: somebody does listen.
+                Ok(stream) => {
+                    return match stream.peer_cred()?.pid() {
+                        Some(pid) if pid > 0 => Self::watch(pid as u32),
+                        _ => Ok(None),
+                    };
+                }
+                // Its backlog is full, so a process does listen.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
                 Err(_) => return Ok(None),
             }
-        };
-        match stream.peer_cred()?.pid() {
-            Some(pid) if pid > 0 => Self::watch(pid as u32),
-            _ => Ok(None),
         }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Returns when it has ended. Cancel-safe.

@@ -1,4 +1,4 @@
-//! What the host fails to read or write for a machine's data disk: the developer is told once an episode.
+//! What the host fails to read or write for a machine's data disk: one event for the developer in each episode.
 
 use garret_api::Problem;
 use garret_api::vmm::Metrics;
