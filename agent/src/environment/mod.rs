@@ -30,7 +30,7 @@ mod runtime;
 mod source;
 mod up;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -42,7 +42,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::entry::{Entry, Way};
 use self::journal::StepFailed;
-use self::podman::{Failure, Podman, keep_end};
+use self::podman::{Podman, keep_end};
 use self::record::{Record, Store};
 use self::up::{Leftovers, Up};
 use crate::exec::ProcessSpec;
@@ -172,6 +172,10 @@ impl Environments {
         for entry in self.all() {
             entry.cancel();
         }
+        // The engine's first call after a boot takes long: it renews all it knows.
+        if !runtime::any_runs() {
+            return;
+        }
         if let Err(failure) = self.podman().output(["stop", "--all", "--time", STOP_SECONDS]).await {
             tracing::warn!("not all containers could be stopped: {failure}");
         }
@@ -180,7 +184,7 @@ impl Environments {
     /// Container, volumes and images of an environment. What another environment uses stays.
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
-        podman.remove_containers(all_containers(&podman, entry).await?).await?;
+        podman.remove_containers_of(&entry.id).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
             podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();
@@ -256,11 +260,6 @@ async fn go_up(mut up: Up, way: Way) {
         Ok(()) => Progress::Ready { environment: status(&entry) },
         Err(StepFailed { step, problem }) => Progress::Failed { step, problem },
     });
-}
-
-/// The containers that the engine or the record knows as this environment's.
-async fn all_containers(podman: &Podman, entry: &Entry) -> Result<BTreeSet<String>, Failure> {
-    Ok(podman.containers(&entry.id).await?.into_iter().chain(entry.container_id()).collect())
 }
 
 fn status(entry: &Entry) -> EnvironmentStatus {

@@ -28,6 +28,9 @@ const STDOUT_MAX: usize = 16 << 20;
 /// The most calls at once for one purpose.
 const CALLS_MAX: u32 = 64;
 
+/// Removes containers with their own volumes, after they were stopped.
+const REMOVE: [&str; 6] = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"];
+
 /// A podman to call.
 #[derive(Clone, Debug)]
 pub struct Podman {
@@ -132,9 +135,8 @@ impl Podman {
 
     /// The containers of an environment, stopped ones included, the newest first.
     pub async fn containers(&self, environment: &str) -> Result<Vec<String>, Failure> {
-        let filter = format!("label={}", super::plan::label(environment));
-        let mut listed: Vec<Listed> =
-            self.json(["ps", "--all", "--no-trunc", "--filter", &filter, "--format", "json"]).await?;
+        let all = ["ps", "--all", "--no-trunc", "--filter", &filter(environment), "--format", "json"];
+        let mut listed: Vec<Listed> = self.json(all).await?;
         listed.sort_by_key(|container| std::cmp::Reverse(container.created));
         Ok(listed.into_iter().map(|container| container.id).collect())
     }
@@ -162,14 +164,18 @@ impl Podman {
         if ids.peek().is_none() {
             return Ok(());
         }
-        let rm = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"].map(str::to_owned);
-        self.output(rm.into_iter().chain(ids)).await.map(drop)
+        self.output(REMOVE.map(str::to_owned).into_iter().chain(ids)).await.map(drop)
     }
 
-    /// Removes the images that an environment built before and no container uses any more.
+    /// Removes all containers of an environment in the same way.
+    pub async fn remove_containers_of(&self, environment: &str) -> Result<(), Failure> {
+        self.output(REMOVE.into_iter().chain(["--filter", &filter(environment)])).await.map(drop)
+    }
+
+    /// Removes the images that an environment built before and no container uses any more. Only those without a name: an
+    /// image that the developer made of the container (`podman commit`) has the same label.
     pub async fn prune_images(&self, environment: &str) {
-        let filter = format!("label={}", super::plan::label(environment));
-        if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter]).await {
+        if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter(environment)]).await {
             tracing::warn!("old images of {environment} could not be removed: {failure}");
         }
     }
@@ -212,6 +218,11 @@ impl Podman {
         call.end().await;
         Ok(status.map_err(|error| failed("waited for", error))?.success())
     }
+}
+
+/// Which containers or images are meant: those of an environment.
+fn filter(environment: &str) -> String {
+    format!("label={}", super::plan::label(environment))
 }
 
 #[derive(Clone, Copy)]

@@ -46,6 +46,15 @@ pub fn is_running(id: &str) -> bool {
     status(&Path::new(ROOT).join(id)).is_some()
 }
 
+/// Whether any container runs.
+pub fn any_runs() -> bool {
+    any_runs_in(Path::new(ROOT))
+}
+
+fn any_runs_in(root: &Path) -> bool {
+    std::fs::read_dir(root).into_iter().flatten().flatten().any(|entry| status(&entry.path()).is_some())
+}
+
 fn running_in(root: &Path, id: &str) -> Option<Running> {
     let folder = root.join(id);
     let Status { pid, created } = status(&folder)?;
@@ -78,6 +87,7 @@ mod tests {
         let own = std::process::id();
         std::fs::write(folder.join("status"), format!(r#"{{"pid": {own}, "created": "t1", "rootfs": "x"}}"#)).unwrap();
         std::fs::write(folder.join("config.json"), r#"{"process": {"env": ["A=b=c", "B="], "cwd": "/"}}"#).unwrap();
+        assert!(any_runs_in(root.path()));
         let running = running_in(root.path(), "ab").unwrap();
         assert_eq!((running.pid, running.started_at.as_str()), (own as i32, "t1"));
         assert_eq!((running.env["A"].as_str(), running.env["B"].as_str()), ("b=c", ""));
@@ -90,7 +100,7 @@ mod tests {
         std::fs::create_dir(root.path().join("ab")).unwrap();
         for status in ["", "{}", r#"{"pid": 0, "created": "t"}"#, r#"{"pid": 2147483647, "created": "t"}"#] {
             std::fs::write(root.path().join("ab/status"), status).unwrap();
-            assert_eq!(running_in(root.path(), "ab"), None, "{status}");
+            assert_eq!((running_in(root.path(), "ab"), any_runs_in(root.path())), (None, false), "{status}");
         }
     }
 }

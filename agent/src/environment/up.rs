@@ -19,7 +19,7 @@ use super::plan::{self, RunPlan};
 use super::podman::{Failure, Image, Podman};
 use super::record::{ContainerRecord, ImageRecord, Probed, Record};
 use super::remote::USER_FILES;
-use super::{Dirs, all_containers, engine_socket, git, hooks, remote, runtime, source};
+use super::{Dirs, engine_socket, git, hooks, remote, runtime, source};
 use crate::blocking::Blocking;
 use crate::exec;
 use crate::setup::HostFacts;
@@ -174,14 +174,9 @@ impl Up {
 
     /// Removes the container, and those that the record does not know.
     async fn remove_all(&self) -> Result<(), StepFailed> {
-        let find = async || Ok(all_containers(&self.podman, &self.entry).await?);
-        let containers = self.journal.quiet_step("find container", find).await?;
-        if containers.is_empty() {
-            return Ok(());
-        }
         self.journal
             .step("remove container", async |_| {
-                self.podman.remove_containers(containers).await?;
+                self.podman.remove_containers_of(self.id()).await?;
                 self.entry.update(|record| record.container = None).await
             })
             .await

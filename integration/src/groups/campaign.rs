@@ -3,12 +3,13 @@
 
 use super::emulated::{CAMPAIGN, hosts, run_host};
 use anyhow::{Context, bail};
+use futures_util::future::try_join_all;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// A folder for each host: the cases that passed, and its logs.
+/// A folder for each host and test.
 const FOLDER: &str = "target/campaign";
 /// One host works off as many cases before the next one takes over: a host that fails in the middle loses little.
 const CASES_OF_A_HOST: u64 = 50;
@@ -46,52 +47,75 @@ pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let program = programs.iter().find(is_campaign).context("there is no program of the campaign")?;
     let hosts = u64::try_from(hosts())?;
     let runs = (0..hosts).map(async |host| {
-        let (first, kills) = part(options.first, options.kills, host, hosts);
-        cases(program, &Path::new(FOLDER).join(host.to_string()), options.seed, first, kills).await
+        let host_folder = Path::new(FOLDER).join(host.to_string());
+        let mut passed = true;
+        for (test, first, count) in [("kills", options.first, options.kills), ("cycles", 0, options.cycles)] {
+            let folder = host_folder.join(test);
+            make_empty(&folder)?;
+            let (first, count) = part(first, count, host, hosts);
+            passed = passed && Cases { program, folder: &folder, test, seed: options.seed, first, count }.run().await?;
+        }
+        anyhow::Ok(passed)
     });
-    let killed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
-    let passed = killed && (options.cycles == 0 || cycles(program, options.cycles).await?);
+    let passed = try_join_all(runs).await?.into_iter().all(|passed| passed);
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The cases of one of `hosts` hosts: number of the first, and how many.
-fn part(first: u64, kills: u64, host: u64, hosts: u64) -> (u64, u64) {
-    let begin = |host| first + kills * host / hosts;
+fn part(first: u64, count: u64, host: u64, hosts: u64) -> (u64, u64) {
+    let begin = |host| first + count * host / hosts;
     (begin(host), begin(host + 1) - begin(host))
 }
 
-/// One host after the other, until all cases have passed or one fails.
-async fn cases(program: &Path, folder: &Path, seed: u64, first: u64, kills: u64) -> anyhow::Result<bool> {
-    make_empty(folder)?;
-    let (mut done, mut failures) = (0, 0);
-    while done < kills {
-        let count = (kills - done).min(CASES_OF_A_HOST);
-        let variables = format!("CAMPAIGN_SEED={seed} CAMPAIGN_FIRST={} CAMPAIGN_KILLS={count}", first + done);
-        let limit = CASE * u32::try_from(count)?;
-        let status = run_test(program, folder, &variables, "kills", limit).await?;
-        let passed = passed(folder)?;
-        match status {
-            Some(status) if status == i32::from(crate::host::STATUS_HOST_FAILED) => failures += 1,
-            Some(0) => failures = 0,
-            _ => {
-                println!("case {} failed: its host's logs are in {}", first + passed, folder.join("logs").display());
-                return Ok(false);
-            }
-        }
-        if failures == FAILURES {
-            bail!("an emulated host failed {FAILURES} times in a row");
-        }
-        done = passed;
-    }
-    Ok(true)
+/// What is done on one host after the other.
+struct Cases<'a> {
+    program: &'a Path,
+    /// Where those that passed are noted, and the logs of the last host are.
+    folder: &'a Path,
+    test: &'a str,
+    seed: u64,
+    /// The number of the first.
+    first: u64,
+    count: u64,
 }
 
-/// Machines that come and go, on one host.
-async fn cycles(program: &Path, count: u64) -> anyhow::Result<bool> {
-    let folder = Path::new(FOLDER).join("cycles");
-    make_empty(&folder)?;
-    let limit = CASE * u32::try_from(count)?;
-    Ok(run_test(program, &folder, &format!("CAMPAIGN_CYCLES={count}"), "cycles", limit).await? == Some(0))
+impl Cases<'_> {
+    /// Runs until all have passed or one fails.
+    async fn run(&self) -> anyhow::Result<bool> {
+        let (mut done, mut failures) = (0, 0);
+        while done < self.count {
+            let status = self.run_on_a_host(self.first + done, (self.count - done).min(CASES_OF_A_HOST)).await?;
+            done = passed(self.folder)?;
+            match status {
+                Some(status) if status == i32::from(crate::host::STATUS_HOST_FAILED) => failures += 1,
+                Some(0) => failures = 0,
+                _ => {
+                    let logs = self.folder.join("logs");
+                    println!(
+                        "case {} of {} failed: its host's logs are in {}",
+                        self.first + done,
+                        self.test,
+                        logs.display()
+                    );
+                    return Ok(false);
+                }
+            }
+            if failures == FAILURES {
+                bail!("an emulated host failed {FAILURES} times in a row");
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns the status of the test program; `None`: it took too long.
+    async fn run_on_a_host(&self, first: u64, count: u64) -> anyhow::Result<Option<i32>> {
+        let name = self.program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
+        let mut arguments = vec!["--preloaded".into(), "--logs".into(), self.folder.join("logs").into_os_string()];
+        arguments.extend(["--share".into(), self.folder.into(), "--program".into(), self.program.into()]);
+        let variables = format!("CAMPAIGN_SEED={} CAMPAIGN_FIRST={first} CAMPAIGN_COUNT={count}", self.seed);
+        let command = format!("{variables} /run/host/programs/{name} --exact --nocapture {}", self.test);
+        run_host(&arguments, CASE * u32::try_from(count)?, &command).await
+    }
 }
 
 fn make_empty(folder: &Path) -> anyhow::Result<()> {
@@ -99,21 +123,6 @@ fn make_empty(folder: &Path) -> anyhow::Result<()> {
         fs::remove_dir_all(folder)?;
     }
     Ok(fs::create_dir_all(folder)?)
-}
-
-/// Runs one test of the program on a host of its own. Returns its status; `None`: it took longer than `limit`.
-async fn run_test(
-    program: &Path,
-    folder: &Path,
-    variables: &str,
-    test: &str,
-    limit: Duration,
-) -> anyhow::Result<Option<i32>> {
-    let name = program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
-    let mut arguments = vec!["--preloaded".into(), "--logs".into(), folder.join("logs").into_os_string()];
-    arguments.extend(["--share".into(), folder.into(), "--program".into(), program.into()]);
-    let command = format!("{variables} /run/host/programs/{name} --exact --nocapture {test}");
-    run_host(&arguments, limit, &command).await
 }
 
 /// How many cases have passed.

@@ -32,7 +32,7 @@ impl Census {
     }
 
     #[track_caller]
-    pub fn assert_nothing_remains(self) {
+    pub fn assert_nothing_remains(&self) {
         let mut left = Vec::new();
         for _ in 0..GONE_WITHIN_S {
             left =

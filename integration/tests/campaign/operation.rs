@@ -76,10 +76,8 @@ impl Scene {
         self.workspace.up(&[]).ok();
     }
 
-    /// Removes the machine.
+    /// Removes the machine, and with it the environment if there is one.
     pub fn close(self) {
-        let Self { workspace, .. } = self;
-        drop(workspace);
         DEVELOPER.garret(&["rm", "--machine", "--yes"]).ok();
     }
 
@@ -95,7 +93,9 @@ impl Scene {
             }
             Operation::Exec | Operation::Stop | Operation::Remove => self.bring_up(),
             Operation::Start => {
-                self.bring_up();
+                if self.environment().is_none() {
+                    self.bring_up();
+                }
                 DEVELOPER.garret(&["stop", "--machine"]).ok();
             }
         }

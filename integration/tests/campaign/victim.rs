@@ -31,7 +31,7 @@ pub enum Killer {
 /// On the file system of the state and the data disks.
 const FILLER: &str = "/var/lib/campaign-filler";
 /// How long the disk is full: some writes of the daemon and of the guest fall into it.
-const FULL_FOR: Duration = Duration::from_secs(8);
+const FULL_FOR: Duration = Duration::from_secs(5);
 
 /// Prints a line when it is ready and kills the agent when it gets one.
 const KILL_AGENT: &str = "for p in /proc/[0-9]*; do \

@@ -151,7 +151,7 @@ impl Drop for Hung {
 #[test]
 fn a_path_that_hangs_holds_up_nobody_else() {
     let _loaded = Command::new("modprobe").arg("fuse").status();
-    let workspace = Workspace::with_image(BOB, "prompt", "");
+    let workspace = Workspace::lasting(BOB);
     workspace.up(&[]).ok();
     let hung = Hung::mount(Path::new("/var/tmp/garret-hung"));
     // `garret up` would hang by itself, before it asks the daemon.
@@ -162,7 +162,7 @@ fn a_path_that_hangs_holds_up_nobody_else() {
         hung.path.display()
     );
     // Each is answered at the daemon's deadline, so that all together last longer than what bob does.
-    let ask = move || (0..3).map(|_| ALICE.run("bash", &["-c", &line], &[], b"").ok()).collect::<Vec<_>>();
+    let ask = move || ALICE.run("bash", &["-c", &line], &[], b"").ok();
     let alices: Vec<_> = (0..12).map(|_| std::thread::spawn(ask.clone())).collect();
     // Bob's machine is looked at, entered and changed meanwhile.
     workspace.exec(&["true"]).ok();
@@ -170,7 +170,7 @@ fn a_path_that_hangs_holds_up_nobody_else() {
     workspace.up(&["true"]).ok();
     let waits = alices.iter().any(|alice| !alice.is_finished());
     assert!(waits, "bob waited for alice's file system");
-    let answers: Vec<String> = alices.into_iter().flat_map(|alice| alice.join().unwrap()).collect();
+    let answers: Vec<String> = alices.into_iter().map(|alice| alice.join().unwrap()).collect();
     drop(hung);
     for answer in answers {
         assert!(answer.contains("its file system did not answer"), "{answer}");

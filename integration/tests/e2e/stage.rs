@@ -114,6 +114,11 @@ impl Developer {
         command
     }
 
+    /// Gives this developer a file or folder.
+    fn own(&self, path: &Path) {
+        chown(path, Some(self.uid), Some(self.uid)).expect("chown");
+    }
+
     /// A shell line in this developer's machine.
     pub fn guest(&self, line: &str) -> Ran {
         self.garret(&["exec", "--machine", "--", "sh", "-c", line])
@@ -143,11 +148,12 @@ pub fn events() -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// A workspace folder of a developer, removed (with its environment) at the end.
+/// A workspace folder of a developer.
 pub struct Workspace {
     developer: Developer,
-    folder: tempfile::TempDir,
     path: PathBuf,
+    /// What is removed at the end, with the environment; `None`: both stay.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Workspace {
@@ -156,9 +162,28 @@ impl Workspace {
         let folder = tempfile::Builder::new().prefix("garret-e2e-").tempdir_in("/var/tmp").expect("a folder");
         let path = folder.path().join(name);
         fs::create_dir(&path).expect("a folder");
-        let workspace = Self { developer, folder, path };
-        workspace.give_to_developer(workspace.folder.path());
-        workspace.give_to_developer(&workspace.path);
+        for path in [folder.path(), &path] {
+            developer.own(path);
+        }
+        Self { developer, path, folder: Some(folder) }
+    }
+
+    /// The folder whose devcontainer is [`IMAGE`] and nothing else, for tests that leave its container as it was. It is
+    /// the same in all of them and stays up between them; nothing else is in it.
+    pub fn lasting(developer: Developer) -> Self {
+        let folder = PathBuf::from(format!("/var/tmp/garret-e2e-{}", developer.name));
+        let path = folder.join("lasting");
+        fs::create_dir_all(&path).expect("a folder");
+        for entry in fs::read_dir(&path).expect("a folder") {
+            let path = entry.expect("a name").path();
+            if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+                .expect("it is removed");
+        }
+        for path in [&folder, &path] {
+            developer.own(path);
+        }
+        let workspace = Self { developer, path, folder: None };
+        workspace.write(".devcontainer/devcontainer.json", &config_of_image(""));
         workspace
     }
 
@@ -172,8 +197,7 @@ impl Workspace {
     /// A folder whose devcontainer is [`IMAGE`] and these further properties (each with a comma before it). With none, the
     /// user's environment is not looked for either: the login shell takes seconds under emulation.
     pub fn with_image(developer: Developer, name: &str, properties: &str) -> Self {
-        let properties = if properties.is_empty() { r#", "userEnvProbe": "none""# } else { properties };
-        Self::with_config(developer, name, &format!("{{ \"image\": \"{IMAGE}\"{properties} }}"))
+        Self::with_config(developer, name, &config_of_image(properties))
     }
 
     /// Writes a file of the developer's.
@@ -182,10 +206,10 @@ impl Workspace {
         let parent = path.parent().expect("it has one");
         if !parent.exists() {
             fs::create_dir_all(parent).expect("a folder");
-            self.give_to_developer(parent);
+            self.developer.own(parent);
         }
         fs::write(&path, text).expect("it writes");
-        self.give_to_developer(&path);
+        self.developer.own(&path);
     }
 
     /// Reads a file.
@@ -238,16 +262,19 @@ impl Workspace {
         let out = self.developer.guest(line).ok();
         out.split_whitespace().nth(3).and_then(|field| field.split('/').next()).expect("an address").to_owned()
     }
+}
 
-    fn give_to_developer(&self, path: &Path) {
-        chown(path, Some(self.developer.uid), Some(self.developer.uid)).expect("chown");
-    }
+fn config_of_image(properties: &str) -> String {
+    let properties = if properties.is_empty() { r#", "userEnvProbe": "none""# } else { properties };
+    format!("{{ \"image\": \"{IMAGE}\"{properties} }}")
 }
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        // A test that failed may have left no environment; its own message is the one that counts.
-        let _may_be_gone = self.developer.garret(&["rm", self.str()]);
+        if self.folder.is_some() {
+            // A test that failed may have left no environment; its own message is the one that counts.
+            let _may_be_gone = self.developer.garret(&["rm", self.str()]);
+        }
     }
 }
 
