@@ -1,5 +1,5 @@
-//! `devcontainer.json`: find, parse, validate, substitute, merge. A pure library: it reads no file, runs nothing, and asks
-//! its caller for every fact of the outside.
+//! `devcontainer.json`: find, parse, validate, substitute, merge. A pure library: it runs nothing and asks its caller for
+//! every fact of the outside. Only [`Folder`], for callers that have the workspace on disk, reads files.
 //!
 //! The order of use is the order of the modules:
 //!
@@ -16,6 +16,7 @@ mod config;
 mod document;
 mod error;
 pub mod find;
+mod folder;
 mod id;
 mod lifecycle;
 mod merge;
@@ -29,6 +30,7 @@ pub use config::{Build, Config, Source};
 pub use document::Document;
 pub use error::{Error, Place};
 pub use find::find;
+pub use folder::Folder;
 pub use id::devcontainer_id;
 pub use lifecycle::{Command, Single, Stage};
 pub use merge::Merged;

@@ -1,8 +1,7 @@
 //! The way up, step by step.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec};
-use garret_devcontainer::{Document, METADATA_LABEL, Merged, Resolved, Stage, UserEnvProbe, Workspace, find, resolve};
+use garret_devcontainer::{
+    Document, Folder, METADATA_LABEL, Merged, Resolved, Stage, UserEnvProbe, Workspace, find, resolve,
+};
 
 use super::entry::Entry;
 use super::journal::{Journal, Output, StepFailed};
@@ -24,9 +25,6 @@ use crate::blocking::Blocking;
 use crate::exec;
 use crate::setup::HostFacts;
 use crate::users::Users;
-
-/// The largest devcontainer.json, in bytes.
-const CONFIG_MAX: u64 = 1 << 20;
 
 /// Reading the workspace: it is on another machine's disk, and that may be on a third one's.
 pub(super) static WORKSPACE: Blocking = Blocking::new("reading the workspace", 16, Duration::from_secs(60));
@@ -454,37 +452,15 @@ fn read(workspace: &Path, spec: EnvironmentSpec) -> Result<Read, Problem> {
         return Err(invalid(format!("the workspace {} is not a folder of this machine", spec.host_path)));
     }
     let at = |error: garret_devcontainer::Error| invalid(format!("{}: {error}", spec.host_path));
-    let config_file = find(&Folder(workspace), spec.config.as_deref()).map_err(at)?;
-    let path = workspace.join(&config_file);
-    let bytes = read_bounded(&path).map_err(|error| invalid(format!("{config_file} cannot be read: {error}")))?;
+    let files = Folder(workspace);
+    let config_file = find(&files, spec.config.as_deref()).map_err(at)?;
+    let bytes = files.read(&config_file).map_err(|error| invalid(format!("{config_file} cannot be read: {error}")))?;
     let document = Document::parse(&config_file, &bytes).map_err(|error| invalid(error.to_string()))?;
-    let folder = path.parent().unwrap_or(workspace).to_owned();
+    let folder = workspace.join(&config_file).parent().unwrap_or(workspace).to_owned();
     let resolved =
         resolve(&document, Workspace { local_folder: spec.host_path.clone(), config_file, local_env: spec.local_env });
     let resolved = resolved.map_err(|error| invalid(error.to_string()))?;
     Ok(Read { resolved, text: String::from_utf8_lossy(&bytes).into_owned(), folder })
-}
-
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(CONFIG_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > CONFIG_MAX {
-        return Err(std::io::Error::other(format!("it is larger than {CONFIG_MAX} bytes")));
-    }
-    Ok(bytes)
-}
-
-struct Folder<'a>(&'a Path);
-
-impl find::Files for Folder<'_> {
-    fn is_file(&self, path: &str) -> bool {
-        self.0.join(path).is_file()
-    }
-    fn folders(&self, path: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.0.join(path)).into_iter().flatten().flatten();
-        let folders = entries.filter(|entry| entry.path().is_dir());
-        folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-    }
 }
 
 #[cfg(test)]

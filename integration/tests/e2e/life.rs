@@ -97,7 +97,7 @@ fn stopping_leaves_nothing_running_and_starting_brings_all_back() {
         assert!(!Path::new(leftover).exists(), "{leftover} was left behind");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains("/run/garret/machines/alice"), "{mounts}");
+    assert!(!mounts.contains("/run/garret/machines/alice/"), "{mounts}");
     ALICE.garret(&["start", "--machine"]).ok();
     wait_until("the environment is ready again", 120, || workspace.environment()["status"]["phase"] == "ready");
     assert_eq!(workspace.sh("cat ~/data").ok(), "data\n");

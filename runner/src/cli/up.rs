@@ -1,7 +1,6 @@
 //! `garret up`
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -9,8 +8,7 @@ use garret_api::Problem;
 use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
 use garret_api::runner::{Desired, Environment, EnvironmentRequest, Event, Happening};
-use garret_devcontainer::find;
-use garret_devcontainer::find::Files;
+use garret_devcontainer::{Folder, find};
 use rustix::process::geteuid;
 
 use super::exec::Process;
@@ -53,9 +51,10 @@ impl Up {
             bail!("--json and a command would both write to standard output: leave one out");
         }
         let workspace = target::folder(&self.folder)?;
-        let config = find(&Folder(&workspace), self.config.as_deref())
-            .with_context(|| format!("workspace {}", workspace.display()))?;
-        let text = fs::read(workspace.join(&config)).with_context(|| format!("cannot read {config}"))?;
+        let files = Folder(&workspace);
+        let config =
+            find(&files, self.config.as_deref()).with_context(|| format!("workspace {}", workspace.display()))?;
+        let text = files.read(&config).with_context(|| format!("cannot read {config}"))?;
         let local_env = local_env::collect(&workspace, &config, &text, &self.allow_env)?;
         let request = EnvironmentRequest {
             workspace: workspace.clone(),
@@ -123,21 +122,6 @@ fn judge(environment: &Environment) -> Option<Result<(), Problem>> {
             Err(environment.status.problem.clone().unwrap_or_else(stopped))
         }
     })
-}
-
-/// A workspace's files, as the search for its devcontainer.json asks for them.
-struct Folder<'a>(&'a Path);
-
-impl Files for Folder<'_> {
-    fn is_file(&self, path: &str) -> bool {
-        self.0.join(path).is_file()
-    }
-
-    fn folders(&self, path: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.0.join(path)).into_iter().flatten().flatten();
-        let folders = entries.filter(|entry| entry.path().is_dir());
-        folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use garret_api::vmm::{
 use super::jail::{self, JailSpec};
 use super::network::{self, NetworkConfig, Slot};
 use super::share::Identity;
-use super::{MachinePaths, cgroup, workspaces};
+use super::{MachinePaths, cgroup, run_folder, workspaces};
 
 /// The guest's context id. Every machine has a muxer of its own, so all may have the same.
 const GUEST_CID: u32 = 3;
@@ -105,11 +105,13 @@ fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
 
 fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
     let paths = launch.paths;
-    for folder in [&paths.run, &paths.jail(), &paths.vm()] {
+    run_folder::make(paths)?;
+    for folder in [&paths.jail(), &paths.vm()] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    fs::set_permissions(&paths.run, fs::Permissions::from_mode(0o700))?;
     give(&paths.vm(), 0o700, launch.identity)?;
+    // The logs of an earlier VMM may have taken all the room.
+    remove_file(&paths.vmm_log())?;
     clear_vm_folder(paths, launch.identity)?;
     workspaces::prepare(paths)
 }
@@ -252,30 +254,6 @@ pub fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<
     Ok(())
 }
 
-/// Removes the run folder of a machine that was cleaned up. Never what is below `workspaces`: it would be a developer's files,
-/// if a mount came late.
-///
-/// # Errors
-/// A workspace is there still, or a file cannot be removed.
-pub fn remove_run_folder(paths: &MachinePaths) -> anyhow::Result<()> {
-    let entries = match fs::read_dir(&paths.run) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", paths.run.display())),
-    };
-    for entry in entries {
-        let entry = entry?;
-        let path = entry.path();
-        let removed = match entry.file_type()?.is_dir() {
-            true if path == paths.workspaces() => fs::remove_dir(&path),
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
-        };
-        removed.with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    fs::remove_dir(&paths.run).with_context(|| format!("cannot remove {}", paths.run.display()))
-}
-
 fn remove_file(path: &Path) -> anyhow::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -322,22 +300,6 @@ mod tests {
         fs::write(paths.config(), serde_json::to_vec(&machine_config(&launch)).unwrap()).unwrap();
         let guest = Some(Ipv4Addr::new(100, 96, 0, 26));
         assert_eq!(started(&paths), Some(Started { memory_mib: 4000, guest }));
-    }
-
-    #[test]
-    fn a_workspace_that_is_still_there_is_not_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
-        remove_run_folder(&paths).unwrap();
-        fs::create_dir_all(paths.workspace("late")).unwrap();
-        fs::create_dir_all(paths.vm().join("below")).unwrap();
-        fs::write(paths.workspace("late").join("file"), "").unwrap();
-        let error = remove_run_folder(&paths).unwrap_err().to_string();
-        assert!(error.contains("workspaces"), "{error}");
-        assert!(paths.workspace("late").join("file").exists());
-        fs::remove_dir_all(paths.workspace("late")).unwrap();
-        remove_run_folder(&paths).unwrap();
-        assert!(!paths.run.exists());
     }
 
     #[test]

@@ -12,14 +12,16 @@ pub mod network;
 mod paths;
 mod program;
 mod revocation;
+mod run_folder;
 pub mod share;
 mod sweep;
 mod workspaces;
 
 pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub use launch::{Artifacts, Launch, Started, clean_up, launch, remove_run_folder, started};
+pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
 pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
+pub use run_folder::remove as remove_run_folder;
 pub use sweep::{remove_unknown, unknown_machines};
 pub use workspaces::revoke_workspace;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::{MachinePaths, Slot, clean_up, remove_run_folder};
+use super::{MachinePaths, Slot, clean_up, run_folder};
 
 /// No machine has it: a machine's uplink goes with its namespace.
 const NO_SLOT: Slot = Slot(u16::MAX);
@@ -35,7 +35,7 @@ pub fn unknown_machines(run_folder: &Path, known: &BTreeSet<String>) -> anyhow::
 pub fn remove_unknown(run_folder: &Path, name: &str) -> anyhow::Result<()> {
     let paths = MachinePaths::new(run_folder, name);
     clean_up(name, NO_SLOT, &paths)?;
-    remove_run_folder(&paths)
+    run_folder::remove(&paths)
 }
 
 #[cfg(test)]

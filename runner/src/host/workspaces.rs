@@ -83,7 +83,7 @@ pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
 }
 
 /// Whether `path` itself is mounted on; a bind of a folder onto itself counts, which device numbers would not show.
-fn is_mount_point(path: &Path) -> anyhow::Result<bool> {
+pub(super) fn is_mount_point(path: &Path) -> anyhow::Result<bool> {
     let mount =
         |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id);
     let parent = path.parent().context("a mount point has a parent")?;

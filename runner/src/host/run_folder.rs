@@ -1,0 +1,112 @@
+//! The folder of a machine's sockets and logs: a small file system of its own. Nothing that a VMM writes there takes away room
+//! from other machines or from the host.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use anyhow::Context;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::MachinePaths;
+use super::workspaces::is_mount_point;
+
+/// Room for the logs, each of which has a limit in an honest VMM, and for a mount point for each workspace. Root's only.
+const OPTIONS: &std::ffi::CStr = c"mode=700,size=32m,nr_inodes=1024";
+
+/// Makes the folder unless it is there.
+///
+/// # Errors
+/// It cannot be mounted.
+pub(super) fn make(paths: &MachinePaths) -> anyhow::Result<()> {
+    let folder = &paths.run;
+    if folder.exists() && is_mount_point(folder)? {
+        return Ok(());
+    }
+    // An earlier garret's, which was no mount.
+    remove(paths)?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    mount("garret", folder, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(OPTIONS))
+        .with_context(|| format!("cannot mount {}", folder.display()))
+}
+
+/// Removes the folder of a machine that was cleaned up. Never what is below `workspaces`: it would be a developer's files,
+/// if a mount came late.
+///
+/// # Errors
+/// A workspace is there still, or a file cannot be removed.
+pub fn remove(paths: &MachinePaths) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(&paths.run) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", paths.run.display())),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        let removed = match entry.file_type()?.is_dir() {
+            true if path == paths.workspaces() => fs::remove_dir(&path),
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    if is_mount_point(&paths.run)? {
+        // Detached: whoever reads a log still has it open.
+        unmount(&paths.run, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", paths.run.display()))?;
+    }
+    fs::remove_dir(&paths.run).with_context(|| format!("cannot remove {}", paths.run.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_fills_a_machines_folder_leaves_the_others_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let [paths, other] = ["m", "other"].map(|name| MachinePaths::new(dir.path(), name));
+        for paths in [&paths, &other] {
+            make(paths).unwrap();
+        }
+        let mut file = fs::File::create(paths.vmm_log()).unwrap();
+        let full = std::iter::repeat_with(|| file.write_all(&[1; 1 << 20])).take(64).find_map(Result::err).unwrap();
+        assert_eq!(full.kind(), ErrorKind::StorageFull);
+        fs::write(other.vmm_log(), "text").unwrap();
+        // A second time changes nothing.
+        make(&paths).unwrap();
+        assert!(fs::metadata(paths.vmm_log()).unwrap().len() > 0);
+        for paths in [&paths, &other] {
+            remove(paths).unwrap();
+            assert!(!paths.run.exists());
+        }
+    }
+
+    #[test]
+    fn the_folder_of_an_earlier_garret_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        fs::create_dir_all(paths.vm()).unwrap();
+        make(&paths).unwrap();
+        assert!(is_mount_point(&paths.run).unwrap() && !paths.vm().exists());
+        remove(&paths).unwrap();
+        assert!(!paths.run.exists());
+    }
+
+    #[test]
+    fn a_workspace_that_is_still_there_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        remove(&paths).unwrap();
+        fs::create_dir_all(paths.workspace("late")).unwrap();
+        fs::create_dir_all(paths.vm().join("below")).unwrap();
+        fs::write(paths.workspace("late").join("file"), "").unwrap();
+        let error = remove(&paths).unwrap_err().to_string();
+        assert!(error.contains("workspaces"), "{error}");
+        assert!(paths.workspace("late").join("file").exists());
+        fs::remove_dir_all(paths.workspace("late")).unwrap();
+        remove(&paths).unwrap();
+        assert!(!paths.run.exists());
+    }
+}
