@@ -24,6 +24,9 @@ use crate::{acpi, boot};
 /// Why a pause failed; the machine runs.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseFailed {
+    /// A device cannot stop: its requests wait for the host.
+    #[error("device {0} waits for space on the host's disk: make some free first")]
+    HostFull(String),
     /// A device did not stop in time.
     #[error("{0}; try again")]
     Device(StillBusy),
@@ -74,6 +77,10 @@ impl Machine {
     /// First the vCPUs stop, then the devices: no request comes in any more, and those in flight are finished. Either may
     /// take `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
+        // Told to stop, it would serve nothing at all until there is space, reads included.
+        if let Some(device) = self.pci.waits_for_host() {
+            return Err(PauseFailed::HostFull(device.to_owned()));
+        }
         let paused = match self.vcpus.pause(deadline) {
             true => self.pci.pause(deadline).map_err(PauseFailed::Device),
             false => Err(PauseFailed::Vcpus),

@@ -106,6 +106,11 @@ impl PciBus {
         self.functions.iter().filter(|function| lock(function).resume().is_err()).count() == 0
     }
 
+    /// The first device with requests that wait for the host: it would not stop before the host has space.
+    pub fn waits_for_host(&self) -> Option<&str> {
+        self.counters.iter().find(|(_, counters)| counters.metrics().waiting > 0).map(|(name, _)| name.as_str())
+    }
+
     /// Every device's counters, by its name.
     pub fn metrics(&self) -> BTreeMap<String, DeviceMetrics> {
         self.counters.iter().map(|(name, counters)| (name.clone(), counters.metrics())).collect()

@@ -12,6 +12,7 @@ pub struct Counters {
     chains: AtomicU64,
     faults: AtomicU64,
     host_failures: AtomicU64,
+    waiting: AtomicU64,
 }
 
 impl Counters {
@@ -35,6 +36,10 @@ impl Counters {
         self.host_failures.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn set_waiting(&self, requests: u64) {
+        self.waiting.store(requests, Ordering::Relaxed);
+    }
+
     /// The counters now.
     pub fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
@@ -43,6 +48,7 @@ impl Counters {
             chains: self.chains.load(Ordering::Relaxed),
             faults: self.faults.load(Ordering::Relaxed),
             host_failures: self.host_failures.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
 }

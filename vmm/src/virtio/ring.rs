@@ -241,6 +241,11 @@ impl Ring {
         self.counters.host_failure();
     }
 
+    /// Tells how many requests wait for the host.
+    pub fn set_waiting(&self, requests: usize) {
+        self.counters.set_waiting(requests as u64);
+    }
+
     /// Interrupts the driver if it wants that for what was completed since the last call. The worker does it after every call
     /// of the backend; call it yourself only to do so earlier.
     pub fn signal(&mut self) -> Result<(), Fault> {

@@ -3,13 +3,15 @@
 //! A request is judged by [`request`], becomes a [`job::Job`] and is carried out by io_uring, or in place where the host has
 //! no io_uring. What is discarded is punched out of the file, so the image shrinks with its contents.
 //!
-//! The image is sparse: the host can run out of space for it. A request that finds none waits and is tried again, for an
-//! error would make the guest's file system give up, and everything in the machine with it.
+//! The image is sparse: the host can run out of space for it. A write that finds none waits and is tried again, for an
+//! error would make the guest's file system give up, and everything in the machine with it. A flush is not tried again: the
+//! host tells its failure once and may have dropped what was to be written, so that the next one would succeed.
 
 mod config;
 mod failures;
 mod image;
 mod job;
+mod outcome;
 mod request;
 mod uring;
 
@@ -29,6 +31,7 @@ use self::config::BlockConfig;
 use self::failures::Failures;
 use self::image::{Image, ImageError};
 use self::job::Job;
+use self::outcome::{Outcome, Outcomes};
 use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
 use self::uring::Uring;
 use crate::rate_limit::RateLimiter;
@@ -86,8 +89,9 @@ struct BlockBackend {
     limiter: RateLimiter,
     /// Absent where the host has none for us: then requests are carried out in place.
     uring: Option<Uring>,
-    /// Requests for which the host had no space.
+    /// Writes for which the host had no space.
     waiting: Vec<Job>,
+    outcomes: Outcomes,
     retry: Timer,
     negotiated: u64,
     failures: Failures,
@@ -101,7 +105,8 @@ impl BlockBackend {
         let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
         let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
-        Ok(Self { id, image, config: space, limiter, uring: None, waiting, retry, negotiated: 0, failures })
+        let (uring, negotiated, outcomes) = (None, 0, Outcomes::default());
+        Ok(Self { id, image, config: space, limiter, uring, waiting, outcomes, retry, negotiated, failures })
     }
 
     fn features(&self) -> u64 {
@@ -172,32 +177,43 @@ impl BlockBackend {
 
     /// Answers a job, turns it into the flush it still needs, or lets it wait for space.
     fn finish(&mut self, mut job: Job, result: io::Result<()>, ring: &mut Ring) -> Result<(), Fault> {
-        if job.durable && result.is_ok() {
-            job.durable = false;
-            job.action = Action::Flush;
-            return self.carry_out(job, ring);
+        let outcome = self.outcomes.of(job.action, job.durable, &result);
+        if let Err(error) = result {
+            ring.host_failed();
+            self.warn(outcome, &error);
         }
-        let Err(error) = result else { return answer(&job.chain, Status::Ok, ring) };
-        ring.host_failed();
-        let waits = is_out_of_space(&error);
+        match outcome {
+            Outcome::Answer(status) => answer(&job.chain, status, ring),
+            Outcome::Flush => {
+                job.durable = false;
+                job.action = Action::Flush;
+                self.carry_out(job, ring)
+            }
+            Outcome::Wait => self.wait_for_space(job, ring),
+        }
+    }
+
+    fn warn(&mut self, outcome: Outcome, error: &io::Error) {
         if self.failures.begin(Instant::now()) {
+            let waits = outcome == Outcome::Wait;
             let consequence = if waits { "it waits for space" } else { "an I/O error for the guest" };
             tracing::warn!(disk = self.id, "the host fails a request, {consequence}: {error}");
         }
-        if waits { self.wait_for_space(job) } else { answer(&job.chain, Status::IoError, ring) }
     }
 
-    fn wait_for_space(&mut self, job: Job) -> Result<(), Fault> {
+    fn wait_for_space(&mut self, job: Job, ring: &Ring) -> Result<(), Fault> {
         if self.waiting.is_empty() {
             self.retry.set(RETRY_PAUSE, Duration::ZERO)?;
         }
         self.waiting.push(job);
+        ring.set_waiting(self.waiting.len());
         Ok(())
     }
 
     /// Tries again what waited. Those of an attempt are few (a queue has 256), and one that fails again costs no data.
     fn try_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.retry.clear();
+        ring.set_waiting(0);
         std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.carry_out(job, ring))
     }
 
@@ -228,10 +244,6 @@ fn worth_another_try(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::ECANCELED))
 }
 
-fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-}
-
 impl Backend for BlockBackend {
     /// On the worker's thread, because the bound on kernel threads belongs to the thread that submits.
     fn prepare(&mut self) -> io::Result<()> {
@@ -240,6 +252,10 @@ impl Backend for BlockBackend {
             Err(error) => tracing::info!(disk = self.id, "the host has no io_uring for us, requests block: {error}"),
         }
         Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.outcomes = Outcomes::default();
     }
 
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {

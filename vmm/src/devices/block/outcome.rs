@@ -1,0 +1,83 @@
+//! What becomes of a request once the host has carried it out or failed it.
+
+use std::io;
+
+use super::request::{Action, Status};
+
+/// What happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The driver gets its answer.
+    Answer(Status),
+    /// The write is done and has to be made durable first.
+    Flush,
+    /// The host's disk is full: the request waits and is tried again.
+    Wait,
+}
+
+/// Decides for one driver's requests.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// A flush has failed. The host tells that once, and may have dropped what was to be written: a flush that succeeds later
+    /// says nothing of it.
+    flush_failed: bool,
+}
+
+impl Outcomes {
+    /// `durable`: the answer must wait until the change is durable.
+    pub fn of(&mut self, action: Action, durable: bool, result: &io::Result<()>) -> Outcome {
+        match result {
+            Ok(()) if durable => Outcome::Flush,
+            Ok(()) if action == Action::Flush && self.flush_failed => Outcome::Answer(Status::IoError),
+            Ok(()) => Outcome::Answer(Status::Ok),
+            // Nothing was acknowledged yet that a second attempt could lose.
+            Err(error) if action != Action::Flush && is_out_of_space(error) => Outcome::Wait,
+            Err(_) => {
+                self.flush_failed |= action == Action::Flush;
+                Outcome::Answer(Status::IoError)
+            }
+        }
+    }
+}
+
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE: Action = Action::Write { offset: 0, len: 512 };
+    const READ: Action = Action::Read { offset: 0, len: 512 };
+    const ERROR: Outcome = Outcome::Answer(Status::IoError);
+    const OK: Outcome = Outcome::Answer(Status::Ok);
+
+    #[test]
+    fn writes_wait_for_space_and_flushes_never_do() {
+        for errno in [libc::ENOSPC, libc::EDQUOT] {
+            for (action, outcome) in [
+                (WRITE, Outcome::Wait),
+                (Action::Punch { offset: 0, len: 512 }, Outcome::Wait),
+                (Action::Zero { offset: 0, len: 512 }, Outcome::Wait),
+                (Action::Flush, ERROR),
+            ] {
+                let full = Err(io::Error::from_raw_os_error(errno));
+                assert_eq!(Outcomes::default().of(action, false, &full), outcome, "{action:?}");
+            }
+        }
+        let broken = Err(io::Error::from_raw_os_error(libc::EIO));
+        assert_eq!(Outcomes::default().of(WRITE, true, &broken), ERROR);
+    }
+
+    #[test]
+    fn after_a_flush_that_failed_no_flush_succeeds() {
+        let mut outcomes = Outcomes::default();
+        assert_eq!(outcomes.of(Action::Flush, false, &Ok(())), OK);
+        assert_eq!(outcomes.of(WRITE, true, &Ok(())), Outcome::Flush);
+        outcomes.of(Action::Flush, false, &Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+        assert_eq!(outcomes.of(Action::Flush, false, &Ok(())), ERROR);
+        // What needs none is served.
+        assert_eq!((outcomes.of(WRITE, false, &Ok(())), outcomes.of(READ, false, &Ok(()))), (OK, OK));
+    }
+}
