@@ -36,8 +36,9 @@ pub struct Header {
 }
 
 /// The header the host gets for a packet of `length` bytes, header included, or `None` when the packet must be dropped: it is
-/// no packet, or asks for an offload that was not negotiated, or one that points outside it.
-pub fn admit(header: Header, length: usize, features: u64) -> Option<Header> {
+/// no packet, or asks for an offload that was not negotiated, or one that points outside it, or is larger than the interface's
+/// `mtu` although nobody is to cut it into segments: the host would cut it into fragments, more than its filter counts.
+pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<Header> {
     if !(HEADER + ETHERNET_MIN..=PACKET_MAX).contains(&length) {
         return None;
     }
@@ -56,6 +57,9 @@ pub fn admit(header: Header, length: usize, features: u64) -> Option<Header> {
         VIRTIO_NET_HDR_GSO_TCPV6 if has(VIRTIO_NET_F_HOST_TSO6) => true,
         _ => return None,
     };
+    if !segments && frame > ETHERNET + usize::from(mtu) {
+        return None;
+    }
     // §5.1.6.2: segmentation needs the checksum, and pieces of some size.
     if segments && (!checksum || header.gso_size.get() < SEGMENT_MIN || usize::from(header.hdr_len.get()) > frame) {
         return None;
@@ -125,8 +129,11 @@ mod tests {
         for (header, length, features, admitted) in [
             (plain, HEADER + 60, 0, true),
             (plain, HEADER + 13, ALL, false),
-            (plain, PACKET_MAX, ALL, true),
-            (plain, PACKET_MAX + 1, ALL, false),
+            (plain, HEADER + ETHERNET + 1500, ALL, true),
+            (plain, HEADER + ETHERNET + 1501, ALL, false),
+            (checksum, HEADER + ETHERNET + 1501, ALL, false),
+            (segments, PACKET_MAX, ALL, true),
+            (segments, PACKET_MAX + 1, ALL, false),
             (plain, 0, ALL, false),
             (checksum, HEADER + 52, ALL, true),
             (checksum, HEADER + 51, ALL, false),
@@ -140,9 +147,9 @@ mod tests {
             (header_with(segments, |h| h.gso_type = 3), HEADER + 3000, ALL, false),
             (header_with(segments, |h| h.gso_type = 5), HEADER + 3000, ALL, false),
             (header_with(segments, |h| h.gso_type = 0x81), HEADER + 3000, ALL, false),
-            (header_with(checksum, |h| h.csum_start = u16::MAX.into()), PACKET_MAX - 2, ALL, false),
+            (header_with(segments, |h| h.csum_start = u16::MAX.into()), PACKET_MAX - 2, ALL, false),
         ] {
-            assert_eq!(admit(header, length, features).is_some(), admitted, "{header:?} {length}");
+            assert_eq!(admit(header, length, features, 1500).is_some(), admitted, "{header:?} {length}");
         }
     }
 
@@ -166,8 +173,9 @@ mod tests {
         #[test]
         fn what_is_admitted_is_sound(bytes in any::<[u8; 12]>(), length in 0..70_000_usize, features in any::<u64>()) {
             let header = Header::read_from_bytes(&bytes).unwrap();
-            if let Some(admitted) = admit(header, length, features) {
+            if let Some(admitted) = admit(header, length, features, 1500) {
                 let frame = length - HEADER;
+                prop_assert!(admitted.gso_type != 0 || frame <= ETHERNET + 1500);
                 let checksum = admitted.flags == 1;
                 prop_assert!(admitted.flags <= 1);
                 prop_assert!(!checksum || features & 1 << VIRTIO_NET_F_CSUM != 0);

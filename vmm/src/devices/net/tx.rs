@@ -54,7 +54,7 @@ impl Tx {
         // All of its bit patterns are valid, and the length is right.
         let header = Header::read_from_bytes(&bytes).unwrap_or_default();
         // The host gets our copy of the header, which the guest cannot change after it was judged.
-        let Some(header) = admit(header, length, self.features) else { return Ok(true) };
+        let Some(header) = admit(header, length, self.features, tap.mtu) else { return Ok(true) };
         match buffers::write(tap.as_fd(), header.as_bytes(), &reader) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.waiting = true;
