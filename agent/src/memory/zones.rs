@@ -4,10 +4,13 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 const ZONEINFO: &str = "/proc/zoneinfo";
 /// How much movable memory there may be for the kernel's, in per cent (admin-guide/mm/memory-hotplug.rst).
 const RATIO: &str = "/sys/module/memory_hotplug/parameters/auto_movable_ratio";
+/// What the kernel begins with.
+const USUAL: &str = "301";
 /// None: what comes is for the kernel.
 const FOR_THE_KERNEL: &str = "0";
 const PAGE: u64 = 4096;
@@ -56,8 +59,7 @@ impl KernelZones {
 /// What becomes of the memory that is plugged next.
 #[derive(Debug)]
 pub struct Zones {
-    /// The ratio the kernel began with.
-    usual: String,
+    ratio: PathBuf,
     short: bool,
 }
 
@@ -65,7 +67,13 @@ impl Zones {
     /// # Errors
     /// The kernel has no such ratio: it was built without hotplug of memory.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { usual: fs::read_to_string(RATIO)?.trim().to_owned(), short: false })
+        Self::with_ratio(RATIO.into())
+    }
+
+    /// An agent that died may have left the ratio of a shortage.
+    fn with_ratio(ratio: PathBuf) -> io::Result<Self> {
+        let short = fs::read_to_string(&ratio)?.trim() == FOR_THE_KERNEL;
+        Ok(Self { ratio, short })
     }
 
     /// Looks, and directs what is plugged next. Whether the kernel is short of memory of its own.
@@ -74,11 +82,16 @@ impl Zones {
     /// The kernel's files cannot be read or written.
     pub fn look(&mut self) -> io::Result<bool> {
         let short = KernelZones::parse(&fs::read_to_string(ZONEINFO)?).are_short();
+        self.direct(short)?;
+        Ok(short)
+    }
+
+    fn direct(&mut self, short: bool) -> io::Result<()> {
         if short != self.short {
-            fs::write(RATIO, if short { FOR_THE_KERNEL } else { &self.usual })?;
+            fs::write(&self.ratio, if short { FOR_THE_KERNEL } else { USUAL })?;
             self.short = short;
         }
-        Ok(short)
+        Ok(())
     }
 }
 
@@ -97,6 +110,20 @@ mod tests {
         let zones = KernelZones::parse(ZONEINFO);
         assert_eq!(zones, KernelZones { managed: 1600 * PAGE, obtainable: 500 * PAGE });
         assert_eq!(KernelZones::parse(""), KernelZones::default());
+    }
+
+    #[test]
+    fn an_agent_that_died_in_a_shortage_leaves_none_behind() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ratio = || fs::read_to_string(file.path()).unwrap();
+        fs::write(file.path(), "301\n").unwrap();
+        let zones = || Zones::with_ratio(file.path().into()).unwrap();
+        zones().direct(true).unwrap();
+        assert_eq!(ratio(), "0");
+        zones().direct(true).unwrap();
+        assert_eq!(ratio(), "0");
+        zones().direct(false).unwrap();
+        assert_eq!(ratio(), "301");
     }
 
     #[test]
