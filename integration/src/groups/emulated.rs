@@ -23,6 +23,8 @@ const KEEPS_LOGS_WITHIN: Duration = Duration::from_secs(30);
 
 /// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
 const MEMORY_TESTS: &str = "memory-";
+/// In the names of tests that take a second or some.
+const SHORT: &str = " bad_input::";
 /// The kill campaign's program.
 pub const CAMPAIGN: &str = "campaign-";
 
@@ -54,9 +56,8 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
         tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
     }
-    // The long ones come first. The first of `e2e` are short (bad_input): taken last, they let the hosts end at about the same
-    // time.
-    tests.sort_by_cached_key(|test| Reverse((test.starts_with(CAMPAIGN), test.clone())));
+    // The long ones come first. Those of bad input are short: taken last, they let the hosts end at about the same time.
+    tests.sort_by_cached_key(|test| Reverse((test.starts_with(CAMPAIGN), !test.contains(SHORT), test.clone())));
     if tests.is_empty() && programs.iter().all(|program| always(program)) {
         return Ok(true); // `only` meant tests that ran natively
     }
