@@ -77,7 +77,7 @@ impl Machine {
     /// First the vCPUs stop, then the devices: no request comes in any more, and those in flight are finished. Either may
     /// take `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
-        // Told to stop, it would serve nothing at all until there is space, reads included.
+        // A device that stops serves no request until its waiting writes are done, reads included.
         if let Some(device) = self.pci.waits_for_host() {
             return Err(PauseFailed::HostFull(device.to_owned()));
         }

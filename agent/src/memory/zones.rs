@@ -70,7 +70,7 @@ impl Zones {
         Self::with_ratio(RATIO.into())
     }
 
-    /// An agent that died may have left the ratio of a shortage.
+    /// An agent that died may have left the ratio of a shortage in force.
     fn with_ratio(ratio: PathBuf) -> io::Result<Self> {
         let short = fs::read_to_string(&ratio)?.trim() == FOR_THE_KERNEL;
         Ok(Self { ratio, short })

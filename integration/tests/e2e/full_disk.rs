@@ -54,7 +54,7 @@ fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     wait_until("the host's full disk is reported", 60, || told() > before);
     let log = fs::read_to_string("/run/garret/machines/bob/vmm.log").expect("the VMM's log");
     assert_eq!(log.matches("No space left on device").count(), 1, "{log}");
-    // A disk told to stop would not even read any more.
+    // A disk that stops would serve no reads either.
     let pause = ["--unix-socket", "/run/garret/machines/bob/api.sock", "-sS", "-X", "POST", "http://vmm/v1/pause"];
     let refused = Command::new("curl").args(pause).output().expect("curl runs").stdout;
     assert!(String::from_utf8_lossy(&refused).contains("waits for space on the host"), "{refused:?}");

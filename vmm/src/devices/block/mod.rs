@@ -4,8 +4,8 @@
 //! no io_uring. What is discarded is punched out of the file, so the image shrinks with its contents.
 //!
 //! The image is sparse: the host can run out of space for it. A write that finds none waits and is tried again, for an
-//! error would make the guest's file system give up, and everything in the machine with it. A flush is not tried again: the
-//! host tells its failure once and may have dropped what was to be written, so that the next one would succeed.
+//! error would make the guest's file system give up, and everything in the machine with it. A flush is not tried again:
+//! the host reports its failure once and may have dropped the data, so that the next flush would succeed.
 
 mod config;
 mod failures;

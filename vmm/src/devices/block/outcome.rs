@@ -18,8 +18,7 @@ pub enum Outcome {
 /// Decides for one driver's requests.
 #[derive(Debug, Default)]
 pub struct Outcomes {
-    /// A flush has failed. The host tells that once, and may have dropped what was to be written: a flush that succeeds later
-    /// says nothing of it.
+    /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without it.
     flush_failed: bool,
 }
 
@@ -30,7 +29,7 @@ impl Outcomes {
             Ok(()) if durable => Outcome::Flush,
             Ok(()) if action == Action::Flush && self.flush_failed => Outcome::Answer(Status::IoError),
             Ok(()) => Outcome::Answer(Status::Ok),
-            // Nothing was acknowledged yet that a second attempt could lose.
+            // The driver has no answer yet: a second attempt loses nothing.
             Err(error) if action != Action::Flush && is_out_of_space(error) => Outcome::Wait,
             Err(_) => {
                 self.flush_failed |= action == Action::Flush;

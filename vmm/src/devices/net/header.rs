@@ -36,8 +36,8 @@ pub struct Header {
 }
 
 /// The header the host gets for a packet of `length` bytes, header included, or `None` when the packet must be dropped: it is
-/// no packet, or asks for an offload that was not negotiated, or one that points outside it, or is larger than the interface's
-/// `mtu` although nobody is to cut it into segments: the host would cut it into fragments, more than its filter counts.
+/// no packet, or asks for an offload that was not negotiated, or one that points outside it. A packet without segmentation
+/// may have `mtu` bytes: the host would cut a larger one into fragments behind the filter that counts fragments.
 pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<Header> {
     if !(HEADER + ETHERNET_MIN..=PACKET_MAX).contains(&length) {
         return None;
