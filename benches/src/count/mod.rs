@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     fn snapshot(exits: u64, chains: u64) -> Snapshot {
-        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0, host_failures: 0 };
+        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0, host_failures: 0, waiting: 0 };
         Snapshot {
             kvm: BTreeMap::from([("exits".into(), exits)]),
             system_calls: Some(exits * 2),
