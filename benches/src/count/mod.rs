@@ -45,6 +45,7 @@ impl Snapshot {
                 chains: now.chains.saturating_sub(then.chains),
                 faults: now.faults.saturating_sub(then.faults),
                 host_failures: now.host_failures.saturating_sub(then.host_failures),
+                waiting: now.waiting,
             };
             (name.clone(), difference)
         });
