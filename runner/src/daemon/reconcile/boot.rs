@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
-use garret_api::Problem;
 use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::{Client, Error};
 use garret_api::runner::{Desired, MachinePhase};
+use garret_api::{Problem, one_line};
 use tokio::time::Instant;
 
 use super::disk_failures::DiskFailures;
@@ -14,7 +14,6 @@ use super::driver::{Driver, Life};
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
-use crate::daemon::verdict::one_line;
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
 
@@ -154,7 +153,7 @@ impl Driver {
                 self.daemon.memory.standing.running(self.uid).await;
                 answer(&agent).await
             } => {
-                tracing::info!(machine = machine.name, agent = info.version, "the agent answers");
+                tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
                 if API.overlaps(info.api) {
                     self.set_up(machine).await?;
                 } else {

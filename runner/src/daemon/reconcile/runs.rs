@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::agent::{AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, Happening};
+use garret_api::{Problem, one_line};
 use hyper::Method;
 use rusqlite::Connection;
 use tokio::time::{Instant, timeout};
@@ -16,7 +16,6 @@ use tokio::time::{Instant, timeout};
 use super::backoff::backoff;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
-use crate::daemon::verdict::one_line;
 use crate::host;
 
 /// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
@@ -58,8 +57,8 @@ impl Run {
             match self.attempt(&mut spec).await? {
                 Followed::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
                 Followed::Lost(error) if attempt == TRIES => {
-                    let progress = failed("agent", Problem::new("unavailable", format!("the agent is lost: {error}")));
-                    return finish(&self.daemon, &self.row, progress).await;
+                    let problem = Problem::new("unavailable", format!("the agent is lost: {error}")).clipped();
+                    return finish(&self.daemon, &self.row, failed("agent", problem)).await;
                 }
                 Followed::Lost(error) => {
                     tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
@@ -97,7 +96,9 @@ impl Run {
     async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<Followed> {
         let lines = match self.agent().lines::<Progress, _>(Method::PUT, &self.path(""), Some(spec)).await {
             Ok(lines) => lines,
-            Err(Error::Problem { problem, .. }) => return Ok(Followed::Ended(failed("environment", clip(problem)))),
+            Err(Error::Problem { problem, .. }) => {
+                return Ok(Followed::Ended(failed("environment", problem.clipped())));
+            }
             Err(error) => return Ok(Followed::Lost(error)),
         };
         let mut steps = 0;
@@ -210,7 +211,7 @@ impl Run {
             refusals += 1;
             if refusals == 1 {
                 let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
-                let problem = clip(Problem::new("unavailable", said));
+                let problem = Problem::new("unavailable", said).clipped();
                 tracing::warn!("{problem}");
                 self.tell(problem).await?;
             }
@@ -313,7 +314,7 @@ fn tame(progress: Progress) -> Progress {
         Progress::Started { step } => Progress::Started { step: one_line(&step) },
         Progress::Output { step, text } => Progress::Output { step: one_line(&step), text: cut(text, OUTPUT_MAX) },
         Progress::Finished { step, ms } => Progress::Finished { step: one_line(&step), ms },
-        Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: clip(problem) },
+        Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: problem.clipped() },
         Progress::Ready { environment } => Progress::Ready { environment: tame_status(environment) },
         Progress::Unknown => Progress::Unknown,
     }
@@ -327,12 +328,8 @@ fn tame_status(status: EnvironmentStatus) -> EnvironmentStatus {
         container_id: word(status.container_id),
         remote_user: word(status.remote_user),
         workspace_folder: word(status.workspace_folder),
-        problem: status.problem.map(clip),
+        problem: status.problem.map(Problem::clipped),
     }
-}
-
-fn clip(problem: Problem) -> Problem {
-    Problem { code: one_line(&problem.code), message: one_line(&problem.message) }
 }
 
 /// At most `max` bytes, whole characters.
@@ -436,6 +433,27 @@ mod tests {
         let bodies = sent(&[]).await;
         assert!(bodies.iter().all(|body| body.get("generation").is_none()), "{bodies:?}");
         assert_eq!(bodies.iter().map(|body| body["rebuild"].clone()).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_many_words_is_lost_in_one_short_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = serde_json::json!({"version": "v", "boot_id": "b", "set_up": true, "pid": "x".repeat(900_000)});
+        let router = Router::new().route("/v1/agent", routing::get(async move || axum::Json(info)));
+        let run = run(dir.path(), EnvironmentRow { generation: 5, ..environment(7, "w") }, router).await;
+        run.bring_up().await.unwrap();
+        let (events, row) = outcome(&run).await;
+        let [Happening::Environment { progress: Progress::Failed { problem, .. }, .. }] = &events[..] else {
+            panic!("{} events", events.len())
+        };
+        let kept = row.unwrap().status.problem.unwrap();
+        assert!(problem.message.starts_with("the agent is lost: "), "{problem}");
+        assert!(
+            problem.message.len() < 1024 && kept.message.len() < 1024,
+            "{} {}",
+            problem.message.len(),
+            kept.message.len()
+        );
     }
 
     /// What has happened to the environment and what is kept of it.

@@ -3,7 +3,7 @@
 use garret_api::runner::{Event, Happening};
 use rusqlite::{Connection, Row, ToSql, params};
 
-use super::{environments, json, machines, now_ms};
+use super::{bounded_json, environments, machines, now_ms};
 
 /// How many events are kept of each developer; one's noise never costs another's events.
 pub const EVENTS_MAX: u64 = 2048;
@@ -42,7 +42,7 @@ pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happenin
         "INSERT INTO events (at_ms, uid, developer, environment, what)
          SELECT ?, uid, owner, ?, ? FROM machines WHERE uid = ?",
     )?
-    .execute(params![now_ms(), environment, json(what)?, uid])?;
+    .execute(params![now_ms(), environment, bounded_json(what)?, uid])?;
     db.prepare_cached(
         "DELETE FROM events WHERE uid = ?1
          AND id <= (SELECT id FROM events WHERE uid = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
