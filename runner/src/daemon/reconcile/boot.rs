@@ -86,7 +86,7 @@ impl Driver {
     pub(super) async fn launch(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let uid = self.uid;
         (self.since, self.adopted, self.asked, self.blame) = (Instant::now(), false, false, None);
-        self.disk = DiskFailures::default();
+        self.disk = DiskFailures::of_new_vmm();
         self.daemon
             .write(move |db| {
                 machines::set_phase(db, uid, MachinePhase::Starting, "starting")?;
