@@ -1,5 +1,6 @@
 //! From nothing, or from what an earlier runner left, to a machine whose agent answers.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -101,7 +102,7 @@ impl Driver {
             Ok(pid) => {
                 tracing::info!(machine = machine.name, pid, "launched");
                 self.daemon.memory.standing.started(uid);
-                self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
+                (self.vmm, self.blame) = watched(VmmProcess::watch(pid));
                 if let Life::Booting(process) = &self.vmm {
                     self.daemon.set_vmm(&machine.name, Some(pid));
                     self.remember(process.id.clone()).await?;
@@ -295,6 +296,14 @@ impl Driver {
     }
 }
 
+/// The life of a VMM that was just started. One that cannot be watched would run on unseen: it is ended, and that is why.
+fn watched(process: io::Result<Option<VmmProcess>>) -> (Life, Option<String>) {
+    match process {
+        Ok(process) => (process.map_or(Life::Dead, Life::Booting), None),
+        Err(error) => (Life::Dead, Some(format!("cannot watch the VMM: {error}"))),
+    }
+}
+
 /// The pause before the next set-up of a machine that was adopted `since` ago: exponential, for it follows the time passed.
 fn setup_pause(since: Duration) -> Duration {
     (since / 2).clamp(PAUSE, SETUP_PAUSE_MAX)
@@ -335,6 +344,14 @@ fn hostname(developer: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vmm_that_cannot_be_watched_is_ended() {
+        let (life, blame) = watched(Err(io::ErrorKind::Other.into()));
+        assert!(matches!(life, Life::Dead) && blame.unwrap().starts_with("cannot watch the VMM: "));
+        let (life, blame) = watched(Ok(None));
+        assert!(matches!(life, Life::Dead) && blame.is_none());
+    }
 
     #[test]
     fn an_agent_that_refuses_is_asked_ever_more_rarely() {
