@@ -38,13 +38,17 @@ impl Driver {
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
         let paths = self.daemon.paths(&machine.name);
         self.since = Instant::now();
-        self.vmm = match &machine.vmm {
-            Some(id) => match VmmProcess::find(id)? {
-                Some(process) => Life::Booting(process),
-                None if id.boot_id != boot_id()? => return self.forget_boot(&machine).await,
-                None => Life::Dead,
-            },
-            None => VmmProcess::listening_on(&paths.api_socket()).await?.map_or(Life::Absent, Life::Booting),
+        let known = machine.vmm.as_ref().map(VmmProcess::find).transpose()?.flatten();
+        let found = match known {
+            Some(process) => Some(process),
+            // The state may be older than the machine: it was not written in time, or restored.
+            None => VmmProcess::listening_on(&paths.api_socket()).await?,
+        };
+        self.vmm = match (found, &machine.vmm) {
+            (Some(process), _) => Life::Booting(process),
+            (None, None) => Life::Absent,
+            (None, Some(id)) if id.boot_id != boot_id()? => return self.forget_boot(&machine).await,
+            (None, Some(_)) => Life::Dead,
         };
         self.adopted = matches!(self.vmm, Life::Booting(_));
         if let Life::Booting(process) = &self.vmm {
@@ -343,7 +347,43 @@ fn hostname(developer: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use tokio::net::UnixListener;
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::accounts::NameService;
+    use crate::daemon::state::tests::machine;
+    use crate::daemon::testing;
+
+    #[tokio::test]
+    async fn a_machine_that_is_newer_than_the_state_is_adopted() {
+        for boot_id in ["another", boot_id().unwrap().as_str()] {
+            let dir = tempfile::tempdir().unwrap();
+            let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
+            let vmm = Some(VmmId { pid: u32::MAX >> 1, started: 1, boot_id: boot_id.to_owned() });
+            let (row, id) = (MachineRow { phase: MachinePhase::Running, ..machine(7) }, vmm.clone());
+            let written =
+                daemon.write(move |db| machines::put(db, &row).and_then(|()| machines::set_vmm(db, 7, id.as_ref())));
+            written.await.unwrap();
+            let driver = || Driver::new(daemon.clone(), 7, Arc::default(), Arc::new(Semaphore::new(1)));
+            let socket = daemon.paths("dev7").api_socket();
+            fs::create_dir_all(socket.parent().unwrap()).unwrap();
+            let listener = UnixListener::bind(&socket).unwrap();
+            let mut running = driver();
+            running.adopt().await.unwrap();
+            let Life::Booting(process) = &running.vmm else { panic!("{:?}", running.vmm) };
+            assert_eq!((process.id.pid, running.adopted), (std::process::id(), true));
+
+            daemon.write(move |db| machines::set_vmm(db, 7, vmm.as_ref())).await.unwrap();
+            drop(listener);
+            let mut ended = driver();
+            ended.adopt().await.unwrap();
+            assert_eq!(matches!(ended.vmm, Life::Absent), boot_id == "another", "{:?}", ended.vmm);
+        }
+    }
 
     #[test]
     fn a_vmm_that_cannot_be_watched_is_ended() {
