@@ -2,7 +2,8 @@
 //!
 //! Each call opens a connection of its own: a call that hangs or a guest that misbehaves disturbs no other call. Whatever
 //! the peer sends is bounded, for the peer may be a guest: answers by [`BODY_MAX`], lines by [`LINE_MAX`], WebSocket frames
-//! by [`FRAME_MAX`](crate::stream::FRAME_MAX), and waiting by the client's deadline.
+//! by [`FRAME_MAX`](crate::stream::FRAME_MAX), what an [`Error`] quotes of it by [`one_line`], and waiting by the client's
+//! deadline.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::{ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use crate::Problem;
 use crate::stream::{FRAME_MAX, STDIN_CREDITS};
+use crate::{Problem, one_line};
 
 /// The largest answer that is read whole, in bytes, unless [`Client::with_body_max`] says otherwise.
 pub const BODY_MAX: usize = 16 << 20;
@@ -342,21 +343,19 @@ impl Client {
 }
 
 fn broken(target: &Target, detail: impl fmt::Display) -> Error {
-    Error::Broken { target: target.to_string(), detail: detail.to_string() }
+    // A parser's error quotes the value that it refuses, which may be as large as the answer.
+    Error::Broken { target: target.to_string(), detail: one_line(&detail.to_string()) }
 }
 
 /// The error an answer other than 2xx stands for; its body should be a [`Problem`]. It becomes one line: a guest must not be
 /// able to write lines of its own into a log.
 fn refusal(status: StatusCode, body: &[u8]) -> Error {
-    let mut problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| {
+    let problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);
-        let line: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
+        let line = text.lines().next().unwrap_or_default().to_owned();
         Problem::new("internal", if line.is_empty() { status.to_string() } else { line })
     });
-    for text in [&mut problem.code, &mut problem.message] {
-        *text = text.replace(char::is_control, " ");
-    }
-    Error::Problem { status: status.as_u16(), problem }
+    Error::Problem { status: status.as_u16(), problem: problem.clipped() }
 }
 
 /// A stream of newline-delimited JSON.

@@ -75,6 +75,34 @@ async fn a_refusal_that_is_no_problem_becomes_one_line() {
     assert_eq!(Client::unix(path).text("/v1/x").await.unwrap_err().to_string(), "oops");
 }
 
+/// The longest error: its line, and the socket's path before it.
+const ERROR_MAX: usize = 1024;
+
+#[tokio::test]
+async fn a_refusal_is_one_short_line() {
+    let said = "\u{1b}\n".repeat(2_000);
+    let problem = serde_json::to_string(&Problem::new(&said, format!("{said}{}", "y".repeat(10_000)))).unwrap();
+    for body in [problem, "y".repeat(60_000)] {
+        let (_dir, path, _server) = serve(vec![("\r\n\r\n", answer("500 Internal Server Error", &body))]);
+        let problem = Client::unix(path).text("/v1/x").await.unwrap_err().into_problem();
+        assert!(problem.code.len() < ERROR_MAX && problem.message.len() < ERROR_MAX, "{}", problem.message.len());
+        assert!(problem.message.starts_with('y') && !problem.message.contains(char::is_control), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_another_type_is_quoted_in_one_short_line() {
+    let body = format!("\"{}\"", "\\u0001\\n".repeat(100_000));
+    let (_dir, path, _server) = serve(vec![("\r\n\r\n", answer("200 OK", &body))]);
+    let error = Client::unix(path).get::<u32>("/v1/x").await.unwrap_err().to_string();
+    assert!(error.contains("unexpected answer: invalid type: string") && error.len() < ERROR_MAX, "{}", error.len());
+
+    let (_dir, path, _server) = serve(vec![("\r\n\r\n", answer("200 OK", &format!("{body}\n")))]);
+    let mut lines: Lines<u32> = Client::unix(path).lines::<u32, ()>(Method::GET, "/v1/events", None).await.unwrap();
+    let error = lines.next().await.unwrap_err().to_string();
+    assert!(error.contains("invalid type: string") && error.len() < ERROR_MAX, "{}", error.len());
+}
+
 #[tokio::test]
 async fn no_server_names_the_socket() {
     let error = Client::unix("/nonexistent/garret.sock").post("/v1/x").await.unwrap_err();

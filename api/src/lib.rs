@@ -11,9 +11,11 @@
 
 pub mod agent;
 pub mod client;
+mod line;
 mod problem;
 pub mod runner;
 pub mod stream;
 pub mod vmm;
 
+pub use line::one_line;
 pub use problem::Problem;

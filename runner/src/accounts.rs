@@ -17,10 +17,13 @@ use tokio::time::{Instant, timeout};
 const FRESH: Duration = Duration::from_secs(10);
 /// How long the name service may take.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// Questions at once.
-const ASKING_MAX: usize = 8;
-/// Answers that are kept.
-const ANSWERS_MAX: usize = 1024;
+/// Questions at once about uids that have a machine, names and groups.
+const ASKING_MAX: usize = 6;
+/// Questions at once about uids that have no machine. One account may have thousands of them (subuid(5)).
+const ASKING_STRANGE_MAX: usize = 2;
+/// Answers that are kept of each kind.
+const ANSWERS_MAX: usize = 8192;
+const STRANGE_ANSWERS_MAX: usize = 1024;
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +42,40 @@ pub struct Account {
 #[derive(Debug)]
 pub struct NameService {
     getent: PathBuf,
-    answers: Mutex<HashMap<Question, (Instant, Answer)>>,
+    known: Lane,
+    strange: Lane,
     /// How long an answer is used again.
     keep: Duration,
     /// How long one question may take.
     deadline: Duration,
+}
+
+/// Questions that wait for each other, and what was answered: no number of them delays another lane's, or costs it an answer.
+#[derive(Debug)]
+struct Lane {
     asking: Semaphore,
+    answers: Mutex<HashMap<Question, (Instant, Answer)>>,
+    answers_max: usize,
+}
+
+impl Lane {
+    fn new(asking_max: usize, answers_max: usize) -> Self {
+        Self { asking: Semaphore::new(asking_max), answers: Mutex::default(), answers_max }
+    }
+
+    fn get(&self, question: &Question) -> Option<(Instant, Answer)> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned()
+    }
+
+    /// Keeps an answer; the oldest one goes where there is no room.
+    fn put(&self, question: Question, answer: Answer) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= self.answers_max && !answers.contains_key(&question) {
+            let oldest = answers.iter().min_by_key(|(_, (at, _))| *at).map(|(question, _)| question.clone());
+            oldest.and_then(|oldest| answers.remove(&oldest));
+        }
+        answers.insert(question, (Instant::now(), answer));
+    }
 }
 
 /// A database of the name service, and a key in it.
@@ -78,10 +109,10 @@ impl NameService {
     pub fn with_program(getent: impl Into<PathBuf>) -> Self {
         Self {
             getent: getent.into(),
-            answers: Mutex::default(),
+            known: Lane::new(ASKING_MAX, ANSWERS_MAX),
+            strange: Lane::new(ASKING_STRANGE_MAX, STRANGE_ANSWERS_MAX),
             keep: FRESH,
             deadline: DEADLINE,
-            asking: Semaphore::new(ASKING_MAX),
         }
     }
 
@@ -90,7 +121,19 @@ impl NameService {
     /// # Errors
     /// The name service does not answer, and the files do not have it.
     pub async fn by_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
-        let line = self.ask("passwd", &uid.to_string()).await?;
+        self.account_in(&self.known, uid).await
+    }
+
+    /// The same for a uid that nothing is known of: the question waits behind others of its kind, and delays no other.
+    ///
+    /// # Errors
+    /// The name service does not answer, and the files do not have it.
+    pub async fn by_strange_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
+        self.account_in(&self.strange, uid).await
+    }
+
+    async fn account_in(&self, lane: &Lane, uid: u32) -> Result<Option<Account>, Unanswered> {
+        let line = self.ask_in(lane, "passwd", &uid.to_string()).await?;
         Ok(line.as_deref().and_then(parse_account).filter(|account| account.uid == uid))
     }
 
@@ -135,43 +178,40 @@ impl NameService {
         Ok(groups)
     }
 
-    /// The line of one entry. One that was asked for a moment ago is not asked for again.
     async fn ask(&self, database: &'static str, key: &str) -> Answer {
+        self.ask_in(&self.known, database, key).await
+    }
+
+    /// The line of one entry. One that was asked for a moment ago is not asked for again.
+    async fn ask_in(&self, lane: &Lane, database: &'static str, key: &str) -> Answer {
         let question = Question { database, key: key.to_owned() };
-        if let Some(answer) = self.fresh(&question) {
+        let fresh = || lane.get(&question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer);
+        if let Some(answer) = fresh() {
             return answer;
         }
         // The semaphore is never closed.
-        let _asking = self.asking.acquire().await;
-        if let Some(answer) = self.fresh(&question) {
+        let _asking = lane.asking.acquire().await;
+        if let Some(answer) = fresh() {
             return answer;
         }
         let answer = run(&self.getent, database, key, self.deadline).await;
-        let answer = answer.or_else(|why| self.without_answer(&question, why));
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= ANSWERS_MAX {
-            answers.clear();
-        }
-        answers.insert(question, (Instant::now(), answer.clone()));
+        let answer = answer.or_else(|why| {
+            let older = lane.get(&question).and_then(|(_, answer)| answer.ok().flatten());
+            without_answer(&question, older, why)
+        });
+        lane.put(question, answer.clone());
         answer
     }
+}
 
-    fn fresh(&self, question: &Question) -> Option<Answer> {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.get(question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer.clone())
+/// An older answer, or the files'. That they do not have an entry is an answer only where there is nothing else.
+fn without_answer(question: &Question, older: Option<String>, why: io::Error) -> Answer {
+    let line = older.or_else(|| AccountFiles::read().line(question));
+    if line.is_none() && why.kind() != ErrorKind::NotFound {
+        let Question { database, key } = question.clone();
+        return Err(Unanswered { database, key, why: Arc::new(why) });
     }
-
-    /// An older answer, or the files'. That they do not have an entry is an answer only where there is nothing else.
-    fn without_answer(&self, question: &Question, why: io::Error) -> Answer {
-        let older = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned();
-        let older = older.and_then(|(_, answer)| answer.ok().flatten());
-        let line = older.or_else(|| AccountFiles::read().line(question));
-        if line.is_none() && why.kind() != ErrorKind::NotFound {
-            let Question { database, key } = question.clone();
-            return Err(Unanswered { database, key, why: Arc::new(why) });
-        }
-        Ok(line)
-    }
+    Ok(line)
 }
 
 /// Runs `getent`; `None` if there is no such entry.
@@ -338,6 +378,46 @@ pub(crate) mod tests {
         assert!(answers.iter().all(Result::is_err));
         let asked = fs::read_to_string(dir.path().join("asked")).unwrap().lines().count();
         assert!((1..=ASKING_MAX).contains(&asked), "asked {asked} times");
+    }
+
+    #[tokio::test]
+    async fn many_strangers_delay_no_developer() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = name_service(dir.path(), "sleep 0.1");
+        let strangers = join_all((100_000..101_000).map(|uid| names.by_strange_uid(uid)));
+        let begun = Instant::now();
+        // Two at once of a thousand take 50 s.
+        let alice = tokio::select! {
+            biased;
+            _ = strangers => panic!("all strangers were asked for first"),
+            alice = names.by_uid(1000) => alice,
+        };
+        assert_eq!(alice.unwrap().unwrap().name, "alice");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_outlives_those_of_strangers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut names = name_service(dir.path(), "");
+        assert!(names.by_uid(1000).await.unwrap().is_some());
+        for uid in 0..2 * STRANGE_ANSWERS_MAX {
+            names.strange.put(Question { database: "passwd", key: uid.to_string() }, Ok(None));
+        }
+        assert_eq!(names.strange.answers.lock().unwrap().len(), STRANGE_ANSWERS_MAX);
+        names.getent = "/bin/false".into();
+        assert_eq!(names.by_uid(1000).await.unwrap().unwrap().name, "alice");
+    }
+
+    #[test]
+    fn the_oldest_answer_goes_where_there_is_no_room() {
+        let lane = Lane::new(1, 3);
+        let question = |key: &str| Question { database: "passwd", key: key.into() };
+        for key in ["a", "b", "c", "a", "d"] {
+            lane.put(question(key), Ok(None));
+        }
+        let kept: Vec<_> = ["a", "b", "c", "d"].into_iter().filter(|key| lane.get(&question(key)).is_some()).collect();
+        assert_eq!(kept, ["a", "c", "d"]);
     }
 
     #[tokio::test]

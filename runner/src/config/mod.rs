@@ -297,9 +297,20 @@ fn located(text: &str, error: &toml::de::Error) -> String {
 fn parse_pool(pool: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
     let parsed = pool.split_once('/').and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
     match parsed {
-        Some((address, prefix)) if (8..=29).contains(&prefix) => Ok((address, prefix)),
+        // Machines' blocks lie on the grid of their size, by which all that belongs to one is found.
+        Some((address, prefix)) if (8..=29).contains(&prefix) => match network_of(address, prefix) {
+            network if network == address => Ok((address, prefix)),
+            network => {
+                bail!("[network] pool must be a network, not an address in one: {network}/{prefix}, not `{pool}`")
+            }
+        },
         _ => bail!("[network] pool must be an IPv4 network such as 100.96.0.0/16, not `{pool}`"),
     }
+}
+
+/// The address without the bits that count a network's hosts.
+fn network_of(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(address) & !(u32::MAX >> prefix))
 }
 
 /// The nameservers of the first table that names one a machine could reach: not the host's own stub on loopback, for which
@@ -457,6 +468,8 @@ mod tests {
             ("[limits.group.ml]\nmemory = 1\n", "line 2: unknown field `memory`"),
             ("[memory]\nreserve_mib = -1\n", "line 2: "),
             ("[network]\npool = \"everything\"\n", "pool must be an IPv4 network"),
+            ("[network]\npool = \"100.96.0.4/16\"\n", "not an address in one: 100.96.0.0/16, not `100.96.0.4/16`"),
+            ("[network]\npool = \"10.0.128.0/16\"\n", "not an address in one: 10.0.0.0/16"),
             ("[network]\n\nallow = [\"host:80\"]\n", "line 3: `host:80`: the address is not an IPv4 address"),
             ("[network]\nconnections_max = 9\n", "connections_max must be 256 or more"),
         ] {

@@ -39,13 +39,13 @@ pub use api::openapi;
 pub use memory::{Arbiter, MachineView, Order, measure_host};
 pub use serve::serve;
 
-use crate::accounts::{NameService, Unanswered, display_name};
+use crate::accounts::{Account, NameService, Unanswered, display_name};
 use crate::config::{Config, Limits, RunAs};
 use crate::host::share::Identity;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, Needed};
-use state::{MachineRow, Store};
+use state::{MachineRow, Store, machines};
 use vmm::uid_of;
 use workspace::Workspaces;
 
@@ -241,9 +241,18 @@ impl Daemon {
         }
     }
 
+    /// The account of this uid. The question of a uid without a machine waits apart: any process may ask as one.
+    ///
+    /// # Errors
+    /// The name service does not answer, and the files do not have it.
+    async fn account(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
+        let known = uid == 0 || self.read(move |db| machines::get(db, uid)).await.is_ok_and(|row| row.is_some());
+        if known { self.names.by_uid(uid).await } else { self.names.by_strange_uid(uid).await }
+    }
+
     /// The developer, as the kernel checks them. Without an answer of the name service: in no group but the primary one.
     async fn developer(&self, uid: u32, gid: u32) -> Identity {
-        let groups = match self.names.by_uid(uid).await {
+        let groups = match self.account(uid).await {
             Ok(Some(account)) => self.names.groups(&account).await.unwrap_or_default(),
             _ => Vec::new(),
         };
@@ -253,7 +262,7 @@ impl Daemon {
     /// The limits of this uid.
     async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
         let unanswered = |error: Unanswered| Problem::new("unavailable", error.to_string());
-        let account = self.names.by_uid(uid).await.map_err(unanswered)?;
+        let account = self.account(uid).await.map_err(unanswered)?;
         // Else an account's subordinate uids (subuid(5)) would be as many developers.
         if account.is_none() && uid != 0 {
             return Err(Problem::new(

@@ -8,10 +8,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use garret_api::agent;
 use garret_api::client::Client;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::power_off;
 use super::vmm::VmmProcess;
+use super::{ANSWER_MAX, power_off};
 use crate::host::{self, MachinePaths};
+
+/// The pause before the host is asked again for a machine's VMM.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Stops all machines below the run folder whose names are not `known`, side by side and with `patience` for each, and
 /// removes what they have on the host. Their data disks stay.
@@ -37,18 +41,51 @@ async fn end(run: PathBuf, name: String, patience: Duration) {
 
 /// Whether the machine has no VMM any more, or never had one.
 async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool {
-    // Only root can have put the socket there.
-    let process = match VmmProcess::listening_on(&paths.api_socket()).await {
+    let deadline = Instant::now() + patience;
+    let process = match timeout_at(deadline, vmm_of(paths, name)).await {
         Ok(Some(process)) => process,
         Ok(None) => return true,
         Err(_) => return false,
     };
-    let proven = |client: Client| client.of_process(process.id.pid).with_deadline(power_off::QUESTION);
+    let proven =
+        |client: Client| client.of_process(process.id.pid).with_deadline(power_off::QUESTION).with_body_max(ANSWER_MAX);
     let vmm = proven(Client::unix(paths.api_socket()));
     let agent = proven(Client::vsock(paths.vsock_socket(), agent::PORT));
     tokio::select! {
         () = process.ended() => true,
-        () = tokio::time::sleep(patience) => false,
+        () = sleep_until(deadline) => false,
         never = power_off::ask(name, &agent, &vmm, || vmm.post("/v1/resume")) => match never {},
+    }
+}
+
+/// The machine's VMM, if it has one. The host is asked until it can tell. Only root can have put the socket there.
+async fn vmm_of(paths: &MachinePaths, name: &str) -> Option<VmmProcess> {
+    loop {
+        match VmmProcess::listening_on(&paths.api_socket()).await {
+            Ok(process) => return process,
+            Err(error) => tracing::warn!("cannot look for the VMM of machine {name}; it is retried: {error}"),
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_vmm_that_cannot_be_looked_for_gets_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        assert!(power_off(&paths, "m", Duration::ZERO).await);
+        fs::create_dir_all(paths.api_socket().parent().unwrap()).unwrap();
+        // ELOOP stands for a host without descriptors.
+        symlink(paths.api_socket(), paths.api_socket()).unwrap();
+        let (begun, patience) = (Instant::now(), Duration::from_millis(100));
+        assert!(!power_off(&paths, "m", patience).await);
+        assert!(begun.elapsed() >= patience);
     }
 }

@@ -1,5 +1,6 @@
 //! Why a VMM ended, and what follows from it: pure.
 
+use garret_api::one_line;
 use garret_api::runner::MachinePhase;
 use garret_api::vmm::{ExitReason, LastWords};
 
@@ -7,8 +8,6 @@ use garret_api::vmm::{ExitReason, LastWords};
 const REBOOTS_MAX: usize = 5;
 /// Seconds.
 const REBOOT_WINDOW_S: u64 = 300;
-/// What is shown of a VMM's own words, in characters.
-const LINE_MAX: usize = 500;
 
 /// What is known of an end.
 #[derive(Clone, Debug, Default)]
@@ -81,13 +80,6 @@ fn with(what: &str, detail: &str) -> String {
     if detail.is_empty() { what.into() } else { format!("{what}: {detail}") }
 }
 
-/// What a guest had a hand in, as one line without control characters.
-pub fn one_line(text: &str) -> String {
-    let words: Vec<&str> =
-        text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
-    words.join(" ").chars().take(LINE_MAX).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,11 +143,5 @@ mod tests {
         assert_eq!(reboot(vec![1, 2, 3, 4]), Next::StartAgain);
         assert_eq!(reboot(vec![1, 2, 3, 4, 5]), Next::Nothing);
         assert_eq!(reboot(vec![1, 2, 3, 4, 301]), Next::StartAgain);
-    }
-
-    #[test]
-    fn a_guests_words_are_one_harmless_line() {
-        assert_eq!(one_line("a\r\n\u{1b}[31mb\0c\td"), "a [31mb c d");
-        assert_eq!(one_line(&"x".repeat(10_000)).len(), LINE_MAX);
     }
 }

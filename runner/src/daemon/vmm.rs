@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -47,6 +47,9 @@ impl VmmProcess {
     }
 
     /// Whoever listens on the VMM's API, if somebody does: how a VMM is found that no state knows of.
+    ///
+    /// # Errors
+    /// The host cannot tell, as where it has no descriptor left.
     pub async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
         for _ in 0..CONNECTS_MAX {
             match UnixStream::connect(socket).await {
@@ -57,11 +60,14 @@ impl VmmProcess {
                     };
                 }
                 // Its backlog is full, so a process does listen.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
-                Err(_) => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
         }
-        Err(io::ErrorKind::WouldBlock.into())
+        Err(ErrorKind::WouldBlock.into())
     }
 
     /// Returns when it has ended. Cancel-safe.
@@ -103,7 +109,7 @@ pub fn boot_id() -> io::Result<String> {
 fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace());
-    fields.and_then(|mut fields| fields.nth(19)?.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    fields.and_then(|mut fields| fields.nth(19)?.parse().ok()).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -136,5 +142,17 @@ mod tests {
         let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let found = VmmProcess::listening_on(&socket).await.unwrap().unwrap();
         assert_eq!(found.id.pid, std::process::id());
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_without_listener_is_no_vmm() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("api.sock");
+        drop(tokio::net::UnixListener::bind(&socket).unwrap());
+        assert!(VmmProcess::listening_on(&socket).await.unwrap().is_none());
+        // Any other error will do: this one is ELOOP.
+        fs::remove_file(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &socket).unwrap();
+        assert!(VmmProcess::listening_on(&socket).await.is_err());
     }
 }

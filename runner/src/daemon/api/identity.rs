@@ -30,7 +30,7 @@ impl Owner {
     /// # Errors
     /// The name service does not answer.
     pub async fn find(daemon: &Daemon, uid: u32, gid: u32) -> Result<Self, Refusal> {
-        let account = daemon.names.by_uid(uid).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+        let account = daemon.account(uid).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
         Ok(Self { uid, gid: account.as_ref().map_or(gid, |account| account.gid), account })
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use garret_api::agent::MemoryReport;
 use garret_api::client::Lines;
+use garret_api::one_line;
 use hyper::Method;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -12,7 +13,6 @@ use tokio::time::Instant;
 use super::model::GuestView;
 use super::trouble::Trouble;
 use crate::daemon::Daemon;
-use crate::daemon::verdict::one_line;
 
 /// How old a report may be until the guest counts as silent.
 const FRESH: Duration = Duration::from_secs(15);

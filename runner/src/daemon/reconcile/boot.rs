@@ -1,12 +1,13 @@
 //! From nothing, or from what an earlier runner left, to a machine whose agent answers.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use garret_api::Problem;
 use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::{Client, Error};
 use garret_api::runner::{Desired, MachinePhase};
+use garret_api::{Problem, one_line};
 use tokio::time::Instant;
 
 use super::disk_failures::DiskFailures;
@@ -14,7 +15,6 @@ use super::driver::{Driver, Life};
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
-use crate::daemon::verdict::one_line;
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
 
@@ -38,13 +38,17 @@ impl Driver {
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
         let paths = self.daemon.paths(&machine.name);
         self.since = Instant::now();
-        self.vmm = match &machine.vmm {
-            Some(id) => match VmmProcess::find(id)? {
-                Some(process) => Life::Booting(process),
-                None if id.boot_id != boot_id()? => return self.forget_boot(&machine).await,
-                None => Life::Dead,
-            },
-            None => VmmProcess::listening_on(&paths.api_socket()).await?.map_or(Life::Absent, Life::Booting),
+        let known = machine.vmm.as_ref().map(VmmProcess::find).transpose()?.flatten();
+        let found = match known {
+            Some(process) => Some(process),
+            // The state may be older than the machine: it was not written in time, or restored.
+            None => VmmProcess::listening_on(&paths.api_socket()).await?,
+        };
+        self.vmm = match (found, &machine.vmm) {
+            (Some(process), _) => Life::Booting(process),
+            (None, None) => Life::Absent,
+            (None, Some(id)) if id.boot_id != boot_id()? => return self.forget_boot(&machine).await,
+            (None, Some(_)) => Life::Dead,
         };
         self.adopted = matches!(self.vmm, Life::Booting(_));
         if let Life::Booting(process) = &self.vmm {
@@ -87,7 +91,7 @@ impl Driver {
     pub(super) async fn launch(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let uid = self.uid;
         (self.since, self.adopted, self.asked, self.blame) = (Instant::now(), false, false, None);
-        self.disk = DiskFailures::default();
+        self.disk = DiskFailures::of_new_vmm();
         self.daemon
             .write(move |db| {
                 machines::set_phase(db, uid, MachinePhase::Starting, "starting")?;
@@ -102,7 +106,7 @@ impl Driver {
             Ok(pid) => {
                 tracing::info!(machine = machine.name, pid, "launched");
                 self.daemon.memory.standing.started(uid);
-                self.vmm = VmmProcess::watch(pid)?.map_or(Life::Dead, Life::Booting);
+                (self.vmm, self.blame) = watched(VmmProcess::watch(pid));
                 if let Life::Booting(process) = &self.vmm {
                     self.daemon.set_vmm(&machine.name, Some(pid));
                     self.remember(process.id.clone()).await?;
@@ -154,7 +158,7 @@ impl Driver {
                 self.daemon.memory.standing.running(self.uid).await;
                 answer(&agent).await
             } => {
-                tracing::info!(machine = machine.name, agent = info.version, "the agent answers");
+                tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
                 if API.overlaps(info.api) {
                     self.set_up(machine).await?;
                 } else {
@@ -296,6 +300,14 @@ impl Driver {
     }
 }
 
+/// The life of a VMM that was just started. One that cannot be watched would run on unseen: it is ended, and that is why.
+fn watched(process: io::Result<Option<VmmProcess>>) -> (Life, Option<String>) {
+    match process {
+        Ok(process) => (process.map_or(Life::Dead, Life::Booting), None),
+        Err(error) => (Life::Dead, Some(format!("cannot watch the VMM: {error}"))),
+    }
+}
+
 /// The pause before the next set-up of a machine that was adopted `since` ago: exponential, for it follows the time passed.
 fn setup_pause(since: Duration) -> Duration {
     (since / 2).clamp(PAUSE, SETUP_PAUSE_MAX)
@@ -335,7 +347,51 @@ fn hostname(developer: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use tokio::net::UnixListener;
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::accounts::NameService;
+    use crate::daemon::state::tests::machine;
+    use crate::daemon::testing;
+
+    #[tokio::test]
+    async fn a_machine_that_is_newer_than_the_state_is_adopted() {
+        for boot_id in ["another", boot_id().unwrap().as_str()] {
+            let dir = tempfile::tempdir().unwrap();
+            let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
+            let vmm = Some(VmmId { pid: u32::MAX >> 1, started: 1, boot_id: boot_id.to_owned() });
+            let (row, id) = (MachineRow { phase: MachinePhase::Running, ..machine(7) }, vmm.clone());
+            let written =
+                daemon.write(move |db| machines::put(db, &row).and_then(|()| machines::set_vmm(db, 7, id.as_ref())));
+            written.await.unwrap();
+            let driver = || Driver::new(daemon.clone(), 7, Arc::default(), Arc::new(Semaphore::new(1)));
+            let socket = daemon.paths("dev7").api_socket();
+            fs::create_dir_all(socket.parent().unwrap()).unwrap();
+            let listener = UnixListener::bind(&socket).unwrap();
+            let mut running = driver();
+            running.adopt().await.unwrap();
+            let Life::Booting(process) = &running.vmm else { panic!("{:?}", running.vmm) };
+            assert_eq!((process.id.pid, running.adopted), (std::process::id(), true));
+
+            daemon.write(move |db| machines::set_vmm(db, 7, vmm.as_ref())).await.unwrap();
+            drop(listener);
+            let mut ended = driver();
+            ended.adopt().await.unwrap();
+            assert_eq!(matches!(ended.vmm, Life::Absent), boot_id == "another", "{:?}", ended.vmm);
+        }
+    }
+
+    #[test]
+    fn a_vmm_that_cannot_be_watched_is_ended() {
+        let (life, blame) = watched(Err(io::ErrorKind::Other.into()));
+        assert!(matches!(life, Life::Dead) && blame.unwrap().starts_with("cannot watch the VMM: "));
+        let (life, blame) = watched(Ok(None));
+        assert!(matches!(life, Life::Dead) && blame.is_none());
+    }
 
     #[test]
     fn an_agent_that_refuses_is_asked_ever_more_rarely() {

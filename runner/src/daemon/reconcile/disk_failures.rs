@@ -6,20 +6,31 @@ use garret_api::vmm::Metrics;
 use super::driver::{Driver, REFRESH_DEADLINE};
 use crate::daemon::state::MachineRow;
 
-/// What the VMM had counted at the last look.
+/// What the VMM had counted at the last look; of a VMM that was adopted, nothing is known before the first.
 #[derive(Debug, Default)]
 pub(super) struct DiskFailures {
-    count: u64,
+    count: Option<u64>,
     failing: bool,
 }
 
 impl DiskFailures {
+    /// For a VMM that starts now.
+    pub(super) fn of_new_vmm() -> Self {
+        Self { count: Some(0), failing: false }
+    }
+
     /// Notes the VMM's count; says whether an episode has begun.
     fn begin(&mut self, count: u64) -> bool {
-        let failing = count > self.count;
-        self.count = count;
+        let failing = self.count.is_some_and(|known| count > known);
+        self.count = Some(count);
         !std::mem::replace(&mut self.failing, failing) && failing
     }
+}
+
+/// What all block devices have counted. The figures are the VMM's, which a guest may have taken over.
+fn count(metrics: &Metrics) -> u64 {
+    let disks = metrics.devices.iter().filter(|(name, _)| name.starts_with("block"));
+    disks.map(|(_, device)| device.host_failures).fold(0, u64::saturating_add)
 }
 
 impl Driver {
@@ -28,8 +39,7 @@ impl Driver {
         let vmm = self.daemon.vmm(&machine.name, REFRESH_DEADLINE);
         // One that does not answer is asked again at the next look.
         let Ok(metrics) = vmm.get::<Metrics>("/v1/metrics").await else { return };
-        let disks = metrics.devices.iter().filter(|(name, _)| name.starts_with("block"));
-        if self.disk.begin(disks.map(|(_, device)| device.host_failures).sum()) {
+        if self.disk.begin(count(&metrics)) {
             let said = "the host cannot write the machine's data disk, and what a program has synced is kept: if the host's \
                         disk is full, writes wait until there is space; see the VMM's log for another reason";
             self.report(machine, Problem::new("host-disk", said)).await;
@@ -39,15 +49,36 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
+    use garret_api::vmm::DeviceMetrics;
+
     use super::*;
 
     #[test]
     fn an_episode_begins_once_and_ends_with_a_look_that_finds_no_more() {
-        let mut failures = DiskFailures::default();
+        let mut failures = DiskFailures::of_new_vmm();
         for (look, (count, begins)) in
             [(0, false), (3, true), (9, false), (9, false), (10, true), (10, false)].into_iter().enumerate()
         {
             assert_eq!(failures.begin(count), begins, "look {look}");
         }
+    }
+
+    #[test]
+    fn failures_before_an_adoption_are_no_episode() {
+        let mut failures = DiskFailures::default();
+        for (look, (count, begins)) in [(7, false), (7, false), (8, true)].into_iter().enumerate() {
+            assert_eq!(failures.begin(count), begins, "look {look}");
+        }
+    }
+
+    #[test]
+    fn figures_without_measure_are_counted_without_overflow() {
+        let disk = |name: &str| (name.to_owned(), DeviceMetrics { host_failures: 1 << 63, ..Default::default() });
+        let metrics = |devices: &[&str]| Metrics {
+            devices: devices.iter().map(|name| disk(name)).collect(),
+            ..Default::default()
+        };
+        assert_eq!(count(&metrics(&["block0", "net0"])), 1 << 63);
+        assert_eq!(count(&metrics(&["block0", "block1"])), u64::MAX);
     }
 }

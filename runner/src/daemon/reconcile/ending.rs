@@ -6,16 +6,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use garret_api::Problem;
 use garret_api::runner::{Desired, Happening, MachinePhase};
 use garret_api::vmm::LastWords;
+use garret_api::{Problem, one_line};
 use tokio::time::Instant;
 
 use super::driver::{Driver, Life};
 use crate::daemon::power_off;
 use crate::daemon::state::{MachineRow, environments, events, machines};
 use crate::daemon::tail::read_tail;
-use crate::daemon::verdict::{End, Next, Verdict, judge, one_line};
+use crate::daemon::verdict::{End, Next, Verdict, judge};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::{self, Slot};
 

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::agent::{AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, Happening};
+use garret_api::{Problem, one_line};
 use hyper::Method;
 use rusqlite::Connection;
 use tokio::time::{Instant, timeout};
@@ -16,7 +16,6 @@ use tokio::time::{Instant, timeout};
 use super::backoff::backoff;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
-use crate::daemon::verdict::one_line;
 use crate::host;
 
 /// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
@@ -26,7 +25,7 @@ const TRIES: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest pause before an agent that refuses or is silent is asked again to stop or remove something.
 const INSIST_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// The most of a step's output that one event holds, in bytes.
+/// The most of a step's output that one event holds, in bytes of the JSON text that is kept.
 const OUTPUT_MAX: usize = 32 * 1024;
 /// Output is gathered for this long, which bounds what a guest can make us write per second.
 const GATHER: Duration = Duration::from_millis(30);
@@ -58,8 +57,8 @@ impl Run {
             match self.attempt(&mut spec).await? {
                 Followed::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
                 Followed::Lost(error) if attempt == TRIES => {
-                    let progress = failed("agent", Problem::new("unavailable", format!("the agent is lost: {error}")));
-                    return finish(&self.daemon, &self.row, progress).await;
+                    let problem = Problem::new("unavailable", format!("the agent is lost: {error}")).clipped();
+                    return finish(&self.daemon, &self.row, failed("agent", problem)).await;
                 }
                 Followed::Lost(error) => {
                     tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
@@ -97,7 +96,9 @@ impl Run {
     async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<Followed> {
         let lines = match self.agent().lines::<Progress, _>(Method::PUT, &self.path(""), Some(spec)).await {
             Ok(lines) => lines,
-            Err(Error::Problem { problem, .. }) => return Ok(Followed::Ended(failed("environment", clip(problem)))),
+            Err(Error::Problem { problem, .. }) => {
+                return Ok(Followed::Ended(failed("environment", problem.clipped())));
+            }
             Err(error) => return Ok(Followed::Lost(error)),
         };
         let mut steps = 0;
@@ -210,7 +211,7 @@ impl Run {
             refusals += 1;
             if refusals == 1 {
                 let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
-                let problem = clip(Problem::new("unavailable", said));
+                let problem = Problem::new("unavailable", said).clipped();
                 tracing::warn!("{problem}");
                 self.tell(problem).await?;
             }
@@ -247,10 +248,21 @@ impl Gathered<'_> {
         };
         let Some(Progress::Output { step, mut text }) = first else { return Ok(first) };
         let until = Instant::now() + GATHER;
-        while text.len() < OUTPUT_MAX {
+        let mut length = kept_length(&text);
+        loop {
             match tokio::time::timeout_at(until, self.lines.next()).await {
                 Ok(Ok(Some(next))) => match tame(next) {
-                    Progress::Output { step: same, text: more } if same == step => text.push_str(&more),
+                    Progress::Output { step: same, text: more }
+                        if same == step && length + kept_length(&more) <= OUTPUT_MAX =>
+                    {
+                        length += kept_length(&more);
+                        text.push_str(&more);
+                    }
+                    // Full before its time, or of another step: a guest that prints faster than this waits.
+                    other @ Progress::Output { .. } => {
+                        *self.pending = Some(other);
+                        break;
+                    }
                     other => {
                         *self.pending = Some(other);
                         return Ok(Some(Progress::Output { step, text }));
@@ -260,7 +272,6 @@ impl Gathered<'_> {
                 Ok(_) | Err(_) => return Ok(Some(Progress::Output { step, text })),
             }
         }
-        // Full before its time: a guest that prints faster than this waits.
         tokio::time::sleep_until(until).await;
         Ok(Some(Progress::Output { step, text }))
     }
@@ -311,9 +322,9 @@ fn failed(step: &str, problem: Problem) -> Progress {
 fn tame(progress: Progress) -> Progress {
     match progress {
         Progress::Started { step } => Progress::Started { step: one_line(&step) },
-        Progress::Output { step, text } => Progress::Output { step: one_line(&step), text: cut(text, OUTPUT_MAX) },
+        Progress::Output { step, text } => Progress::Output { step: one_line(&step), text: cut_output(text) },
         Progress::Finished { step, ms } => Progress::Finished { step: one_line(&step), ms },
-        Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: clip(problem) },
+        Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: problem.clipped() },
         Progress::Ready { environment } => Progress::Ready { environment: tame_status(environment) },
         Progress::Unknown => Progress::Unknown,
     }
@@ -327,12 +338,33 @@ fn tame_status(status: EnvironmentStatus) -> EnvironmentStatus {
         container_id: word(status.container_id),
         remote_user: word(status.remote_user),
         workspace_folder: word(status.workspace_folder),
-        problem: status.problem.map(clip),
+        problem: status.problem.map(Problem::clipped),
     }
 }
 
-fn clip(problem: Problem) -> Problem {
-    Problem { code: one_line(&problem.code), message: one_line(&problem.message) }
+/// The most of a text that is kept of an event's output.
+fn cut_output(mut text: String) -> String {
+    let mut length = 0;
+    let end = text.char_indices().find_map(|(at, char)| {
+        length += kept_bytes(char);
+        (length > OUTPUT_MAX).then_some(at)
+    });
+    text.truncate(end.unwrap_or(text.len()));
+    text
+}
+
+/// The bytes that the text has in JSON.
+fn kept_length(text: &str) -> usize {
+    text.chars().map(kept_bytes).sum()
+}
+
+/// The bytes that a character has in JSON (RFC 8259, 7).
+fn kept_bytes(char: char) -> usize {
+    match char {
+        '"' | '\\' | '\u{8}' | '\t' | '\n' | '\u{c}' | '\r' => 2,
+        '\0'..='\u{1f}' => 6,
+        _ => char.len_utf8(),
+    }
 }
 
 /// At most `max` bytes, whole characters.
@@ -371,6 +403,47 @@ mod tests {
         assert_eq!(text.len(), OUTPUT_MAX);
         let problem = Problem::new("x", "two\nlines\u{7}");
         assert_eq!(tame(failed("a\nb", problem)), failed("a b", Problem::new("x", "two lines")));
+    }
+
+    #[test]
+    fn output_is_cut_by_what_is_kept_of_it() {
+        let all: String = (0..=0x2100).filter_map(char::from_u32).collect();
+        assert_eq!(kept_length(&all), serde_json::to_string(&all).unwrap().len() - 2);
+        for text in ["\u{1b}", "\n", "x", "€", "\"x"] {
+            let kept = serde_json::to_string(&cut_output(text.repeat(OUTPUT_MAX))).unwrap().len() - 2;
+            assert!((OUTPUT_MAX - 6..=OUTPUT_MAX).contains(&kept), "{kept} of {text:?}");
+        }
+        assert_eq!(cut_output("a\n".into()), "a\n");
+    }
+
+    #[tokio::test]
+    async fn output_of_two_steps_in_turn_is_paced_and_kept_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true});
+        let line =
+            |step: &str| format!("{{\"kind\":\"output\",\"step\":\"{step}\",\"text\":\"{}\"}}\n", "x".repeat(20_000));
+        let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"message\": \"m\"}}\n";
+        let answer = [line("a"), line("b"), line("b"), line("a"), end.to_owned()].concat();
+        let router = Router::new()
+            .route("/v1/agent", routing::get(async move || axum::Json(info)))
+            .route("/v1/environments/{id}", routing::put(async move || answer));
+        let run = run(dir.path(), environment(7, "w"), router).await;
+        let begun = Instant::now();
+        run.bring_up().await.unwrap();
+        assert!(begun.elapsed() >= 3 * GATHER, "{:?}", begun.elapsed());
+        let steps: Vec<String> = outcome(&run)
+            .await
+            .0
+            .into_iter()
+            .filter_map(|happening| match happening {
+                Happening::Environment { progress: Progress::Output { step, text }, .. } => {
+                    assert_eq!(text.len(), 20_000);
+                    Some(step)
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(steps, ["a", "b", "b", "a"]);
     }
 
     /// A VMM's vsock socket, behind which an HTTP server listens.
@@ -436,6 +509,27 @@ mod tests {
         let bodies = sent(&[]).await;
         assert!(bodies.iter().all(|body| body.get("generation").is_none()), "{bodies:?}");
         assert_eq!(bodies.iter().map(|body| body["rebuild"].clone()).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_many_words_is_lost_in_one_short_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = serde_json::json!({"version": "v", "boot_id": "b", "set_up": true, "pid": "x".repeat(900_000)});
+        let router = Router::new().route("/v1/agent", routing::get(async move || axum::Json(info)));
+        let run = run(dir.path(), EnvironmentRow { generation: 5, ..environment(7, "w") }, router).await;
+        run.bring_up().await.unwrap();
+        let (events, row) = outcome(&run).await;
+        let [Happening::Environment { progress: Progress::Failed { problem, .. }, .. }] = &events[..] else {
+            panic!("{} events", events.len())
+        };
+        let kept = row.unwrap().status.problem.unwrap();
+        assert!(problem.message.starts_with("the agent is lost: "), "{problem}");
+        assert!(
+            problem.message.len() < 1024 && kept.message.len() < 1024,
+            "{} {}",
+            problem.message.len(),
+            kept.message.len()
+        );
     }
 
     /// What has happened to the environment and what is kept of it.

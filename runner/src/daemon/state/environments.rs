@@ -10,7 +10,7 @@ use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
 use garret_api::runner::{Desired, Happening};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Json, events, json};
+use super::{Json, bounded_json, events, json};
 
 /// One environment, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()
             environment.removed,
             environment.generation,
             environment.observed_generation,
-            json(&environment.status)?,
+            bounded_json(&environment.status)?,
             environment.rebuild_key,
         ])?;
     if written == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(written)) }
@@ -136,7 +136,7 @@ pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &Happening) 
             environment.id,
             environment.uid,
             environment.generation,
-            json(&environment.status)?,
+            bounded_json(&environment.status)?,
             environment.rebuild,
         ])?;
     if ended == 1 {
@@ -162,7 +162,7 @@ pub fn observe(db: &Connection, environment: &EnvironmentRow, status: &Environme
         "UPDATE environments SET status = ?4
          WHERE id = ?1 AND uid = ?2 AND observed_generation = ?3 AND generation = ?3",
     )?
-    .execute(params![environment.id, environment.uid, environment.generation, json(status)?])?;
+    .execute(params![environment.id, environment.uid, environment.generation, bounded_json(status)?])?;
     Ok(())
 }
 

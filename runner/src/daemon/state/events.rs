@@ -3,12 +3,16 @@
 use garret_api::runner::{Event, Happening};
 use rusqlite::{Connection, Row, ToSql, params};
 
-use super::{environments, json, machines, now_ms};
+use super::{bounded_json, environments, machines, now_ms};
 
 /// How many events are kept of each developer; one's noise never costs another's events.
 pub const EVENTS_MAX: u64 = 2048;
 /// How many are read at once.
 const PAGE: u32 = 128;
+/// Beyond how many bytes a page takes no further event: nothing else is done on the state's thread meanwhile.
+const PAGE_BYTES: usize = 1 << 20;
+/// The longest text of a removal's event, in bytes.
+const REMOVED_MAX: u32 = 200;
 
 /// Which events a caller may see or wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happenin
         "INSERT INTO events (at_ms, uid, developer, environment, what)
          SELECT ?, uid, owner, ?, ? FROM machines WHERE uid = ?",
     )?
-    .execute(params![now_ms(), environment, json(what)?, uid])?;
+    .execute(params![now_ms(), environment, bounded_json(what)?, uid])?;
     db.prepare_cached(
         "DELETE FROM events WHERE uid = ?1
          AND id <= (SELECT id FROM events WHERE uid = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
@@ -51,12 +55,19 @@ pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happenin
     Ok(())
 }
 
-/// A page of the events after number `after`, oldest first.
+/// A page of the events after number `after`, oldest first. Without one there are none.
 pub fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Result<Vec<Event>> {
     let columns = "id, at_ms, developer, environment, what";
-    db.prepare_cached(&select(columns, scope, &format!("ORDER BY id LIMIT {PAGE}")))?
-        .query_map(&*parameters(&after, scope), row)?
-        .collect()
+    let mut statement = db.prepare_cached(&select(columns, scope, &format!("ORDER BY id LIMIT {PAGE}")))?;
+    let mut rows = statement.query(&*parameters(&after, scope))?;
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(next) = rows.next()?
+    {
+        bytes += next.get_ref("what")?.as_str()?.len();
+        page.push(row(next)?);
+    }
+    Ok(page)
 }
 
 /// The number of the newest event in the scope, or 0.
@@ -67,11 +78,16 @@ pub fn last(db: &Connection, scope: &Scope) -> rusqlite::Result<u64> {
 /// The number of the event that an environment of this id was removed by, before there was the present one; or 0. Both may
 /// have had runs of the same generation.
 pub fn last_removal(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<u64> {
-    db.prepare_cached(
+    db.prepare_cached(&removal_among(&format!("octet_length(what) <= {REMOVED_MAX}")))?
+        .query_row(params![uid, id], |row| row.get(0))
+}
+
+/// `few` leaves out what cannot be a removal. It must not read the text: output of a whole day would be loaded.
+fn removal_among(few: &str) -> String {
+    format!(
         r#"SELECT coalesce(max(id), 0) FROM events
-           WHERE uid = ? AND environment = ? AND what LIKE '{"type":"removed",%'"#,
-    )?
-    .query_row(params![uid, id], |row| row.get(0))
+           WHERE uid = ? AND environment = ? AND {few} AND what LIKE '{{"type":"removed",%'"#
+    )
 }
 
 /// Whether what the scope is about is no longer there, so that no event of it will follow.
@@ -106,8 +122,60 @@ fn parameters<'a>(after: &'a u64, scope: &'a Scope) -> Vec<&'a dyn ToSql> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::memory;
+    use std::time::{Duration, Instant};
+
+    use garret_api::agent::Progress;
+
+    use super::super::tests::{machine, memory};
     use super::*;
+
+    /// As many events of environment `e` as are kept, with this much output each.
+    fn noise(db: &Connection, count: u64, text: &str) {
+        machines::put(db, &machine(7)).unwrap();
+        let progress = Progress::Output { step: "s".into(), text: text.into() };
+        let what = Happening::Environment { generation: 1, progress };
+        (0..count).for_each(|_| add(db, 7, Some("e"), &what).unwrap());
+    }
+
+    #[test]
+    fn a_page_of_large_events_ends_early_and_the_next_continues() {
+        let db = memory();
+        noise(&db, 20, &"x".repeat(200_000));
+        let scope = Scope::Environment(7, "e".into());
+        let (mut ids, mut last) = (Vec::new(), 0);
+        loop {
+            let page = after(&db, last, &scope).unwrap();
+            let Some(newest) = page.last() else { break };
+            assert!(page.len() <= 6, "{} events in a page", page.len());
+            last = newest.id;
+            ids.extend(page.iter().map(|event| event.id));
+        }
+        assert!(ids.len() == 20 && ids.is_sorted(), "{ids:?}");
+    }
+
+    #[test]
+    fn last_removal_is_found_and_reads_no_output() {
+        let db = memory();
+        let fastest = |few: &str| {
+            let mut statement = db.prepare(&removal_among(few)).unwrap();
+            let mut once = || {
+                let begun = Instant::now();
+                let found: u64 = statement.query_row(params![7, "e"], |row| row.get(0)).unwrap();
+                assert_eq!(found, 0);
+                begun.elapsed()
+            };
+            (0..5).map(|_| once()).min().unwrap_or(Duration::MAX)
+        };
+        noise(&db, EVENTS_MAX, &"\u{1}".repeat(32_000));
+        let (few, all) = (fastest(&format!("octet_length(what) <= {REMOVED_MAX}")), fastest("true"));
+        assert!(few * 8 < all, "{few:?} where reading everything takes {all:?}");
+
+        assert_eq!(last_removal(&db, 7, "e").unwrap(), 0);
+        add(&db, 7, Some("e"), &Happening::Removed { generation: u64::MAX >> 1 }).unwrap();
+        let removal = last(&db, &Scope::All).unwrap();
+        noise(&db, 3, "x");
+        assert_eq!(last_removal(&db, 7, "e").unwrap(), removal);
+    }
 
     #[test]
     fn every_scope_is_read_by_an_index() {

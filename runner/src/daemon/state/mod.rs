@@ -24,6 +24,9 @@ pub use environments::EnvironmentRow;
 pub use events::Scope;
 pub use machines::{MachineRow, VmmId};
 
+/// The most of what a guest says that one row holds, in bytes. Whoever asks reads the rows of all developers on the one
+/// thread of the state.
+const TEXT_MAX: usize = 256 * 1024;
 /// How many jobs lie between two looks at the room that is left.
 const ROOM_INTERVAL: usize = 64;
 
@@ -98,4 +101,19 @@ impl<T: DeserializeOwned> FromSql for Json<T> {
 /// The JSON text of a wire type; those have no part that could fail to be written.
 fn json(value: &impl Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+/// The same for what may hold a guest's words. The callers have clipped them; this bounds what a caller has forgotten.
+///
+/// # Errors
+/// It is longer than [`TEXT_MAX`].
+fn bounded_json(value: &impl Serialize) -> rusqlite::Result<String> {
+    let text = json(value)?;
+    match text.len() {
+        ..=TEXT_MAX => Ok(text),
+        length => {
+            let error = format!("a text of {length} bytes is too large for the state, which takes {TEXT_MAX}");
+            Err(rusqlite::Error::ToSqlConversionFailure(error.into()))
+        }
+    }
 }

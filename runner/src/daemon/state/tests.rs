@@ -99,6 +99,28 @@ fn a_request_does_not_touch_what_was_observed() {
 }
 
 #[test]
+fn a_text_without_bounds_is_not_kept() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    let row = environment(7, "e");
+    environments::put(&db, &row).unwrap();
+    let problem = garret_api::Problem::new("internal", "x".repeat(TEXT_MAX));
+    let status = EnvironmentStatus { problem: Some(problem.clone()), ..row.status.clone() };
+    let large = EnvironmentRow { status: status.clone(), ..row.clone() };
+    let last = Happening::Stopped { generation: 1 };
+    for refused in [
+        events::add(&db, 7, Some("e"), &Happening::Problem { problem }),
+        environments::observe(&db, &row, &status),
+        environments::put(&db, &large),
+        environments::end_run(&db, &large, &last).map(drop),
+    ] {
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains("is too large for the state"), "{said}");
+    }
+    assert_eq!(environments::get(&db, "e").unwrap(), Some(row));
+}
+
+#[test]
 fn slots_are_unique_and_reused() {
     let db = memory();
     for uid in [0, 1, 3] {

@@ -228,6 +228,20 @@ mod tests {
     }
 
     #[test]
+    fn everything_of_a_slot_is_in_its_block_and_in_no_other() {
+        for prefix in 8..=29 {
+            let network = NetworkConfig { pool: (Ipv4Addr::new(10, 0, 0, 0), prefix), ..network() };
+            let mut blocks = std::collections::BTreeSet::new();
+            for slot in (0..network.slots()).take(100) {
+                let Addresses { tap, guest, host, uplink } = addresses(Slot(slot), &network);
+                let block = block_of(guest);
+                assert_eq!([tap, host, uplink].map(block_of), [(); 3].map(|()| block.clone()));
+                assert!(blocks.insert(block), "slot {slot} of /{prefix}");
+            }
+        }
+    }
+
+    #[test]
     fn guest_and_tap_share_a_network_and_mac_is_local_unicast() {
         let setup = guest_network(Slot(3), None, &network());
         assert_eq!(u32::from(setup.address) >> 2, u32::from(setup.gateway) >> 2);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::allow::Allow;
-use super::{NetworkConfig, TAP};
+use super::{MTU, NetworkConfig, TAP};
 
 /// New connections of one machine per second. A count (`ct count`) visits every connection that it knows, so what is
 /// counted must arrive at a bounded rate: at this one, a flood costs a third of one processor.
@@ -123,22 +123,33 @@ fn dns_condition(resolvers: &[IpAddr]) -> Option<String> {
     (!resolvers.is_empty()).then(|| format!("ip daddr {{ {list} }} meta l4proto {{ tcp, udp }} th dport 53"))
 }
 
-/// Fragments that a guest may send in a second, and above that at once. The host puts them together before any rule sees
-/// them, in memory that all machines and the host share; an incomplete packet stays there for 30 s.
-const FRAGMENTS_PER_S: u32 = 20;
+/// Fragments that leave a machine in a second, and above that at once. The host puts them together before any rule sees
+/// them, in memory that all machines and the host share (4 MiB, `ipfrag_high_thresh`); an incomplete packet stays there for
+/// 30 s. At this rate one machine holds a seventh of it.
+const FRAGMENTS_PER_S: u32 = 5;
 const FRAGMENTS_BURST: u32 = 100;
 
-/// The namespace's table: only the guest's address leaves, few fragments do, and the namespace itself accepts nothing but a
+/// The namespace's tables: only the guest's address leaves, few fragments do, and the namespace itself accepts nothing but a
 /// ping.
+/// Fragments are counted where they leave, because the namespace cuts a packet that is too long after its rules for
+/// forwarding. Packets beyond the MTU are TCP's, which are cut into segments, and no fragments: one that stayed whole would
+/// fill the host's memory with 64 KiB at once, and other protocols' would be cut after they were counted.
 pub fn namespace_rules(guest: Ipv4Addr) -> String {
     format!(
         r#"table inet garret {{
   chain input {{ type filter hook input priority filter; policy drop; icmp type echo-request accept; }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
-    iifname "{TAP}" ip frag-off & 0x3fff != 0 limit rate over {FRAGMENTS_PER_S}/second burst {FRAGMENTS_BURST} packets drop
+    iifname "{TAP}" ip frag-off & 0x3fff != 0 meta length > {MTU} drop
+    iifname "{TAP}" meta l4proto != tcp meta length > {MTU} drop
     iifname "{TAP}" ip saddr {guest} oifname "uplink" accept
     iifname "uplink" ip daddr {guest} oifname "{TAP}" accept
+  }}
+}}
+table netdev garret {{
+  chain leaving {{
+    type filter hook egress device "uplink" priority filter; policy accept;
+    ip frag-off & 0x3fff != 0 limit rate over {FRAGMENTS_PER_S}/second burst {FRAGMENTS_BURST} packets drop
   }}
 }}
 "#
@@ -163,7 +174,8 @@ mod tests {
             host_rules(&NetworkConfig { pool: (Ipv4Addr::new(44, 0, 0, 0), 8), ..network() }, &[]),
             namespace_rules(Ipv4Addr::new(100, 96, 0, 2)),
         ] {
-            run("unshare", &["--user", "--map-root-user", "--net", "nft", "--check", "-f", "-"], &rules).unwrap();
+            let check = "ip link add uplink type veth peer name beyond; exec nft --check -f -";
+            run("unshare", &["--user", "--map-root-user", "--net", "sh", "-c", check], &rules).unwrap();
         }
     }
 

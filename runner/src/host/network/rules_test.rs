@@ -113,23 +113,55 @@ fn connections_of_a_machine_that_has_ended_do_not_count_against_the_next() {
     assert!(counts[0] >= 20 && counts[1] >= 20 && counts[2] < 5 && counts[3] >= 20, "{counts:?}");
 }
 
+/// The stage's host is a machine's namespace here: the guest is behind `inner`, whose MTU leaves it every packet. `seen`
+/// prints how many fragments and how many whole packets have arrived beyond the uplink, where nothing puts fragments together.
+/// `raw COUNT FLAGS PROTOCOL LENGTH` sends packets with these flags and this offset in their headers.
+const NAMESPACE: &str = r#"
+ip link add name inner type veth peer name eth1 netns guest; ip address add 100.96.0.1/30 dev inner
+ip -n guest address add 100.96.0.2/30 dev eth1
+ip link set inner mtu 65535 up; ip -n guest link set eth1 mtu 65535 up
+ip -n guest route replace default via 100.96.0.1; ip link set grt0 down; ip link set out name uplink
+ip link set uplink up; ip route replace 192.31.196.0/24 dev uplink
+beyond() { ip netns exec beyond "$@"; }
+begin() {
+  nft flush ruleset; nft -f $NAMESPACE_RULES; beyond nft flush ruleset
+  beyond nft add table inet seen
+  beyond nft add chain inet seen arrived '{ type filter hook prerouting priority -450; }'
+  beyond nft add rule inet seen arrived 'ip saddr 100.96.0.2 ip frag-off & 0x3fff != 0 counter drop'
+  beyond nft add rule inet seen arrived 'ip saddr 100.96.0.2 counter drop'
+}
+seen() { beyond nft list table inet seen | grep -o 'packets [0-9]*' | cut -d' ' -f2 | tr '\n' ' '; echo; }
+raw() {
+  guest perl -MSocket -e '
+    my ($count, $flags, $protocol, $length) = @ARGV;
+    socket(my $socket, PF_INET, SOCK_RAW, 255) or die $!;
+    my $to = inet_aton("192.31.196.7");
+    my $header = pack("CCnnnCCna4a4", 0x45, 0, $length, 0, hex $flags, 64, $protocol, 0, inet_aton("100.96.0.2"), $to);
+    for (1..$count) { send($socket, $header . "\0" x ($length - 20), 0, sockaddr_in(0, $to)) or die $! }' "$@"
+}
+"#;
+
 #[test]
 fn few_fragments_leave_a_machine() {
     let rules = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(rules.path(), namespace_rules("100.96.0.2".parse().unwrap()).replace(TAP, "inner")).unwrap();
-    let script = format!(
-        "ip link add name inner type veth peer name eth1 netns guest; ip address add 100.96.0.1/30 dev inner
-         ip link set inner up; ip -n guest address add 100.96.0.2/30 dev eth1; ip -n guest link set eth1 up
-         ip -n guest route replace default via 100.96.0.1; ip link set grt0 down; ip link set out name uplink
-         ip link set uplink up; ip route replace 192.31.196.0/24 dev uplink; nft flush ruleset; nft -f {}
-         nft add table inet seen; nft add chain inet seen out '{{ type filter hook forward priority 10; }}'
-         nft add rule inet seen out 'ip frag-off & 0x3fff != 0 counter'
-         big() {{ guest bash -c \"for n in {{1..$1}}; do head -c 2000 /dev/zero >/dev/udp/192.31.196.7/9; done\"; }}
-         big 400; nft list table inet seen | grep -o 'packets [0-9]*' | cut -d' ' -f2",
-        rules.path().display()
-    );
-    let fragments: u32 = on_stage(&network(), &script).trim().parse().unwrap();
-    assert!((100..800).contains(&fragments), "{fragments} of 800");
+    const UDP: u32 = 17;
+    const TCP: u32 = 6;
+    for (sent, fragments, others) in [
+        // As they are; too large, which would be kept whole; and cut only where they leave.
+        (format!("400 2000 {UDP} 1420"), 100..200, 0),
+        (format!("400 2000 {UDP} 65000"), 0..1, 0),
+        (format!("400 2000 {TCP} 65000"), 0..1, 0),
+        (format!("40 0000 {UDP} 65000"), 0..1, 0),
+        (format!("40 0000 {TCP} 65000"), 100..200, 0),
+        (format!("400 0000 {UDP} 1500"), 0..1, 400),
+        (format!("400 4000 {TCP} 1500"), 0..1, 400),
+    ] {
+        let script = format!("NAMESPACE_RULES={}{NAMESPACE}begin; raw {sent}; seen", rules.path().display());
+        let seen = on_stage(&network(), &script);
+        let counts: Vec<u32> = seen.split_whitespace().map(|count| count.parse().unwrap()).collect();
+        assert!(fragments.contains(&counts[0]) && counts[1] == others, "{sent}: {counts:?}");
+    }
 }
 
 #[test]
