@@ -13,11 +13,21 @@ use crate::config::Config;
 
 /// A daemon with its state in `folder`, and the machines that it pokes.
 pub fn daemon(folder: &Path, names: NameService) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
+    daemon_with(folder, names, |_| {})
+}
+
+/// The same with changes to its configuration.
+pub fn daemon_with(
+    folder: &Path,
+    names: NameService,
+    change: impl FnOnce(&mut Config),
+) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
     let mut config = Config { state: folder.into(), run: folder.into(), ..Config::default() };
     // A test never starts a machine on the host that it runs on.
     config.artifacts.data_template = folder.join("no-template");
     // Long enough for a second try.
     config.machine.stop_deadline_s = 3;
+    change(&mut config);
     let network = config.network(Vec::new()).unwrap();
     let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
     let store = Store::open(&folder.join("state.db")).unwrap();

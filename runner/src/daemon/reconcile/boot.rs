@@ -14,6 +14,7 @@ use super::disk_failures::DiskFailures;
 use super::driver::{Driver, Life};
 use crate::daemon::disk;
 use crate::daemon::memory::State;
+use crate::daemon::requests;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
@@ -122,7 +123,10 @@ impl Driver {
 
     async fn start_vmm(&self, machine: &MachineRow) -> anyhow::Result<u32> {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
-        let limits = daemon.limits(machine.uid).await.map_err(|problem| anyhow!("{}", problem.message))?;
+        let forbidden = |problem: Problem| anyhow!("{}", problem.message);
+        let limits = daemon.limits(machine.uid).await.map_err(forbidden)?;
+        // They may have been lowered since the machine was asked for.
+        requests::check_limits(&machine, &limits).map_err(forbidden)?;
         let identity = daemon.vmm_identity(&machine).await;
         daemon.check_uid(&machine, &identity).await?;
         tokio::task::spawn_blocking(move || {
@@ -355,6 +359,7 @@ mod tests {
 
     use super::*;
     use crate::accounts::NameService;
+    use crate::config::Config;
     use crate::daemon::state::tests::machine;
     use crate::daemon::testing;
 
@@ -383,6 +388,16 @@ mod tests {
             ended.adopt().await.unwrap();
             assert_eq!(matches!(ended.vmm, Life::Absent), boot_id == "another", "{:?}", ended.vmm);
         }
+    }
+
+    #[tokio::test]
+    async fn a_machine_above_a_lowered_limit_does_not_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let lower = |config: &mut Config| config.limits.memory_mib = Some(400);
+        let (daemon, _poked) = testing::daemon_with(dir.path(), NameService::default(), lower);
+        let driver = Driver::new(daemon, 0, Arc::default(), Arc::new(Semaphore::new(1)));
+        let error = driver.start_vmm(&machine(0)).await.unwrap_err().to_string();
+        assert!(error.starts_with("memory_mib is 512, but at most 400 is allowed ([limits] memory_mib"), "{error}");
     }
 
     #[test]
