@@ -1,43 +1,56 @@
 //! Opens and shares workspaces through a process that can be ended: see [`host::share`](crate::host::share).
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use garret_api::Problem;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+use super::turns::{Turn, Turns};
 use crate::host::share::{self, Found, ShareSpec};
 
 /// The most folders of one developer that are being opened at a time, hung ones included.
 const AT_ONCE: usize = 4;
+/// The most of all developers: each is a process of root's. Many, because a server that is down makes a developer's whole share
+/// hang, and the others have workspaces elsewhere.
+const AT_ONCE_OF_ALL: usize = 256;
 
 /// What the process answered; `None`: nothing within its deadline.
 type Answer = io::Result<Option<Result<Found, Problem>>>;
 
-/// How many folders each uid has being opened.
+/// The folders that are being opened.
 #[derive(Debug)]
 pub struct Workspaces {
     /// Has the subcommand `share`.
     program: PathBuf,
     deadline: Duration,
-    turns: Mutex<HashMap<u32, Arc<Semaphore>>>,
+    /// Of each uid.
+    turns: Turns<u32>,
+    turns_of_all: Arc<Semaphore>,
 }
+
+/// What a process that opens a folder keeps until it has ended.
+type Places = (Turn, Turn);
 
 impl Default for Workspaces {
     fn default() -> Self {
         // The file that runs, whatever an upgrade has put in its place.
-        Self { program: "/proc/self/exe".into(), deadline: share::DEADLINE, turns: Mutex::default() }
+        Self::new("/proc/self/exe".into(), share::DEADLINE)
     }
 }
 
 impl Workspaces {
+    fn new(program: PathBuf, deadline: Duration) -> Self {
+        let turns_of_all = Arc::new(Semaphore::new(AT_ONCE_OF_ALL));
+        Self { program, deadline, turns: Turns::new(AT_ONCE), turns_of_all }
+    }
+
     /// Carries out `spec` in a process of its own.
     ///
     /// # Errors
@@ -51,16 +64,22 @@ impl Workspaces {
                 format!("workspace {folder}: its file system did not answer within {seconds} s"),
             )
         };
-        let Ok(Some(turn)) = timeout(self.deadline, self.turn(spec.developer.uid)).await else { return Err(late()) };
-        match self.carry_out(spec, turn).await {
+        let Ok(Some(places)) = timeout(self.deadline, self.places(&spec)).await else { return Err(late()) };
+        match self.carry_out(spec, places).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(late()),
             Err(error) => Err(Problem::new("internal", format!("workspace {folder}: {error}"))),
         }
     }
 
-    /// A process that hangs in the kernel keeps its turn until it has really ended, also when the caller has gone away.
-    async fn carry_out(&self, spec: ShareSpec, turn: OwnedSemaphorePermit) -> Answer {
+    async fn places(&self, spec: &ShareSpec) -> Option<Places> {
+        // The developer's own first: who waits for it takes nobody else's.
+        let turn = self.turns.take(spec.developer.uid).await?;
+        Some((turn, self.turns_of_all.clone().acquire_owned().await.ok()?))
+    }
+
+    /// A process that hangs in the kernel keeps its places until it has really ended, also when the caller has gone away.
+    async fn carry_out(&self, spec: ShareSpec, places: Places) -> Answer {
         #[cfg(test)]
         if self.program == Path::new("/proc/self/exe") {
             // Unit tests have no `garret` to run.
@@ -77,7 +96,7 @@ impl Workspaces {
             // A caller that has gone away needs none.
             let _ = answered.send(result);
             let _ = child.wait().await;
-            drop(turn);
+            drop(places);
         });
         match answer.await.map_err(io::Error::other)? {
             Ok(answer) => answer.map(Some),
@@ -86,13 +105,8 @@ impl Workspaces {
     }
 
     /// Waits for one of this developer's turns, and keeps it for as long as what is returned lives.
-    pub async fn turn(&self, uid: u32) -> Option<OwnedSemaphorePermit> {
-        let turns = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
-        };
-        // Never closed.
-        turns.acquire_owned().await.ok()
+    pub async fn turn(&self, uid: u32) -> Option<Turn> {
+        self.turns.take(uid).await
     }
 }
 
@@ -138,8 +152,7 @@ mod tests {
         let program = dir.path().join("program");
         fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let deadline = Duration::from_millis(deadline_ms);
-        (dir, Workspaces { program, deadline, turns: Mutex::default() })
+        (dir, Workspaces::new(program, Duration::from_millis(deadline_ms)))
     }
 
     #[tokio::test]
@@ -169,6 +182,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn all_developers_together_have_so_many_processes() {
+        let (dir, begins) = workspaces("touch begun; sleep 0.1; echo '{\"Ok\":\"same\"}'", 500);
+        let others = begins.turns_of_all.clone().acquire_many_owned(AT_ONCE_OF_ALL as u32).await.unwrap();
+        assert!(begins.share(spec()).await.is_err());
+        assert!(!dir.path().join("begun").exists());
+        drop(others);
+        assert_eq!(begins.share(spec()).await, Ok(Found::Same));
+    }
+
+    #[tokio::test]
     async fn a_caller_that_goes_away_frees_no_turn() {
         let (dir, hangs) = workspaces("mktemp begun.XXXXXX; exec sleep 1000", 60_000);
         let begun = || fs::read_dir(dir.path()).unwrap().count() - 1;
@@ -184,8 +207,7 @@ mod tests {
                 () = begins => {}
             }
         }
-        let turns = hangs.turns.lock().unwrap()[&UID].clone();
-        assert_eq!(turns.available_permits(), 0);
+        assert!(timeout(Duration::from_millis(10), hangs.turn(UID)).await.is_err());
         assert_eq!(begun(), AT_ONCE);
     }
 }
