@@ -1,4 +1,5 @@
-//! Opens and shares workspaces through a process that can be ended: see [`host::share`](crate::host::share).
+//! Opens and shares workspaces through a process that can be ended (see [`host::share`](crate::host::share)), and takes them
+//! out of their machines.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,11 @@ use garret_api::Problem;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::turns::{Turn, Turns};
 use crate::host::share::{self, Found, ShareSpec};
+use crate::host::{self, MachinePaths};
 
 /// The most folders of one developer that are being opened at a time, hung ones included.
 const AT_ONCE: usize = 4;
@@ -24,7 +26,22 @@ const AT_ONCE_OF_ALL: usize = 256;
 /// What the process answered; `None`: nothing within its deadline.
 type Answer = io::Result<Option<Result<Found, Problem>>>;
 
-/// The folders that are being opened.
+/// How long a guest that releases a workspace may take until the VMM has closed its last file.
+const RELEASE: Duration = Duration::from_secs(10);
+/// The pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whether a machine still uses a workspace that was taken out of it.
+#[derive(Debug)]
+pub enum Revoked {
+    Unused,
+    /// So many files are open.
+    Held(usize),
+    /// The VMM's mounts or descriptors cannot be read.
+    Unknown(io::Error),
+}
+
+/// The folders that are being opened, mounted and unmounted.
 #[derive(Debug)]
 pub struct Workspaces {
     /// Has the subcommand `share`.
@@ -33,6 +50,8 @@ pub struct Workspaces {
     /// Of each uid.
     turns: Turns<u32>,
     turns_of_all: Arc<Semaphore>,
+    /// Each uid's looks at what a VMM has open, which may be much.
+    looks: Turns<u32>,
 }
 
 /// What a process that opens a folder keeps until it has ended.
@@ -48,7 +67,8 @@ impl Default for Workspaces {
 impl Workspaces {
     fn new(program: PathBuf, deadline: Duration) -> Self {
         let turns_of_all = Arc::new(Semaphore::new(AT_ONCE_OF_ALL));
-        Self { program, deadline, turns: Turns::new(AT_ONCE), turns_of_all }
+        let (turns, looks) = (Turns::new(AT_ONCE), Turns::new(AT_ONCE));
+        Self { program, deadline, turns, turns_of_all, looks }
     }
 
     /// Carries out `spec` in a process of its own.
@@ -104,9 +124,38 @@ impl Workspaces {
         }
     }
 
-    /// Waits for one of this developer's turns, and keeps it for as long as what is returned lives.
-    pub async fn turn(&self, uid: u32) -> Option<Turn> {
-        self.turns.take(uid).await
+    /// Takes the environment's workspace out of a machine of this uid, at once, and looks whether its VMM, which has this
+    /// process id, lets go of it.
+    ///
+    /// # Errors
+    /// It cannot be unmounted.
+    pub async fn revoke(
+        &self,
+        uid: u32,
+        paths: &MachinePaths,
+        environment: &str,
+        vmm: Option<u32>,
+    ) -> anyhow::Result<Revoked> {
+        let (paths, environment) = (paths.clone(), environment.to_owned());
+        let revoke = move || host::revoke_workspace(&paths, &environment, vmm);
+        let users = match tokio::task::spawn_blocking(revoke).await?? {
+            Ok(users) => users,
+            Err(error) => return Ok(Revoked::Unknown(error)),
+        };
+        let until = Instant::now() + RELEASE;
+        let _turn = self.looks.take(uid).await;
+        let users = Arc::new(users);
+        loop {
+            let looked_at = users.clone();
+            let open = tokio::task::spawn_blocking(move || looked_at.open_files()).await?;
+            let late = Instant::now() > until;
+            match open {
+                Ok(0) => return Ok(Revoked::Unused),
+                Ok(open) if late => return Ok(Revoked::Held(open)),
+                Err(error) if late => return Ok(Revoked::Unknown(error)),
+                _ => sleep(LOOK_PAUSE).await,
+            }
+        }
     }
 }
 
@@ -177,7 +226,7 @@ mod tests {
         assert!(problem.message.contains("did not answer"), "{problem}");
         // Its turn comes back with its end.
         for _ in 0..AT_ONCE {
-            hangs.turn(UID).await.unwrap().forget();
+            hangs.turns.take(UID).await.unwrap().forget();
         }
     }
 
@@ -207,7 +256,30 @@ mod tests {
                 () = begins => {}
             }
         }
-        assert!(timeout(Duration::from_millis(10), hangs.turn(UID)).await.is_err());
+        assert!(timeout(Duration::from_millis(10), hangs.turns.take(UID)).await.is_err());
         assert_eq!(begun(), AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn folders_that_hang_delay_no_revocation() {
+        let (dir, mounts) = workspaces("exit 3", 60_000);
+        let paths = MachinePaths::new(dir.path(), "m");
+        fs::create_dir_all(paths.workspace("w")).unwrap();
+        for turns in [&mounts.turns, &mounts.looks] {
+            for _ in 0..AT_ONCE {
+                turns.take(UID).await.unwrap().forget();
+            }
+        }
+        let gone = async {
+            while paths.workspace("w").exists() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = mounts.revoke(UID, &paths, "w", None) => {}
+            () = gone => {}
+            () = sleep(Duration::from_secs(10)) => panic!("it waits for a turn"),
+        }
+        assert!(!paths.workspace("w").exists());
     }
 }

@@ -17,6 +17,7 @@ use super::backoff::backoff;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
 use crate::daemon::verdict::one_line;
+use crate::daemon::workspace::Revoked;
 use crate::host;
 
 /// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
@@ -147,10 +148,7 @@ impl Run {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         let released = timeout(deadline, self.release()).await;
         // A guest that refuses does not keep the workspace.
-        if let Some(problem) = self.revoke_workspace().await {
-            tracing::warn!("{problem}");
-            self.tell(problem).await?;
-        }
+        self.revoke_workspace().await?;
         match released {
             Ok(released) => released?,
             Err(_) => self.release().await?,
@@ -165,20 +163,36 @@ impl Run {
         self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id)).await
     }
 
-    /// Takes the workspace out of the machine. Returns what went wrong.
-    async fn revoke_workspace(&self) -> Option<Problem> {
-        let (paths, vmm) = (self.daemon.paths(&self.machine), self.daemon.vmm_pid(&self.machine));
-        let id = self.row.id.clone();
-        // A guest may delay it: few at a time, or the threads that the drivers need were all in use.
-        let _turn = self.daemon.workspaces.turn(self.row.uid).await;
-        let revoked = tokio::task::spawn_blocking(move || host::revoke_workspace(&paths, &id, vmm)).await;
-        let workspace = self.row.workspace.display();
-        let what = match revoked.map_err(anyhow::Error::from).flatten() {
-            Ok(0) => return None,
-            Ok(held) => format!("the machine still has {held} files of {workspace} open"),
-            Err(error) => format!("cannot take {workspace} out of the machine: {error:#}"),
+    /// Takes the workspace out of the machine, and tells if the machine still uses it. Tries until it is unmounted.
+    async fn revoke_workspace(&self) -> rusqlite::Result<()> {
+        let paths = self.daemon.paths(&self.machine);
+        // The path is the developer's: it may have line breaks, and this goes into the daemon's log.
+        let workspace = one_line(&self.row.workspace.display().to_string());
+        let mut failures = 0;
+        let revoked = loop {
+            let vmm = self.daemon.vmm_pid(&self.machine);
+            match self.daemon.workspaces.revoke(self.row.uid, &paths, &self.row.id, vmm).await {
+                Ok(revoked) => break revoked,
+                Err(error) => {
+                    let said = format!("cannot take {workspace} out of the machine yet, tried again: {error:#}");
+                    self.failed_try(&mut failures, Problem::new("workspace-held", said)).await?;
+                }
+            }
         };
-        Some(Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`")))
+        let what = match revoked {
+            Revoked::Unused => None,
+            Revoked::Held(files) => Some(format!("the machine still has {files} files of {workspace} open")),
+            Revoked::Unknown(error) => {
+                Some(format!("cannot find out whether the machine still has files of {workspace} open: {error}"))
+            }
+        };
+        if let Some(what) = what {
+            let problem = Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`"));
+            tracing::warn!("{problem}");
+            self.tell(problem).await?;
+        }
+        host::revocation_is_told(&paths, &self.row.id);
+        Ok(())
     }
 
     /// Asks the agent to stop the container, for as long as a whole machine may take to stop.
@@ -196,8 +210,7 @@ impl Run {
         }
     }
 
-    /// Asks the agent until it has done it, after growing pauses. What is not there (404) needs nothing done. Only the first
-    /// refusal becomes an event: how it ended, the run's last event says.
+    /// Asks the agent until it has done it. What is not there (404) needs nothing done.
     async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
         let agent = self.agent();
         let mut refusals = 0;
@@ -207,15 +220,20 @@ impl Run {
                 Err(error) if error.status() == Some(404) => return Ok(()),
                 Err(error) => error,
             };
-            refusals += 1;
-            if refusals == 1 {
-                let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
-                let problem = clip(Problem::new("unavailable", said));
-                tracing::warn!("{problem}");
-                self.tell(problem).await?;
-            }
-            tokio::time::sleep(backoff(refusals, INSIST_PAUSE_MAX)).await;
+            let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
+            self.failed_try(&mut refusals, clip(Problem::new("unavailable", said))).await?;
         }
+    }
+
+    /// Counts a failed try and pauses, ever longer. Only the first becomes an event: how it ended, the run's last event says.
+    async fn failed_try(&self, failures: &mut u32, problem: Problem) -> rusqlite::Result<()> {
+        *failures += 1;
+        if *failures == 1 {
+            tracing::warn!("{problem}");
+            self.tell(problem).await?;
+        }
+        tokio::time::sleep(backoff(*failures, INSIST_PAUSE_MAX)).await;
+        Ok(())
     }
 
     async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
@@ -500,19 +518,22 @@ mod tests {
         let router = Router::new()
             .route("/v1/environments/{id}", routing::delete(remove))
             .route("/v1/workspaces/{id}/release", routing::post(async || StatusCode::NO_CONTENT));
-        let row = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") };
-        let run = run(dir.path(), row, router).await;
+        let run = run(dir.path(), removed(), router).await;
         run.remove().await.unwrap();
         let (events, row) = outcome(&run).await;
         assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { generation: 1 }]), "{events:?}");
         assert!(row.is_none());
     }
 
+    fn removed() -> EnvironmentRow {
+        EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") }
+    }
+
     #[tokio::test]
     async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
         let dir = tempfile::tempdir().unwrap();
         let refuse = routing::delete(async || StatusCode::INTERNAL_SERVER_ERROR);
-        let row = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") };
+        let row = removed();
         let run = run(dir.path(), row, Router::new().route("/v1/environments/{id}", refuse)).await;
         let shared = run.daemon.paths("dev7").workspace("w");
         fs::create_dir_all(&shared).unwrap();
@@ -525,6 +546,38 @@ mod tests {
             removed = run.remove() => panic!("the agent had refused: {removed:?}"),
             () = revoked => {}
         }
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let done = async || StatusCode::NO_CONTENT;
+        let router = Router::new()
+            .route("/v1/environments/{id}", routing::delete(done))
+            .route("/v1/workspaces/{id}/release", routing::post(done));
+        let row = EnvironmentRow { workspace: "/a\nb".into(), ..removed() };
+        let run = run(dir.path(), row, router).await;
+        // A folder that is not empty is not removed, like one on which something is mounted.
+        let below = run.daemon.paths("dev7").workspace("w").join("below");
+        fs::create_dir_all(&below).unwrap();
+        let told = async {
+            loop {
+                let (events, row) = outcome(&run).await;
+                if let [Happening::Problem { problem }] = &events[..] {
+                    return (problem.message.clone(), row);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let (said, row) = tokio::select! {
+            removed = run.remove() => panic!("it is there still: {removed:?}"),
+            told = told => told,
+        };
+        assert!(said.starts_with("cannot take /a b out of the machine yet, tried again: "), "{said}");
+        assert!(row.is_some() && !said.contains('\n'));
+        fs::remove_dir(&below).unwrap();
+        run.remove().await.unwrap();
+        assert!(outcome(&run).await.1.is_none());
     }
 
     #[test]
