@@ -26,6 +26,9 @@ const AT_ONCE_OF_ALL: usize = 256;
 /// What the process answered; `None`: nothing within its deadline.
 type Answer = io::Result<Option<Result<Found, Problem>>>;
 
+/// How long a process that was killed may take to end. One that takes longer hangs in a call to the folder's file system, and
+/// makes no other call after it: it mounts nothing more.
+const KILLED: Duration = Duration::from_secs(2);
 /// How long a guest that releases a workspace may take until the VMM has closed its last file.
 const RELEASE: Duration = Duration::from_secs(10);
 /// The pause between two looks.
@@ -50,12 +53,20 @@ pub struct Workspaces {
     /// Of each uid.
     turns: Turns<u32>,
     turns_of_all: Arc<Semaphore>,
+    /// One for each mount point: a mount that comes late would undo an unmount, or lie on top of another.
+    mounts: Turns<PathBuf>,
     /// Each uid's looks at what a VMM has open, which may be much.
     looks: Turns<u32>,
 }
 
-/// What a process that opens a folder keeps until it has ended.
-type Places = (Turn, Turn);
+/// What a process that opens a folder keeps.
+#[derive(Debug)]
+struct Places {
+    /// Until it has ended.
+    turns: (Turn, Turn),
+    /// Until it cannot mount any more.
+    mount: Option<Turn>,
+}
 
 impl Default for Workspaces {
     fn default() -> Self {
@@ -68,7 +79,7 @@ impl Workspaces {
     fn new(program: PathBuf, deadline: Duration) -> Self {
         let turns_of_all = Arc::new(Semaphore::new(AT_ONCE_OF_ALL));
         let (turns, looks) = (Turns::new(AT_ONCE), Turns::new(AT_ONCE));
-        Self { program, deadline, turns, turns_of_all, looks }
+        Self { program, deadline, turns, turns_of_all, mounts: Turns::new(1), looks }
     }
 
     /// Carries out `spec` in a process of its own.
@@ -95,28 +106,43 @@ impl Workspaces {
     async fn places(&self, spec: &ShareSpec) -> Option<Places> {
         // The developer's own first: who waits for it takes nobody else's.
         let turn = self.turns.take(spec.developer.uid).await?;
-        Some((turn, self.turns_of_all.clone().acquire_owned().await.ok()?))
+        let turns = (turn, self.turns_of_all.clone().acquire_owned().await.ok()?);
+        // Last: who unmounts waits for nobody who waits.
+        let mount = match (&spec.mount, &spec.mount_point) {
+            (Some(_), Some(mount_point)) => Some(self.mounts.take(mount_point.clone()).await?),
+            _ => None,
+        };
+        Some(Places { turns, mount })
     }
 
-    /// A process that hangs in the kernel keeps its places until it has really ended, also when the caller has gone away.
+    /// The process ends with its caller. One that hangs in the kernel keeps its turns until it has really ended.
     async fn carry_out(&self, spec: ShareSpec, places: Places) -> Answer {
         #[cfg(test)]
         if self.program == Path::new("/proc/self/exe") {
             // Unit tests have no `garret` to run.
-            return Ok(Some(tokio::task::spawn_blocking(move || share::share(&spec)).await?));
+            let share = move || (share::share(&spec), places);
+            return Ok(Some(tokio::task::spawn_blocking(share).await?.0));
         }
-        let (answered, answer) = oneshot::channel();
+        let (mut answered, answer) = oneshot::channel();
         let mut child = spawn(&self.program, &spec)?;
         let deadline = self.deadline;
         tokio::spawn(async move {
-            let result = timeout(deadline, read_answer(&mut child)).await;
-            if result.is_err() {
+            let Places { turns, mount } = places;
+            let result = tokio::select! {
+                result = timeout(deadline, read_answer(&mut child)) => Some(result),
+                () = answered.closed() => None,
+            };
+            if !matches!(result, Some(Ok(_))) {
                 let _ended_already = child.start_kill();
             }
-            // A caller that has gone away needs none.
-            let _ = answered.send(result);
+            let _hangs = timeout(KILLED, child.wait()).await;
+            drop(mount);
+            if let Some(result) = result {
+                // A caller that has gone away meanwhile needs none.
+                let _ = answered.send(result);
+            }
             let _ = child.wait().await;
-            drop(places);
+            drop(turns);
         });
         match answer.await.map_err(io::Error::other)? {
             Ok(answer) => answer.map(Some),
@@ -136,9 +162,10 @@ impl Workspaces {
         environment: &str,
         vmm: Option<u32>,
     ) -> anyhow::Result<Revoked> {
+        let mount = self.mounts.take(paths.workspace(environment)).await;
         let (paths, environment) = (paths.clone(), environment.to_owned());
-        let revoke = move || host::revoke_workspace(&paths, &environment, vmm);
-        let users = match tokio::task::spawn_blocking(revoke).await?? {
+        let revoke = move || (host::revoke_workspace(&paths, &environment, vmm), mount);
+        let users = match tokio::task::spawn_blocking(revoke).await?.0? {
             Ok(users) => users,
             Err(error) => return Ok(Revoked::Unknown(error)),
         };
@@ -186,7 +213,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::share::Identity;
+    use crate::host::share::{Identity, MountAs};
 
     const UID: u32 = 7;
 
@@ -240,30 +267,57 @@ mod tests {
         assert_eq!(begins.share(spec()).await, Ok(Found::Same));
     }
 
-    #[tokio::test]
-    async fn a_caller_that_goes_away_frees_no_turn() {
-        let (dir, hangs) = workspaces("mktemp begun.XXXXXX; exec sleep 1000", 60_000);
-        let begun = || fs::read_dir(dir.path()).unwrap().count() - 1;
-        for number in 1..=AT_ONCE {
-            let call = hangs.share(spec());
-            let begins = async {
-                while begun() < number {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::select! {
-                _ = call => panic!("it answered"),
-                () = begins => {}
+    /// Begins a call with this script, whose first command must be `touch begun`, and goes away.
+    async fn go_away(dir: &Path, workspaces: &Workspaces, spec: ShareSpec) {
+        let begun = async {
+            while !dir.join("begun").exists() {
+                sleep(Duration::from_millis(5)).await;
             }
+        };
+        tokio::select! {
+            _ = workspaces.share(spec) => panic!("it answered"),
+            () = begun => {}
         }
-        assert!(timeout(Duration::from_millis(10), hangs.turns.take(UID)).await.is_err());
-        assert_eq!(begun(), AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn a_process_ends_with_its_caller() {
+        let (dir, hangs) = workspaces("touch begun; exec sleep 1000", 60_000);
+        go_away(dir.path(), &hangs, spec()).await;
+        for _ in 0..AT_ONCE {
+            timeout(Duration::from_secs(10), hangs.turns.take(UID)).await.unwrap().unwrap().forget();
+        }
+    }
+
+    /// A specification to mount the workspace `w` of the machine in this folder.
+    fn mounting(dir: &Path) -> (MachinePaths, ShareSpec) {
+        let paths = MachinePaths::new(dir, "m");
+        let mount_point = Some(paths.workspace("w"));
+        (paths, ShareSpec { mount_point, mount: Some(MountAs { vmm_uid: UID }), ..spec() })
+    }
+
+    #[tokio::test]
+    async fn nothing_is_mounted_after_a_revocation() {
+        let (dir, mounts) = workspaces("touch begun; sleep 0.3; mkdir -p machines/m/workspaces/w", 60_000);
+        let (paths, spec) = mounting(dir.path());
+        go_away(dir.path(), &mounts, spec).await;
+        assert!(matches!(mounts.revoke(UID, &paths, "w", None).await.unwrap(), Revoked::Unused));
+        sleep(Duration::from_millis(600)).await;
+        assert!(!paths.workspace("w").exists());
+    }
+
+    #[tokio::test]
+    async fn a_mount_point_is_one_processs_at_a_time() {
+        let script = "mkdir mounting || exit 3; sleep 0.1; rmdir mounting; echo '{\"Ok\":\"same\"}'";
+        let (dir, mounts) = workspaces(script, 60_000);
+        let share = || mounts.share(mounting(dir.path()).1);
+        assert_eq!(tokio::join!(share(), share()), (Ok(Found::Same), Ok(Found::Same)));
     }
 
     #[tokio::test]
     async fn folders_that_hang_delay_no_revocation() {
         let (dir, mounts) = workspaces("exit 3", 60_000);
-        let paths = MachinePaths::new(dir.path(), "m");
+        let (paths, _) = mounting(dir.path());
         fs::create_dir_all(paths.workspace("w")).unwrap();
         for turns in [&mounts.turns, &mounts.looks] {
             for _ in 0..AT_ONCE {
