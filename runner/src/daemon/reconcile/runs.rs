@@ -146,21 +146,22 @@ impl Run {
     /// Removes the container, and takes the workspace out of the machine.
     pub(super) async fn remove(&self) -> rusqlite::Result<()> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        let released = timeout(deadline, self.release()).await;
+        let mut refusals = 0;
+        let released = timeout(deadline, self.release(&mut refusals)).await;
         // A guest that refuses does not keep the workspace.
         self.revoke_workspace().await?;
         match released {
             Ok(released) => released?,
-            Err(_) => self.release().await?,
+            Err(_) => self.release(&mut refusals).await?,
         }
         let row = self.row.clone();
         self.daemon.write(move |db| environments::forget(db, &row)).await
     }
 
     /// Asks the agent to remove the container and to let go of the workspace, until it has done both.
-    async fn release(&self) -> rusqlite::Result<()> {
-        self.insist("remove", Method::DELETE, &self.path("")).await?;
-        self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id)).await
+    async fn release(&self, refusals: &mut u32) -> rusqlite::Result<()> {
+        self.insist("remove", Method::DELETE, &self.path(""), refusals).await?;
+        self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id), refusals).await
     }
 
     /// Takes the workspace out of the machine, and tells if the machine still uses it. Tries until it is unmounted.
@@ -198,7 +199,7 @@ impl Run {
     /// Asks the agent to stop the container, for as long as a whole machine may take to stop.
     pub(super) async fn stop_container(&self) -> rusqlite::Result<Result<(), Problem>> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"))).await {
+        match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"), &mut 0)).await {
             Ok(done) => done.map(Ok),
             Err(_) => {
                 let waited = deadline.as_secs();
@@ -210,10 +211,9 @@ impl Run {
         }
     }
 
-    /// Asks the agent until it has done it. What is not there (404) needs nothing done.
-    async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
+    /// Asks the agent until it has done it. What is not there (404) needs nothing done. `refusals` counts those of the run.
+    async fn insist(&self, what: &str, method: Method, path: &str, refusals: &mut u32) -> rusqlite::Result<()> {
         let agent = self.agent();
-        let mut refusals = 0;
         loop {
             let error = match agent.send::<()>(method.clone(), path, None).await {
                 Ok(()) => return Ok(()),
@@ -221,7 +221,7 @@ impl Run {
                 Err(error) => error,
             };
             let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
-            self.failed_try(&mut refusals, clip(Problem::new("unavailable", said))).await?;
+            self.failed_try(refusals, clip(Problem::new("unavailable", said))).await?;
         }
     }
 
@@ -363,9 +363,9 @@ fn cut(mut text: String, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
-    use std::sync::Mutex;
+    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     use axum::{Router, routing};
     use hyper::StatusCode;
@@ -532,20 +532,25 @@ mod tests {
     #[tokio::test]
     async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
         let dir = tempfile::tempdir().unwrap();
-        let refuse = routing::delete(async || StatusCode::INTERNAL_SERVER_ERROR);
-        let row = removed();
-        let run = run(dir.path(), row, Router::new().route("/v1/environments/{id}", refuse)).await;
-        let shared = run.daemon.paths("dev7").workspace("w");
-        fs::create_dir_all(&shared).unwrap();
-        let revoked = async {
-            while shared.exists() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::select! {
-            removed = run.remove() => panic!("the agent had refused: {removed:?}"),
-            () = revoked => {}
-        }
+        let shared = Arc::new(OnceLock::<PathBuf>::new());
+        let (seen, late) = (shared.clone(), Arc::new(AtomicU32::new(0)));
+        let count = late.clone();
+        // Refuses longer than a workspace waits for it.
+        let refuse = routing::delete(async move || match seen.get().is_some_and(|shared| shared.exists()) {
+            false if count.fetch_add(1, Ordering::Relaxed) > 0 => StatusCode::NO_CONTENT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        });
+        let router = Router::new()
+            .route("/v1/environments/{id}", refuse)
+            .route("/v1/workspaces/{id}/release", routing::post(async || StatusCode::NO_CONTENT));
+        let run = run(dir.path(), removed(), router).await;
+        let workspace = shared.get_or_init(|| run.daemon.paths("dev7").workspace("w"));
+        fs::create_dir_all(workspace).unwrap();
+        run.remove().await.unwrap();
+        assert!(!workspace.exists());
+        assert_eq!(late.load(Ordering::Relaxed), 2);
+        let (events, _) = outcome(&run).await;
+        assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { .. }]), "{events:?}");
     }
 
     #[tokio::test]
