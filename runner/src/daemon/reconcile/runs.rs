@@ -371,12 +371,15 @@ mod tests {
     use hyper::StatusCode;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{UnixListener, UnixStream};
+    use tokio::sync::{Notify, Semaphore};
 
+    use super::super::driver::Driver;
     use super::*;
     use crate::accounts::NameService;
     use crate::daemon::state::tests::{environment, machine, memory};
-    use crate::daemon::state::{Scope, machines};
+    use crate::daemon::state::{MachineRow, Scope, machines};
     use crate::daemon::testing;
+    use crate::daemon::vmm::VmmProcess;
 
     #[test]
     fn what_the_agent_says_is_kept_in_measure() {
@@ -583,6 +586,37 @@ mod tests {
         fs::remove_dir(&below).unwrap();
         run.remove().await.unwrap();
         assert!(outcome(&run).await.1.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_adopted_machine_whose_agent_refuses_its_setup_does_not_keep_a_workspace() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true});
+        let refuse = async || StatusCode::INTERNAL_SERVER_ERROR;
+        let router = Router::new()
+            .route("/v1/agent", routing::get(async move || axum::Json(info)))
+            .route("/v1/machine", routing::put(refuse))
+            .route("/v1/environments/{id}", routing::delete(refuse));
+        let run = run(dir.path(), removed(), router).await;
+        let shared = run.daemon.paths("dev7").workspace("w");
+        fs::create_dir_all(&shared).unwrap();
+        // This process, which has the agent, stands for the VMM.
+        let vmm = VmmProcess::watch(std::process::id()).unwrap().unwrap();
+        let running = MachineRow { desired: Desired::Running, ..machine(7) };
+        let write =
+            move |db: &Connection| machines::put(db, &running).and_then(|()| machines::set_vmm(db, 7, Some(&vmm.id)));
+        run.daemon.write(write).await.unwrap();
+        let driver = Driver::new(run.daemon.clone(), 7, Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
+        let revoked = async {
+            while shared.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = driver.run() => panic!("the machine is there still"),
+            () = revoked => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the workspace is there still"),
+        }
     }
 
     #[test]
