@@ -319,9 +319,10 @@ mod tests {
         let (dir, mounts) = workspaces("exit 3", 60_000);
         let (paths, _) = mounting(dir.path());
         fs::create_dir_all(paths.workspace("w")).unwrap();
+        let mut taken = Vec::new();
         for turns in [&mounts.turns, &mounts.looks] {
             for _ in 0..AT_ONCE {
-                turns.take(UID).await.unwrap().forget();
+                taken.push(turns.take(UID).await.unwrap());
             }
         }
         let gone = async {
