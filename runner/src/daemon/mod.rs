@@ -17,6 +17,7 @@ mod sweep;
 mod tail;
 #[cfg(test)]
 mod testing;
+mod turns;
 mod verdict;
 mod vmm;
 mod workspace;

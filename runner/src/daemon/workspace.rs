@@ -1,43 +1,87 @@
-//! Opens and shares workspaces through a process that can be ended: see [`host::share`](crate::host::share).
+//! Opens and shares workspaces through a process that can be ended (see [`host::share`](crate::host::share)), and takes them
+//! out of their machines.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use garret_api::Problem;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::turns::{Turn, Turns};
 use crate::host::share::{self, Found, ShareSpec};
+use crate::host::{self, MachinePaths};
 
 /// The most folders of one developer that are being opened at a time, hung ones included.
 const AT_ONCE: usize = 4;
+/// The most of all developers: each is a process of root's. Many, because a server that is down makes a developer's whole share
+/// hang, and the others have workspaces elsewhere.
+const AT_ONCE_OF_ALL: usize = 256;
 
 /// What the process answered; `None`: nothing within its deadline.
 type Answer = io::Result<Option<Result<Found, Problem>>>;
 
-/// How many folders each uid has being opened.
+/// How long a process that was killed may take to end. One that takes longer hangs in a call to the folder's file system, and
+/// makes no other call after it: it mounts nothing more.
+const KILLED: Duration = Duration::from_secs(2);
+/// How long a guest that releases a workspace may take until the VMM has closed its last file.
+const RELEASE: Duration = Duration::from_secs(10);
+/// The pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whether a machine still uses a workspace that was taken out of it.
+#[derive(Debug)]
+pub enum Revoked {
+    Unused,
+    /// So many files are open.
+    Held(usize),
+    /// The VMM's mounts or descriptors cannot be read.
+    Unknown(io::Error),
+}
+
+/// The folders that are being opened, mounted and unmounted.
 #[derive(Debug)]
 pub struct Workspaces {
     /// Has the subcommand `share`.
     program: PathBuf,
     deadline: Duration,
-    turns: Mutex<HashMap<u32, Arc<Semaphore>>>,
+    /// Of each uid.
+    turns: Turns<u32>,
+    turns_of_all: Arc<Semaphore>,
+    /// One for each mount point: a mount that comes late would undo an unmount, or lie on top of another.
+    mounts: Turns<PathBuf>,
+    /// Each uid's looks at what a VMM has open, which may be much.
+    looks: Turns<u32>,
+}
+
+/// What a process that opens a folder keeps.
+#[derive(Debug)]
+struct Places {
+    /// Until it has ended.
+    turns: (Turn, Turn),
+    /// Until it cannot mount any more.
+    mount: Option<Turn>,
 }
 
 impl Default for Workspaces {
     fn default() -> Self {
         // The file that runs, whatever an upgrade has put in its place.
-        Self { program: "/proc/self/exe".into(), deadline: share::DEADLINE, turns: Mutex::default() }
+        Self::new("/proc/self/exe".into(), share::DEADLINE)
     }
 }
 
 impl Workspaces {
+    fn new(program: PathBuf, deadline: Duration) -> Self {
+        let turns_of_all = Arc::new(Semaphore::new(AT_ONCE_OF_ALL));
+        let (turns, looks) = (Turns::new(AT_ONCE), Turns::new(AT_ONCE));
+        Self { program, deadline, turns, turns_of_all, mounts: Turns::new(1), looks }
+    }
+
     /// Carries out `spec` in a process of its own.
     ///
     /// # Errors
@@ -51,33 +95,54 @@ impl Workspaces {
                 format!("workspace {folder}: its file system did not answer within {seconds} s"),
             )
         };
-        let Ok(Some(turn)) = timeout(self.deadline, self.turn(spec.developer.uid)).await else { return Err(late()) };
-        match self.carry_out(spec, turn).await {
+        let Ok(Some(places)) = timeout(self.deadline, self.places(&spec)).await else { return Err(late()) };
+        match self.carry_out(spec, places).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(late()),
             Err(error) => Err(Problem::new("internal", format!("workspace {folder}: {error}"))),
         }
     }
 
-    /// A process that hangs in the kernel keeps its turn until it has really ended, also when the caller has gone away.
-    async fn carry_out(&self, spec: ShareSpec, turn: OwnedSemaphorePermit) -> Answer {
+    async fn places(&self, spec: &ShareSpec) -> Option<Places> {
+        // The developer's own first: who waits for it takes nobody else's.
+        let turn = self.turns.take(spec.developer.uid).await?;
+        let turns = (turn, self.turns_of_all.clone().acquire_owned().await.ok()?);
+        // Last: who unmounts waits for nobody who waits.
+        let mount = match (&spec.mount, &spec.mount_point) {
+            (Some(_), Some(mount_point)) => Some(self.mounts.take(mount_point.clone()).await?),
+            _ => None,
+        };
+        Some(Places { turns, mount })
+    }
+
+    /// The process ends with its caller. One that hangs in the kernel keeps its turns until it has really ended.
+    async fn carry_out(&self, spec: ShareSpec, places: Places) -> Answer {
         #[cfg(test)]
         if self.program == Path::new("/proc/self/exe") {
             // Unit tests have no `garret` to run.
-            return Ok(Some(tokio::task::spawn_blocking(move || share::share(&spec)).await?));
+            let share = move || (share::share(&spec), places);
+            return Ok(Some(tokio::task::spawn_blocking(share).await?.0));
         }
-        let (answered, answer) = oneshot::channel();
+        let (mut answered, answer) = oneshot::channel();
         let mut child = spawn(&self.program, &spec)?;
         let deadline = self.deadline;
         tokio::spawn(async move {
-            let result = timeout(deadline, read_answer(&mut child)).await;
-            if result.is_err() {
+            let Places { turns, mount } = places;
+            let result = tokio::select! {
+                result = timeout(deadline, read_answer(&mut child)) => Some(result),
+                () = answered.closed() => None,
+            };
+            if !matches!(result, Some(Ok(_))) {
                 let _ended_already = child.start_kill();
             }
-            // A caller that has gone away needs none.
-            let _ = answered.send(result);
+            let _hangs = timeout(KILLED, child.wait()).await;
+            drop(mount);
+            if let Some(result) = result {
+                // A caller that has gone away meanwhile needs none.
+                let _ = answered.send(result);
+            }
             let _ = child.wait().await;
-            drop(turn);
+            drop(turns);
         });
         match answer.await.map_err(io::Error::other)? {
             Ok(answer) => answer.map(Some),
@@ -85,14 +150,39 @@ impl Workspaces {
         }
     }
 
-    /// Waits for one of this developer's turns, and keeps it for as long as what is returned lives.
-    pub async fn turn(&self, uid: u32) -> Option<OwnedSemaphorePermit> {
-        let turns = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
+    /// Takes the environment's workspace out of a machine of this uid, at once, and looks whether its VMM, which has this
+    /// process id, lets go of it.
+    ///
+    /// # Errors
+    /// It cannot be unmounted.
+    pub async fn revoke(
+        &self,
+        uid: u32,
+        paths: &MachinePaths,
+        environment: &str,
+        vmm: Option<u32>,
+    ) -> anyhow::Result<Revoked> {
+        let mount = self.mounts.take(paths.workspace(environment)).await;
+        let (paths, environment) = (paths.clone(), environment.to_owned());
+        let revoke = move || (host::revoke_workspace(&paths, &environment, vmm), mount);
+        let users = match tokio::task::spawn_blocking(revoke).await?.0? {
+            Ok(users) => users,
+            Err(error) => return Ok(Revoked::Unknown(error)),
         };
-        // Never closed.
-        turns.acquire_owned().await.ok()
+        let until = Instant::now() + RELEASE;
+        let _turn = self.looks.take(uid).await;
+        let users = Arc::new(users);
+        loop {
+            let looked_at = users.clone();
+            let open = tokio::task::spawn_blocking(move || looked_at.open_files()).await?;
+            let late = Instant::now() > until;
+            match open {
+                Ok(0) => return Ok(Revoked::Unused),
+                Ok(open) if late => return Ok(Revoked::Held(open)),
+                Err(error) if late => return Ok(Revoked::Unknown(error)),
+                _ => sleep(LOOK_PAUSE).await,
+            }
+        }
     }
 }
 
@@ -123,7 +213,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::share::Identity;
+    use crate::host::share::{Identity, MountAs};
 
     const UID: u32 = 7;
 
@@ -138,8 +228,7 @@ mod tests {
         let program = dir.path().join("program");
         fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let deadline = Duration::from_millis(deadline_ms);
-        (dir, Workspaces { program, deadline, turns: Mutex::default() })
+        (dir, Workspaces::new(program, Duration::from_millis(deadline_ms)))
     }
 
     #[tokio::test]
@@ -164,28 +253,88 @@ mod tests {
         assert!(problem.message.contains("did not answer"), "{problem}");
         // Its turn comes back with its end.
         for _ in 0..AT_ONCE {
-            hangs.turn(UID).await.unwrap().forget();
+            hangs.turns.take(UID).await.unwrap().forget();
         }
     }
 
     #[tokio::test]
-    async fn a_caller_that_goes_away_frees_no_turn() {
-        let (dir, hangs) = workspaces("mktemp begun.XXXXXX; exec sleep 1000", 60_000);
-        let begun = || fs::read_dir(dir.path()).unwrap().count() - 1;
-        for number in 1..=AT_ONCE {
-            let call = hangs.share(spec());
-            let begins = async {
-                while begun() < number {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::select! {
-                _ = call => panic!("it answered"),
-                () = begins => {}
+    async fn all_developers_together_have_so_many_processes() {
+        let (dir, begins) = workspaces("touch begun; sleep 0.1; echo '{\"Ok\":\"same\"}'", 500);
+        let others = begins.turns_of_all.clone().acquire_many_owned(AT_ONCE_OF_ALL as u32).await.unwrap();
+        assert!(begins.share(spec()).await.is_err());
+        assert!(!dir.path().join("begun").exists());
+        drop(others);
+        assert_eq!(begins.share(spec()).await, Ok(Found::Same));
+    }
+
+    /// Begins a call with this script, whose first command must be `touch begun`, and goes away.
+    async fn go_away(dir: &Path, workspaces: &Workspaces, spec: ShareSpec) {
+        let begun = async {
+            while !dir.join("begun").exists() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = workspaces.share(spec) => panic!("it answered"),
+            () = begun => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_ends_with_its_caller() {
+        let (dir, hangs) = workspaces("touch begun; exec sleep 1000", 60_000);
+        go_away(dir.path(), &hangs, spec()).await;
+        for _ in 0..AT_ONCE {
+            timeout(Duration::from_secs(10), hangs.turns.take(UID)).await.unwrap().unwrap().forget();
+        }
+    }
+
+    /// A specification to mount the workspace `w` of the machine in this folder.
+    fn mounting(dir: &Path) -> (MachinePaths, ShareSpec) {
+        let paths = MachinePaths::new(dir, "m");
+        let mount_point = Some(paths.workspace("w"));
+        (paths, ShareSpec { mount_point, mount: Some(MountAs { vmm_uid: UID }), ..spec() })
+    }
+
+    #[tokio::test]
+    async fn nothing_is_mounted_after_a_revocation() {
+        let (dir, mounts) = workspaces("touch begun; sleep 0.3; mkdir -p machines/m/workspaces/w", 60_000);
+        let (paths, spec) = mounting(dir.path());
+        go_away(dir.path(), &mounts, spec).await;
+        assert!(matches!(mounts.revoke(UID, &paths, "w", None).await.unwrap(), Revoked::Unused));
+        sleep(Duration::from_millis(600)).await;
+        assert!(!paths.workspace("w").exists());
+    }
+
+    #[tokio::test]
+    async fn a_mount_point_is_one_processs_at_a_time() {
+        let script = "mkdir mounting || exit 3; sleep 0.1; rmdir mounting; echo '{\"Ok\":\"same\"}'";
+        let (dir, mounts) = workspaces(script, 60_000);
+        let share = || mounts.share(mounting(dir.path()).1);
+        assert_eq!(tokio::join!(share(), share()), (Ok(Found::Same), Ok(Found::Same)));
+    }
+
+    #[tokio::test]
+    async fn folders_that_hang_delay_no_revocation() {
+        let (dir, mounts) = workspaces("exit 3", 60_000);
+        let (paths, _) = mounting(dir.path());
+        fs::create_dir_all(paths.workspace("w")).unwrap();
+        let mut taken = Vec::new();
+        for turns in [&mounts.turns, &mounts.looks] {
+            for _ in 0..AT_ONCE {
+                taken.push(turns.take(UID).await.unwrap());
             }
         }
-        let turns = hangs.turns.lock().unwrap()[&UID].clone();
-        assert_eq!(turns.available_permits(), 0);
-        assert_eq!(begun(), AT_ONCE);
+        let gone = async {
+            while paths.workspace("w").exists() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = mounts.revoke(UID, &paths, "w", None) => {}
+            () = gone => {}
+            () = sleep(Duration::from_secs(10)) => panic!("it waits for a turn"),
+        }
+        assert!(!paths.workspace("w").exists());
     }
 }

@@ -21,9 +21,10 @@ pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
 pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
 pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub use paths::MachinePaths;
+pub use revocation::MountUsers;
 pub use run_folder::remove as remove_run_folder;
 pub use sweep::{remove_unknown, unknown_machines};
-pub use workspaces::revoke_workspace;
+pub use workspaces::{revocation_is_told, revoke_workspace};
 
 /// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.
 ///

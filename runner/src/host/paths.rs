@@ -51,6 +51,16 @@ impl MachinePaths {
         self.workspaces().join(environment)
     }
 
+    /// Of each workspace that was taken out of the machine, until it is told whether the VMM still uses it: a note of its mounts.
+    pub(super) fn revocations(&self) -> PathBuf {
+        self.run.join("revocations")
+    }
+
+    /// The note of one environment's workspace.
+    pub(super) fn revocation(&self, environment: &str) -> PathBuf {
+        self.revocations().join(environment)
+    }
+
     /// The VMM's `/run`.
     pub(super) fn vm(&self) -> PathBuf {
         self.run.join("vm")

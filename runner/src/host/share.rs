@@ -15,7 +15,7 @@ use nix::unistd::alarm;
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatxFlags, accessat, open, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
-use rustix::process::{Gid, Uid, geteuid};
+use rustix::process::{Gid, Signal, Uid, geteuid, set_parent_process_death_signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
@@ -76,8 +76,9 @@ pub enum Found {
 /// The specification is not one.
 pub fn main(spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
-    // Where the daemon that waits has died, nothing must be mounted long after. One that lives ends us before, with its own
-    // words for the developer.
+    // Where the daemon that waits has died, nothing must be mounted: the next one may have removed the environment.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The daemon may have died before that. One that lives ends us before, with its own words for the developer.
     alarm::set(2 * u32::try_from(DEADLINE.as_secs())?);
     let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;
     println!("{}", serde_json::to_string(&share(&spec))?);

@@ -4,9 +4,8 @@
 //! [`share`](super::share) mounts them.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -28,39 +27,58 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
     Ok(mount_change(&folder, MountPropagationFlags::SHARED)?)
 }
 
-/// How long a guest that releases a workspace may take until the VMM has closed its last file.
-const RELEASE: Duration = Duration::from_secs(10);
-/// The pause between two looks.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Takes the environment's workspace out of the machine: its names are gone at once. Returns how many files of it the VMM
-/// still has open some seconds later. They are 0 unless the guest refuses to close them.
+/// Takes the environment's workspace out of the machine: its names are gone at once. Returns what tells which files of it the
+/// VMM still has open, or why nothing does. What that is about is noted: another daemon that is asked for the same finds it,
+/// until [`revocation_is_told`].
 ///
 /// # Errors
-/// It cannot be unmounted, or the VMM's descriptors cannot be read.
-pub fn revoke_workspace(paths: &MachinePaths, environment: &str, vmm: Option<u32>) -> anyhow::Result<usize> {
-    let in_jail = Path::new("/workspaces").join(environment);
-    let users = vmm.map(|pid| MountUsers::new(pid, &in_jail)).transpose().context("cannot read the VMM's mounts")?;
+/// It cannot be unmounted.
+pub fn revoke_workspace(
+    paths: &MachinePaths,
+    environment: &str,
+    vmm: Option<u32>,
+) -> anyhow::Result<io::Result<MountUsers>> {
+    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_users(paths, environment, pid));
+    // Whoever uses it: a proof that fails does not keep it there.
     unshare(paths, environment)?;
-    let Some(users) = users else { return Ok(0) };
-    let until = Instant::now() + RELEASE;
-    loop {
-        let open = users.open_files().context("cannot read the VMM's descriptors")?;
-        if open == 0 || Instant::now() > until {
-            return Ok(open);
-        }
-        thread::sleep(PAUSE);
-    }
+    Ok(users)
 }
+
+fn note_users(paths: &MachinePaths, environment: &str, vmm: u32) -> io::Result<MountUsers> {
+    let note = paths.revocation(environment);
+    let earlier = fs::read(&note).ok().and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default();
+    let users = MountUsers::new(vmm, &Path::new("/workspaces").join(environment), &earlier)?;
+    if *users.mounts() != earlier {
+        let json = serde_json::to_vec(users.mounts())?;
+        if let Err(error) = fs::create_dir_all(paths.revocations()).and_then(|()| fs::write(&note, json)) {
+            // Needed only if the daemon ends in the next seconds.
+            tracing::warn!("cannot write {}: {error}", note.display());
+        }
+    }
+    Ok(users)
+}
+
+/// What came of a revocation is known to its developer.
+pub fn revocation_is_told(paths: &MachinePaths, environment: &str) {
+    // What stays is about mounts that no longer exist.
+    let _ = fs::remove_file(paths.revocation(environment));
+}
+
+/// The most mounts on top of each other at one mount point.
+const STACKED_MAX: usize = 64;
 
 fn unshare(paths: &MachinePaths, environment: &str) -> anyhow::Result<()> {
     let target = paths.workspace(environment);
-    match unmount(&target, UnmountFlags::DETACH) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot unmount {}", target.display())),
+    for _ in 0..STACKED_MAX {
+        match unmount(&target, UnmountFlags::DETACH) {
+            // There may be another below.
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return Err(error).with_context(|| format!("cannot unmount {}", target.display())),
+        }
     }
     match fs::remove_dir(&target) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", target.display()))
         }
         _ => Ok(()),
@@ -76,6 +94,12 @@ pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
             unshare(paths, &name.to_string_lossy())?;
         }
     }
+    // Without a VMM nothing is held.
+    if let Err(error) = fs::remove_dir_all(paths.revocations())
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot remove {}", paths.revocations().display()));
+    }
     match unmount(&folder, UnmountFlags::DETACH) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot unmount {}", folder.display())),
@@ -88,4 +112,78 @@ pub(super) fn is_mount_point(path: &Path) -> anyhow::Result<bool> {
         |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id);
     let parent = path.parent().context("a mount point has a parent")?;
     Ok(mount(path)? != mount(parent)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// A machine's folders, and a folder with a file that is mounted as the workspace `w` so many times.
+    fn shared(times: usize) -> (tempfile::TempDir, MachinePaths) {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = MachinePaths::new(dir.path(), "m");
+        let source = dir.path().join(OsStr::from_bytes(b"\xff"));
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("file"), "").unwrap();
+        fs::create_dir_all(paths.workspace("w")).unwrap();
+        for _ in 0..times {
+            mount_bind(&source, paths.workspace("w")).unwrap();
+        }
+        (dir, paths)
+    }
+
+    #[test]
+    fn mounts_on_top_of_each_other_all_go() {
+        let (_dir, paths) = shared(3);
+        revoke_workspace(&paths, "w", None).unwrap().unwrap();
+        assert!(!paths.workspace("w").exists());
+    }
+
+    #[test]
+    fn a_workspace_goes_although_its_users_cannot_be_found() {
+        let (_dir, paths) = shared(1);
+        // The kernel has no mounts to show of a process that has ended and whose status was not fetched.
+        let mut ended = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+        ended.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
+        let mountinfo = format!("/proc/{}/mountinfo", ended.id());
+        while fs::read(&mountinfo).is_ok() {
+            std::thread::yield_now();
+        }
+        revoke_workspace(&paths, "w", Some(ended.id())).unwrap().unwrap_err();
+        assert!(!paths.workspace("w").exists());
+        ended.wait().unwrap();
+    }
+
+    #[test]
+    fn a_workspace_goes_although_that_cannot_be_noted() {
+        let (_dir, paths) = shared(1);
+        fs::write(paths.revocations(), "").unwrap();
+        revoke_workspace(&paths, "w", Some(std::process::id())).unwrap().unwrap();
+        assert!(!paths.workspace("w").exists());
+    }
+
+    #[test]
+    fn what_is_held_is_found_again_until_it_is_told() {
+        let (_dir, paths) = shared(1);
+        let held = File::open(paths.workspace("w").join("file")).unwrap();
+        let fdinfo = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
+        let fdinfo = fs::read_to_string(fdinfo).unwrap();
+        let mount: u64 = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap().trim().parse().unwrap();
+        // As a daemon leaves it that ends after the unmount: this process does not see the machine's mount point.
+        fs::create_dir_all(paths.revocations()).unwrap();
+        fs::write(paths.revocation("w"), format!("[{mount}]")).unwrap();
+        unmount(paths.workspace("w"), UnmountFlags::DETACH).unwrap();
+        let open = || revoke_workspace(&paths, "w", Some(std::process::id())).unwrap().unwrap().open_files().unwrap();
+        assert_eq!((open(), open()), (1, 1));
+        revocation_is_told(&paths, "w");
+        assert_eq!(open(), 0);
+        remove_all(&paths).unwrap();
+        assert!(!paths.revocations().exists());
+    }
 }

@@ -68,7 +68,7 @@ pub async fn show(
     responses(
         (status = 200, description = "The environment, as it will be made.", body = Environment),
         (status = 400, body = Problem),
-        (status = 403, description = "The caller may not read and write the workspace.", body = Problem),
+        (status = 403, description = "The caller may not read and write the workspace, or may have no machine.", body = Problem),
         (status = 409, description = "The host has not the memory, or the machine is being removed.", body = Problem),
     )
 )]
@@ -83,8 +83,12 @@ pub async fn put(
     let owned_by = Owner::find(&daemon, owner, peer.gid).await?;
     let found = match request.desired {
         Desired::Running => {
-            let developer = daemon.developer(owner, owned_by.gid).await;
             let row = daemon.read(move |db| machines::get(db, owner)).await?;
+            if row.is_none() {
+                // Who may have no machine has no folder opened either: each costs a process of root's.
+                daemon.limits(owner).await?;
+            }
+            let developer = daemon.developer(owner, owned_by.gid).await;
             let mount_point = row.map(|row| daemon.paths(&row.name).workspace(&id));
             let spec = ShareSpec { folder: request.workspace.clone(), developer, mount_point, mount: None };
             daemon.workspaces.share(spec).await?

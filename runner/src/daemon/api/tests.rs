@@ -629,6 +629,9 @@ async fn a_system_account_and_a_uid_without_account_have_no_machine() {
         let (status, said) = refused(server.call(uid, Method::PUT, &path, Some(json!({"desired": "running"}))).await);
         assert_eq!(status, 403);
         assert!(said.contains(why), "{said}");
+        // Refused before the folder is looked for.
+        let (status, said) = refused(server.up(uid, Path::new("/no/such/folder")).await);
+        assert_eq!((status, said.contains(why)), (403, true), "{said}");
     }
 }
 

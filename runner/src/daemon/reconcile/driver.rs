@@ -9,7 +9,7 @@ use garret_api::Problem;
 use garret_api::agent::EnvironmentStatus;
 use garret_api::runner::{Desired, MachinePhase};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::backoff::backoff;
@@ -155,6 +155,10 @@ impl Driver {
     /// One look and one action. Returns false if the machine is gone.
     async fn step(&mut self) -> anyhow::Result<bool> {
         self.tell_life(self.lives());
+        // Only a rest waits for their end.
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.forget_work(ended);
+        }
         let Some((machine, environments)) = self.look().await? else { return Ok(false) };
         let wish = self.wish(&machine);
         self.count_boots(&machine, wish);
@@ -278,6 +282,7 @@ impl Driver {
     fn observe(&self, machine: &MachineRow, environments: &[EnvironmentRow]) -> Observed {
         let vmm = match self.vmm {
             Life::Absent => Vmm::Absent,
+            Life::Booting(_) if self.adopted => Vmm::Adopted,
             Life::Booting(_) => Vmm::Booting,
             Life::Ready(_) => Vmm::Ready,
             Life::Dead => Vmm::Dead,
@@ -310,13 +315,7 @@ impl Driver {
         tokio::select! {
             () = self.poke.notified() => {}
             () = self.vmm.ended() => self.vmm = Life::Dead,
-            Some(ended) = self.tasks.join_next_with_id() => {
-                let task = match ended {
-                    Ok((task, ())) => task,
-                    Err(error) => error.id(),
-                };
-                self.work.retain(|_, doing| doing.task.id() != task);
-            }
+            Some(ended) = self.tasks.join_next_with_id() => self.forget_work(ended),
             () = tokio::time::sleep(REFRESH), if ready => {
                 self.refresh(machine).await?;
                 self.tell_resolvers(machine).await;
@@ -325,6 +324,14 @@ impl Driver {
             () = tokio::time::sleep_until(next_boot.unwrap_or(self.since)), if next_boot.is_some() => {}
         }
         Ok(())
+    }
+
+    fn forget_work(&mut self, ended: Result<(task::Id, ()), JoinError>) {
+        let task = match ended {
+            Ok((task, ())) => task,
+            Err(error) => error.id(),
+        };
+        self.work.retain(|_, doing| doing.task.id() != task);
     }
 
     /// Without a machine nothing runs: a stop is done, and what should come up cannot unless the machine will start. A

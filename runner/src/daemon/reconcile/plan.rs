@@ -20,6 +20,8 @@ pub enum Vmm {
     Absent,
     /// It runs; the agent has not been set up yet.
     Booting,
+    /// The same of one that ran before this driver: workspaces are in it.
+    Adopted,
     /// It runs and the agent is set up.
     Ready,
     /// It has ended and left things behind.
@@ -102,12 +104,17 @@ const BEGINNING_MAX: usize = 4;
 pub fn next_action(observed: &Observed, wish: Wish) -> Action {
     match (observed.vmm, wish) {
         (Vmm::Dead, _) => Action::Bury,
-        (Vmm::Booting | Vmm::Ready, Wish::Stand | Wish::Vanish) => Action::Halt,
+        (Vmm::Booting | Vmm::Adopted | Vmm::Ready, Wish::Stand | Wish::Vanish) => Action::Halt,
         (Vmm::Absent, Wish::Vanish) => Action::Erase,
         (Vmm::Absent, Wish::Stand) => Action::Rest,
         (Vmm::Absent, Wish::Run) if observed.failed => Action::Rest,
         (Vmm::Absent, Wish::Run) => Action::Launch,
         (Vmm::Booting, Wish::Run) => Action::Greet,
+        // An agent that cannot be set up keeps no workspace.
+        (Vmm::Adopted, Wish::Run) => {
+            let mut removed = observed.environments.iter().filter(|environment| environment.wish == Wish::Vanish);
+            removed.find_map(next_step).unwrap_or(Action::Greet)
+        }
         (Vmm::Ready, Wish::Run) => {
             let beginning = observed.environments.iter().filter(|environment| environment.beginning).count();
             let mut steps = observed.environments.iter().filter_map(next_step);
@@ -154,6 +161,9 @@ mod tests {
             (Booting, false, Run, Greet),
             (Booting, false, Stand, Halt),
             (Booting, false, Vanish, Halt),
+            (Adopted, false, Run, Greet),
+            (Adopted, false, Stand, Halt),
+            (Adopted, false, Vanish, Halt),
             (Ready, false, Run, Rest),
             (Ready, false, Stand, Halt),
             (Ready, false, Vanish, Halt),
@@ -184,6 +194,29 @@ mod tests {
             let environment =
                 Environment { id: id(), wish, generation, observed_generation: seen, work: now, beginning: false };
             let observed = Observed { environments: vec![environment], ..observed(Vmm::Ready, false) };
+            assert_eq!(next_action(&observed, Wish::Run), action, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn an_adopted_machine_loses_workspaces_before_its_agent_is_set_up() {
+        let environment = |wish, work| Environment {
+            id: "e".into(),
+            wish,
+            generation: 1,
+            observed_generation: 0,
+            work,
+            beginning: false,
+        };
+        let work = Work { wish: Wish::Vanish, generation: 1 };
+        for (vmm, wish, now, action) in [
+            (Vmm::Adopted, Wish::Vanish, None, Action::Begin("e".into(), work)),
+            (Vmm::Adopted, Wish::Vanish, Some(work), Action::Greet),
+            (Vmm::Adopted, Wish::Run, None, Action::Greet),
+            (Vmm::Adopted, Wish::Stand, None, Action::Greet),
+            (Vmm::Booting, Wish::Vanish, None, Action::Greet),
+        ] {
+            let observed = Observed { environments: vec![environment(wish, now)], ..observed(vmm, false) };
             assert_eq!(next_action(&observed, Wish::Run), action, "{observed:?}");
         }
     }
@@ -255,7 +288,9 @@ mod tests {
     proptest! {
         #[test]
         fn it_comes_to_rest(
-            vmm in prop_oneof![Just(Vmm::Absent), Just(Vmm::Booting), Just(Vmm::Ready), Just(Vmm::Dead)],
+            vmm in prop_oneof![
+                Just(Vmm::Absent), Just(Vmm::Booting), Just(Vmm::Adopted), Just(Vmm::Ready), Just(Vmm::Dead)
+            ],
             failed: bool,
             wish in wishes(),
             environments in prop::collection::vec((wishes(), 0u64..3, 0u64..3, prop::option::of((wishes(), 0u64..3))), 0..4),

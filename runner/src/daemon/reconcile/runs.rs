@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::backoff::backoff;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
+use crate::daemon::workspace::Revoked;
 use crate::host;
 
 /// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
@@ -146,46 +147,60 @@ impl Run {
     /// Removes the container, and takes the workspace out of the machine.
     pub(super) async fn remove(&self) -> rusqlite::Result<()> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        let released = timeout(deadline, self.release()).await;
+        let mut refusals = 0;
+        let released = timeout(deadline, self.release(&mut refusals)).await;
         // A guest that refuses does not keep the workspace.
-        if let Some(problem) = self.revoke_workspace().await {
-            tracing::warn!("{problem}");
-            self.tell(problem).await?;
-        }
+        self.revoke_workspace().await?;
         match released {
             Ok(released) => released?,
-            Err(_) => self.release().await?,
+            Err(_) => self.release(&mut refusals).await?,
         }
         let row = self.row.clone();
         self.daemon.write(move |db| environments::forget(db, &row)).await
     }
 
     /// Asks the agent to remove the container and to let go of the workspace, until it has done both.
-    async fn release(&self) -> rusqlite::Result<()> {
-        self.insist("remove", Method::DELETE, &self.path("")).await?;
-        self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id)).await
+    async fn release(&self, refusals: &mut u32) -> rusqlite::Result<()> {
+        self.insist("remove", Method::DELETE, &self.path(""), refusals).await?;
+        self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id), refusals).await
     }
 
-    /// Takes the workspace out of the machine. Returns what went wrong.
-    async fn revoke_workspace(&self) -> Option<Problem> {
-        let (paths, vmm) = (self.daemon.paths(&self.machine), self.daemon.vmm_pid(&self.machine));
-        let id = self.row.id.clone();
-        // A guest may delay it: few at a time, or the threads that the drivers need were all in use.
-        let _turn = self.daemon.workspaces.turn(self.row.uid).await;
-        let revoked = tokio::task::spawn_blocking(move || host::revoke_workspace(&paths, &id, vmm)).await;
-        let workspace = self.row.workspace.display();
-        let what = match revoked.map_err(anyhow::Error::from).flatten() {
-            Ok(0) => return None,
-            Ok(held) => format!("the machine still has {held} files of {workspace} open"),
-            Err(error) => format!("cannot take {workspace} out of the machine: {error:#}"),
+    /// Takes the workspace out of the machine, and tells if the machine still uses it. Tries until it is unmounted.
+    async fn revoke_workspace(&self) -> rusqlite::Result<()> {
+        let paths = self.daemon.paths(&self.machine);
+        // The path is the developer's: it may have line breaks, and this goes into the daemon's log.
+        let workspace = one_line(&self.row.workspace.display().to_string());
+        let mut failures = 0;
+        let revoked = loop {
+            let vmm = self.daemon.vmm_pid(&self.machine);
+            match self.daemon.workspaces.revoke(self.row.uid, &paths, &self.row.id, vmm).await {
+                Ok(revoked) => break revoked,
+                Err(error) => {
+                    let said = format!("cannot take {workspace} out of the machine yet, tried again: {error:#}");
+                    self.failed_try(&mut failures, Problem::new("workspace-held", said)).await?;
+                }
+            }
         };
-        Some(Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`")))
+        let what = match revoked {
+            Revoked::Unused => None,
+            Revoked::Held(files) => Some(format!("the machine still has {files} files of {workspace} open")),
+            Revoked::Unknown(error) => {
+                Some(format!("cannot find out whether the machine still has files of {workspace} open: {error}"))
+            }
+        };
+        if let Some(what) = what {
+            let problem = Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`"));
+            tracing::warn!("{problem}");
+            self.tell(problem).await?;
+        }
+        host::revocation_is_told(&paths, &self.row.id);
+        Ok(())
     }
 
     /// Asks the agent to stop the container, for as long as a whole machine may take to stop.
     pub(super) async fn stop_container(&self) -> rusqlite::Result<Result<(), Problem>> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"))).await {
+        match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"), &mut 0)).await {
             Ok(done) => done.map(Ok),
             Err(_) => {
                 let waited = deadline.as_secs();
@@ -197,26 +212,29 @@ impl Run {
         }
     }
 
-    /// Asks the agent until it has done it, after growing pauses. What is not there (404) needs nothing done. Only the first
-    /// refusal becomes an event: how it ended, the run's last event says.
-    async fn insist(&self, what: &str, method: Method, path: &str) -> rusqlite::Result<()> {
+    /// Asks the agent until it has done it. What is not there (404) needs nothing done. `refusals` counts those of the run.
+    async fn insist(&self, what: &str, method: Method, path: &str, refusals: &mut u32) -> rusqlite::Result<()> {
         let agent = self.agent();
-        let mut refusals = 0;
         loop {
             let error = match agent.send::<()>(method.clone(), path, None).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.status() == Some(404) => return Ok(()),
                 Err(error) => error,
             };
-            refusals += 1;
-            if refusals == 1 {
-                let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
-                let problem = Problem::new("unavailable", said).clipped();
-                tracing::warn!("{problem}");
-                self.tell(problem).await?;
-            }
-            tokio::time::sleep(backoff(refusals, INSIST_PAUSE_MAX)).await;
+            let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
+            self.failed_try(refusals, Problem::new("unavailable", said).clipped()).await?;
         }
+    }
+
+    /// Counts a failed try and pauses, ever longer. Only the first becomes an event: how it ended, the run's last event says.
+    async fn failed_try(&self, failures: &mut u32, problem: Problem) -> rusqlite::Result<()> {
+        *failures += 1;
+        if *failures == 1 {
+            tracing::warn!("{problem}");
+            self.tell(problem).await?;
+        }
+        tokio::time::sleep(backoff(*failures, INSIST_PAUSE_MAX)).await;
+        Ok(())
     }
 
     async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
@@ -377,20 +395,23 @@ fn cut(mut text: String, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
-    use std::sync::Mutex;
+    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     use axum::{Router, routing};
     use hyper::StatusCode;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{UnixListener, UnixStream};
+    use tokio::sync::{Notify, Semaphore};
 
+    use super::super::driver::Driver;
     use super::*;
     use crate::accounts::NameService;
     use crate::daemon::state::tests::{environment, machine, memory};
-    use crate::daemon::state::{Scope, machines};
+    use crate::daemon::state::{MachineRow, Scope, machines};
     use crate::daemon::testing;
+    use crate::daemon::vmm::VmmProcess;
 
     #[test]
     fn what_the_agent_says_is_kept_in_measure() {
@@ -594,30 +615,101 @@ mod tests {
         let router = Router::new()
             .route("/v1/environments/{id}", routing::delete(remove))
             .route("/v1/workspaces/{id}/release", routing::post(async || StatusCode::NO_CONTENT));
-        let row = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") };
-        let run = run(dir.path(), row, router).await;
+        let run = run(dir.path(), removed(), router).await;
         run.remove().await.unwrap();
         let (events, row) = outcome(&run).await;
         assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { generation: 1 }]), "{events:?}");
         assert!(row.is_none());
     }
 
+    fn removed() -> EnvironmentRow {
+        EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") }
+    }
+
     #[tokio::test]
     async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
         let dir = tempfile::tempdir().unwrap();
-        let refuse = routing::delete(async || StatusCode::INTERNAL_SERVER_ERROR);
-        let row = EnvironmentRow { removed: true, observed_generation: 1, ..environment(7, "w") };
-        let run = run(dir.path(), row, Router::new().route("/v1/environments/{id}", refuse)).await;
+        let shared = Arc::new(OnceLock::<PathBuf>::new());
+        let (seen, late) = (shared.clone(), Arc::new(AtomicU32::new(0)));
+        let count = late.clone();
+        // Refuses longer than a workspace waits for it.
+        let refuse = routing::delete(async move || match seen.get().is_some_and(|shared| shared.exists()) {
+            false if count.fetch_add(1, Ordering::Relaxed) > 0 => StatusCode::NO_CONTENT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        });
+        let router = Router::new()
+            .route("/v1/environments/{id}", refuse)
+            .route("/v1/workspaces/{id}/release", routing::post(async || StatusCode::NO_CONTENT));
+        let run = run(dir.path(), removed(), router).await;
+        let workspace = shared.get_or_init(|| run.daemon.paths("dev7").workspace("w"));
+        fs::create_dir_all(workspace).unwrap();
+        run.remove().await.unwrap();
+        assert!(!workspace.exists());
+        assert_eq!(late.load(Ordering::Relaxed), 2);
+        let (events, _) = outcome(&run).await;
+        assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { .. }]), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let done = async || StatusCode::NO_CONTENT;
+        let router = Router::new()
+            .route("/v1/environments/{id}", routing::delete(done))
+            .route("/v1/workspaces/{id}/release", routing::post(done));
+        let row = EnvironmentRow { workspace: "/a\nb".into(), ..removed() };
+        let run = run(dir.path(), row, router).await;
+        // A folder that is not empty is not removed, like one on which something is mounted.
+        let below = run.daemon.paths("dev7").workspace("w").join("below");
+        fs::create_dir_all(&below).unwrap();
+        let told = async {
+            loop {
+                let (events, row) = outcome(&run).await;
+                if let [Happening::Problem { problem }] = &events[..] {
+                    return (problem.message.clone(), row);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let (said, row) = tokio::select! {
+            removed = run.remove() => panic!("it is there still: {removed:?}"),
+            told = told => told,
+        };
+        assert!(said.starts_with("cannot take /a b out of the machine yet, tried again: "), "{said}");
+        assert!(row.is_some() && !said.contains('\n'));
+        fs::remove_dir(&below).unwrap();
+        run.remove().await.unwrap();
+        assert!(outcome(&run).await.1.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_adopted_machine_whose_agent_refuses_its_setup_does_not_keep_a_workspace() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true});
+        let refuse = async || StatusCode::INTERNAL_SERVER_ERROR;
+        let router = Router::new()
+            .route("/v1/agent", routing::get(async move || axum::Json(info)))
+            .route("/v1/machine", routing::put(refuse))
+            .route("/v1/environments/{id}", routing::delete(refuse));
+        let run = run(dir.path(), removed(), router).await;
         let shared = run.daemon.paths("dev7").workspace("w");
         fs::create_dir_all(&shared).unwrap();
+        // This process, which has the agent, stands for the VMM.
+        let vmm = VmmProcess::watch(std::process::id()).unwrap().unwrap();
+        let running = MachineRow { desired: Desired::Running, ..machine(7) };
+        let write =
+            move |db: &Connection| machines::put(db, &running).and_then(|()| machines::set_vmm(db, 7, Some(&vmm.id)));
+        run.daemon.write(write).await.unwrap();
+        let driver = Driver::new(run.daemon.clone(), 7, Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
         let revoked = async {
             while shared.exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::select! {
-            removed = run.remove() => panic!("the agent had refused: {removed:?}"),
+            () = driver.run() => panic!("the machine is there still"),
             () = revoked => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the workspace is there still"),
         }
     }
 
