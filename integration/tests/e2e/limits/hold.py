@@ -30,7 +30,7 @@ def start_threads():
         if os.read(ready, 1) != b"y":
             sys.exit("a process does not have its threads")
         # Memory is plugged as it is used: this is about limits, not about how fast memory comes.
-        time.sleep(0.5)
+        time.sleep(1)
     return release
 
 
