@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::mount::{UnmountFlags, unmount};
 use toml::{Table, Value};
 
 use crate::stage::{ALICE, BOB, CONFIG, Workspace, end_daemon, events, start_daemon, wait_until};
@@ -74,6 +75,12 @@ impl Host {
             let _stopped = developer.garret(&["stop", "--machine"]);
         }
         end_daemon(10);
+        // An earlier garret cannot remove folders that are mounts: it finds none, as after the host's boot.
+        for machine in fs::read_dir("/run/garret/machines").into_iter().flatten() {
+            let folder = machine.expect("a name").path();
+            unmount(&folder, UnmountFlags::DETACH).expect("it is a mount");
+            fs::remove_dir(folder).expect("nothing is below the mount");
+        }
         fs::rename(STATE, ASIDE).expect("no daemon uses it");
         let text = String::from_utf8(host.config.clone().unwrap_or_default()).expect("UTF-8");
         let mut config: Table = text.parse().expect("the configuration is TOML");
@@ -95,12 +102,16 @@ impl Host {
     /// As an upgrade of the package does it: this tree's daemon follows the earlier one.
     fn upgrade(&self) {
         end_daemon(10);
+        self.restore_config();
+        start_daemon();
+    }
+
+    fn restore_config(&self) {
         match &self.config {
             Some(text) => fs::write(CONFIG, text),
             None => fs::remove_file(CONFIG),
         }
         .expect("it is root's");
-        start_daemon();
     }
 }
 
@@ -110,6 +121,9 @@ impl Drop for Host {
             ALICE.garret(&["rm", "--machine", "--yes"]).ok();
         }
         end_daemon(10);
+        if std::thread::panicking() {
+            self.restore_config();
+        }
         fs::remove_dir_all(STATE).expect("no daemon uses it");
         fs::rename(ASIDE, STATE).expect("it was put there");
         start_daemon();
