@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::find::Files;
@@ -29,10 +30,15 @@ impl Folder<'_> {
     /// The text of a devcontainer.json that [`find`](crate::find()) has found.
     ///
     /// # Errors
-    /// It cannot be read, or is larger than 1 MiB.
+    /// It cannot be read, is no regular file, or is larger than 1 MiB.
     pub fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        // A file that became a FIFO since it was found must not block.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(self.0.join(path))?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
         let mut bytes = Vec::new();
-        File::open(self.0.join(path))?.take(CONFIG_MAX + 1).read_to_end(&mut bytes)?;
+        file.take(CONFIG_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > CONFIG_MAX {
             return Err(io::Error::other(format!("it is larger than {CONFIG_MAX} bytes")));
         }
@@ -52,6 +58,7 @@ mod tests {
         let folder = Folder(folder.path());
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
         assert!(find(&folder, None).is_err());
+        assert!(folder.read("devcontainer.json").unwrap_err().to_string().contains("regular file"));
         fs::remove_file(&path).unwrap();
         for (size, fits) in [(CONFIG_MAX, true), (CONFIG_MAX + 1, false)] {
             fs::write(&path, vec![b' '; usize::try_from(size).unwrap()]).unwrap();

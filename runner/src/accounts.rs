@@ -129,7 +129,16 @@ impl NameService {
     /// # Errors
     /// The name service does not answer, and the files do not have it.
     pub async fn by_strange_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
-        self.account_in(&self.strange, uid).await
+        let question = Question { database: "passwd", key: uid.to_string() };
+        // An account was found before: it is no stranger any more.
+        if self.known.get(&question).is_some() {
+            return self.by_uid(uid).await;
+        }
+        let account = self.account_in(&self.strange, uid).await;
+        if let (Ok(Some(_)), Some((_, answer))) = (&account, self.strange.get(&question)) {
+            self.known.put(question, answer);
+        }
+        account
     }
 
     async fn account_in(&self, lane: &Lane, uid: u32) -> Result<Option<Account>, Unanswered> {
@@ -189,16 +198,15 @@ impl NameService {
         if let Some(answer) = fresh() {
             return answer;
         }
-        // The semaphore is never closed.
-        let _asking = lane.asking.acquire().await;
+        let older = || lane.get(&question).and_then(|(_, answer)| answer.ok().flatten());
+        let Ok(_asking) = timeout(self.deadline, lane.asking.acquire()).await else {
+            return without_answer(&question, older(), ErrorKind::TimedOut.into());
+        };
         if let Some(answer) = fresh() {
             return answer;
         }
         let answer = run(&self.getent, database, key, self.deadline).await;
-        let answer = answer.or_else(|why| {
-            let older = lane.get(&question).and_then(|(_, answer)| answer.ok().flatten());
-            without_answer(&question, older, why)
-        });
+        let answer = answer.or_else(|why| without_answer(&question, older(), why));
         lane.put(question, answer.clone());
         answer
     }

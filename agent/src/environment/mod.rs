@@ -172,8 +172,9 @@ impl Environments {
         for entry in self.all() {
             entry.cancel();
         }
-        // The engine's first call after a boot takes long: it renews all it knows.
-        if !runtime::any_runs() {
+        // podman's first call after a boot is slow, because it refreshes the state of all containers.
+        let begins = self.all().iter().any(|entry| entry.gate.try_lock().is_err());
+        if !begins && !runtime::any_container_may_run() {
             return;
         }
         if let Err(failure) = self.podman().output(["stop", "--all", "--time", STOP_SECONDS]).await {

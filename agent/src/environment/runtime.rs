@@ -2,6 +2,7 @@
 //! a database and locks.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -46,13 +47,27 @@ pub fn is_running(id: &str) -> bool {
     status(&Path::new(ROOT).join(id)).is_some()
 }
 
-/// Whether any container runs.
-pub fn any_runs() -> bool {
-    any_runs_in(Path::new(ROOT))
+/// Whether any container may run: only a record that is there and says otherwise, or none, is taken for a no.
+pub fn any_container_may_run() -> bool {
+    any_may_run_in(Path::new(ROOT))
 }
 
-fn any_runs_in(root: &Path) -> bool {
-    std::fs::read_dir(root).into_iter().flatten().flatten().any(|entry| status(&entry.path()).is_some())
+fn any_may_run_in(root: &Path) -> bool {
+    match std::fs::read_dir(root) {
+        Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| !has_ended(&entry.path()))),
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
+}
+
+/// Whether the process of this record is gone.
+fn has_ended(folder: &Path) -> bool {
+    let text = std::fs::read(folder.join("status")).unwrap_or_default();
+    let status: Option<Status> = serde_json::from_slice(&text).ok();
+    status.is_some_and(|status| status.pid <= 0 || !exists(status.pid))
+}
+
+fn exists(pid: i32) -> bool {
+    root_of(pid).parent().is_some_and(Path::exists)
 }
 
 fn running_in(root: &Path, id: &str) -> Option<Running> {
@@ -67,7 +82,7 @@ fn running_in(root: &Path, id: &str) -> Option<Running> {
 /// The engine takes the record away when a container has ended; until it has, its process is gone already.
 fn status(folder: &Path) -> Option<Status> {
     let status: Status = serde_json::from_slice(&std::fs::read(folder.join("status")).ok()?).ok()?;
-    (status.pid > 0 && root_of(status.pid).parent().is_some_and(Path::exists)).then_some(status)
+    (status.pid > 0 && exists(status.pid)).then_some(status)
 }
 
 /// A process's root folder, as the guest reaches it.
@@ -87,7 +102,7 @@ mod tests {
         let own = std::process::id();
         std::fs::write(folder.join("status"), format!(r#"{{"pid": {own}, "created": "t1", "rootfs": "x"}}"#)).unwrap();
         std::fs::write(folder.join("config.json"), r#"{"process": {"env": ["A=b=c", "B="], "cwd": "/"}}"#).unwrap();
-        assert!(any_runs_in(root.path()));
+        assert!(any_may_run_in(root.path()));
         let running = running_in(root.path(), "ab").unwrap();
         assert_eq!((running.pid, running.started_at.as_str()), (own as i32, "t1"));
         assert_eq!((running.env["A"].as_str(), running.env["B"].as_str()), ("b=c", ""));
@@ -100,7 +115,8 @@ mod tests {
         std::fs::create_dir(root.path().join("ab")).unwrap();
         for status in ["", "{}", r#"{"pid": 0, "created": "t"}"#, r#"{"pid": 2147483647, "created": "t"}"#] {
             std::fs::write(root.path().join("ab/status"), status).unwrap();
-            assert_eq!((running_in(root.path(), "ab"), any_runs_in(root.path())), (None, false), "{status}");
+            assert_eq!(running_in(root.path(), "ab"), None, "{status}");
+            assert_eq!(any_may_run_in(root.path()), !status.contains("pid"), "{status}");
         }
     }
 }

@@ -53,16 +53,19 @@ impl Scene {
         let ended = judged(&ran, case);
 
         // Whatever the kill left half done, the same command completes it.
-        let phase = self.settled();
+        self.settled();
         let again = || DEVELOPER.garret(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         match case.operation {
             Operation::Remove if self.environment().is_none() => {}
-            Operation::Exec if phase == "running" => {
-                wait_until("exec works again", 60, || again().status == 0);
-            }
             Operation::Exec => {
-                again().fails_with(&["garret start"]);
-                DEVELOPER.garret(&["start", "--machine"]).ok();
+                // The daemon may notice the end of a VMM later than the command.
+                wait_until("exec works again or the machine has failed", 60, || {
+                    again().status == 0 || self.settled() != "running"
+                });
+                if self.settled() != "running" {
+                    again().fails_with(&["garret start"]);
+                    DEVELOPER.garret(&["start", "--machine"]).ok();
+                }
             }
             _ => drop(again().ok()),
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::agent::{AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
+use garret_api::agent::{API, AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, Happening};
 use garret_api::{Problem, one_line};
@@ -218,12 +218,17 @@ impl Run {
         loop {
             let error = match agent.send::<()>(method.clone(), path, None).await {
                 Ok(()) => return Ok(()),
-                Err(error) if error.status() == Some(404) => return Ok(()),
+                Err(error) if error.status() == Some(404) && self.agent_is_compatible().await => return Ok(()),
                 Err(error) => error,
             };
             let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
             self.failed_try(refusals, Problem::new("unavailable", said).clipped()).await?;
         }
+    }
+
+    /// An agent of another API version answers 404 to a call that it does not know.
+    async fn agent_is_compatible(&self) -> bool {
+        self.agent().get::<AgentInfo>("/v1/agent").await.is_ok_and(|info| API.overlaps(info.api))
     }
 
     /// Counts a failed try and pauses, ever longer. Only the first becomes an event: how it ended, the run's last event says.

@@ -20,6 +20,8 @@ pub struct Job {
     pub action: Action,
     /// The answer must wait until the change is durable.
     pub durable: bool,
+    /// It once found no space on the host.
+    pub waited: bool,
 }
 
 impl Job {

@@ -91,6 +91,8 @@ struct BlockBackend {
     uring: Option<Uring>,
     /// Writes for which the host had no space.
     waiting: Vec<Job>,
+    /// As many requests once found no space and have no answer yet, those included that are being tried again.
+    unanswered: usize,
     outcomes: Outcomes,
     retry: Timer,
     negotiated: u64,
@@ -105,8 +107,20 @@ impl BlockBackend {
         let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
         let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
-        let (uring, negotiated, outcomes) = (None, 0, Outcomes::default());
-        Ok(Self { id, image, config: space, limiter, uring, waiting, outcomes, retry, negotiated, failures })
+        let (uring, unanswered, negotiated, outcomes) = (None, 0, 0, Outcomes::default());
+        Ok(Self {
+            id,
+            image,
+            config: space,
+            limiter,
+            uring,
+            waiting,
+            unanswered,
+            outcomes,
+            retry,
+            negotiated,
+            failures,
+        })
     }
 
     fn features(&self) -> u64 {
@@ -162,7 +176,7 @@ impl BlockBackend {
             Ok(Action::Identify) => self.identify(&chain, ring),
             Ok(action) => {
                 let durable = action.writes() && self.writethrough();
-                self.carry_out(Job { chain, action, durable }, ring)
+                self.carry_out(Job { chain, action, durable, waited: false }, ring)
             }
         }
     }
@@ -183,7 +197,13 @@ impl BlockBackend {
             self.warn(outcome, &error);
         }
         match outcome {
-            Outcome::Answer(status) => answer(&job.chain, status, ring),
+            Outcome::Answer(status) => {
+                if job.waited {
+                    self.unanswered -= 1;
+                    ring.set_waiting(self.unanswered);
+                }
+                answer(&job.chain, status, ring)
+            }
             Outcome::Flush => {
                 job.durable = false;
                 job.action = Action::Flush;
@@ -201,19 +221,22 @@ impl BlockBackend {
         }
     }
 
-    fn wait_for_space(&mut self, job: Job, ring: &Ring) -> Result<(), Fault> {
+    fn wait_for_space(&mut self, mut job: Job, ring: &Ring) -> Result<(), Fault> {
         if self.waiting.is_empty() {
             self.retry.set(RETRY_PAUSE, Duration::ZERO)?;
         }
+        if !job.waited {
+            job.waited = true;
+            self.unanswered += 1;
+            ring.set_waiting(self.unanswered);
+        }
         self.waiting.push(job);
-        ring.set_waiting(self.waiting.len());
         Ok(())
     }
 
     /// Tries again what waited. Those of an attempt are few (a queue has 256), and one that fails again costs no data.
     fn try_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.retry.clear();
-        ring.set_waiting(0);
         std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.carry_out(job, ring))
     }
 
