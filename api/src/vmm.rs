@@ -389,9 +389,6 @@ pub struct DeviceMetrics {
     /// Requests that the host failed, as when its disk is full; a VMM of an earlier version does not count them.
     #[serde(default)]
     pub host_failures: u64,
-    /// Requests that wait now until the host has space for them.
-    #[serde(default)]
-    pub waiting: u64,
 }
 
 /// The VMM's last words, written to the file `--last-words` names just before it exits.

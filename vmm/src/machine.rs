@@ -78,7 +78,7 @@ impl Machine {
     /// take `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
         // A device that stops serves no request until its waiting writes are done, reads included.
-        if let Some(device) = self.pci.waits_for_host() {
+        if let Some(device) = self.pci.device_waiting_for_space() {
             return Err(PauseFailed::HostFull(device.to_owned()));
         }
         let paused = match self.vcpus.pause(deadline) {

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 const ZONEINFO: &str = "/proc/zoneinfo";
 /// How much movable memory there may be for the kernel's, in per cent (admin-guide/mm/memory-hotplug.rst).
-const RATIO: &str = "/sys/module/memory_hotplug/parameters/auto_movable_ratio";
-/// What the kernel begins with.
-const USUAL: &str = "301";
+const RATIO_FILE: &str = "/sys/module/memory_hotplug/parameters/auto_movable_ratio";
+/// The kernel's default.
+const DEFAULT_RATIO: &str = "301";
 /// None: what comes is for the kernel.
-const FOR_THE_KERNEL: &str = "0";
+const RATIO_IN_SHORTAGE: &str = "0";
 const PAGE: u64 = 4096;
 /// They are short when the kernel's own pages, which cannot be reclaimed, take more than three of these parts. With three
 /// parts a guest that swaps to zram counts as short, and the others are squeezed for it.
@@ -68,12 +68,12 @@ impl Zones {
     /// # Errors
     /// The kernel has no such ratio: it was built without hotplug of memory.
     pub fn new() -> io::Result<Self> {
-        Self::with_ratio(RATIO.into())
+        Self::with_ratio(RATIO_FILE.into())
     }
 
-    /// An agent that died may have left the ratio of a shortage in force.
+    /// Reads the ratio, because an agent that died may have left that of a shortage.
     fn with_ratio(ratio: PathBuf) -> io::Result<Self> {
-        let short = fs::read_to_string(&ratio)?.trim() == FOR_THE_KERNEL;
+        let short = fs::read_to_string(&ratio)?.trim() == RATIO_IN_SHORTAGE;
         Ok(Self { ratio, short })
     }
 
@@ -89,7 +89,7 @@ impl Zones {
 
     fn direct(&mut self, short: bool) -> io::Result<()> {
         if short != self.short {
-            fs::write(&self.ratio, if short { FOR_THE_KERNEL } else { USUAL })?;
+            fs::write(&self.ratio, if short { RATIO_IN_SHORTAGE } else { DEFAULT_RATIO })?;
             self.short = short;
         }
         Ok(())
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_died_in_a_shortage_leaves_none_behind() {
+    fn shortage_ratio_of_a_dead_agent_is_reset() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let ratio = || fs::read_to_string(file.path()).unwrap();
         fs::write(file.path(), "301\n").unwrap();

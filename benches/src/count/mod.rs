@@ -45,7 +45,6 @@ impl Snapshot {
                 chains: now.chains.saturating_sub(then.chains),
                 faults: now.faults.saturating_sub(then.faults),
                 host_failures: now.host_failures.saturating_sub(then.host_failures),
-                waiting: now.waiting,
             };
             (name.clone(), difference)
         });
@@ -138,7 +137,7 @@ mod tests {
     use super::*;
 
     fn snapshot(exits: u64, chains: u64) -> Snapshot {
-        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0, host_failures: 0, waiting: 0 };
+        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0, host_failures: 0 };
         Snapshot {
             kvm: BTreeMap::from([("exits".into(), exits)]),
             system_calls: Some(exits * 2),

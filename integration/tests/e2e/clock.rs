@@ -7,7 +7,7 @@ const TOLERANCE: u64 = 10_000_000;
 
 #[test]
 fn new_file_has_the_time_of_the_guests_clock() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let line = "for name in 1 2 3 4 5; do before=$(date +%s%N); : > $name; after=$(date +%s%N); \
                 echo $before $(stat -c %.9Y $name | tr -d .) $after; done";

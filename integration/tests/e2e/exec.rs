@@ -6,7 +6,7 @@ use crate::stage::{ALICE, Workspace};
 
 #[test]
 fn streams_are_apart_binary_safe_and_the_status_is_the_commands() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
 
     let ran = workspace.sh("echo out; echo err >&2; exit 7");
@@ -25,7 +25,7 @@ fn streams_are_apart_binary_safe_and_the_status_is_the_commands() {
 
 #[test]
 fn a_terminal_is_a_terminal_and_has_the_callers_size() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let line = format!("stty rows 37 cols 91; garret exec '{}' -- sh -c 'tty; stty size'", workspace.str());
     let out = ALICE.run("script", &["-qec", &line, "/dev/null"], &[], b"").ok();
@@ -36,7 +36,7 @@ fn a_terminal_is_a_terminal_and_has_the_callers_size() {
 
 #[test]
 fn signals_reach_the_process_in_the_container() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     // The command tells that it is ready by a file in the workspace; then the host's side is told to terminate.
     let line = format!(
@@ -51,7 +51,7 @@ fn signals_reach_the_process_in_the_container() {
 
 #[test]
 fn a_lost_connection_ends_the_process() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let line = format!(
         "garret exec '{}' -- sh -c 'echo $$ > pid; exec sleep 1000' & child=$!; \
@@ -66,7 +66,7 @@ fn a_lost_connection_ends_the_process() {
 
 #[test]
 fn input_that_nobody_reads_holds_no_interrupt_back() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let line = format!(
         "cd '{}'; mkfifo pipe; cat /dev/zero >pipe &\n\

@@ -22,7 +22,7 @@ for address in sys.argv[2:]:
 
 #[test]
 fn another_uid_sees_and_touches_nothing_of_mine() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let id = workspace.environment()["id"].as_str().unwrap().to_owned();
     let listed = BOB.json(&["ls"]).to_string();
@@ -37,7 +37,7 @@ fn another_uid_sees_and_touches_nothing_of_mine() {
 
 #[test]
 fn the_network_is_the_internet_and_nothing_else() {
-    let mine = Workspace::lasting(ALICE);
+    let mine = Workspace::shared(ALICE);
     mine.up(&[]).ok();
     // A listener on every address of the host, loopback included: none may answer.
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -81,7 +81,7 @@ fn the_network_is_the_internet_and_nothing_else() {
 
 #[test]
 fn a_private_network_is_reached_where_it_is_allowed() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let _beyond = Beyond::open();
     wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PRIVATE, 80)).is_ok());
@@ -98,9 +98,9 @@ fn a_private_network_is_reached_where_it_is_allowed() {
 #[test]
 fn a_flood_of_connections_stops_nobody_else() {
     const LIMIT: u32 = 512;
-    let flood = Workspace::lasting(ALICE);
+    let flood = Workspace::shared(ALICE);
     flood.up(&[]).ok();
-    let other = Workspace::lasting(BOB);
+    let other = Workspace::shared(BOB);
     other.up(&[]).ok();
     let _beyond = Beyond::open();
     wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PUBLIC, 80)).is_ok());
@@ -154,7 +154,7 @@ fn connections() -> u64 {
 
 #[test]
 fn names_resolve_in_containers() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     // The host's own resolver decides what can be resolved here; what the host resolves, the container must.
     let Some(name) = a_name_the_host_resolves() else { panic!("the host resolves no name: its network is not up") };
@@ -182,7 +182,7 @@ fn a_container_cannot_reach_the_agent() {
 
 #[test]
 fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let pid = ALICE.machine()["vmm_pid"].as_u64().unwrap();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -24,7 +24,7 @@ fn a_killed_vmm_is_noticed_explained_and_brought_back_with_its_data() {
 
 #[test]
 fn machines_outlive_the_runner_and_the_next_adopts_them() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&["sh", "-c", "echo $(cat /proc/sys/kernel/random/boot_id) > boot; sleep 1"]).ok();
     let before = ALICE.machine();
     restart_daemon();
@@ -41,7 +41,7 @@ fn machines_outlive_the_runner_and_the_next_adopts_them() {
 
 #[test]
 fn containers_and_exec_outlive_the_agent() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let started = workspace.sh("stat -c %Y /proc/1").ok();
     let agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^garret-agent agent' && echo ${p#/proc/}; done; true";
@@ -56,7 +56,7 @@ fn containers_and_exec_outlive_the_agent() {
 
 #[test]
 fn a_guest_panic_is_told_as_such() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     ALICE.guest("echo c > /proc/sysrq-trigger");
     wait_until("the machine is failed", 30, || ALICE.machine()["phase"] == "failed");

@@ -151,7 +151,7 @@ impl Drop for Hung {
 #[test]
 fn a_path_that_hangs_holds_up_nobody_else() {
     let _loaded = Command::new("modprobe").arg("fuse").status();
-    let workspace = Workspace::lasting(BOB);
+    let workspace = Workspace::shared(BOB);
     workspace.up(&[]).ok();
     let hung = Hung::mount(Path::new("/var/tmp/garret-hung"));
     // `garret up` would hang by itself, before it asks the daemon.

@@ -7,7 +7,7 @@ use crate::stage::{ALICE, Workspace};
 
 #[test]
 fn files_of_root_and_of_vscode_are_the_developers_on_the_host() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     workspace
         .sh("touch by-vscode && sudo touch by-root && sudo mkdir folder-by-root && sudo chown 4242 by-root; true")
@@ -25,7 +25,7 @@ fn files_of_root_and_of_vscode_are_the_developers_on_the_host() {
 
 #[test]
 fn setuid_has_no_effect_on_the_host() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     workspace
         .sh("cp /bin/true planted; sudo chmod 6755 planted; sudo cp --preserve=mode /usr/bin/sudo planted2; true")
@@ -41,7 +41,7 @@ fn setuid_has_no_effect_on_the_host() {
 
 #[test]
 fn symlinks_and_dot_dot_do_not_leave_the_workspace() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     let outside = workspace.path().parent().unwrap().join("outside-secret");
     fs::write(&outside, "the host's secret").unwrap();
     fs::set_permissions(&outside, fs::Permissions::from_mode(0o644)).unwrap();
@@ -60,7 +60,7 @@ fn symlinks_and_dot_dot_do_not_leave_the_workspace() {
 
 #[test]
 fn git_does_not_complain_of_dubious_ownership() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let commit = "git -c user.name=a -c user.email=a@b commit --allow-empty -qm first";
     workspace.sh(&format!("git init -q . && {commit} && git status --short && sudo git status --short")).ok();

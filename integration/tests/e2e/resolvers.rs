@@ -7,7 +7,7 @@ use crate::stage::{ALICE, Workspace, wait_until};
 
 #[test]
 fn changed_resolvers_are_followed_without_a_break() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     // An address that goes takes the connections over it along.
     ALICE.guest("nohup ip monitor address >/run/address-events 2>&1 & sleep 0.5").ok();

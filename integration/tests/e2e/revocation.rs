@@ -8,7 +8,7 @@ const HOLD: &str =
 
 #[test]
 fn a_removed_workspace_leaves_no_file_open_in_the_vmm() {
-    let keeps = Workspace::lasting(ALICE);
+    let keeps = Workspace::shared(ALICE);
     keeps.up(&["true"]).ok();
     for lets_go in [true, false] {
         let goes = Workspace::with_image(ALICE, "goes", "");

@@ -168,11 +168,11 @@ impl Workspace {
         Self { developer, path, folder: Some(folder) }
     }
 
-    /// The folder whose devcontainer is [`IMAGE`] and nothing else, for tests that leave its container as it was. It is
-    /// the same in all of them and stays up between them; nothing else is in it.
-    pub fn lasting(developer: Developer) -> Self {
+    /// A workspace that all tests of a developer share: [`IMAGE`] and no other property. Its container stays up between
+    /// tests, so a test must leave the container unchanged. The folder is empty otherwise.
+    pub fn shared(developer: Developer) -> Self {
         let folder = PathBuf::from(format!("/var/tmp/garret-e2e-{}", developer.name));
-        let path = folder.join("lasting");
+        let path = folder.join("shared");
         fs::create_dir_all(&path).expect("a folder");
         for entry in fs::read_dir(&path).expect("a folder") {
             let path = entry.expect("a name").path();

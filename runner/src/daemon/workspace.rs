@@ -297,13 +297,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_mounted_after_a_revocation() {
+    async fn share_whose_caller_left_mounts_nothing() {
         let (dir, mounts) = workspaces("touch begun; sleep 0.3; mkdir -p machines/m/workspaces/w", 60_000);
         let (paths, spec) = mounting(dir.path());
         go_away(dir.path(), &mounts, spec).await;
         assert!(matches!(mounts.revoke(UID, &paths, "w", None).await.unwrap(), Revoked::Unused));
         sleep(Duration::from_millis(600)).await;
         assert!(!paths.workspace("w").exists());
+    }
+
+    #[tokio::test]
+    async fn revocation_waits_for_a_mount_in_progress() {
+        let (dir, mounts) = workspaces("exit 3", 60_000);
+        let (paths, _) = mounting(dir.path());
+        fs::create_dir_all(paths.workspace("w")).unwrap();
+        let mount = mounts.mounts.take(paths.workspace("w")).await.unwrap();
+        let mut revoke = Box::pin(mounts.revoke(UID, &paths, "w", None));
+        assert!(timeout(Duration::from_millis(50), &mut revoke).await.is_err());
+        assert!(paths.workspace("w").exists());
+        drop(mount);
+        assert!(matches!(revoke.await.unwrap(), Revoked::Unused));
     }
 
     #[tokio::test]

@@ -5,10 +5,10 @@ use std::fs;
 use std::io::ErrorKind;
 
 use anyhow::Context;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, mount};
 
 use super::MachinePaths;
-use super::workspaces::is_mount_point;
+use super::workspaces::{detach, is_mount_point};
 
 /// Room for the logs, each of which has a limit in an honest VMM, and for a mount point for each workspace. Root's only.
 const OPTIONS: &std::ffi::CStr = c"mode=700,size=32m,nr_inodes=1024";
@@ -22,7 +22,7 @@ pub(super) fn make(paths: &MachinePaths) -> anyhow::Result<()> {
     if folder.exists() && is_mount_point(folder)? {
         return Ok(());
     }
-    // An earlier garret's, which was no mount.
+    // Earlier versions used a plain folder.
     remove(paths)?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     mount("garret", folder, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(OPTIONS))
@@ -50,10 +50,8 @@ pub fn remove(paths: &MachinePaths) -> anyhow::Result<()> {
         };
         removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    if is_mount_point(&paths.run)? {
-        // Detached: whoever reads a log still has it open.
-        unmount(&paths.run, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", paths.run.display()))?;
-    }
+    // Lazily: a process that reads a log has it open.
+    detach(&paths.run)?;
     fs::remove_dir(&paths.run).with_context(|| format!("cannot remove {}", paths.run.display()))
 }
 

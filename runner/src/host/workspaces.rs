@@ -29,7 +29,7 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
 
 /// Takes the environment's workspace out of the machine: its names are gone at once. Returns what tells which files of it the
 /// VMM still has open, or why nothing does. What that is about is noted: another daemon that is asked for the same finds it,
-/// until [`revocation_is_told`].
+/// until [`forget_revocation`].
 ///
 /// # Errors
 /// It cannot be unmounted.
@@ -58,25 +58,16 @@ fn note_users(paths: &MachinePaths, environment: &str, vmm: u32) -> io::Result<M
     Ok(users)
 }
 
-/// What came of a revocation is known to its developer.
-pub fn revocation_is_told(paths: &MachinePaths, environment: &str) {
+/// Removes the note of a revocation whose result was reported.
+pub fn forget_revocation(paths: &MachinePaths, environment: &str) {
     // What stays is about mounts that no longer exist.
     let _ = fs::remove_file(paths.revocation(environment));
 }
 
-/// The most mounts on top of each other at one mount point.
-const STACKED_MAX: usize = 64;
-
 fn unshare(paths: &MachinePaths, environment: &str) -> anyhow::Result<()> {
     let target = paths.workspace(environment);
-    for _ in 0..STACKED_MAX {
-        match unmount(&target, UnmountFlags::DETACH) {
-            // There may be another below.
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => break,
-            Err(error) => return Err(error).with_context(|| format!("cannot unmount {}", target.display())),
-        }
-    }
+    // One mount may lie on top of another.
+    while detach(&target)? {}
     match fs::remove_dir(&target) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", target.display()))
@@ -100,9 +91,15 @@ pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
     {
         return Err(error).with_context(|| format!("cannot remove {}", paths.revocations().display()));
     }
-    match unmount(&folder, UnmountFlags::DETACH) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot unmount {}", folder.display())),
+    detach(&folder).map(drop)
+}
+
+/// Detaches the topmost mount at `path`. Returns false if nothing is mounted there.
+pub(super) fn detach(path: &Path) -> anyhow::Result<bool> {
+    match unmount(path, UnmountFlags::DETACH) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot unmount {}", path.display())),
     }
 }
 
@@ -181,7 +178,7 @@ mod tests {
         unmount(paths.workspace("w"), UnmountFlags::DETACH).unwrap();
         let open = || revoke_workspace(&paths, "w", Some(std::process::id())).unwrap().unwrap().open_files().unwrap();
         assert_eq!((open(), open()), (1, 1));
-        revocation_is_told(&paths, "w");
+        forget_revocation(&paths, "w");
         assert_eq!(open(), 0);
         remove_all(&paths).unwrap();
         assert!(!paths.revocations().exists());

@@ -106,9 +106,9 @@ impl PciBus {
         self.functions.iter().filter(|function| lock(function).resume().is_err()).count() == 0
     }
 
-    /// The first device with requests that wait for the host: it would not stop before the host has space.
-    pub fn waits_for_host(&self) -> Option<&str> {
-        self.counters.iter().find(|(_, counters)| counters.metrics().waiting > 0).map(|(name, _)| name.as_str())
+    /// The first device with requests that wait for space on the host. It cannot stop before the host has space.
+    pub fn device_waiting_for_space(&self) -> Option<&str> {
+        self.counters.iter().find(|(_, counters)| counters.waiting() > 0).map(|(name, _)| name.as_str())
     }
 
     /// Every device's counters, by its name.

@@ -40,6 +40,11 @@ impl Counters {
         self.waiting.store(requests, Ordering::Relaxed);
     }
 
+    /// Requests that wait for space on the host, now.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// The counters now.
     pub fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
@@ -48,7 +53,6 @@ impl Counters {
             chains: self.chains.load(Ordering::Relaxed),
             faults: self.faults.load(Ordering::Relaxed),
             host_failures: self.host_failures.load(Ordering::Relaxed),
-            waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
 }

@@ -26,7 +26,7 @@ fn assert_counts() {
 
 #[test]
 fn threads_files_and_connections_fit_the_promise() {
-    let workspace = Workspace::lasting(ALICE);
+    let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let promised = ALICE.machine()["memory_mib"].as_u64().expect("a promise");
     assert!(

@@ -193,7 +193,7 @@ impl Run {
             tracing::warn!("{problem}");
             self.tell(problem).await?;
         }
-        host::revocation_is_told(&paths, &self.row.id);
+        host::forget_revocation(&paths, &self.row.id);
         Ok(())
     }
 

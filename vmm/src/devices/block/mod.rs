@@ -31,7 +31,7 @@ use self::config::BlockConfig;
 use self::failures::Failures;
 use self::image::{Image, ImageError};
 use self::job::Job;
-use self::outcome::{Outcome, Outcomes};
+use self::outcome::{Outcome, OutcomePolicy};
 use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
 use self::uring::Uring;
 use crate::rate_limit::RateLimiter;
@@ -93,7 +93,7 @@ struct BlockBackend {
     waiting: Vec<Job>,
     /// As many requests once found no space and have no answer yet, those included that are being tried again.
     unanswered: usize,
-    outcomes: Outcomes,
+    outcome_policy: OutcomePolicy,
     retry: Timer,
     negotiated: u64,
     failures: Failures,
@@ -107,7 +107,7 @@ impl BlockBackend {
         let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
         let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
-        let (uring, unanswered, negotiated, outcomes) = (None, 0, 0, Outcomes::default());
+        let (uring, unanswered, negotiated, outcome_policy) = (None, 0, 0, OutcomePolicy::default());
         Ok(Self {
             id,
             image,
@@ -116,7 +116,7 @@ impl BlockBackend {
             uring,
             waiting,
             unanswered,
-            outcomes,
+            outcome_policy,
             retry,
             negotiated,
             failures,
@@ -191,7 +191,7 @@ impl BlockBackend {
 
     /// Answers a job, turns it into the flush it still needs, or lets it wait for space.
     fn finish(&mut self, mut job: Job, result: io::Result<()>, ring: &mut Ring) -> Result<(), Fault> {
-        let outcome = self.outcomes.of(job.action, job.durable, &result);
+        let outcome = self.outcome_policy.decide(job.action, job.durable, &result);
         if let Err(error) = result {
             ring.host_failed();
             self.warn(outcome, &error);
@@ -278,7 +278,7 @@ impl Backend for BlockBackend {
     }
 
     fn reset(&mut self) {
-        self.outcomes = Outcomes::default();
+        self.outcome_policy = OutcomePolicy::default();
     }
 
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {

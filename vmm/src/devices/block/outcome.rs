@@ -15,16 +15,16 @@ pub enum Outcome {
     Wait,
 }
 
-/// Decides for one driver's requests.
+/// Decides the outcome of each request. Remembers a failed flush until the device is reset.
 #[derive(Debug, Default)]
-pub struct Outcomes {
+pub struct OutcomePolicy {
     /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without it.
     flush_failed: bool,
 }
 
-impl Outcomes {
+impl OutcomePolicy {
     /// `durable`: the answer must wait until the change is durable.
-    pub fn of(&mut self, action: Action, durable: bool, result: &io::Result<()>) -> Outcome {
+    pub fn decide(&mut self, action: Action, durable: bool, result: &io::Result<()>) -> Outcome {
         match result {
             Ok(()) if durable => Outcome::Flush,
             Ok(()) if action == Action::Flush && self.flush_failed => Outcome::Answer(Status::IoError),
@@ -62,21 +62,21 @@ mod tests {
                 (Action::Flush, ERROR),
             ] {
                 let full = Err(io::Error::from_raw_os_error(errno));
-                assert_eq!(Outcomes::default().of(action, false, &full), outcome, "{action:?}");
+                assert_eq!(OutcomePolicy::default().decide(action, false, &full), outcome, "{action:?}");
             }
         }
         let broken = Err(io::Error::from_raw_os_error(libc::EIO));
-        assert_eq!(Outcomes::default().of(WRITE, true, &broken), ERROR);
+        assert_eq!(OutcomePolicy::default().decide(WRITE, true, &broken), ERROR);
     }
 
     #[test]
     fn after_a_flush_that_failed_no_flush_succeeds() {
-        let mut outcomes = Outcomes::default();
-        assert_eq!(outcomes.of(Action::Flush, false, &Ok(())), OK);
-        assert_eq!(outcomes.of(WRITE, true, &Ok(())), Outcome::Flush);
-        outcomes.of(Action::Flush, false, &Err(io::Error::from_raw_os_error(libc::ENOSPC)));
-        assert_eq!(outcomes.of(Action::Flush, false, &Ok(())), ERROR);
-        // What needs none is served.
-        assert_eq!((outcomes.of(WRITE, false, &Ok(())), outcomes.of(READ, false, &Ok(()))), (OK, OK));
+        let mut policy = OutcomePolicy::default();
+        assert_eq!(policy.decide(Action::Flush, false, &Ok(())), OK);
+        assert_eq!(policy.decide(WRITE, true, &Ok(())), Outcome::Flush);
+        policy.decide(Action::Flush, false, &Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+        assert_eq!(policy.decide(Action::Flush, false, &Ok(())), ERROR);
+        // Requests other than flushes still succeed.
+        assert_eq!((policy.decide(WRITE, false, &Ok(())), policy.decide(READ, false, &Ok(()))), (OK, OK));
     }
 }

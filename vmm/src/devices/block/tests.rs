@@ -292,12 +292,12 @@ fn a_write_waits_while_the_host_is_full() {
     assert_eq!(disk.read(0, 32768)[..32768], vec![1; 32768]);
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]), [OK]);
     assert!(disk.rig.queues[0].used().is_none());
-    let counted = disk.rig.queues[0].counters.metrics();
-    assert!(counted.host_failures >= 1 && counted.waiting == 1, "{counted:?}");
+    let counters = disk.rig.queues[0].counters.clone();
+    assert!(counters.metrics().host_failures >= 1 && counters.waiting() == 1, "{counters:?}");
     // Space that the driver gives back is enough.
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 64, 0)], &[1]), [OK]);
     assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
-    assert_eq!(disk.rig.queues[0].counters.metrics().waiting, 0);
+    assert_eq!(counters.waiting(), 0);
     assert_eq!(disk.read(1024, 65536)[..65536], vec![2; 65536]);
     assert!(!disk.rig.is_broken());
 }
