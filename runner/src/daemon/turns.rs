@@ -54,6 +54,6 @@ mod tests {
         assert!(soon("a").await.is_err(), "a key in use keeps its count");
         drop(other);
         let _last = turns.take("c").await.unwrap();
-        assert_eq!(turns.by_key.lock().unwrap().len(), 2, "nobody has a turn of b");
+        assert_eq!(turns.by_key.lock().unwrap().len(), 2, "the unused key b is kept");
     }
 }

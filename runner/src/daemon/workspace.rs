@@ -104,10 +104,10 @@ impl Workspaces {
     }
 
     async fn places(&self, spec: &ShareSpec) -> Option<Places> {
-        // The developer's own first: who waits for it takes nobody else's.
+        // The developer's own first: a request that waits for it holds no turn of others.
         let turn = self.turns.take(spec.developer.uid).await?;
         let turns = (turn, self.turns_of_all.clone().acquire_owned().await.ok()?);
-        // Last: who unmounts waits for nobody who waits.
+        // Last: a removal waits only for the process that has the mount point.
         let mount = match (&spec.mount, &spec.mount_point) {
             (Some(_), Some(mount_point)) => Some(self.mounts.take(mount_point.clone()).await?),
             _ => None,

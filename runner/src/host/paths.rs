@@ -51,7 +51,7 @@ impl MachinePaths {
         self.workspaces().join(environment)
     }
 
-    /// Of each workspace that was taken out of the machine, until it is told whether the VMM still uses it: a note of its mounts.
+    /// One file per workspace whose revocation has not been reported yet: the numbers of its mounts.
     pub(super) fn revocations(&self) -> PathBuf {
         self.run.join("revocations")
     }

@@ -39,7 +39,7 @@ pub fn revoke_workspace(
     vmm: Option<u32>,
 ) -> anyhow::Result<io::Result<MountUsers>> {
     let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_users(paths, environment, pid));
-    // Whoever uses it: a proof that fails does not keep it there.
+    // Unmount even if the VMM's mounts cannot be read.
     unshare(paths, environment)?;
     Ok(users)
 }

@@ -11,6 +11,7 @@ pub const EVENTS_MAX: u64 = 2048;
 const PAGE: u32 = 128;
 /// Beyond how many bytes a page takes no further event: nothing else is done on the state's thread meanwhile.
 const PAGE_BYTES: usize = 1 << 20;
+
 /// Which events a caller may see or wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {

@@ -24,8 +24,7 @@ pub use environments::EnvironmentRow;
 pub use events::Scope;
 pub use machines::{MachineRow, VmmId};
 
-/// The most of what a guest says that one row holds, in bytes. Whoever asks reads the rows of all developers on the one
-/// thread of the state.
+/// The longest text of a guest in one row, in bytes. One thread reads the rows of all developers.
 const TEXT_MAX: usize = 256 * 1024;
 /// How many jobs lie between two looks at the room that is left.
 const ROOM_INTERVAL: usize = 64;
@@ -103,7 +102,7 @@ fn json(value: &impl Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-/// The same for what may hold a guest's words. The callers have clipped them; this bounds what a caller has forgotten.
+/// Like [`json`], for values with text of a guest. Callers clip such text; this is the second check.
 ///
 /// # Errors
 /// It is longer than [`TEXT_MAX`].

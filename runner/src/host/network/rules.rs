@@ -129,11 +129,11 @@ fn dns_condition(resolvers: &[IpAddr]) -> Option<String> {
 const FRAGMENTS_PER_S: u32 = 5;
 const FRAGMENTS_BURST: u32 = 100;
 
-/// The namespace's tables: only the guest's address leaves, few fragments do, and the namespace itself accepts nothing but a
-/// ping.
-/// Fragments are counted where they leave, because the namespace cuts a packet that is too long after its rules for
-/// forwarding. Packets beyond the MTU are TCP's, which are cut into segments, and no fragments: one that stayed whole would
-/// fill the host's memory with 64 KiB at once, and other protocols' would be cut after they were counted.
+/// The namespace's tables. Only the guest's address leaves, few fragments leave, and the namespace itself accepts only a ping.
+///
+/// Fragments are counted at the uplink's egress, because the kernel fragments long packets after the forward chain.
+/// Fragments above the MTU are dropped: each could take 64 KiB of the host's memory. Of whole packets above the MTU only
+/// TCP's pass, for they are as a rule cut into segments; one that is fragmented instead counts at the egress.
 pub fn namespace_rules(guest: Ipv4Addr) -> String {
     format!(
         r#"table inet garret {{
