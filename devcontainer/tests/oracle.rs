@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use garret_devcontainer::{Document, Resolved, Workspace, find, find::Files, resolve};
+use garret_devcontainer::{Document, Folder, Resolved, Workspace, find, resolve};
 use serde_json::{Value, json};
 
 const VERSION: &str = "0.89.0";
@@ -166,7 +166,7 @@ fn compare(case: &Case, ours: &Resolved, theirs: &Value) {
 }
 
 fn ours(workspace: &Path) -> Resolved {
-    let file = find(&Disk(workspace), None).unwrap();
+    let file = find(&Folder(workspace), None).unwrap();
     let text = std::fs::read(workspace.join(&file)).unwrap();
     let document = Document::parse(&file, &text).unwrap();
     let local_env = BTreeMap::from(ENV.map(|(name, value)| (name.to_owned(), value.to_owned())));
@@ -175,18 +175,6 @@ fn ours(workspace: &Path) -> Resolved {
 }
 
 const ENV: [(&str, &str); 2] = [("GARRET_TEST", "some value"), ("GARRET_EMPTY", "")];
-
-struct Disk<'a>(&'a Path);
-
-impl Files for Disk<'_> {
-    fn is_file(&self, path: &str) -> bool {
-        self.0.join(path).is_file()
-    }
-    fn folders(&self, path: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.0.join(path)).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-    }
-}
 
 fn write_files(workspace: &Path, case: &Case) {
     for (path, text) in case.files {

@@ -47,14 +47,14 @@ pub fn is_running(id: &str) -> bool {
     status(&Path::new(ROOT).join(id)).is_some()
 }
 
-/// Whether any container may run: only a record that is there and says otherwise, or none, is taken for a no.
+/// Whether any container may run. False only if there is no record, or each record names a process that is gone.
 pub fn any_container_may_run() -> bool {
     any_may_run_in(Path::new(ROOT))
 }
 
 fn any_may_run_in(root: &Path) -> bool {
     match std::fs::read_dir(root) {
-        Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| !has_ended(&entry.path()))),
+        Ok(mut entries) => entries.any(|entry| !entry.is_ok_and(|entry| has_ended(&entry.path()))),
         Err(error) => error.kind() != ErrorKind::NotFound,
     }
 }

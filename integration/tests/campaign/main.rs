@@ -2,9 +2,9 @@
 //! seconds. Afterwards the machine is as desired or one clear error says why not, repeating the command succeeds, and when the
 //! machine is removed nothing of it remains.
 //!
-//! `CAMPAIGN_COUNT` cases are drawn from `CAMPAIGN_SEED`; each is a pure function of the seed and its own number. Without these
-//! variables it is the slice that `make test` runs. `make campaign` runs the long form, and machines that are made and removed
-//! one after the other.
+//! `CAMPAIGN_COUNT` cases from number `CAMPAIGN_FIRST` are drawn from `CAMPAIGN_SEED`. Each is a pure function of the seed and
+//! its own number. Without these variables it is the slice that `make test` runs. `make campaign` runs the long form, and
+//! machines that are made and removed one after the other.
 
 mod case;
 mod census;

@@ -656,6 +656,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn not_found_of_an_incompatible_agent_removes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = serde_json::json!({"version": "9", "boot_id": "b", "pid": 1, "set_up": true,
+                                      "api": {"min": API.max + 1, "max": API.max + 1}});
+        let router = Router::new().route("/v1/agent", routing::get(async move || axum::Json(info)));
+        let run = run(dir.path(), removed(), router).await;
+        let shared = run.daemon.paths("dev7").workspace("w");
+        fs::create_dir_all(&shared).unwrap();
+        let revoked = async {
+            while shared.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            removed = run.remove() => panic!("it was removed: {removed:?}"),
+            () = revoked => {}
+        }
+        let (events, row) = outcome(&run).await;
+        assert!(matches!(&events[..], [Happening::Problem { .. }]), "{events:?}");
+        assert!(row.is_some());
+    }
+
+    #[tokio::test]
     async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
         let dir = tempfile::tempdir().unwrap();
         let done = async || StatusCode::NO_CONTENT;

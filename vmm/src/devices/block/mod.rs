@@ -91,7 +91,7 @@ struct BlockBackend {
     uring: Option<Uring>,
     /// Writes for which the host had no space.
     waiting: Vec<Job>,
-    /// As many requests once found no space and have no answer yet, those included that are being tried again.
+    /// How many requests once found no space and have no answer yet. Includes those that are being tried again.
     unanswered: usize,
     outcome_policy: OutcomePolicy,
     retry: Timer,
@@ -320,6 +320,9 @@ impl Backend for BlockBackend {
                 result = result.and(waited).and(self.reap(&mut rings[0]));
             }
             if self.waiting.is_empty() {
+                // After a fault some have no answer and get none.
+                self.unanswered = 0;
+                rings[0].set_waiting(0);
                 return result;
             }
             // The timer's descriptor is not looked at while the device stops.
