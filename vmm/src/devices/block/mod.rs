@@ -9,6 +9,7 @@
 
 mod config;
 mod failures;
+mod flushes;
 mod image;
 mod job;
 mod outcome;
@@ -29,6 +30,7 @@ use zerocopy::FromBytes;
 
 use self::config::BlockConfig;
 use self::failures::Failures;
+use self::flushes::Flushes;
 use self::image::{Image, ImageError};
 use self::job::Job;
 use self::outcome::{Outcome, OutcomePolicy};
@@ -93,6 +95,7 @@ struct BlockBackend {
     waiting: Vec<Job>,
     /// How many requests once found no space and have no answer yet. Includes those that are being tried again.
     unanswered: usize,
+    flushes: Flushes<Job>,
     outcome_policy: OutcomePolicy,
     retry: Timer,
     negotiated: u64,
@@ -107,6 +110,7 @@ impl BlockBackend {
         let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
         let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
+        let flushes = Flushes::default();
         let (uring, unanswered, negotiated, outcome_policy) = (None, 0, 0, OutcomePolicy::default());
         Ok(Self {
             id,
@@ -116,6 +120,7 @@ impl BlockBackend {
             uring,
             waiting,
             unanswered,
+            flushes,
             outcome_policy,
             retry,
             negotiated,
@@ -182,6 +187,16 @@ impl BlockBackend {
     }
 
     fn carry_out(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
+        match job.action {
+            Action::Flush => match self.flushes.begin(job) {
+                Some(flush) => self.hand_over(flush, ring),
+                None => Ok(()),
+            },
+            _ => self.hand_over(job, ring),
+        }
+    }
+
+    fn hand_over(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
         if let Some(uring) = &mut self.uring {
             return uring.push(job);
         }
@@ -198,11 +213,8 @@ impl BlockBackend {
         }
         match outcome {
             Outcome::Answer(status) => {
-                if job.waited {
-                    self.unanswered -= 1;
-                    ring.set_waiting(self.unanswered);
-                }
-                answer(&job.chain, status, ring)
+                self.answer(&job, status, ring)?;
+                if job.action == Action::Flush { self.end_flush(status, ring) } else { Ok(()) }
             }
             Outcome::Flush => {
                 job.durable = false;
@@ -211,6 +223,23 @@ impl BlockBackend {
             }
             Outcome::Wait => self.wait_for_space(job, ring),
         }
+    }
+
+    fn answer(&mut self, job: &Job, status: Status, ring: &mut Ring) -> Result<(), Fault> {
+        if job.waited {
+            self.unanswered -= 1;
+            ring.set_waiting(self.unanswered);
+        }
+        answer(&job.chain, status, ring)
+    }
+
+    /// Answers the flushes that shared the one that has ended, and begins the next.
+    fn end_flush(&mut self, status: Status, ring: &mut Ring) -> Result<(), Fault> {
+        let (shared, next) = self.flushes.end();
+        for job in shared {
+            self.answer(&job, status, ring)?;
+        }
+        next.map_or(Ok(()), |flush| self.hand_over(flush, ring))
     }
 
     fn warn(&mut self, outcome: Outcome, error: &io::Error) {
@@ -279,6 +308,8 @@ impl Backend for BlockBackend {
 
     fn reset(&mut self) {
         self.outcome_policy = OutcomePolicy::default();
+        // After a fault some have no answer and get none.
+        self.flushes = Flushes::default();
     }
 
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {

@@ -112,8 +112,13 @@ impl Disk {
 
 /// From now on the host refuses io_uring to this thread and those it makes.
 fn forbid_io_uring() {
-    let rules = BTreeMap::from([(libc::SYS_io_uring_setup, vec![])]);
-    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    fail_calls(libc::SYS_io_uring_setup, libc::EPERM);
+}
+
+/// From now on the host fails this system call of this thread and those it makes.
+fn fail_calls(number: i64, errno: i32) {
+    let rules = BTreeMap::from([(number, vec![])]);
+    let refuse = SeccompAction::Errno(errno as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64).unwrap();
     seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
@@ -268,6 +273,34 @@ fn an_image_that_shrinks_meanwhile_is_an_error_for_the_guest() {
     assert_eq!(disk.read(1020, 4096)[4096], IOERR, "half of it is there");
     assert_eq!(disk.read(0, 4096)[4096], OK);
     assert!(!disk.rig.is_broken());
+}
+
+#[test]
+fn a_flush_that_fails_on_the_host_fails_for_the_guest() {
+    forbid_io_uring();
+    fail_calls(libc::SYS_fdatasync, libc::ENOSPC);
+    let mut disk = Disk::new(MIB);
+    assert_eq!(disk.write(0, vec![1; 512]), [OK], "the host has it, if not for good");
+    let flush = [header(blk::VIRTIO_BLK_T_FLUSH, 0)];
+    assert_eq!((disk.ask(&flush, &[1]), disk.ask(&flush, &[1])), (vec![IOERR], vec![IOERR]));
+    assert_eq!(disk.rig.queues[0].counters.waiting(), 0);
+    assert!(!disk.rig.is_broken());
+}
+
+#[test]
+fn flushes_and_durable_writes_in_flight_are_all_answered() {
+    for writeback in [true, false] {
+        let mut disk = Disk::new(MIB);
+        disk.rig.device.identity().config.write(32, &[u8::from(writeback)]);
+        for sector in 0..20 {
+            disk.send(&[header(blk::VIRTIO_BLK_T_OUT, sector * 8), vec![1; 4096]], &[1]);
+            disk.send(&[header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]);
+        }
+        for _ in 0..40 {
+            assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
+        }
+        assert!(!disk.rig.is_broken());
+    }
 }
 
 /// A file system with room for 64 KiB and a disk of 1 MiB on it.
