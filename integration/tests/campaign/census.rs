@@ -10,7 +10,8 @@ use std::time::Duration;
 /// The kernel removes namespaces and control groups in its own time.
 const GONE_WITHIN_S: u64 = 60;
 /// What the first machine of a host makes, and all others use.
-const SHARED: [&str; 3] = ["file /run/garret/machines", "file /var/lib/garret/machines", "mount /run/netns"];
+const SHARED: [&str; 4] =
+    ["file /run/garret/machines", "file /run/garret/revocations", "file /var/lib/garret/machines", "mount /run/netns"];
 
 /// Everything of these kinds, a line each.
 pub struct Census(BTreeSet<String>);

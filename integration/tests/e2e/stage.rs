@@ -115,7 +115,7 @@ impl Developer {
     }
 
     /// Gives this developer a file or folder.
-    fn own(&self, path: &Path) {
+    pub fn own(&self, path: &Path) {
         chown(path, Some(self.uid), Some(self.uid)).expect("chown");
     }
 

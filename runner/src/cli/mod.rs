@@ -87,6 +87,8 @@ enum Command {
     /// Open a workspace as its developer, and mount it into their machine.
     #[command(hide = true)]
     Share {
+        /// Process id of the daemon.
+        daemon: i32,
         /// Which, and where.
         spec: String,
     },
@@ -113,7 +115,7 @@ fn run(arguments: Arguments) -> anyhow::Result<u8> {
     // Both fork and change their rights, which a process with several threads could only do in part.
     match &arguments.command {
         Command::Jail { spec } => return jail::main(spec).map(|()| 0),
-        Command::Share { spec } => return share::main(spec).map(|()| 0),
+        Command::Share { daemon, spec } => return share::main(*daemon, spec).map(|()| 0),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -4,9 +4,11 @@ use std::io::{self, IsTerminal, Write};
 
 use anyhow::bail;
 use clap::Args;
-use garret_api::client::Client;
-use garret_api::runner::Machine;
+use garret_api::client::{Client, Lines};
+use garret_api::runner::{Environment, Event, Happening, Machine};
+use hyper::Method;
 
+use super::output::harmless;
 use super::target::{MachineFlag, Target};
 
 /// Remove an environment: its container and what belongs to it. The workspace itself stays as it is.
@@ -26,8 +28,7 @@ pub struct Rm {
 impl Rm {
     pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
         let Some(developer) = self.machine.developer() else {
-            let environment = self.target.find(client).await?;
-            client.delete(&format!("/v1/environments/{}", environment.id)).await?;
+            remove_environment(client, &self.target.find(client).await?).await?;
             return Ok(0);
         };
         let path = format!("/v1/machines/{developer}");
@@ -42,6 +43,21 @@ impl Rm {
         client.clone().with_deadline(super::REMOVAL).delete(&path).await?;
         Ok(0)
     }
+}
+
+/// Removes it, and says what did not go as it should: that the machine still has files of the workspace open, for one.
+async fn remove_environment(client: &Client, environment: &Environment) -> anyhow::Result<()> {
+    client.delete(&format!("/v1/environments/{}", environment.id)).await?;
+    let path = format!("/v1/machines/{}/events?after={}", environment.developer, environment.last_event);
+    let mut events: Lines<Event> = client.lines::<Event, ()>(Method::GET, &path, None).await?;
+    while let Some(event) = events.next().await? {
+        if let (Some(id), Happening::Problem { problem }) = (event.environment, event.what)
+            && id == environment.id
+        {
+            writeln!(io::stderr(), "garret: {}", harmless(&problem.to_string()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks on the terminal; anything but a yes is a no.

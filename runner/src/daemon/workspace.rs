@@ -189,6 +189,7 @@ impl Workspaces {
 fn spawn(program: &Path, spec: &ShareSpec) -> io::Result<Child> {
     Command::new(program)
         .arg(share::SUBCOMMAND)
+        .arg(std::process::id().to_string())
         .arg(serde_json::to_string(spec)?)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 pub struct MachinePaths {
     /// The machine's folder.
     pub run: PathBuf,
+    /// One file per workspace that the machine may hold although it is unmounted: the numbers of its mounts. Outside the
+    /// machine's folder, which its VMM can fill.
+    pub(super) revocations: PathBuf,
 }
 
 impl MachinePaths {
     /// The paths of machine `name` below the runner's run folder.
     pub fn new(run_folder: &Path, name: &str) -> Self {
-        Self { run: run_folder.join("machines").join(name) }
+        Self { run: run_folder.join("machines").join(name), revocations: run_folder.join("revocations").join(name) }
     }
 
     /// The VMM's API.
@@ -51,14 +54,9 @@ impl MachinePaths {
         self.workspaces().join(environment)
     }
 
-    /// One file per workspace whose revocation has not been reported yet: the numbers of its mounts.
-    pub(super) fn revocations(&self) -> PathBuf {
-        self.run.join("revocations")
-    }
-
     /// The note of one environment's workspace.
     pub(super) fn revocation(&self, environment: &str) -> PathBuf {
-        self.revocations().join(environment)
+        self.revocations.join(environment)
     }
 
     /// The VMM's `/run`.

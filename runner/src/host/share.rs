@@ -1,4 +1,4 @@
-//! `garret share SPEC`: opens a workspace with its developer's rights and mounts it into their machine.
+//! `garret share DAEMON SPEC`: opens a workspace with its developer's rights and mounts it into their machine.
 //!
 //! A program of its own because the path is the developer's: behind it may be a file system that never answers (FUSE, NFS).
 //! The daemon ends this process at its deadline; a thread could not be ended. One thread, because it forks (see `idmap`).
@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use garret_api::Problem;
-use nix::unistd::alarm;
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatxFlags, accessat, open, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
-use rustix::process::{Gid, Signal, Uid, geteuid, set_parent_process_death_signal};
+use rustix::process::{Gid, Pid, Signal, Uid, geteuid, getppid, set_parent_process_death_signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
@@ -70,16 +69,18 @@ pub enum Found {
     Other,
 }
 
-/// Carries out the specification and prints a JSON `Result<Found, Problem>`.
+/// Carries out the specification and prints a JSON `Result<Found, Problem>`. `daemon` is the process id of who waits for it.
 ///
 /// # Errors
-/// The specification is not one.
-pub fn main(spec: &str) -> anyhow::Result<()> {
+/// The specification is not one, or the daemon has died.
+pub fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
     // Where the daemon that waits has died, nothing must be mounted: the next one may have removed the environment.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The daemon may have died before that. One that lives ends us before, with its own words for the developer.
-    alarm::set(2 * u32::try_from(DEADLINE.as_secs())?);
+    // It may have died before that call.
+    if getppid() != Pid::from_raw(daemon) {
+        bail!("process {daemon} does not wait for this one");
+    }
     let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;
     println!("{}", serde_json::to_string(&share(&spec))?);
     Ok(())

@@ -38,24 +38,36 @@ pub fn revoke_workspace(
     environment: &str,
     vmm: Option<u32>,
 ) -> anyhow::Result<io::Result<MountUsers>> {
-    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_users(paths, environment, pid));
+    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_mounts(paths, environment, pid));
     // Unmount even if the VMM's mounts cannot be read.
     unshare(paths, environment)?;
     Ok(users)
 }
 
-fn note_users(paths: &MachinePaths, environment: &str, vmm: u32) -> io::Result<MountUsers> {
+/// Notes where the environment's workspace is mounted in the VMM: what is mounted there next may take its place, and the VMM
+/// keep files of it open.
+///
+/// # Errors
+/// The VMM's mounts cannot be read.
+pub fn note_mounts(paths: &MachinePaths, environment: &str, vmm: u32) -> io::Result<MountUsers> {
     let note = paths.revocation(environment);
     let earlier = fs::read(&note).ok().and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default();
     let users = MountUsers::new(vmm, &Path::new("/workspaces").join(environment), &earlier)?;
     if *users.mounts() != earlier {
         let json = serde_json::to_vec(users.mounts())?;
-        if let Err(error) = fs::create_dir_all(paths.revocations()).and_then(|()| fs::write(&note, json)) {
-            // Needed only if the daemon ends in the next seconds.
+        if let Err(error) = fs::create_dir_all(&paths.revocations).and_then(|()| replace(&note, &json)) {
+            // The workspace has to go all the same.
             tracing::warn!("cannot write {}: {error}", note.display());
         }
     }
     Ok(users)
+}
+
+/// Writes the file whole or leaves it as it was. No environment's id has a dot.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, content)?;
+    fs::rename(&new, path)
 }
 
 /// Removes the note of a revocation whose result was reported.
@@ -86,10 +98,10 @@ pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
         }
     }
     // Without a VMM nothing is held.
-    if let Err(error) = fs::remove_dir_all(paths.revocations())
+    if let Err(error) = fs::remove_dir_all(&paths.revocations)
         && error.kind() != ErrorKind::NotFound
     {
-        return Err(error).with_context(|| format!("cannot remove {}", paths.revocations().display()));
+        return Err(error).with_context(|| format!("cannot remove {}", paths.revocations.display()));
     }
     detach(&folder).map(drop)
 }
@@ -160,7 +172,7 @@ mod tests {
     #[test]
     fn a_workspace_goes_although_that_cannot_be_noted() {
         let (_dir, paths) = shared(1);
-        fs::write(paths.revocations(), "").unwrap();
+        fs::write(paths.revocations.parent().unwrap(), "").unwrap();
         revoke_workspace(&paths, "w", Some(std::process::id())).unwrap().unwrap();
         assert!(!paths.workspace("w").exists());
     }
@@ -173,7 +185,7 @@ mod tests {
         let fdinfo = fs::read_to_string(fdinfo).unwrap();
         let mount: u64 = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap().trim().parse().unwrap();
         // As a daemon leaves it that ends after the unmount: this process does not see the machine's mount point.
-        fs::create_dir_all(paths.revocations()).unwrap();
+        fs::create_dir_all(&paths.revocations).unwrap();
         fs::write(paths.revocation("w"), format!("[{mount}]")).unwrap();
         unmount(paths.workspace("w"), UnmountFlags::DETACH).unwrap();
         let open = || revoke_workspace(&paths, "w", Some(std::process::id())).unwrap().unwrap().open_files().unwrap();
@@ -181,6 +193,6 @@ mod tests {
         forget_revocation(&paths, "w");
         assert_eq!(open(), 0);
         remove_all(&paths).unwrap();
-        assert!(!paths.revocations().exists());
+        assert!(!paths.revocations.exists());
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::disk_failures::DiskFailures;
 use super::driver::{Driver, Life};
+use super::plan::Wish;
 use crate::daemon::disk;
 use crate::daemon::memory::State;
 use crate::daemon::requests;
@@ -33,8 +34,33 @@ const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 const SETUP_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Driver {
+    /// Adopts as soon as that is possible. A VMM that cannot be found out about is not asked to stop either: if it should, its
+    /// power is cut at the deadline.
+    pub(super) async fn adopt_at_last(&mut self) {
+        let (begun, mut failures) = (Instant::now(), 0);
+        let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        while let Err(error) = self.adopt().await {
+            failures += 1;
+            tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
+            // A VMM that was found is driven, even if that could not be noted.
+            if self.lives() {
+                return;
+            }
+            if begun.elapsed() >= patience
+                && let Ok(Some((machine, _))) = self.look().await
+                && self.wish(&machine) != Wish::Run
+            {
+                let said = format!("the machine cannot be asked to stop: its power is cut: {error:#}");
+                self.report(&machine, Problem::new("power-cut", said)).await;
+                self.vmm = Life::Dead;
+                return;
+            }
+            self.pause(failures).await;
+        }
+    }
+
     /// Finds what an earlier runner left: the very process the state names, or one it had no time to write down.
-    pub(super) async fn adopt(&mut self) -> anyhow::Result<()> {
+    async fn adopt(&mut self) -> anyhow::Result<()> {
         let uid = self.uid;
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
         let paths = self.daemon.paths(&machine.name);
@@ -355,12 +381,13 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::net::UnixListener;
-    use tokio::sync::Semaphore;
+    use tokio::sync::{Notify, Semaphore};
 
     use super::*;
     use crate::accounts::NameService;
     use crate::config::Config;
     use crate::daemon::state::tests::machine;
+    use crate::daemon::state::{Scope, events};
     use crate::daemon::testing;
 
     #[tokio::test]
@@ -388,6 +415,34 @@ mod tests {
             ended.adopt().await.unwrap();
             assert_eq!(matches!(ended.vmm, Life::Absent), boot_id == "another", "{:?}", ended.vmm);
         }
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_cannot_be_adopted_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
+        let running = MachineRow { desired: Desired::Running, ..machine(7) };
+        daemon.write(move |db| machines::put(db, &running)).await.unwrap();
+        // A socket of which the host cannot say who listens: its path leads to itself.
+        let socket = daemon.paths("dev7").api_socket();
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&socket, &socket).unwrap();
+        let poke = Arc::new(Notify::new());
+        let mut driver = Driver::new(daemon.clone(), 7, poke.clone(), Arc::new(Semaphore::new(1)));
+        let mut adoption = Box::pin(driver.adopt_at_last());
+        let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s);
+        tokio::select! {
+            () = &mut adoption => panic!("it is to run"),
+            () = tokio::time::sleep(patience + Duration::from_millis(100)) => {}
+        }
+        daemon.write(|db| machines::set_desired(db, 7, Desired::Stopped)).await.unwrap();
+        poke.notify_one();
+        adoption.as_mut().await;
+        drop(adoption);
+        assert!(matches!(driver.vmm, Life::Dead));
+        let scope = Scope::Developer(7);
+        let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();
+        assert!(format!("{events:?}").contains("power-cut"), "{events:?}");
     }
 
     #[tokio::test]

@@ -126,15 +126,7 @@ impl Driver {
     /// machine can be stopped while the state cannot be written.
     pub(super) async fn run(mut self) {
         let mut failures = 0;
-        while let Err(error) = self.adopt().await {
-            failures += 1;
-            tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
-            // A VMM that was found is driven, even if that could not be noted.
-            if self.lives() {
-                break;
-            }
-            self.pause(failures).await;
-        }
+        self.adopt_at_last().await;
         loop {
             match self.step().await {
                 Ok(true) => failures = 0,
@@ -193,7 +185,7 @@ impl Driver {
     }
 
     /// Waits after a failed step; a poke or the VMM's end is looked at sooner.
-    async fn pause(&mut self, failures: u32) {
+    pub(super) async fn pause(&mut self, failures: u32) {
         tokio::select! {
             () = tokio::time::sleep(backoff(failures, PAUSE_MAX)) => {}
             () = self.poke.notified() => {}
@@ -201,7 +193,7 @@ impl Driver {
         }
     }
 
-    fn lives(&self) -> bool {
+    pub(super) fn lives(&self) -> bool {
         matches!(self.vmm, Life::Booting(_) | Life::Ready(_))
     }
 
@@ -262,7 +254,7 @@ impl Driver {
             .await
     }
 
-    async fn look(&self) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>)>> {
+    pub(super) async fn look(&self) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>)>> {
         let uid = self.uid;
         self.daemon
             .read(move |db| {
@@ -272,7 +264,7 @@ impl Driver {
             .await
     }
 
-    fn wish(&self, machine: &MachineRow) -> Wish {
+    pub(super) fn wish(&self, machine: &MachineRow) -> Wish {
         match Wish::new(machine.desired, machine.removed) {
             Wish::Run if self.daemon.must_stand(self.uid) => Wish::Stand,
             wish => wish,

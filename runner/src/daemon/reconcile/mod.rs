@@ -9,6 +9,7 @@ mod ending;
 mod plan;
 mod runs;
 mod sharing;
+mod silence;
 
 use std::collections::HashMap;
 use std::sync::Arc;

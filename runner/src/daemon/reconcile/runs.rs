@@ -14,6 +14,7 @@ use rusqlite::Connection;
 use tokio::time::{Instant, timeout};
 
 use super::backoff::backoff;
+use super::silence::while_alive;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
 use crate::daemon::workspace::Revoked;
@@ -21,6 +22,8 @@ use crate::host;
 
 /// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// A step may print nothing for hours. After so long the agent is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How often a run is taken up again after its connection broke (the agent was restarted).
 const TRIES: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
@@ -86,7 +89,7 @@ impl Run {
 
     /// One try. The agent may have been replaced since the last one, so it is asked each time what it can do.
     async fn attempt(&self, spec: &mut EnvironmentSpec) -> rusqlite::Result<Followed> {
-        let info: AgentInfo = match self.agent().get("/v1/agent").await {
+        let info = match self.info().await {
             Ok(info) => info,
             Err(error) => return Ok(Followed::Lost(error)),
         };
@@ -106,7 +109,11 @@ impl Run {
         let mut pending = None;
         let mut lines = Gathered { lines, pending: &mut pending };
         loop {
-            match lines.next().await {
+            let next = match while_alive(lines.next(), SILENCE, || self.info()).await {
+                Ok(next) => next,
+                Err(error) => return Ok(Followed::Lost(error)),
+            };
+            match next {
                 Ok(Some(last @ (Progress::Failed { .. } | Progress::Ready { .. }))) => {
                     return Ok(Followed::Ended(last));
                 }
@@ -228,7 +235,7 @@ impl Run {
 
     /// An agent of another API version answers 404 to a call that it does not know.
     async fn agent_is_compatible(&self) -> bool {
-        self.agent().get::<AgentInfo>("/v1/agent").await.is_ok_and(|info| API.overlaps(info.api))
+        self.info().await.is_ok_and(|info| API.overlaps(info.api))
     }
 
     /// Counts a failed try and pauses, ever longer. Only the first becomes an event: how it ended, the run's last event says.
@@ -245,6 +252,10 @@ impl Run {
     async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
         let (uid, id) = (self.row.uid, self.row.id.clone());
         self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
+    }
+
+    async fn info(&self) -> Result<AgentInfo, Error> {
+        self.agent().get("/v1/agent").await
     }
 
     fn agent(&self) -> Client {
