@@ -49,6 +49,13 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether the name belongs to a container that podman was killed in the middle of making or removing: it has layers and
+    /// no entry, so that no list but this error names it.
+    pub fn is_of_half_made(&self, name: &str) -> bool {
+        self.stderr.contains(&format!("the container name \"{name}\" is already in use"))
+            && self.stderr.contains("by an external entity")
+    }
+
     /// The problem this failure is: `message` says more, unless the disk is full, which is always told the same way.
     pub fn problem(&self, code: &str, message: impl FnOnce() -> String) -> Problem {
         if self.stderr.to_lowercase().contains("no space left on device") {

@@ -159,6 +159,26 @@ async fn a_rebuild_is_done_once_per_generation() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_container_that_was_never_made_gives_up_its_name() {
+    // In podman's words; another name stays, whoever has it.
+    for (name, removed) in [("garret-p-1", true), ("garret-p-12", false)] {
+        let stage = Stage::new(&format!(
+            r#"case "$1" in
+                ps) echo '[]';;
+                image) echo '[{{"Id": "img"}}]';;
+                run) grep -q '^rm' $calls || {{ echo 'Error: creating container storage: the container name "{name}" is already in
+                    use by 0baa: that name is already in use by an external entity' | tr -s ' \n' ' ' >&2; exit 125; }};
+                    echo ab;;
+            esac"#
+        ));
+        stage.up(spec(1)).await;
+        assert_eq!(stage.called("rm --force --ignore --time 10 --volumes garret-p-1"), removed, "{:?}", stage.calls());
+        let runs = stage.calls().iter().filter(|call| call.starts_with("run")).count();
+        assert_eq!(runs, 1 + usize::from(removed), "{:?}", stage.calls());
+    }
+}
+
+#[tokio::test]
 async fn a_container_that_the_record_lost_is_adopted() {
     let stage = Stage::new(
         r#"case "$1 $2" in

@@ -279,7 +279,12 @@ impl Up {
     async fn run_container(&self, args: &[String], env: BTreeMap<String, String>) -> Result<String, Problem> {
         let name = plan::container_name(self.id());
         self.leftovers.creating.store(true, Ordering::Relaxed);
-        let ran = self.podman.with_env(env).output(args).await;
+        let podman = self.podman.with_env(env);
+        let mut ran = podman.output(args).await;
+        if ran.as_ref().is_err_and(|failure| failure.is_of_half_made(&name)) {
+            self.podman.remove_containers([name.clone()]).await?;
+            ran = podman.output(args).await;
+        }
         self.leftovers.creating.store(false, Ordering::Relaxed);
         let problem = match ran {
             Ok(printed) => {

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use crate::stage::{ALICE, Workspace, kill, restart_daemon, wait_until};
+use crate::stage::{ALICE, IMAGE, Workspace, kill, restart_daemon, wait_until};
 
 #[test]
 fn a_killed_vmm_is_noticed_explained_and_brought_back_with_its_data() {
@@ -52,6 +53,20 @@ fn containers_and_exec_outlive_the_agent() {
     wait_until("exec works again", 30, || workspace.exec(&["true"]).status == 0);
     assert_ne!(ALICE.guest(agent).ok(), before);
     assert_eq!(workspace.sh("stat -c %Y /proc/1").ok(), started, "the container was restarted");
+}
+
+/// As when the machine loses its power while podman makes a container: the layers are on the disk and the entry is not.
+#[test]
+fn a_container_that_was_half_made_is_no_obstacle() {
+    Workspace::shared(ALICE).up(&[]).ok();
+    let workspace = Workspace::with_image(ALICE, "half", "");
+    let key = format!("{}:{}", ALICE.uid, workspace.str());
+    let hash = Command::new("sh").args(["-c", "printf %s \"$0\" | sha256sum", &key]).output().expect("sh runs");
+    let id = format!("half-{}", &String::from_utf8_lossy(&hash.stdout)[..32]);
+    let half = "cd /data/containers/storage && cp db.sql before.sql && podman create --name";
+    ALICE.guest(&format!("{half} garret-{id} {IMAGE} && mv before.sql db.sql")).ok();
+    workspace.up(&["true"]).ok();
+    assert_eq!(workspace.environment()["id"], id);
 }
 
 #[test]
