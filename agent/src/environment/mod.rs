@@ -186,6 +186,10 @@ impl Environments {
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
         podman.remove_containers_of(&entry.id).await?;
+        if entry.container_id().is_none() {
+            // Podman may have been killed while it made one, which has no label then.
+            podman.remove_containers([plan::container_name(&entry.id)]).await?;
+        }
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
             podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();

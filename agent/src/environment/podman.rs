@@ -49,11 +49,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Whether the name belongs to a container that podman was killed in the middle of making or removing: it has layers and
-    /// no entry, so that no list but this error names it.
-    pub fn is_of_half_made(&self, name: &str) -> bool {
-        self.stderr.contains(&format!("the container name \"{name}\" is already in use"))
-            && self.stderr.contains("by an external entity")
+    /// The id of a container that has this name and is known to the storage alone: podman was killed while it made the
+    /// container. Matches the text of podman's error.
+    pub fn container_of_storage(&self, name: &str) -> Option<&str> {
+        let (_, text) = self.stderr.split_once(&format!("the container name \"{name}\" is already in use by "))?;
+        let (id, rest) = text.split_once('.')?;
+        rest.contains("by an external entity").then_some(id)
     }
 
     /// The problem this failure is: `message` says more, unless the disk is full, which is always told the same way.

@@ -159,22 +159,27 @@ async fn a_rebuild_is_done_once_per_generation() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_a_container_that_was_never_made_gives_up_its_name() {
-    // In podman's words; another name stays, whoever has it.
-    for (name, removed) in [("garret-p-1", true), ("garret-p-12", false)] {
-        let stage = Stage::new(&format!(
+async fn a_name_held_by_a_half_made_container_is_freed() {
+    // The record knows `ab`: that one was made, and is not podman's to forget. Another name stays, whoever has it.
+    for (name, id, removed) in
+        [("garret-p-1", "0baa", true), ("garret-p-1", "ab", false), ("garret-p-12", "0baa", false)]
+    {
+        let mut stage = Stage::new(&format!(
             r#"case "$1" in
                 ps) echo '[]';;
+                start) echo 'Error: no such container' >&2; exit 125;;
                 image) echo '[{{"Id": "img"}}]';;
-                run) grep -q '^rm' $calls || {{ echo 'Error: creating container storage: the container name "{name}" is already in
-                    use by 0baa: that name is already in use by an external entity' | tr -s ' \n' ' ' >&2; exit 125; }};
-                    echo ab;;
+                run) grep -q '^rm' $calls || {{ echo 'Error: creating container storage: the container name "{name}" is already in' \
+                    'use by {id}. You have to remove that container: that name is already in use by an external entity' >&2
+                    exit 125; }}; echo cd;;
             esac"#
         ));
-        stage.up(spec(1)).await;
+        stage.record_container();
+        let (_, problem) = stage.up(spec(8)).await;
         assert_eq!(stage.called("rm --force --ignore --time 10 --volumes garret-p-1"), removed, "{:?}", stage.calls());
         let runs = stage.calls().iter().filter(|call| call.starts_with("run")).count();
         assert_eq!(runs, 1 + usize::from(removed), "{:?}", stage.calls());
+        assert_eq!(problem.message.contains("--rebuild"), id == "ab", "{problem}");
     }
 }
 

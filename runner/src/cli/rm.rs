@@ -45,16 +45,27 @@ impl Rm {
     }
 }
 
-/// Removes it, and says what did not go as it should: that the machine still has files of the workspace open, for one.
+/// Removes the environment and prints the problems that this reported: where the guest does not let go of the workspace, the
+/// removal goes on after the answer.
 async fn remove_environment(client: &Client, environment: &Environment) -> anyhow::Result<()> {
-    client.delete(&format!("/v1/environments/{}", environment.id)).await?;
-    let path = format!("/v1/machines/{}/events?after={}", environment.developer, environment.last_event);
+    let path = format!("/v1/environments/{}", environment.id);
+    let removed = client.clone().with_deadline(super::REMOVAL).delete(&path).await;
+    print_problems(client, environment).await?;
+    Ok(removed?)
+}
+
+/// From the machine's events: the environment's path may no longer exist.
+async fn print_problems(client: &Client, environment: &Environment) -> anyhow::Result<()> {
+    let path = format!("/v1/machines/{}/events?after={}", environment.uid, environment.last_event);
     let mut events: Lines<Event> = client.lines::<Event, ()>(Method::GET, &path, None).await?;
     while let Some(event) = events.next().await? {
-        if let (Some(id), Happening::Problem { problem }) = (event.environment, event.what)
-            && id == environment.id
-        {
-            writeln!(io::stderr(), "garret: {}", harmless(&problem.to_string()))?;
+        match event.what {
+            _ if event.environment.as_ref() != Some(&environment.id) => {}
+            Happening::Problem { problem } => {
+                writeln!(io::stderr(), "garret: {}", harmless(&problem.to_string()))?;
+            }
+            Happening::Removed { .. } => break,
+            _ => {}
         }
     }
     Ok(())

@@ -39,6 +39,10 @@ async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
     client.get::<Machine>(&path).await?;
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
+    if machine.phase == MachinePhase::Failed {
+        eprintln!("{}", harmless(&format!("the machine had ended already: {}", machine.reason)));
+        return Ok(());
+    }
     match follow(client, &path, machine.last_event, |_| {}, judge_machine).await? {
         // Removed meanwhile: it does not run either.
         Some(Ok(())) | None => Ok(()),

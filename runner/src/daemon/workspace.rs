@@ -214,7 +214,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::share::{Identity, MountAs};
+    use crate::host::share::{Identity, MountFor};
 
     const UID: u32 = 7;
 
@@ -294,7 +294,8 @@ mod tests {
     fn mounting(dir: &Path) -> (MachinePaths, ShareSpec) {
         let paths = MachinePaths::new(dir, "m");
         let mount_point = Some(paths.workspace("w"));
-        (paths, ShareSpec { mount_point, mount: Some(MountAs { vmm_uid: UID }), ..spec() })
+        let mount = Some(MountFor { vmm_uid: UID, vmm: None, note: paths.revocation("w") });
+        (paths, ShareSpec { mount_point, mount, ..spec() })
     }
 
     #[tokio::test]

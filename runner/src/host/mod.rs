@@ -24,7 +24,7 @@ pub use paths::MachinePaths;
 pub use revocation::MountUsers;
 pub use run_folder::remove as remove_run_folder;
 pub use sweep::{remove_unknown, unknown_machines};
-pub use workspaces::{forget_revocation, note_mounts, revoke_workspace};
+pub use workspaces::{forget_revocation, revoke_workspace};
 
 /// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.
 ///

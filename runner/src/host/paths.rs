@@ -55,7 +55,7 @@ impl MachinePaths {
     }
 
     /// The note of one environment's workspace.
-    pub(super) fn revocation(&self, environment: &str) -> PathBuf {
+    pub fn revocation(&self, environment: &str) -> PathBuf {
         self.revocations.join(environment)
     }
 

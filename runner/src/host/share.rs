@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::descriptors::close_inherited;
 use super::idmap;
+use super::workspaces::note_mounts;
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "share";
@@ -46,15 +47,19 @@ pub struct ShareSpec {
     pub developer: Identity,
     /// Where it is, or is to be, mounted; `None`: it is only opened.
     pub mount_point: Option<PathBuf>,
-    /// Mount it unless it is mounted; as this uid's files, if the VMM does not run as the developer.
-    pub mount: Option<MountAs>,
+    /// Mount it unless it is mounted.
+    pub mount: Option<MountFor>,
 }
 
-/// Whose the files are inside the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountAs {
-    /// The uid that the VMM runs with.
+/// The VMM that a workspace is mounted for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountFor {
+    /// The uid that it runs with. The files are this uid's inside the mount, if it is not the developer's.
     pub vmm_uid: u32,
+    /// Its process id, if it runs.
+    pub vmm: Option<u32>,
+    /// The file that names a former folder's mounts, which the new one replaces.
+    pub note: PathBuf,
 }
 
 /// What was mounted at the mount point before.
@@ -69,7 +74,7 @@ pub enum Found {
     Other,
 }
 
-/// Carries out the specification and prints a JSON `Result<Found, Problem>`. `daemon` is the process id of who waits for it.
+/// Carries out the specification and prints a JSON `Result<Found, Problem>`. `daemon` is the parent's process id.
 ///
 /// # Errors
 /// The specification is not one, or the daemon has died.
@@ -79,7 +84,7 @@ pub fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have died before that call.
     if getppid() != Pid::from_raw(daemon) {
-        bail!("process {daemon} does not wait for this one");
+        bail!("the daemon (process {daemon}) has ended");
     }
     let spec: ShareSpec = serde_json::from_str(spec).context("the specification")?;
     println!("{}", serde_json::to_string(&share(&spec))?);
@@ -94,11 +99,14 @@ pub(crate) fn share(spec: &ShareSpec) -> Result<Found, Problem> {
         |error: anyhow::Error| Problem::new("internal", format!("cannot share {}: {error:#}", spec.folder.display()));
     let Some(mount_point) = &spec.mount_point else { return Ok(Found::Nothing) };
     let found = look(&folder, mount_point).map_err(internal)?;
-    if let Some(MountAs { vmm_uid }) = spec.mount
+    if let Some(MountFor { vmm_uid, vmm, note }) = &spec.mount
         && found != Found::Same
     {
-        let swap = (vmm_uid != spec.developer.uid).then_some((spec.developer.uid, vmm_uid));
+        let swap = (*vmm_uid != spec.developer.uid).then_some((spec.developer.uid, *vmm_uid));
         let mount = detached(&folder, swap).map_err(|error| explain_mount(&spec.folder, error))?;
+        if let (Found::Other, Some(vmm)) = (found, vmm) {
+            note_former(mount_point, note, *vmm).map_err(internal)?;
+        }
         attach(&mount, mount_point, found).map_err(internal)?;
     }
     Ok(found)
@@ -161,6 +169,13 @@ fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedF
     let mount = open_tree(folder, "", flags)?;
     idmap::set_attributes(mount.as_fd(), swap)?;
     Ok(mount)
+}
+
+/// The VMM may keep files of the former folder open, and the removal of the environment must find them.
+fn note_former(mount_point: &Path, note: &Path, vmm: u32) -> anyhow::Result<()> {
+    let environment = mount_point.file_name().and_then(|name| name.to_str()).context("a mount point without a name")?;
+    note_mounts(note, environment, vmm).context("cannot read the VMM's mounts")?;
+    Ok(())
 }
 
 fn attach(mount: &OwnedFd, mount_point: &Path, found: Found) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -38,25 +39,25 @@ pub fn revoke_workspace(
     environment: &str,
     vmm: Option<u32>,
 ) -> anyhow::Result<io::Result<MountUsers>> {
-    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_mounts(paths, environment, pid));
+    let note = paths.revocation(environment);
+    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_mounts(&note, environment, pid));
     // Unmount even if the VMM's mounts cannot be read.
     unshare(paths, environment)?;
     Ok(users)
 }
 
-/// Notes where the environment's workspace is mounted in the VMM: what is mounted there next may take its place, and the VMM
-/// keep files of it open.
+/// Adds the present mounts of the environment's workspace to those in the file `note`: once they are unmounted, nothing else
+/// tells which files of them the VMM has open.
 ///
 /// # Errors
 /// The VMM's mounts cannot be read.
-pub fn note_mounts(paths: &MachinePaths, environment: &str, vmm: u32) -> io::Result<MountUsers> {
-    let note = paths.revocation(environment);
-    let earlier = fs::read(&note).ok().and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default();
+pub(super) fn note_mounts(note: &Path, environment: &str, vmm: u32) -> io::Result<MountUsers> {
+    let earlier = fs::read(note).ok().and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default();
     let users = MountUsers::new(vmm, &Path::new("/workspaces").join(environment), &earlier)?;
     if *users.mounts() != earlier {
         let json = serde_json::to_vec(users.mounts())?;
-        if let Err(error) = fs::create_dir_all(&paths.revocations).and_then(|()| replace(&note, &json)) {
-            // The workspace has to go all the same.
+        if let Err(error) = replace(note, &json) {
+            // This must block neither mount nor unmount: it only costs the report of held files.
             tracing::warn!("cannot write {}: {error}", note.display());
         }
     }
@@ -65,6 +66,9 @@ pub fn note_mounts(paths: &MachinePaths, environment: &str, vmm: u32) -> io::Res
 
 /// Writes the file whole or leaves it as it was. No environment's id has a dot.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
     let new = path.with_extension("new");
     fs::write(&new, content)?;
     fs::rename(&new, path)

@@ -21,8 +21,9 @@ use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
 use crate::host::share::{Found, ShareSpec};
 
-/// How long removing an environment may take until the answer says that it goes on.
-const REMOVAL: Duration = Duration::from_secs(60);
+/// How much longer than `stop_deadline_s` removing an environment may take until the answer says that it goes on. The agent has
+/// that long to let go of the workspace, and the VMM some seconds more.
+const REMOVAL_SLACK: Duration = Duration::from_secs(20);
 /// The most environments of one machine.
 const ENVIRONMENTS_MAX: usize = 256;
 /// The most that their variables weigh together, in bytes: the state is read often.
@@ -206,7 +207,8 @@ pub async fn remove(
         }
     };
     let late = || Err(Refusal::unavailable(format!("{id} is still being removed: its machine does not answer")));
-    tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| late())
+    let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s) + REMOVAL_SLACK;
+    tokio::time::timeout(patience, gone).await.unwrap_or_else(|_| late())
 }
 
 #[utoipa::path(

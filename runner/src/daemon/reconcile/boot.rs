@@ -1,6 +1,7 @@
 //! From nothing, or from what an earlier runner left, to a machine whose agent answers.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -34,29 +35,38 @@ const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 const SETUP_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Driver {
-    /// Adopts as soon as that is possible. A VMM that cannot be found out about is not asked to stop either: if it should, its
-    /// power is cut at the deadline.
-    pub(super) async fn adopt_at_last(&mut self) {
-        let (begun, mut failures) = (Instant::now(), 0);
-        let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+    /// Retries until the adoption succeeds. A VMM that cannot be identified cannot be asked to stop: its power is cut once it
+    /// should have stopped for `stop_deadline_s`.
+    pub(super) async fn adopt_with_retries(&mut self) {
+        let (mut failures, mut stops_since) = (0, None);
         while let Err(error) = self.adopt().await {
             failures += 1;
             tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
             // A VMM that was found is driven, even if that could not be noted.
-            if self.lives() {
-                return;
-            }
-            if begun.elapsed() >= patience
-                && let Ok(Some((machine, _))) = self.look().await
-                && self.wish(&machine) != Wish::Run
-            {
-                let said = format!("the machine cannot be asked to stop: its power is cut: {error:#}");
-                self.report(&machine, Problem::new("power-cut", said)).await;
-                self.vmm = Life::Dead;
+            if self.lives() || (error.is::<Unidentified>() && self.cut_unidentified(&mut stops_since).await) {
                 return;
             }
             self.pause(failures).await;
         }
+    }
+
+    /// Cuts the power if the machine should have stopped long enough; returns whether it did. `stops_since` is kept between
+    /// calls.
+    async fn cut_unidentified(&mut self, stops_since: &mut Option<Instant>) -> bool {
+        let Ok(Some((machine, _))) = self.look().await else { return false };
+        if self.wish(&machine) == Wish::Run {
+            *stops_since = None;
+            return false;
+        }
+        let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
+        if stops_since.get_or_insert_with(Instant::now).elapsed() < patience {
+            return false;
+        }
+        let said = "power cut: the runner cannot identify the VMM to ask it to stop";
+        self.report(&machine, Problem::new("power-cut", said)).await;
+        // Cleaning up kills everything in the machine's control group.
+        (self.vmm, self.asked) = (Life::Dead, true);
+        true
     }
 
     /// Finds what an earlier runner left: the very process the state names, or one it had no time to write down.
@@ -65,12 +75,7 @@ impl Driver {
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
         let paths = self.daemon.paths(&machine.name);
         self.since = Instant::now();
-        let known = machine.vmm.as_ref().map(VmmProcess::find).transpose()?.flatten();
-        let found = match known {
-            Some(process) => Some(process),
-            // The state may be older than the machine: it was not written in time, or restored.
-            None => VmmProcess::listening_on(&paths.api_socket()).await?,
-        };
+        let found = identify(&machine, &paths.api_socket()).await.map_err(Unidentified)?;
         self.vmm = match (found, &machine.vmm) {
             (Some(process), _) => Life::Booting(process),
             (None, None) => Life::Absent,
@@ -330,6 +335,20 @@ impl Driver {
     }
 }
 
+/// The host cannot tell which process is the machine's VMM.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot identify the VMM: {0}")]
+struct Unidentified(io::Error);
+
+/// The machine's VMM: the process of its row, or the one that listens on its API. The state may be older than the machine: it
+/// was not written in time, or restored.
+async fn identify(machine: &MachineRow, api_socket: &Path) -> io::Result<Option<VmmProcess>> {
+    match machine.vmm.as_ref().map(VmmProcess::find).transpose()?.flatten() {
+        Some(process) => Ok(Some(process)),
+        None => VmmProcess::listening_on(api_socket).await,
+    }
+}
+
 /// The life of a VMM that was just started. One that cannot be watched would run on unseen: it is ended, and that is why.
 fn watched(process: io::Result<Option<VmmProcess>>) -> (Life, Option<String>) {
     match process {
@@ -420,7 +439,8 @@ mod tests {
     #[tokio::test]
     async fn a_machine_that_cannot_be_adopted_stops() {
         let dir = tempfile::tempdir().unwrap();
-        let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
+        let soon = |config: &mut Config| config.machine.stop_deadline_s = 1;
+        let (daemon, _poked) = testing::daemon_with(dir.path(), NameService::default(), soon);
         let running = MachineRow { desired: Desired::Running, ..machine(7) };
         daemon.write(move |db| machines::put(db, &running)).await.unwrap();
         // A socket of which the host cannot say who listens: its path leads to itself.
@@ -429,17 +449,18 @@ mod tests {
         std::os::unix::fs::symlink(&socket, &socket).unwrap();
         let poke = Arc::new(Notify::new());
         let mut driver = Driver::new(daemon.clone(), 7, poke.clone(), Arc::new(Semaphore::new(1)));
-        let mut adoption = Box::pin(driver.adopt_at_last());
-        let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s);
+        let mut adoption = Box::pin(driver.adopt_with_retries());
         tokio::select! {
-            () = &mut adoption => panic!("it is to run"),
-            () = tokio::time::sleep(patience + Duration::from_millis(100)) => {}
+            () = &mut adoption => panic!("power was cut although the machine should run"),
+            () = tokio::time::sleep(Duration::from_millis(1100)) => {}
         }
+        let asked = Instant::now();
         daemon.write(|db| machines::set_desired(db, 7, Desired::Stopped)).await.unwrap();
         poke.notify_one();
         adoption.as_mut().await;
         drop(adoption);
-        assert!(matches!(driver.vmm, Life::Dead));
+        assert!(asked.elapsed() >= Duration::from_secs(1), "the guest had no time");
+        assert!(matches!(driver.vmm, Life::Dead) && driver.asked);
         let scope = Scope::Developer(7);
         let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();
         assert!(format!("{events:?}").contains("power-cut"), "{events:?}");

@@ -126,7 +126,7 @@ impl Driver {
     /// machine can be stopped while the state cannot be written.
     pub(super) async fn run(mut self) {
         let mut failures = 0;
-        self.adopt_at_last().await;
+        self.adopt_with_retries().await;
         loop {
             match self.step().await {
                 Ok(true) => failures = 0,

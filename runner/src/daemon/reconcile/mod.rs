@@ -6,10 +6,10 @@ mod boots;
 mod disk_failures;
 mod driver;
 mod ending;
+mod liveness;
 mod plan;
 mod runs;
 mod sharing;
-mod silence;
 
 use std::collections::HashMap;
 use std::sync::Arc;

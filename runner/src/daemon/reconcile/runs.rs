@@ -14,7 +14,7 @@ use rusqlite::Connection;
 use tokio::time::{Instant, timeout};
 
 use super::backoff::backoff;
-use super::silence::while_alive;
+use super::liveness::wait_while_alive;
 use crate::daemon::Daemon;
 use crate::daemon::state::{EnvironmentRow, environments, events};
 use crate::daemon::workspace::Revoked;
@@ -109,7 +109,7 @@ impl Run {
         let mut pending = None;
         let mut lines = Gathered { lines, pending: &mut pending };
         loop {
-            let next = match while_alive(lines.next(), SILENCE, || self.info()).await {
+            let next = match wait_while_alive(lines.next(), SILENCE, || self.check()).await {
                 Ok(next) => next,
                 Err(error) => return Ok(Followed::Lost(error)),
             };
@@ -252,6 +252,15 @@ impl Run {
     async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
         let (uid, id) = (self.row.uid, self.row.id.clone());
         self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
+    }
+
+    /// # Errors
+    /// The agent does not answer. That the host cannot connect says nothing of it: a VMM that ends is noticed elsewhere.
+    async fn check(&self) -> Result<(), Error> {
+        match self.info().await {
+            Ok(_) | Err(Error::Connect { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn info(&self) -> Result<AgentInfo, Error> {

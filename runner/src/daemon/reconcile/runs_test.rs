@@ -80,15 +80,23 @@ impl axum::serve::Listener for Vsock {
     type Addr = ();
 
     async fn accept(&mut self) -> (UnixStream, ()) {
-        let (mut stream, _) = self.0.accept().await.unwrap();
-        while stream.read_u8().await.unwrap() != b'\n' {}
-        stream.write_all(b"OK 1\n").await.unwrap();
-        (stream, ())
+        loop {
+            let (mut stream, _) = self.0.accept().await.unwrap();
+            // A caller at its deadline may leave in the middle.
+            if greet(&mut stream).await.is_ok() {
+                return (stream, ());
+            }
+        }
     }
 
     fn local_addr(&self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+async fn greet(stream: &mut UnixStream) -> std::io::Result<()> {
+    while stream.read_u8().await? != b'\n' {}
+    stream.write_all(b"OK 1\n").await
 }
 
 /// The present run of `row`, in a machine whose agent is `router`.

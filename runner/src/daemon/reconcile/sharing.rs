@@ -1,15 +1,11 @@
 //! A run's first step: the workspace comes into the machine.
 
-use std::io;
-
 use garret_api::Problem;
 use garret_api::agent::Progress;
-use tokio::task;
 
 use super::runs::{Run, finish};
 use crate::daemon::state::MachineRow;
-use crate::host;
-use crate::host::share::{Found, MountAs, ShareSpec};
+use crate::host::share::{Found, MountFor, ShareSpec};
 
 impl Run {
     /// Shares the workspace, opened again with its developer's rights, and brings the environment up.
@@ -35,16 +31,12 @@ impl Run {
             folder: self.row.workspace.clone(),
             developer: self.daemon.developer(self.row.uid, machine.gid).await,
             mount_point: Some(paths.workspace(&self.row.id)),
-            mount: Some(MountAs { vmm_uid: self.daemon.vmm_uid(machine).await }),
+            mount: Some(MountFor {
+                vmm_uid: self.daemon.vmm_uid(machine).await,
+                vmm: self.daemon.vmm_pid(&self.machine),
+                note: paths.revocation(&self.row.id),
+            }),
         };
-        if let Some(vmm) = self.daemon.vmm_pid(&self.machine) {
-            // A folder that was made again takes the place of the former one.
-            let id = self.row.id.clone();
-            let noted = task::spawn_blocking(move || host::note_mounts(&paths, &id, vmm)).await;
-            noted.map_err(io::Error::from).flatten().map_err(|error| {
-                Problem::new("internal", format!("cannot see what is mounted in the machine: {error}"))
-            })?;
-        }
         self.daemon.workspaces.share(spec).await
     }
 }

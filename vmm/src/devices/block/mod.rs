@@ -9,7 +9,7 @@
 
 mod config;
 mod failures;
-mod flushes;
+mod flush_queue;
 mod image;
 mod job;
 mod outcome;
@@ -30,7 +30,7 @@ use zerocopy::FromBytes;
 
 use self::config::BlockConfig;
 use self::failures::Failures;
-use self::flushes::Flushes;
+use self::flush_queue::FlushQueue;
 use self::image::{Image, ImageError};
 use self::job::Job;
 use self::outcome::{Outcome, OutcomePolicy};
@@ -95,7 +95,7 @@ struct BlockBackend {
     waiting: Vec<Job>,
     /// How many requests once found no space and have no answer yet. Includes those that are being tried again.
     unanswered: usize,
-    flushes: Flushes<Job>,
+    flushes: FlushQueue<Job>,
     outcome_policy: OutcomePolicy,
     retry: Timer,
     negotiated: u64,
@@ -110,7 +110,7 @@ impl BlockBackend {
         let retry = Timer::new().map_err(timer)?;
         let space = Arc::new(BlockConfig::new(image.disk));
         let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
-        let flushes = Flushes::default();
+        let flushes = FlushQueue::default();
         let (uring, unanswered, negotiated, outcome_policy) = (None, 0, 0, OutcomePolicy::default());
         Ok(Self {
             id,
@@ -181,22 +181,17 @@ impl BlockBackend {
             Ok(Action::Identify) => self.identify(&chain, ring),
             Ok(action) => {
                 let durable = action.writes() && self.writethrough();
-                self.carry_out(Job { chain, action, durable, waited: false }, ring)
+                self.begin(Job { chain, action, durable, waited: false }, ring)
             }
         }
     }
 
-    fn carry_out(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
-        match job.action {
-            Action::Flush => match self.flushes.begin(job) {
-                Some(flush) => self.hand_over(flush, ring),
-                None => Ok(()),
-            },
-            _ => self.hand_over(job, ring),
-        }
+    fn begin(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
+        let job = if job.action == Action::Flush { self.flushes.begin(job) } else { Some(job) };
+        job.map_or(Ok(()), |job| self.execute(job, ring))
     }
 
-    fn hand_over(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
+    fn execute(&mut self, job: Job, ring: &mut Ring) -> Result<(), Fault> {
         if let Some(uring) = &mut self.uring {
             return uring.push(job);
         }
@@ -213,19 +208,19 @@ impl BlockBackend {
         }
         match outcome {
             Outcome::Answer(status) => {
-                self.answer(&job, status, ring)?;
+                self.answer_job(&job, status, ring)?;
                 if job.action == Action::Flush { self.end_flush(status, ring) } else { Ok(()) }
             }
             Outcome::Flush => {
                 job.durable = false;
                 job.action = Action::Flush;
-                self.carry_out(job, ring)
+                self.begin(job, ring)
             }
             Outcome::Wait => self.wait_for_space(job, ring),
         }
     }
 
-    fn answer(&mut self, job: &Job, status: Status, ring: &mut Ring) -> Result<(), Fault> {
+    fn answer_job(&mut self, job: &Job, status: Status, ring: &mut Ring) -> Result<(), Fault> {
         if job.waited {
             self.unanswered -= 1;
             ring.set_waiting(self.unanswered);
@@ -233,13 +228,13 @@ impl BlockBackend {
         answer(&job.chain, status, ring)
     }
 
-    /// Answers the flushes that shared the one that has ended, and begins the next.
+    /// Answers the flushes that were covered by the one that has ended, and begins the next.
     fn end_flush(&mut self, status: Status, ring: &mut Ring) -> Result<(), Fault> {
-        let (shared, next) = self.flushes.end();
-        for job in shared {
-            self.answer(&job, status, ring)?;
+        let (covered, next) = self.flushes.end();
+        for job in covered {
+            self.answer_job(&job, status, ring)?;
         }
-        next.map_or(Ok(()), |flush| self.hand_over(flush, ring))
+        next.map_or(Ok(()), |flush| self.execute(flush, ring))
     }
 
     fn warn(&mut self, outcome: Outcome, error: &io::Error) {
@@ -266,7 +261,7 @@ impl BlockBackend {
     /// Tries again what waited. Those of an attempt are few (a queue has 256), and one that fails again costs no data.
     fn try_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.retry.clear();
-        std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.carry_out(job, ring))
+        std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.begin(job, ring))
     }
 
     fn identify(&self, chain: &Chain, ring: &mut Ring) -> Result<(), Fault> {
@@ -308,12 +303,12 @@ impl Backend for BlockBackend {
 
     fn reset(&mut self) {
         self.outcome_policy = OutcomePolicy::default();
-        // After a fault some have no answer and get none.
-        self.flushes = Flushes::default();
     }
 
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
         self.negotiated = features;
+        // A fault may have left some, and nothing is in flight now.
+        self.flushes = FlushQueue::default();
         if let Some(uring) = &self.uring {
             fds.add(uring, COMPLETED, EventSet::IN)?;
         }

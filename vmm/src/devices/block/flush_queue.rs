@@ -1,23 +1,23 @@
-//! One flush at a time. Of several that run at once, the host tells only one that data was lost (errseq_t in Linux), and the
-//! others would be answered as if theirs were durable. Those that come meanwhile share the next flush: it covers them all.
+//! Linux reports lost data to only one of several concurrent `fdatasync` calls. So one flush runs at a time; those that arrive
+//! meanwhile share the next.
 
 /// The flushes of a disk.
 #[derive(Debug)]
-pub struct Flushes<J> {
+pub struct FlushQueue<J> {
     running: bool,
-    /// Answered together with the one that runs.
-    shared: Vec<J>,
-    /// Came after it had begun, so that it may not cover them.
+    /// Covered by the one that runs, and answered with it.
+    covered: Vec<J>,
+    /// Arrived after it had begun, so that it may not cover them.
     waiting: Vec<J>,
 }
 
-impl<J> Default for Flushes<J> {
+impl<J> Default for FlushQueue<J> {
     fn default() -> Self {
-        Self { running: false, shared: Vec::new(), waiting: Vec::new() }
+        Self { running: false, covered: Vec::new(), waiting: Vec::new() }
     }
 }
 
-impl<J> Flushes<J> {
+impl<J> FlushQueue<J> {
     /// Returns the flush if it may begin now.
     pub fn begin(&mut self, flush: J) -> Option<J> {
         if self.running {
@@ -28,12 +28,12 @@ impl<J> Flushes<J> {
         Some(flush)
     }
 
-    /// The one that ran has ended. Returns those that end as it did, and the next one to begin.
+    /// The running flush has ended. Returns those that it covered, and the next one to begin.
     pub fn end(&mut self) -> (Vec<J>, Option<J>) {
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
         let next = waiting.next();
         self.running = next.is_some();
-        (std::mem::replace(&mut self.shared, waiting.collect()), next)
+        (std::mem::replace(&mut self.covered, waiting.collect()), next)
     }
 }
 
@@ -42,8 +42,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flushes_that_come_meanwhile_share_the_next_one() {
-        let mut flushes = Flushes::default();
+    fn flushes_that_arrive_meanwhile_share_the_next_one() {
+        let mut flushes = FlushQueue::default();
         assert_eq!(flushes.begin(1), Some(1));
         for late in [2, 3, 4] {
             assert_eq!(flushes.begin(late), None);
