@@ -28,6 +28,12 @@ const SPECIAL: &[&str] = &[
     "240.0.0.0/4",
 ];
 
+/// How many packets to denied addresses one machine gets an answer to in a second, and at once above that. An answer makes a
+/// program fail at once instead of waiting for minutes. Linux limits such answers for the host as a whole (`icmp_msgs_per_sec`):
+/// no machine may use up those of others.
+const REFUSALS_PER_S: u32 = 20;
+const REFUSALS_BURST: u32 = 50;
+
 /// The most machines whose connections are counted: an address pool has no more slots.
 const MACHINES_MAX: u16 = u16::MAX;
 
@@ -52,15 +58,20 @@ delete table inet garret
 table inet garret {{
   set special {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {special}, {machines} }} }}
   set machines {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {machines} }} }}
+  set refusals {{ type ipv4_addr; size {MACHINES_MAX}; flags dynamic; }}
   chain input {{
     type filter hook input priority filter - 10; policy accept;
     iifname != "grt*" accept
     meta nfproto != ipv4 drop
     ct state established,related accept
-{to_host}    drop
+{to_host}    goto refuse
   }}
   chain special {{
-{to_private}    drop
+{to_private}    goto refuse
+  }}
+  chain refuse {{
+    add @refusals {{ ip saddr limit rate {REFUSALS_PER_S}/second burst {REFUSALS_BURST} packets }} counter reject with icmp admin-prohibited
+    drop
   }}
   chain from_machine {{
     meta nfproto != ipv4 drop

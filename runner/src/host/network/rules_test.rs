@@ -7,8 +7,8 @@ use super::rules::{host_rules, namespace_rules};
 use super::tests::network;
 use super::{NetworkConfig, TAP};
 
-/// The three namespaces; the host is the one that the script runs in. A closed port that is reached refuses at once, one that
-/// is denied lets the attempt time out: no server is needed.
+/// The three namespaces; the host is the one that the script runs in. A closed port that is reached refuses the connection: no
+/// server is needed.
 const STAGE: &str = r#"
 set -eu
 mount -t tmpfs none /run; mkdir /run/netns
@@ -27,13 +27,10 @@ for route in 10.0.0.0/8 169.254.0.0/16; do ip route add $route dev out; done
 load() { nft -f "$RULES/$1"; }
 load rules
 guest() { ip netns exec guest "$@"; }
-answers() {
-  local status=0
-  timeout 1 bash -c "</dev/tcp/$1/$2" 2>/dev/null || status=$?
-  [ $status != 124 ]
-}
+answers() { timeout 1 bash -c "</dev/tcp/$1/$2" 2>&1 | grep -q 'Connection refused'; }
 export -f answers
 flood() { guest bash -c "for port in {$1..$2}; do echo >/dev/udp/192.31.196.7/\$port; done" 2>/dev/null; }
+told() { guest timeout 1 bash -c "</dev/tcp/$1/$2" 2>&1 | grep -o 'No route to host'; }
 reached() { guest bash -c "answers $1 $2" && echo "$1:$2" || true; }
 "#;
 
@@ -65,6 +62,20 @@ fn private_networks_answer_only_where_allowed() {
          reached 10.5.5.5 80; reached 10.5.5.5 22; reached 192.31.196.1 80; reached 100.96.0.5 80",
     );
     assert_eq!(reached, "192.31.196.7:80\n10.1.2.3:5000\n10.0.0.2:53\n10.5.5.5:80\n");
+}
+
+#[test]
+fn a_denied_connection_fails_at_once_and_a_flood_of_them_is_not_answered() {
+    let printed = on_stage(
+        &network(),
+        "told 10.1.2.3 5000; told 192.31.196.1 80; told 100.96.0.99 80
+         guest bash -c 'for port in {1..2000}; do echo >/dev/udp/10.1.2.3/$port; done' 2>/dev/null || true
+         nft list chain inet garret refuse | grep -o 'packets [0-9]* bytes' | tr -dc 0-9",
+    );
+    let (told, answers) = printed.rsplit_once('\n').unwrap();
+    assert_eq!(told, ["No route to host"; 3].join("\n"));
+    let answers: u32 = answers.parse().unwrap();
+    assert!((50..1000).contains(&answers), "{answers} of 2003 packets");
 }
 
 #[test]
