@@ -21,7 +21,7 @@ wanted=(
   qemu-system-x86 qemu-system-common util-linux dpkg-dev meson ninja-build libglib2.0-dev libpixman-1-dev libslirp-dev libfdt-dev
   zlib1g-dev
 )
-# Whoever has node and npm from elsewhere keeps them.
+# Debian's node and npm only where npm is missing: an installation from elsewhere stays.
 command -v npm >/dev/null || wanted+=(nodejs npm)
 
 installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true)

@@ -28,7 +28,7 @@ async fn streams_are_apart_and_the_status_arrives() {
 #[tokio::test]
 #[allow(unsafe_code)]
 async fn a_process_heeds_the_signals_that_the_agent_ignores() {
-    // SAFETY: ignoring a signal runs no code; nobody sends this one.
+    // SAFETY: ignoring a signal runs no code, and no process sends this one.
     unsafe { signal(Signal::SIGUSR2, SigHandler::SigIgn) }.unwrap();
     let mut session = Session::open(request(&["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"])).await;
     let end = session.end().await;
@@ -168,7 +168,7 @@ async fn a_lost_connection_hangs_the_process_up() {
     for terminal in [None, SIZE] {
         let folder = tempfile::tempdir().unwrap();
         let told = folder.path().join("told");
-        // The shell's own word about its killed child must not go to a pipe nobody reads any more.
+        // The shell's own message about its killed child must not go to a pipe that has no reader any more.
         let command = format!(
             "exec 2>/dev/null; trap 'echo hup > {}; exit' HUP; echo ready; while :; do sleep 0.01; done",
             told.display()

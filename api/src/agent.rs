@@ -320,8 +320,8 @@ pub struct MemoryReport {
     pub free: u64,
     /// What a program could get without swapping (`MemAvailable`).
     pub available: u64,
-    /// Page cache and anonymous memory that nobody has touched for a minute or longer (in an idle guest 30 s), as the
-    /// multi-generational LRU tells.
+    /// Page cache and anonymous memory that no process has touched for a minute or longer (in an idle guest 30 s), as
+    /// the multi-generational LRU reports.
     pub cold: u64,
     /// Swap (compressed memory) there is.
     pub swap_total: u64,

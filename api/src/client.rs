@@ -45,7 +45,7 @@ pub type WebSocket = WebSocketStream<UnixStream>;
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket is not there, or nobody listens on it.
+    /// The socket does not exist, or no process listens on it.
     #[error("cannot connect to {}: {source}", path.display())]
     Connect {
         /// The socket.

@@ -406,7 +406,7 @@ pub struct LastWords {
 pub enum ExitReason {
     /// The guest powered off.
     PowerOff,
-    /// The guest asked for a reboot; whoever started the VMM starts it again.
+    /// The guest asked for a reboot. The program that started the VMM starts it again.
     Reboot,
     /// The guest's kernel panicked.
     Panic,

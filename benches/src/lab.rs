@@ -24,7 +24,7 @@ const FILES_PER_FOLDER: usize = 50;
 /// Chooses the lengths of the source tree's files.
 const SEED: u64 = 7;
 
-/// What `fs.nr_open` allows anybody unless somebody has changed it.
+/// The default of `fs.nr_open`: the most descriptors that a process may have.
 const DESCRIPTORS: u64 = 1 << 20;
 /// How folders of ours begin in a folder of everybody's.
 const PREFIX: &str = "garret-bench-";

@@ -20,7 +20,7 @@ pub struct Wanted {
 pub struct Step {
     /// The bench.
     pub bench: &'static str,
-    /// The subjects in the order they run. It turns by one each round, so that nobody always comes after the same neighbour.
+    /// The subjects in the order they run. It rotates by one each round: no subject always runs after the same one.
     pub subjects: Vec<String>,
     /// The samples are dropped.
     pub warm_up: bool,

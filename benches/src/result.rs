@@ -1,7 +1,7 @@
 //! What a run leaves: `results.jsonl`, one [`Record`] a line.
 //!
-//! A record is written anew after each round of its bench, with the samples so far; the last line of a key (bench, metric,
-//! subject) is the valid one. So an interrupted run keeps what it has. A last line that was torn in the middle is not read.
+//! A run appends a record after each round of its bench, with the samples so far. The last line of a key (bench,
+//! metric, subject) is the valid one. So an interrupted run keeps what it has. A reader ignores a torn last line.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

@@ -140,7 +140,7 @@ impl Run {
     ) -> anyhow::Result<()> {
         let wanted: Vec<_> = benches.iter().map(|bench| self.wanted(lab, bench.as_ref(), subjects)).collect();
         let steps = plan::steps(&wanted);
-        ensure!(!steps.is_empty() || !self.records.is_empty(), "nobody takes part in these benches");
+        ensure!(!steps.is_empty() || !self.records.is_empty(), "no subject takes part in these benches");
         let began = Instant::now();
         for (number, step) in steps.iter().enumerate() {
             if limit.is_some_and(|limit| began.elapsed() >= limit) {
@@ -219,7 +219,7 @@ impl Run {
         self.records.get(&key).map_or(0, |record| record.samples.len())
     }
 
-    /// Adds a sample to each metric's record, and writes the records anew.
+    /// Adds a sample to each metric's record, and appends the records to the results.
     fn keep(&mut self, step: &Step, subject: &str, sampled: Sampled) -> anyhow::Result<()> {
         let mut written = Vec::new();
         for measurement in sampled.measurements {

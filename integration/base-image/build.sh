@@ -82,7 +82,7 @@ http: { addr: "127.0.0.1:$port" }
 YAML
   docker-registry serve "$work/registry.yml" & local registry=$!
   curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
-  # zstd costs whoever pulls a fraction of gzip, which counts where the processor is emulated.
+  # A pull of zstd costs a fraction of one of gzip, which counts where the processor is emulated.
   push() { skopeo copy --dest-tls-verify=false --dest-compress-format zstd "oci:$work/oci:$1" "docker://127.0.0.1:$port/$2"; }
   push base devcontainers/base:debian
   push postgres library/postgres:17

@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let held = || options.until.as_ref().is_some_and(|file| !file.exists());
     while Instant::now() < until || held() {
         if Instant::now() >= until && begun.elapsed() > HELD_MOST {
-            bail!("nobody has let it go");
+            bail!("the file of `--until` did not appear within {} s", HELD_MOST.as_secs());
         }
         if options.busy {
             check(&memory)?;

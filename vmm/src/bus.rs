@@ -41,7 +41,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads; an address nobody answers for reads as all ones, as on a real bus. Returns whether somebody answered.
+    /// Reads. An address without a device reads as all ones, as on a real bus. Returns whether a device answered.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         match self.find(address, data.len()) {
             Some((device, offset)) => device.read(offset, data),
@@ -53,7 +53,7 @@ impl Bus {
         true
     }
 
-    /// Writes; what nobody answers for is dropped. Returns whether somebody answered.
+    /// Writes. A write to an address without a device is dropped. Returns whether a device answered.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         let Some((device, offset)) = self.find(address, data.len()) else { return false };
         device.write(offset, data);

@@ -11,8 +11,8 @@ use rustix::time::{
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// See the module. It never blocks: a worker that is woken by several descriptors at once may have stopped or set the timer
-/// anew, on behalf of another of them, before it comes to the timer's own wake-up.
+/// See the module. It never blocks. Several descriptors may wake a worker at once. The worker may then stop or reset
+/// the timer for another of them before it handles the timer's own wake-up.
 #[derive(Debug)]
 pub struct Timer(OwnedFd);
 

@@ -17,8 +17,8 @@ use super::mounts::ENGINE_SOCKET;
 /// One start at a time.
 static STARTING: Mutex<()> = Mutex::const_new(());
 
-/// Gives the service the listening socket as file descriptor 3, with its own process id, as systemd does: nobody has to
-/// wait until it listens.
+/// Passes the service the listening socket as file descriptor 3, with its own process id, as systemd does. No client
+/// has to wait until the service listens.
 const SERVE: &str = "export LISTEN_PID=$$ LISTEN_FDS=1; exec podman system service --time=0 3<&0 </dev/null";
 
 /// Has the engine serve its API at [`ENGINE_SOCKET`]; done already if it does.
@@ -58,7 +58,7 @@ fn listen(path: &Path) -> std::io::Result<OwnedFd> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    // In a container it is whoever's the container is: mounting it is the permission.
+    // Every user of a container that has the socket may use it: the mount is the permission.
     std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
     Ok(listener.into())
 }

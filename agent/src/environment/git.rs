@@ -6,9 +6,9 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-/// git refuses repositories of other owners, and the workspace's files have one owner only, whoever works on them. All of
-/// them are this developer's own, and only the system's configuration reaches every user, every git and `sudo`.
-const TRUST: &str = "# The workspace has one owner, whoever works on it.\n[safe]\n\tdirectory = *\n";
+/// git refuses repositories of other owners. The workspace's files have one owner, whichever user works on them. All of
+/// them belong to this developer. Only the system's configuration reaches every user, every git and `sudo`.
+const TRUST: &str = "# The workspace has one owner, whichever user works on it.\n[safe]\n\tdirectory = *\n";
 
 /// Adds to `/etc/gitconfig` of a container that git trusts its workspaces; `root` is the container's `/proc/<pid>/root`,
 /// and no link leads out of it.

@@ -1,4 +1,4 @@
-//! What is told of one way up, kept so that whoever joins later receives all of it.
+//! The progress lines of one `up`, kept so that a client that joins later receives all of them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -54,8 +54,8 @@ pub struct BuildPlan<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// Where the engine finds [`Variables::file`] of the build's arguments.
     pub arg_file: &'a str,
-    /// Without a cache.
-    pub anew: bool,
+    /// Builds without the cache, and pulls newer base images.
+    pub no_cache: bool,
 }
 
 /// `podman build …`.
@@ -66,7 +66,7 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     if let Some(target) = plan.build.target.as_deref().filter(|target| !target.is_empty()) {
         args.extend(words(&["--target", target]));
     }
-    if plan.anew {
+    if plan.no_cache {
         args.extend(words(&["--no-cache", "--pull=newer"]));
     } else {
         args.extend(plan.build.cache_from.iter().map(|image| format!("--cache-from={}", repository(image))));

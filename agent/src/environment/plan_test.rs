@@ -146,7 +146,7 @@ fn builds() {
         build: &build,
         env: &env,
         arg_file: "/run/args",
-        anew: false,
+        no_cache: false,
     };
     assert_eq!(
         build_args(&plan),
@@ -169,8 +169,8 @@ fn builds() {
             "/w"
         ]
     );
-    let anew = build_args(&BuildPlan { anew: true, ..plan });
-    assert!(anew.contains(&"--no-cache".to_owned()) && !anew.iter().any(|arg| arg.starts_with("--cache-from")));
+    let args = build_args(&BuildPlan { no_cache: true, ..plan });
+    assert!(args.contains(&"--no-cache".to_owned()) && !args.iter().any(|arg| arg.starts_with("--cache-from")));
 }
 
 #[test]

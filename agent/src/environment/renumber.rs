@@ -3,7 +3,7 @@
 //! A user or group that has these ids already takes the remote user's in exchange: the reference implementation leaves
 //! the remote user alone then, who could not write to the workspace.
 
-/// The ids every file of a workspace shows in the guest, whoever owns it on the host.
+/// The ids that every file of a workspace has in the guest, regardless of its owner on the host.
 pub const OWNER: u32 = 1000;
 
 /// New user and group files, and the home folders whose files have other owners now.

@@ -94,7 +94,7 @@ async fn built(
         build,
         env: &env,
         arg_file: &arg_file.path().to_string_lossy(),
-        anew: up.spec.rebuild,
+        no_cache: up.spec.rebuild,
     });
     up.build(args, variables.inherited, output).await.map_err(|failure| {
         failure.problem("build-failed", || {

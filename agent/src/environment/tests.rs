@@ -160,7 +160,7 @@ async fn a_rebuild_is_done_once_per_generation() {
 
 #[tokio::test]
 async fn a_name_held_by_a_half_made_container_is_freed() {
-    // The record knows `ab`: that one was made, and is not podman's to forget. Another name stays, whoever has it.
+    // The record has `ab`: that container was made, so it stays. A container of another name stays, recorded or not.
     for (name, id, removed) in
         [("garret-p-1", "0baa", true), ("garret-p-1", "ab", false), ("garret-p-12", "0baa", false)]
     {

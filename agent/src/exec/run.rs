@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use super::running::{Handle, Running};
 use super::{Place, ProcessSpec, container, spawn};
 
-/// After the process's end: how long what it has left in the pipes may take to arrive. Children it leaves behind may hold
-/// them open for ever.
+/// How long to read what a process has left in the pipes after its end. Children that it leaves behind may hold the
+/// pipes open without end.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Runs `spec` to its end with an empty standard input. `output` gets what it prints, both streams, as it comes. Dropping
@@ -67,7 +67,7 @@ fn poll_any(outputs: &mut Vec<pipe::Receiver>, buffer: &mut [u8], context: &mut 
     Poll::Pending
 }
 
-/// A process nobody waits for any more is hung up.
+/// Hangs up the process when it is dropped: no caller waits for the process any more.
 struct HangUp(Option<Handle>);
 
 impl Drop for HangUp {

@@ -179,7 +179,7 @@ async fn relay(
     match result {
         Ok(outcome) => Ok((sink.reunite(source).map_err(|_| Lost)?, outcome)),
         Err(Lost) => {
-            // Once it has been reaped, its number may be somebody else's.
+            // Once it has been reaped, another process may have its number.
             if !*has_ended.borrow() {
                 handle.hang_up();
             }
@@ -212,7 +212,7 @@ async fn pump_output(
             () = lingering => return,
         };
         match read {
-            // A terminal nobody holds any more reads as EIO.
+            // A terminal that no process holds open any more reads as EIO.
             Ok(0) | Err(_) => return,
             Ok(length) => {
                 let frame = Message::binary(buffer[..=length].to_vec());

@@ -160,8 +160,8 @@ fn lower_guard() {
     }
 }
 
-/// What a process ignores, its children ignore too, and whoever started us may have had us ignore the hangup (`nohup`) or the
-/// interrupt (a shell's `&`). Which signals are blocked is set right by the standard library.
+/// A process's children inherit the signals that it ignores. The program that started the agent may have made it ignore
+/// the hangup (`nohup`) or the interrupt (a shell's `&`). The standard library corrects which signals are blocked.
 fn heed_signals() -> io::Result<()> {
     for number in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
         // SAFETY: the default action runs no code of ours.

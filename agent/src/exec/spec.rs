@@ -14,7 +14,7 @@ pub struct ProcessSpec {
     pub env: BTreeMap<String, String>,
     /// The working folder, as the process sees it.
     pub cwd: PathBuf,
-    /// Whom it runs as; numbers of the place it runs in.
+    /// The user and groups it runs as: numbers of the place it runs in.
     pub credentials: Credentials,
     /// A terminal of this size, or three pipes.
     pub terminal: Option<WindowSize>,

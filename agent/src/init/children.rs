@@ -32,7 +32,7 @@ impl Children {
         Self { signals, agent: None, chores: Vec::new() }
     }
 
-    /// Starts the agent in its own cgroup: nothing else is in it, so its death concerns nobody else.
+    /// Starts the agent in its own cgroup. No other process is in that cgroup, so the agent's death affects no other.
     pub fn start_agent(&mut self) -> io::Result<()> {
         let child = super::program("/proc/self/exe").arg0("garret-agent").arg("agent").spawn()?;
         let pid = Pid::from_raw(child.id() as i32);
@@ -63,7 +63,7 @@ impl Children {
         }
     }
 
-    /// Waits for signals, at most until `deadline`; answers with what somebody asked for.
+    /// Waits for signals, at most until `deadline`. Returns the goal that a signal asked for.
     pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Goal>> {
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 /// The first pause before the agent is started again; it doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// An agent that ran this long was well, and the pause begins anew.
+/// An agent that ran this long was healthy: the next pause is [`PAUSE`] again.
 const WELL: Duration = Duration::from_secs(10);
 
 /// When the agent is to be started. Pure: the caller brings the time and does the starting.

@@ -4,7 +4,7 @@ use std::time::Duration;
 const SPAN: Duration = Duration::from_secs(2);
 /// A guest that uses less than this of one CPU is idle.
 const IDLE_CPUS: f64 = 0.1;
-/// More of the time somebody waiting for a CPU: no work beside is done.
+/// A guest in which tasks wait for a CPU during more of the time is crowded: the loop does no extra work in it.
 const CROWDED: f64 = 0.5;
 
 /// The kernel's counters, each since boot.

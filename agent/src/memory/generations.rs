@@ -82,8 +82,8 @@ impl Lru {
         self.generations[..count].iter().map(|generation| generation.pages).sum()
     }
 
-    /// What nobody has touched for `age`, and the youngest generation of that. An orphan's users are gone, so that its
-    /// pages are as old as their generation.
+    /// The memory that no process has touched for `age`, and the youngest generation of it. An orphan's users are gone,
+    /// so its pages are as old as their generation.
     pub fn untouched(&self, age: Duration) -> Option<(u64, Pages)> {
         let old = if self.is_orphan() {
             self.generations.iter().take_while(|generation| generation.age >= age).count()

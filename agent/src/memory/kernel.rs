@@ -83,7 +83,7 @@ impl Kernel {
         self.tell("memory.reclaim", result).is_some()
     }
 
-    /// Drops names and attributes of files that nobody uses; page cache stays.
+    /// Drops names and attributes of files that no process uses. Page cache stays.
     pub fn drop_slab(&mut self) {
         let result = fs::write("/proc/sys/vm/drop_caches", "2");
         self.tell("drop_caches", result);

@@ -1,12 +1,12 @@
-//! The guest's memory: what is told of it, and the loop that gives back what nobody uses.
+//! The guest's memory: the figures that the agent reports, and the loop that returns unused memory to the host.
 //!
-//! The loop never takes what is in use. Every few seconds it looks whether the guest is calm (nobody waits for memory,
-//! little of what was taken comes back); then it takes what the multi-generational LRU knows to be cold, a bounded step
-//! a round: page cache is dropped, anonymous memory goes to compressed swap. What is free by then is compacted if it is
-//! in crumbs, for the free page reporting that returns it to the host reports blocks of 2 MiB only; in an idle guest, or
-//! when the host wants memory, of 64 KiB as well. Refaults and
-//! pressure make the loop wait, twice as long each time. Asked to ([`Memory::squeeze`]) it takes more than what is
-//! cold, the coldest first.
+//! The loop never takes memory in use. Every few seconds it checks whether the guest is calm: no task waits for memory,
+//! and little of what the loop took comes back. In a calm guest it takes memory that the multi-generational LRU knows
+//! to be cold, a bounded step a round. It drops page cache and moves anonymous memory to compressed swap. Then it
+//! compacts free memory that is fragmented, because free page reporting returns only blocks of 2 MiB to the host. In an
+//! idle guest, or when the host wants memory, free page reporting returns blocks of 64 KiB as well. Refaults and
+//! pressure make the loop wait, twice as long each time. On request ([`Memory::squeeze`]) it takes more than the cold
+//! memory, the coldest first.
 //!
 //! | file | what |
 //! |---|---|
@@ -124,7 +124,7 @@ impl Default for Memory {
     }
 }
 
-/// The loop alone, for ever: for a guest without the rest of the agent.
+/// Runs the loop alone and never returns: for a guest without the rest of the agent.
 pub fn run_loop() -> ! {
     reclaim::run(&Orders::default(), Reclaimer::new(), |_| {})
 }

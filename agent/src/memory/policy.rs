@@ -22,7 +22,7 @@ struct Ages {
     cold: Duration,
 }
 
-/// Nobody waits for anything in an idle guest, and what it did last is soon over.
+/// The ages are shorter in an idle guest: no task waits, and its last work is soon over.
 const IDLE: Ages = Ages { begin: Duration::from_secs(15), cold: Duration::from_secs(30) };
 const BUSY: Ages = Ages { begin: Duration::from_secs(30), cold: Duration::from_secs(60) };
 
@@ -101,7 +101,7 @@ pub struct Plan {
     pub reclaim: Option<Reclaim>,
     /// Drop the kernel's caches of names and attributes.
     pub drop_slab: bool,
-    /// Compaction and small reports disturb nobody now.
+    /// Compaction and small reports disturb no task now.
     pub at_leisure: bool,
     /// The host wants memory.
     pub squeezed: bool,
@@ -290,7 +290,7 @@ impl Policy {
         }
     }
 
-    /// Nobody wants anything: what costs nothing.
+    /// Plans a round without a request of the host: only the steps that cost nothing.
     fn relax(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>) {
         if seen.target.is_some() {
             plan.pause = PAUSE_MORE;

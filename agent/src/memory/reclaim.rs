@@ -29,7 +29,7 @@ pub struct Figures {
     pub reclaimed: u64,
 }
 
-/// Goes round for ever. `tell` gets the figures after each round.
+/// Runs the loop and never returns. Calls `tell` with the figures after each round.
 pub fn run(orders: &Orders, mut reclaimer: Reclaimer, tell: impl Fn(Figures)) -> ! {
     let mut pause = FIRST;
     loop {

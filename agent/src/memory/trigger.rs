@@ -9,9 +9,9 @@ use rustix::fs::OFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A word of the kernel when some task has waited for memory for 50 ms of half a second
-/// (Documentation/accounting/psi.rst); the string's end is part of it. As long as nobody waits, the kernel does nothing
-/// for it.
+/// Asks the kernel for an event when some task has waited for memory for 50 ms of half a second
+/// (Documentation/accounting/psi.rst). The string's end is part of it. While no task waits, the trigger costs the
+/// kernel nothing.
 const STALL: &[u8] = b"some 50000 500000\0";
 
 /// The kernel's own word that memory is short.

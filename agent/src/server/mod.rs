@@ -64,7 +64,7 @@ impl Agent {
     }
 }
 
-/// Serves for ever.
+/// Serves requests and never ends by itself.
 pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<Agent>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/v1/agent", get(machine::info))

@@ -8,8 +8,8 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 /// A pause after a failed accept (out of descriptors): trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A vsock listener that closes every connection not made by the host. AF_VSOCK knows no namespaces: a container can
-/// name any address, and whoever is answered here is root in the guest.
+/// A vsock listener that closes every connection that the host did not make. AF_VSOCK knows no namespaces: a container
+/// can name any address, and a client that is answered here is root in the guest.
 pub struct HostOnly(VsockListener);
 
 impl HostOnly {

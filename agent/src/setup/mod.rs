@@ -1,7 +1,7 @@
 //! `PUT /v1/machine`: what the guest is told of its host, and the files that make it so.
 //!
-//! Everything goes into `/etc`, whose changes live in memory: each boot is set up anew by the host. The setup is also kept
-//! in a file, so that a restarted agent knows it.
+//! Everything goes into `/etc`, whose changes live in memory: the host sets up the guest again at each boot. The agent
+//! also keeps the setup in a file, so that a restarted agent knows it.
 
 mod check;
 mod facts;

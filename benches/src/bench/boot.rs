@@ -55,7 +55,7 @@ pub fn machine(lab: &Lab, folder: &Path, cmdline: &str) -> anyhow::Result<Machin
     Ok(Machine { disks: vec![lab.data_disk(folder)?], vsock: true, ..lab.machine(cmdline) })
 }
 
-/// Nobody asks the machine for anything meanwhile: these counts repeat best.
+/// Measures the boot up to init. No client asks the machine for anything meanwhile: these counts repeat best.
 fn to_init(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<Vec<Measurement>> {
     let folder = lab.folder()?;
     let mut running = subject.start(&machine(lab, folder.path(), SHELL)?, folder.path())?;

@@ -14,7 +14,7 @@ use super::wire;
 /// What it can do.
 #[derive(Debug, Subcommand)]
 pub enum Helper {
-    /// Serve the harness's connections, for ever
+    /// Serve the harness's connections until killed
     Serve {
         /// The vsock port
         #[arg(long, value_name = "PORT", required_unless_present = "tcp")]

@@ -27,7 +27,7 @@ impl GuestSocket {
     /// Connects to a port. Both kinds of socket are byte streams with the same calls: one type serves for both.
     ///
     /// # Errors
-    /// Nobody listens there, or not yet.
+    /// No process listens there, or not yet.
     pub fn connect(&self, port: u32) -> anyhow::Result<UnixStream> {
         let stream = match self {
             Self::Unix(path) => {
@@ -67,7 +67,7 @@ fn shake_hands(stream: &mut UnixStream, port: u32) -> anyhow::Result<()> {
     let mut byte = [0];
     while answer.last() != Some(&b'\n') && answer.len() < 32 {
         match stream.read(&mut byte) {
-            Ok(0) => bail!("nobody listens on port {port}"),
+            Ok(0) => bail!("no process of the guest listens on port {port}"),
             Ok(_) => answer.push(byte[0]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),

@@ -1,4 +1,4 @@
-"""What to say to whom: no network in here."""
+"""The greetings, without any network code."""
 
 import os
 from collections import Counter

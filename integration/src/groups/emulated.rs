@@ -75,7 +75,7 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
     let passed = futures_util::future::try_join_all(runs).await?.into_iter().all(|passed| passed);
     let left = [memory.left(), others.left()].concat();
     if !left.is_empty() {
-        bail!("nobody ran {}", left.join(", "));
+        bail!("no host ran {}", left.join(", "));
     }
     Ok(passed)
 }
@@ -161,7 +161,7 @@ impl List {
         Ok(list)
     }
 
-    /// What a host runs in this folder: the tests that nobody has taken, until there is none. Making a link is atomic.
+    /// The script of a host in this folder: it takes and runs tests until none is left. Making a link is atomic.
     fn script(host: &str, programs: &str) -> String {
         format!(
             "status=0; while read -r program test <&3; do \

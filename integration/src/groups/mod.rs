@@ -38,7 +38,7 @@ pub struct Options {
 /// A group of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Group {
-    /// Format and lints
+    /// Words, format and lints
     Lint,
     /// Unit, property and conformance tests
     Unit,
@@ -107,7 +107,8 @@ fn enter_repository() -> anyhow::Result<()> {
 
 async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     match group {
-        Group::Lint => Ok(cargo(&["fmt", "--all", "--check"]).await?
+        Group::Lint => Ok(run_to_end(Command::new("scripts/words.sh")).await?
+            && cargo(&["fmt", "--all", "--check"]).await?
             && cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).await?),
         Group::Unit => Ok(cargo(&["test", "--release", "--workspace", "--lib", "--bins"]).await?
             && cargo(&["test", "--release", "--workspace", "--exclude", "garret-integration", "--test", "*"]).await?),

@@ -234,7 +234,7 @@ fn unblocked(stream: UnixStream) -> anyhow::Result<tokio::net::UnixStream> {
 }
 
 fn copy(mut from: UnixStream, mut to: impl Write) {
-    // Whoever read our output may be gone; the command goes on.
+    // The reader of our output may be gone. The command continues.
     let _ = std::io::copy(&mut from, &mut to);
     let _ = to.flush();
 }

@@ -122,7 +122,7 @@ fn install(repository: &Path, folder: &Path) -> anyhow::Result<()> {
     let images = script(&repository.join("integration/base-image/build.sh"), &[])?;
     link_tree(Path::new(images.trim()), &folder.join("registry"))?;
     fs::copy(repository.join("integration/host/config.toml"), folder.join("config.toml"))?;
-    // Where TLS goes through a proxy that signs anew, its certificate is in this machine's bundle.
+    // Where TLS goes through a proxy that re-signs certificates, this machine's bundle has the proxy's certificate.
     let bundle = Path::new("/etc/ssl/certs/ca-certificates.crt");
     if bundle.exists() {
         fs::copy(bundle, folder.join("ca.crt"))?;

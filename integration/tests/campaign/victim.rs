@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::case::Victim;
 use crate::stage::{Developer, kill, restart_daemon};
 
-/// Someone ready to kill at once.
+/// Is prepared in advance, so that it kills its victim at once.
 pub enum Killer {
     Daemon,
     /// VMMs that were there before belong to others.

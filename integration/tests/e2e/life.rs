@@ -36,7 +36,7 @@ fn machines_outlive_the_runner_and_the_next_adopts_them() {
     assert_eq!(before["vmm_pid"], after["vmm_pid"]);
     assert_eq!(after["phase"], "running");
     let boot = workspace.sh("cat /proc/sys/kernel/random/boot_id").ok();
-    assert_eq!(boot, workspace.read("boot"), "the machine was started anew");
+    assert_eq!(boot, workspace.read("boot"), "the machine was restarted");
     // The adopted machine is watched like any other.
     kill(after["vmm_pid"].as_u64().unwrap());
     wait_until("the machine is failed", 10, || ALICE.machine()["phase"] == "failed");
@@ -91,7 +91,7 @@ fn several_environments_come_and_go_with_files_open() {
     let pid = ALICE.machine()["vmm_pid"].clone();
     second.up(&["sh", "-c", "echo two > here"]).ok();
     assert_eq!(ALICE.machine()["vmm_pid"], pid, "one machine per developer");
-    // Somebody holds a file of the workspace open, from another container's side too, while it goes.
+    // A process in the second container holds a file of its workspace open while `rm` removes the environment.
     second.sh("nohup tail -f here >/dev/null 2>&1 & sleep 0.2").ok();
     ALICE.garret(&["rm", second.str()]).ok();
     assert_eq!(second.read("here"), "two\n");

@@ -1,4 +1,4 @@
-//! Loads that nobody could foresee.
+//! Loads that the runner cannot foresee.
 
 use crate::stage::restart_daemon;
 use crate::team::{Detached, GUARANTEED_MIB, Load, TEAM, Team, machine, mib, release, shortages, top, wait_slowly};

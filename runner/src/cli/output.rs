@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use anyhow::Context;
 use serde::Serialize;
 
-/// Prints on standard output. Nobody reading any more (`| head`) is no error.
+/// Prints on standard output. A reader that has gone (`| head`) is not an error.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

@@ -69,7 +69,7 @@ impl Show {
     fn line(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(harmless(line)),
-            // Nobody reads any more: the command goes on all the same.
+            // The command continues when its reader has gone.
             None => drop(writeln!(io::stderr(), "{line}")),
         }
     }
@@ -83,7 +83,7 @@ impl Drop for Show {
     }
 }
 
-/// Takes the whole lines out of `text`. A carriage return alone begins the line anew, as a terminal would show it.
+/// Takes the whole lines out of `text`. A carriage return alone restarts the line, as a terminal would show it.
 fn whole_lines(text: &mut String) -> Vec<String> {
     let Some(end) = text.rfind('\n') else { return Vec::new() };
     let rest = text.split_off(end + 1);

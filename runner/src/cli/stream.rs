@@ -53,7 +53,7 @@ pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::
     Ok(outcome.status())
 }
 
-/// What the process prints, until its outcome; none if nobody reads any more.
+/// Prints the process's output until its outcome. Returns `None` when the reader of standard output or error has gone.
 async fn receive(mut from: SplitStream<WebSocket>, credit: &Credit) -> anyhow::Result<Option<Outcome>> {
     loop {
         match from.next().await {

@@ -59,23 +59,23 @@ impl Host {
         self.memory_mib.saturating_sub(self.reserve_mib)
     }
 
-    /// A machine's virtual CPUs where nobody says otherwise.
+    /// A machine's virtual CPUs by default.
     pub fn default_vcpus(&self) -> u8 {
         self.cpus.clamp(1, 4) as u8
     }
 
-    /// A machine's memory in MiB where nobody says otherwise.
+    /// A machine's memory by default, in MiB.
     pub fn default_memory_mib(&self) -> u32 {
         ((self.memory_mib / 2).min(8192) as u32).max(MEMORY_MIN_MIB)
     }
 
-    /// What is guaranteed to a machine of `memory_mib` MiB where nobody says otherwise, in MiB.
+    /// The guarantee of a machine of `memory_mib` MiB by default, in MiB.
     pub fn default_guaranteed_mib(memory_mib: u32) -> u32 {
         (memory_mib / 4).max(MEMORY_MIN_MIB).min(memory_mib)
     }
 }
 
-/// What a host of `memory_mib` MiB keeps for itself where nobody says otherwise, in MiB.
+/// What a host of `memory_mib` MiB keeps for itself by default, in MiB.
 fn default_reserve_mib(memory_mib: u64) -> u64 {
     (memory_mib / 20).max(256)
 }

@@ -1,4 +1,4 @@
-//! A VMM's process: nobody's child, so it is watched by a pidfd.
+//! A VMM's process. It is not the runner's child, so a pidfd watches it.
 
 #![allow(unsafe_code)]
 
@@ -46,7 +46,7 @@ impl VmmProcess {
         Ok(Self::watch(id.pid)?.filter(|found| found.id == *id))
     }
 
-    /// Whoever listens on the VMM's API, if somebody does: how a VMM is found that no state knows of.
+    /// Finds the process that listens on the VMM's API, if there is one. This finds a VMM that no state knows of.
     ///
     /// # Errors
     /// The host cannot tell, as where it has no descriptor left.

@@ -32,7 +32,7 @@ pub enum Event {
     Command(Command),
 }
 
-/// Where an answer goes. It does not matter if nobody waits any more.
+/// Where an answer goes. It does not matter if the requester waits no more.
 pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 /// What the API can ask for.

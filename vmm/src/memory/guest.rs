@@ -15,7 +15,7 @@ use super::Plugged;
 
 type Mapped = GuestRegionMmap<BitmapMmapRegion>;
 
-/// One contiguous piece of guest memory, mapped for as long as somebody has it.
+/// One contiguous piece of guest memory, mapped until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct GuestRegion {
     mapped: Arc<Mapped>,

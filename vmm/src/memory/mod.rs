@@ -82,7 +82,7 @@ fn reserve(len: usize) -> io::Result<MmapRegion<BitmapMmapRegion>> {
     let start = unsafe { mmap_anonymous(null_mut(), len + HUGE_PAGE, protection, flags) }?.cast::<u8>();
     let aligned = start.wrapping_add(start.align_offset(HUGE_PAGE));
     // Without huge pages the machine is slower, not wrong: a refusal (a kernel without them) is not an error.
-    // SAFETY: `aligned..aligned + len` lies in the mapping, which nobody else knows of yet.
+    // SAFETY: `aligned..aligned + len` lies in the mapping, which no other code knows of yet.
     let _ = unsafe { madvise(aligned.cast(), len, Advice::LinuxHugepage) };
     let (protection, flags) = (protection.bits() as i32, flags.bits() as i32);
     // SAFETY: the same range, with the protection and flags it was mapped with.

@@ -1,8 +1,8 @@
 //! What of the hotplug region is plugged: one map for the device that plugs, for the guest's processors (memory slots) and for
 //! every device that reads or writes guest memory.
 //!
-//! Places are bytes from the region's beginning. One thread writes, the others look: a range is plugged as a whole before
-//! anybody is told of it, and whoever still uses one that is being unplugged finds memory there, never nothing.
+//! Places are bytes from the region's beginning. One thread writes, the others read. A range is plugged as a whole
+//! before any reader learns of it. A reader that still uses a range during its unplug finds memory there, never nothing.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +89,7 @@ impl Plugged {
                 false => self.words[at].fetch_and(!mask, Ordering::AcqRel),
             };
         }
-        // One writer: nobody changes the sum between these two.
+        // One writer: no other thread changes the sum between these two.
         self.bytes.store(self.bytes() + self.plugged_in(range) - before, Ordering::Release);
     }
 }

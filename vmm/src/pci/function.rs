@@ -35,7 +35,7 @@ const MODERN_DEVICE: u16 = 0x1040;
 /// How long the vCPU that asks for a reset waits for it before the guest polls.
 const RESET_DEADLINE: Duration = Duration::from_millis(20);
 
-/// One function. Whoever holds it owns the device and, while it does not run, its queues.
+/// One function. Its holder owns the device and, while the device does not run, its queues.
 pub struct Function {
     device: Box<dyn VirtioDevice>,
     config: ConfigSpace,
@@ -172,8 +172,8 @@ impl Function {
         }
     }
 
-    /// Gives them to the workers again. When a pause was begun and they are still busy they must come to its end first, for a
-    /// worker that was told to stop can not be told to go on: call it again.
+    /// Returns the rings to the workers. Workers that are still busy with a pause must finish it first, because a
+    /// worker that was asked to stop cannot resume: call it again.
     pub fn resume(&mut self) -> Result<(), Busy> {
         if self.life == Life::Pausing {
             self.pause(Duration::ZERO)?;
@@ -206,7 +206,7 @@ impl Function {
                 self.life = Life::Resetting;
                 self.finish_reset(RESET_DEADLINE);
             }
-            Request::BadQueue(queue) => self.fault(&format_args!("queue {queue} can not be where the driver puts it")),
+            Request::BadQueue(queue) => self.fault(&format_args!("queue {queue} cannot be where the driver puts it")),
         }
     }
 
@@ -271,8 +271,8 @@ fn config_space(device_type: u32, bar: u32, queues: u16) -> (ConfigSpace, usize)
     body.extend((MSIX_PENDING as u32).to_le_bytes());
     let msix = config.add_capability(CAPABILITY_MSIX, &body);
     config.allow(msix + 2, &msix::CONTROL_WRITABLE.to_le_bytes());
-    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that can not map a BAR, is left out: there is no such
-    // firmware here, and every capability costs each boot a dozen exits.
+    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that cannot map a BAR, is left out: there is no
+    // such firmware here, and every capability costs each boot a dozen exits.
     for (cfg_type, offset, length) in [
         (1, COMMON, super::registers::SIZE),
         (2, NOTIFY, u64::from(queues) * NOTIFY_STEP),

@@ -31,7 +31,7 @@ pub enum Request {
     Start,
     /// Status 0: stop, then [`Registers::reset`].
     Reset,
-    /// A queue was enabled at a place where it can not be.
+    /// A queue was enabled at a place where it cannot be.
     BadQueue(u16),
 }
 

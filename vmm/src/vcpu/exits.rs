@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Reason {
     /// Port I/O of a device.
     Io,
-    /// Port I/O nobody answered.
+    /// Port I/O that no device answered.
     IoUnclaimed,
     /// Memory-mapped I/O of a device.
     Mmio,
-    /// Memory-mapped I/O nobody answered.
+    /// Memory-mapped I/O that no device answered.
     MmioUnclaimed,
     /// The guest had nothing to do.
     Hlt,
@@ -40,12 +40,12 @@ const REASONS: [(Reason, &str); 9] = [
 ];
 
 impl Reason {
-    /// Port I/O which somebody answered or not.
+    /// Port I/O that a device answered or not.
     pub fn io(answered: bool) -> Self {
         if answered { Reason::Io } else { Reason::IoUnclaimed }
     }
 
-    /// Memory-mapped I/O which somebody answered or not.
+    /// Memory-mapped I/O that a device answered or not.
     pub fn mmio(answered: bool) -> Self {
         if answered { Reason::Mmio } else { Reason::MmioUnclaimed }
     }

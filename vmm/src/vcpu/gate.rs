@@ -36,7 +36,7 @@ impl Gate {
         Self { state: Mutex::new(State { phase: Phase::Paused, members: 0, standing: 0 }), changed: Condvar::new() }
     }
 
-    /// Counts the calling thread among those for whom [`Gate::close`] waits.
+    /// Adds the calling thread to those that [`Gate::close`] waits for.
     pub fn join(&self) -> Ticket<'_> {
         self.lock().members += 1;
         Ticket(self)

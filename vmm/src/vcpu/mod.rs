@@ -90,7 +90,7 @@ impl Vcpus {
     }
 }
 
-/// A panic in an exit's handler is a bug of ours: the machine must not stand still for ever.
+/// Runs the vCPU. A panic in an exit's handler is a bug of ours: it must not leave the machine hanging.
 fn run(vcpu: Vcpu) {
     let events = vcpu.events.clone();
     if std::panic::catch_unwind(AssertUnwindSafe(|| vcpu.run())).is_err() {

@@ -32,7 +32,7 @@ impl ConfigInterrupt {
         self.raise();
     }
 
-    /// `device` can not go on, and here is why: counts it, logs it (limited), and puts the device into DEVICE_NEEDS_RESET.
+    /// Counts a fault of `device`, logs it with `why` (limited), and puts the device into DEVICE_NEEDS_RESET.
     pub fn fault(&self, device: &str, why: &dyn std::fmt::Display) {
         self.inner.counters.fault();
         self.inner.log.log(|suppressed| tracing::warn!(device, suppressed, "the device needs a reset: {why}"));
@@ -65,7 +65,7 @@ impl ConfigInterrupt {
         *self.vector() = vector;
     }
 
-    /// After a reset: nothing is wrong any more, and nobody listens.
+    /// After a reset: nothing is wrong any more, and no vector is connected.
     pub fn reset(&self) {
         self.connect(None);
         self.inner.needs_reset.store(false, Ordering::Release);

@@ -308,7 +308,7 @@ pub fn save_and_restore(subject: Subject) {
     trial.converse();
     for _ in 0..5 {
         let states = trial.rig.stop();
-        // Offered while nobody serves; after the pause it is found without a kick.
+        // Offered while no worker serves the queue. After the pause the worker finds it without a kick.
         let request = trial.subject.session.last().unwrap();
         let queue = &mut trial.rig.queues[request.queue];
         let head = queue.add(&request.readable, &request.writable);

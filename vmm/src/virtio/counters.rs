@@ -1,4 +1,4 @@
-//! What a device counts, shared by its workers and whoever asks for metrics.
+//! What a device counts, shared by its workers and the readers of its metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Why a device can not go on until its driver resets it.
+/// Why a device cannot continue until its driver resets it.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The rings themselves are wrong: their place, or an available index that runs ahead of the ring.
@@ -22,7 +22,7 @@ pub enum Fault {
         /// Which rule.
         why: ChainFault,
     },
-    /// A well-formed chain holds a request the device can not even answer with an error.
+    /// A well-formed chain holds a request that the device cannot even answer with an error.
     #[error("request: {0}")]
     Request(&'static str),
     /// An address the guest gave is not its memory.

@@ -219,7 +219,7 @@ impl Ring {
                 return Err(Fault::Bug("more bytes were written than the chain has"));
             }
         }
-        // Nobody looks at these elements before `add_used` publishes the index behind the last one.
+        // The driver does not look at these elements before `add_used` publishes the index behind the last one.
         let mut next = Wrapping(self.queue.next_used());
         for (head, written) in before {
             let at = 4 + 8 * u64::from(next.0 % self.queue.size());

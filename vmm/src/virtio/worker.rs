@@ -36,7 +36,7 @@ impl<B: Backend> Worker<B> {
         let served = self.serve_until_stopped(start);
         if let Err(fault) = &served {
             self.config_interrupt.fault(&self.name, fault);
-            // Whoever waits on the host for this device learns of it now: the driver may never begin anew.
+            // Host processes that wait for this device learn of the fault now: the driver may never start again.
             let _ = catch_unwind(AssertUnwindSafe(|| self.backend.reset()));
             // The guest still owns the rings: only its reset, or a pause, takes them back. The event blocks its reader.
             let _ = self.stop.read();

@@ -11,7 +11,7 @@ use crate::subject::{GuestSocket, Running, Subject};
 
 const MACHINES: usize = 3;
 const EVERY: Duration = Duration::from_millis(100);
-/// From the end of a burst to the next: as long as freed memory may take to be the host's again when nobody asks.
+/// From the end of a burst to the next: as long as freed memory may take to return to the host without a request.
 const GAP: Duration = Duration::from_secs(5);
 
 /// Runs them.

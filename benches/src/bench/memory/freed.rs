@@ -1,5 +1,5 @@
-//! Memory that a program of the guest has freed: how soon it is the host's again, with nobody asking and when it is asked
-//! for; how fast it is taken, and how fast the guest has it back.
+//! Memory that a program of the guest has freed: how soon the host has it back, without and with a request. With a
+//! request, also how fast the host takes it, and how fast the guest has it back.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const ASKED: Duration = Duration::from_secs(20);
 /// So much of what was asked is nearly all: the last of it may be in use.
 const NEARLY: f64 = 0.9;
 
-/// Nobody asks.
+/// Measures freed memory without a request of the host.
 ///
 /// # Errors
 /// The machine ends, or its guest cannot be reached.
@@ -33,7 +33,7 @@ pub fn unasked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Measurement> {
         freed.recorder.look([running])?;
         Ok(freed.returned().is_some())
     })?;
-    let detail = format!("{mib} MiB freed, nobody asks, until 90 % are the host's; aim: at most 5 s");
+    let detail = format!("{mib} MiB freed, without a request, until 90 % are the host's; aim: at most 5 s");
     Ok(freed.measured("freed_to_host_ms", UNASKED, detail))
 }
 

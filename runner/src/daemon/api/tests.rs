@@ -1,4 +1,4 @@
-//! The real router on a real Unix socket with a real state; only nobody drives the machines.
+//! The real router on a real Unix socket with a real state, but without the drivers of machines.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

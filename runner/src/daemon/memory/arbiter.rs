@@ -354,7 +354,7 @@ mod tests {
             }
         }
 
-        /// One guest's word lowers nobody else's target below what they would have if it claimed all it could.
+        /// Whatever one guest reports, no other machine's target is lower than when that guest claims all it can.
         #[test]
         fn a_guests_word_takes_nothing_from_others(
             host in any_host(), mut machines in any_machines(), word in any_guest(),

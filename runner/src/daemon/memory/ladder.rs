@@ -112,7 +112,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Who stands still goes on when somebody waits for it, when the host is calm, or when it is another's turn.
+    /// Resumes a paused machine when a client waits for it, when the host is calm, or when its turn to pause is over.
     fn resume(&mut self) {
         // The busiest first: it was stopped last.
         for rated in self.ranked.clone().iter().rev() {
@@ -126,11 +126,11 @@ impl Look<'_> {
             }
             let stood = stage.since.as_secs();
             let reason = if machine.needed {
-                "somebody waits for this machine: it goes on".into()
+                "resumed: a client waits for this machine".into()
             } else if self.level == Level::Calm && self.ladder.since_resume >= RESUME_GAP {
                 self.enough()
             } else if self.level != Level::Calm && stage.since >= PAUSE_MOST {
-                format!("this machine stood still for {stood} s: it goes on, though {}", self.shortage())
+                format!("resumed after a pause of {stood} s, although {}", self.shortage())
             } else {
                 continue;
             };
@@ -207,8 +207,9 @@ impl Look<'_> {
         }
     }
 
-    /// Where swapping does not help because what is swapped out comes back, one more machine stands still: whom nobody
-    /// waits for, whose turn it is, who computes least. At least half of the machines go on.
+    /// Pauses one more machine where swapping does not help, because what is swapped out comes back. Chooses a machine
+    /// that no client waits for: one with the fewest pauses, and of these the one that computes least. At least half of
+    /// the machines continue to run.
     fn pause(&mut self) {
         let hard_for = self.ladder.strain.hard_for();
         let still = self.ladder.stages.values().filter(|stage| stage.means == Means::Paused).count();
@@ -222,7 +223,7 @@ impl Look<'_> {
             .min_by(|one, other| turn(one).cmp(&turn(other)).then(one.machine.cpus.total_cmp(&other.machine.cpus)));
         let Some(rated) = next.copied() else { return };
         let reason = format!(
-            "{} for {} s although it is swapped out; this machine uses {:.2} CPUs and nobody waits for it",
+            "{} for {} s although it is swapped out; this machine uses {:.2} CPUs and no client waits for it",
             self.shortage(),
             hard_for.as_secs(),
             rated.machine.cpus

@@ -53,11 +53,11 @@ use watched::Watched;
 
 /// The time between two looks …
 const INTERVAL: Duration = Duration::from_secs(1);
-/// … and the least time, whoever calls for one.
+/// … and the least time, whichever event calls for a look.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// How long a loop that died rests before it begins again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long somebody waits for the first look after a start.
+/// How long a request waits for the first look after a start.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// What the rest of the daemon shares with the loop.

@@ -48,9 +48,9 @@ pub struct MachineView {
     pub cpus: f64,
     /// What the guest says; `None`: its agent is silent.
     pub guest: Option<GuestView>,
-    /// It stands still.
+    /// Its vCPUs are paused.
     pub paused: bool,
-    /// Somebody waits for it (a command or terminal runs, it is starting or stopping): it must not stand still.
+    /// A client waits for it (a command or terminal runs, it is starting or stopping): it must not be paused.
     pub needed: bool,
 }
 
@@ -61,7 +61,7 @@ pub struct GuestView {
     pub free: u64,
     /// What a program could get without swapping.
     pub available: u64,
-    /// Memory nobody has touched for a minute.
+    /// Memory that no process has touched for a minute.
     pub cold: u64,
     /// Memory pressure (`some avg10`, per cent).
     pub pressure_some: Option<f64>,

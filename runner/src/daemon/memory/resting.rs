@@ -1,13 +1,13 @@
-//! A machine in which nothing happens, on a host that has promised more than it has: what it does not touch goes to the
-//! swap, a little at a time, while nobody waits for that. What is left is what an idle machine costs. Its guarantee is
-//! not broken by that: what it wants back comes back, and stays.
+//! Idle machines on a host that has promised more than it has. Memory that such a machine does not touch goes to swap,
+//! a little at a time, while no client waits for the machine. The rest is what an idle machine costs. The guarantee
+//! holds: memory that the machine touches again comes back, and stays.
 
 use std::time::Duration;
 
 use super::model::MachineView;
 
 const MIB: u64 = 1 << 20;
-/// How long nothing must have happened: nobody is connected, so nobody notices.
+/// How long a machine must have been idle. No client is connected then, so none notices.
 const AFTER: Duration = Duration::from_secs(10);
 /// Between two steps, at first.
 const EVERY: Duration = Duration::from_secs(5);

@@ -48,7 +48,7 @@ const EDITOR: Load = Load::Shape(&[60, 180, 420, 700, 650, 480, 500, 520, 470, 5
 const COMPILE: Load = Load::Shape(&[90, 600, 1100, 1400, 1350, 1500, 1250, 1420, 1900, 2300, 400, 90, 90, 90], 15);
 /// The shape of a test suite that starts and ends a process for each test.
 const TESTS: Load = Load::Shape(&[200, 900, 1400, 250, 1000, 1500, 220], 6);
-/// A machine nobody uses.
+/// An unused machine.
 const IDLE: Load = Load::Steady(70);
 
 impl Load {
@@ -442,7 +442,7 @@ fn a_hung_guest_comes_down() {
     assert!(simulation.host.available > simulation.host.total / 10, "{:?}", simulation.host);
 }
 
-/// Whatever one guest says, and whatever it holds on to, the others get their fair shares and nobody is killed.
+/// Whatever one guest reports and keeps, the others get their fair shares and the kernel kills no process.
 #[test]
 fn a_lying_guest_hurts_only_itself() {
     let (most, none) =
@@ -480,7 +480,7 @@ fn who_is_needed_goes_on_at_once() {
     assert!(!simulation.machine(uid).view.paused);
 }
 
-/// Nobody stands still for good, and everybody gets to use what is guaranteed.
+/// No machine stays paused for good, and every machine gets to use what is guaranteed.
 #[test]
 fn nobody_starves_under_too_great_a_load() {
     let mut simulation = Simulation::new(4000, steady(&[2500, 2500, 2500, 2500]));

@@ -1,4 +1,4 @@
-//! What the last look found, for whoever asks.
+//! What the last look found, for requests and metrics.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What somebody sees who may see the machines of these uids.
+    /// The view of a user that may see the machines of these uids.
     pub fn top(&self, may: impl Fn(u32) -> bool) -> Top {
         let machines = self.machines.iter().filter(|(uid, _)| may(*uid)).map(|(_, machine)| machine.clone()).collect();
         Top { host: self.host.clone(), machines }

@@ -62,7 +62,7 @@ pub struct Stage {
     pub since: Duration,
     /// What its guest should come down to.
     goal: u64,
-    /// What was asked of its guest last, and how long ago; `None`: nobody knows.
+    /// What the runner asked of its guest last, and how long ago. `None`: unknown.
     asked: Option<(Option<u64>, Duration)>,
     /// How often it had to stand still.
     pub pauses: u32,
@@ -83,7 +83,7 @@ impl Stage {
             Some((goal, ago)) if rated.machine.guest.is_some() => Some((goal, ago.saturating_add(elapsed))),
             _ => None,
         };
-        // It was asked for something, and somebody let it go on.
+        // A request needed the machine and resumed it.
         if self.means == Means::Paused && !rated.machine.paused && self.since >= PAUSE_DELAY {
             self.means = Means::Swap;
         }

@@ -1,7 +1,7 @@
-//! Who stands still, and who must not: the one place where machines are paused and resumed.
+//! The one place that pauses and resumes machines.
 //!
-//! Whoever needs a machine holds a [`Needed`] for as long; a machine that is needed is not paused. Pausing and resuming
-//! one machine take turns, so that a need that begins while a pause is under way ends with a machine that runs.
+//! A task that needs a machine holds a [`Needed`] meanwhile. A machine that is needed is not paused. Pausing and
+//! resuming one machine take turns: when a need begins during a pause, the machine runs in the end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use tokio::time::Instant;
 /// How long a need is felt after it has ended.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Whether a machine stands still.
+/// Whether a machine is paused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// Nobody has looked yet, or the VMM was told to pause and did not answer.
+    /// The runner has not asked the VMM yet, or the VMM did not answer a request to pause.
     #[default]
     Unknown,
     /// Its vCPUs run.
@@ -54,7 +54,7 @@ struct Needs {
     ended: Option<Instant>,
 }
 
-/// Somebody needs the machine.
+/// Marks the machine as needed until this is dropped.
 #[derive(Debug)]
 pub struct Needed(Arc<Place>);
 
@@ -85,7 +85,7 @@ impl Standing {
         needed
     }
 
-    /// Lets the machine stand still, unless somebody needs it.
+    /// Pauses the machine, unless it is needed.
     ///
     /// # Errors
     /// The VMM refuses or does not answer. One that does not answer may have paused all the same: it has to be asked.
@@ -117,7 +117,7 @@ impl Standing {
         *self.place(uid).state.borrow()
     }
 
-    /// Whether somebody needs it, or did a moment ago: one command follows another.
+    /// Whether the machine is needed, or was a moment ago: one command follows another.
     pub fn is_needed(&self, uid: u32) -> bool {
         self.place(uid).is_needed(self.linger)
     }

@@ -73,8 +73,8 @@ pub fn swap_deficit(host: &HostView, level: Level) -> u64 {
 
 /// The level by these figures alone; `relaxed`: as it is judged whether it has become better.
 ///
-/// Pressure counts only while twice the high mark is not available: tasks also wait for memory in a control group that
-/// is at its own limit, or for what comes back from swap, and then nobody else's memory would help.
+/// Pressure counts only while twice the high mark is not available. Tasks also wait for memory in a control group that
+/// is at its own limit, or for memory that comes back from swap. The memory of other machines would not help then.
 fn level(host: &HostView, relaxed: bool) -> Level {
     let (mark, scale) = if relaxed { (relaxed_mark(host), RELAXED_PRESSURE) } else { (high_mark(host), 1.0) };
     let counts = host.available < high_mark(host).saturating_mul(2);

@@ -57,7 +57,7 @@ pub fn targets(room: u64, claims: &[Claim]) -> Vec<u64> {
     };
     let asked: Vec<_> = claims.iter().map(|claim| (claim.beyond(), claim.taxed())).collect();
     let granted = fill(spare as u64, &asked);
-    // Idle memory may stay where it is as long as nobody wants it.
+    // Idle memory may stay where it is as long as no machine wants it.
     let left = spare as u64 - granted.iter().sum::<u64>();
     let rest = claims.iter().zip(&granted);
     let rest: Vec<_> =

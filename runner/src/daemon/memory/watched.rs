@@ -45,7 +45,8 @@ impl Watched {
         let hands = Hands::new(daemon, uid, &name, &mut tasks);
         let (reports, squeeze) = (Reports::default(), hands.squeeze.clone());
         let trouble = Trouble::of(format!("memory of {name}"));
-        // A squeeze is in the agent's own memory: one that was restarted, or told by an earlier runner, is told anew.
+        // An agent keeps a squeeze in its own memory. The follower repeats it to an agent that was restarted, or that
+        // an earlier runner has squeezed.
         tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.again()));
         Self { vmm, reports, info: None, used: None, protected: None, trouble, hands, _tasks: tasks }
     }

@@ -15,8 +15,8 @@ pub fn held(machine: &MachineView) -> u64 {
     machine.resident.saturating_add(machine.swapped)
 }
 
-/// What it holds and uses: without what is free or cold in its guest. Nobody knows that of a silent guest: it uses all
-/// it holds, or nothing if `idle`. A machine that stands still uses nothing.
+/// The memory that it holds and uses: without what is free or cold in its guest. A silent guest does not report that,
+/// so it counts as using all it holds, or nothing if `idle`. A paused machine uses nothing.
 pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
     let held = held(machine);
     let used = match &machine.guest {

@@ -189,7 +189,7 @@ impl Driver {
             () = self.poked() => {}
             () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
             info = async {
-                // An earlier runner may have left it standing still: it answers when somebody needs it, or memory is there.
+                // An earlier runner may have left it paused: it answers when a client needs it, or memory is available.
                 self.daemon.memory.standing.running(self.uid).await;
                 answer(&agent).await
             } => {

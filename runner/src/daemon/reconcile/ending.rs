@@ -120,7 +120,7 @@ impl Driver {
                 machines::set_vmm(db, uid, None)?;
                 machines::set_phase(db, uid, phase, &reason)?;
                 let problem = unasked.then(|| Problem::new("machine-ended", format!("the machine ended: {reason}")));
-                // Somebody changed their mind while it stopped, or the guest reboots.
+                // A client asked for a start while it stopped, or the guest reboots.
                 let wanted = machines::get(db, uid)?.is_some_and(|row| row.desired == Desired::Running && !row.removed);
                 environments::end_all(db, uid, problem.as_ref(), wanted && phase == MachinePhase::Stopped)
             })

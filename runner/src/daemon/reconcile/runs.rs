@@ -49,7 +49,7 @@ pub(super) struct Run {
 enum Followed {
     /// With this last line.
     Ended(Progress),
-    /// Nobody knows: the connection broke.
+    /// With an unknown end: the connection broke.
     Lost(Error),
 }
 
@@ -348,7 +348,7 @@ pub(super) fn observe_all(db: &Connection, uid: u32, told: Vec<EnvironmentStatus
             Some(status) => tame_status(status.clone()),
             None => EnvironmentStatus { phase: EnvironmentPhase::Stopped, container_id: None, ..row.status.clone() },
         };
-        // A failed run stays failed, and says why, until somebody asks again.
+        // A failed run stays failed, and says why, until a client asks again.
         if row.status.phase != EnvironmentPhase::Failed && status != row.status {
             environments::observe(db, &row, &status)?;
             changed = true;

@@ -220,7 +220,7 @@ pub fn end_without_machine(
     end_run(db, &environment, &last)
 }
 
-/// Ends the present runs of a machine's environments as failed: nobody can carry them on. Removals stay to be done.
+/// Ends the present runs of a machine's environments as failed: they cannot continue. Removals stay to be done.
 pub fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)?.into_iter().filter(|row| !row.removed && !row.settled()) {
         environment.status.phase = EnvironmentPhase::Failed;

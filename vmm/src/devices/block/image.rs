@@ -10,10 +10,10 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use super::request::{Disk, SECTOR};
 
-/// Why an image can not be a disk.
+/// Why an image cannot be a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It can not be opened.
+    /// It cannot be opened.
     #[error("disk {id}: cannot open {path}: {source}; the image must exist and belong to the machine's user")]
     Open { id: String, path: PathBuf, source: io::Error },
     /// It is a folder, a device, …

@@ -28,7 +28,7 @@ impl FsBackend {
         let mut result = Ok(());
         for answer in self.done.wait()? {
             self.in_flight -= 1;
-            // All of them are taken: after the first fault nobody asks for the others again.
+            // Takes all of them, also after a fault: no later call returns the others.
             let completed = answer.result.and_then(|written| match rings.get_mut(answer.ring) {
                 Some(ring) => ring.complete(answer.head, written),
                 None => Err(Fault::Bug("an answer came back to a ring that is not there")),

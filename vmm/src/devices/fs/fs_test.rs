@@ -51,8 +51,8 @@ impl Place {
     }
 }
 
-/// Runs `body` as the owner without any capability: what the VMM is in its jail. A test that does not run as root cannot
-/// become somebody else, and is then the owner itself.
+/// Runs `body` as the owner without any capability, as the VMM runs in its jail. A test that does not run as root
+/// cannot become another user, and is then the owner itself.
 fn as_owner(path: &Path, body: impl FnOnce(u32) + Send) {
     let root = rustix::process::geteuid().is_root();
     let owner = if root { OWNER } else { rustix::process::geteuid().as_raw() };
@@ -281,7 +281,7 @@ fn files_of_others_are_nobodys_and_stay_theirs() {
     let theirs = fs::metadata(place.share().join("theirs")).unwrap().uid();
     as_owner(&place.share(), |owner| {
         if owner == theirs {
-            return; // Not root: there is nobody else whose file could lie here.
+            return; // Not root: there is no other user whose file could lie here.
         }
         let mut client = Client::new(&place.share());
         let entry = client.lookup(ROOT_ID, "theirs").unwrap();
@@ -324,7 +324,7 @@ fn there_are_no_device_nodes() {
     assert_eq!(whiteout, Err(libc::EINVAL));
     for kind in [libc::S_IFIFO, libc::S_IFSOCK] {
         let node = client.mknod(ROOT_ID, &format!("{kind:o}"), kind | 0o600, 0).unwrap().nodeid;
-        // Opening a pipe could block a thread for ever.
+        // Opening a pipe could block a thread without end.
         assert_eq!(client.open(node, libc::O_RDONLY), Err(libc::EBADF));
     }
 }

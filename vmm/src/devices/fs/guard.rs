@@ -116,7 +116,7 @@ impl FileSystem for Guard {
         if valid.contains(SetattrValid::MODE) {
             attr.mode = self.permitted_mode(ctx, inode, attr.mode)?;
         }
-        // Every owner is the one owner, so a chown changes nothing; it still fails on files that belong to someone else.
+        // Every owner is the one owner, so a chown changes nothing. It still fails on files of another user.
         // The group stays: the file may have one of the owner's other groups on the host.
         if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
             valid.insert(SetattrValid::UID);

@@ -11,14 +11,14 @@ const IDS_END: u32 = u32::MAX;
 /// Every guest id becomes `host_id`; `host_id` is shown as `guest_id`, any other as [`NOBODY`].
 pub fn squash(host_id: u32, guest_id: u32) -> Vec<IdMap> {
     let others = [0..host_id, host_id.saturating_add(1)..IDS_END];
-    let nobody = others.into_iter().filter(|ids| !ids.is_empty()).map(|ids| IdMap::SquashHost {
+    let others = others.into_iter().filter(|ids| !ids.is_empty()).map(|ids| IdMap::SquashHost {
         from_host: ids.start,
         to_guest: NOBODY,
         count: ids.end - ids.start,
     });
     let everybody = IdMap::SquashGuest { from_guest: 0, to_host: host_id, count: IDS_END };
     let owner = IdMap::SquashHost { from_host: host_id, to_guest: guest_id, count: 1 };
-    [everybody, owner].into_iter().chain(nobody).collect()
+    [everybody, owner].into_iter().chain(others).collect()
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl Done {
     fn push(&self, answer: Answer) {
         let mut answers = lock(&self.answers);
         answers.push(answer);
-        // Answers that lie there already have raised the event, and whoever lowers it takes them all afterwards.
+        // Answers that lie there already have raised the event. The thread that lowers it takes them all afterwards.
         if answers.len() == 1 {
             // It fails only when the counter is full: then it is raised.
             let _ = self.event.write(1);

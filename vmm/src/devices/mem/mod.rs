@@ -3,9 +3,10 @@
 //! What is plugged is held where everybody looks who needs it ([`crate::memory::Plugged`]); the driver's requests change it on
 //! this device's one thread. A reset of the device changes nothing (§5.15.5): the guest still uses its memory.
 //!
-//! What a hostile guest can hold beyond what it was allowed: it reaches whole granules, so the unplugged rest of those in use;
-//! after it was told to unplug, all it had, for nobody can take plugged memory from it; and what a request in flight wrote to
-//! memory that was unplugged meanwhile. Beyond all that the machine's control group limits it.
+//! A hostile guest can hold more than it was allowed. It reaches whole granules, so also the unplugged rest of those in
+//! use. After a request to unplug it can keep all it had, because the host cannot take plugged memory from it. It also
+//! keeps what a request in flight wrote to memory that was unplugged meanwhile. Beyond all that the machine's control
+//! group limits it.
 
 mod plan;
 mod protocol;

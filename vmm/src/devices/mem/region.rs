@@ -63,8 +63,8 @@ impl Region {
     /// granule, which it must not use, and which the next time it is plugged is there already.
     pub fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
         let active: Vec<usize> = self.map.granules_of(range).filter(|granule| self.map.is_active(*granule)).collect();
-        // The map first, then the slots: nobody begins to use the memory any more. The host's memory last, or it would be
-        // touched again.
+        // The map first, then the slots: no thread begins to use the memory after that. The host's memory last, or it
+        // would be touched again.
         self.map.set(range, false);
         let idle: Vec<usize> = active.into_iter().filter(|granule| !self.map.is_active(*granule)).collect();
         let hidden = self.hide(&idle);

@@ -13,7 +13,7 @@ use super::header::{HEADER, Offloads};
 const TUN: &str = "/dev/net/tun";
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
-/// Why a TAP can not be used.
+/// Why a TAP cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// The name is no interface's.
@@ -25,7 +25,7 @@ pub enum TapError {
     /// Another process has it.
     #[error("network interface {name}: it is in use by another machine; stop that one first")]
     InUse { name: String },
-    /// It is someone else's.
+    /// It belongs to another user.
     #[error("network interface {name}: it does not belong to the machine's user; create it with that owner")]
     NotOurs { name: String },
     /// It is no TAP, or one of another kind.

@@ -97,8 +97,8 @@ impl Guest {
         guest
     }
 
-    /// Until the worker has set the offloads, and the host's stack has noticed that somebody is attached: before that it
-    /// drops what it should send.
+    /// Waits until the worker has set the offloads, and the host's stack has noticed that the VMM is attached. Before
+    /// that the stack drops what it should send.
     fn wait_up(&mut self) {
         self.send(&udp(Header::default(), b"up"));
         assert_eq!(self.host_receives(), b"up");

@@ -29,10 +29,10 @@ const FLUSH: u32 = 0;
 const DONE: u32 = 0;
 const FAILED: u32 = 1;
 
-/// Why an image can not be the root.
+/// Why an image cannot be the root.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It can not be opened.
+    /// It cannot be opened.
     #[error("root image: cannot open {path}: {source}; build the image, or correct the path")]
     Open {
         /// The image.

@@ -138,7 +138,7 @@ impl VsockBackend {
 
 impl Backend for VsockBackend {
     fn reset(&mut self) {
-        // A driver that begins anew has no connections; one that was restored beneath a new device has, and must drop them.
+        // A driver that starts again has no connections. One restored beneath a new device has some, and must drop them.
         self.announce_reset = self.muxer.forget_all();
     }
 

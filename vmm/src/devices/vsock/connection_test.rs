@@ -167,7 +167,7 @@ proptest! {
         for step in &steps {
             harness.step(step);
         }
-        // Whatever happened, both directions can go on: nobody waits for credit that never comes.
+        // Whatever happened, both directions can continue: no side waits for credit that never comes.
         for _ in 0..4 {
             for step in [Step::HostReads(usize::MAX), Step::HostAnswers, Step::GuestReads(usize::MAX), Step::GuestTellsCredit] {
                 harness.step(&step);
@@ -289,7 +289,7 @@ fn the_hosts_end_is_told_half_by_half() {
     connection.host_ended();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_SEND)));
     assert_eq!(connection.take_control(), None);
-    assert!(!connection.in_limbo(), "the guest may go on sending for ever");
+    assert!(!connection.in_limbo(), "the guest may continue to send without end");
     connection.host_deafened();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_BOTH)));
     assert!(connection.in_limbo());

@@ -31,7 +31,7 @@ impl Host {
         Self { listener, socket: None }
     }
 
-    /// Listens on `socket`, for its owner only. A socket file nobody listens on any more is replaced.
+    /// Listens on `socket`, for its owner only. Replaces a socket file that no process listens on any more.
     pub fn listen(socket: &Path) -> Result<Self, BuildError> {
         let failed = |source| BuildError::Listen { path: socket.to_owned(), source };
         if socket.as_os_str().len() + SUFFIX_MAX > PATH_MAX {

@@ -290,7 +290,7 @@ impl Muxer {
         Ok(())
     }
 
-    /// The guest asks for a host port: a Unix socket beside the listener, if somebody listens there.
+    /// The guest asks for a host port: a Unix socket beside the listener, if a process listens there.
     fn answer_request(&mut self, key: Key, request: &Header, now: Instant) {
         let connected = if self.peers.len() < CONNECTIONS_MAX {
             self.host.connect(key.host_port).and_then(|stream| Ok((self.watch(&stream)?, stream)))

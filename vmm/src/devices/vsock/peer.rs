@@ -87,7 +87,7 @@ impl Peer {
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         if self.hung_up && self.connection.guest_is_deaf() {
-            // What it did not read is for nobody, so its end may be told now.
+            // The guest will never read the rest, so the connection may report the client's end now.
             self.connection.host_ended();
         }
         if self.hung_up && self.connection.host_has_ended() {

@@ -172,7 +172,7 @@ fn stop_says_busy_in_time_and_succeeds_later() {
     let states = rig.stop();
     assert_eq!(called(), "stop");
 
-    // It goes on where it was: no reset this time, and its descriptors are registered anew.
+    // The worker continues where it was: no reset this time, and it registers its descriptors again.
     rig.resume(states);
     assert_eq!([called(), called()], ["start", "ready"]);
     go.send(()).unwrap();
