@@ -8,7 +8,7 @@ use std::time::Duration;
 use garret_api::runner::Means;
 
 use super::ladder::{Ladder, Steps};
-use super::limits::Limit;
+use super::limits::{Limit, Unplugged};
 use super::model::{Decision, HostView, MachineView, Notice, Order};
 use super::resting::Resting;
 use super::stage::Rated;
@@ -45,6 +45,7 @@ struct Past {
     cpus: f64,
     idle_for: Duration,
     limit: Limit,
+    unplugged: Unplugged,
     resting: Resting,
 }
 
@@ -123,13 +124,16 @@ impl Arbiter {
         self.machines.get(&machine.uid).is_some_and(|past| past.idle_for >= IDLE_AFTER)
     }
 
-    /// A new limit, where it should change. A guest that stands still can plug and unplug nothing.
+    /// A new limit where it should change, or the same again where the guest has not plugged it. A guest that stands still can plug and unplug nothing.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
         let squeezed = self.ladder.squeezed_to(machine.uid);
         let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
-        let bytes = past.limit.look(machine, squeezed, elapsed)?;
-        let futile = machine.swapped >= SWAPPED_MUCH && bytes < machine.limit;
-        (bytes != machine.limit && !futile).then_some(Order::Limit { uid: machine.uid, bytes })
+        let again = past.unplugged.look(machine, elapsed);
+        let wanted = past.limit.look(machine, squeezed, elapsed);
+        let futile = |bytes: u64| machine.swapped >= SWAPPED_MUCH && bytes < machine.limit;
+        let changed = wanted.filter(|&bytes| bytes != machine.limit && !futile(bytes));
+        let bytes = changed.or_else(|| again.then_some(machine.limit))?;
+        Some(Order::Limit { uid: machine.uid, bytes })
     }
 }
 
@@ -231,6 +235,23 @@ mod tests {
         ] {
             assert_eq!(rests(host, machine, interval, cpus), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn guest_that_has_not_plugged_its_limit_is_asked_again() {
+        let [promised, limit, plugged, boot] = [4000, 1024, 640, 512].map(|mib| mib * MIB);
+        let guest = GuestView { free: 0, available: 0, ..GuestView::default() };
+        let sizes = MachineView { uid: 5, promised, limit, plugged, boot, ..MachineView::default() };
+        let machine = MachineView { weight: 100, resident: plugged, guest: Some(guest), ..sizes };
+        let asked = |machine: &MachineView| {
+            let mut arbiter = Arbiter::default();
+            let looks = (0..10).flat_map(|_| look(&mut arbiter, &roomy_host(), &[*machine]).orders);
+            looks.filter(|order| *order == Order::Limit { uid: 5, bytes: machine.limit }).count()
+        };
+        let wanted = MachineView { limit: 1152 * MIB, ..machine };
+        assert_eq!(asked(&wanted), 5, "each second look");
+        assert_eq!(asked(&MachineView { plugged: wanted.limit, promised: wanted.limit, ..wanted }), 0);
+        assert_eq!(asked(&MachineView { paused: true, ..wanted }), 0);
     }
 
     #[test]

@@ -24,6 +24,26 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The same of a machine that is squeezed.
 const TIGHT_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a guest may leave a part of its limit unplugged until it is asked again. Plugging takes memory, and fails in a guest
+/// that has none left. Linux then retries after 50 s (`VIRTIO_MEM_RETRY_TIMER_MIN_MS`), or at once if it is asked.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// For how long a guest has left a part of its limit unplugged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unplugged(Duration);
+
+impl Unplugged {
+    /// Whether to ask the guest again.
+    pub fn look(&mut self, machine: &MachineView, elapsed: Duration) -> bool {
+        self.0 = if plugged(machine) < machine.limit { self.0 + elapsed } else { Duration::ZERO };
+        let again = self.0 >= ASK_AGAIN_AFTER;
+        if again {
+            self.0 = Duration::ZERO;
+        }
+        again
+    }
+}
+
 /// What is remembered of one machine's limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limit {
