@@ -282,8 +282,10 @@ impl Up {
         let podman = self.podman.with_env(env);
         let mut ran = podman.output(args).await;
         if ran.as_ref().is_err_and(|failure| self.is_half_made(failure, &name)) {
-            self.podman.remove_containers([name.clone()]).await?;
-            ran = podman.output(args).await;
+            ran = match self.podman.remove_containers([name.clone()]).await {
+                Ok(()) => podman.output(args).await,
+                Err(failure) => Err(failure),
+            };
         }
         self.leftovers.creating.store(false, Ordering::Relaxed);
         let problem = match ran {

@@ -50,8 +50,9 @@ impl Rm {
 async fn remove_environment(client: &Client, environment: &Environment) -> anyhow::Result<()> {
     let path = format!("/v1/environments/{}", environment.id);
     let removed = client.clone().with_deadline(super::REMOVAL).delete(&path).await;
-    print_problems(client, environment).await?;
-    Ok(removed?)
+    let printed = print_problems(client, environment).await;
+    removed?;
+    printed
 }
 
 /// From the machine's events: the environment's path may no longer exist.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::descriptors::close_inherited;
 use super::idmap;
-use super::workspaces::note_mounts;
+use super::workspaces::{users_of, write_note};
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "share";
@@ -174,8 +174,8 @@ fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedF
 /// The VMM may keep files of the former folder open, and the removal of the environment must find them.
 fn note_former(mount_point: &Path, note: &Path, vmm: u32) -> anyhow::Result<()> {
     let environment = mount_point.file_name().and_then(|name| name.to_str()).context("a mount point without a name")?;
-    note_mounts(note, environment, vmm).context("cannot read the VMM's mounts")?;
-    Ok(())
+    let users = users_of(note, environment, vmm).context("cannot read the VMM's mounts")?;
+    write_note(note, &users).with_context(|| format!("cannot write {}", note.display()))
 }
 
 fn attach(mount: &OwnedFd, mount_point: &Path, found: Found) -> anyhow::Result<()> {

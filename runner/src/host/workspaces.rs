@@ -40,38 +40,40 @@ pub fn revoke_workspace(
     vmm: Option<u32>,
 ) -> anyhow::Result<io::Result<MountUsers>> {
     let note = paths.revocation(environment);
-    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| note_mounts(&note, environment, pid));
+    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| users_of(&note, environment, pid));
+    if let Ok(users) = &users
+        && let Err(error) = write_note(&note, users)
+    {
+        // Needed only if the daemon ends in the next seconds.
+        tracing::warn!("cannot write {}: {error}", note.display());
+    }
     // Unmount even if the VMM's mounts cannot be read.
     unshare(paths, environment)?;
     Ok(users)
 }
 
-/// Adds the present mounts of the environment's workspace to those in the file `note`: once they are unmounted, nothing else
-/// tells which files of them the VMM has open.
+/// The present mounts of the environment's workspace and those in the file `note`.
 ///
 /// # Errors
 /// The VMM's mounts cannot be read.
-pub(super) fn note_mounts(note: &Path, environment: &str, vmm: u32) -> io::Result<MountUsers> {
+pub(super) fn users_of(note: &Path, environment: &str, vmm: u32) -> io::Result<MountUsers> {
     let earlier = fs::read(note).ok().and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default();
-    let users = MountUsers::new(vmm, &Path::new("/workspaces").join(environment), &earlier)?;
-    if *users.mounts() != earlier {
-        let json = serde_json::to_vec(users.mounts())?;
-        if let Err(error) = replace(note, &json) {
-            // This must block neither mount nor unmount: it only costs the report of held files.
-            tracing::warn!("cannot write {}: {error}", note.display());
-        }
-    }
-    Ok(users)
+    MountUsers::new(vmm, &Path::new("/workspaces").join(environment), &earlier)
 }
 
-/// Writes the file whole or leaves it as it was. No environment's id has a dot.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
+/// Writes the mounts whole or leaves the note as it was. Once they are unmounted, only the note tells which files of them the
+/// VMM has open.
+pub(super) fn write_note(note: &Path, users: &MountUsers) -> io::Result<()> {
+    if users.mounts().is_empty() {
+        return Ok(());
+    }
+    if let Some(folder) = note.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let new = path.with_extension("new");
-    fs::write(&new, content)?;
-    fs::rename(&new, path)
+    // No environment's id has a dot.
+    let new = note.with_extension("new");
+    fs::write(&new, serde_json::to_vec(users.mounts())?)?;
+    fs::rename(&new, note)
 }
 
 /// Removes the note of a revocation whose result was reported.

@@ -124,7 +124,8 @@ impl Arbiter {
         self.machines.get(&machine.uid).is_some_and(|past| past.idle_for >= IDLE_AFTER)
     }
 
-    /// A new limit where it should change, or the same again where the guest has not plugged it. A guest that stands still can plug and unplug nothing.
+    /// A new limit where it should change, or the same again where the guest has not plugged it. A paused guest can plug and unplug
+    /// nothing.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
         let squeezed = self.ladder.squeezed_to(machine.uid);
         let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;

@@ -400,7 +400,7 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::net::UnixListener;
-    use tokio::sync::{Notify, Semaphore};
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::accounts::NameService;
@@ -437,29 +437,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_machine_that_cannot_be_adopted_stops() {
+    async fn a_machine_that_cannot_be_adopted_stops_in_time() {
         let dir = tempfile::tempdir().unwrap();
-        let soon = |config: &mut Config| config.machine.stop_deadline_s = 1;
-        let (daemon, _poked) = testing::daemon_with(dir.path(), NameService::default(), soon);
+        let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
         let running = MachineRow { desired: Desired::Running, ..machine(7) };
         daemon.write(move |db| machines::put(db, &running)).await.unwrap();
         // A socket of which the host cannot say who listens: its path leads to itself.
         let socket = daemon.paths("dev7").api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&socket, &socket).unwrap();
-        let poke = Arc::new(Notify::new());
-        let mut driver = Driver::new(daemon.clone(), 7, poke.clone(), Arc::new(Semaphore::new(1)));
-        let mut adoption = Box::pin(driver.adopt_with_retries());
-        tokio::select! {
-            () = &mut adoption => panic!("power was cut although the machine should run"),
-            () = tokio::time::sleep(Duration::from_millis(1100)) => {}
-        }
-        let asked = Instant::now();
+        let mut driver = Driver::new(daemon.clone(), 7, Arc::default(), Arc::new(Semaphore::new(1)));
+        assert!(driver.adopt().await.unwrap_err().is::<Unidentified>());
+
+        let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s);
+        let mut stops_since = Some(Instant::now() - patience);
+        assert!(!driver.cut_unidentified(&mut stops_since).await && stops_since.is_none(), "it should run");
         daemon.write(|db| machines::set_desired(db, 7, Desired::Stopped)).await.unwrap();
-        poke.notify_one();
-        adoption.as_mut().await;
-        drop(adoption);
-        assert!(asked.elapsed() >= Duration::from_secs(1), "the guest had no time");
+        assert!(!driver.cut_unidentified(&mut stops_since).await, "the stop has its time from now on");
+        let since = stops_since.unwrap();
+        stops_since = Some(since - patience);
+        assert!(driver.cut_unidentified(&mut stops_since).await);
         assert!(matches!(driver.vmm, Life::Dead) && driver.asked);
         let scope = Scope::Developer(7);
         let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();

@@ -77,7 +77,7 @@ table inet garret {{
     meta nfproto != ipv4 drop
     ip saddr != @machines drop
     ct state invalid drop
-    oifname "grt*" drop
+    oifname "grt*" goto refuse
     ip daddr @special jump special
   }}
   chain forward {{
