@@ -177,8 +177,11 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     arguments.add("-display", "none");
     arguments.add_path("-kernel", "", &stage.kernel, "");
     arguments.add_path("-initrd", "", &stage.initramfs, "");
+    // `norandmaps`: a program that is at the same addresses each time it runs is translated once; 5 % less processor time.
     let mut append =
-        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1".to_owned();
+        "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1 \
+                      norandmaps"
+            .to_owned();
     if !options.icount {
         // The emulated time-stamp counter is this machine's own. The host's own calibration of it fails when this machine is
         // busy: its clock then ran twice as fast, and all its deadlines came too early.
