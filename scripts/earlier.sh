@@ -16,12 +16,12 @@ key=$(digest "$here/earlier.sh" </dev/null)
 # build_earlier OUT WORK
 build_earlier() {
   local out=$1 source=$2/source
-  mkdir -p "$source/target"
+  mkdir -p "$source"
   # With the modes of a clone, and so the same hash of the images' recipes.
   git -C "$here/.." -c tar.umask=0022 archive "$commit" | tar -x -C "$source"
-  # What this tree has compiled of others' code; of our own nothing, for cargo takes old sources for unchanged ones.
-  (cd "$here/../target" && tar -c --exclude='*garret*' {.,*-linux-gnu}/release/{deps,build,.fingerprint}) | tar -x -C "$source/target"
-  (cd "$source" && cargo build --release --target-dir target -p garret -p garret-vmm -p garret-agent --bins)
+  # Others' code is compiled already: this tree's build folder has it.
+  (cd "$source" && CARGO_BUILD_BUILD_DIR='{cargo-cache-home}/build/garret' \
+    cargo build --release --target-dir target -p garret -p garret-vmm -p garret-agent --bins)
   as_root "$source/scripts/install.sh" "$out"
 }
 
