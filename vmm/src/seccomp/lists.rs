@@ -6,6 +6,9 @@ use syscalls::Sysno;
 use super::Allow::{self, Any, Only};
 use super::Role;
 
+/// The descriptor of a mapping without a file.
+const NO_FILE: u64 = u32::MAX as u64;
+
 /// What the run-time of every thread needs: memory, locks, time, its own end.
 pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::brk),
@@ -21,7 +24,7 @@ pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::getrandom), // hash maps
     Any(Sysno::gettid),
     Any(Sysno::madvise),
-    Any(Sysno::mmap),
+    Only(Sysno::mmap, 4, &[NO_FILE]), // a mapped file would outlive its descriptor, and its workspace
     Any(Sysno::mprotect),
     Any(Sysno::mremap),
     Any(Sysno::munmap),

@@ -138,6 +138,14 @@ mod tests {
     }
 
     #[test]
+    fn no_role_maps_files() {
+        for role in Role::ALL {
+            let rules = role.rules();
+            assert_eq!(rules[&i64::from(Sysno::mmap.id())], [equals(4, u64::from(u32::MAX))], "{role:?}");
+        }
+    }
+
+    #[test]
     fn only_the_shared_folders_and_the_api_open_files_or_sockets() {
         for role in Role::ALL {
             let rules = role.rules();
