@@ -12,10 +12,12 @@ for name in alice bob; do
 done
 as_root "$here/start.sh"
 earlier=$("$here/earlier.sh")
+driver=$here/../target/x86_64-unknown-linux-gnu/release/garret-integration
+variables=("PATH=$here:$PATH" "GARRET_EARLIER=$earlier" "GARRET_DRIVER=$driver")
 only=()
 status=0
 for argument in "$@"; do [ -x "$argument" ] || only=("$argument"); done
 for argument in "$@"; do
-  if [ -x "$argument" ]; then as_root env "PATH=$here:$PATH" "GARRET_EARLIER=$earlier" "$argument" --test-threads=1 "${only[@]}" || status=$?; fi
+  if [ -x "$argument" ]; then as_root env "${variables[@]}" "$argument" --test-threads=1 "${only[@]}" || status=$?; fi
 done
 exit $status

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with two mends and a patch that
-# makes it faster (jump-cache.patch). Prints its folder.
+# Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with two fixes and, for
+# QEMU 7.2, a patch for speed (jump-cache.patch). Prints its folder.
 #
 # 1. When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but leaves its number behind as a
 # pending exception. Should the emulator be disturbed before the guest's next exit, by a timer while it counts instructions or
@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/debian.sh"
 window='cs->interrupt_request |= CPU_INTERRUPT_VIRQ;'
 delivered='do_interrupt_x86_hardirq(env, vector, 1);'
-# For QEMU 7.2 (Debian 12); a later one works without.
+# Only for QEMU 7.2 (Debian 12).
 speed=$here/jump-cache.patch
 
 # source_of_qemu VERSION WORK: as Debian builds it, in WORK/qemu.
@@ -46,7 +46,7 @@ build_emulator() {
   sed -i -e "s/$window/{ $lock(); & ${lock/lock/unlock}(); }/" \
     -e '0,/^#include "qemu\/osdep.h"/s//&\n#include "qemu\/main-loop.h"/' "$file"
   grep -qF "$lock(); $window" "$file"
-  if patch -p1 --dry-run <"$speed"; then patch -p1 <"$speed"; else echo "jump-cache.patch is not for QEMU $version"; fi
+  case $version in 1:7.2*) patch -p1 <"$speed" ;; esac
   mkdir ../build && cd ../build
   ../qemu/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg --enable-fdt=system --enable-slirp \
     --enable-vhost-user --enable-vhost-kernel --disable-werror --disable-docs --disable-debug-info

@@ -55,8 +55,8 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
         tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
     }
-    // Those of bad input are short: taken last, they let the hosts end at about the same time. The others come by name, which puts
-    // the longest, `acknowledged`, at the beginning.
+    // The campaign comes first. The tests of bad input are short: taken last, they let the hosts end at about the same time. The
+    // others come by name, which puts the longest, `acknowledged`, first.
     tests.sort_by_cached_key(|test| (!test.starts_with(CAMPAIGN), test.contains(SHORT), test.clone()));
     if tests.is_empty() && programs.iter().all(|program| always(program)) {
         return Ok(true); // `only` meant tests that ran natively

@@ -65,7 +65,7 @@ fn a_lost_connection_ends_the_process() {
 }
 
 #[test]
-fn input_that_nobody_reads_holds_no_interrupt_back() {
+fn unread_input_delays_no_interrupt() {
     let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     let line = format!(

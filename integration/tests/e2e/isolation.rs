@@ -98,7 +98,7 @@ fn a_private_network_is_reached_where_it_is_allowed() {
 }
 
 #[test]
-fn a_flood_of_connections_stops_nobody_else() {
+fn a_flood_of_connections_stops_no_other_machine() {
     const LIMIT: u32 = 512;
     let flood = Workspace::shared(ALICE);
     flood.up(&[]).ok();

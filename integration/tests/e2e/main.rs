@@ -6,6 +6,7 @@
 mod acknowledged;
 mod adoption;
 mod bad_input;
+mod burst;
 mod clock;
 mod devcontainer;
 mod exec;

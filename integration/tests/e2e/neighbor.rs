@@ -11,7 +11,7 @@ use std::process::Command;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::stage::{ALICE, BOB, Developer, Workspace, restart_daemon, wait_until};
+use crate::stage::{ALICE, BOB, CAROL, Developer, Workspace, restart_daemon, wait_until};
 
 const SOCKETS: [&str; 2] = ["api.sock", "vsock.sock"];
 
@@ -149,7 +149,7 @@ impl Drop for Hung {
 }
 
 #[test]
-fn a_path_that_hangs_holds_up_nobody_else() {
+fn a_path_that_hangs_delays_no_other_developer() {
     let _loaded = Command::new("modprobe").arg("fuse").status();
     let workspace = Workspace::shared(BOB);
     workspace.up(&[]).ok();
@@ -226,8 +226,7 @@ fn mounts_below_a_shared_folder_stay_their_owners() {
 fn a_machine_takes_an_account() {
     // An account's subordinate uids (subuid(5)) would be thousands of developers.
     Developer { name: "200001", uid: 200_001 }.garret(&["start", "--machine"]).fails_with(&["200001", "no account"]);
-    let carol = Developer { name: "carol", uid: 1003 };
-    carol.make_account();
-    carol.garret(&["start", "--machine", "--memory", "512"]).ok();
-    carol.garret(&["rm", "--machine", "--yes"]).ok();
+    CAROL.make_account();
+    CAROL.garret(&["start", "--machine", "--memory", "512"]).ok();
+    CAROL.garret(&["rm", "--machine", "--yes"]).ok();
 }

@@ -18,10 +18,14 @@ pub struct Developer {
 
 pub const ALICE: Developer = Developer { name: "alice", uid: 1001 };
 pub const BOB: Developer = Developer { name: "bob", uid: 1002 };
+/// A third; the tests that use it make its account.
+pub const CAROL: Developer = Developer { name: "carol", uid: 1003 };
 
 /// The image most tests use; it comes through the host's registry mirror where the internet is not there.
 pub const IMAGE: &str = "mcr.microsoft.com/devcontainers/base:debian";
 
+/// The driver's `load` in a guest: takes memory and checks every byte of it.
+pub const LOAD: &str = "/data/load";
 /// The daemon's configuration.
 pub const CONFIG: &str = "/etc/garret/config.toml";
 
@@ -112,6 +116,15 @@ impl Developer {
         command.env("HOME", format!("/home/{}", self.name)).env("USER", self.name).current_dir("/");
         command.uid(self.uid).gid(self.uid);
         command
+    }
+
+    /// Copies the driver into this developer's machine as [`LOAD`], unless it is there.
+    #[track_caller]
+    pub fn put_load(&self) {
+        let driver = std::env::var_os("GARRET_DRIVER").unwrap_or("/run/host/programs/garret-integration".into());
+        let driver = fs::read(driver).expect("the driver is there");
+        let put = format!("[ -x {LOAD} ] || {{ cat > {LOAD} && chmod 755 {LOAD} && sync; }}");
+        self.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
     }
 
     /// Gives this developer a file or folder.

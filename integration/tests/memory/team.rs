@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::stage::{ALICE, BOB, Developer, Ran, SLOWER};
+use crate::stage::{ALICE, BOB, CAROL, Developer, LOAD, Ran, SLOWER};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -14,17 +14,12 @@ pub const PROMISED_MIB: u32 = 1792;
 /// What each machine has for itself.
 pub const GUARANTEED_MIB: u32 = 256;
 
-pub const TEAM: [Developer; 4] =
-    [ALICE, BOB, Developer { name: "carol", uid: 1003 }, Developer { name: "dave", uid: 1004 }];
+pub const TEAM: [Developer; 4] = [ALICE, BOB, CAROL, Developer { name: "dave", uid: 1004 }];
 /// A fifth, whose machine does not run yet.
 pub const NEWCOMER: Developer = Developer { name: "erin", uid: 1005 };
 
-/// The driver's `load`, in a guest.
-const LOAD: &str = "/data/load";
 /// Until it is there, loads are held.
 const RELEASED: &str = "/run/released";
-/// The driver, on this host.
-const DRIVER: &str = "/run/host/programs/garret-integration";
 
 /// The runner's.
 pub const SOCKET: &str = "/run/garret/garret.sock";
@@ -71,9 +66,7 @@ fn prepare(developer: &Developer) {
     developer.make_account();
     let (promised, guaranteed) = (PROMISED_MIB.to_string(), GUARANTEED_MIB.to_string());
     developer.garret(&["start", "--machine", "--memory", &promised, "--guaranteed", &guaranteed]).ok();
-    let driver = fs::read(DRIVER).expect("the driver is among the host's programs");
-    let put = format!("[ -x {LOAD} ] || {{ cat > {LOAD} && chmod 755 {LOAD} && sync; }}");
-    developer.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
+    developer.put_load();
 }
 
 /// The last lines of each guest's console.
