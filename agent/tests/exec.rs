@@ -86,7 +86,7 @@ async fn a_process_that_reads_nothing_can_still_be_signalled() {
 }
 
 #[tokio::test]
-async fn a_signal_passes_input_that_nobody_reads() {
+async fn a_signal_overtakes_unread_input() {
     let mut session = Session::open_with_credits(request(&["sh", "-c", "echo ready; exec sleep 1000"])).await;
     session.await_output("ready").await;
     // The whole window is more than the pipe takes.

@@ -219,7 +219,7 @@ pub enum Happening {
         /// Why, in one line.
         reason: String,
     },
-    /// A step of an environment on its way up.
+    /// A step of starting an environment.
     Environment {
         /// The generation it is about.
         generation: u64,

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_to_run_is_nothing_to_do() {
+    fn no_subject_is_an_empty_plan() {
         assert_eq!(steps(&[]), []);
         assert_eq!(steps(&[wanted("boot", &[], 3, true)]), []);
     }

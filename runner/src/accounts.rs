@@ -46,7 +46,7 @@ pub struct NameService {
     strange: Lane,
     /// How long an answer is used again.
     keep: Duration,
-    /// How long one question may take.
+    /// How long a question may wait for its turn, and again for its answer.
     deadline: Duration,
 }
 

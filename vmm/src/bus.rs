@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_device_answers_and_nobody_reads_as_ones() {
+    fn the_right_device_answers_and_no_device_reads_as_ones() {
         let mut bus = Bus::default();
         let (low, high) = (cell(), cell());
         bus.add(0x10..0x20, low.clone()).unwrap();

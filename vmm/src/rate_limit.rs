@@ -108,7 +108,7 @@ impl RateLimiter {
             return false;
         }
         let Some(wait) = self.buckets.wait(self.start.elapsed()) else { return false };
-        // A timer that cannot be set would hold the queue without end: let the request through instead.
+        // A timer that cannot be set would hold the queue forever: let the request through instead.
         self.armed = self.timer.set(wait, Duration::ZERO).is_ok();
         self.armed
     }

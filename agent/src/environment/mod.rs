@@ -172,9 +172,10 @@ impl Environments {
         for entry in self.all() {
             entry.cancel();
         }
+        // A run in progress may be making a container.
+        let run_in_progress = self.all().iter().any(|entry| entry.gate.try_lock().is_err());
         // podman's first call after a boot is slow, because it refreshes the state of all containers.
-        let begins = self.all().iter().any(|entry| entry.gate.try_lock().is_err());
-        if !begins && !runtime::any_container_may_run() {
+        if !run_in_progress && !runtime::any_container_may_run() {
             return;
         }
         if let Err(failure) = self.podman().output(["stop", "--all", "--time", STOP_SECONDS]).await {
@@ -186,10 +187,8 @@ impl Environments {
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
         podman.remove_containers_of(&entry.id).await?;
-        if entry.container_id().is_none() {
-            // Podman may have been killed while it made one, which has no label then.
-            podman.remove_containers([plan::container_name(&entry.id)]).await?;
-        }
+        // One that podman was killed while making has no label, one that its database lost neither.
+        podman.remove_containers([plan::container_name(&entry.id)]).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
             podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();

@@ -51,7 +51,7 @@ pub struct Failure {
 impl Failure {
     /// The id of a container that has this name and is known to the storage alone: podman was killed while it made the
     /// container. Matches the text of podman's error.
-    pub fn container_of_storage(&self, name: &str) -> Option<&str> {
+    pub fn external_container(&self, name: &str) -> Option<&str> {
         let (_, text) = self.stderr.split_once(&format!("the container name \"{name}\" is already in use by "))?;
         let (id, rest) = text.split_once('.')?;
         rest.contains("by an external entity").then_some(id)

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_read_records() {
+    fn only_root_can_read_records() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("environments"));
         store.save(&record(EnvironmentPhase::Ready)).unwrap();

@@ -59,15 +59,17 @@ fn any_may_run_in(root: &Path) -> bool {
     }
 }
 
-/// Whether the process of this record is gone.
+/// Whether the process of this record is gone. False if the record cannot be read.
 fn has_ended(folder: &Path) -> bool {
-    let text = std::fs::read(folder.join("status")).unwrap_or_default();
-    let status: Option<Status> = serde_json::from_slice(&text).ok();
-    status.is_some_and(|status| status.pid <= 0 || !exists(status.pid))
+    read_status(folder).is_some_and(|status| !has_process(&status))
 }
 
-fn exists(pid: i32) -> bool {
-    root_of(pid).parent().is_some_and(Path::exists)
+fn read_status(folder: &Path) -> Option<Status> {
+    serde_json::from_slice(&std::fs::read(folder.join("status")).ok()?).ok()
+}
+
+fn has_process(status: &Status) -> bool {
+    status.pid > 0 && root_of(status.pid).parent().is_some_and(Path::exists)
 }
 
 fn running_in(root: &Path, id: &str) -> Option<Running> {
@@ -79,10 +81,9 @@ fn running_in(root: &Path, id: &str) -> Option<Running> {
     Some(Running { pid, started_at: created, env })
 }
 
-/// The engine takes the record away when a container has ended; until it has, its process is gone already.
+/// The engine removes the record some time after the container's process has ended.
 fn status(folder: &Path) -> Option<Status> {
-    let status: Status = serde_json::from_slice(&std::fs::read(folder.join("status")).ok()?).ok()?;
-    (status.pid > 0 && exists(status.pid)).then_some(status)
+    read_status(folder).filter(has_process)
 }
 
 /// A process's root folder, as the guest reaches it.

@@ -307,7 +307,7 @@ impl Up {
                 let message = format!("its command ended at once, with {log:?}; {to_do}");
                 Problem::new("engine-failed", format!("the container could not be created: {message}"))
             }
-            Err(failure) if failure.container_of_storage(&name).is_some() => Problem::new(
+            Err(failure) if failure.external_container(&name).is_some() => Problem::new(
                 "engine-failed",
                 "podman does not know the container any more, but its files are there: `garret up --rebuild` removes them and \
                  makes a new one",
@@ -323,7 +323,7 @@ impl Up {
     /// Whether a container stands in the way that podman was killed in the middle of making. One that is in the record was made,
     /// whatever podman knows of it now: it may hold a day's work.
     fn is_half_made(&self, failure: &Failure, name: &str) -> bool {
-        failure.container_of_storage(name).is_some_and(|id| self.entry.container_id().as_deref() != Some(id))
+        failure.external_container(name).is_some_and(|id| self.entry.container_id().as_deref() != Some(id))
     }
 
     /// Removes what a call that made a container has left of it.

@@ -15,7 +15,7 @@ use super::running::{Handle, Running};
 use super::{Place, ProcessSpec, container, spawn};
 
 /// How long to read what a process has left in the pipes after its end. Children that it leaves behind may hold the
-/// pipes open without end.
+/// pipes open forever.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Runs `spec` to its end with an empty standard input. `output` gets what it prints, both streams, as it comes. Dropping

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_limit_and_begin_anew_after_a_good_run() {
+    fn pauses_double_up_to_a_limit_and_start_over_after_a_good_run() {
         let mut now = Instant::now();
         let mut supervisor = Supervisor::new(now);
         let mut pauses = Vec::new();

@@ -14,9 +14,9 @@ const DEFAULT_RATIO: &str = "301";
 /// None: what comes is for the kernel.
 const RATIO_IN_SHORTAGE: &str = "0";
 const PAGE: u64 = 4096;
-/// They are short when the kernel's own pages, which cannot be reclaimed, take more than three of these parts. With three
-/// parts a guest that swaps to zram counts as short, and the others are squeezed for it.
-const PARTS: u64 = 4;
+/// The zones are short when less than a quarter of them is obtainable. At a third, a guest that swaps to zram would count as short,
+/// and the runner would squeeze the others for it.
+const OBTAINABLE_DIVISOR: u64 = 4;
 
 /// The zones but the movable one, added up; in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl KernelZones {
     }
 
     fn are_short(self) -> bool {
-        self.obtainable < self.managed / PARTS
+        self.obtainable < self.managed / OBTAINABLE_DIVISOR
     }
 }
 

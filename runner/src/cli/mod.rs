@@ -33,8 +33,8 @@ use crate::host::{jail, share};
 
 /// The status of a command that was to run in a container and could not be started.
 const NOT_RUN: u8 = 125;
-/// How long removing a whole machine may take.
-const REMOVAL: Duration = Duration::from_secs(180);
+/// How long the daemon may take to answer a removal. For an environment it answers within `stop_deadline_s` and 20 s.
+const REMOVAL: Duration = Duration::from_secs(3600);
 
 /// One virtual machine per developer, devcontainers inside.
 ///

@@ -1,4 +1,4 @@
-//! Shows the steps of an environment on its way up: on a terminal with a line that lives, else in plain lines. All of it
+//! Shows the steps of a starting environment: on a terminal with a line that lives, else in plain lines. All of it
 //! on standard error; standard output belongs to the command.
 
 use std::io::{self, IsTerminal, Write};

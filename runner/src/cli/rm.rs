@@ -45,14 +45,15 @@ impl Rm {
     }
 }
 
-/// Removes the environment and prints the problems that this reported: where the guest does not let go of the workspace, the
-/// removal goes on after the answer.
+/// Removes the environment, then prints the problems that the removal reported, such as files that the VMM still has open.
 async fn remove_environment(client: &Client, environment: &Environment) -> anyhow::Result<()> {
     let path = format!("/v1/environments/{}", environment.id);
     let removed = client.clone().with_deadline(super::REMOVAL).delete(&path).await;
-    let printed = print_problems(client, environment).await;
-    removed?;
-    printed
+    if let Err(error) = print_problems(client, environment).await {
+        // The removal's own result counts.
+        let _ = writeln!(io::stderr(), "garret: cannot read the events of the removal: {error:#}");
+    }
+    Ok(removed?)
 }
 
 /// From the machine's events: the environment's path may no longer exist.

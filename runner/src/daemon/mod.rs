@@ -45,7 +45,7 @@ use crate::config::{Config, Limits, RunAs};
 use crate::host::share::Identity;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
-use memory::{Memory, Needed};
+use memory::{Memory, WakeGuard};
 use state::{MachineRow, Store, machines};
 use vmm::uid_of;
 use workspace::Workspaces;
@@ -324,8 +324,8 @@ impl Daemon {
 
     /// Resumes the machine if it is paused, and keeps it running for as long as what is returned lives. A request to the
     /// guest needs one.
-    async fn wake(&self, machine: &MachineRow) -> Needed {
-        self.memory.standing.wake(machine.uid, &self.vmm(&machine.name, WAKE)).await
+    async fn wake(&self, machine: &MachineRow) -> WakeGuard {
+        self.memory.pauses.wake(machine.uid, &self.vmm(&machine.name, WAKE)).await
     }
 
     /// A client of the agent in this machine.

@@ -1,4 +1,4 @@
-//! What a request makes of what is kept: pure.
+//! Pure functions from a stored row and a request to the new row.
 
 use std::collections::BTreeMap;
 
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_and_comes_back_is_built_anew() {
+    fn what_was_removed_and_comes_back_is_rebuilt() {
         let removed = EnvironmentRow { removed: true, ..ended(put(&fresh(), &up()), EnvironmentPhase::Ready) };
         let row = put(&removed, &up());
         assert_eq!((row.generation, row.rebuild, row.removed), (2, true, false));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Daemon;
-use super::memory::Trouble;
+use super::memory::LogOnChange;
 use crate::config;
 use crate::host::{self, NetworkConfig};
 
@@ -13,7 +13,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Keeps the packet filter and the daemon's view of the network in step; the drivers tell their machines.
 pub async fn follow(daemon: Arc<Daemon>) {
-    let problem = Trouble::of("following the host's resolvers");
+    let problem = LogOnChange::of("following the host's resolvers");
     loop {
         problem.note(look(&daemon).await.err().map(|error| format!("{error:#}")));
         tokio::time::sleep(INTERVAL).await;

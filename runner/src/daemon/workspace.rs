@@ -294,7 +294,7 @@ mod tests {
     fn mounting(dir: &Path) -> (MachinePaths, ShareSpec) {
         let paths = MachinePaths::new(dir, "m");
         let mount_point = Some(paths.workspace("w"));
-        let mount = Some(MountFor { vmm_uid: UID, vmm: None, note: paths.revocation("w") });
+        let mount = Some(MountFor { vmm_uid: UID, vmm_pid: None, note: paths.revocation("w") });
         (paths, ShareSpec { mount_point, mount, ..spec() })
     }
 

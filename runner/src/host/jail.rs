@@ -98,7 +98,7 @@ pub fn main(spec: &str) -> anyhow::Result<()> {
             drop(reader);
             // Only failure returns: success is the VMM.
             let Err(error) = become_vmm(&spec);
-            let _nobody_else_to_tell = write!(writer, "{error:#}");
+            let _stderr_has_gone = write!(writer, "{error:#}");
             std::process::exit(1);
         }
         ForkResult::Parent { child } => {

@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
-/// The files of one running machine below `/run/garret/machines/<name>`.
+/// The files of one running machine below `/run/garret`: its folder `machines/<name>`, and `revocations/<name>`.
 ///
-/// Only root may enter the folder. The sockets lie in it and not in `vm/`, which the VMM may write: whatever is there, root
+/// Only root may enter the machine's folder. The sockets lie in it and not in `vm/`, which the VMM may write: whatever is there, root
 /// never connects to it.
 #[derive(Clone, Debug)]
 pub struct MachinePaths {

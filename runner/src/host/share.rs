@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::descriptors::close_inherited;
 use super::idmap;
-use super::workspaces::{users_of, write_note};
+use super::workspaces::{mount_users, write_note};
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "share";
@@ -56,9 +56,9 @@ pub struct ShareSpec {
 pub struct MountFor {
     /// The uid that it runs with. The files are this uid's inside the mount, if it is not the developer's.
     pub vmm_uid: u32,
-    /// Its process id, if it runs.
-    pub vmm: Option<u32>,
-    /// The file that names a former folder's mounts, which the new one replaces.
+    /// The VMM's process id, if it runs.
+    pub vmm_pid: Option<u32>,
+    /// Where to note the mounts of a former folder that this mount replaces.
     pub note: PathBuf,
 }
 
@@ -99,13 +99,13 @@ pub(crate) fn share(spec: &ShareSpec) -> Result<Found, Problem> {
         |error: anyhow::Error| Problem::new("internal", format!("cannot share {}: {error:#}", spec.folder.display()));
     let Some(mount_point) = &spec.mount_point else { return Ok(Found::Nothing) };
     let found = look(&folder, mount_point).map_err(internal)?;
-    if let Some(MountFor { vmm_uid, vmm, note }) = &spec.mount
+    if let Some(MountFor { vmm_uid, vmm_pid, note }) = &spec.mount
         && found != Found::Same
     {
         let swap = (*vmm_uid != spec.developer.uid).then_some((spec.developer.uid, *vmm_uid));
         let mount = detached(&folder, swap).map_err(|error| explain_mount(&spec.folder, error))?;
-        if let (Found::Other, Some(vmm)) = (found, vmm) {
-            note_former(mount_point, note, *vmm).map_err(internal)?;
+        if let (Found::Other, Some(vmm_pid)) = (found, vmm_pid) {
+            note_former(note, *vmm_pid).map_err(internal)?;
         }
         attach(&mount, mount_point, found).map_err(internal)?;
     }
@@ -172,9 +172,8 @@ fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedF
 }
 
 /// The VMM may keep files of the former folder open, and the removal of the environment must find them.
-fn note_former(mount_point: &Path, note: &Path, vmm: u32) -> anyhow::Result<()> {
-    let environment = mount_point.file_name().and_then(|name| name.to_str()).context("a mount point without a name")?;
-    let users = users_of(note, environment, vmm).context("cannot read the VMM's mounts")?;
+fn note_former(note: &Path, vmm_pid: u32) -> anyhow::Result<()> {
+    let users = mount_users(note, vmm_pid).context("cannot read the VMM's mounts")?;
     write_note(note, &users).with_context(|| format!("cannot write {}", note.display()))
 }
 

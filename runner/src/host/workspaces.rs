@@ -28,19 +28,19 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
     Ok(mount_change(&folder, MountPropagationFlags::SHARED)?)
 }
 
-/// Takes the environment's workspace out of the machine: its names are gone at once. Returns what tells which files of it the
-/// VMM still has open, or why nothing does. What that is about is noted: another daemon that is asked for the same finds it,
-/// until [`forget_revocation`].
+/// Unmounts the environment's workspace, so that the guest finds no name of it any more. Returns what finds the files of it that
+/// the VMM still has open, or the error that prevents that. The mounts are noted until [`forget_revocation`], so that a later
+/// removal and a daemon that starts meanwhile find them too.
 ///
 /// # Errors
 /// It cannot be unmounted.
 pub fn revoke_workspace(
     paths: &MachinePaths,
     environment: &str,
-    vmm: Option<u32>,
+    vmm_pid: Option<u32>,
 ) -> anyhow::Result<io::Result<MountUsers>> {
     let note = paths.revocation(environment);
-    let users = vmm.map_or_else(|| Ok(MountUsers::default()), |pid| users_of(&note, environment, pid));
+    let users = vmm_pid.map_or_else(|| Ok(MountUsers::default()), |pid| mount_users(&note, pid));
     if let Ok(users) = &users
         && let Err(error) = write_note(&note, users)
     {
@@ -52,13 +52,14 @@ pub fn revoke_workspace(
     Ok(users)
 }
 
-/// The present mounts of the environment's workspace and those in the file `note`.
+/// The mounts of the workspace in the VMM's namespace, and those in `note`, a file with the environment's id as its name.
 ///
 /// # Errors
 /// The VMM's mounts cannot be read.
-pub(super) fn users_of(note: &Path, environment: &str, vmm: u32) -> io::Result<MountUsers> {
+pub(super) fn mount_users(note: &Path, vmm_pid: u32) -> io::Result<MountUsers> {
+    let environment = note.file_name().unwrap_or_default();
     let earlier = fs::read(note).ok().and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default();
-    MountUsers::new(vmm, &Path::new("/workspaces").join(environment), &earlier)
+    MountUsers::new(vmm_pid, &Path::new("/workspaces").join(environment), &earlier)
 }
 
 /// Writes the mounts whole or leaves the note as it was. Once they are unmounted, only the note tells which files of them the
@@ -76,7 +77,7 @@ pub(super) fn write_note(note: &Path, users: &MountUsers) -> io::Result<()> {
     fs::rename(&new, note)
 }
 
-/// Removes the note of a revocation whose result was reported.
+/// Removes the note of a revocation after which the VMM has no file of the workspace open.
 pub fn forget_revocation(paths: &MachinePaths, environment: &str) {
     // What stays is about mounts that no longer exist.
     let _ = fs::remove_file(paths.revocation(environment));

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_can_not_be_written_and_reads_never_leave_the_space() {
+    fn identity_is_read_only_and_reads_never_leave_the_space() {
         let mut space = space();
         let before = space.bytes;
         for at in (0..SIZE).filter(|at| !(COMMAND..COMMAND + 2).contains(at) && !(BAR0..BAR0 + 4).contains(at)) {

@@ -108,7 +108,7 @@ impl PciBus {
 
     /// The first device with requests that wait for space on the host. It cannot stop before the host has space.
     pub fn device_waiting_for_space(&self) -> Option<&str> {
-        self.counters.iter().find(|(_, counters)| counters.waiting() > 0).map(|(name, _)| name.as_str())
+        self.counters.iter().find(|(_, counters)| counters.short_of_space() > 0).map(|(name, _)| name.as_str())
     }
 
     /// Every device's counters, by its name.

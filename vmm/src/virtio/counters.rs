@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use garret_api::vmm::DeviceMetrics;
 
-/// Counters since the device was built. Relaxed: each stands for itself.
+/// Counters since the device was built, and one gauge. Relaxed: each stands for itself.
 #[derive(Debug, Default)]
 pub struct Counters {
     kicks: AtomicU64,
@@ -12,7 +12,7 @@ pub struct Counters {
     chains: AtomicU64,
     faults: AtomicU64,
     host_failures: AtomicU64,
-    waiting: AtomicU64,
+    short_of_space: AtomicU64,
 }
 
 impl Counters {
@@ -36,13 +36,13 @@ impl Counters {
         self.host_failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn set_waiting(&self, requests: u64) {
-        self.waiting.store(requests, Ordering::Relaxed);
+    pub(super) fn set_short_of_space(&self, requests: u64) {
+        self.short_of_space.store(requests, Ordering::Relaxed);
     }
 
-    /// Requests that wait for space on the host, now.
-    pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
+    /// Requests without an answer that found no space on the host at least once.
+    pub fn short_of_space(&self) -> u64 {
+        self.short_of_space.load(Ordering::Relaxed)
     }
 
     /// The counters now.

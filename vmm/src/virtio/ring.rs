@@ -241,9 +241,9 @@ impl Ring {
         self.counters.host_failure();
     }
 
-    /// Tells how many requests wait for the host.
-    pub fn set_waiting(&self, requests: usize) {
-        self.counters.set_waiting(requests as u64);
+    /// Tells how many requests without an answer found no space on the host.
+    pub fn set_short_of_space(&self, requests: usize) {
+        self.counters.set_short_of_space(requests as u64);
     }
 
     /// Interrupts the driver if it wants that for what was completed since the last call. The worker does it after every call

@@ -21,8 +21,8 @@ use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
 use crate::host::share::{Found, ShareSpec};
 
-/// How much longer than `stop_deadline_s` removing an environment may take until the answer says that it goes on. The agent has
-/// that long to let go of the workspace, and the VMM some seconds more.
+/// How much longer than `stop_deadline_s` a removal may take before the request fails. The agent has `stop_deadline_s` to release
+/// the workspace; the VMM needs some seconds more.
 const REMOVAL_SLACK: Duration = Duration::from_secs(20);
 /// The most environments of one machine.
 const ENVIRONMENTS_MAX: usize = 256;
@@ -179,7 +179,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
     path = "/v1/environments/{id}",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 204, description = "It is gone; in a machine that stands still, its container goes at the next start."),
+        (status = 204, description = "It is gone; in a machine that does not run, its container goes at the next start."),
         (status = 404, body = Problem)
     )
 )]
@@ -206,7 +206,11 @@ pub async fn remove(
             let _ = changes.changed().await;
         }
     };
-    let late = || Err(Refusal::unavailable(format!("{id} is still being removed: its machine does not answer")));
+    let late = || {
+        let what =
+            "is not removed yet, the daemon continues to try; if that does not help, `garret stop` stops the machine";
+        Err(Refusal::unavailable(format!("{id} {what}")))
+    };
     let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s) + REMOVAL_SLACK;
     tokio::time::timeout(patience, gone).await.unwrap_or_else(|_| late())
 }

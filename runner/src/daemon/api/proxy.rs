@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
 use super::Refusal;
-use crate::daemon::memory::Needed;
+use crate::daemon::memory::WakeGuard;
 
 /// How long the agent may take to begin the stream.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const HANDSHAKE: [HeaderName; 6] = [
 
 /// Passes the request on to `path` of the agent, whose machine is needed until the stream ends. The stream itself is not
 /// looked at: its ends agree on it.
-pub async fn pass_on(agent: &Client, path: &str, mut request: Request, needed: Needed) -> Result<Response, Refusal> {
+pub async fn pass_on(agent: &Client, path: &str, mut request: Request, needed: WakeGuard) -> Result<Response, Refusal> {
     if !request.headers().contains_key(header::UPGRADE) {
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid", "this is a WebSocket: ask for an upgrade"));
     }

@@ -354,7 +354,7 @@ async fn a_removal_waits_for_the_driver_and_a_machine_that_stands_still_needs_no
 }
 
 #[tokio::test]
-async fn a_failed_machine_is_tried_again_when_somebody_asks() {
+async fn a_failed_machine_is_retried_on_request() {
     let server = Server::start().await;
     let workspace = server.workspace(0, "w");
     server.up(0, &workspace).await.unwrap();
@@ -412,7 +412,7 @@ async fn an_id_that_another_developer_has_is_refused() {
 }
 
 #[tokio::test]
-async fn every_run_ends_with_one_event_whoever_ends_it() {
+async fn every_run_ends_with_one_event_whatever_ends_it() {
     let server = Server::start().await;
     let workspace = server.workspace(ALICE, "w");
     let environment = server.up(ALICE, &workspace).await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use garret_api::runner::Means;
 
 use super::ladder::{Ladder, Steps};
-use super::limits::{Limit, Unplugged};
+use super::limits::{Limit, PlugRetry};
 use super::model::{Decision, HostView, MachineView, Notice, Order};
 use super::resting::Resting;
 use super::stage::Rated;
@@ -45,7 +45,7 @@ struct Past {
     cpus: f64,
     idle_for: Duration,
     limit: Limit,
-    unplugged: Unplugged,
+    plug_retry: PlugRetry,
     resting: Resting,
 }
 
@@ -129,7 +129,7 @@ impl Arbiter {
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
         let squeezed = self.ladder.squeezed_to(machine.uid);
         let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
-        let again = past.unplugged.look(machine, elapsed);
+        let again = past.plug_retry.is_due(machine, elapsed);
         let wanted = past.limit.look(machine, squeezed, elapsed);
         let futile = |bytes: u64| machine.swapped >= SWAPPED_MUCH && bytes < machine.limit;
         let changed = wanted.filter(|&bytes| bytes != machine.limit && !futile(bytes));

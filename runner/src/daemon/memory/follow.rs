@@ -10,8 +10,8 @@ use hyper::Method;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::log_on_change::LogOnChange;
 use super::model::GuestView;
-use super::trouble::Trouble;
 use crate::daemon::Daemon;
 
 /// How old a report may be until the guest counts as silent.
@@ -74,12 +74,12 @@ fn view(report: &MemoryReport) -> GuestView {
 /// Follows until it is aborted. `connected` is called whenever a new stream begins.
 pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
     let agent = daemon.agent(&machine, DEADLINE);
-    let trouble = Trouble::of(format!("memory reports of {machine}"));
+    let trouble = LogOnChange::of(format!("memory reports of {machine}"));
     let mut rest = REST;
     let mut known = false;
     loop {
-        // One that stands still says nothing, and connections to it would only pile up.
-        daemon.memory.standing.running(uid).await;
+        // One that is paused says nothing, and connections to it would only pile up.
+        daemon.memory.pauses.running(uid).await;
         let began = Instant::now();
         let ended = match agent.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await {
             Ok(lines) => {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::lane::Lane;
-use super::trouble::Trouble;
+use super::log_on_change::LogOnChange;
 use crate::daemon::Daemon;
 use crate::host;
 
@@ -36,7 +36,7 @@ pub struct Hands {
 impl Hands {
     /// Lanes whose work is among `tasks`.
     pub fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
-        let trouble = |what: &str| Trouble::of(format!("{what} {machine}"));
+        let trouble = |what: &str| LogOnChange::of(format!("{what} {machine}"));
         let arm = Arc::new(Arm {
             daemon: daemon.clone(),
             uid,
@@ -61,10 +61,10 @@ struct Arm {
     daemon: Arc<Daemon>,
     uid: u32,
     machine: String,
-    limit: Trouble,
-    squeeze: Trouble,
-    swap: Trouble,
-    still: Trouble,
+    limit: LogOnChange,
+    squeeze: LogOnChange,
+    swap: LogOnChange,
+    still: LogOnChange,
 }
 
 /// Each gives whether it is done. What the arbiter sees at its next look is not tried again here: it is ordered again.
@@ -78,7 +78,7 @@ impl Arm {
 
     /// Nothing shows whether an agent has heard: one that did not is told again.
     async fn squeeze(self: Arc<Self>, target: Option<u64>) -> bool {
-        self.daemon.memory.standing.running(self.uid).await;
+        self.daemon.memory.pauses.running(self.uid).await;
         let squeeze = MemorySqueeze { target };
         let done = self.daemon.agent(&self.machine, CALL).send(Method::PUT, "/v1/memory", Some(&squeeze)).await;
         let answered = matches!(done, Ok(()) | Err(Error::Problem { .. }));
@@ -100,10 +100,10 @@ impl Arm {
     }
 
     async fn stand(self: Arc<Self>, still: bool) -> bool {
-        let (standing, vmm) = (&self.daemon.memory.standing, self.daemon.vmm(&self.machine, CALL));
+        let (pauses, vmm) = (&self.daemon.memory.pauses, self.daemon.vmm(&self.machine, CALL));
         let done = match still {
-            true => standing.pause(self.uid, &vmm).await,
-            false => standing.resume(self.uid, &vmm).await,
+            true => pauses.pause(self.uid, &vmm).await,
+            false => pauses.resume(self.uid, &vmm).await,
         };
         self.still.note(done.err().map(|error| error.to_string()));
         true

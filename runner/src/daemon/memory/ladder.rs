@@ -1,5 +1,5 @@
 //! The means by which memory is taken from machines while the host's is short, the gentlest first: the guest gives up
-//! what is cold; the host swaps; the machine stands still. Who holds more than its target is asked, the idle first.
+//! what is cold; the host swaps; the machine is paused. Who holds more than its target is asked, the idle first.
 //! Each step up needs the one before to have had its time; what was taken is given back when the host has been calm for
 //! a while.
 
@@ -22,12 +22,12 @@ const SWAP_LEAST: u64 = 4 * MIB;
 /// How long a guest may take to come down, before its memory is swapped; and when memory is very short.
 const GUEST_PATIENCE: Duration = Duration::from_secs(5);
 const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
-/// How long memory must have been very short, although it was swapped out, before a machine stands still.
+/// How long memory must have been very short, although it was swapped out, before a machine is paused.
 const SWAP_PATIENCE: Duration = Duration::from_secs(15);
 /// Between two machines that come to stand still, and between two that go on.
 const PAUSE_GAP: Duration = Duration::from_secs(10);
 const RESUME_GAP: Duration = Duration::from_secs(2);
-/// The longest that a machine stands still while others run: then it is another's turn.
+/// The longest that a machine is paused while others run: then it is another's turn.
 const PAUSE_MOST: Duration = Duration::from_secs(300);
 /// How long a machine must have been far below its target to be released before the host is calm.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(30);

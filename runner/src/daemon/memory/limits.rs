@@ -24,17 +24,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The same of a machine that is squeezed.
 const TIGHT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a guest may leave a part of its limit unplugged until it is asked again. Plugging takes memory, and fails in a guest
-/// that has none left. Linux then retries after 50 s (`VIRTIO_MEM_RETRY_TIMER_MIN_MS`), or at once if it is asked.
+/// How long a guest may leave a part of its limit unplugged until the runner asks again. Plugging fails in a guest whose reserves
+/// are used up, and in a guest kernel of an earlier garret, which may not use them. Linux retries after 50 s
+/// (`VIRTIO_MEM_RETRY_TIMER_MIN_MS`), or at once if it is asked.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// For how long a guest has left a part of its limit unplugged.
+/// When to repeat a limit that the guest has not plugged: for how long it has left a part of it unplugged.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unplugged(Duration);
+pub struct PlugRetry(Duration);
 
-impl Unplugged {
-    /// Whether to ask the guest again.
-    pub fn look(&mut self, machine: &MachineView, elapsed: Duration) -> bool {
+impl PlugRetry {
+    /// Returns true once per [`ASK_AGAIN_AFTER`] while a part of the limit is unplugged.
+    pub fn is_due(&mut self, machine: &MachineView, elapsed: Duration) -> bool {
         self.0 = if plugged(machine) < machine.limit { self.0 + elapsed } else { Duration::ZERO };
         let again = self.0 >= ASK_AGAIN_AFTER;
         if again {

@@ -10,19 +10,19 @@ mod host;
 mod ladder;
 mod lane;
 mod limits;
+mod log_on_change;
 mod metrics;
 mod model;
+mod pause_control;
 mod resting;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
 mod stage;
-mod standing;
 mod strain;
 mod targets;
 #[cfg(test)]
 mod tests;
-mod trouble;
 mod watched;
 mod working_set;
 
@@ -37,18 +37,18 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use arbiter::Arbiter;
 pub use host::{measure as measure_host, meminfo};
+pub use log_on_change::LogOnChange;
 pub use metrics::render as render_metrics;
 pub use model::{Decision, HostView, MachineView, Notice, Order};
+pub use pause_control::{State, WakeGuard};
 pub use snapshot::Snapshot;
-pub use standing::{Needed, State};
-pub use trouble::Trouble;
 
 use super::Daemon;
 use super::apart::run_apart;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
+use pause_control::PauseControl;
 use snapshot::{host_memory, machine_memory};
-use standing::Standing;
 use watched::Watched;
 
 /// The time between two looks …
@@ -63,8 +63,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// What the rest of the daemon shares with the loop.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// Who stands still.
-    pub standing: Standing,
+    /// Which machines are paused.
+    pub pauses: PauseControl,
     /// Calls for a look before its time.
     pub wake: Notify,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
@@ -101,8 +101,8 @@ struct Keeper {
     watched: BTreeMap<u32, Watched>,
     squeezes: BTreeMap<(String, Means), u64>,
     last: Instant,
-    trouble: Trouble,
-    psi: Trouble,
+    trouble: LogOnChange,
+    psi: LogOnChange,
 }
 
 impl Keeper {
@@ -113,8 +113,8 @@ impl Keeper {
             watched: BTreeMap::new(),
             squeezes: BTreeMap::new(),
             last: Instant::now(),
-            trouble: Trouble::of("watching memory"),
-            psi: Trouble::of("memory pressure of the host"),
+            trouble: LogOnChange::of("watching memory"),
+            psi: LogOnChange::of("memory pressure of the host"),
         }
     }
 

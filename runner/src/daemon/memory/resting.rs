@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_awake_or_waited_for_is_left_alone() {
+    fn machines_awake_or_awaited_are_left_alone() {
         let needed = MachineView { needed: true, ..machine(70, 0) };
         let idle: fn(u32) -> u32 = |second| second;
         let busy: fn(u32) -> u32 = |second| second % 10;

@@ -471,7 +471,7 @@ fn who_is_needed_goes_on_at_once() {
         let squeezed = simulation.step().squeezed;
         squeezed.into_iter().find(|&(_, means)| means == Means::Paused)
     });
-    let (uid, _) = paused.expect("a machine that stands still");
+    let (uid, _) = paused.expect("a paused machine");
     assert!(simulation.machine(uid).view.paused);
     simulation.machine(uid).view.needed = true;
     simulation.step();
@@ -482,7 +482,7 @@ fn who_is_needed_goes_on_at_once() {
 
 /// No machine stays paused for good, and every machine gets to use what is guaranteed.
 #[test]
-fn nobody_starves_under_too_great_a_load() {
+fn no_machine_starves_under_too_great_a_load() {
     let mut simulation = Simulation::new(4000, steady(&[2500, 2500, 2500, 2500]));
     let mut ran = [0; 4];
     for _ in 0..3600 {

@@ -69,7 +69,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A machine that is seen first. If it stands still, a runner before this one has let it.
+    /// A machine that is seen first. If it is paused, an earlier runner has paused it.
     pub fn adopt(machine: &MachineView) -> Self {
         let means = if machine.paused { Means::Paused } else { Means::Released };
         Self { means, since: Duration::ZERO, goal: 0, asked: None, pauses: 0 }

@@ -61,7 +61,7 @@ pub fn deficit(host: &HostView) -> u64 {
 }
 
 /// How much should be swapped out. While memory is only short, no more than brings it back to the high mark: between
-/// the marks nothing is swapped out and faulted back without end, though guests are still asked. When it is very short,
+/// the marks nothing is swapped out and faulted back forever, though guests are still asked. When it is very short,
 /// as much as is missing.
 pub fn swap_deficit(host: &HostView, level: Level) -> u64 {
     match level {

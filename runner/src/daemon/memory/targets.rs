@@ -173,7 +173,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_lies_idle_that_somebody_may_have(
+        fn no_memory_lies_idle_that_a_machine_may_have(
             spare in 0..2_000_000u64, claims in prop::collection::vec(any_claim(), 1..50),
         ) {
             let room = claims.iter().map(|claim| claim.guaranteed).sum::<u64>() + spare * MIB;
@@ -183,7 +183,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_starves(spare in 64..10_000u64, claims in prop::collection::vec(any_claim(), 1..200)) {
+        fn no_machine_starves(spare in 64..10_000u64, claims in prop::collection::vec(any_claim(), 1..200)) {
             let room = claims.iter().map(|claim| claim.guaranteed).sum::<u64>() + spare * MIB;
             for (claim, target) in claims.iter().zip(targets(room, &claims)) {
                 prop_assert!(claim.beyond() == 0 || target > claim.guaranteed, "{claim:?} has {target}");

@@ -28,7 +28,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// A daemon whose machine an earlier one has left standing still.
+    /// A daemon whose machine an earlier one has left paused.
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (daemon, _) = testing::daemon(dir.path(), NameService::default());
@@ -105,7 +105,7 @@ async fn a_look_finds_what_an_earlier_daemon_left() {
     let mut rig = Rig::new().await;
     rig.keeper.look().await.unwrap();
     let memory = &rig.keeper.daemon.memory;
-    assert_eq!(memory.standing.state(UID), State::Paused);
+    assert_eq!(memory.pauses.state(UID), State::Paused);
     let snapshot = memory.snapshot().await.unwrap();
     assert!(snapshot.host.total > 0 && snapshot.machines.is_empty(), "{snapshot:?}");
     assert_eq!(snapshot.broken_reports, [("dev7".to_string(), 0)].into());
@@ -123,7 +123,7 @@ async fn orders_reach_the_vmm() {
     rig.until_told(&["plug 256"]).await;
     watched.order(&Order::Resume { uid: UID });
     rig.until_told(&["plug 256", "resume"]).await;
-    assert_eq!(rig.keeper.daemon.memory.standing.state(UID), State::Running);
+    assert_eq!(rig.keeper.daemon.memory.pauses.state(UID), State::Running);
 }
 
 #[tokio::test]

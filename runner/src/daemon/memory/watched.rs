@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::follow::{Reports, follow};
 use super::hands::Hands;
+use super::log_on_change::LogOnChange;
 use super::model::{MachineView, Order};
-use super::standing::State;
-use super::trouble::Trouble;
+use super::pause_control::State;
 use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, VmmId};
 use crate::host::{self, Usage};
@@ -31,7 +31,7 @@ pub struct Watched {
     used: Option<(Instant, Duration)>,
     /// What its control group protects.
     protected: Option<u64>,
-    trouble: Trouble,
+    trouble: LogOnChange,
     hands: Hands,
     /// The hands' work and the follower; they end with this.
     _tasks: JoinSet<()>,
@@ -44,7 +44,7 @@ impl Watched {
         let mut tasks = JoinSet::new();
         let hands = Hands::new(daemon, uid, &name, &mut tasks);
         let (reports, squeeze) = (Reports::default(), hands.squeeze.clone());
-        let trouble = Trouble::of(format!("memory of {name}"));
+        let trouble = LogOnChange::of(format!("memory of {name}"));
         // An agent keeps a squeeze in its own memory. The follower repeats it to an agent that was restarted, or that
         // an earlier runner has squeezed.
         tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.again()));
@@ -66,9 +66,9 @@ impl Watched {
         let vmm = daemon.vmm(&machine.name, LOOK);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
-        let standing = &daemon.memory.standing;
+        let pauses = &daemon.memory.pauses;
         let (usage, info, ()) =
-            tokio::join!(measure(&machine.name, protect), vmm.get("/v1/memory"), standing.check(machine.uid, &vmm));
+            tokio::join!(measure(&machine.name, protect), vmm.get("/v1/memory"), pauses.check(machine.uid, &vmm));
         match info {
             Ok(info) => self.info = Some(info),
             Err(error) => tracing::debug!(machine = machine.name, "no memory figures: {error}"),
@@ -81,8 +81,8 @@ impl Watched {
         Some(MachineView {
             cpus: self.cpus(usage.cpu),
             guest: self.reports.fresh(),
-            paused: standing.state(machine.uid) == State::Paused,
-            needed: needed || standing.is_needed(machine.uid),
+            paused: pauses.state(machine.uid) == State::Paused,
+            needed: needed || pauses.is_needed(machine.uid),
             ..sizes(machine, self.info.as_ref(), &usage)
         })
     }

@@ -38,28 +38,28 @@ impl Driver {
     /// Retries until the adoption succeeds. A VMM that cannot be identified cannot be asked to stop: its power is cut once it
     /// should have stopped for `stop_deadline_s`.
     pub(super) async fn adopt_with_retries(&mut self) {
-        let (mut failures, mut stops_since) = (0, None);
+        let (mut failures, mut unwanted_since) = (0, None);
         while let Err(error) = self.adopt().await {
             failures += 1;
             tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
             // A VMM that was found is driven, even if that could not be noted.
-            if self.lives() || (error.is::<Unidentified>() && self.cut_unidentified(&mut stops_since).await) {
+            if self.lives() || (error.is::<CannotIdentifyVmm>() && self.cut_overdue(&mut unwanted_since).await) {
                 return;
             }
             self.pause(failures).await;
         }
     }
 
-    /// Cuts the power if the machine should have stopped long enough; returns whether it did. `stops_since` is kept between
-    /// calls.
-    async fn cut_unidentified(&mut self, stops_since: &mut Option<Instant>) -> bool {
+    /// Cuts the power of a machine that should have stopped for `stop_deadline_s`; returns whether it did. `unwanted_since` is kept
+    /// between calls.
+    async fn cut_overdue(&mut self, unwanted_since: &mut Option<Instant>) -> bool {
         let Ok(Some((machine, _))) = self.look().await else { return false };
         if self.wish(&machine) == Wish::Run {
-            *stops_since = None;
+            *unwanted_since = None;
             return false;
         }
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        if stops_since.get_or_insert_with(Instant::now).elapsed() < patience {
+        if unwanted_since.get_or_insert_with(Instant::now).elapsed() < patience {
             return false;
         }
         let said = "power cut: the runner cannot identify the VMM to ask it to stop";
@@ -75,7 +75,7 @@ impl Driver {
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
         let paths = self.daemon.paths(&machine.name);
         self.since = Instant::now();
-        let found = identify(&machine, &paths.api_socket()).await.map_err(Unidentified)?;
+        let found = identify(&machine, &paths.api_socket()).await.map_err(CannotIdentifyVmm)?;
         self.vmm = match (found, &machine.vmm) {
             (Some(process), _) => Life::Booting(process),
             (None, None) => Life::Absent,
@@ -137,7 +137,7 @@ impl Driver {
         match launched {
             Ok(pid) => {
                 tracing::info!(machine = machine.name, pid, "launched");
-                self.daemon.memory.standing.started(uid);
+                self.daemon.memory.pauses.started(uid);
                 (self.vmm, self.blame) = watched(VmmProcess::watch(pid));
                 if let Life::Booting(process) = &self.vmm {
                     self.daemon.set_vmm(&machine.name, Some(pid));
@@ -190,7 +190,7 @@ impl Driver {
             () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
             info = async {
                 // An earlier runner may have left it paused: it answers when a client needs it, or memory is available.
-                self.daemon.memory.standing.running(self.uid).await;
+                self.daemon.memory.pauses.running(self.uid).await;
                 answer(&agent).await
             } => {
                 tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
@@ -212,7 +212,7 @@ impl Driver {
             return self.reject(format!("{what}: see `garret logs --machine`")).await;
         }
         self.since = Instant::now();
-        if self.daemon.memory.standing.state(self.uid) == State::Paused {
+        if self.daemon.memory.pauses.state(self.uid) == State::Paused {
             return Ok(());
         }
         let (uid, reason) = (self.uid, "running, but its agent does not answer");
@@ -338,7 +338,7 @@ impl Driver {
 /// The host cannot tell which process is the machine's VMM.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot identify the VMM: {0}")]
-struct Unidentified(io::Error);
+struct CannotIdentifyVmm(io::Error);
 
 /// The machine's VMM: the process of its row, or the one that listens on its API. The state may be older than the machine: it
 /// was not written in time, or restored.
@@ -447,16 +447,16 @@ mod tests {
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&socket, &socket).unwrap();
         let mut driver = Driver::new(daemon.clone(), 7, Arc::default(), Arc::new(Semaphore::new(1)));
-        assert!(driver.adopt().await.unwrap_err().is::<Unidentified>());
+        assert!(driver.adopt().await.unwrap_err().is::<CannotIdentifyVmm>());
 
         let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s);
-        let mut stops_since = Some(Instant::now() - patience);
-        assert!(!driver.cut_unidentified(&mut stops_since).await && stops_since.is_none(), "it should run");
+        let mut unwanted_since = Some(Instant::now() - patience);
+        assert!(!driver.cut_overdue(&mut unwanted_since).await && unwanted_since.is_none(), "it should run");
         daemon.write(|db| machines::set_desired(db, 7, Desired::Stopped)).await.unwrap();
-        assert!(!driver.cut_unidentified(&mut stops_since).await, "the stop has its time from now on");
-        let since = stops_since.unwrap();
-        stops_since = Some(since - patience);
-        assert!(driver.cut_unidentified(&mut stops_since).await);
+        assert!(!driver.cut_overdue(&mut unwanted_since).await, "the stop has its time from now on");
+        let since = unwanted_since.unwrap();
+        unwanted_since = Some(since - patience);
+        assert!(driver.cut_overdue(&mut unwanted_since).await);
         assert!(matches!(driver.vmm, Life::Dead) && driver.asked);
         let scope = Scope::Developer(7);
         let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();

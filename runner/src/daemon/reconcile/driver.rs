@@ -349,7 +349,7 @@ impl Driver {
 
     /// Asks the agent how its containers are; one that ended by itself is seen to have stopped.
     pub(super) async fn refresh(&mut self, machine: &MachineRow) -> rusqlite::Result<()> {
-        if self.daemon.memory.standing.state(self.uid) == State::Paused {
+        if self.daemon.memory.pauses.state(self.uid) == State::Paused {
             return Ok(());
         }
         let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
@@ -373,7 +373,7 @@ impl Driver {
 
     /// Sends the machine other resolvers. One that is paused or does not answer gets them at a later look.
     async fn tell_resolvers(&mut self, machine: &MachineRow) {
-        let paused = self.daemon.memory.standing.state(self.uid) == State::Paused;
+        let paused = self.daemon.memory.pauses.state(self.uid) == State::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {
             return;
         }

@@ -1,4 +1,4 @@
-//! From a running machine to one that stands still, by wish or by accident, or is gone.
+//! From a running machine to one that is stopped, has failed or is removed.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -112,7 +112,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The machine stands still now, and everybody may know why.
+    /// The machine has stopped; records why.
     pub(super) async fn write_end(&self, phase: MachinePhase, reason: String, unasked: bool) -> rusqlite::Result<()> {
         let uid = self.uid;
         self.daemon

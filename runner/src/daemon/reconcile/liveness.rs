@@ -1,4 +1,4 @@
-//! An answer that may take any time, from a guest that may hang.
+//! Waits for an answer that may take any time, from a guest that may hang.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 ///
 /// # Errors
 /// Those of `check`.
-pub(super) async fn wait_while_alive<T, R, E, Check: Future<Output = Result<R, E>>>(
+pub(super) async fn wait_while_alive<T, E, Check: Future<Output = Result<(), E>>>(
     answer: impl Future<Output = T>,
     silence: Duration,
     check: impl Fn() -> Check,
@@ -21,7 +21,7 @@ pub(super) async fn wait_while_alive<T, R, E, Check: Future<Output = Result<R, E
             alive = async {
                 sleep(silence).await;
                 check().await
-            } => drop(alive?),
+            } => alive?,
         }
     }
 }

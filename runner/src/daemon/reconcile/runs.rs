@@ -109,7 +109,7 @@ impl Run {
         let mut pending = None;
         let mut lines = Gathered { lines, pending: &mut pending };
         loop {
-            let next = match wait_while_alive(lines.next(), SILENCE, || self.check()).await {
+            let next = match wait_while_alive(lines.next(), SILENCE, || self.check_agent()).await {
                 Ok(next) => next,
                 Err(error) => return Ok(Followed::Lost(error)),
             };
@@ -188,6 +188,7 @@ impl Run {
                 }
             }
         };
+        let unused = matches!(revoked, Revoked::Unused);
         let what = match revoked {
             Revoked::Unused => None,
             Revoked::Held(files) => Some(format!("the machine still has {files} files of {workspace} open")),
@@ -200,7 +201,10 @@ impl Run {
             tracing::warn!("{problem}");
             self.tell(problem).await?;
         }
-        host::forget_revocation(&paths, &self.row.id);
+        // Otherwise a later removal of the same folder must find those files too. All notes go when the machine ends.
+        if unused {
+            host::forget_revocation(&paths, &self.row.id);
+        }
         Ok(())
     }
 
@@ -254,9 +258,11 @@ impl Run {
         self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
     }
 
+    /// Queries the agent. A failed connection is no error: a VMM that ends is noticed elsewhere.
+    ///
     /// # Errors
-    /// The agent does not answer. That the host cannot connect says nothing of it: a VMM that ends is noticed elsewhere.
-    async fn check(&self) -> Result<(), Error> {
+    /// The agent does not answer.
+    async fn check_agent(&self) -> Result<(), Error> {
         match self.info().await {
             Ok(_) | Err(Error::Connect { .. }) => Ok(()),
             Err(error) => Err(error),

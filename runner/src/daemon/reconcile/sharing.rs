@@ -33,7 +33,7 @@ impl Run {
             mount_point: Some(paths.workspace(&self.row.id)),
             mount: Some(MountFor {
                 vmm_uid: self.daemon.vmm_uid(machine).await,
-                vmm: self.daemon.vmm_pid(&self.machine),
+                vmm_pid: self.daemon.vmm_pid(&self.machine),
                 note: paths.revocation(&self.row.id),
             }),
         };

@@ -28,10 +28,11 @@ const SPECIAL: &[&str] = &[
     "240.0.0.0/4",
 ];
 
-/// How many packets to denied addresses one machine gets an answer to in a second, and at once above that. An answer makes a
-/// program fail at once instead of waiting for minutes. Linux limits such answers for the host as a whole (`icmp_msgs_per_sec`):
-/// no machine may use up those of others.
+/// ICMP answers for denied packets, per second and machine. With an answer a connection fails at once instead of after minutes.
+/// Linux sends fewer: to one address six at once and one a second more (`icmp_ratelimit`). And it limits those of the whole host
+/// (`icmp_msgs_per_sec`), before Linux 6.10 first: no machine may use up the answers of others.
 const REFUSALS_PER_S: u32 = 20;
+/// Answers that a machine gets at once before the rate applies.
 const REFUSALS_BURST: u32 = 50;
 
 /// The most machines whose connections are counted: an address pool has no more slots.
@@ -69,7 +70,9 @@ table inet garret {{
   chain special {{
 {to_private}    goto refuse
   }}
+  # An answer from an address of the pool, or of another machine, would say whether a machine has it.
   chain refuse {{
+    ip daddr @machines drop
     add @refusals {{ ip saddr limit rate {REFUSALS_PER_S}/second burst {REFUSALS_BURST} packets }} counter reject with icmp admin-prohibited
     drop
   }}
@@ -77,7 +80,7 @@ table inet garret {{
     meta nfproto != ipv4 drop
     ip saddr != @machines drop
     ct state invalid drop
-    oifname "grt*" goto refuse
+    oifname "grt*" drop
     ip daddr @special jump special
   }}
   chain forward {{

@@ -21,7 +21,7 @@ pub struct Job {
     /// The answer must wait until the change is durable.
     pub durable: bool,
     /// It once found no space on the host.
-    pub waited: bool,
+    pub found_no_space: bool,
 }
 
 impl Job {

@@ -93,8 +93,8 @@ struct BlockBackend {
     uring: Option<Uring>,
     /// Writes for which the host had no space.
     waiting: Vec<Job>,
-    /// How many requests once found no space and have no answer yet. Includes those that are being tried again.
-    unanswered: usize,
+    /// How many requests without an answer found no space at least once. Includes those that are being tried again.
+    short_of_space: usize,
     flushes: FlushQueue<Job>,
     outcome_policy: OutcomePolicy,
     retry: Timer,
@@ -111,7 +111,7 @@ impl BlockBackend {
         let space = Arc::new(BlockConfig::new(image.disk));
         let (id, waiting, failures) = (config.id.clone(), Vec::new(), Failures::default());
         let flushes = FlushQueue::default();
-        let (uring, unanswered, negotiated, outcome_policy) = (None, 0, 0, OutcomePolicy::default());
+        let (uring, short_of_space, negotiated, outcome_policy) = (None, 0, 0, OutcomePolicy::default());
         Ok(Self {
             id,
             image,
@@ -119,7 +119,7 @@ impl BlockBackend {
             limiter,
             uring,
             waiting,
-            unanswered,
+            short_of_space,
             flushes,
             outcome_policy,
             retry,
@@ -181,7 +181,7 @@ impl BlockBackend {
             Ok(Action::Identify) => self.identify(&chain, ring),
             Ok(action) => {
                 let durable = action.writes() && self.writethrough();
-                self.begin(Job { chain, action, durable, waited: false }, ring)
+                self.begin(Job { chain, action, durable, found_no_space: false }, ring)
             }
         }
     }
@@ -221,9 +221,9 @@ impl BlockBackend {
     }
 
     fn answer_job(&mut self, job: &Job, status: Status, ring: &mut Ring) -> Result<(), Fault> {
-        if job.waited {
-            self.unanswered -= 1;
-            ring.set_waiting(self.unanswered);
+        if job.found_no_space {
+            self.short_of_space -= 1;
+            ring.set_short_of_space(self.short_of_space);
         }
         answer(&job.chain, status, ring)
     }
@@ -249,10 +249,10 @@ impl BlockBackend {
         if self.waiting.is_empty() {
             self.retry.set(RETRY_PAUSE, Duration::ZERO)?;
         }
-        if !job.waited {
-            job.waited = true;
-            self.unanswered += 1;
-            ring.set_waiting(self.unanswered);
+        if !job.found_no_space {
+            job.found_no_space = true;
+            self.short_of_space += 1;
+            ring.set_short_of_space(self.short_of_space);
         }
         self.waiting.push(job);
         Ok(())
@@ -347,8 +347,8 @@ impl Backend for BlockBackend {
             }
             if self.waiting.is_empty() {
                 // After a fault some have no answer and get none.
-                self.unanswered = 0;
-                rings[0].set_waiting(0);
+                self.short_of_space = 0;
+                rings[0].set_short_of_space(0);
                 return result;
             }
             // The timer's descriptor is not looked at while the device stops.

@@ -299,7 +299,7 @@ fn a_flush_that_fails_on_the_host_fails_for_the_guest() {
     assert_eq!(disk.write(0, vec![1; 512]), [OK], "the host has it, if not for good");
     let flush = [header(blk::VIRTIO_BLK_T_FLUSH, 0)];
     assert_eq!((disk.ask(&flush, &[1]), disk.ask(&flush, &[1])), (vec![IOERR], vec![IOERR]));
-    assert_eq!(disk.rig.queues[0].counters.waiting(), 0);
+    assert_eq!(disk.rig.queues[0].counters.short_of_space(), 0);
     assert!(!disk.rig.is_broken());
 }
 
@@ -342,11 +342,11 @@ fn a_write_waits_while_the_host_is_full() {
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]), [OK]);
     assert!(disk.rig.queues[0].used().is_none());
     let counters = disk.rig.queues[0].counters.clone();
-    assert!(counters.metrics().host_failures >= 1 && counters.waiting() == 1, "{counters:?}");
+    assert!(counters.metrics().host_failures >= 1 && counters.short_of_space() == 1, "{counters:?}");
     // Space that the driver gives back is enough.
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 64, 0)], &[1]), [OK]);
     assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
-    assert_eq!(counters.waiting(), 0);
+    assert_eq!(counters.short_of_space(), 0);
     assert_eq!(disk.read(1024, 65536)[..65536], vec![2; 65536]);
     assert!(!disk.rig.is_broken());
 }

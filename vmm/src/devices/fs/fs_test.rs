@@ -238,7 +238,7 @@ fn symlinks_are_never_followed_on_the_host() {
 }
 
 #[test]
-fn whoever_makes_a_file_in_the_guest_it_is_the_developers() {
+fn files_of_every_guest_user_are_the_developers() {
     let place = Place::new();
     as_owner(&place.share(), |owner| {
         let mut client = Client::new(&place.share());
@@ -324,7 +324,7 @@ fn there_are_no_device_nodes() {
     assert_eq!(whiteout, Err(libc::EINVAL));
     for kind in [libc::S_IFIFO, libc::S_IFSOCK] {
         let node = client.mknod(ROOT_ID, &format!("{kind:o}"), kind | 0o600, 0).unwrap().nodeid;
-        // Opening a pipe could block a thread without end.
+        // Opening a pipe could block a thread forever.
         assert_eq!(client.open(node, libc::O_RDONLY), Err(libc::EBADF));
     }
 }
@@ -486,7 +486,7 @@ fn stalled(place: &Place) -> (Client, Lease, u16) {
 }
 
 #[test]
-fn a_slow_request_stalls_nobody_else() {
+fn a_slow_request_stalls_no_other() {
     let place = Place::new();
     let (mut client, lease, head) = stalled(&place);
     // Names, attributes and data of other files go on meanwhile: every answer is another's.

@@ -42,7 +42,7 @@ fn plug(range: Option<Range<u64>>, map: &Plugged, requested: u64) -> Plan {
     } else if map.plugged_in(&range) > 0 {
         Response::Error
     } else if is_sparse(&range, map, requested) {
-        // Not `Nack`: Linux would then ask again at once, without end.
+        // Not `Nack`: Linux would then retry at once, forever.
         Response::Busy
     } else {
         return Plan::Plug(range);

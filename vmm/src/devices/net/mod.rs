@@ -120,7 +120,7 @@ impl Backend for NetBackend {
         self.tap.set_offloads(Offloads::accepted(features))?;
         self.rx.start(features, self.tap.mtu);
         self.tx.start(features);
-        // Edge-triggered: while packets wait and no buffer is free, a level would wake the worker without end.
+        // Edge-triggered: while packets wait and no buffer is free, a level would wake the worker forever.
         fds.add(&self.tap, TAP, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
         fds.add(&self.rx.limiter, RECEIVE_TOKENS, EventSet::IN)?;
         fds.add(&self.tx.limiter, TRANSMIT_TOKENS, EventSet::IN)?;

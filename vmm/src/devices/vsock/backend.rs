@@ -173,7 +173,7 @@ mod tests {
 
     /// The worker is woken by a tick and a kick at once, and the kick ends the wait for which there were ticks.
     #[test]
-    fn a_tick_that_nobody_needs_any_more_does_not_block_the_worker() {
+    fn an_unneeded_tick_does_not_block_the_worker() {
         let folder = tempfile::tempdir().unwrap();
         let host = Host::listen(&folder.path().join("v")).unwrap();
         let mut backend = VsockBackend::new(Muxer::new(3, host).unwrap()).unwrap();

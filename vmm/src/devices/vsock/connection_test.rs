@@ -225,7 +225,7 @@ fn a_client_is_greeted_only_after_the_guests_response() {
 }
 
 #[test]
-fn a_response_nobody_asked_for_breaks_the_connection() {
+fn an_unexpected_response_breaks_the_connection() {
     let mut early = Connection::outgoing();
     assert_eq!(receive(&mut early, Op::Response, 0), Err(Broken), "the request was not even sent");
     let mut twice = established();
@@ -289,7 +289,7 @@ fn the_hosts_end_is_told_half_by_half() {
     connection.host_ended();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_SEND)));
     assert_eq!(connection.take_control(), None);
-    assert!(!connection.in_limbo(), "the guest may continue to send without end");
+    assert!(!connection.in_limbo(), "the guest may continue to send forever");
     connection.host_deafened();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_BOTH)));
     assert!(connection.in_limbo());

@@ -115,7 +115,7 @@ pub fn judge(header: &Header, guest_cid: u64) -> Verdict {
     let ours = header.dst_cid.get() == HOST_CID && header.kind.get() == TYPE_STREAM;
     match op {
         Some(op) if ours => Verdict::Take(key, op),
-        // A reset is never answered by a reset, or two sides could exchange resets without end.
+        // A reset is never answered by a reset, or two sides could exchange resets forever.
         Some(Op::Reset) => Verdict::Ignore,
         _ => Verdict::Refuse(key),
     }

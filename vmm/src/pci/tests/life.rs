@@ -73,7 +73,7 @@ fn features_are_checked_and_then_locked() {
 }
 
 #[test]
-fn steps_can_not_be_left_out_nor_taken_back() {
+fn steps_are_neither_left_out_nor_taken_back() {
     let guest = Guest::rng();
     guest.set_status(DRIVER_OK);
     assert_eq!(guest.status(), 0);

@@ -182,7 +182,7 @@ fn completed_together_is_seen_together() {
 }
 
 #[test]
-fn a_chain_in_flight_can_not_be_offered_again_nor_completed_twice() {
+fn a_chain_in_flight_is_neither_offered_again_nor_completed_twice() {
     let (mut queue, mut ring) = queue(0);
     let head = queue.add(&[], &[8]);
     ring.take().unwrap().unwrap();

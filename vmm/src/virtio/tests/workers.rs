@@ -108,7 +108,7 @@ fn groups_must_cover_the_queues() {
 }
 
 #[test]
-fn a_worker_that_can_not_be_prepared_fails_the_build() {
+fn a_worker_whose_preparation_fails_fails_the_build() {
     struct Unprepared;
     impl Backend for Unprepared {
         fn prepare(&mut self) -> std::io::Result<()> {

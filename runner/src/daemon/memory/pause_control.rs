@@ -1,6 +1,6 @@
 //! The one place that pauses and resumes machines.
 //!
-//! A task that needs a machine holds a [`Needed`] meanwhile. A machine that is needed is not paused. Pausing and
+//! A task that needs a machine holds a [`WakeGuard`] meanwhile. A machine that is needed is not paused. Pausing and
 //! resuming one machine take turns: when a need begins during a pause, the machine runs in the end.
 
 use std::collections::HashMap;
@@ -23,19 +23,19 @@ pub enum State {
     Unknown,
     /// Its vCPUs run.
     Running,
-    /// It stands still.
+    /// Its vCPUs are paused.
     Paused,
 }
 
 /// All machines there have been, by uid.
 #[derive(Debug)]
-pub struct Standing {
+pub struct PauseControl {
     places: Mutex<HashMap<u32, Arc<Place>>>,
     /// How long a need is felt after it has ended.
     linger: Duration,
 }
 
-impl Default for Standing {
+impl Default for PauseControl {
     fn default() -> Self {
         Self { places: Mutex::default(), linger: LINGER }
     }
@@ -56,16 +56,16 @@ struct Needs {
 
 /// Marks the machine as needed until this is dropped.
 #[derive(Debug)]
-pub struct Needed(Arc<Place>);
+pub struct WakeGuard(Arc<Place>);
 
-impl Needed {
+impl WakeGuard {
     fn new(place: Arc<Place>) -> Self {
         place.needs().now += 1;
         Self(place)
     }
 }
 
-impl Drop for Needed {
+impl Drop for WakeGuard {
     fn drop(&mut self) {
         let mut needs = self.0.needs();
         needs.now -= 1;
@@ -73,12 +73,12 @@ impl Drop for Needed {
     }
 }
 
-impl Standing {
-    /// Lets the machine go on if it stands still, and keeps it going for as long as what is returned lives.
+impl PauseControl {
+    /// Resumes the machine if it is paused, and keeps it running until the returned value is dropped.
     ///
-    /// A VMM that does not answer is told in the log: whatever the caller wants of the guest fails with its own reason.
-    pub async fn wake(&self, uid: u32, vmm: &Client) -> Needed {
-        let needed = Needed::new(self.place(uid));
+    /// A VMM that does not answer is logged: whatever the caller wants of the guest fails with its own reason.
+    pub async fn wake(&self, uid: u32, vmm: &Client) -> WakeGuard {
+        let needed = WakeGuard::new(self.place(uid));
         if let Err(error) = needed.0.resume(vmm).await {
             tracing::warn!(uid, "cannot resume a machine that is needed: {error}");
         }
@@ -93,7 +93,7 @@ impl Standing {
         self.place(uid).pause(vmm, self.linger).await
     }
 
-    /// Lets the machine go on.
+    /// Resumes the machine.
     ///
     /// # Errors
     /// The VMM refuses or does not answer.
@@ -112,7 +112,7 @@ impl Standing {
         self.place(uid).check(vmm).await;
     }
 
-    /// Whether it stands still.
+    /// Whether the machine is paused.
     pub fn state(&self, uid: u32) -> State {
         *self.place(uid).state.borrow()
     }
@@ -239,86 +239,86 @@ mod tests {
     #[tokio::test]
     async fn who_is_needed_while_being_paused_runs_in_the_end() {
         let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
-        let standing = Arc::new(Standing { linger: Duration::ZERO, ..Standing::default() });
-        standing.started(7);
-        let (pausing, client) = (standing.clone(), vmm.clone());
+        let pauses = Arc::new(PauseControl { linger: Duration::ZERO, ..PauseControl::default() });
+        pauses.started(7);
+        let (pausing, client) = (pauses.clone(), vmm.clone());
         let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        let needed = standing.wake(7, &vmm).await;
+        let needed = pauses.wake(7, &vmm).await;
         paused.await.unwrap().unwrap();
         assert_eq!(*told.lock().unwrap(), ["pause", "resume"]);
-        assert_eq!((standing.state(7), standing.is_needed(7)), (State::Running, true));
+        assert_eq!((pauses.state(7), pauses.is_needed(7)), (State::Running, true));
 
-        standing.pause(7, &vmm).await.unwrap();
-        assert_eq!(standing.state(7), State::Running, "it is needed");
+        pauses.pause(7, &vmm).await.unwrap();
+        assert_eq!(pauses.state(7), State::Running, "it is needed");
         drop(needed);
-        standing.pause(7, &vmm).await.unwrap();
-        assert_eq!((standing.state(7), standing.is_needed(7)), (State::Paused, false));
-        standing.resume(7, &vmm).await.unwrap();
-        standing.running(7).await;
+        pauses.pause(7, &vmm).await.unwrap();
+        assert_eq!((pauses.state(7), pauses.is_needed(7)), (State::Paused, false));
+        pauses.resume(7, &vmm).await.unwrap();
+        pauses.running(7).await;
     }
 
     #[tokio::test]
     async fn one_of_which_nothing_is_known_is_resumed_to_be_sure() {
         let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
-        let standing = Standing::default();
-        drop(standing.wake(7, &vmm).await);
-        drop(standing.wake(7, &vmm).await);
+        let pauses = PauseControl::default();
+        drop(pauses.wake(7, &vmm).await);
+        drop(pauses.wake(7, &vmm).await);
         assert_eq!(*told.lock().unwrap(), ["resume"]);
-        standing.pause(7, &vmm).await.unwrap();
-        assert_eq!((standing.state(7), standing.is_needed(7)), (State::Running, true), "the need is still felt");
+        pauses.pause(7, &vmm).await.unwrap();
+        assert_eq!((pauses.state(7), pauses.is_needed(7)), (State::Running, true), "the need is still felt");
     }
 
     #[tokio::test]
     async fn the_vmm_corrects_what_is_believed_of_a_machine_at_rest() {
         let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
-        let standing = Standing { linger: Duration::ZERO, ..Standing::default() };
+        let pauses = PauseControl { linger: Duration::ZERO, ..PauseControl::default() };
         told.lock().unwrap().push("pause");
-        standing.check(7, &vmm).await;
-        assert_eq!(standing.state(7), State::Paused, "an earlier runner left it");
-        standing.resume(7, &vmm).await.unwrap();
-        standing.pause(7, &vmm).await.unwrap();
-        standing.check(7, &vmm).await;
-        assert_eq!(standing.state(7), State::Paused);
+        pauses.check(7, &vmm).await;
+        assert_eq!(pauses.state(7), State::Paused, "an earlier runner left it");
+        pauses.resume(7, &vmm).await.unwrap();
+        pauses.pause(7, &vmm).await.unwrap();
+        pauses.check(7, &vmm).await;
+        assert_eq!(pauses.state(7), State::Paused);
         told.lock().unwrap().push("resume"); // by itself: its lease expired
-        standing.check(7, &vmm).await;
-        assert_eq!(standing.state(7), State::Running);
-        standing.pause(7, &vmm).await.unwrap();
+        pauses.check(7, &vmm).await;
+        assert_eq!(pauses.state(7), State::Running);
+        pauses.pause(7, &vmm).await.unwrap();
         assert_eq!(*told.lock().unwrap(), ["pause", "resume", "pause", "resume", "pause"]);
     }
 
     #[tokio::test]
     async fn a_check_during_a_pause_or_a_start_changes_nothing() {
         let (_dir, vmm, _) = vmm(StatusCode::NO_CONTENT);
-        let standing = Arc::new(Standing { linger: Duration::ZERO, ..Standing::default() });
-        standing.started(7);
-        let (pausing, client) = (standing.clone(), vmm.clone());
+        let pauses = Arc::new(PauseControl { linger: Duration::ZERO, ..PauseControl::default() });
+        pauses.started(7);
+        let (pausing, client) = (pauses.clone(), vmm.clone());
         let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        standing.check(7, &vmm).await;
-        assert_eq!(standing.state(7), State::Paused, "the VMM still says that it runs");
+        pauses.check(7, &vmm).await;
+        assert_eq!(pauses.state(7), State::Paused, "the VMM still says that it runs");
         paused.await.unwrap().unwrap();
         // Of another machine nothing is known, and its VMM answers "paused" after a new one has started.
-        let (checking, client) = (standing.clone(), vmm.clone());
+        let (checking, client) = (pauses.clone(), vmm.clone());
         let check = tokio::spawn(async move { checking.check(8, &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        standing.started(8);
+        pauses.started(8);
         check.await.unwrap();
-        assert_eq!(standing.state(8), State::Running);
+        assert_eq!(pauses.state(8), State::Running);
     }
 
     #[tokio::test]
-    async fn a_refusal_to_pause_is_no_pause_and_after_silence_nobody_knows() {
+    async fn after_a_refused_pause_it_runs_and_after_silence_it_is_unknown() {
         let (_dir, refusing, _) = vmm(StatusCode::CONFLICT);
-        let standing = Standing::default();
-        standing.started(7);
-        assert!(standing.pause(7, &refusing).await.is_err());
-        assert_eq!(standing.state(7), State::Running);
+        let pauses = PauseControl::default();
+        pauses.started(7);
+        assert!(pauses.pause(7, &refusing).await.is_err());
+        assert_eq!(pauses.state(7), State::Running);
         let (_dir, slow, told) = vmm(StatusCode::NO_CONTENT);
-        assert!(standing.pause(7, &slow.clone().with_deadline(Duration::from_millis(5))).await.is_err());
-        assert_eq!(standing.state(7), State::Unknown);
+        assert!(pauses.pause(7, &slow.clone().with_deadline(Duration::from_millis(5))).await.is_err());
+        assert_eq!(pauses.state(7), State::Unknown);
         told.lock().unwrap().push("pause");
-        standing.check(7, &slow).await;
-        assert_eq!(standing.state(7), State::Paused);
+        pauses.check(7, &slow).await;
+        assert_eq!(pauses.state(7), State::Paused);
     }
 }

@@ -1,29 +1,29 @@
-//! Trouble that comes each second is told once.
+//! Logs a problem that returns each second once.
 
 use std::sync::{Mutex, PoisonError};
 
-/// What one thing is in trouble with at present.
+/// The present problem of one thing, logged when it changes.
 #[derive(Debug)]
-pub struct Trouble {
+pub struct LogOnChange {
     what: String,
     now: Mutex<Option<String>>,
 }
 
-impl Trouble {
-    /// None yet. `what` says whose trouble it would be.
+impl LogOnChange {
+    /// No problem yet. `what` says whose it would be.
     pub fn of(what: impl Into<String>) -> Self {
         Self { what: what.into(), now: Mutex::default() }
     }
 
-    /// Notes how it is now; logs it if that is another thing than before.
+    /// Notes the present problem, if there is one. Logs it if it is another than before.
     pub fn note(&self, now: Option<String>) {
         let mut before = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         if *before == now {
             return;
         }
         match &now {
-            Some(trouble) => tracing::warn!("{}: {trouble}", self.what),
-            None => tracing::info!("{}: well again", self.what),
+            Some(problem) => tracing::warn!("{}: {problem}", self.what),
+            None => tracing::info!("{}: works again", self.what),
         }
         *before = now;
     }
