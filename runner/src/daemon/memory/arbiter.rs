@@ -1,6 +1,6 @@
-//! Looks at the host and its machines, and decides what each should hold, what it may plug, and by which means memory
-//! is taken. It has no clock and does nothing itself: what it remembers between two looks can be lost at any time, and
-//! comes back from what it sees.
+//! Looks at the host and its machines. Decides how much memory each machine should hold, how much it may plug, and by
+//! which means memory is taken. It has no clock and carries out nothing itself. Its state between two looks can be lost
+//! at any time: it is rebuilt from what the next looks see.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use super::strain::{capacity, room};
 use super::targets::{Claim, targets};
 use super::working_set::{held, wanted, working_set};
 
-/// A machine that uses less of one CPU is idle.
+/// A machine is idle if it uses less than this part of one CPU …
 const IDLE_CPUS: f64 = 0.1;
-/// … if it does so for this long.
+/// … for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
-/// Over this time its use is averaged: an idle guest's timers come in bursts.
+/// CPU use is averaged over this time, because an idle guest's timers fire in bursts.
 const CPU_AVERAGE: Duration = Duration::from_secs(5);
-/// A machine that uses so much of a CPU's second from one look to the next is awake at once. Looks may be called for early.
+/// A machine that uses this many seconds of CPU time between two looks is awake at once. Looks may come early.
 const AWAKE: f64 = 0.25;
-/// So much swapped out of a machine is too much to unplug anything: what is to be unplugged is moved first, and what is
-/// swapped out has to come back for that.
+/// With this much memory swapped out of a machine, nothing is unplugged. Linux moves memory before it unplugs it, and
+/// would have to swap it in for that.
 const SWAPPED_MUCH: u64 = 64 << 20;
-/// A longer time between two looks (the host slept) counts as this: what was true at both ends need not have been
-/// between.
+/// A longer time between two looks (the host slept) counts as this: a condition that holds at both looks may not have
+/// held between them.
 const ELAPSED_MOST: Duration = Duration::from_secs(10);
 
 /// The arbiter.
@@ -38,10 +38,10 @@ pub struct Arbiter {
     machines: BTreeMap<u32, Past>,
 }
 
-/// What is remembered of one machine.
+/// The state of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 struct Past {
-    /// The average of its use.
+    /// The average of its CPU use.
     cpus: f64,
     idle_for: Duration,
     limit: Limit,
@@ -50,7 +50,7 @@ struct Past {
 }
 
 impl Arbiter {
-    /// Decides what to do now; `elapsed` since the last look.
+    /// Decides what to do now; `elapsed` is the time since the last look.
     pub fn look(&mut self, host: &HostView, machines: &[MachineView], elapsed: Duration) -> Decision {
         let elapsed = elapsed.min(ELAPSED_MOST);
         self.age(machines, elapsed);
@@ -74,8 +74,8 @@ impl Arbiter {
         }
     }
 
-    /// Swaps out what idle machines of an overcommitted host do not touch, unless memory is being taken from them by
-    /// another means.
+    /// On an overcommitted host, swaps out the untouched memory of idle machines, except of machines from which memory
+    /// is being taken by another means.
     fn rest(
         &mut self,
         host: &HostView,
@@ -124,8 +124,8 @@ impl Arbiter {
         self.machines.get(&machine.uid).is_some_and(|past| past.idle_for >= IDLE_AFTER)
     }
 
-    /// A new limit where it should change, or the same again where the guest has not plugged it. A paused guest can plug and unplug
-    /// nothing.
+    /// Returns a new limit if it should change, or the same limit again if the guest has not plugged it. A paused guest
+    /// cannot plug or unplug memory.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
         let squeezed = self.ladder.squeezed_to(machine.uid);
         let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
@@ -143,7 +143,7 @@ fn claim(machine: &MachineView, used: u64) -> Claim {
     Claim { guaranteed, promised, wanted: wanted(used), weight, held: held(machine), used }
 }
 
-/// Half of the swap is for machines at work.
+/// Free swap that idle machines may use. Half of the swap is reserved for busy machines.
 fn spare_swap(host: &HostView) -> u64 {
     host.swap_free.saturating_sub(host.swap_total / 2)
 }
@@ -152,14 +152,14 @@ fn promised(machines: &[MachineView]) -> u64 {
     machines.iter().map(|machine| machine.promised).fold(0, u64::saturating_add)
 }
 
-/// What the machines can hold together, not less than their guarantees as far as the capacity holds these.
+/// How much memory the machines can hold together. At least the sum of their guarantees, as far as the capacity allows.
 fn guaranteed_room(host: &HostView, machines: &[MachineView]) -> u64 {
     let sum = |size: fn(&MachineView) -> u64| machines.iter().map(size).fold(0, u64::saturating_add);
     let guaranteed = sum(|machine| machine.guaranteed).min(capacity(host));
     room(host, sum(|machine| machine.resident)).max(guaranteed)
 }
 
-/// What gives to a machine is done before what takes.
+/// Orders that give to a machine come before orders that take from it.
 fn precedence(order: &Order) -> u8 {
     match order {
         Order::Resume { .. } => 0,
@@ -197,13 +197,13 @@ mod tests {
 
     const ROOMY: u64 = 8000 * MIB;
 
-    /// A host that is not short of anything.
+    /// A host with enough of everything.
     fn roomy_host() -> HostView {
         let (total, available) = (4000 * MIB, 3000 * MIB);
         HostView { total, available, swap_total: ROOMY, swap_free: ROOMY, ..HostView::default() }
     }
 
-    /// Whether anything is swapped out of a machine in five minutes; `cpus` by the look.
+    /// Whether anything is swapped out of a machine in five minutes; `cpus` is the CPU use at each look.
     fn rests(host: &HostView, machine: &MachineView, interval: Duration, cpus: fn(u32) -> f64) -> bool {
         let mut arbiter = Arbiter::default();
         let looks = 300 * (SECOND.as_millis() / interval.as_millis()) as u32;
@@ -265,7 +265,7 @@ mod tests {
         let orders: Vec<Order> = (0..60).flat_map(|_| look(&mut arbiter, &roomy_host(), &[machine]).orders).collect();
         let first = orders.iter().find(|order| matches!(order, Order::Limit { .. } | Order::Swap { .. }));
         assert!(matches!(first, Some(Order::Limit { .. })), "{orders:?}");
-        // Nothing is unplugged of one of which much is swapped out: there is nothing to wait for.
+        // With much memory swapped out, nothing is unplugged, so there is nothing to wait for.
         let swapped = MachineView { swapped: SWAPPED_MUCH, ..machine };
         assert!(rests(&roomy_host(), &swapped, SECOND, |_| 0.0));
     }
@@ -365,7 +365,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is seen: guarantees are kept where the capacity holds them, and the targets are within it.
+        /// For any input, guarantees are kept if the capacity allows them, and the targets are within the capacity.
         #[test]
         fn targets_hold_at_every_sight(host in any_host(), machines in any_machines()) {
             let decision = look(&mut Arbiter::default(), &host, &machines);
@@ -376,13 +376,13 @@ mod tests {
             }
         }
 
-        /// Whatever one guest reports, no other machine's target is lower than when that guest claims all it can.
+        /// No report of one guest makes another machine's target lower than when that guest claims the maximum.
         #[test]
         fn a_guests_word_takes_nothing_from_others(
             host in any_host(), mut machines in any_machines(), word in any_guest(),
         ) {
             machines[0].paused = false;
-            // It has nothing free and nothing cold.
+            // The guest has no free and no cold memory.
             machines[0].guest = Some(GuestView::default());
             machines[0].plugged = u64::MAX;
             let greedy = look(&mut Arbiter::default(), &host, &machines);
@@ -394,7 +394,8 @@ mod tests {
             }
         }
 
-        /// However often the same is seen: no more is swapped than there is swap, and notices are single lines.
+        /// However often the same input is repeated, no more is swapped than there is swap, and notices are single
+        /// lines.
         #[test]
         fn orders_stay_within_the_swap(host in any_host(), machines in any_machines(), looks in 1..30u32) {
             let mut arbiter = Arbiter::default();

@@ -1,4 +1,5 @@
-//! Follows what one guest says of its memory. All of it is hearsay: bounded, paced, and forgotten when it is old.
+//! Follows one guest's memory reports. They are not trusted: they are bounded, rate-limited, and dropped when they are
+//! old.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,23 +15,23 @@ use super::log_on_change::LogOnChange;
 use super::model::GuestView;
 use crate::daemon::Daemon;
 
-/// How old a report may be until the guest counts as silent.
+/// The age at which a report is stale and the guest counts as silent.
 const FRESH: Duration = Duration::from_secs(15);
-/// How long the agent may take to begin.
+/// How long the agent may take to start its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// A stream that is silent for longer is given up; the agent promises a line every 10 s.
+/// A stream that is silent for longer is dropped; the agent promises a line every 10 s.
 const SILENCE: Duration = Duration::from_secs(30);
-/// The least time between two lines that are read: a guest that floods us waits.
+/// The minimum time between two lines that are read, so that a guest cannot flood the daemon.
 const PACE: Duration = Duration::from_millis(50);
-/// The least time between two looks that one guest can ask for.
+/// The minimum time between two looks that one guest can request.
 const CALL_PACE: Duration = Duration::from_secs(1);
-/// How long it rests before it begins again, longer each time, which also bounds what a guest can make us log …
+/// The delay before a new stream. It doubles each time, which also bounds how much a guest can make the daemon log …
 const REST: Duration = Duration::from_secs(1);
 const REST_MAX: Duration = Duration::from_secs(10);
-/// … until a stream has lived for this long.
+/// … until a stream has lasted this long.
 const PROVEN: Duration = Duration::from_secs(60);
 
-/// What a guest has said.
+/// The reports of one guest.
 #[derive(Clone, Debug, Default)]
 pub struct Reports(Arc<Mutex<Heard>>);
 
@@ -41,17 +42,17 @@ struct Heard {
 }
 
 impl Reports {
-    /// What the guest says now; `None`: it is silent.
+    /// The guest's latest report; `None` if it is silent.
     pub fn fresh(&self) -> Option<GuestView> {
         self.heard().last.as_ref().filter(|(at, _)| at.elapsed() <= FRESH).map(|(_, report)| view(report))
     }
 
-    /// How often the guest's kernel has killed for lack of memory, as it said last.
+    /// How many processes the guest's kernel has killed for lack of memory, by its last report.
     pub fn oom_kills(&self) -> u64 {
         self.heard().last.as_ref().map_or(0, |(_, report)| report.oom_kills)
     }
 
-    /// How often the stream broke, or had a line that is no report.
+    /// How often the stream broke, or had a line that could not be parsed.
     pub fn broken(&self) -> u64 {
         self.heard().broken
     }
@@ -71,14 +72,14 @@ fn view(report: &MemoryReport) -> GuestView {
     }
 }
 
-/// Follows until it is aborted. `connected` is called whenever a new stream begins.
+/// Follows the reports until the task is aborted. Calls `connected` whenever a new stream begins.
 pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
     let agent = daemon.agent(&machine, DEADLINE);
     let trouble = LogOnChange::of(format!("memory reports of {machine}"));
     let mut rest = REST;
     let mut known = false;
     loop {
-        // One that is paused says nothing, and connections to it would only pile up.
+        // A paused guest does not answer, and connections to it would only accumulate.
         daemon.memory.pauses.running(uid).await;
         let began = Instant::now();
         let ended = match agent.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await {
@@ -87,7 +88,7 @@ pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Rep
                 connected();
                 listen(&daemon.memory.wake, &reports, lines).await
             }
-            // Still booting, which its driver watches.
+            // The guest is still booting. Its driver watches that.
             Err(_) if !known => {
                 tokio::time::sleep(REST).await;
                 continue;
@@ -104,7 +105,7 @@ pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Rep
     }
 }
 
-/// Listens until the stream ends, breaks, is silent or says nonsense, and gives which.
+/// Reads reports until the stream ends, breaks, is silent or has an invalid line. Returns the reason.
 async fn listen(wake: &Notify, reports: &Reports, mut lines: Lines<MemoryReport>) -> String {
     let mut called: Option<Instant> = None;
     loop {
@@ -136,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a guest that says this.
+    /// What the follower makes of a guest that sends this text.
     async fn hear(said: &'static str) -> (Reports, String, bool) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("agent.sock")).unwrap();

@@ -1,4 +1,4 @@
-//! How orders are carried out on one machine: each kind in a lane of its own, with a deadline.
+//! Carries out orders on one machine: each kind in a lane of its own, with a deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,26 +15,26 @@ use super::log_on_change::LogOnChange;
 use crate::daemon::Daemon;
 use crate::host;
 
-/// How long a VMM or an agent may take to do what it is told.
+/// How long a VMM or an agent may take to carry out an order.
 const CALL: Duration = Duration::from_secs(5);
-/// An order to swap out that is so old is not begun: what is swapped out now was decided now.
+/// An order to swap out that is older than this is dropped: the figures behind it are out of date.
 const STALE: Duration = Duration::from_secs(2);
 
 /// The lanes of one machine.
 #[derive(Debug)]
 pub struct Hands {
-    /// What may be plugged, in MiB.
+    /// The limit on plugged memory, in MiB.
     pub limit: Lane<u32>,
-    /// What the agent should come down to, in bytes.
+    /// The size to which the agent should shrink the guest, in bytes.
     pub squeeze: Lane<Option<u64>>,
-    /// When it was ordered, and how much is to be swapped out, in bytes.
+    /// When the order was made, and how much to swap out, in bytes.
     pub swap: Lane<(Instant, u64)>,
-    /// Whether it should stand still.
+    /// Whether the machine should be paused.
     pub still: Lane<bool>,
 }
 
 impl Hands {
-    /// Lanes whose work is among `tasks`.
+    /// Creates lanes that run as tasks in `tasks`.
     pub fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
         let trouble = |what: &str| LogOnChange::of(format!("{what} {machine}"));
         let arm = Arc::new(Arm {
@@ -67,7 +67,8 @@ struct Arm {
     still: LogOnChange,
 }
 
-/// Each gives whether it is done. What the arbiter sees at its next look is not tried again here: it is ordered again.
+/// Each method returns whether the order is done. An order whose result the arbiter sees at its next look is not
+/// retried here: the arbiter repeats it.
 impl Arm {
     async fn limit(self: Arc<Self>, requested_mib: u32) -> bool {
         let target = MemoryTarget { requested_mib };
@@ -76,7 +77,7 @@ impl Arm {
         true
     }
 
-    /// Nothing shows whether an agent has heard: one that did not is told again.
+    /// No measurement shows whether an agent received the order, so an agent that did not answer is asked again.
     async fn squeeze(self: Arc<Self>, target: Option<u64>) -> bool {
         self.daemon.memory.pauses.running(self.uid).await;
         let squeeze = MemorySqueeze { target };

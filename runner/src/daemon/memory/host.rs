@@ -1,10 +1,10 @@
-//! The host's memory, as its kernel tells it.
+//! The host's memory, as its kernel reports it.
 
 use std::fs;
 
 use super::model::HostView;
 
-/// Reads the host's figures; `reserve` is what it keeps for itself, in bytes.
+/// Reads the host's figures; `reserve` is the memory reserved for the host itself, in bytes.
 ///
 /// # Errors
 /// `/proc/meminfo` cannot be read.
@@ -34,7 +34,7 @@ pub fn meminfo(text: &str, name: &str) -> u64 {
     kib.unwrap_or(0).saturating_mul(1024)
 }
 
-/// `some avg10=0.22 avg60=…`, per cent.
+/// Parses `some avg10=0.22 avg60=…`, in per cent.
 fn avg10(pressure: &str, which: &str) -> Option<f64> {
     let line = pressure.lines().find_map(|line| line.strip_prefix(which))?;
     line.split_whitespace().find_map(|word| word.strip_prefix("avg10=")?.parse().ok())

@@ -1,7 +1,7 @@
-//! The means by which memory is taken from machines while the host's is short, the gentlest first: the guest gives up
-//! what is cold; the host swaps; the machine is paused. Who holds more than its target is asked, the idle first.
-//! Each step up needs the one before to have had its time; what was taken is given back when the host has been calm for
-//! a while.
+//! The means by which memory is taken from machines while host memory is short, the gentlest first: the guest gives up
+//! cold memory, the host swaps, the machine is paused. Machines that hold more than their target are asked, the idlest
+//! first. Each step is taken only after the one before has had its time. All steps are undone when the host has been
+//! calm for a while.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,35 +13,35 @@ use super::stage::{Rated, Stage};
 use super::strain::{Level, Strain, deficit, swap_deficit};
 
 const MIB: u64 = 1 << 20;
-/// What is swapped out in a second, of all machines together.
+/// How much is swapped out per second, of all machines together.
 const SWAP_PACE: u64 = 256 * MIB;
-/// This part of the swap is left to the kernel: one in so many.
+/// One part in this many of the swap is left to the kernel.
 const SWAP_KEPT: u64 = 20;
-/// Less is not worth an order.
+/// A smaller amount is not worth an order.
 const SWAP_LEAST: u64 = 4 * MIB;
-/// How long a guest may take to come down, before its memory is swapped; and when memory is very short.
+/// How long a guest may take to shrink before its memory is swapped; and the same when memory is very short.
 const GUEST_PATIENCE: Duration = Duration::from_secs(5);
 const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
-/// How long memory must have been very short, although it was swapped out, before a machine is paused.
+/// How long memory must have been very short, in spite of swapping, before a machine is paused.
 const SWAP_PATIENCE: Duration = Duration::from_secs(15);
-/// Between two machines that come to stand still, and between two that go on.
+/// The minimum time between two pauses, and between two resumes.
 const PAUSE_GAP: Duration = Duration::from_secs(10);
 const RESUME_GAP: Duration = Duration::from_secs(2);
-/// The longest that a machine is paused while others run: then it is another's turn.
+/// The longest that a machine is paused while host memory is short. Then another machine may be paused.
 const PAUSE_MOST: Duration = Duration::from_secs(300);
 /// How long a machine must have been far below its target to be released before the host is calm.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is to be done.
+/// The result of one look.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Steps {
     /// Orders other than limits.
     pub orders: Vec<Order>,
-    /// What to tell.
+    /// Changes to report.
     pub notices: Vec<Notice>,
 }
 
-/// What is being done to all machines.
+/// The stage of every machine.
 #[derive(Clone, Debug)]
 pub struct Ladder {
     strain: Strain,
@@ -58,7 +58,7 @@ impl Default for Ladder {
 }
 
 impl Ladder {
-    /// What to do now; `elapsed` since the last look.
+    /// What to do now; `elapsed` is the time since the last look.
     pub fn look(&mut self, host: &HostView, all: &[Rated], elapsed: Duration) -> Steps {
         let level = self.strain.look(host, elapsed);
         self.age(all, elapsed);
@@ -76,18 +76,18 @@ impl Ladder {
         look.steps
     }
 
-    /// What a machine's guest should come down to, if it should.
+    /// The size to which a machine's guest should shrink; `None` if it need not.
     pub fn squeezed_to(&self, uid: u32) -> Option<u64> {
         self.stages.get(&uid)?.squeezed_to()
     }
 
-    /// What is being done, for each machine to which something is done.
+    /// The means in use, for each machine from which memory is taken.
     pub fn squeezed(&self) -> BTreeMap<u32, Means> {
         let squeezed = self.stages.iter().filter(|(_, stage)| stage.means != Means::Released);
         squeezed.map(|(&uid, stage)| (uid, stage.means)).collect()
     }
 
-    /// Forgets who is gone, adopts who is new.
+    /// Drops machines that are gone and adopts new ones.
     fn age(&mut self, all: &[Rated], elapsed: Duration) {
         let known = std::mem::take(&mut self.stages);
         for rated in all {
@@ -101,7 +101,7 @@ impl Ladder {
     }
 }
 
-/// One look at everything.
+/// One look at all machines.
 struct Look<'a> {
     ladder: &'a mut Ladder,
     host: &'a HostView,
@@ -114,12 +114,12 @@ struct Look<'a> {
 impl Look<'_> {
     /// Resumes a paused machine when a client waits for it, when the host is calm, or when its turn to pause is over.
     fn resume(&mut self) {
-        // The busiest first: it was stopped last.
+        // The reverse of the rank: the least idle machine first.
         for rated in self.ranked.clone().iter().rev() {
             let (machine, stage) = (rated.machine, self.stage(rated));
             if stage.means != Means::Paused {
                 if machine.paused {
-                    // Told before, and not done yet.
+                    // Ordered before and not done yet.
                     self.steps.orders.push(Order::Resume { uid: machine.uid });
                 }
                 continue;
@@ -141,7 +141,7 @@ impl Look<'_> {
         }
     }
 
-    /// Who is squeezed is released when the host is calm, or when it has come to hold far less than its target.
+    /// Releases machines when the host is calm, or when they hold far less than their target.
     fn release(&mut self) {
         for rated in self.ranked.clone() {
             let stage = self.stage(&rated);
@@ -158,7 +158,7 @@ impl Look<'_> {
         }
     }
 
-    /// As many guests are asked as it takes to come out of the shortage, if they do what they are asked.
+    /// Asks as many guests as needed to end the shortage, assuming that they do as asked.
     fn squeeze(&mut self) {
         let lack = deficit(self.host);
         let asked = self.ranked.iter().filter(|rated| self.stage(rated).means != Means::Released);
@@ -175,7 +175,7 @@ impl Look<'_> {
         }
     }
 
-    /// Swaps out what guests above their targets had the time to give up and did not.
+    /// Swaps out memory that guests above their targets did not give up in the time they had.
     fn swap(&mut self, elapsed: Duration) {
         let patience = if self.level == Level::Hard { GUEST_PATIENCE_HARD } else { GUEST_PATIENCE };
         let pace = SWAP_PACE * elapsed.as_millis().min(1000) as u64 / 1000;
@@ -239,7 +239,7 @@ impl Look<'_> {
         squeezed && !machine.needed && !machine.paused
     }
 
-    /// Tells the guests what they do not know yet.
+    /// Asks the guests, where their goal is new or must be repeated.
     fn ask(&mut self) {
         for rated in &self.ranked {
             let machine = rated.machine;
@@ -275,12 +275,12 @@ impl Look<'_> {
     }
 }
 
-/// Swap that may be filled by orders.
+/// Free swap that orders may fill.
 fn usable_swap(host: &HostView) -> u64 {
     host.swap_free.saturating_sub(host.swap_total / SWAP_KEPT)
 }
 
-/// Whole MiB, with a comma before each three digits.
+/// Whole MiB, with a comma as thousands separator.
 fn mib(bytes: u64) -> String {
     let digits = (bytes / MIB).to_string();
     let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
@@ -294,7 +294,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// 4000 MiB, 200 in reserve: memory is short below 500 available, very short below 250.
+    /// A host of 4000 MiB with a reserve of 200: memory is short below 500 available, very short below 250.
     fn host(available: u64) -> HostView {
         let (total, reserve, swap) = (4000 * MIB, 200 * MIB, 4000 * MIB);
         let available = available * MIB;
@@ -307,7 +307,7 @@ mod tests {
         MachineView { uid, resident: resident * MIB, weight: 100, cpus, guest, ..MachineView::default() }
     }
 
-    /// Looks once a second; the last step, squeezes of the guests left out.
+    /// Looks once a second. Returns the last steps, without squeezes of the guests.
     fn look(ladder: &mut Ladder, host: &HostView, machines: &[MachineView], seconds: u32) -> Steps {
         let rate = |machine| Rated { machine, target: 500 * MIB, working_set: 300 * MIB };
         let rated: Vec<Rated> = machines.iter().map(rate).collect();
@@ -326,9 +326,9 @@ mod tests {
         let machines = [machine(1, 700, 0.0), machine(2, 900, 1.0), machine(3, 900, 0.1), machine(4, 505, 0.0)];
         for (available, squeezed) in [
             (2000, &[][..]),
-            // 225 missing.
+            // 225 MiB are missing.
             (400, &[(3, Means::Guest)]),
-            // 415 missing.
+            // 415 MiB are missing.
             (210, &[(3, Means::Guest), (2, Means::Guest)]),
         ] {
             let steps = look(&mut Ladder::default(), &host(available), &machines, 1);
@@ -355,10 +355,10 @@ mod tests {
         let swap = |mib: u64| vec![Order::Swap { uid: 1, bytes: mib * MIB }];
         for (available, seconds, orders) in [
             (450, 5, vec![]),
-            // Back to 500 available, and no further.
+            // Up to 500 MiB available, and no further.
             (450, 6, swap(50)),
             (240, 1, vec![]),
-            // 385 missing, 256 at once.
+            // 385 MiB are missing; at most 256 are swapped at once.
             (240, 2, swap(256)),
         ] {
             let steps = look(&mut Ladder::default(), &host(available), &machines, seconds);
@@ -381,7 +381,7 @@ mod tests {
         assert!(!paused(&look(&mut ladder, &host(100), &machines, 9)));
         assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 1 }));
         machines[0].paused = true;
-        // Half of them go on whatever happens.
+        // At least half of the machines always run.
         assert!(!paused(&look(&mut ladder, &host(100), &machines, 100)));
         machines[0].needed = true;
         assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.first(), Some(&Order::Resume { uid: 1 }));
@@ -389,7 +389,7 @@ mod tests {
         look(&mut ladder, &host(100), &machines, 6);
         (machines[0].needed, machines[2].needed, machines[2].cpus) = (false, false, 0.9);
         machines[1].resident = 900 * MIB;
-        // It is the turn of who did not stand still yet, though it computes more.
+        // The machine that was not paused yet is next, although it uses more CPU.
         assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 3 }));
     }
 
@@ -404,7 +404,7 @@ mod tests {
         let steps = look(&mut ladder, &host(2000), &machines, 1);
         assert_eq!(told(&steps), [(1, Means::Released), (2, Means::Released)]);
         assert_eq!(steps.orders, [Order::Resume { uid: 1 }]);
-        // Told again until it is done.
+        // The order is repeated until it is done.
         assert_eq!(look(&mut ladder, &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
         assert!(ladder.squeezed().is_empty());
     }

@@ -1,34 +1,35 @@
-//! One kind of order to one machine, carried out beside the loop: a VMM or an agent that hangs holds up only this.
+//! Carries out one kind of order on one machine, beside the loop. A VMM or an agent that hangs delays only its own
+//! lane.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// How long an order that was not carried out rests until it is tried again.
+/// The delay before an order that was not carried out is retried.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Carries out one order at a time. The newest counts: what was wanted before and has not begun is forgotten.
+/// Carries out one order at a time. A newer order replaces one that has not started.
 #[derive(Clone, Debug)]
 pub struct Lane<T>(watch::Sender<T>);
 
 impl<T: Clone + Send + Sync + 'static> Lane<T> {
-    /// A lane whose work is one of `tasks`; `initial` is no order. `carry_out` gives whether it is done; what is not is
-    /// tried again until something newer is wanted.
+    /// Creates a lane that runs as a task in `tasks`. `initial` is not carried out. `carry_out` returns whether the
+    /// order is done; an order that is not done is retried until a newer one arrives.
     pub fn new<F>(tasks: &mut JoinSet<()>, initial: T, mut carry_out: impl FnMut(T) -> F + Send + 'static) -> Self
     where
         F: Future<Output = bool> + Send,
     {
         let (wanted, mut orders) = watch::channel(initial);
         tasks.spawn(async move {
-            // Without a sender there is no machine any more.
+            // The sender is dropped with the machine.
             while orders.changed().await.is_ok() {
                 loop {
                     let order = orders.borrow_and_update().clone();
                     if carry_out(order).await {
                         break;
                     }
-                    // Something newer is tried at once.
+                    // A newer order is carried out at once.
                     if let Ok(Err(_)) = tokio::time::timeout(AGAIN, orders.changed()).await {
                         return;
                     }
@@ -38,12 +39,12 @@ impl<T: Clone + Send + Sync + 'static> Lane<T> {
         Self(wanted)
     }
 
-    /// Wants this from now on.
+    /// Sets the order to carry out.
     pub fn order(&self, order: T) {
         self.0.send_replace(order);
     }
 
-    /// Wants once more what was wanted last.
+    /// Repeats the last order.
     pub fn again(&self) {
         self.0.send_modify(|_| {});
     }
@@ -55,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// A lane whose work takes 50 ms and goes wrong while `broken` says so, and what it has begun.
+    /// A lane whose work takes 50 ms and fails while `broken` is true, and the orders that it has started.
     fn lane(tasks: &mut JoinSet<()>, broken: Arc<Mutex<bool>>) -> (Lane<u32>, Arc<Mutex<Vec<u32>>>) {
         let begun: Arc<Mutex<Vec<u32>>> = Arc::default();
         let log = begun.clone();

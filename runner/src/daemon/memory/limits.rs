@@ -1,8 +1,9 @@
-//! What a guest may plug. It follows what the guest uses: up at once and with room to spare, so that a burst gets its
-//! memory within a second; down late and seldom, so that a load that comes and goes finds its memory still there.
+//! How much a guest may plug. The limit follows what the guest uses. It rises at once and with headroom, so that a
+//! burst gets its memory within a second. It falls late and seldom, so that a periodic load finds its memory still
+//! there.
 //!
-//! Admission backs what is promised by memory and swap: a guest that grows is never refused what it was promised, for
-//! that would kill a process in it. Squeezing only makes the room smaller that it grows into.
+//! Admission ensures that memory and swap cover what is promised. A guest that grows is never refused promised memory,
+//! because that would kill a process in it. Squeezing only reduces the headroom.
 
 use std::time::Duration;
 
@@ -13,23 +14,23 @@ const MIB: u64 = 1 << 20;
 
 /// Linux plugs and unplugs whole memory sections.
 const SECTION: u64 = 128 * MIB;
-/// Room to grow into: half of what is used, at least this.
+/// Headroom: half of the used memory, at least this.
 const ROOM: u64 = 512 * MIB;
-/// The same of a machine that is squeezed: a quarter, at least this, for with less its agent reports a shortage.
+/// Headroom of a squeezed machine: a quarter, at least this, because with less its agent reports a shortage.
 const TIGHT_ROOM: u64 = 256 * MIB;
 /// A limit is lowered by no less than this.
 const LEAST_STEP: u64 = 256 * MIB;
 /// How long a limit must be too high before it is lowered.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The same of a machine that is squeezed.
+/// The same for a machine that is squeezed.
 const TIGHT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a guest may leave a part of its limit unplugged until the runner asks again. Plugging fails in a guest whose reserves
-/// are used up, and in a guest kernel of an earlier garret, which may not use them. Linux retries after 50 s
-/// (`VIRTIO_MEM_RETRY_TIMER_MIN_MS`), or at once if it is asked.
+/// How long a guest may leave a part of its limit unplugged before the runner asks again. Plugging fails in a guest
+/// whose memory reserves are used up, and in a guest kernel of an earlier garret, which may not use them. Linux retries
+/// after 50 s (`VIRTIO_MEM_RETRY_TIMER_MIN_MS`), or at once if it is asked.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// When to repeat a limit that the guest has not plugged: for how long it has left a part of it unplugged.
+/// Decides when to repeat a limit that the guest has not plugged. Holds how long a part of it has been unplugged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlugRetry(Duration);
 
@@ -45,23 +46,23 @@ impl PlugRetry {
     }
 }
 
-/// What is remembered of one machine's limit.
+/// The state of one machine's limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limit {
-    /// For how long it has been too high.
+    /// How long the limit has been too high.
     excess_for: Duration,
-    /// The most that was wanted in that time.
+    /// The largest limit wanted in that time.
     most: u64,
 }
 
 impl Limit {
-    /// Whether it may soon be lowered.
+    /// Whether the limit may soon be lowered.
     pub fn is_pending(&self) -> bool {
         !self.excess_for.is_zero()
     }
 
-    /// The machine's new limit in bytes, if it should change: memory at boot and whole sections, up to what is
-    /// promised. `squeezed` is what a machine that is squeezed should hold.
+    /// The machine's new limit in bytes, if it should change: memory at boot plus whole sections, at most the promised
+    /// memory. `squeezed` is the size to which a squeezed machine should shrink.
     pub fn look(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
         let wanted = in_sections(machine, wanted(machine, squeezed));
         let (patience, least) = match squeezed {
@@ -82,7 +83,7 @@ impl Limit {
     }
 }
 
-/// What the guest uses, and room to grow into.
+/// Used memory plus headroom.
 fn wanted(machine: &MachineView, squeezed: Option<u64>) -> u64 {
     let roomy = roomy(machine);
     squeezed.map_or(roomy, |target| roomy.min(target.max(with_room(taken(machine), 4, TIGHT_ROOM))))
@@ -97,13 +98,14 @@ fn roomy(machine: &MachineView) -> u64 {
     };
     let wanted = with_room(warm.max(taken(machine)), 2, ROOM);
     match guest.short {
-        // From what is plugged, not from the limit: the guest may report a shortage many times before it has plugged.
+        // From the plugged memory, not from the limit: the guest may report a shortage many times before it has
+        // plugged.
         true => wanted.max(with_room(plugged, 2, ROOM)),
         false => wanted,
     }
 }
 
-/// What the guest could not give up without swapping; of a silent one, all that it holds.
+/// Memory that the guest could not give up without swapping. For a silent guest: all that it holds.
 fn taken(machine: &MachineView) -> u64 {
     let plugged = plugged(machine);
     machine.guest.map_or(held(machine).min(plugged), |guest| plugged.saturating_sub(guest.available))
@@ -117,7 +119,7 @@ fn with_room(used: u64, divisor: u64, least: u64) -> u64 {
     used.saturating_add(least.max(used / divisor))
 }
 
-/// Memory at boot and as many whole sections as hold `wanted`.
+/// Memory at boot plus enough whole sections to hold `wanted`.
 fn in_sections(machine: &MachineView, wanted: u64) -> u64 {
     let plugged = wanted.saturating_sub(machine.boot).div_ceil(SECTION).saturating_mul(SECTION);
     machine.boot.saturating_add(plugged).min(machine.promised.max(machine.boot))
@@ -162,11 +164,11 @@ mod tests {
             (machine(512, 100, 0), None, Some(640)),
             (machine(640, 100, 0), None, None),
             (machine(2048, 1800, 0), None, Some(2816)),
-            // What is cold in the cache needs no room, what is warm does.
+            // Cold cache needs no headroom, warm cache does.
             (machine(2048, 1000, 900), None, None),
             (machine(2048, 1500, 0), None, Some(2304)),
             (machine(8192, 8000, 0), None, None),
-            // Squeezed, it grows as well, by smaller steps.
+            // A squeezed guest grows too, by smaller steps.
             (machine(2048, 1800, 0), Some(1024), Some(2304)),
             (machine(2048, 1700, 0), Some(4096), Some(2560)),
         ] {

@@ -1,8 +1,8 @@
-//! Logs a problem that returns each second once.
+//! Logs a recurring problem once, instead of each second.
 
 use std::sync::{Mutex, PoisonError};
 
-/// The present problem of one thing, logged when it changes.
+/// The current problem of one thing, logged when it changes.
 #[derive(Debug)]
 pub struct LogOnChange {
     what: String,
@@ -10,12 +10,12 @@ pub struct LogOnChange {
 }
 
 impl LogOnChange {
-    /// No problem yet. `what` says whose it would be.
+    /// Starts without a problem. `what` names the thing in the log.
     pub fn of(what: impl Into<String>) -> Self {
         Self { what: what.into(), now: Mutex::default() }
     }
 
-    /// Notes the present problem, if there is one. Logs it if it is another than before.
+    /// Sets the current problem, if there is one. Logs it if it differs from the one before.
     pub fn note(&self, now: Option<String>) {
         let mut before = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         if *before == now {

@@ -6,7 +6,7 @@ use garret_api::runner::{MachineMemory, Means};
 
 use super::snapshot::Snapshot;
 
-/// All of it. Developers' names are plain words (see `accounts::is_plain`): no label needs escaping.
+/// Renders all metrics. Developers' names are plain words (see `accounts::is_plain`), so no label needs escaping.
 pub fn render(snapshot: &Snapshot) -> String {
     let mut page = Page::default();
     host(&mut page, snapshot);
@@ -120,7 +120,7 @@ fn sizes(machine: &MachineMemory) -> [(&'static str, u64); 6] {
     ]
 }
 
-/// As the API has it.
+/// The name of the means in the API.
 fn word(means: Means) -> &'static str {
     match means {
         Means::Released => "released",

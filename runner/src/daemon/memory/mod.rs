@@ -1,7 +1,8 @@
-//! Memory: each second the host and its machines are looked at, the arbiter decides, and its orders are passed on.
+//! Memory: each second this module measures the host and its machines, the arbiter decides, and its orders are passed
+//! on.
 //!
-//! `model` and what the arbiter is made of are pure; the rest measures, carries out and tells. Nothing here is kept:
-//! after a restart everything is found again, at the VMMs, the agents and the control groups.
+//! `model` and the parts of the arbiter are pure. The other modules measure, carry out orders and report. Nothing is
+//! stored: after a restart, the state is read again from the VMMs, the agents and the control groups.
 
 mod arbiter;
 mod follow;
@@ -51,40 +52,40 @@ use pause_control::PauseControl;
 use snapshot::{host_memory, machine_memory};
 use watched::Watched;
 
-/// The time between two looks …
+/// The interval between two looks …
 const INTERVAL: Duration = Duration::from_secs(1);
-/// … and the least time, whichever event calls for a look.
+/// … and the minimum, even when an event requests an earlier look.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// How long a loop that died rests before it begins again.
+/// The delay before a loop that died is restarted.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a request waits for the first look after a start.
+/// How long a request waits for the first look after the daemon starts.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
-/// What the rest of the daemon shares with the loop.
+/// The state that the loop shares with the rest of the daemon.
 #[derive(Debug, Default)]
 pub struct Memory {
     /// Which machines are paused.
     pub pauses: PauseControl,
-    /// Calls for a look before its time.
+    /// Requests a look before the interval ends.
     pub wake: Notify,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
 }
 
 impl Memory {
-    /// What the last look found; `None` if there has been none.
+    /// The result of the last look; `None` if there was none within `FIRST_LOOK`.
     pub async fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let mut snapshot = self.snapshot.subscribe();
         let found = timeout(FIRST_LOOK, snapshot.wait_for(Option::is_some)).await.ok()?.ok()?;
         (*found).clone()
     }
 
-    /// Gives everybody what a look found.
+    /// Publishes the result of a look to all readers.
     pub fn publish(&self, snapshot: Snapshot) {
         self.snapshot.send_replace(Some(Arc::new(snapshot)));
     }
 }
 
-/// Runs the loop until the daemon ends, apart from requests. Should it die, another begins.
+/// Runs the loop until the daemon ends, on a runtime apart from requests. Restarts the loop if it dies.
 pub async fn supervise(daemon: Arc<Daemon>) {
     loop {
         if let Err(error) = run_apart("memory", Keeper::new(daemon.clone()).run()).await {
@@ -94,7 +95,7 @@ pub async fn supervise(daemon: Arc<Daemon>) {
     }
 }
 
-/// The loop, and what it remembers from one look to the next.
+/// The loop and its state between two looks.
 struct Keeper {
     daemon: Arc<Daemon>,
     arbiter: Arbiter,
@@ -124,7 +125,7 @@ impl Keeper {
             let looked = self.look().await;
             self.trouble.note(looked.err().map(|error| format!("{error:#}")));
             sleep(INTERVAL_MIN).await;
-            // An early end is a call.
+            // A wait that ends early means that a look was requested.
             let _ = tokio::time::timeout_at(next, self.daemon.memory.wake.notified()).await;
         }
     }
@@ -147,7 +148,7 @@ impl Keeper {
         self.tell(&rows, decision.notices).await
     }
 
-    /// Watches exactly the VMMs there are.
+    /// Watches exactly the VMMs that exist.
     fn watch(&mut self, rows: &[MachineRow]) {
         let vmms: BTreeMap<u32, _> = rows.iter().filter_map(|row| Some((row.uid, (row, row.vmm.as_ref()?)))).collect();
         self.watched.retain(|uid, watched| vmms.get(uid).is_some_and(|(_, vmm)| watched.is(vmm)));
@@ -181,7 +182,7 @@ impl Keeper {
             let view = views_by_uid.get(&row.uid)?;
             Some((row.uid, machine_memory(&row.owner, reports.oom_kills(), view, decision)))
         });
-        // As the machines' own lines have it: without what the VMMs may need.
+        // Without the memory that the VMMs may need, like the machines' own figures.
         let started = |row: &MachineRow| views_by_uid.get(&row.uid).map_or(0, |view| (view.promised >> 20) as u32);
         let promises = promises(rows, started, 0);
         self.daemon.memory.publish(Snapshot {
@@ -192,9 +193,9 @@ impl Keeper {
         });
     }
 
-    /// Counts what was done, and keeps it as events.
+    /// Logs and counts the notices, and stores them as events.
     async fn tell(&mut self, rows: &[MachineRow], notices: Vec<Notice>) -> anyhow::Result<()> {
-        // Machines that are gone are forgotten here too.
+        // Also drops the counts of removed machines.
         self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.owner == *developer));
         for notice in &notices {
             if let Some(row) = rows.iter().find(|row| row.uid == notice.uid) {
@@ -215,7 +216,7 @@ impl Keeper {
     }
 }
 
-/// Whether something is to be done with the machine, for which it must not stand still.
+/// Whether the machine has work to do, so that it must not be paused.
 fn is_needed(machine: &MachineRow, busy: &BTreeSet<u32>) -> bool {
     machine.phase != MachinePhase::Running
         || machine.desired != Desired::Running

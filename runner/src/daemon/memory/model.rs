@@ -1,48 +1,48 @@
-//! What the arbiter knows and what it may order: plain values. All figures are in bytes unless they say otherwise.
+//! What the arbiter sees and what it may order: plain values. All figures are in bytes unless stated otherwise.
 
 use std::collections::BTreeMap;
 
 use garret_api::runner::Means;
 
-/// The host, measured.
+/// Measurements of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HostView {
-    /// Memory.
+    /// Total memory.
     pub total: u64,
     /// What a program could get without swapping (`MemAvailable`).
     pub available: u64,
-    /// Swap.
+    /// Total swap.
     pub swap_total: u64,
-    /// Swap that is free.
+    /// Free swap.
     pub swap_free: u64,
-    /// Kept for the host itself; the rest is the machines' capacity.
+    /// Reserved for the host itself; the rest is the machines' capacity.
     pub reserve: u64,
-    /// Memory pressure (`some avg10`, per cent); `None`: this host does not tell, and free memory alone decides.
+    /// Memory pressure (`some avg10`, per cent). `None`: the kernel does not report it, and only free memory counts.
     pub pressure_some: Option<f64>,
-    /// The same of all tasks (`full avg10`).
+    /// The same for all tasks (`full avg10`).
     pub pressure_full: Option<f64>,
 }
 
-/// One running machine. What begins with "the guest says" is never trusted beyond what the host has measured.
+/// One running machine. Values that begin with "the guest says" are trusted only within what the host has measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MachineView {
-    /// Whose.
+    /// The machine's uid.
     pub uid: u32,
-    /// The most it can have.
+    /// The most memory it can have.
     pub promised: u64,
-    /// Its own whatever the others do.
+    /// Memory that it can always have, whatever other machines do.
     pub guaranteed: u64,
-    /// Its share of what is left, 1 to 10,000.
+    /// Its weight when memory beyond the guarantees is shared, 1 to 10,000.
     pub weight: u32,
-    /// Memory at boot: the least its limit can be.
+    /// Memory at boot, which is the minimum of its limit.
     pub boot: u64,
     /// What its guest may use: memory at boot and what it may plug.
     pub limit: u64,
-    /// Memory at boot and what is plugged; follows `limit` as far as the guest's driver does what it is asked.
+    /// Memory at boot and plugged memory. Follows `limit` as far as the guest's driver does what it is asked.
     pub plugged: u64,
-    /// What it holds of the host's memory (its control group's anonymous memory).
+    /// Host memory that it holds (the anonymous memory of its control group).
     pub resident: u64,
-    /// What the host has swapped out of it.
+    /// Its memory that the host has swapped out.
     pub swapped: u64,
     /// CPUs it used since the last look, measured by the host: 1.0 is one whole CPU.
     pub cpus: f64,
@@ -54,10 +54,10 @@ pub struct MachineView {
     pub needed: bool,
 }
 
-/// A guest's own word.
+/// The figures that a guest reports about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuestView {
-    /// Unused.
+    /// Unused memory.
     pub free: u64,
     /// What a program could get without swapping.
     pub available: u64,
@@ -69,66 +69,66 @@ pub struct GuestView {
     pub short: bool,
 }
 
-/// Something to do to a machine.
+/// An order to a machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
-    /// Let its guest plug this much: memory at boot included.
+    /// Let its guest plug up to this much, including memory at boot.
     Limit {
-        /// Whose machine.
+        /// The machine's uid.
         uid: u32,
         /// The new limit.
         bytes: u64,
     },
-    /// Ask its agent to come down to this; `None`: no more.
+    /// Ask its agent to shrink the guest to this size; `None`: stop shrinking.
     Squeeze {
-        /// Whose machine.
+        /// The machine's uid.
         uid: u32,
-        /// Memory in use to come down to.
+        /// The amount of memory in use to reach.
         target: Option<u64>,
     },
-    /// Swap this much of it out, from the host.
+    /// Swap out this much of its memory, from the host.
     Swap {
-        /// Whose machine.
+        /// The machine's uid.
         uid: u32,
-        /// How much.
+        /// The amount.
         bytes: u64,
     },
-    /// Let it stand still.
+    /// Pause it.
     Pause {
-        /// Whose machine.
+        /// The machine's uid.
         uid: u32,
     },
-    /// Let it go on.
+    /// Resume it.
     Resume {
-        /// Whose machine.
+        /// The machine's uid.
         uid: u32,
     },
 }
 
-/// A change a person should see.
+/// A change to report to people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
-    /// Whose machine.
+    /// The machine's uid.
     pub uid: u32,
-    /// By which means memory is taken now.
+    /// The means by which memory is taken now.
     pub means: Means,
-    /// As [`garret_api::runner::Happening::Squeeze`] has it.
+    /// As in [`garret_api::runner::Happening::Squeeze`].
     pub bytes: u64,
-    /// Why, in one line with numbers.
+    /// The reason, in one line with figures.
     pub reason: String,
 }
 
 /// What the arbiter decided at one look.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
-    /// What each machine should hold of the host's memory.
+    /// The host memory that each machine should hold.
     pub targets: BTreeMap<u32, u64>,
-    /// What each machine seems to use, as far as it is believed.
+    /// The memory that each machine seems to use, as far as its guest is trusted.
     pub working_sets: BTreeMap<u32, u64>,
-    /// What is being done to a machine; absent: nothing.
+    /// The means by which memory is taken from a machine; absent if none.
     pub squeezed: BTreeMap<u32, Means>,
-    /// What to do now, in this order.
+    /// Orders to carry out now, in this sequence.
     pub orders: Vec<Order>,
-    /// What to tell.
+    /// Changes to report.
     pub notices: Vec<Notice>,
 }

@@ -1,7 +1,7 @@
 //! The one place that pauses and resumes machines.
 //!
-//! A task that needs a machine holds a [`WakeGuard`] meanwhile. A machine that is needed is not paused. Pausing and
-//! resuming one machine take turns: when a need begins during a pause, the machine runs in the end.
+//! A task that needs a machine holds a [`WakeGuard`] while it does. A machine that is needed is not paused. Pausing and
+//! resuming one machine exclude each other: if a need begins during a pause, the machine is resumed after it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use garret_api::vmm::{MachineInfo, MachineState};
 use tokio::sync::{Mutex as Turn, watch};
 use tokio::time::Instant;
 
-/// How long a need is felt after it has ended.
+/// How long a machine counts as needed after the need has ended.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Whether a machine is paused.
@@ -27,11 +27,11 @@ pub enum State {
     Paused,
 }
 
-/// All machines there have been, by uid.
+/// All machines that have existed, by uid.
 #[derive(Debug)]
 pub struct PauseControl {
     places: Mutex<HashMap<u32, Arc<Place>>>,
-    /// How long a need is felt after it has ended.
+    /// How long a machine counts as needed after the need has ended.
     linger: Duration,
 }
 
@@ -54,7 +54,7 @@ struct Needs {
     ended: Option<Instant>,
 }
 
-/// Marks the machine as needed until this is dropped.
+/// Marks the machine as needed until the guard is dropped.
 #[derive(Debug)]
 pub struct WakeGuard(Arc<Place>);
 
@@ -76,7 +76,7 @@ impl Drop for WakeGuard {
 impl PauseControl {
     /// Resumes the machine if it is paused, and keeps it running until the returned value is dropped.
     ///
-    /// A VMM that does not answer is logged: whatever the caller wants of the guest fails with its own reason.
+    /// If the VMM does not answer, that is logged. The caller's request to the guest then fails with its own reason.
     pub async fn wake(&self, uid: u32, vmm: &Client) -> WakeGuard {
         let needed = WakeGuard::new(self.place(uid));
         if let Err(error) = needed.0.resume(vmm).await {
@@ -88,7 +88,7 @@ impl PauseControl {
     /// Pauses the machine, unless it is needed.
     ///
     /// # Errors
-    /// The VMM refuses or does not answer. One that does not answer may have paused all the same: it has to be asked.
+    /// The VMM refuses or does not answer. A VMM that does not answer may still have paused: ask it.
     pub async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
         self.place(uid).pause(vmm, self.linger).await
     }
@@ -101,7 +101,7 @@ impl PauseControl {
         self.place(uid).resume(vmm).await
     }
 
-    /// A new VMM begins by running.
+    /// A new VMM starts running, not paused.
     pub fn started(&self, uid: u32) {
         self.place(uid).state.send_replace(State::Running);
     }
@@ -117,7 +117,7 @@ impl PauseControl {
         *self.place(uid).state.borrow()
     }
 
-    /// Whether the machine is needed, or was a moment ago: one command follows another.
+    /// Whether the machine is needed, or was a moment ago: commands often follow each other.
     pub fn is_needed(&self, uid: u32) -> bool {
         self.place(uid).is_needed(self.linger)
     }
@@ -125,7 +125,7 @@ impl PauseControl {
     /// Returns when the machine is known to run.
     pub async fn running(&self, uid: u32) {
         let mut state = self.place(uid).state.subscribe();
-        // The sender is in a place that is never removed.
+        // The sender is in a `Place`, which is never removed.
         let _ = state.wait_for(|state| *state == State::Running).await;
     }
 
@@ -149,7 +149,7 @@ impl Place {
         if self.is_needed(linger) || *self.state.borrow() == State::Paused {
             return Ok(());
         }
-        // Noted first: a call that is given up may be heard later.
+        // Set before the request: a VMM may act on a request after the caller has given up waiting.
         let before = self.state.send_replace(State::Paused);
         let paused = vmm.post("/v1/pause").await;
         match &paused {
@@ -161,7 +161,7 @@ impl Place {
     }
 
     async fn check(&self, vmm: &Client) {
-        // While the state is being changed, an answer would be of the past.
+        // While the state is being changed, the answer would be out of date.
         let Ok(_turn) = self.turn.try_lock() else { return };
         let before = *self.state.borrow();
         if before == State::Running {
@@ -170,7 +170,7 @@ impl Place {
         let Ok(info) = vmm.get::<MachineInfo>("/v1/machine").await else { return };
         let now = if info.state == MachineState::Paused { State::Paused } else { State::Running };
         self.state.send_if_modified(|state| {
-            // A new VMM may have started meanwhile.
+            // A new VMM may have started during the request.
             let changes = *state == before && before != now;
             if changes {
                 *state = now;
@@ -201,7 +201,7 @@ mod tests {
     use super::super::tests::machine_info;
     use super::*;
 
-    /// A VMM that takes its time to pause, and what it was told; its state follows from that.
+    /// A VMM that is slow to pause, and a record of the requests to it. Its state follows from the requests.
     fn vmm(pause: StatusCode) -> (TempDir, Client, Arc<Mutex<Vec<&'static str>>>) {
         let dir = tempfile::tempdir().unwrap();
         let told: Arc<Mutex<Vec<&'static str>>> = Arc::default();
@@ -298,7 +298,7 @@ mod tests {
         pauses.check(7, &vmm).await;
         assert_eq!(pauses.state(7), State::Paused, "the VMM still says that it runs");
         paused.await.unwrap().unwrap();
-        // Of another machine nothing is known, and its VMM answers "paused" after a new one has started.
+        // The state of another machine is unknown, and its old VMM answers "paused" after a new one has started.
         let (checking, client) = (pauses.clone(), vmm.clone());
         let check = tokio::spawn(async move { checking.check(8, &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;

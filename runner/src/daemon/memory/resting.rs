@@ -1,40 +1,42 @@
-//! Idle machines on a host that has promised more than it has. Memory that such a machine does not touch goes to swap,
-//! a little at a time, while no client waits for the machine. The rest is what an idle machine costs. The guarantee
-//! holds: memory that the machine touches again comes back, and stays.
+//! Idle machines on a host that has promised more memory than it has. Memory that such a machine does not touch is
+//! swapped out in small steps, while no client waits for the machine. What remains is the cost of an idle machine. The
+//! guarantee still holds: memory that the machine touches again is swapped in and stays.
 
 use std::time::Duration;
 
 use super::model::MachineView;
 
 const MIB: u64 = 1 << 20;
-/// How long a machine must have been idle. No client is connected then, so none notices.
+/// How long a machine must have been idle. No client is connected by then, so no client notices.
 const AFTER: Duration = Duration::from_secs(10);
-/// Between two steps, at first.
+/// The interval between two steps, at first.
 const EVERY: Duration = Duration::from_secs(5);
-/// The same at most, after much has come back.
+/// The longest interval, after much memory was swapped in again.
 const EVERY_MOST: Duration = Duration::from_secs(640);
-/// What is swapped out in a step. The first steps yield little: the kernel begins by looking for what is not touched.
+/// How much is swapped out in one step. The first steps yield little, because the kernel must first find untouched
+/// memory.
 const STEP: u64 = 32 * MIB;
-/// What is left to it: an idle guest's kernel, agent and timers touch about as much.
+/// How much stays in memory: an idle guest's kernel, agent and timers touch about as much.
 const LEFT: u64 = 16 * MIB;
-/// So much may come back unnoticed. More means that it was not as idle as it seemed, or that it wakes now and then.
+/// If no more than this is swapped in again, it is ignored. More means that the machine was not really idle, or that it
+/// wakes now and then.
 const BACK: u64 = 2 * MIB;
-/// Less is not worth an order.
+/// A smaller amount is not worth an order.
 const LEAST: u64 = MIB;
-/// What was is forgotten after so long: that it has been told when the machine was awake, the longer pauses when nothing
-/// came back.
+/// After the machine has been awake for this long, its next step is reported again. After no memory was swapped in for
+/// this long, the interval returns to [`EVERY`].
 const FORGET: Duration = Duration::from_secs(600);
 
-/// What is remembered of one machine.
+/// The state of one machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Resting {
     awake_for: Duration,
     quiet_for: Duration,
     since_step: Duration,
     every: Duration,
-    /// The most that was swapped out of it.
+    /// The largest amount that was swapped out of it.
     swapped: u64,
-    /// It has been told.
+    /// Its first step was reported.
     told: bool,
 }
 
@@ -45,17 +47,17 @@ impl Default for Resting {
     }
 }
 
-/// A step of one machine.
+/// One order to swap out memory of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What to swap out, in bytes.
+    /// How much to swap out, in bytes.
     pub bytes: u64,
-    /// The first since it came to rest.
+    /// The first step since the machine became idle.
     pub first: bool,
 }
 
 impl Resting {
-    /// The next step, when it is time for one. `idle_for`: how long nothing has happened; `room`: swap there is for it.
+    /// The next step, if one is due. `idle_for`: how long the machine has been idle; `room`: the swap it may use.
     pub fn look(&mut self, machine: &MachineView, idle_for: Duration, room: u64, elapsed: Duration) -> Option<Step> {
         if idle_for < AFTER || machine.needed {
             self.wake(elapsed);
@@ -80,7 +82,8 @@ impl Resting {
         (bytes >= LEAST).then(|| Step { bytes, first: !std::mem::replace(&mut self.told, true) })
     }
 
-    /// It is awake, or something else is done about its memory. What comes back meanwhile counts when it rests again.
+    /// The machine is awake, or its memory is managed by another means. Memory swapped in meanwhile counts when it is
+    /// idle again.
     pub fn wake(&mut self, elapsed: Duration) {
         self.awake_for = self.awake_for.saturating_add(elapsed);
         self.quiet_for = self.quiet_for.saturating_add(elapsed);
@@ -121,12 +124,12 @@ mod tests {
         let mut resting = Resting::default();
         let steps: Vec<u32> = (10..1000)
             .filter(|&second| {
-                // Whatever is taken comes back within half a minute.
+                // All that is swapped out comes back within half a minute.
                 let swapped = if second % 32 < 30 { 10 } else { 0 };
                 resting.look(&machine(70, swapped), SECOND * second, 1 << 40, SECOND).is_some()
             })
             .collect();
-        // Without that, each 5 s.
+        // Without the longer interval, there would be a step every 5 s.
         assert!(steps.iter().filter(|&&second| second >= 500).count() < 20, "{steps:?}");
     }
 
@@ -135,7 +138,7 @@ mod tests {
         let mut resting = Resting::default();
         let (mut steps, mut machine, mut idle) = (Vec::new(), machine(70, 0), 0);
         for second in 0..3600 {
-            // A second of work each minute, for which all of it comes back.
+            // One second of work each minute, for which all memory is swapped in.
             if second % 60 == 0 {
                 (machine.resident, machine.swapped, idle) = (70 * MIB, 0, 0);
             }
@@ -146,7 +149,7 @@ mod tests {
             idle += 1;
         }
         assert_eq!(steps.iter().filter(|(_, first)| *first).count(), 1, "{steps:?}");
-        // Without the longer pauses, twice a minute.
+        // Without the longer interval, there would be two steps per minute.
         assert!(steps.len() < 30, "{steps:?}");
     }
 

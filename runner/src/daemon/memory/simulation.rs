@@ -1,9 +1,9 @@
-//! The arbiter over simulated hosts: many machines under recorded-like and generated loads, guests that do as they are
-//! asked, guests that lie, guests that do nothing.
+//! The arbiter over simulated hosts: many machines under recorded-like and generated loads, with guests that do as they
+//! are asked, guests that lie, and guests that do nothing.
 //!
-//! The model is coarse: a second is a step, memory has no pages. A guest uses what its load wants, keeps half of what
-//! the load gives up as cold cache, and gives cold memory up when it is squeezed or unplugged. What the host swaps out
-//! is cold memory first; what the load wants of the rest faults back.
+//! The model is coarse: each step is one second, and memory has no pages. A guest uses what its load wants. It keeps
+//! half of what the load frees as cold cache, and gives up cold memory when it is squeezed or unplugged. The host swaps
+//! out cold memory first; other memory that the load wants faults back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,29 +16,29 @@ use super::model::{Decision, GuestView, HostView, MachineView, Order};
 
 const MIB: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
-/// What a load can touch, a guest reclaim and a host fault back in a second.
+/// How much a load can touch, a guest can reclaim and a host can fault back per second.
 const TOUCH: u64 = 512 * MIB;
 const RECLAIM: u64 = 256 * MIB;
 const FAULT: u64 = 64 * MIB;
-/// What a guest's kernel keeps of its memory.
+/// Memory that a guest's kernel uses.
 const KERNEL: u64 = 32 * MIB;
-/// What the host's own programs use.
+/// Memory that the host's own programs use.
 const HOST_OWN: u64 = 120 * MIB;
-/// A guest that gets no memory for so long kills a process.
+/// A guest that gets no memory for this many seconds kills a process.
 const KILLS_AFTER: u32 = 10;
 
 /// What a machine's processes use, over time.
 #[derive(Clone, Debug)]
 enum Load {
-    /// Always the same, in MiB.
+    /// A constant amount, in MiB.
     Steady(u64),
-    /// A shape: MiB for this many seconds each, again and again.
+    /// A repeating shape: MiB for this many seconds each.
     Shape(&'static [u64], u64),
-    /// This many MiB more each second, from the start again when all of it is used.
+    /// Grows by this many MiB per second, and starts again when all memory is used.
     Leak(u64),
-    /// A new figure up to the given every so many seconds, by chance.
+    /// A random amount up to the given one, changed after the given number of seconds.
     Chance(u64, u64, u64),
-    /// Another load with up to 5 per cent more or less, by chance.
+    /// Another load with up to 5 per cent of random noise.
     Noisy(Box<Load>, u64),
 }
 
@@ -67,7 +67,7 @@ impl Load {
     }
 }
 
-/// A number that looks like chance (splitmix64).
+/// A pseudorandom number (splitmix64).
 fn chance(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -78,11 +78,11 @@ fn chance(seed: u64) -> u64 {
 /// How a guest behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Manners {
-    /// It does as it is asked.
+    /// Does as it is asked.
     Honest,
-    /// It says this and does not come down.
+    /// Reports this and does not shrink.
     Liar(GuestView),
-    /// Its agent and its driver are gone; its load goes on.
+    /// Its agent and its driver have stopped; its load still runs.
     Hung,
 }
 
@@ -96,7 +96,7 @@ struct Machine {
     squeeze: Option<u64>,
     short: bool,
     short_for: u32,
-    /// Changes of what is asked of it, and notices.
+    /// How often its orders changed, plus its notices.
     changes: u32,
 }
 
@@ -113,7 +113,7 @@ impl Machine {
         self.active + self.cold
     }
 
-    /// A second of its life; what faulted back.
+    /// Simulates one second. Returns how much faulted back.
     fn live(&mut self, second: u64) -> u64 {
         if self.view.paused {
             self.view.cpus = 0.0;
@@ -130,7 +130,7 @@ impl Machine {
         faulted
     }
 
-    /// The driver follows the limit: down only as far as nothing in use is in the way.
+    /// The driver follows the limit; it shrinks only as far as memory is not in use.
     fn plug(&mut self) {
         if self.manners != Manners::Hung {
             self.view.plugged = self.view.limit.max((self.active + KERNEL).min(self.view.plugged));
@@ -147,7 +147,7 @@ impl Machine {
         self.short = self.view.plugged - KERNEL - reached < (self.view.plugged / 8).min(128 * MIB);
     }
 
-    /// The agent takes what is cold, slowly by itself and quickly when squeezed.
+    /// The agent reclaims cold memory, slowly by itself and quickly when squeezed.
     fn reclaim(&mut self) {
         if self.manners == Manners::Honest {
             let above = self.squeeze.map_or(0, |target| self.held().saturating_sub(target).min(RECLAIM));
@@ -174,7 +174,7 @@ impl Machine {
         };
     }
 
-    /// The host takes this much into swap, if it is there.
+    /// The host swaps out this much, if the machine has it.
     fn swap_out(&mut self, bytes: u64) {
         self.view.swapped += bytes.min(self.view.resident);
         self.settle();
@@ -190,7 +190,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    /// A host of `total` MiB, with as much swap as admission would ask for.
+    /// A host of `total` MiB, with as much swap as admission would require.
     fn new(total: u64, machines: Vec<Machine>) -> Self {
         let promised: u64 = machines.iter().map(|machine| machine.view.promised).sum();
         let swap = promised.saturating_sub(total * MIB) + 512 * MIB;
@@ -236,7 +236,7 @@ impl Simulation {
         self.host.swap_total.saturating_sub(used)
     }
 
-    /// The kernel's own reclaim, when nothing is left: from everybody in proportion. It must find swap.
+    /// The kernel's own reclaim when no memory is left: from all machines in proportion. There must be free swap.
     fn kernel_swaps(&mut self) {
         let most = self.host.total - HOST_OWN - self.host.total / 50;
         let (resident, swap_free) = (self.resident(), self.swap_free());
@@ -279,7 +279,7 @@ impl Simulation {
         }
     }
 
-    /// What must hold at every look.
+    /// Invariants that hold at every look.
     fn check(&self, views: &[MachineView], decision: &Decision) {
         let capacity = self.host.total - self.host.reserve;
         let guaranteed: u64 = views.iter().map(|view| view.guaranteed).sum();
@@ -299,7 +299,7 @@ impl Simulation {
                 }
                 Order::Swap { uid, bytes } => {
                     let view = by_uid[&uid];
-                    // Only what an idle machine does not touch is taken from below its guarantee.
+                    // Below a machine's guarantee, only memory that an idle machine does not touch is taken.
                     let untouched = !decision.squeezed.contains_key(&uid) && view.cpus < 0.25 && !view.needed;
                     assert!(untouched || bytes + view.guaranteed <= view.resident);
                     swapped += bytes;
@@ -323,7 +323,7 @@ fn four_developers() -> Vec<Machine> {
     (1000..).zip(loads).map(|(uid, load)| Machine::new(uid, 4096, 512, load)).collect()
 }
 
-/// As [`four_developers`] with loads that stay as they are and want more than there is.
+/// Like [`four_developers`], with constant loads that want more memory than there is.
 fn steady(loads: &[u64]) -> Vec<Machine> {
     (1000..).zip(loads).map(|(uid, &mib)| Machine::new(uid, 4096, 512, Load::Steady(mib))).collect()
 }
@@ -377,7 +377,7 @@ fn a_steady_load_comes_to_rest() {
     }
 }
 
-/// More than the host has is in use all the time: machines take turns, ever more slowly.
+/// The load always exceeds the host's memory: machines take turns, and change less and less often.
 #[test]
 fn too_great_a_load_takes_turns() {
     for loads in [[1600, 1600, 1600, 70], [2500, 2500, 2500, 2500], [3500, 1500, 300, 300]] {
@@ -420,7 +420,7 @@ fn a_leak_takes_nothing_that_others_use() {
     }
 }
 
-/// A guest whose agent and driver are gone still comes down, by the host's swap; the others are not swapped for it.
+/// A guest whose agent and driver have stopped still shrinks, by host swap. Other machines are not swapped for it.
 #[test]
 fn a_hung_guest_comes_down() {
     let mut machines = steady(&[3000, 800, 700, 70]);
@@ -442,7 +442,7 @@ fn a_hung_guest_comes_down() {
     assert!(simulation.host.available > simulation.host.total / 10, "{:?}", simulation.host);
 }
 
-/// Whatever one guest reports and keeps, the others get their fair shares and the kernel kills no process.
+/// Whatever one guest reports and holds, other guests get their fair shares and the kernel kills no process.
 #[test]
 fn a_lying_guest_hurts_only_itself() {
     let (most, none) =
@@ -480,7 +480,7 @@ fn who_is_needed_goes_on_at_once() {
     assert!(!simulation.machine(uid).view.paused);
 }
 
-/// No machine stays paused for good, and every machine gets to use what is guaranteed.
+/// No machine stays paused forever, and every machine gets to use its guarantee.
 #[test]
 fn no_machine_starves_under_too_great_a_load() {
     let mut simulation = Simulation::new(4000, steady(&[2500, 2500, 2500, 2500]));
@@ -494,7 +494,7 @@ fn no_machine_starves_under_too_great_a_load() {
     assert!(ran.iter().all(|&seconds| seconds >= 600), "{ran:?}");
 }
 
-/// The runner is killed in the middle: its memory is gone, what it ordered stays.
+/// The runner is killed in the middle: its state is lost, its orders remain in effect.
 #[test]
 fn a_new_arbiter_reaches_the_same_end() {
     for loads in [[900, 700, 500, 70], [3000, 100, 100, 70], [1200, 1000, 700, 500]] {
@@ -558,7 +558,8 @@ fn any_machine() -> impl Strategy<Value = Machine> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// All that [`Simulation::check`] asks for, over hundreds of machines that were promised two to six times the host.
+    /// All invariants of [`Simulation::check`], with hundreds of machines that were promised two to six times the
+    /// host's memory.
     #[test]
     fn guarantees_hold_whatever_comes(
         mut machines in prop::collection::vec(any_machine(), 1..300), overcommit in 2..=6u64, psi: bool,
@@ -566,7 +567,7 @@ proptest! {
         (0..).zip(&mut machines).for_each(|(uid, machine)| machine.view.uid = uid);
         let sum = |size: fn(&Machine) -> u64| machines.iter().map(size).sum::<u64>() / MIB;
         let (promised, guaranteed) = (sum(|machine| machine.view.promised), sum(|machine| machine.view.guaranteed));
-        // With the reserve, which is a twentieth, the guarantees fit.
+        // The reserve is a twentieth, and the guarantees fit beside it.
         let total = (promised / overcommit).max(guaranteed * 20 / 19 + 600);
         let mut simulation = Simulation::new(total, machines);
         simulation.psi = psi;

@@ -1,4 +1,4 @@
-//! What the last look found, for requests and metrics.
+//! The result of the last look, for requests and metrics.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use garret_api::runner::{HostMemory, MachineMemory, Means, Top};
 use super::model::{Decision, HostView, MachineView};
 use crate::daemon::admission::Promises;
 
-/// What the last look found.
+/// The result of the last look.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// The host.
+    /// The host's figures.
     pub host: HostMemory,
     /// The running machines with their uids, in order of their names.
     pub machines: Vec<(u32, MachineMemory)>,
-    /// Reports of each machine's guest that broke off or were none.
+    /// For each machine, how often its guest's reports broke off or could not be parsed.
     pub broken_reports: BTreeMap<String, u64>,
-    /// How often each machine was squeezed by each means since the daemon started.
+    /// How often memory was taken from each machine by each means since the daemon started.
     pub squeezes: BTreeMap<(String, Means), u64>,
 }
 
 impl Snapshot {
-    /// The view of a user that may see the machines of these uids.
+    /// The part of the snapshot for a user that may see the machines of these uids.
     pub fn top(&self, may: impl Fn(u32) -> bool) -> Top {
         let machines = self.machines.iter().filter(|(uid, _)| may(*uid)).map(|(_, machine)| machine.clone()).collect();
         Top { host: self.host.clone(), machines }

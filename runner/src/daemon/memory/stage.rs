@@ -1,4 +1,4 @@
-//! One machine in a shortage: what it holds beyond its target, and what is being done to it.
+//! One machine during a shortage: how much it holds beyond its target, and by which means memory is taken from it.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -8,24 +8,24 @@ use garret_api::runner::Means;
 use super::model::{MachineView, Order};
 
 const MIB: u64 = 1 << 20;
-/// How long a machine takes to stand still or go on when that was ordered.
+/// How long a machine takes to pause or resume after the order.
 const PAUSE_DELAY: Duration = Duration::from_secs(3);
-/// What was asked of a guest is repeated, for its agent may have been restarted.
+/// How often a request to a guest is repeated, because its agent may have been restarted.
 const REPEAT: Duration = Duration::from_secs(10);
 
-/// A machine and what is thought of it.
+/// A machine with its target and its working set.
 #[derive(Clone, Copy, Debug)]
 pub struct Rated<'a> {
     /// The machine.
     pub machine: &'a MachineView,
-    /// What it should hold.
+    /// The memory it should hold.
     pub target: u64,
-    /// What it uses.
+    /// The memory it uses.
     pub working_set: u64,
 }
 
 impl Rated<'_> {
-    /// What it holds beyond its target; a little is none, so that noise changes nothing.
+    /// The memory it holds beyond its target. A small excess counts as 0, so that noise changes nothing.
     pub fn excess(&self) -> u64 {
         let excess = self.machine.resident.saturating_sub(self.target);
         if excess > self.slack() { excess } else { 0 }
@@ -35,17 +35,17 @@ impl Rated<'_> {
         (self.target / 32).clamp(16 * MIB, 128 * MIB)
     }
 
-    /// So far below its target that it need not be held down.
+    /// Whether it is so far below its target that it can be released.
     pub fn far_below_target(&self) -> bool {
         self.machine.resident.saturating_add(4 * self.slack()) < self.target
     }
 
-    /// What its guest should come down to: to the guest, what the host has swapped out is in use.
+    /// The size to which its guest should shrink. Memory that the host has swapped out is still in use for the guest.
     fn goal(&self) -> u64 {
         self.target.saturating_add(self.machine.swapped)
     }
 
-    /// The most cold memory for its weight first, then who computes least.
+    /// Orders machines by cold memory relative to weight, the most first; then by CPU use, the least first.
     pub fn idler_first(&self, other: &Self) -> Ordering {
         let cold =
             |one: &Self| one.machine.resident.saturating_sub(one.working_set) / u64::from(one.machine.weight.max(1));
@@ -53,42 +53,42 @@ impl Rated<'_> {
     }
 }
 
-/// What is being done to one machine.
+/// The means by which memory is taken from one machine, and since when.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage {
-    /// By which means memory is taken.
+    /// The means by which memory is taken.
     pub means: Means,
-    /// For how long.
+    /// How long this means has been in use.
     pub since: Duration,
-    /// What its guest should come down to.
+    /// The size to which its guest should shrink.
     goal: u64,
-    /// What the runner asked of its guest last, and how long ago. `None`: unknown.
+    /// The last request to its guest, and its age. `None`: unknown.
     asked: Option<(Option<u64>, Duration)>,
-    /// How often it had to stand still.
+    /// How often it was paused.
     pub pauses: u32,
 }
 
 impl Stage {
-    /// A machine that is seen first. If it is paused, an earlier runner has paused it.
+    /// The stage of a machine that is new to this runner. If the machine is paused, an earlier runner paused it.
     pub fn adopt(machine: &MachineView) -> Self {
         let means = if machine.paused { Means::Paused } else { Means::Released };
         Self { means, since: Duration::ZERO, goal: 0, asked: None, pauses: 0 }
     }
 
-    /// A look later.
+    /// Updates the stage at the next look.
     pub fn age(&mut self, rated: &Rated, elapsed: Duration) {
         self.since = self.since.saturating_add(elapsed);
         self.asked = match self.asked {
-            // A guest that was silent may have forgotten.
+            // A guest that was silent may have lost the request.
             Some((goal, ago)) if rated.machine.guest.is_some() => Some((goal, ago.saturating_add(elapsed))),
             _ => None,
         };
-        // A request needed the machine and resumed it.
+        // A client needed the machine, so the machine was resumed.
         if self.means == Means::Paused && !rated.machine.paused && self.since >= PAUSE_DELAY {
             self.means = Means::Swap;
         }
-        // The goal follows the target, but not its noise: down as far as counts as excess, unless the host swaps the
-        // excess itself, and up by more than that.
+        // Small changes of the target do not move the goal. It moves down by more than the slack (8 times the slack
+        // while the host swaps the excess), and up by more than 8 times the slack.
         let (goal, slack) = (rated.goal(), rated.slack());
         let down = if self.means >= Means::Swap { 8 * slack } else { slack };
         let low = self.goal < rated.machine.guaranteed;
@@ -97,18 +97,18 @@ impl Stage {
         }
     }
 
-    /// Goes on by these means.
+    /// Changes to these means.
     pub fn enter(&mut self, means: Means) {
         self.pauses += u32::from(means == Means::Paused);
         (self.means, self.since) = (means, Duration::ZERO);
     }
 
-    /// What its guest should come down to, if it should.
+    /// The size to which its guest should shrink; `None` if it need not.
     pub fn squeezed_to(&self) -> Option<u64> {
         (self.means != Means::Released).then_some(self.goal)
     }
 
-    /// What to ask of the guest now, if anything.
+    /// The request to send to the guest now, if any.
     pub fn ask(&mut self, machine: &MachineView) -> Option<Order> {
         let target = self.squeezed_to();
         let known = self.asked.is_some_and(|(asked, ago)| asked == target && (target.is_none() || ago < REPEAT));

@@ -1,4 +1,5 @@
-//! How short the host's memory is, with hysteresis: worse at once, better only after it has been better for a while.
+//! How short the host's memory is, with hysteresis. The level rises at once, and falls only after the figures have been
+//! better for a while.
 
 use std::time::Duration;
 
@@ -9,41 +10,42 @@ const GIB: u64 = 1 << 30;
 /// How short the host's memory is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// There is enough.
+    /// There is enough memory.
     #[default]
     Calm,
-    /// Machines should come down to their targets.
+    /// Machines should shrink to their targets.
     Pressed,
-    /// They must, now.
+    /// Machines must shrink to their targets now.
     Hard,
 }
 
-/// Pressure of some tasks at which memory is short, and of all tasks at which it is very short, in per cent.
+/// Pressure on some tasks at which memory is short, and on all tasks at which it is very short, in per cent.
 const PRESSED_SOME: f64 = 5.0;
 const HARD_FULL: f64 = 5.0;
-/// It is better when there is a quarter more memory than where it became worse, and half the pressure.
+/// The level falls at a quarter more available memory than where it rose, and at half the pressure.
 const RELAXED_PRESSURE: f64 = 0.5;
 
-/// How long it must be better before it counts.
+/// How long the figures must be better before the level falls.
 const SETTLE: Duration = Duration::from_secs(10);
-/// Memory that is short again so soon was given back too early: the next time it must be better for twice as long.
+/// Memory that is short again within this time was given back too early. The next wait is twice as long.
 const RELAPSE: Duration = Duration::from_secs(120);
 const SETTLE_MOST: Duration = Duration::from_secs(320);
 
-/// Memory that should stay available: below it memory is short, below half of it very short. Half of the reserve is for
-/// the host's programs, the other half for this, and a tenth of the host, at most 8 GiB.
+/// Memory that should stay available. Below this mark memory is short, below half of it very short. Half of the reserve
+/// is for the host's programs. The mark is the other half plus a tenth of the host's memory, of which at most 8 GiB
+/// count.
 fn high_mark(host: &HostView) -> u64 {
     host.reserve / 2 + (host.total / 10).min(8 * GIB)
 }
 
-/// Available memory at which it is no longer short.
+/// Available memory at which memory is no longer short.
 pub fn relaxed_mark(host: &HostView) -> u64 {
     let mark = high_mark(host);
     mark + mark / 4
 }
 
-/// What the machines can hold together: what they hold and what is available beyond what should stay so; at most the
-/// memory without the reserve.
+/// How much memory the machines can hold together: what they hold, plus available memory beyond the relaxed mark; at
+/// most the memory without the reserve.
 pub fn room(host: &HostView, resident: u64) -> u64 {
     resident.saturating_add(host.available).saturating_sub(relaxed_mark(host)).min(capacity(host))
 }
@@ -53,15 +55,15 @@ pub fn capacity(host: &HostView) -> u64 {
     host.total.saturating_sub(host.reserve)
 }
 
-/// How much more memory should be available. Where only the pressure tells that memory is short, a hundredth of the
-/// host.
+/// How much more memory should be available. If only the pressure shows that memory is short, one hundredth of the
+/// host's memory.
 pub fn deficit(host: &HostView) -> u64 {
     let missing = relaxed_mark(host).saturating_sub(host.available);
     missing.max(if level(host, false) == Level::Calm { 0 } else { host.total / 100 })
 }
 
-/// How much should be swapped out. While memory is only short, no more than brings it back to the high mark: between
-/// the marks nothing is swapped out and faulted back forever, though guests are still asked. When it is very short,
+/// How much should be swapped out. While memory is only short, just enough to reach the high mark, so that memory
+/// between the marks is not swapped out and faulted back endlessly. Guests are still asked. When memory is very short,
 /// as much as is missing.
 pub fn swap_deficit(host: &HostView, level: Level) -> u64 {
     match level {
@@ -71,10 +73,10 @@ pub fn swap_deficit(host: &HostView, level: Level) -> u64 {
     }
 }
 
-/// The level by these figures alone; `relaxed`: as it is judged whether it has become better.
+/// The level by these figures alone. `relaxed` selects the marks for a fall of the level.
 ///
-/// Pressure counts only while twice the high mark is not available. Tasks also wait for memory in a control group that
-/// is at its own limit, or for memory that comes back from swap. The memory of other machines would not help then.
+/// Pressure counts only while less than twice the high mark is available. Tasks also wait for memory in a control group
+/// that is at its own limit, or for memory that is swapped in. Memory of other machines would not help them.
 fn level(host: &HostView, relaxed: bool) -> Level {
     let (mark, scale) = if relaxed { (relaxed_mark(host), RELAXED_PRESSURE) } else { (high_mark(host), 1.0) };
     let counts = host.available < high_mark(host).saturating_mul(2);
@@ -88,17 +90,17 @@ fn level(host: &HostView, relaxed: bool) -> Level {
     }
 }
 
-/// The level, remembered.
+/// The level with its history.
 #[derive(Clone, Copy, Debug)]
 pub struct Strain {
     level: Level,
-    /// At this level.
+    /// How long the level has been the same.
     since: Duration,
-    /// For how long it has been better.
+    /// How long the figures have been better.
     better_for: Duration,
-    /// How long it must be better before it is calm.
+    /// How long the figures must be better before the level is calm.
     settle: Duration,
-    /// For how long the figures have been those of very short memory.
+    /// How long the figures have been those of very short memory.
     hard_for: Duration,
 }
 
@@ -110,7 +112,7 @@ impl Default for Strain {
 }
 
 impl Strain {
-    /// The level now.
+    /// Updates the level and returns it.
     pub fn look(&mut self, host: &HostView, elapsed: Duration) -> Level {
         self.since = self.since.saturating_add(elapsed);
         let (worse, better) = (level(host, false), level(host, true));
@@ -122,7 +124,7 @@ impl Strain {
             self.enter(worse);
         } else if better < self.level {
             self.better_for += elapsed;
-            // From hard to pressed nothing is given back: that may be quick.
+            // From hard to pressed nothing is given back, so this wait may be short.
             let settle = if better == Level::Calm { self.settle } else { SETTLE };
             if self.better_for >= settle {
                 self.enter(better);
@@ -133,7 +135,7 @@ impl Strain {
         self.level
     }
 
-    /// For how long memory has been very short without a break.
+    /// How long memory has been very short without a break.
     pub fn hard_for(&self) -> Duration {
         self.hard_for
     }
@@ -149,7 +151,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// 4000 MiB, 200 in reserve: the marks are 500 and 625 available.
+    /// 4000 MiB, 200 of them in reserve: the marks are at 500 and 625 MiB available.
     fn host(available: u64, some: Option<f64>, full: Option<f64>) -> HostView {
         let (total, reserve) = (4000 * MIB, 200 * MIB);
         let available = available * MIB;
@@ -169,7 +171,7 @@ mod tests {
             (900, Some(3.0), Some(0.0), Calm, Pressed),
             (900, Some(20.0), Some(6.0), Hard, Hard),
             (900, Some(f64::NAN), None, Calm, Calm),
-            // Others' memory would not help.
+            // Memory of other machines would not help.
             (1000, Some(90.0), Some(90.0), Calm, Calm),
         ] {
             let host = host(available, some, full);
@@ -193,7 +195,7 @@ mod tests {
         }
     }
 
-    /// Looks once a second; the level after the last.
+    /// Looks once a second and returns the last level.
     fn hold(strain: &mut Strain, available: u64, seconds: u32) -> Level {
         let levels = (0..seconds).map(|_| strain.look(&host(available, None, None), Duration::from_secs(1)));
         levels.last().unwrap_or_default()

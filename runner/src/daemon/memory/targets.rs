@@ -1,28 +1,28 @@
-//! Who should hold how much of the host's memory: guarantees first, then claims by weight with a tax on idle memory,
-//! then what is left.
+//! Computes how much of the host's memory each machine should hold. Guarantees come first. Claims follow, by weight
+//! with a tax on idle memory. The rest is distributed last.
 //!
-//! The tax is that of VMware ESX (Waldspurger, OSDI 2002): of each share, idle memory costs 1 / (1 - tax) times as much
-//! as memory in use. At 75 per cent a machine with nothing but idle memory has a quarter of its weight.
+//! The tax is that of VMware ESX (Waldspurger, OSDI 2002): within a share, idle memory costs 1 / (1 - tax) times as
+//! much as memory in use. At 75 per cent, a machine with only idle memory has a quarter of its weight.
 
-/// What one byte of idle memory costs in bytes in use: 1 / (1 - 0.75).
+/// The cost of one idle byte, in bytes in use: 1 / (1 - 0.75).
 const IDLE_COST: u128 = 4;
-/// An untaxed weight of 1; the tax needs parts of it.
+/// An untaxed weight of 1; the tax needs fractions of it.
 const UNIT: u128 = 1000;
 
-/// What one machine may ask for; sizes in bytes.
+/// The claim of one machine; sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Its own whatever the others do.
+    /// Memory that it can always have, whatever other machines do.
     pub guaranteed: u64,
-    /// The most it can have.
+    /// The most memory it can have.
     pub promised: u64,
-    /// What it uses, and room to grow into.
+    /// The memory it uses, plus headroom.
     pub wanted: u64,
-    /// Its share of what is left beyond the guarantees.
+    /// Its weight when memory beyond the guarantees is shared.
     pub weight: u32,
-    /// What it holds.
+    /// The memory it holds.
     pub held: u64,
-    /// What it uses of that.
+    /// The part of that memory that it uses.
     pub used: u64,
 }
 
@@ -31,12 +31,12 @@ impl Claim {
         self.promised.max(self.guaranteed)
     }
 
-    /// What it wants beyond its guarantee.
+    /// How much it wants beyond its guarantee.
     fn beyond(&self) -> u64 {
         self.wanted.min(self.most()).saturating_sub(self.guaranteed)
     }
 
-    /// The weight after the tax on what it holds and does not use.
+    /// The weight after the tax on memory that it holds and does not use.
     fn taxed(&self) -> u128 {
         let weight = u128::from(self.weight.max(1)) * UNIT;
         let (held, used) = (u128::from(self.held), u128::from(self.used.min(self.held)));
@@ -47,9 +47,9 @@ impl Claim {
     }
 }
 
-/// The target of each claim, in the claims' order. Together they are at most `room`. Each is from what is guaranteed to
-/// what is promised, unless the guarantees alone are more than `room` (the host has shrunk, or its reserve was raised):
-/// then `room` is divided as the guarantees are.
+/// The target of each claim, in the claims' order. The sum is at most `room`. Each target is between the guarantee and
+/// the promise, unless the guarantees alone exceed `room` (the host has shrunk, or its reserve was raised). Then `room`
+/// is divided in proportion to the guarantees.
 pub fn targets(room: u64, claims: &[Claim]) -> Vec<u64> {
     let guaranteed: u128 = claims.iter().map(|claim| u128::from(claim.guaranteed)).sum();
     let Some(spare) = u128::from(room).checked_sub(guaranteed) else {
@@ -57,7 +57,7 @@ pub fn targets(room: u64, claims: &[Claim]) -> Vec<u64> {
     };
     let asked: Vec<_> = claims.iter().map(|claim| (claim.beyond(), claim.taxed())).collect();
     let granted = fill(spare as u64, &asked);
-    // Idle memory may stay where it is as long as no machine wants it.
+    // A machine may hold idle memory as long as no other machine wants it.
     let left = spare as u64 - granted.iter().sum::<u64>();
     let rest = claims.iter().zip(&granted);
     let rest: Vec<_> =
@@ -66,11 +66,11 @@ pub fn targets(room: u64, claims: &[Claim]) -> Vec<u64> {
     claims.iter().zip(granted).zip(spread).map(|((claim, granted), more)| claim.guaranteed + granted + more).collect()
 }
 
-/// Weighted max-min fairness: everybody gets what they want, or as much for each unit of weight as everybody else who
-/// gets less than they want.
+/// Weighted max-min fairness: each machine gets what it wants, or as much per unit of weight as every other machine
+/// that gets less than it wants.
 fn fill(mut amount: u64, wants: &[(u64, u128)]) -> Vec<u64> {
     let mut order: Vec<usize> = (0..wants.len()).collect();
-    // Who wants least for their weight is served first; what they leave goes to the others.
+    // The smallest want per weight is served first; what it leaves goes to the others.
     order.sort_by(|&one, &other| {
         let ((one, one_weight), (other, other_weight)) = (wants[one], wants[other]);
         (u128::from(one) * other_weight).cmp(&(u128::from(other) * one_weight))
@@ -86,7 +86,7 @@ fn fill(mut amount: u64, wants: &[(u64, u128)]) -> Vec<u64> {
     gets
 }
 
-/// `amount` × `share` / `whole`, rounded down; 0 of nothing.
+/// `amount` × `share` / `whole`, rounded down; 0 if `whole` is 0.
 fn part(amount: u64, share: u128, whole: u128) -> u64 {
     match whole {
         0 => 0,
@@ -209,7 +209,7 @@ mod tests {
             wanted in 0..20_000u64,
             used in 0..=100u64,
         ) {
-            // The host measures what is held; wanted and used hang on the guest's word.
+            // The host measures `held`; `wanted` and `used` depend on the guest's report.
             claims[0].used = claims[0].held;
             claims[0].wanted = 20_000 * MIB;
             let honest = targets(room * MIB, &claims);

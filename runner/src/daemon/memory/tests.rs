@@ -1,4 +1,4 @@
-//! The loop against a VMM of ours on a real socket; there is no control group, so the arbiter sees no machine.
+//! The loop against a test VMM on a real socket. There is no control group, so the arbiter sees no machine.
 
 use std::fs;
 use std::sync::Mutex;
@@ -23,12 +23,12 @@ const UID: u32 = 7;
 struct Rig {
     _dir: TempDir,
     keeper: Keeper,
-    /// What the VMM was told.
+    /// Requests that the VMM received.
     told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Rig {
-    /// A daemon whose machine an earlier one has left paused.
+    /// A daemon whose machine was left paused by an earlier daemon.
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (daemon, _) = testing::daemon(dir.path(), NameService::default());
@@ -59,7 +59,7 @@ impl Rig {
     }
 }
 
-/// What the VMM of a small machine says of itself.
+/// What the VMM of a small machine reports.
 pub fn machine_info(state: MachineState) -> MachineInfo {
     let config = MachineConfig {
         vcpus: 1,

@@ -1,4 +1,4 @@
-//! One running machine: how it is seen, and how orders reach it.
+//! One running machine: measures it and passes orders to it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,29 +16,30 @@ use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, VmmId};
 use crate::host::{self, Usage};
 
-/// How long a VMM may take to say how it is. All are asked at once: one that hangs delays a look by no more than this.
+/// How long a VMM may take to report its state. All are asked at once: one that hangs delays a look by no more than
+/// this.
 const LOOK: Duration = Duration::from_millis(300);
 const MIB: u64 = 1 << 20;
 
-/// One machine, between two looks.
+/// The state of one machine between two looks.
 #[derive(Debug)]
 pub struct Watched {
     vmm: VmmId,
     reports: Reports,
-    /// What the VMM said last.
+    /// The VMM's last report.
     info: Option<MemoryInfo>,
-    /// CPU time used until then.
+    /// When CPU time was last read, and how much was used until then.
     used: Option<(Instant, Duration)>,
-    /// What its control group protects.
+    /// The value last written as the control group's memory protection.
     protected: Option<u64>,
     trouble: LogOnChange,
     hands: Hands,
-    /// The hands' work and the follower; they end with this.
+    /// The tasks of the hands and the follower. They end when this is dropped.
     _tasks: JoinSet<()>,
 }
 
 impl Watched {
-    /// Begins to watch.
+    /// Starts watching.
     pub fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
         let (uid, name) = (machine.uid, machine.name.clone());
         let mut tasks = JoinSet::new();
@@ -51,17 +52,17 @@ impl Watched {
         Self { vmm, reports, info: None, used: None, protected: None, trouble, hands, _tasks: tasks }
     }
 
-    /// Whether this is the VMM that is watched.
+    /// Whether this watches the given VMM.
     pub fn is(&self, vmm: &VmmId) -> bool {
         self.vmm == *vmm
     }
 
-    /// What the guest says of itself.
+    /// The guest's reports about itself.
     pub fn reports(&self) -> &Reports {
         &self.reports
     }
 
-    /// Looks; `None` if the machine has just ended.
+    /// Measures the machine; `None` if it has just ended.
     pub async fn look(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
         let vmm = daemon.vmm(&machine.name, LOOK);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
@@ -95,7 +96,7 @@ impl Watched {
         if passed > 0.0 { cpu.saturating_sub(before).as_secs_f64() / passed } else { 0.0 }
     }
 
-    /// Passes an order on; returns at once.
+    /// Passes an order on. Returns at once.
     pub fn order(&self, order: &Order) {
         match order {
             Order::Limit { bytes, .. } => {
@@ -111,13 +112,13 @@ impl Watched {
     }
 }
 
-/// What may be plugged of the region so that the guest has `bytes`: whole blocks of 2 MiB; `None` without a region.
+/// How much of the region may be plugged so that the guest has `bytes`: whole blocks of 2 MiB; `None` without a region.
 fn requested_mib(info: &MemoryInfo, bytes: u64) -> Option<u32> {
     let beyond = (bytes / MIB).saturating_sub(info.boot_mib.into()).min(info.size_mib.into());
     (info.size_mib > 0).then_some(beyond as u32 / 2 * 2)
 }
 
-/// The sizes of a view. A VMM that has not said how it is counts as one whose memory cannot change.
+/// The sizes in a view. If the VMM has not reported yet, its memory counts as fixed.
 fn sizes(machine: &MachineRow, info: Option<&MemoryInfo>, usage: &Usage) -> MachineView {
     let fixed = MemoryInfo { boot_mib: machine.memory_mib, ..MemoryInfo::default() };
     let info = info.unwrap_or(&fixed);
@@ -137,7 +138,7 @@ fn sizes(machine: &MachineRow, info: Option<&MemoryInfo>, usage: &Usage) -> Mach
     }
 }
 
-/// Reads the control group and, where that is new, writes what it protects; `None` if it is gone.
+/// Reads the control group, and writes its memory protection if that has changed; `None` if the group is gone.
 async fn measure(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<String>)> {
     let name = machine.to_owned();
     let measured = tokio::task::spawn_blocking(move || {

@@ -1,22 +1,22 @@
-//! What a machine seems to use of the memory it holds. The guest's word counts only within what the host has measured.
+//! How much of its memory a machine seems to use. The guest's report counts only within what the host has measured.
 
 use super::model::{GuestView, MachineView};
 
 const MIB: u64 = 1 << 20;
 
-/// A machine that holds anything uses at least this much of it, whatever its guest says.
+/// A machine that holds memory uses at least this much of it, whatever its guest reports.
 const LEAST: u64 = 64 * MIB;
 
-/// Beside its working set a machine may claim a quarter of it, at least this much, to grow into.
+/// In addition to its working set, a machine may claim a quarter of it, at least this much, as headroom.
 const HEADROOM: u64 = 64 * MIB;
 
-/// What it holds of the host's memory and swap.
+/// How much of the host's memory and swap it holds.
 pub fn held(machine: &MachineView) -> u64 {
     machine.resident.saturating_add(machine.swapped)
 }
 
-/// The memory that it holds and uses: without what is free or cold in its guest. A silent guest does not report that,
-/// so it counts as using all it holds, or nothing if `idle`. A paused machine uses nothing.
+/// The memory that it holds and uses: without memory that is free or cold in its guest. A silent guest does not report
+/// that. It then counts as using all it holds, or nothing if `idle`. A paused machine uses nothing.
 pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
     let held = held(machine);
     let used = match &machine.guest {
@@ -28,13 +28,13 @@ pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
     used.clamp(LEAST.min(held), held)
 }
 
-/// Its working set and room to grow into: what it may claim while others want memory, too.
+/// The working set plus headroom: the memory a machine may claim while other machines want memory too.
 pub fn wanted(working_set: u64) -> u64 {
     working_set.saturating_add(HEADROOM.max(working_set / 4))
 }
 
-/// Neither free nor cold. What the guest has swapped to compressed memory counts with what the compressed memory takes:
-/// what it wants of that comes back by itself, and is counted then.
+/// Memory that is neither free nor cold. Memory that the guest has compressed counts at its compressed size. When the
+/// guest uses it again, it is decompressed and counts in full.
 fn touched(machine: &MachineView, guest: &GuestView) -> u64 {
     held(machine).min(machine.plugged.saturating_sub(guest.free)).saturating_sub(guest.cold)
 }
