@@ -1,18 +1,18 @@
-//! How much memory may be promised and guaranteed: a pure function of the host's figures and what is promised already.
+//! How much memory may be promised and guaranteed: pure functions of the host's figures and the existing promises.
 
 use std::fs;
 
 /// The least memory a machine may have, in MiB.
 pub const MEMORY_MIN_MIB: u32 = 256;
 
-/// What a machine takes of the host beside its memory while it rests, in MiB: the VMM's own, page tables, kernel
+/// The host memory that an idle machine needs in addition to its own, in MiB: for the VMM, page tables and kernel
 /// objects.
 pub const MACHINE_OVERHEAD_MIB: u64 = 24;
 
 /// The host's figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// CPUs.
+    /// The number of CPUs.
     pub cpus: u32,
     /// Memory, in MiB.
     pub memory_mib: u64,
@@ -22,25 +22,25 @@ pub struct Host {
     pub reserve_mib: u64,
 }
 
-/// What is promised to the machines that should run, in all.
+/// The sum of what is promised to all machines that should run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Promises {
-    /// The most that they can have, in MiB, what their VMMs need included.
+    /// The most memory that they can have, in MiB, including what their VMMs need.
     pub promised_mib: u64,
-    /// Their own whatever the others do, in MiB.
+    /// The memory that they can always have, whatever other machines do, in MiB.
     pub guaranteed_mib: u64,
-    /// How many they are.
+    /// The number of machines.
     pub machines: u64,
 }
 
-/// What a machine asks for.
+/// The memory that one machine asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
-    /// The most that it can have, in MiB.
+    /// The most memory that it can have, in MiB.
     pub promised_mib: u64,
-    /// What its VMM may need beside that, in MiB.
+    /// The memory that its VMM may need in addition, in MiB.
     pub vmm_mib: u64,
-    /// Its own whatever the others do, in MiB.
+    /// The memory that it can always have, whatever other machines do, in MiB.
     pub guaranteed_mib: u64,
 }
 
@@ -54,28 +54,28 @@ impl Host {
         Self { cpus, memory_mib, swap_mib: meminfo_mib(&meminfo, "SwapTotal"), reserve_mib }
     }
 
-    /// What machines may hold together, in MiB.
+    /// The memory that all machines may hold together, in MiB.
     pub fn capacity_mib(&self) -> u64 {
         self.memory_mib.saturating_sub(self.reserve_mib)
     }
 
-    /// A machine's virtual CPUs by default.
+    /// The default number of a machine's virtual CPUs.
     pub fn default_vcpus(&self) -> u8 {
         self.cpus.clamp(1, 4) as u8
     }
 
-    /// A machine's memory by default, in MiB.
+    /// The default memory of a machine, in MiB.
     pub fn default_memory_mib(&self) -> u32 {
         ((self.memory_mib / 2).min(8192) as u32).max(MEMORY_MIN_MIB)
     }
 
-    /// The guarantee of a machine of `memory_mib` MiB by default, in MiB.
+    /// The default guarantee of a machine of `memory_mib` MiB, in MiB.
     pub fn default_guaranteed_mib(memory_mib: u32) -> u32 {
         (memory_mib / 4).max(MEMORY_MIN_MIB).min(memory_mib)
     }
 }
 
-/// What a host of `memory_mib` MiB keeps for itself by default, in MiB.
+/// The default reserve of a host of `memory_mib` MiB, in MiB.
 fn default_reserve_mib(memory_mib: u64) -> u64 {
     (memory_mib / 20).max(256)
 }
@@ -84,8 +84,8 @@ fn meminfo_mib(meminfo: &str, name: &str) -> u64 {
     super::memory::meminfo(meminfo, name) >> 20
 }
 
-/// Whether a machine may run beside those that should; if not, why, with numbers. Memory may be promised up to the
-/// host's memory and swap together, and guaranteed, with each machine's overhead, up to the memory without the host's
+/// Checks whether a machine may run beside those that should run. The error is the reason, with figures. The host's
+/// memory plus swap may be promised. Guarantees, plus each machine's overhead, may use the memory without the host's
 /// reserve.
 pub fn admit(host: &Host, already: Promises, asked: Ask) -> Result<(), String> {
     admit_promise(host, already.promised_mib, asked)?;

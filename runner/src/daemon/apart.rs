@@ -1,6 +1,7 @@
-//! Parts of the daemon that must not wait for requests: the memory arbiter, and the drivers of the machines.
+//! Runs parts of the daemon that must not wait for requests: the memory arbiter, and the drivers of the machines.
 //!
-//! A request may block, and keep the runtime's thread or all its blocking threads for a while. tokio has both per runtime.
+//! A request may block the runtime's thread or all its blocking threads for a while. In tokio, both belong to one
+//! runtime.
 
 use std::thread;
 
@@ -8,7 +9,8 @@ use anyhow::Context;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
-/// Runs a part of the daemon to its end, on a thread and a runtime of its own. The part is not stopped when its caller is.
+/// Runs a part of the daemon to its end, on a thread and a runtime of its own. The part continues when its caller is
+/// dropped.
 ///
 /// # Errors
 /// The thread cannot be made, or the part panics.
@@ -19,9 +21,9 @@ pub async fn run_apart<T: Send + 'static>(
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot make a runtime")?;
     let (done, result) = oneshot::channel();
     let run = move || {
-        // A caller that has gone away needs no answer.
+        // A caller that was dropped needs no answer.
         let _ = done.send(runtime.block_on(runtime.spawn(part)));
-        // A thread that blocks keeps no one from starting the part again.
+        // A thread that blocks must not delay a restart of the part.
         runtime.shutdown_background();
     };
     thread::Builder::new().name(name.into()).spawn(run).with_context(|| format!("cannot make the thread {name}"))?;

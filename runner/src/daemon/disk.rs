@@ -13,9 +13,9 @@ use crate::config::Limit;
 
 const GIB: u64 = 1 << 30;
 
-/// Makes the disk unless it is there, not larger than the limit. It appears whole or not at all: a runner killed in the
-/// middle leaves none. A disk from the time of a lower limit, or of a smaller template, grows; its guest grows the file
-/// system when it starts. Blocks.
+/// Creates the disk unless it exists, not larger than the limit. The creation is atomic: a runner that is killed during
+/// it leaves no disk. A disk made with a lower limit or a smaller template grows; its guest grows the file system when
+/// it starts. Blocks.
 ///
 /// # Errors
 /// The template is missing or empty, the disk's folder is full or not writable, or the disk is larger than the limit.
@@ -35,7 +35,7 @@ pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A disk that was made before the limit may have the template's size; a larger one has been enlarged by other means.
+/// A disk made before the limit was set may have the template's size. A larger one was enlarged by other means.
 fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()> {
     if fs::metadata(template).is_ok_and(|template| length <= template.len()) {
         return Ok(());
@@ -46,7 +46,7 @@ fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()>
     })
 }
 
-/// How long a disk is that is made from a template of this length.
+/// The size of a disk that is made from a template of this length.
 fn allowed(template: u64, limit: &Limit) -> u64 {
     let gib = u32::try_from(template / GIB).unwrap_or(u32::MAX);
     let clipped = limit.clip(gib);
@@ -64,7 +64,7 @@ fn grow(disk: &Path, length: u64, template: &Path, limit: &Limit) -> anyhow::Res
     Ok(())
 }
 
-/// Makes an empty disk's file system and file as small as the limit.
+/// Reduces the file system and the file of an empty disk to the limit.
 fn shrink(disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     let file = File::options().write(true).open(disk)?;
     let length = file.metadata()?.len();
@@ -90,7 +90,7 @@ fn copy(template: &Path, target: &Path) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the template is empty: build it again"));
     }
     let mut to = File::options().write(true).create(true).truncate(true).open(target)?;
-    // Where the file system can share blocks, no data is copied at all.
+    // Where the file system can share blocks, no data is copied.
     if ioctl_ficlone(&to, &from).is_err() {
         to.set_len(length)?;
         copy_data(&mut from, &mut to)?;
@@ -98,7 +98,7 @@ fn copy(template: &Path, target: &Path) -> io::Result<()> {
     to.sync_all()
 }
 
-/// Copies what is data and leaves holes as holes.
+/// Copies data and keeps holes.
 fn copy_data(from: &mut File, to: &mut File) -> io::Result<()> {
     let mut end = 0;
     loop {
@@ -188,7 +188,7 @@ mod tests {
             make(&template, &disk, &limit).unwrap();
             assert_eq!(fs::metadata(&disk).unwrap().len(), gib * GIB, "{limit:?}");
         }
-        // As the guest does at its start.
+        // Like the guest at its start.
         let resized = Command::new("resize2fs").arg("-f").arg(&disk).output().unwrap();
         let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
         assert!(resized.status.success() && checked.status.success(), "{resized:?} {checked:?}");

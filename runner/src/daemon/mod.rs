@@ -1,4 +1,4 @@
-//! The host daemon: keeps what should be, and makes it so.
+//! The host daemon: stores the desired state and reconciles actual state toward it.
 
 mod admission;
 mod apart;
@@ -50,23 +50,24 @@ use state::{MachineRow, Store, machines};
 use vmm::uid_of;
 use workspace::Workspaces;
 
-/// The largest answer of a VMM or a guest that is read, in bytes.
+/// The largest answer that is read from a VMM or a guest, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
-/// How long a VMM may take to say how it is, or to resume its machine.
+/// How long a VMM may take to report its state, or to resume its machine.
 const WAKE: Duration = Duration::from_secs(5);
 
-/// The first uid of machines that have uids of their own; each has this one plus its slot. Between what systemd hands out to
-/// containers, what SSSD gives to a directory's accounts (up to 2,000,200,000), and the ids that do not fit a signed number.
+/// The first uid of machines that have uids of their own; each has this one plus its slot. The range lies above the
+/// uids that systemd assigns to containers and SSSD to a directory's accounts (up to 2,000,200,000), and below those
+/// that do not fit a signed number.
 const FIRST_MACHINE_UID: u32 = 2_100_000_000;
 
-/// What all parts of the daemon share.
+/// State that all parts of the daemon share.
 #[derive(Debug)]
 struct Daemon {
     config: Config,
     artifacts: Artifacts,
-    /// The resolvers in it follow the host's.
+    /// Holds the resolvers, which follow the host's.
     network: watch::Sender<NetworkConfig>,
-    /// Reads the host's figures: memory and swap may be added while the daemon runs.
+    /// Measures the host: memory and swap may be added while the daemon runs.
     measure: fn(&Config) -> Host,
     store: Store,
     names: NameService,
@@ -74,24 +75,24 @@ struct Daemon {
     workspaces: Workspaces,
     /// Each running machine's VMM, by the machine's name.
     vmms: Mutex<HashMap<String, RunningVmm>>,
-    /// Counts what was written: those who follow something look again.
+    /// Counts writes to the state, so that followers look again.
     changes: watch::Sender<u64>,
     /// Machines whose driver should look again.
     pokes: mpsc::UnboundedSender<u32>,
-    /// The host shuts down: machines stop, and should run again after its next boot.
+    /// The host shuts down: machines stop, and should run again after the next boot.
     closing: AtomicBool,
-    /// Machines whose stop could not be written. They stop all the same.
+    /// Machines whose stop could not be written to the state. They stop all the same.
     unwritten_stops: Mutex<BTreeSet<u32>>,
-    /// Machines that have a VMM, as their drivers know: it needs no state that can be read.
+    /// Machines that have a VMM, as their drivers report. Usable while the state cannot be read.
     live: watch::Sender<BTreeSet<u32>>,
 }
 
 /// What the daemon knows of a running VMM.
 #[derive(Debug)]
 struct RunningVmm {
-    /// No other process is taken for it.
+    /// A connection to the VMM is accepted only from this process.
     pid: u32,
-    /// As it said itself; `None`: not asked yet, or it is of an earlier version.
+    /// As the VMM reported it; `None`: not asked yet, or the VMM is of an earlier version.
     landlock: Option<Landlock>,
 }
 
@@ -135,7 +136,8 @@ impl Daemon {
         self.network.borrow().clone()
     }
 
-    /// Finds what a machine's VMM was started with, in MiB; 0 where there is no VMM. Blocks for a small file.
+    /// Returns a function that reads the memory with which a machine's VMM was started, in MiB; 0 without a VMM. It
+    /// blocks to read a small file.
     fn started(&self) -> impl Fn(&MachineRow) -> u32 + Send + 'static {
         let run = self.config.run.clone();
         move |row| match row.vmm {
@@ -152,7 +154,7 @@ impl Daemon {
         self.store.run(job).await
     }
 
-    /// Changes the state in one transaction, and wakes who follows.
+    /// Changes the state in one transaction, and wakes its followers.
     async fn write<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -162,14 +164,14 @@ impl Daemon {
         written
     }
 
-    /// The machine's driver should look again.
+    /// Asks the machine's driver to look again.
     fn poke(&self, uid: u32) {
-        // Without a supervisor (the daemon is ending) no driver looks.
+        // Without a supervisor (the daemon is ending), there is no driver to look.
         let _ = self.pokes.send(uid);
     }
 
-    /// Brings all machines to rest without a change of what is desired; returns when they are. It reads and writes no
-    /// state: a full disk must not keep a machine from being stopped.
+    /// Stops all machines without changing the desired state; returns when they have stopped. It does not read or write
+    /// the state: a full disk must not keep a machine from being stopped.
     async fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
         let mut live = self.live.subscribe();
@@ -179,23 +181,23 @@ impl Daemon {
                 return;
             }
             uids.into_iter().for_each(|uid| self.poke(uid));
-            // The sender is our own.
+            // The sender belongs to this daemon, so it is not dropped.
             let _ = live.changed().await;
         }
     }
 
-    /// Stops the machine although that could not be written.
+    /// Stops the machine although the stop could not be written to the state.
     fn stop_unwritten(&self, uid: u32) {
         self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).insert(uid);
         self.poke(uid);
     }
 
-    /// What is desired of the machine has been written again.
+    /// The machine's desired state has been written again.
     fn desired_is_written(&self, uid: u32) {
         self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
     }
 
-    /// Whether the machine must stop whatever the state says.
+    /// Whether the machine must stop, whatever the state says.
     fn must_stand(&self, uid: u32) -> bool {
         self.closing.load(Ordering::Relaxed)
             || self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
@@ -209,7 +211,7 @@ impl Daemon {
         self.config.state.join("machines").join(machine)
     }
 
-    /// Which process the machine's VMM is from now on; `None`: there is none.
+    /// Sets the process of the machine's VMM; `None`: there is no VMM.
     fn set_vmm(&self, machine: &str, pid: Option<u32>) {
         let mut vmms = self.vmms();
         match pid {
@@ -226,12 +228,12 @@ impl Daemon {
         self.vmms().get(machine).map(|vmm| vmm.pid)
     }
 
-    /// How far Landlock confines the machine's VMM, where that is known.
+    /// How far Landlock confines the machine's VMM, if known.
     fn landlock(&self, machine: &str) -> Option<Landlock> {
         self.vmms().get(machine)?.landlock
     }
 
-    /// Asks the VMM how far Landlock confines it, and warns where that is not entirely.
+    /// Asks the VMM how far Landlock confines it, and warns if not entirely.
     async fn ask_landlock(&self, machine: &str) {
         let Ok(info) = self.vmm(machine, WAKE).get::<MachineInfo>("/v1/machine").await else { return };
         if matches!(info.landlock, Some(Landlock::Partial | Landlock::Absent)) {
@@ -242,7 +244,8 @@ impl Daemon {
         }
     }
 
-    /// The account of this uid. The question of a uid without a machine waits apart: any process may ask as one.
+    /// The account of this uid. Lookups of uids without a machine wait in a separate queue, because any process may
+    /// cause one.
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
@@ -251,7 +254,7 @@ impl Daemon {
         if known { self.names.by_uid(uid).await } else { self.names.by_strange_uid(uid).await }
     }
 
-    /// The developer, as the kernel checks them. Without an answer of the name service: in no group but the primary one.
+    /// The developer's identity, as the kernel checks it. If the name service does not answer: only the primary group.
     async fn developer(&self, uid: u32, gid: u32) -> Identity {
         let groups = match self.account(uid).await {
             Ok(Some(account)) => self.names.groups(&account).await.unwrap_or_default(),
@@ -264,7 +267,7 @@ impl Daemon {
     async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
         let unanswered = |error: Unanswered| Problem::new("unavailable", error.to_string());
         let account = self.account(uid).await.map_err(unanswered)?;
-        // Else an account's subordinate uids (subuid(5)) would be as many developers.
+        // Otherwise each subordinate uid of an account (subuid(5)) would count as a developer.
         if account.is_none() && uid != 0 {
             return Err(Problem::new(
                 "forbidden",
@@ -282,7 +285,7 @@ impl Daemon {
         self.config.limits.limits_for(uid, &display_name(uid, account.as_ref()), &groups)
     }
 
-    /// Who the machine's VMM runs as.
+    /// The identity with which the machine's VMM runs.
     async fn vmm_identity(&self, machine: &MachineRow) -> Identity {
         let developer = self.developer(machine.uid, machine.gid).await;
         match self.config.machine.run_as {
@@ -292,7 +295,7 @@ impl Daemon {
     }
 
     /// # Errors
-    /// An account has the uid that the machine is to run with: it could signal the VMM.
+    /// An account has the uid with which the machine is to run, so it could signal the VMM.
     async fn check_uid(&self, machine: &MachineRow, vmm: &Identity) -> anyhow::Result<()> {
         match self.names.by_uid(vmm.uid).await {
             Ok(Some(account)) if vmm.uid != machine.uid => {
@@ -302,8 +305,8 @@ impl Daemon {
         }
     }
 
-    /// Whose the files of a workspace are in the machine: those of the uid that its VMM runs with, whatever the configuration
-    /// says since it was started.
+    /// The uid that owns a workspace's files in the machine: the uid that its VMM runs with, even if the configuration
+    /// has changed since it was started.
     async fn vmm_uid(&self, machine: &MachineRow) -> u32 {
         match self.vmm_pid(&machine.name).and_then(uid_of) {
             Some(uid) => uid,
@@ -311,19 +314,19 @@ impl Daemon {
         }
     }
 
-    /// A client of this machine's VMM, which trusts no other process.
+    /// A client of this machine's VMM. It accepts no other process as its peer.
     fn vmm(&self, machine: &str, deadline: Duration) -> Client {
         self.proven(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
     }
 
     fn proven(&self, machine: &str, client: Client) -> Client {
-        /// No process has it: without a VMM every peer is the wrong one.
+        /// No process has this id: without a VMM, every peer is rejected.
         const NONE: u32 = 0;
         client.of_process(self.vmm_pid(machine).unwrap_or(NONE)).with_body_max(ANSWER_MAX)
     }
 
-    /// Resumes the machine if it is paused, and keeps it running for as long as what is returned lives. A request to the
-    /// guest needs one.
+    /// Resumes the machine if it is paused, and keeps it running until the guard is dropped. A request to the guest
+    /// needs a guard.
     async fn wake(&self, machine: &MachineRow) -> WakeGuard {
         self.memory.pauses.wake(machine.uid, &self.vmm(&machine.name, WAKE)).await
     }

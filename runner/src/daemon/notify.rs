@@ -1,4 +1,4 @@
-//! Tells the service manager how the daemon is doing (sd_notify(3)): one datagram, if it asked for one.
+//! Reports the daemon's state to the service manager (sd_notify(3)): one datagram, if the manager asked for one.
 
 use std::env;
 use std::io;
@@ -7,15 +7,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// Sends `state`, such as `READY=1`. Without a service manager nothing happens.
+/// Sends `state`, such as `READY=1`. Does nothing without a service manager.
 pub fn notify(state: &str) -> io::Result<()> {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     send(socket.as_bytes(), state)
 }
 
-/// Asks the service manager for this much time until the daemon is ready, or has ended, whatever the unit allows.
+/// Asks the service manager for this much time until the daemon is ready or has ended, regardless of the unit's
+/// timeout.
 pub fn ask_for_time(time: Duration) -> io::Result<()> {
-    // More than the unit allows must be asked for while that lasts: now.
+    // A time beyond the unit's timeout must be requested before that timeout ends, so it is requested now.
     notify(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()))
 }
 

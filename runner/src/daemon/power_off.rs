@@ -1,4 +1,4 @@
-//! Asks a guest to power off, in every way there is.
+//! Asks a guest to power off, in every available way.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use garret_api::client::Client;
 use tokio::time::Instant;
 
-/// How long one question may take: a guest that was swapped out comes back meanwhile.
+/// Timeout of one request. It is long enough to swap in a guest that was swapped out.
 pub const QUESTION: Duration = Duration::from_secs(10);
-/// The pause between two.
+/// The pause between two requests.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long the agent alone is asked, before the power button is pressed too; and how soon again, for a press before the
-/// guest's init is up is lost.
+/// How long only the agent is asked before the power button is pressed too. Also the interval between presses, because
+/// a press before the guest's init is up is lost.
 const BUTTON_AFTER: Duration = Duration::from_secs(15);
 
-/// Asks until the future is dropped: the machine's end is what the caller waits for. `wake` lets a machine that was paused
-/// run, for as long as what it returns lives. The button is pressed also when the agent said yes: a program of the guest's
-/// may have taken its port.
+/// Asks until the future is dropped: the caller waits for the machine's end. `wake` resumes a paused machine and keeps
+/// it running until the returned value is dropped. The button is pressed even if the agent agreed, because another
+/// program in the guest may have taken its port.
 pub async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, wake: impl Fn() -> W) -> Infallible {
     let (mut heard, mut button) = (false, Instant::now());
     loop {

@@ -1,13 +1,13 @@
-//! What is promised to the machines that run or should.
+//! The memory promised to the machines that run or should run.
 
 use garret_api::runner::Desired;
 
 use super::admission::{Ask, Promises};
 use super::state::MachineRow;
 
-/// What is promised to those of `machines` that run or should, what their VMMs need included. A machine that stops has its
-/// memory until it has stopped. `started_mib` returns what a machine's VMM was started with, or 0: a machine that was given
-/// less since then still has all of that.
+/// The memory promised to those of `machines` that run or should run, including what their VMMs need. A machine that is
+/// stopping keeps its memory until it has stopped. `started_mib` returns the memory with which a machine's VMM was
+/// started, or 0. If the machine was configured with less since then, the larger value counts.
 pub fn promises<'a>(
     machines: impl IntoIterator<Item = &'a MachineRow>,
     started_mib: impl Fn(&MachineRow) -> u32,
@@ -23,7 +23,7 @@ pub fn promises<'a>(
     })
 }
 
-/// What one machine asks for.
+/// The memory that one machine asks for.
 pub fn ask(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Ask {
     Ask {
         promised_mib: machine.memory_mib.max(started_mib).into(),

@@ -10,20 +10,21 @@ use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
 use crate::config::{Limits, Policy};
 
-/// The longest path, in bytes: longer ones no system call takes.
+/// The longest path, in bytes: no system call accepts a longer one.
 const PATH_MAX: usize = 4096;
-/// The longest word that names an order to rebuild, in bytes.
+/// The longest key of a request to rebuild, in bytes.
 const REBUILD_MAX: usize = 64;
-/// What a caller's variables may weigh in all, in bytes.
+/// The most that a caller's variables may take in total, in bytes.
 const LOCAL_ENV_MAX: usize = 256 * 1024;
-/// The most memory of one machine, in MiB.
+/// The most memory that one machine may have, in MiB.
 const MEMORY_MAX_MIB: u32 = 1 << 20;
-/// The largest share.
+/// The largest weight.
 const WEIGHT_MAX: u32 = 10_000;
-/// The usual share.
+/// The default weight.
 pub const WEIGHT: u32 = 100;
 
-/// The machine as the request wants it. Asking a failed one to run is asking to try again: its failure is forgotten.
+/// The machine as the request wants it. A request to run a failed machine is a request to retry: the failure is
+/// cleared.
 ///
 /// # Errors
 /// A figure is out of range.
@@ -72,10 +73,10 @@ pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem
     limits.guaranteed_mib.check("guaranteed_mib", machine.guaranteed_mib)
 }
 
-/// Checks what can be checked of a request by itself.
+/// Checks everything in a request that needs no other information.
 ///
 /// # Errors
-/// A path that leads out of the workspace, or something too large to keep.
+/// A path leads out of the workspace, or something is too large to store.
 pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
     let invalid = |said: String| Err(Problem::new("invalid", said));
     let workspace = &request.workspace;
@@ -100,12 +101,12 @@ pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What the variables kept for the environment weigh.
+/// The size of the environment's stored variables, in bytes.
 pub fn local_env_bytes(environment: &EnvironmentRow) -> usize {
     environment.local_env.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-/// A new environment that nothing has been done for.
+/// A new environment, before any work on it.
 pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> EnvironmentRow {
     EnvironmentRow {
         id: id.into(),
@@ -130,8 +131,8 @@ pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> Envi
     }
 }
 
-/// The environment as the request wants it. The generation grows if something is to be done: two equal requests at once
-/// share one run, and one for what is there already starts none.
+/// The environment as the request wants it. The generation grows if there is work to do. Two equal requests at once
+/// share one run, and a request for the current state starts none.
 pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, policy: &Policy) -> EnvironmentRow {
     let other_config = request.config.is_some() && request.config != kept.config;
     let ordered = request.rebuild.is_some() && request.rebuild != kept.rebuild_key;
@@ -139,7 +140,7 @@ pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, po
     let on_its_way = kept.status.phase == EnvironmentPhase::Starting && !kept.removed;
     let run = match request.desired {
         Desired::Stopped => {
-            // One that could not be stopped is stopped again.
+            // If stopping failed before, it is tried again.
             let failed = kept.settled() && kept.status.phase == EnvironmentPhase::Failed;
             kept.desired != Desired::Stopped || kept.removed || failed
         }
@@ -154,7 +155,7 @@ pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, po
         removed: false,
         ..kept.clone()
     };
-    // A caller that sends none (`garret start`) does not take away what an earlier one gave.
+    // A caller that sends no variables (`garret start`) does not remove those of an earlier request.
     if let Some(local_env) = &request.local_env {
         let admitted = local_env.iter().filter(|(name, _)| policy.admits(name));
         row.local_env = admitted.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -224,12 +225,12 @@ mod tests {
         assert_eq!((row.generation, row.rebuild), (2, true));
         assert_eq!(put(&row, &order("a")), row);
         assert_eq!(put(&row, &up()), row);
-        // The answer was lost, and the run has ended before the request is repeated.
+        // The answer was lost, and the run ended before the request was repeated.
         let done = ended(row.clone(), EnvironmentPhase::Ready);
         assert_eq!(put(&done, &order("a")), done);
         let failed = put(&ended(row.clone(), EnvironmentPhase::Failed), &order("a"));
         assert_eq!((failed.generation, failed.rebuild), (3, false));
-        // The files were changed and the order given again while the first is carried out.
+        // The files changed and the request was repeated while the first run was still in progress.
         for kept in [&row, &done] {
             let again = put(kept, &order("b"));
             assert_eq!((again.generation, again.rebuild), (3, true));

@@ -1,4 +1,4 @@
-//! Follows the host's resolvers while the daemon runs: a laptop changes networks, a DHCP lease brings another.
+//! Follows the host's resolvers while the daemon runs: a laptop changes networks, or a DHCP lease brings new resolvers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use super::memory::LogOnChange;
 use crate::config;
 use crate::host::{self, NetworkConfig};
 
-/// Poll interval. The files are small, and not every writer replaces them in a way that a watch sees.
+/// Poll interval. The files are small, and some writers replace them in a way that a watch does not notice.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Keeps the packet filter and the daemon's view of the network in step; the drivers tell their machines.
+/// Updates the packet filter and the daemon's view of the network together; the drivers notify their machines.
 pub async fn follow(daemon: Arc<Daemon>) {
     let problem = LogOnChange::of("following the host's resolvers");
     loop {
@@ -36,7 +36,7 @@ async fn look(daemon: &Daemon) -> anyhow::Result<()> {
     }
     tracing::info!("the resolvers are {:?} now, they were {:?}", next.resolvers, now.resolvers);
     let rules = next.clone();
-    // First the filter, then the machines: what they ask must pass.
+    // The filter comes first, because it must pass the machines' requests to the new resolvers.
     tokio::task::spawn_blocking(move || host::prepare_network(&rules)).await??;
     daemon.network.send_replace(next);
     Ok(())

@@ -1,4 +1,4 @@
-//! The daemon's life: prepare the host, listen, reconcile, and end without ending the machines.
+//! The daemon's life cycle: prepare the host, listen, reconcile, and end without ending the machines.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -18,12 +18,13 @@ use crate::accounts::NameService;
 use crate::config::{self, Config};
 use crate::host;
 
-/// How long open calls may go on when the daemon ends.
+/// How long open calls may continue when the daemon ends.
 const LAST_CALLS: Duration = Duration::from_millis(500);
-/// How much longer than its deadline a machine's stop may take: what is in progress when it begins, and the power cut.
+/// How much longer than its deadline a machine's stop may take: for work in progress when it begins, and for the power
+/// cut.
 const STOP_SLACK: Duration = Duration::from_secs(40);
 
-/// Runs the daemon on `socket` until it is told to end. The machines continue.
+/// Runs the daemon on `socket` until it is asked to end. The machines continue to run.
 ///
 /// # Errors
 /// The host cannot be prepared, another daemon runs, or the state cannot be used.
@@ -36,7 +37,8 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
             .create(folder)
             .with_context(|| format!("cannot make {}: `garret daemon` needs root", folder.display()))?;
     }
-    // Before anything is touched: a second daemon ends here. Both locks last as long as this process.
+    // The locks come first, so that a second daemon ends here without touching anything. They last as long as this
+    // process.
     let _locks = (lock(&config.state)?, lock(&config.run)?);
     let listener = listen(&socket).await?;
     let network = config.network(config::host_resolvers())?;
@@ -53,7 +55,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // A task of its own: it goes on while the machines are brought to rest.
+    // A task of its own: it continues while the machines stop.
     tokio::spawn(memory::supervise(daemon.clone()));
     tokio::spawn(resolvers::follow(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
@@ -83,7 +85,8 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGHUP would end the daemon, and the service manager takes that for a wish. A terminal that closes sends it.
+/// A closing terminal sends SIGHUP. It would end the daemon, and the service manager would count that as a requested
+/// end.
 fn outlive_terminals() -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
@@ -94,7 +97,7 @@ fn outlive_terminals() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Locks a folder for this daemon. The kernel lets go of the lock when the process ends, however it ends.
+/// Locks a folder for this daemon. The kernel releases the lock when the process ends, however it ends.
 fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join("lock");
     let mut options = File::options();
@@ -109,7 +112,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Ends machines that the state does not know of, before their developers can ask for new ones of the same name.
+/// Ends machines that are not in the state, before their developers can request new ones of the same name.
 async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
     let known = match store.run(machines::all).await {
         Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
@@ -121,8 +124,8 @@ async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
     sweep::sweep(&config.run, &known, stop_deadline).await;
 }
 
-/// Makes the state's file readable for root alone, whatever the folder and the umask are: it holds developers' variables.
-/// SQLite gives the files beside it the same mode.
+/// Makes the state's file readable only by root, whatever the folder's mode and the umask are: it holds developers'
+/// variables. SQLite uses the same mode for its other files.
 fn make_private(state: &Path) -> anyhow::Result<()> {
     let private = || {
         let file = fs::File::options().append(true).create(true).mode(0o600).open(state)?;
@@ -131,20 +134,20 @@ fn make_private(state: &Path) -> anyhow::Result<()> {
     private().with_context(|| format!("cannot make {} private", state.display()))
 }
 
-/// The host's figures, with what the configuration says of them.
+/// Measures the host and applies the configuration's values.
 fn measure_host(config: &Config) -> Host {
     let host = Host::measure();
     let reserve_mib = config.memory.reserve_mib.map_or(host.reserve_mib, u64::from);
     Host { reserve_mib, ..host }
 }
 
-/// Whether the service manager ends everything, not only us.
+/// Whether the service manager ends the whole host, not only this daemon.
 async fn host_shuts_down() -> bool {
     let asked = tokio::process::Command::new("systemctl").arg("is-system-running").output().await;
     asked.is_ok_and(|output| output.stdout.starts_with(b"stopping"))
 }
 
-/// Listens where everybody may connect: the peer's credentials decide what they may do.
+/// Listens where every user may connect: the peer's credentials decide what they may do.
 async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     if UnixStream::connect(socket).await.is_ok() {
         bail!("another garret daemon listens on {} already", socket.display());

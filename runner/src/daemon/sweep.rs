@@ -1,5 +1,5 @@
-//! Ends machines that no state knows of: the state was replaced, or a removal was cut short. Their guests are asked first:
-//! they may hold what was not written yet.
+//! Ends machines that are not in the state: the state was replaced, or a removal was interrupted. Their guests are
+//! asked first, because they may hold data that was not written yet.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use crate::host::{self, MachinePaths};
 /// The pause before the host is asked again for a machine's VMM.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Stops all machines below the run folder whose names are not `known`, side by side and with `patience` for each, and
-/// removes what they have on the host. Their data disks stay.
+/// Stops all machines below the run folder whose names are not `known`, in parallel and with `patience` for each.
+/// Removes what they have on the host. Their data disks stay.
 pub async fn sweep(run: &Path, known: &BTreeSet<String>, patience: Duration) {
     match host::unknown_machines(run, known) {
         Ok(names) => drop(join_all(names.into_iter().map(|name| end(run.to_owned(), name, patience))).await),
@@ -58,7 +58,7 @@ async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool
     }
 }
 
-/// The machine's VMM, if it has one. The host is asked until it can tell. Only root can have put the socket there.
+/// The machine's VMM, if it has one. Retries until the host can tell. Only root can have put the socket there.
 async fn vmm_of(paths: &MachinePaths, name: &str) -> Option<VmmProcess> {
     loop {
         match VmmProcess::listening_on(&paths.api_socket()).await {
@@ -82,7 +82,7 @@ mod tests {
         let paths = MachinePaths::new(dir.path(), "m");
         assert!(power_off(&paths, "m", Duration::ZERO).await);
         fs::create_dir_all(paths.api_socket().parent().unwrap()).unwrap();
-        // ELOOP stands for a host without descriptors.
+        // ELOOP takes the place of the error of a host without free descriptors.
         symlink(paths.api_socket(), paths.api_socket()).unwrap();
         let (begun, patience) = (Instant::now(), Duration::from_millis(100));
         assert!(!power_off(&paths, "m", patience).await);

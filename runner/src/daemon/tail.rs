@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open};
 
-/// The last `max` bytes of a regular file. Anything else is refused: a pipe would hold us up, a link lead elsewhere.
+/// The last `max` bytes of a regular file. Anything else is rejected: a pipe would block the daemon, a link would lead
+/// elsewhere.
 pub fn read_tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(open(path, flags, Mode::empty())?);

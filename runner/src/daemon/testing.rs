@@ -1,4 +1,4 @@
-//! A daemon for unit tests: its folders are in a temporary one, and no machine can start.
+//! A daemon for unit tests: its folders are in a temporary folder, and no machine can start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::state::Store;
 use crate::accounts::NameService;
 use crate::config::Config;
 
-/// A daemon with its state in `folder`, and the machines that it pokes.
+/// A daemon with its state in `folder`, and a receiver of the uids that it pokes.
 pub fn daemon(folder: &Path, names: NameService) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
     daemon_with(folder, names, |_| {})
 }

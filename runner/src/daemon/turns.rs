@@ -1,4 +1,4 @@
-//! Turns: each key has the same number of them. Only keys in use are kept.
+//! Limits concurrent work per key: each key has the same number of turns. Only keys in use are stored.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Ends the turn when it is dropped.
+/// A permit. Dropping it ends the turn.
 pub type Turn = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Turns<K> {
-    /// Turns of one key at a time.
+    /// How many turns each key has.
     at_once: usize,
     by_key: Mutex<HashMap<K, Arc<Semaphore>>>,
 }
@@ -25,11 +25,12 @@ impl<K: Eq + Hash> Turns<K> {
     pub async fn take(&self, key: K) -> Option<Turn> {
         let turns = {
             let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-            // A turn and a wait for one hold a clone, made under this lock: those without a clone are not in use.
+            // Every turn, and every wait for one, holds a clone that was made under this lock. Entries without a clone
+            // are not in use.
             by_key.retain(|_, turns| Arc::strong_count(turns) > 1);
             by_key.entry(key).or_insert_with(|| Arc::new(Semaphore::new(self.at_once))).clone()
         };
-        // Never closed.
+        // The semaphore is never closed.
         turns.acquire_owned().await.ok()
     }
 }

@@ -1,4 +1,4 @@
-//! Why a VMM ended, and what follows from it: pure.
+//! Why a VMM ended, and what follows from that: pure functions.
 
 use garret_api::one_line;
 use garret_api::runner::MachinePhase;
@@ -6,47 +6,47 @@ use garret_api::vmm::{ExitReason, LastWords};
 
 /// A guest that reboots more often than this within [`REBOOT_WINDOW_S`] is not started again.
 const REBOOTS_MAX: usize = 5;
-/// Seconds.
+/// In seconds.
 const REBOOT_WINDOW_S: u64 = 300;
 
-/// What is known of an end.
+/// What is known about the end of a VMM.
 #[derive(Clone, Debug, Default)]
 pub struct End {
-    /// What the VMM said.
+    /// The VMM's own report.
     pub last_words: Option<LastWords>,
-    /// The last line of its own output.
+    /// The last line of the VMM's output.
     pub log: String,
-    /// The kernel killed it for lack of memory.
+    /// Whether the kernel killed it for lack of memory.
     pub out_of_memory: bool,
-    /// The runner had asked for it.
+    /// Whether the runner had requested the end.
     pub asked: bool,
-    /// How long ago the guest's earlier reboots were, in seconds.
+    /// The age of the guest's earlier reboots, in seconds.
     pub earlier_reboots: Vec<u64>,
 }
 
-/// What follows.
+/// The result for the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// The machine's phase.
     pub phase: MachinePhase,
-    /// Why, in one line.
+    /// The reason, in one line.
     pub reason: String,
-    /// What should happen of itself.
+    /// What should happen without a request.
     pub next: Next,
 }
 
-/// What should happen of itself after an end.
+/// What should happen after an end without a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// What is desired stays as it is.
+    /// The desired state does not change.
     Nothing,
-    /// The guest wants to start again.
+    /// The guest requested a reboot.
     StartAgain,
-    /// The guest wants to stand still.
+    /// The guest powered itself off.
     StayStopped,
 }
 
-/// The verdict on an end.
+/// Returns the verdict on an end.
 pub fn judge(end: &End) -> Verdict {
     let words = end.last_words.as_ref();
     let said = words.map(|words| one_line(&words.message)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A VMM's process. It is not the runner's child, so a pidfd watches it.
+//! A VMM's process. It is not the runner's child, so it is watched through a pidfd.
 
 #![allow(unsafe_code)]
 
@@ -16,9 +16,9 @@ use tokio::net::UnixStream;
 
 use super::state::VmmId;
 
-/// The pause before a connection is tried again that found the backlog full.
+/// The pause before a connection is retried that found the backlog full.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(50);
-/// The most tries, which take 10 s: a VMM that accepts nothing holds the daemon up no longer.
+/// The most tries, which take 10 s: a VMM that accepts no connection delays the daemon no longer than this.
 const CONNECTS_MAX: u32 = 200;
 
 /// A running VMM, or one that has just ended.
@@ -30,10 +30,11 @@ pub struct VmmProcess {
 }
 
 impl VmmProcess {
-    /// Watches the process that has this id now.
+    /// Watches the process that has this process id now.
     pub fn watch(pid: u32) -> io::Result<Option<Self>> {
         let Some(pidfd) = open(pid)? else { return Ok(None) };
-        // Read after the pidfd was opened: it is this process's start, or the process is gone already.
+        // Read after the pidfd was opened, so this is the start time of the same process, or the process is gone
+        // already.
         let Ok(started) = start_time(pid) else { return Ok(None) };
         let id = VmmId { pid, started, boot_id: boot_id()? };
         // SAFETY: an `OwnedFd` names one open descriptor, the same for its whole life.
@@ -46,10 +47,11 @@ impl VmmProcess {
         Ok(Self::watch(id.pid)?.filter(|found| found.id == *id))
     }
 
-    /// Finds the process that listens on the VMM's API, if there is one. This finds a VMM that no state knows of.
+    /// Finds the process that listens on the VMM's API, if there is one. This also finds a VMM that is not in the
+    /// state.
     ///
     /// # Errors
-    /// The host cannot tell, as where it has no descriptor left.
+    /// The host cannot tell, for example because it has no free descriptor.
     pub async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
         for _ in 0..CONNECTS_MAX {
             match UnixStream::connect(socket).await {
@@ -59,7 +61,7 @@ impl VmmProcess {
                         _ => Ok(None),
                     };
                 }
-                // Its backlog is full, so a process does listen.
+                // The backlog is full, so a process does listen.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                     return Ok(None);
@@ -70,13 +72,13 @@ impl VmmProcess {
         Err(ErrorKind::WouldBlock.into())
     }
 
-    /// Returns when it has ended. Cancel-safe.
+    /// Returns when the process has ended. Cancel-safe.
     pub async fn ended(&self) {
-        // A pidfd is readable from the process's end on. It cannot fail while the reactor lives.
+        // A pidfd becomes readable when the process ends. This cannot fail while the reactor lives.
         let _ = self.pidfd.readable().await;
     }
 
-    /// Ends it at once.
+    /// Kills the process.
     pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -100,12 +102,12 @@ fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// The host's present boot.
+/// The id of the host's current boot.
 pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Field 22 of `/proc/<pid>/stat`, counted after the name, which may hold anything (proc_pid_stat(5)).
+/// Field 22 of `/proc/<pid>/stat`, counted after the name, which may contain any character (proc_pid_stat(5)).
 fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace());

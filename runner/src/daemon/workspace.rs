@@ -1,5 +1,5 @@
-//! Opens and shares workspaces through a process that can be ended (see [`host::share`](crate::host::share)), and takes them
-//! out of their machines.
+//! Opens and shares workspaces through a process that can be killed (see [`host::share`](crate::host::share)), and
+//! takes them out of their machines.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ use super::turns::{Turn, Turns};
 use crate::host::share::{self, Found, ShareSpec};
 use crate::host::{self, MachinePaths};
 
-/// The most folders of one developer that are being opened at a time, hung ones included.
+/// The most folders of one developer that are being opened at a time, including calls that hang.
 const AT_ONCE: usize = 4;
-/// The most of all developers: each is a process of root's. Many, because a server that is down makes a developer's whole share
-/// hang, and the others have workspaces elsewhere.
+/// The same for all developers together: each call is a root process. The number is large because a server that is down
+/// makes a developer's whole share hang, while other developers have workspaces elsewhere.
 const AT_ONCE_OF_ALL: usize = 256;
 
-/// What the process answered; `None`: nothing within its deadline.
+/// The process's answer; `None`: none within its deadline.
 type Answer = io::Result<Option<Result<Found, Problem>>>;
 
-/// How long a process that was killed may take to end. One that takes longer hangs in a call to the folder's file system, and
-/// makes no other call after it: it mounts nothing more.
+/// How long a killed process may take to end. One that takes longer hangs in a call to the folder's file system, and
+/// makes no other call after it, so it mounts nothing more.
 const KILLED: Duration = Duration::from_secs(2);
-/// How long a guest that releases a workspace may take until the VMM has closed its last file.
+/// How long the VMM may take to close its last file after the guest has released a workspace.
 const RELEASE: Duration = Duration::from_secs(10);
 /// The pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -38,7 +38,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub enum Revoked {
     Unused,
-    /// So many files are open.
+    /// The number of open files.
     Held(usize),
     /// The VMM's mounts or descriptors cannot be read.
     Unknown(io::Error),
@@ -47,30 +47,30 @@ pub enum Revoked {
 /// The folders that are being opened, mounted and unmounted.
 #[derive(Debug)]
 pub struct Workspaces {
-    /// Has the subcommand `share`.
+    /// The program with the subcommand `share`.
     program: PathBuf,
     deadline: Duration,
-    /// Of each uid.
+    /// Turns of each uid.
     turns: Turns<u32>,
     turns_of_all: Arc<Semaphore>,
-    /// One for each mount point: a mount that comes late would undo an unmount, or lie on top of another.
+    /// One turn for each mount point: a late mount would undo an unmount, or lie on top of another mount.
     mounts: Turns<PathBuf>,
-    /// Each uid's looks at what a VMM has open, which may be much.
+    /// Turns for reading the open files of a VMM, which may be many, per uid.
     looks: Turns<u32>,
 }
 
-/// What a process that opens a folder keeps.
+/// The turns that a process holds while it opens a folder.
 #[derive(Debug)]
 struct Places {
-    /// Until it has ended.
+    /// Held until the process has ended.
     turns: (Turn, Turn),
-    /// Until it cannot mount any more.
+    /// Held until the process cannot mount any more.
     mount: Option<Turn>,
 }
 
 impl Default for Workspaces {
     fn default() -> Self {
-        // The file that runs, whatever an upgrade has put in its place.
+        // The binary that runs, even if an upgrade has replaced the file.
         Self::new("/proc/self/exe".into(), share::DEADLINE)
     }
 }
@@ -104,10 +104,10 @@ impl Workspaces {
     }
 
     async fn places(&self, spec: &ShareSpec) -> Option<Places> {
-        // The developer's own first: a request that waits for it holds no turn of others.
+        // The developer's own turn first, so that a request that waits for it holds no shared turn.
         let turn = self.turns.take(spec.developer.uid).await?;
         let turns = (turn, self.turns_of_all.clone().acquire_owned().await.ok()?);
-        // Last: a removal waits only for the process that has the mount point.
+        // The mount point comes last: a removal waits only for the process that holds it.
         let mount = match (&spec.mount, &spec.mount_point) {
             (Some(_), Some(mount_point)) => Some(self.mounts.take(mount_point.clone()).await?),
             _ => None,
@@ -115,7 +115,8 @@ impl Workspaces {
         Some(Places { turns, mount })
     }
 
-    /// The process ends with its caller. One that hangs in the kernel keeps its turns until it has really ended.
+    /// The process is killed when its caller is dropped. A process that hangs in the kernel holds its turns until it
+    /// has ended.
     async fn carry_out(&self, spec: ShareSpec, places: Places) -> Answer {
         #[cfg(test)]
         if self.program == Path::new("/proc/self/exe") {
@@ -138,7 +139,7 @@ impl Workspaces {
             let _hangs = timeout(KILLED, child.wait()).await;
             drop(mount);
             if let Some(result) = result {
-                // A caller that has gone away meanwhile needs none.
+                // A caller that was dropped meanwhile needs no answer.
                 let _ = answered.send(result);
             }
             let _ = child.wait().await;
@@ -150,11 +151,11 @@ impl Workspaces {
         }
     }
 
-    /// Takes the environment's workspace out of a machine of this uid, at once, and looks whether its VMM, which has this
-    /// process id, lets go of it.
+    /// Takes the environment's workspace out of a machine of this uid at once. Checks whether its VMM, which has this
+    /// process id, closes its files.
     ///
     /// # Errors
-    /// It cannot be unmounted.
+    /// The workspace cannot be unmounted.
     pub async fn revoke(
         &self,
         uid: u32,
@@ -223,7 +224,7 @@ mod tests {
         ShareSpec { folder: "/w".into(), developer, mount_point: None, mount: None }
     }
 
-    /// Workspaces whose program is this shell script, which runs in its folder.
+    /// Workspaces whose program is this shell script. It runs in its folder.
     fn workspaces(script: &str, deadline_ms: u64) -> (TempDir, Workspaces) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
@@ -252,7 +253,7 @@ mod tests {
         let (_dir, hangs) = workspaces("exec sleep 1000", 100);
         let problem = hangs.share(spec()).await.unwrap_err();
         assert!(problem.message.contains("did not answer"), "{problem}");
-        // Its turn comes back with its end.
+        // The turn is returned when the process ends.
         for _ in 0..AT_ONCE {
             hangs.turns.take(UID).await.unwrap().forget();
         }
@@ -268,7 +269,7 @@ mod tests {
         assert_eq!(begins.share(spec()).await, Ok(Found::Same));
     }
 
-    /// Begins a call with this script, whose first command must be `touch begun`, and goes away.
+    /// Starts a call with this script, whose first command must be `touch begun`, and drops it.
     async fn go_away(dir: &Path, workspaces: &Workspaces, spec: ShareSpec) {
         let begun = async {
             while !dir.join("begun").exists() {

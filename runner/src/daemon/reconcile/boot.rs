@@ -1,4 +1,4 @@
-//! From nothing, or from what an earlier runner left, to a machine whose agent answers.
+//! Starts a machine, or adopts one that an earlier runner left, until its agent answers.
 
 use std::io;
 use std::path::Path;
@@ -21,15 +21,15 @@ use crate::daemon::state::{MachineRow, VmmId, environments, machines};
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
 
-/// The step that stands for the machine in the progress of its environments.
+/// The name of the machine's start step in the progress of its environments.
 pub(super) const START_STEP: &str = "start machine";
-/// How long one question to the agent may take while it may not be there yet.
+/// Timeout of one request to the agent while it may not be up yet.
 const TRY: Duration = Duration::from_secs(2);
-/// The pause between two. There is nothing to wait on: a connection to a port without a listener is closed.
+/// The pause between two requests. There is no event to wait for: a connection to a port without a listener is closed.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The same where something answers that is no agent.
+/// The same if a program that is not the agent answers.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause between two set-ups of a machine whose agent refuses.
+/// The longest pause between two set-ups of a machine whose agent refuses them.
 const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the agent may take to set itself up.
 const SETUP_DEADLINE: Duration = Duration::from_secs(30);
@@ -42,7 +42,7 @@ impl Driver {
         while let Err(error) = self.adopt().await {
             failures += 1;
             tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
-            // A VMM that was found is driven, even if that could not be noted.
+            // A VMM that was found is driven, even if the state could not be written.
             if self.lives() || (error.is::<CannotIdentifyVmm>() && self.cut_overdue(&mut unwanted_since).await) {
                 return;
             }
@@ -50,8 +50,8 @@ impl Driver {
         }
     }
 
-    /// Cuts the power of a machine that should have stopped for `stop_deadline_s`; returns whether it did. `unwanted_since` is kept
-    /// between calls.
+    /// Cuts the power of a machine that should have stopped `stop_deadline_s` ago; returns whether it did. The caller
+    /// keeps `unwanted_since` between calls.
     async fn cut_overdue(&mut self, unwanted_since: &mut Option<Instant>) -> bool {
         let Ok(Some((machine, _))) = self.look().await else { return false };
         if self.wish(&machine) == Wish::Run {
@@ -69,7 +69,8 @@ impl Driver {
         true
     }
 
-    /// Finds what an earlier runner left: the very process the state names, or one it had no time to write down.
+    /// Finds the machine that an earlier runner left: exactly the process that the state names, or one that the runner
+    /// had no time to record.
     async fn adopt(&mut self) -> anyhow::Result<()> {
         let uid = self.uid;
         let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
@@ -88,7 +89,7 @@ impl Driver {
             self.daemon.set_vmm(&machine.name, Some(process.id.pid));
             self.remember(process.id.clone()).await?;
         } else if matches!(self.vmm, Life::Absent) && machine.phase != MachinePhase::Failed {
-            // Whatever an earlier runner was about to do, there is no VMM.
+            // Whatever the earlier runner was doing, there is no VMM.
             let (uid, phase) = (self.uid, MachinePhase::Stopped);
             if machine.phase != phase {
                 self.daemon.write(move |db| machines::set_phase(db, uid, phase, "the runner was restarted")).await?;
@@ -97,7 +98,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The host has been restarted: nothing of the machine is left, and if it should run it starts again.
+    /// The host has been restarted: nothing of the machine is left. It starts again if it should run.
     async fn forget_boot(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         self.vmm = Life::Absent;
         let (uid, desired) = (self.uid, machine.desired);
@@ -156,7 +157,7 @@ impl Driver {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
         let forbidden = |problem: Problem| anyhow!("{}", problem.message);
         let limits = daemon.limits(machine.uid).await.map_err(forbidden)?;
-        // They may have been lowered since the machine was asked for.
+        // The limits may have been lowered since the machine was requested.
         requests::check_limits(&machine, &limits).map_err(forbidden)?;
         let identity = daemon.vmm_identity(&machine).await;
         daemon.check_uid(&machine, &identity).await?;
@@ -180,7 +181,8 @@ impl Driver {
         .await?
     }
 
-    /// Waits until the agent answers and tells it of its host. A change of mind or the VMM's end interrupts.
+    /// Waits until the agent answers, then sends it the host's settings. A changed wish or the VMM's end interrupts
+    /// this.
     pub(super) async fn greet(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let agent = self.daemon.agent(&machine.name, TRY);
         let deadline = Duration::from_secs(self.daemon.config.machine.boot_deadline_s);
@@ -205,7 +207,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The agent has been silent too long. A machine that was adopted may hold a day's work: it is left alone.
+    /// The agent has been silent too long. An adopted machine may hold a day's work, so it is left running.
     async fn give_up(&mut self, machine: &MachineRow, deadline: Duration) -> anyhow::Result<()> {
         if !self.adopted {
             let what = format!("the agent did not answer within {} s", deadline.as_secs());
@@ -223,14 +225,14 @@ impl Driver {
                 if !known {
                     machines::set_phase(db, uid, MachinePhase::Running, reason)?;
                 }
-                // Their clients wait.
+                // Clients wait for these environments.
                 environments::fail_all(db, uid, &Problem::new("unavailable", said))
             })
             .await?;
         Ok(())
     }
 
-    /// Ends a machine that did not become what it should.
+    /// Ends a machine that did not start correctly.
     async fn reject(&mut self, why: String) -> anyhow::Result<()> {
         if let Life::Booting(process) = &self.vmm {
             process.kill()?;
@@ -241,7 +243,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The agent cannot be set up. A machine that was adopted is kept and asked again, ever more rarely.
+    /// The agent cannot be set up. An adopted machine is kept, and its agent is asked again at growing intervals.
     async fn not_set_up(&mut self, machine: &MachineRow, why: String) -> anyhow::Result<()> {
         let why = one_line(&why);
         if !self.adopted {
@@ -283,7 +285,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The machine runs.
+    /// Records that the machine runs.
     async fn arrive(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         self.vmm = match std::mem::replace(&mut self.vmm, Life::Absent) {
             Life::Booting(process) => Life::Ready(process),
@@ -310,7 +312,7 @@ impl Driver {
         Ok(())
     }
 
-    /// What the guest must know of its host.
+    /// The host's settings that the guest needs.
     pub(super) async fn machine_setup(&self, machine: &MachineRow) -> MachineSetup {
         let config = &self.daemon.config;
         let ca_bundle = match config.ca_bundle.as_os_str().is_empty() {
@@ -340,8 +342,8 @@ impl Driver {
 #[error("cannot identify the VMM: {0}")]
 struct CannotIdentifyVmm(io::Error);
 
-/// The machine's VMM: the process of its row, or the one that listens on its API. The state may be older than the machine: it
-/// was not written in time, or restored.
+/// The machine's VMM: the process in its row, or the one that listens on its API. The state may be older than the
+/// machine, because it was not written in time or was restored.
 async fn identify(machine: &MachineRow, api_socket: &Path) -> io::Result<Option<VmmProcess>> {
     match machine.vmm.as_ref().map(VmmProcess::find).transpose()?.flatten() {
         Some(process) => Ok(Some(process)),
@@ -349,7 +351,7 @@ async fn identify(machine: &MachineRow, api_socket: &Path) -> io::Result<Option<
     }
 }
 
-/// The life of a VMM that was just started. One that cannot be watched would run on unseen: it is ended, and that is why.
+/// The life of a VMM that was just started. If it cannot be watched, it is killed, and the error is the reason.
 fn watched(process: io::Result<Option<VmmProcess>>) -> (Life, Option<String>) {
     match process {
         Ok(process) => (process.map_or(Life::Dead, Life::Booting), None),
@@ -357,12 +359,13 @@ fn watched(process: io::Result<Option<VmmProcess>>) -> (Life, Option<String>) {
     }
 }
 
-/// The pause before the next set-up of a machine that was adopted `since` ago: exponential, for it follows the time passed.
+/// The pause before the next set-up of a machine that was adopted `since` ago. It grows with that time, so it is
+/// exponential.
 fn setup_pause(since: Duration) -> Duration {
     (since / 2).clamp(PAUSE, SETUP_PAUSE_MAX)
 }
 
-/// Runner and agent have no version of the guest API in common.
+/// The message if runner and agent have no version of the guest API in common.
 fn mismatch(agent: ApiRange, adopted: bool) -> String {
     let to_do = match adopted {
         true => "restart the machine with `garret stop` and `garret start`",
@@ -382,13 +385,13 @@ async fn answer(agent: &Client) -> AgentInfo {
             Err(Error::Connect { .. } | Error::NoListener { .. } | Error::Deadline { .. }) => {
                 tokio::time::sleep(PAUSE).await;
             }
-            // Another program of the guest's has the port.
+            // Another program in the guest uses the port.
             Err(_) => tokio::time::sleep(REFUSED_PAUSE).await,
         }
     }
 }
 
-/// A host name (RFC 1123) that names the developer.
+/// A host name (RFC 1123) made from the developer's name.
 fn hostname(developer: &str) -> String {
     let name: String = developer.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     format!("garret-{}", name.trim_end_matches('-'))
@@ -442,7 +445,7 @@ mod tests {
         let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
         let running = MachineRow { desired: Desired::Running, ..machine(7) };
         daemon.write(move |db| machines::put(db, &running)).await.unwrap();
-        // A socket of which the host cannot say who listens: its path leads to itself.
+        // A socket path for which the host cannot find the listener: a symbolic link to itself.
         let socket = daemon.paths("dev7").api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&socket, &socket).unwrap();

@@ -1,4 +1,4 @@
-//! When a machine that did not boot is tried again.
+//! Decides when to retry a machine that did not boot.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::backoff::backoff;
 /// The longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
 
-/// The boots of one machine that failed in a row.
+/// The failed boots of one machine in a row.
 #[derive(Debug, Default)]
 pub(super) struct Boots {
     failed: u32,
@@ -17,19 +17,19 @@ pub(super) struct Boots {
 }
 
 impl Boots {
-    /// A boot has failed.
+    /// Counts a failed boot.
     pub(super) fn fail(&mut self, now: Instant) {
         self.failed = self.failed.saturating_add(1);
         self.next = Some(now + backoff(self.failed, PAUSE_MAX));
     }
 
-    /// A boot has succeeded, or the machine should not run.
+    /// Resets the count: a boot succeeded, or the machine should not run.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// When the next try is due; none if the machine did not fail while it booted. A machine that has run before it
-    /// failed is not started again: what is in it may be what broke it.
+    /// When the next try is due; `None` if the machine did not fail during boot. A machine that failed after it ran is
+    /// not started again, because its content may be the cause.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }

@@ -1,4 +1,4 @@
-//! What the host fails to read or write for a machine's data disk: one event for the developer in each episode.
+//! Detects host I/O errors on a machine's data disk: one event for the developer per episode.
 
 use garret_api::Problem;
 use garret_api::vmm::Metrics;
@@ -6,7 +6,7 @@ use garret_api::vmm::Metrics;
 use super::driver::{Driver, REFRESH_DEADLINE};
 use crate::daemon::state::MachineRow;
 
-/// What the VMM had counted at the last look; of a VMM that was adopted, nothing is known before the first.
+/// The VMM's count at the last look. For an adopted VMM, the count is unknown before the first look.
 #[derive(Debug, Default)]
 pub(super) struct DiskFailures {
     count: Option<u64>,
@@ -14,12 +14,12 @@ pub(super) struct DiskFailures {
 }
 
 impl DiskFailures {
-    /// For a VMM that starts now.
+    /// The state for a VMM that starts now.
     pub(super) fn of_new_vmm() -> Self {
         Self { count: Some(0), failing: false }
     }
 
-    /// Notes the VMM's count; says whether an episode has begun.
+    /// Stores the VMM's count; returns whether an episode has begun.
     fn begin(&mut self, count: u64) -> bool {
         let failing = self.count.is_some_and(|known| count > known);
         self.count = Some(count);
@@ -27,17 +27,17 @@ impl DiskFailures {
     }
 }
 
-/// What all block devices have counted. The figures are the VMM's, which a guest may have taken over.
+/// The sum over all block devices. The VMM reports these figures, and a guest may have taken over the VMM.
 fn count(metrics: &Metrics) -> u64 {
     let disks = metrics.devices.iter().filter(|(name, _)| name.starts_with("block"));
     disks.map(|(_, device)| device.host_failures).fold(0, u64::saturating_add)
 }
 
 impl Driver {
-    /// Asks the VMM whether the host failed its disk, and says so.
+    /// Asks the VMM whether the host failed to read or write its disk, and reports new failures.
     pub(super) async fn look_at_disk(&mut self, machine: &MachineRow) {
         let vmm = self.daemon.vmm(&machine.name, REFRESH_DEADLINE);
-        // One that does not answer is asked again at the next look.
+        // A VMM that does not answer is asked again at the next look.
         let Ok(metrics) = vmm.get::<Metrics>("/v1/metrics").await else { return };
         if self.disk.begin(count(&metrics)) {
             let said = "the host cannot write the machine's data disk, and what a program has synced is kept: if the host's \

@@ -1,4 +1,5 @@
-//! The driver of one machine: looks, decides by [`next_action`], does it, and looks again.
+//! The driver of one machine. It looks at the state, chooses an action with [`next_action`], carries it out, and
+//! repeats.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,20 +24,21 @@ use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::NetworkConfig;
 
-/// How often the agent is asked how its containers are.
+/// How often the agent is asked for the state of its containers.
 const REFRESH: Duration = Duration::from_secs(15);
-/// How long that may take: a guest that hangs holds up only its own machine, and only so long.
+/// Timeout of that request: a guest that hangs delays only its own machine, and only for this long.
 pub(super) const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
-/// How long a machine that boots keeps others from starting. One that takes longer does not hold up the rest.
+/// How long a booting machine keeps others from starting. A slower boot does not delay the rest.
 const START_TURN: Duration = Duration::from_secs(20);
-/// How long an environment that comes up keeps others of its machine from beginning. Lifecycle commands may run for good.
+/// How long a starting environment keeps others of its machine from starting. Lifecycle commands may never end.
 const BEGIN_TURN: Duration = Duration::from_secs(60);
 /// The longest pause after a step that failed, such as a write to a full disk.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// The pause after work whose result could not be written.
+/// The pause after work whose result could not be written to the state.
 const WRITE_RETRY: Duration = Duration::from_secs(5);
 
-/// One machine's driver. Everything it knows besides the state can be found again: a new one adopts.
+/// One machine's driver. Everything that it knows and the state does not can be found again: a new driver adopts the
+/// machine.
 pub(super) struct Driver {
     pub(super) daemon: Arc<Daemon>,
     pub(super) uid: u32,
@@ -44,28 +46,28 @@ pub(super) struct Driver {
     pub(super) vmm: Life,
     /// When the VMM was launched or adopted.
     pub(super) since: Instant,
-    /// The VMM was there before this driver.
+    /// The VMM was started before this driver.
     pub(super) adopted: bool,
-    /// The end that comes was asked for.
+    /// The coming end of the VMM was requested.
     pub(super) asked: bool,
-    /// Why we ended it ourselves without being asked.
+    /// Why the runner itself ended the VMM without a request.
     pub(super) blame: Option<String>,
     pub(super) reboots: Vec<Instant>,
     pub(super) disk: DiskFailures,
-    /// Changes when the machine must learn of other resolvers.
+    /// Changes when the machine needs other resolvers.
     pub(super) network: watch::Receiver<NetworkConfig>,
     work: HashMap<String, Doing>,
     tasks: JoinSet<()>,
-    /// Admits machines to their start.
+    /// Limits how many machines start at once.
     starts: Arc<Semaphore>,
-    /// This machine's admission; it ends by itself.
+    /// This machine's permit to start; it ends by itself.
     turn: JoinSet<()>,
     /// The VMM was launched and its agent has not answered yet.
     booting: bool,
     boots: Boots,
 }
 
-/// A task that does something to an environment.
+/// A task that works on an environment.
 struct Doing {
     work: Work,
     since: Instant,
@@ -82,7 +84,7 @@ pub(super) enum Life {
 }
 
 impl Life {
-    /// Returns when the VMM has ended; never while there is none.
+    /// Returns when the VMM has ended; never returns if there is no VMM.
     pub(super) async fn ended(&self) {
         match self {
             Life::Booting(process) | Life::Ready(process) => process.ended().await,
@@ -92,7 +94,7 @@ impl Life {
 }
 
 impl Doing {
-    /// Whether it came up so short a time ago that others of its machine wait.
+    /// Whether it started so recently that other environments of its machine wait.
     fn begins(&self) -> bool {
         self.work.wish == Wish::Run && self.since.elapsed() < BEGIN_TURN
     }
@@ -122,7 +124,7 @@ impl Driver {
         }
     }
 
-    /// Drives until the machine is gone. A step that fails is tried again: what is known in memory stays, so that a
+    /// Drives the machine until it is gone. A step that fails is retried. The driver's memory is kept, so that a
     /// machine can be stopped while the state cannot be written.
     pub(super) async fn run(mut self) {
         let mut failures = 0;
@@ -147,7 +149,7 @@ impl Driver {
     /// One look and one action. Returns false if the machine is gone.
     async fn step(&mut self) -> anyhow::Result<bool> {
         self.tell_life(self.lives());
-        // Only a rest waits for their end.
+        // Only `rest` waits for these tasks to end.
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.forget_work(ended);
         }
@@ -184,7 +186,7 @@ impl Driver {
         Ok(true)
     }
 
-    /// Waits after a failed step; a poke or the VMM's end is looked at sooner.
+    /// Waits after a failed step; a poke or the VMM's end interrupts the wait.
     pub(super) async fn pause(&mut self, failures: u32) {
         tokio::select! {
             () = tokio::time::sleep(backoff(failures, PAUSE_MAX)) => {}
@@ -197,13 +199,14 @@ impl Driver {
         matches!(self.vmm, Life::Booting(_) | Life::Ready(_))
     }
 
-    /// Tells the daemon whether there is a VMM: it may have to wait for its end when the state cannot be read.
+    /// Reports to the daemon whether there is a VMM. The daemon may have to wait for its end when the state cannot be
+    /// read.
     fn tell_life(&self, lives: bool) {
         let uid = self.uid;
         self.daemon.live.send_if_modified(|live| if lives { live.insert(uid) } else { live.remove(&uid) });
     }
 
-    /// Waits until this machine may start beside others that do.
+    /// Waits for a permit to start beside other starting machines.
     async fn queue(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             admitted = self.starts.clone().acquire_owned() => {
@@ -218,7 +221,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Notices how the last boot ended.
+    /// Counts how the last boot ended.
     fn count_boots(&mut self, machine: &MachineRow, wish: Wish) {
         match self.vmm {
             Life::Ready(_) => {
@@ -238,7 +241,7 @@ impl Driver {
         }
     }
 
-    /// Writes of the VMM what an earlier step could not.
+    /// Writes facts about the VMM that an earlier step could not write.
     async fn note(&self, machine: &MachineRow) -> rusqlite::Result<()> {
         let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
         let arrived = matches!(self.vmm, Life::Ready(_)) && machine.phase == MachinePhase::Starting;
@@ -326,8 +329,8 @@ impl Driver {
         self.work.retain(|_, doing| doing.task.id() != task);
     }
 
-    /// Without a machine nothing runs: a stop is done, and what should come up cannot unless the machine will start. A
-    /// removal waits for the machine.
+    /// Ends runs that need a machine when there is none: a stop is done, and a start fails unless the machine will
+    /// start. A removal waits for the machine.
     async fn settle_absent(&self) -> rusqlite::Result<()> {
         let uid = self.uid;
         self.daemon
@@ -347,7 +350,7 @@ impl Driver {
             .await
     }
 
-    /// Asks the agent how its containers are; one that ended by itself is seen to have stopped.
+    /// Asks the agent for the state of its containers, and records those that stopped by themselves.
     pub(super) async fn refresh(&mut self, machine: &MachineRow) -> rusqlite::Result<()> {
         if self.daemon.memory.pauses.state(self.uid) == State::Paused {
             return Ok(());
@@ -371,7 +374,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Sends the machine other resolvers. One that is paused or does not answer gets them at a later look.
+    /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later look.
     async fn tell_resolvers(&mut self, machine: &MachineRow) {
         let paused = self.daemon.memory.pauses.state(self.uid) == State::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {
@@ -386,7 +389,7 @@ impl Driver {
         }
     }
 
-    /// Begins to do something to an environment.
+    /// Starts work on an environment.
     async fn begin(&mut self, machine: &MachineRow, row: EnvironmentRow, work: Work) -> anyhow::Result<()> {
         let id = row.id.clone();
         let run = runs::Run { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
@@ -419,7 +422,7 @@ impl Driver {
         self.tasks.shutdown().await;
     }
 
-    /// Waits for the poke that says something is wanted.
+    /// Waits for a poke, which means that the desired state has changed.
     pub(super) async fn poked(&self) {
         self.poke.notified().await;
     }

@@ -1,4 +1,4 @@
-//! From a running machine to one that is stopped, has failed or is removed.
+//! Takes a running machine to stopped, failed or removed.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,18 +19,19 @@ use crate::daemon::verdict::{End, Next, Verdict, judge};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::{self, Slot};
 
-/// How long a VMM may take to end when it is told to itself.
+/// How long a VMM may take to end itself after the request.
 const VMM_DEADLINE: Duration = Duration::from_secs(10);
-/// What is read of a VMM's last words and its log, in bytes.
+/// How many bytes of a VMM's last words and of its log are read.
 const WORDS_MAX: u64 = 64 * 1024;
 
 impl Driver {
-    /// Powers the machine off: the agent is asked, then the power button is pressed, and only at the deadline power is cut.
+    /// Powers the machine off. The agent is asked first, then the power button is pressed, and at the deadline the
+    /// power is cut.
     pub(super) async fn halt(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let uid = self.uid;
         self.asked = true;
         self.cancel_all().await;
-        // Said, not decided: a state that cannot be written does not keep a machine from being stopped.
+        // This only reports: if the state cannot be written, the machine is stopped all the same.
         let said = self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await;
         if let Err(error) = said {
             tracing::warn!(machine = machine.name, "cannot write that it stops: {error}");
@@ -52,7 +53,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Logs a problem of the machine and makes it an event.
+    /// Logs a problem of the machine and records it as an event.
     pub(super) async fn report(&self, machine: &MachineRow, problem: Problem) {
         tracing::warn!(machine = machine.name, "{}", problem.message);
         let uid = self.uid;
@@ -62,9 +63,9 @@ impl Driver {
         }
     }
 
-    /// Ends the VMM, and then its process.
+    /// Ends the VMM by request, then kills its process.
     async fn cut_power(&self, machine: &MachineRow, process: &VmmProcess) -> anyhow::Result<()> {
-        // Whether it hears or not, the deadline decides.
+        // The result does not matter: the deadline decides.
         let _ = self.daemon.vmm(&machine.name, VMM_DEADLINE).post("/v1/shutdown").await;
         if tokio::time::timeout(VMM_DEADLINE, process.ended()).await.is_err() {
             process.kill()?;
@@ -73,12 +74,12 @@ impl Driver {
         Ok(())
     }
 
-    /// Finds out why the VMM ended, and removes what it left.
+    /// Finds out why the VMM ended, and removes its files on the host.
     pub(super) async fn bury(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         self.cancel_all().await;
         let (daemon, row) = (self.daemon.clone(), machine.clone());
         let earlier_reboots = self.reboots.iter().map(|at| at.elapsed().as_secs()).collect();
-        // A runner that was killed while it stopped the machine leaves only the wish.
+        // A runner that was killed while it stopped the machine leaves only the desired state.
         let asked = self.asked || machine.removed || machine.desired == Desired::Stopped;
         let end = tokio::task::spawn_blocking(move || {
             let paths = daemon.paths(&row.name);
@@ -98,7 +99,7 @@ impl Driver {
             verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
         }
         tracing::info!(machine = machine.name, phase = ?verdict.phase, "ended: {}", verdict.reason);
-        // Until the end is written the driver comes here again: what it knows of the end stays until then.
+        // Until the end is written, the driver runs this again. Its memory of the end is kept until then.
         if verdict.next == Next::StayStopped {
             let uid = self.uid;
             self.daemon.write(move |db| machines::set_desired(db, uid, Desired::Stopped)).await?;
@@ -120,14 +121,14 @@ impl Driver {
                 machines::set_vmm(db, uid, None)?;
                 machines::set_phase(db, uid, phase, &reason)?;
                 let problem = unasked.then(|| Problem::new("machine-ended", format!("the machine ended: {reason}")));
-                // A client asked for a start while it stopped, or the guest reboots.
+                // A client requested a start while the machine stopped, or the guest reboots.
                 let wanted = machines::get(db, uid)?.is_some_and(|row| row.desired == Desired::Running && !row.removed);
                 environments::end_all(db, uid, problem.as_ref(), wanted && phase == MachinePhase::Stopped)
             })
             .await
     }
 
-    /// Removes the machine and everything it kept.
+    /// Removes the machine and all its data.
     pub(super) async fn erase(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let (daemon, row) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
@@ -153,7 +154,7 @@ fn remove_folder(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The VMM's last words. The file is in a folder the VMM may write, so what is there is read with care.
+/// Reads the VMM's last words. The VMM may write to this folder, so the file is not trusted.
 fn last_words(path: &Path) -> Option<LastWords> {
     serde_json::from_slice(&read_tail(path, WORDS_MAX).ok()?).ok()
 }

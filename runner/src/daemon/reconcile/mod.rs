@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Machines that start at once: one for each CPU, and on the smallest host two.
 const STARTS_MIN: u32 = 2;
 
-/// Runs a driver for every machine there is and for every one that comes, until the daemon ends; apart from requests.
+/// Runs a driver for every present and future machine until the daemon ends, on a runtime apart from requests.
 pub async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
     run_apart("drivers", drive_all(daemon, poked)).await?
 }
@@ -38,7 +38,7 @@ async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>)
     let starts = Arc::new(Semaphore::new(starts));
     let mut drivers = Drivers { daemon: daemon.clone(), starts, running: HashMap::new(), tasks: JoinSet::new() };
     let machines = daemon.read(machines::all).await?;
-    // Until their drivers have looked, these count as running.
+    // Until their drivers have looked, machines with a recorded VMM count as running.
     daemon.live.send_modify(|live| live.extend(machines.iter().filter(|row| row.vmm.is_some()).map(|row| row.uid)));
     for machine in &machines {
         drivers.poke(machine.uid);
@@ -87,7 +87,7 @@ impl Drivers {
         self.running.insert(uid, (task.id(), poke));
     }
 
-    /// A driver ends when its machine is gone. One may have come into being meanwhile, and a driver that died is
+    /// A driver ends when its machine is gone. If the machine was created again meanwhile, or the driver died, it is
     /// replaced.
     async fn ended(&mut self, task: tokio::task::Id, pause: Duration) -> anyhow::Result<()> {
         let Some(uid) = self.running.iter().find(|(_, (id, _))| *id == task).map(|(uid, _)| *uid) else {

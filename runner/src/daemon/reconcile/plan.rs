@@ -1,63 +1,63 @@
-//! What to do next for one machine: a pure function of what is and what should be.
+//! Chooses the next action for one machine: a pure function of actual and desired state.
 
 use garret_api::runner::Desired;
 
-/// One machine, as the driver sees it.
+/// One machine as its driver sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// Its VMM.
+    /// The state of its VMM.
     pub vmm: Vmm,
-    /// It ended without a request, and it is not time to try again: only a request starts it.
+    /// It ended without a request, and its next try is not due. Until then, only a request starts it.
     pub failed: bool,
     /// Its environments.
     pub environments: Vec<Environment>,
 }
 
-/// One machine's VMM.
+/// The state of one machine's VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vmm {
     /// There is none.
     Absent,
     /// It runs; the agent has not been set up yet.
     Booting,
-    /// The same of one that ran before this driver: workspaces are in it.
+    /// Like `Booting`, but started before this driver: the machine may hold workspaces.
     Adopted,
     /// It runs and the agent is set up.
     Ready,
-    /// It has ended and left things behind.
+    /// It has ended; its files on the host remain.
     Dead,
 }
 
-/// One environment: what is and what should be.
+/// One environment: its actual and desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// Its id.
     pub id: String,
-    /// What should be.
+    /// Its desired state.
     pub wish: Wish,
-    /// The run asked for last.
+    /// The run that was requested last.
     pub generation: u64,
-    /// The run the status speaks of.
+    /// The run that the status is about.
     pub observed_generation: u64,
-    /// What is being done to it at this moment.
+    /// The work on it at this moment.
     pub work: Option<Work>,
-    /// That began a short time ago.
+    /// That work began a short time ago.
     pub beginning: bool,
 }
 
-/// What should be, of a machine or an environment.
+/// The desired state of a machine or an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// It should run.
     Run,
-    /// It should stand still.
+    /// It should be stopped.
     Stand,
-    /// It should be gone.
+    /// It should be removed.
     Vanish,
 }
 
 impl Wish {
-    /// From the kept row.
+    /// Reads the wish from the fields of a stored row.
     pub fn new(desired: Desired, removed: bool) -> Self {
         match (removed, desired) {
             (true, _) => Wish::Vanish,
@@ -67,23 +67,23 @@ impl Wish {
     }
 }
 
-/// Something that is being done to an environment.
+/// Work on an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
-    /// What it is done for.
+    /// The wish that it carries out.
     pub wish: Wish,
-    /// The run it belongs to.
+    /// The run that it belongs to.
     pub generation: u64,
 }
 
-/// The next thing to do.
+/// The next action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing: wait until something changes.
     Rest,
     /// Start the VMM.
     Launch,
-    /// Wait for the agent and tell it of its host.
+    /// Wait for the agent and send it the host's settings.
     Greet,
     /// Power the machine off.
     Halt,
@@ -91,16 +91,16 @@ pub enum Action {
     Bury,
     /// Remove the machine and its data.
     Erase,
-    /// Give up what is being done to this environment.
+    /// Cancel the work on this environment.
     Cancel(String),
-    /// Begin to do this to this environment.
+    /// Start this work on this environment.
     Begin(String, Work),
 }
 
-/// How many environments of one machine begin to come up at once.
+/// How many environments of one machine start at once.
 const BEGINNING_MAX: usize = 4;
 
-/// The next thing to do. Doing it changes what is observed, so that doing and asking again comes to rest.
+/// Returns the next action. Carrying it out changes `observed`, so repeating this ends in `Rest`.
 pub fn next_action(observed: &Observed, wish: Wish) -> Action {
     match (observed.vmm, wish) {
         (Vmm::Dead, _) => Action::Bury,
@@ -110,7 +110,7 @@ pub fn next_action(observed: &Observed, wish: Wish) -> Action {
         (Vmm::Absent, Wish::Run) if observed.failed => Action::Rest,
         (Vmm::Absent, Wish::Run) => Action::Launch,
         (Vmm::Booting, Wish::Run) => Action::Greet,
-        // An agent that cannot be set up keeps no workspace.
+        // An agent that cannot be set up does not keep a workspace.
         (Vmm::Adopted, Wish::Run) => {
             let mut removed = observed.environments.iter().filter(|environment| environment.wish == Wish::Vanish);
             removed.find_map(next_step).unwrap_or(Action::Greet)
@@ -253,7 +253,7 @@ mod tests {
         }
     }
 
-    /// What a perfect driver would make of an action.
+    /// Applies the effect that a perfect driver would achieve.
     fn carry_out(observed: &mut Observed, action: &Action) {
         let find = |observed: &mut Observed, id: &str| {
             observed.environments.iter().position(|environment| environment.id == id).unwrap()

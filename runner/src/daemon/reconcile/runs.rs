@@ -1,6 +1,6 @@
-//! What is done to one environment: up, stop, remove. Each is a task of its own beside the machine's driver.
+//! Work on one environment: up, stop, remove. Each is a task of its own beside the machine's driver.
 //!
-//! Everything the agent says comes from the guest: it is clipped, counted and paced before it is kept.
+//! Everything the agent reports comes from the guest: it is clipped, counted and rate-limited before it is stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use crate::daemon::state::{EnvironmentRow, environments, events};
 use crate::daemon::workspace::Revoked;
 use crate::host;
 
-/// How long the agent may take to begin an answer; stopping a container may take its own ten seconds.
+/// How long the agent may take to start an answer; stopping a container may take ten seconds of that.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// A step may print nothing for hours. After so long the agent is asked whether it is still there.
+/// A step may print nothing for hours. After this much silence, the agent is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How often a run is taken up again after its connection broke (the agent was restarted).
+/// How often a run is resumed after its connection broke (the agent was restarted).
 const TRIES: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest pause before an agent that refuses or is silent is asked again to stop or remove something.
 const INSIST_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// The most of a step's output that one event holds, in bytes of the JSON text that is kept.
+/// The most output of a step in one event, in bytes of the stored JSON text.
 const OUTPUT_MAX: usize = 32 * 1024;
-/// Output is gathered for this long, which bounds what a guest can make us write per second.
+/// Output is gathered for this long, which bounds how much a guest can make the daemon write per second.
 const GATHER: Duration = Duration::from_millis(30);
 /// The most events other than output a run may have.
 const STEPS_MAX: u32 = 2000;
-/// The longest name or value the agent may tell, in characters.
+/// The longest name or value from the agent, in characters.
 const WORD_MAX: usize = 4096;
 
 /// One environment and the machine it is in.
@@ -54,7 +54,7 @@ enum Followed {
 }
 
 impl Run {
-    /// Brings the environment up and keeps every step.
+    /// Brings the environment up and stores every step.
     pub(super) async fn bring_up(&self) -> rusqlite::Result<()> {
         let mut spec = self.spec();
         for attempt in 1..=TRIES {
@@ -67,8 +67,8 @@ impl Run {
                 Followed::Lost(error) => {
                     tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
                     tokio::time::sleep(RETRY).await;
-                    // An agent that does not count runs may have begun this one: a second removal would throw away what
-                    // the first has made. Others rebuild once per generation.
+                    // An agent that does not count runs may have started this one: a second removal would delete the
+                    // result of the first. Other agents rebuild once per generation.
                     spec.rebuild &= spec.generation != 0;
                 }
             }
@@ -87,7 +87,7 @@ impl Run {
         }
     }
 
-    /// One try. The agent may have been replaced since the last one, so it is asked each time what it can do.
+    /// One try. The agent may have been replaced since the last try, so its capabilities are read each time.
     async fn attempt(&self, spec: &mut EnvironmentSpec) -> rusqlite::Result<Followed> {
         let info = match self.info().await {
             Ok(info) => info,
@@ -166,16 +166,16 @@ impl Run {
         self.daemon.write(move |db| environments::forget(db, &row)).await
     }
 
-    /// Asks the agent to remove the container and to let go of the workspace, until it has done both.
+    /// Asks the agent to remove the container and to release the workspace, until it has done both.
     async fn release(&self, refusals: &mut u32) -> rusqlite::Result<()> {
         self.insist("remove", Method::DELETE, &self.path(""), refusals).await?;
         self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id), refusals).await
     }
 
-    /// Takes the workspace out of the machine, and tells if the machine still uses it. Tries until it is unmounted.
+    /// Takes the workspace out of the machine, and reports if the machine still uses it. Retries until it is unmounted.
     async fn revoke_workspace(&self) -> rusqlite::Result<()> {
         let paths = self.daemon.paths(&self.machine);
-        // The path is the developer's: it may have line breaks, and this goes into the daemon's log.
+        // The developer chooses the path. It may have line breaks, and it is written to the daemon's log.
         let workspace = one_line(&self.row.workspace.display().to_string());
         let mut failures = 0;
         let revoked = loop {
@@ -201,14 +201,15 @@ impl Run {
             tracing::warn!("{problem}");
             self.tell(problem).await?;
         }
-        // Otherwise a later removal of the same folder must find those files too. All notes go when the machine ends.
+        // Otherwise a later removal of the same folder must find those files too. All notes are removed when the
+        // machine ends.
         if unused {
             host::forget_revocation(&paths, &self.row.id);
         }
         Ok(())
     }
 
-    /// Asks the agent to stop the container, for as long as a whole machine may take to stop.
+    /// Asks the agent to stop the container. The timeout is that of stopping a whole machine.
     pub(super) async fn stop_container(&self) -> rusqlite::Result<Result<(), Problem>> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"), &mut 0)).await {
@@ -223,7 +224,8 @@ impl Run {
         }
     }
 
-    /// Asks the agent until it has done it. What is not there (404) needs nothing done. `refusals` counts those of the run.
+    /// Repeats the request until the agent has carried it out. A 404 means that there is nothing to do. `refusals`
+    /// counts the refusals of the run.
     async fn insist(&self, what: &str, method: Method, path: &str, refusals: &mut u32) -> rusqlite::Result<()> {
         let agent = self.agent();
         loop {
@@ -242,7 +244,8 @@ impl Run {
         self.info().await.is_ok_and(|info| API.overlaps(info.api))
     }
 
-    /// Counts a failed try and pauses, ever longer. Only the first becomes an event: how it ended, the run's last event says.
+    /// Counts a failed try and pauses; the pause grows. Only the first failure becomes an event, because the run's last
+    /// event reports the result.
     async fn failed_try(&self, failures: &mut u32, problem: Problem) -> rusqlite::Result<()> {
         *failures += 1;
         if *failures == 1 {
@@ -282,10 +285,10 @@ impl Run {
     }
 }
 
-/// The agent's lines, with what a step prints gathered into larger pieces.
+/// The agent's lines, with the output of a step merged into larger pieces.
 struct Gathered<'a> {
     lines: Lines<Progress>,
-    /// A line that was read while gathering and is not part of it.
+    /// A line that was read during gathering and is not part of the output.
     pending: &'a mut Option<Progress>,
 }
 
@@ -307,7 +310,8 @@ impl Gathered<'_> {
                         length += kept_length(&more);
                         text.push_str(&more);
                     }
-                    // Full before its time, or of another step: a guest that prints faster than this waits.
+                    // The piece is full early, or the line is of another step: a guest that prints faster than this
+                    // waits.
                     other @ Progress::Output { .. } => {
                         *self.pending = Some(other);
                         break;
@@ -317,7 +321,7 @@ impl Gathered<'_> {
                         return Ok(Some(Progress::Output { step, text }));
                     }
                 },
-                // The end or the error comes again at the next call.
+                // The next call returns the end or the error again.
                 Ok(_) | Err(_) => return Ok(Some(Progress::Output { step, text })),
             }
         }
@@ -335,7 +339,7 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
             problem: Some(Problem::new(&problem.code, format!("{step}: {}", problem.message))),
             ..row.status.clone()
         },
-        // Nothing else ends a run.
+        // No other kind of progress ends a run.
         _ => return Ok(()),
     };
     let row = EnvironmentRow { status, rebuild: false, ..row.clone() };
@@ -343,7 +347,7 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
     daemon.write(move |db| environments::end_run(db, &row, &last).map(drop)).await
 }
 
-/// Takes over what the agent tells of settled environments; gives whether anything is different.
+/// Stores what the agent reports about settled environments; returns whether anything has changed.
 pub(super) fn observe_all(db: &Connection, uid: u32, told: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
     let mut changed = false;
     for row in environments::of_machine(db, uid)? {
@@ -354,7 +358,7 @@ pub(super) fn observe_all(db: &Connection, uid: u32, told: Vec<EnvironmentStatus
             Some(status) => tame_status(status.clone()),
             None => EnvironmentStatus { phase: EnvironmentPhase::Stopped, container_id: None, ..row.status.clone() },
         };
-        // A failed run stays failed, and says why, until a client asks again.
+        // A failed run stays failed and keeps its reason until a client requests another.
         if row.status.phase != EnvironmentPhase::Failed && status != row.status {
             environments::observe(db, &row, &status)?;
             changed = true;
@@ -367,7 +371,7 @@ fn failed(step: &str, problem: Problem) -> Progress {
     Progress::Failed { step: step.into(), problem }
 }
 
-/// What the agent says, in measure.
+/// Clips the agent's report.
 fn tame(progress: Progress) -> Progress {
     match progress {
         Progress::Started { step } => Progress::Started { step: one_line(&step) },
@@ -391,7 +395,7 @@ fn tame_status(status: EnvironmentStatus) -> EnvironmentStatus {
     }
 }
 
-/// The most of a text that is kept of an event's output.
+/// Clips text to the most output that one event may hold.
 fn cut_output(mut text: String) -> String {
     let mut length = 0;
     let end = text.char_indices().find_map(|(at, char)| {
@@ -402,12 +406,12 @@ fn cut_output(mut text: String) -> String {
     text
 }
 
-/// The bytes that the text has in JSON.
+/// The length of the text in JSON, in bytes.
 fn kept_length(text: &str) -> usize {
     text.chars().map(kept_bytes).sum()
 }
 
-/// The bytes that a character has in JSON (RFC 8259, 7).
+/// The length of a character in JSON (RFC 8259, 7), in bytes.
 fn kept_bytes(char: char) -> usize {
     match char {
         '"' | '\\' | '\u{8}' | '\t' | '\n' | '\u{c}' | '\r' => 2,

@@ -1,4 +1,4 @@
-//! Runs with an agent that is a router of the test's.
+//! Runs against an agent that is a router of the test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ impl axum::serve::Listener for Vsock {
     async fn accept(&mut self) -> (UnixStream, ()) {
         loop {
             let (mut stream, _) = self.0.accept().await.unwrap();
-            // A caller at its deadline may leave in the middle.
+            // A caller may disconnect at its deadline.
             if greet(&mut stream).await.is_ok() {
                 return (stream, ());
             }
@@ -99,7 +99,7 @@ async fn greet(stream: &mut UnixStream) -> std::io::Result<()> {
     stream.write_all(b"OK 1\n").await
 }
 
-/// The present run of `row`, in a machine whose agent is `router`.
+/// The current run of `row`, in a machine whose agent is `router`.
 async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> Run {
     let (daemon, _poked) = testing::daemon(folder, NameService::default());
     let kept = row.clone();
@@ -111,7 +111,7 @@ async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> Run {
     Run { daemon, machine: "dev7".into(), row }
 }
 
-/// What a run of generation 5 sends to an agent with these capabilities, whose first answer breaks off.
+/// The requests that a run of generation 5 sends to an agent with these capabilities whose first answer breaks off.
 async fn sent(capabilities: &[&str]) -> Vec<serde_json::Value> {
     let dir = tempfile::tempdir().unwrap();
     let info =
@@ -163,7 +163,7 @@ async fn an_agent_of_many_words_is_lost_in_one_short_line() {
     );
 }
 
-/// What has happened to the environment and what is kept of it.
+/// The environment's events and its stored row.
 async fn outcome(run: &Run) -> (Vec<Happening>, Option<EnvironmentRow>) {
     let (scope, id) = (Scope::Environment(run.row.uid, run.row.id.clone()), run.row.id.clone());
     let read = run.daemon.read(move |db| Ok((events::after(db, 0, &scope)?, environments::get(db, &id)?)));
@@ -239,7 +239,7 @@ async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
     let shared = Arc::new(OnceLock::<PathBuf>::new());
     let (seen, late) = (shared.clone(), Arc::new(AtomicU32::new(0)));
     let count = late.clone();
-    // Refuses longer than a workspace waits for it.
+    // Refuses for longer than the run waits for the workspace.
     let refuse = routing::delete(async move || match seen.get().is_some_and(|shared| shared.exists()) {
         false if count.fetch_add(1, Ordering::Relaxed) > 0 => StatusCode::NO_CONTENT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -289,7 +289,7 @@ async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
         .route("/v1/workspaces/{id}/release", routing::post(done));
     let row = EnvironmentRow { workspace: "/a\nb".into(), ..removed() };
     let run = run(dir.path(), row, router).await;
-    // A folder that is not empty is not removed, like one on which something is mounted.
+    // A folder that is not empty cannot be removed, like a mount point.
     let below = run.daemon.paths("dev7").workspace("w").join("below");
     fs::create_dir_all(&below).unwrap();
     let told = async {
@@ -324,7 +324,7 @@ async fn an_adopted_machine_whose_agent_refuses_its_setup_does_not_keep_a_worksp
     let run = run(dir.path(), removed(), router).await;
     let shared = run.daemon.paths("dev7").workspace("w");
     fs::create_dir_all(&shared).unwrap();
-    // This process, which has the agent, stands for the VMM.
+    // This process runs the agent and takes the VMM's place.
     let vmm = VmmProcess::watch(std::process::id()).unwrap().unwrap();
     let running = MachineRow { desired: Desired::Running, ..machine(7) };
     let write =

@@ -1,4 +1,4 @@
-//! A run's first step: the workspace comes into the machine.
+//! A run's first step: mounts the workspace into the machine.
 
 use garret_api::Problem;
 use garret_api::agent::Progress;
@@ -8,10 +8,10 @@ use crate::daemon::state::MachineRow;
 use crate::host::share::{Found, MountFor, ShareSpec};
 
 impl Run {
-    /// Shares the workspace, opened again with its developer's rights, and brings the environment up.
+    /// Opens the workspace again with its developer's rights, shares it, and brings the environment up.
     pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
         let shared = match self.share(machine).await {
-            // A container keeps the folder that it was started with.
+            // A container keeps using the folder that it was started with.
             Ok(Found::Other) => self.stop_container().await?,
             Ok(Found::Nothing | Found::Same) => Ok(()),
             Err(problem) => Err(problem),
