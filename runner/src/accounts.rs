@@ -1,5 +1,5 @@
-//! The host's accounts and groups, as its name service has them: files, LDAP, SSSD. This program is static and has no
-//! name service of its own, so it asks `getent`; where that is missing or silent, the files answer.
+//! The host's accounts and groups from its name service: files, LDAP, SSSD. This program is static and has no name
+//! service of its own, so it runs `getent`. If that is missing or does not answer, the files are read instead.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,15 +13,15 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-/// How long an answer is used again.
+/// How long an answer is reused.
 const FRESH: Duration = Duration::from_secs(10);
 /// How long the name service may take.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// Questions at once about uids that have a machine, names and groups.
+/// The most concurrent queries about uids that have a machine, names and groups.
 const ASKING_MAX: usize = 6;
-/// Questions at once about uids that have no machine. One account may have thousands of them (subuid(5)).
+/// The most concurrent queries about uids that have no machine. One account may have thousands of them (subuid(5)).
 const ASKING_STRANGE_MAX: usize = 2;
-/// Answers that are kept of each kind.
+/// The most answers that are cached per lane.
 const ANSWERS_MAX: usize = 8192;
 const STRANGE_ANSWERS_MAX: usize = 1024;
 
@@ -38,19 +38,20 @@ pub struct Account {
     pub home: PathBuf,
 }
 
-/// Asks the host's name service.
+/// Queries the host's name service.
 #[derive(Debug)]
 pub struct NameService {
     getent: PathBuf,
     known: Lane,
     strange: Lane,
-    /// How long an answer is used again.
+    /// How long an answer is reused.
     keep: Duration,
-    /// How long a question may wait for its turn, and again for its answer.
+    /// How long a query may wait for its turn, and again for its answer.
     deadline: Duration,
 }
 
-/// Questions that wait for each other, and what was answered: no number of them delays another lane's, or costs it an answer.
+/// Queries that wait for each other, and their cached answers. However many there are, they do not delay another lane's
+/// queries or evict its answers.
 #[derive(Debug)]
 struct Lane {
     asking: Semaphore,
@@ -67,7 +68,7 @@ impl Lane {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned()
     }
 
-    /// Keeps an answer; the oldest one goes where there is no room.
+    /// Caches an answer; evicts the oldest one if the cache is full.
     fn put(&self, question: Question, answer: Answer) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= self.answers_max && !answers.contains_key(&question) {
@@ -85,11 +86,11 @@ struct Question {
     key: String,
 }
 
-/// The line of one entry, if there is one. That there is no answer is kept too: a silent service is asked each question once
-/// in a while, so that those who ask again and again leave turns to the others.
+/// The line of one entry, if there is one. Failures are cached too: a service that does not answer gets each query only
+/// once in a while. Callers that repeat a query then leave turns to the others.
 type Answer = Result<Option<String>, Unanswered>;
 
-/// Why the name service has not answered.
+/// Why the name service did not answer.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the host's name service does not answer: `getent {database} {key}`: {why}")]
 pub struct Unanswered {
@@ -105,7 +106,7 @@ impl Default for NameService {
 }
 
 impl NameService {
-    /// The same, asked by another program.
+    /// A name service that runs another program instead of `getent`.
     pub fn with_program(getent: impl Into<PathBuf>) -> Self {
         Self {
             getent: getent.into(),
@@ -124,13 +125,13 @@ impl NameService {
         self.account_in(&self.known, uid).await
     }
 
-    /// The same for a uid that nothing is known of: the question waits behind others of its kind, and delays no other.
+    /// The same for an unknown uid: the query waits behind other queries for unknown uids, and does not delay the rest.
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
     pub async fn by_strange_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
         let question = Question { database: "passwd", key: uid.to_string() };
-        // An account was found before: it is no stranger any more.
+        // An account was found before, so the uid is no longer unknown.
         if self.known.get(&question).is_some() {
             return self.by_uid(uid).await;
         }
@@ -146,7 +147,7 @@ impl NameService {
         Ok(line.as_deref().and_then(parse_account).filter(|account| account.uid == uid))
     }
 
-    /// The account with this name. One that is not [plain](is_plain) is not looked for.
+    /// The account with this name. A name that is not [plain](is_plain) is not looked up.
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
@@ -168,7 +169,7 @@ impl NameService {
         if account.gid == gid || members.contains(&account.name.as_str()) {
             return Ok(true);
         }
-        // A name service may tell whose groups these are without telling a group's members.
+        // A name service may list an account's groups without listing a group's members.
         Ok(self.groups(account).await?.contains(&gid))
     }
 
@@ -178,7 +179,7 @@ impl NameService {
     /// The name service does not answer.
     pub async fn groups(&self, account: &Account) -> Result<Vec<u32>, Unanswered> {
         let mut groups = vec![account.gid];
-        // It would be taken for an option.
+        // Such a name would be parsed as an option.
         if !account.name.starts_with('-') {
             let line = self.ask("initgroups", &account.name).await?.unwrap_or_default();
             let others = line.split_whitespace().skip(1).filter_map(|gid| gid.parse::<u32>().ok());
@@ -191,7 +192,7 @@ impl NameService {
         self.ask_in(&self.known, database, key).await
     }
 
-    /// The line of one entry. One that was asked for a moment ago is not asked for again.
+    /// The line of one entry. A recent answer is reused.
     async fn ask_in(&self, lane: &Lane, database: &'static str, key: &str) -> Answer {
         let question = Question { database, key: key.to_owned() };
         let fresh = || lane.get(&question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer);
@@ -212,7 +213,8 @@ impl NameService {
     }
 }
 
-/// An older answer, or the files'. That they do not have an entry is an answer only where there is nothing else.
+/// Returns an older answer, or that of the files. If neither has the entry, this is an error unless `getent` is
+/// missing.
 fn without_answer(question: &Question, older: Option<String>, why: io::Error) -> Answer {
     let line = older.or_else(|| AccountFiles::read().line(question));
     if line.is_none() && why.kind() != ErrorKind::NotFound {
@@ -235,7 +237,7 @@ async fn run(getent: &Path, database: &str, key: &str, deadline: Duration) -> io
     }
 }
 
-/// `/etc/passwd` and `/etc/group`, as they are when they are read.
+/// `/etc/passwd` and `/etc/group`, as they were when they were read.
 struct AccountFiles {
     passwd: String,
     group: String,
@@ -248,7 +250,7 @@ impl AccountFiles {
         Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
 
-    /// What `getent` would print.
+    /// The line that `getent` would print.
     fn line(&self, Question { database, key }: &Question) -> Option<String> {
         let is_account = |line: &str| {
             parse_account(line).is_some_and(|account| account.name == *key || account.uid.to_string() == *key)
@@ -288,12 +290,12 @@ fn parse_group(line: &str) -> Option<(&str, u32, Vec<&str>)> {
     Some((name, gid.parse().ok()?, members.split(',').collect()))
 }
 
-/// What a developer is called: the account's name, or the uid's digits where there is none or it is not plain.
+/// A developer's name: the account's name, or the uid's digits if there is no account or its name is not plain.
 pub fn display_name(uid: u32, account: Option<&Account>) -> String {
     account.map(|account| account.name.clone()).filter(|name| is_plain(name)).unwrap_or_else(|| uid.to_string())
 }
 
-/// Whether a name can be shown and be part of a path: it begins with a letter, so that none looks like another's uid.
+/// Whether a name can be displayed and be part of a path. It begins with a letter, so that it never looks like a uid.
 pub fn is_plain(name: &str) -> bool {
     name.len() <= 32
         && name.starts_with(|first: char| first.is_ascii_alphabetic())
@@ -312,7 +314,7 @@ pub(crate) mod tests {
          1001:x:1002:1002::/home/odd:/bin/sh\nbroken line\nbob.b:x:1003:100::/home/bob:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nalice:x:1000:\ngarret:x:50:bob.b,alice\nusers:x:100:\ndocker:x:60:\n";
 
-    /// A name service without memory that reads `passwd` and `initgroups` in this folder, with what `extra` does first.
+    /// A name service without a cache that reads `passwd` and `initgroups` in this folder, and runs `extra` first.
     pub fn name_service(folder: &Path, extra: &str) -> NameService {
         let script = format!(
             "#!/bin/sh\n{extra}\ncd {}\ncase $1 in\n\
@@ -329,7 +331,7 @@ pub(crate) mod tests {
         NameService { keep: Duration::ZERO, ..NameService::with_program(program) }
     }
 
-    /// The same with an account of no shown name for each of these uids.
+    /// The same, plus an account without a plain name for each of these uids.
     pub fn name_service_with(folder: &Path, uids: &[u32]) -> NameService {
         let names = name_service(folder, "");
         let lines: String = uids.iter().map(|uid| format!("{uid}:x:{uid}:{uid}::/home/{uid}:/bin/sh\n")).collect();
@@ -349,7 +351,7 @@ pub(crate) mod tests {
             assert_eq!(names.by_name(not_asked).await.unwrap(), None, "{not_asked}");
         }
         assert_eq!(names.groups(&alice).await.unwrap(), [1000, 27, 60]);
-        // docker has no list of members: only the account's own groups tell.
+        // docker has no list of members: only the account's own groups show the membership.
         for (group, member) in [("garret", true), ("docker", true), ("users", false), ("nonexistent", false)] {
             assert_eq!(names.is_member(&alice, group).await.unwrap(), member, "{group}");
         }
@@ -370,7 +372,7 @@ pub(crate) mod tests {
     async fn a_silent_name_service_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let names = NameService { deadline: Duration::from_millis(100), ..name_service(dir.path(), "exec sleep 1000") };
-        // The files answer for root; that they do not know another says nothing.
+        // The files know root. A uid that is missing in them may still have an account.
         assert_eq!(names.by_uid(0).await.unwrap().unwrap().name, "root");
         let error = names.by_uid(4_000_000).await.unwrap_err().to_string();
         assert!(error.starts_with("the host's name service does not answer: `getent passwd 4000000`"), "{error}");
@@ -380,7 +382,7 @@ pub(crate) mod tests {
     async fn a_silent_name_service_gets_each_question_only_a_few_times() {
         let dir = tempfile::tempdir().unwrap();
         let names = name_service(dir.path(), &format!("echo >>{}/asked; exec sleep 1000", dir.path().display()));
-        // Long enough for the script to begin on a busy machine.
+        // Long enough for the script to start on a busy machine.
         let names = NameService { keep: FRESH, deadline: Duration::from_secs(1), ..names };
         let answers = join_all((0..5 * ASKING_MAX).map(|_| names.by_uid(4_000_000))).await;
         assert!(answers.iter().all(Result::is_err));
@@ -394,7 +396,7 @@ pub(crate) mod tests {
         let names = name_service(dir.path(), "sleep 0.1");
         let strangers = join_all((100_000..101_000).map(|uid| names.by_strange_uid(uid)));
         let begun = Instant::now();
-        // Two at once of a thousand take 50 s.
+        // A thousand queries, two at a time, take 50 s.
         let alice = tokio::select! {
             biased;
             _ = strangers => panic!("all strangers were asked for first"),

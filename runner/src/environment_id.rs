@@ -1,14 +1,14 @@
-//! An environment's id: readable, and a function of owner and folder, so that command and daemon compute the same one.
+//! An environment's id: readable, and computed from owner and folder, so that command and daemon compute the same id.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-/// The folder name's share of an id, in characters.
+/// The longest part of an id that comes from the folder's name, in characters.
 const NAME_MAX: usize = 31;
-/// The hash's share, in bytes. A developer chooses paths freely: with fewer bits they could search for one whose id is
-/// another developer's.
+/// The length of the hash, in bytes. A developer can choose any path: with a shorter hash, they could search for a path
+/// whose id is another developer's.
 const HASH_BYTES: usize = 16;
 
 /// `<folder name, simplified>-<32 hex digits of uid and path>`, at most 64 characters of `[a-z0-9-]`. `workspace` must be
@@ -22,7 +22,7 @@ pub fn environment_id(uid: u32, workspace: &Path) -> String {
     format!("{}-{digest}", simplified(workspace))
 }
 
-/// The folder's name with everything but ASCII letters and digits turned into single dashes.
+/// The folder's name with every run of characters other than ASCII letters and digits replaced by one dash.
 fn simplified(workspace: &Path) -> String {
     let name = workspace.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
@@ -38,7 +38,7 @@ mod tests {
 
     use super::*;
 
-    /// The longest id, in characters: it is a folder's name, in the guest too.
+    /// The longest id, in characters: it is also used as a folder's name, in the guest too.
     const ID_MAX: usize = 64;
 
     fn is_environment_id(id: &str) -> bool {

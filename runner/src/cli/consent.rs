@@ -1,4 +1,4 @@
-//! Which variables that look like credentials a developer lets which workspace have: `~/.config/garret/consent.json`.
+//! The developer's consent per workspace to send variables that look like credentials: `~/.config/garret/consent.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ impl Consent {
     /// Reads the developer's own file.
     ///
     /// # Errors
-    /// It is not readable, or not what this program writes.
+    /// It is not readable, or does not have the format that this program writes.
     pub fn read() -> anyhow::Result<Self> {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let folder = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")));
@@ -40,7 +40,7 @@ impl Consent {
         self.given.get(workspace).is_some_and(|names| names.contains(name))
     }
 
-    /// Remembers a consent.
+    /// Stores a consent.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -51,7 +51,7 @@ impl Consent {
         }
     }
 
-    /// Forgets a workspace's consents.
+    /// Deletes a workspace's consents.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -62,7 +62,7 @@ impl Consent {
         }
     }
 
-    /// Replaces the file as a whole: a killed command leaves the old one.
+    /// Replaces the file atomically: if the command is killed, the old file stays.
     fn write(&self) -> anyhow::Result<()> {
         let write = || {
             let folder = self.file.parent().unwrap_or(Path::new("/"));

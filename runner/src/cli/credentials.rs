@@ -1,20 +1,20 @@
-//! Which names of variables look like credentials.
+//! Recognizes names of variables that look like credentials.
 
-/// Names that say where something is or how it looks, although a word in them would mark them.
+/// Harmless names that contain a word which would otherwise mark them.
 const HARMLESS: &[&str] = &["SSH_AUTH_SOCK", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "PWD"];
-/// Services whose variables are mostly credentials.
+/// Prefixes of services whose variables are mostly credentials.
 const PREFIXES: &[&str] = &["AWS_", "AZURE_", "ARM_", "GCP_", "GOOGLE_", "GH_", "GITHUB_", "GITLAB_", "VAULT_", "OP_"];
-/// Anywhere in a name.
+/// Matches anywhere in a name.
 const PARTS: &[&str] =
     &["TOKEN", "SECRET", "PASSW", "PASSPHRASE", "CREDENTIAL", "PRIVATE", "COOKIE", "CONNECTION_STRING"];
-/// Between underscores.
+/// Matches a whole word between underscores.
 const WORDS: &[&str] = &["AUTH", "PASS", "PWD", "PAT", "PIN", "OTP", "DSN", "SESSION", "JWT", "CERT"];
-/// At the end of a word: `API_KEY`, `APIKEY`, `KEYS`.
+/// Matches at the end of a word: `API_KEY`, `APIKEY`, `KEYS`.
 const ENDINGS: &[&str] = &["KEY", "KEYS"];
-/// At the end of a name: URLs that hold a password.
+/// Matches at the end of a name: URLs that hold a password.
 const FINAL: &[&str] = &["DATABASE_URL", "REDIS_URL", "MONGO_URL", "MONGODB_URI", "AMQP_URL", "WEBHOOK_URL"];
 
-/// Whether a variable of this name may be a secret: its value is not handed out unasked.
+/// Whether a variable of this name may be a secret, whose value is not sent without consent.
 pub fn looks_like_credential(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     if HARMLESS.contains(&name.as_str()) {

@@ -50,7 +50,7 @@ impl Exec {
     }
 }
 
-/// Where the stream of the environment, or of the machine itself, is.
+/// The API path of the stream, of the environment or of the machine itself.
 pub async fn exec_path(client: &Client, target: &Target, machine: &MachineFlag) -> anyhow::Result<String> {
     match machine.developer() {
         Some(developer) => Ok(format!("/v1/machines/{developer}/exec")),
@@ -62,17 +62,17 @@ pub async fn exec_path(client: &Client, target: &Target, machine: &MachineFlag) 
 pub struct Process {
     /// Program and arguments; empty: a login shell.
     pub command: Vec<String>,
-    /// How.
+    /// How to run it.
     pub options: ProcessOptions,
 }
 
 impl Process {
-    /// A plain one.
+    /// A process with default options.
     pub fn of(command: Vec<String>) -> Self {
         Self { command, options: ProcessOptions::default() }
     }
 
-    /// Runs it with the caller's standard streams; gives its exit status.
+    /// Runs it with the caller's standard streams; returns its exit status.
     pub async fn run(self, client: &Client, path: &str) -> anyhow::Result<u8> {
         let terminal = !self.options.no_terminal && io::stdin().is_terminal() && io::stdout().is_terminal();
         let request = ExecRequest {

@@ -1,7 +1,7 @@
-//! Waits for a machine or an environment to come into a state, across a restart of the daemon.
+//! Waits for a machine or an environment to reach a state, even across a restart of the daemon.
 //!
-//! Events say when to look and what to show; the object itself decides. So a wait ends too when another client changes
-//! what is desired, removes the object, or when an event was missed.
+//! Events only say when to read the object and what to display; the object itself decides. So a wait also ends when
+//! another client changes the desired state or removes the object, or when an event was missed.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a daemon that went away may take to come back: machines do not notice, and neither need their users.
+/// How long a daemon may be away: machines continue without it, so their users should not notice a restart.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
-/// The object is looked at when no event has come for so long, first and from then on.
+/// The object is read when no event has arrived for this long, at first and later.
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Waits until `judge` returns a value for the object at `path` (`None`: the object is gone), and shows the events after
-/// number `after` to `seen`.
+/// Waits until `judge` returns a value for the object at `path` (`None`: the object is gone), and passes the events
+/// after number `after` to `seen`.
 ///
 /// # Errors
-/// The daemon refuses, or stays away.
+/// The daemon rejects the request, or does not come back.
 pub async fn follow<O: DeserializeOwned, T>(
     client: &Client,
     path: &str,
@@ -47,7 +47,7 @@ pub async fn follow<O: DeserializeOwned, T>(
     }
 }
 
-/// One connection. What is told by it is kept in `after` and `lost_since`.
+/// Follows one connection. What it learns is stored in `after` and `lost_since`.
 async fn watch<O: DeserializeOwned, T>(
     client: &Client,
     path: &str,
@@ -77,7 +77,7 @@ async fn watch<O: DeserializeOwned, T>(
     }
 }
 
-/// Shows a line that is an event; returns whether the object must be looked at. A newer daemon's events may be unknown.
+/// Passes on a line that is an event; returns whether the object must be read. A newer daemon's events may be unknown.
 fn show(line: Value, after: &mut u64, seen: &mut impl FnMut(&Event)) -> bool {
     *after = line.get("id").and_then(Value::as_u64).unwrap_or(*after);
     match serde_json::from_value::<Event>(line) {
@@ -89,11 +89,11 @@ fn show(line: Value, after: &mut u64, seen: &mut impl FnMut(&Event)) -> bool {
     }
 }
 
-/// Whether something has come into another state.
+/// Whether an event means that an object has changed its state.
 fn is_turn(what: &Happening) -> bool {
     match what {
         Happening::Environment { progress, .. } => matches!(progress, Progress::Ready { .. } | Progress::Failed { .. }),
-        // An unknown one may be anything.
+        // An unknown event may mean anything.
         Happening::Machine { .. } | Happening::Stopped { .. } | Happening::Removed { .. } | Happening::Unknown => true,
         Happening::Squeeze { .. } | Happening::Problem { .. } => false,
     }

@@ -1,5 +1,5 @@
-//! The caller's variables that a devcontainer.json asks for, and no others: a machine learns nothing it was not told of. One
-//! whose name looks like a credential needs the developer's consent, once for each workspace.
+//! Collects the caller's variables that a devcontainer.json asks for, and no others. A variable whose name looks like a
+//! credential needs the developer's consent, once for each workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal};
@@ -33,7 +33,7 @@ pub fn collect(
     admitted(set, workspace, allowed, Consent::read, ask)
 }
 
-/// Those of the variables that may be sent. `ask` returns `None` without a terminal.
+/// The variables that may be sent. `ask` returns `None` without a terminal.
 fn admitted(
     mut set: BTreeMap<String, String>,
     workspace: &Path,
@@ -63,8 +63,8 @@ fn admitted(
     Ok(set)
 }
 
-/// The names in `${localEnv:NAME}`, `${localEnv:NAME:default}` and the older `${env:NAME}` of all values. A file that is not
-/// valid asks for nothing: the agent reports what is wrong with it.
+/// The names in `${localEnv:NAME}`, `${localEnv:NAME:default}` and the older `${env:NAME}` in all values. An invalid
+/// file names no variables: the agent reports the error.
 fn names(config: &str, text: &[u8]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     if let Ok(document) = Document::parse(config, text) {

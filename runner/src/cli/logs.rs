@@ -8,7 +8,7 @@ use garret_api::client::Client;
 use super::output;
 use super::target::{MachineFlag, Target};
 
-/// How often a followed log is looked at again.
+/// How often a followed log is read again.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Show what an environment's container printed, or the machine's console.
@@ -43,12 +43,13 @@ impl Logs {
     }
 }
 
-/// What `text` has that `shown` had not. Both are the last part of one growing log, whose beginning is forgotten in time.
+/// The part of `text` that is not in `shown`. Both are the last part of one growing log, whose beginning is dropped in
+/// time.
 fn new_part<'a>(shown: &str, text: &'a str) -> &'a str {
     if let Some(new) = text.strip_prefix(shown) {
         return new;
     }
-    // The beginning is gone: what was shown last is found again by its end.
+    // The beginning is gone: the last part that was shown is found by its end.
     let mut from = shown.len().saturating_sub(4096);
     while !shown.is_char_boundary(from) {
         from += 1;

@@ -1,4 +1,4 @@
-//! The command. Each subcommand is a file; all of them are calls to the daemon's API.
+//! The command. Each subcommand has its own file; all of them call the daemon's API.
 
 mod consent;
 mod credentials;
@@ -31,7 +31,7 @@ use garret_api::client::{Client, Error};
 
 use crate::host::{jail, share};
 
-/// The status of a command that was to run in a container and could not be started.
+/// The exit status if a command could not be started in its container.
 const NOT_RUN: u8 = 125;
 /// How long the daemon may take to answer a removal. For an environment it answers within `stop_deadline_s` and 20 s.
 const REMOVAL: Duration = Duration::from_secs(3600);
@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<u8> {
-    // Both fork and change their rights, which a process with several threads could only do in part.
+    // Both fork and change their rights. In a process with several threads, that would affect only one thread.
     match &arguments.command {
         Command::Jail { spec } => return jail::main(spec).map(|()| 0),
         Command::Share { daemon, spec } => return share::main(*daemon, spec).map(|()| 0),
@@ -120,7 +120,7 @@ fn run(arguments: Arguments) -> anyhow::Result<u8> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(dispatch(arguments));
-    // A thread may still be reading the terminal: it is not waited for.
+    // A thread may still be reading the terminal; it is not waited for.
     runtime.shutdown_background();
     status
 }
@@ -144,7 +144,7 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
     }
 }
 
-/// An error as one line; that the daemon does not run is the commonest.
+/// Formats an error as one line. The most common one is that the daemon does not run.
 fn one_line(error: &anyhow::Error) -> String {
     let line = match error.downcast_ref::<Error>() {
         Some(Error::Connect { path, source }) => format!(

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use anyhow::Context;
 use serde::Serialize;
 
-/// Prints on standard output. A reader that has gone (`| head`) is not an error.
+/// Prints on standard output. A reader that has exited (`| head`) is not an error.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -14,7 +14,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Prints what a guest may have had a hand in: on a terminal its control sequences are made visible.
+/// Prints text that a guest may control: on a terminal, its control sequences are made visible.
 pub fn print_foreign(text: &str) -> anyhow::Result<()> {
     match io::stdout().is_terminal() {
         true => print(&harmless(text)),
@@ -22,7 +22,7 @@ pub fn print_foreign(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The text with its control characters made visible, as `cat -v` shows them, but for ends of lines, tabs and colors.
+/// The text with its control characters made visible, as `cat -v` shows them, except line ends, tabs and colors.
 pub fn harmless(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -43,7 +43,7 @@ pub fn harmless(text: &str) -> String {
     out
 }
 
-/// The length of the color sequence that the text begins with (ECMA-48, SGR), or 0.
+/// The length of the color sequence at the start of the text (ECMA-48, SGR), or 0.
 fn color_length(text: &str) -> usize {
     let Some(inside) = text.strip_prefix("\u{1b}[") else { return 0 };
     let end = inside.find(|c: char| !c.is_ascii_digit() && !";:".contains(c)).unwrap_or(inside.len());
@@ -55,7 +55,7 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
-/// A wire word, as its JSON has it.
+/// A wire type's name, as in its JSON.
 pub fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
@@ -63,7 +63,7 @@ pub fn word(value: &impl Serialize) -> String {
     }
 }
 
-/// A table with aligned columns. What could break it, or a terminal, is made visible.
+/// A table with aligned columns. Characters that could break it, or a terminal, are made visible.
 pub fn table(rows: &[Vec<String>]) -> String {
     let plain = |cell: &String| cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(plain).collect()).collect();

@@ -1,5 +1,5 @@
-//! Shows the steps of a starting environment: on a terminal with a line that lives, else in plain lines. All of it
-//! on standard error; standard output belongs to the command.
+//! Shows the steps of a starting environment: on a terminal with a line that is updated, otherwise in plain lines. All
+//! of it is on standard error, because standard output belongs to the command.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -9,18 +9,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::harmless;
 
-/// A line longer than this, in bytes, is shown before it ends.
+/// A line longer than this, in bytes, is shown before it is complete.
 const LINE_MAX: usize = 64 * 1024;
 
-/// What is shown, and where the present line stands.
+/// The displayed steps and the current line.
 pub struct Show {
     bar: Option<ProgressBar>,
-    /// What a step printed and that is no whole line yet.
+    /// Output of a step that is not a whole line yet.
     rest: String,
 }
 
 impl Show {
-    /// For standard error, as it is.
+    /// Detects whether standard error is a terminal.
     pub fn new() -> Self {
         let bar = io::stderr().is_terminal().then(ProgressBar::new_spinner);
         if let Some(bar) = &bar {
@@ -31,7 +31,7 @@ impl Show {
         Self { bar, rest: String::new() }
     }
 
-    /// Shows one step's news.
+    /// Shows one progress report of a step.
     pub fn step(&mut self, progress: &Progress) {
         match progress {
             Progress::Started { step } => match &self.bar {
@@ -69,7 +69,7 @@ impl Show {
     fn line(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(harmless(line)),
-            // The command continues when its reader has gone.
+            // The command continues when the reader of its progress has exited.
             None => drop(writeln!(io::stderr(), "{line}")),
         }
     }
@@ -83,7 +83,7 @@ impl Drop for Show {
     }
 }
 
-/// Takes the whole lines out of `text`. A carriage return alone restarts the line, as a terminal would show it.
+/// Removes the whole lines from `text` and returns them. A lone carriage return restarts the line, as on a terminal.
 fn whole_lines(text: &mut String) -> Vec<String> {
     let Some(end) = text.rfind('\n') else { return Vec::new() };
     let rest = text.split_off(end + 1);

@@ -50,13 +50,13 @@ async fn remove_environment(client: &Client, environment: &Environment) -> anyho
     let path = format!("/v1/environments/{}", environment.id);
     let removed = client.clone().with_deadline(super::REMOVAL).delete(&path).await;
     if let Err(error) = print_problems(client, environment).await {
-        // The removal's own result counts.
+        // The removal's own result decides the exit status.
         let _ = writeln!(io::stderr(), "garret: cannot read the events of the removal: {error:#}");
     }
     Ok(removed?)
 }
 
-/// From the machine's events: the environment's path may no longer exist.
+/// Reads the machine's events, because the environment's path may no longer exist.
 async fn print_problems(client: &Client, environment: &Environment) -> anyhow::Result<()> {
     let path = format!("/v1/machines/{}/events?after={}", environment.uid, environment.last_event);
     let mut events: Lines<Event> = client.lines::<Event, ()>(Method::GET, &path, None).await?;
@@ -73,7 +73,7 @@ async fn print_problems(client: &Client, environment: &Environment) -> anyhow::R
     Ok(())
 }
 
-/// Asks on the terminal; anything but a yes is a no.
+/// Asks on the terminal; any answer but yes means no.
 pub fn confirmed(question: &str) -> io::Result<bool> {
     write!(io::stderr(), "{question} [y/N] ")?;
     let mut answer = String::new();

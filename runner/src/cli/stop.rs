@@ -35,7 +35,7 @@ impl Stop {
 
 async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
     let path = format!("/v1/machines/{developer}");
-    // Asking for what is not there would make it.
+    // Checked first: a request for a machine that does not exist would create it.
     client.get::<Machine>(&path).await?;
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
@@ -44,7 +44,7 @@ async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     match follow(client, &path, machine.last_event, |_| {}, judge_machine).await? {
-        // Removed meanwhile: it does not run either.
+        // It was removed meanwhile, so it does not run either.
         Some(Ok(())) | None => Ok(()),
         Some(Err(reason)) => bail!("the machine did not stop: {reason}"),
     }

@@ -1,4 +1,4 @@
-//! A process in the machine with the caller's standard streams, terminal and signals.
+//! Runs a process in the machine with the caller's standard streams, terminal and signals.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -17,14 +17,15 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::terminal::{self, RawMode};
 
-/// What a shell shows for a command whose reader went away: 128 and SIGPIPE.
+/// A shell's exit status for a command whose reader has exited: 128 and SIGPIPE.
 const PIPE_CLOSED: u8 = 141;
 /// The same for a command that was interrupted: 128 and SIGINT.
 const INTERRUPTED: u8 = 130;
-/// Signals that wait to be sent; more than a person gives.
+/// The most signals that wait to be sent; more than a person sends.
 const SIGNALS_MAX: usize = 16;
 
-/// Runs the process; gives its exit status. One that could not be started is told in a line and has a shell's status for that.
+/// Runs the process; returns its exit status. If it could not be started, prints the reason and returns a shell's
+/// status for that.
 ///
 /// # Errors
 /// The connection was refused or lost.
@@ -53,12 +54,13 @@ pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::
     Ok(outcome.status())
 }
 
-/// Prints the process's output until its outcome. Returns `None` when the reader of standard output or error has gone.
+/// Prints the process's output until its outcome. Returns `None` when the reader of standard output or error has
+/// exited.
 async fn receive(mut from: SplitStream<WebSocket>, credit: &Credit) -> anyhow::Result<Option<Outcome>> {
     loop {
         match from.next().await {
             Some(Ok(Message::Binary(frame))) => {
-                // A reader that is slow makes the process slow; signals and input go on meanwhile.
+                // A slow reader slows down the process; signals and input continue meanwhile.
                 let written = tokio::task::spawn_blocking(move || write(&frame)).await?;
                 match written {
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(None),
@@ -94,7 +96,8 @@ fn write_all(mut to: impl Write, data: &[u8]) -> io::Result<()> {
 
 /// Frames of standard input that may be sent.
 struct Credit {
-    /// Without grants (an older agent) there is no limit, but the agent reads no signal while the process takes no input.
+    /// Without grants (an older agent), there is no limit, but the agent reads no signal while the process takes no
+    /// input.
     granted: bool,
     frames: Semaphore,
 }
@@ -105,26 +108,26 @@ impl Credit {
         Self { granted, frames: Semaphore::new(frames) }
     }
 
-    /// However much the machine grants, it is never more than the window.
+    /// However much the machine grants, the total never exceeds the window.
     fn grant(&self, frames: u32) {
         let room = (STDIN_WINDOW as usize).saturating_sub(self.frames.available_permits());
         self.frames.add_permits(room.min(frames as usize));
     }
 }
 
-/// What waits to be sent, and what has become of what was.
+/// Messages that wait to be sent, and the state of those that were sent.
 struct Outgoing {
     /// Signals and window sizes.
     urgent: VecDeque<Message>,
     /// A frame of input, or its end.
     input: Option<Message>,
-    /// The sink has messages that are not on their way yet.
+    /// The sink has messages that are not sent yet.
     unflushed: bool,
-    /// One of these is a signal: it is on its way before anything follows it.
+    /// One of these is a signal: it is sent before any other message.
     signaling: bool,
-    /// The process may have stopped taking input, and then the agent reads no signal.
+    /// The process may have stopped reading input; the agent then reads no signal.
     may_be_stuck: bool,
-    /// An interrupt may not have reached the process.
+    /// An interrupt that may not have reached the process.
     interrupted: bool,
 }
 
@@ -140,7 +143,7 @@ impl Outgoing {
         }
     }
 
-    /// Whether this is an interrupt, and the one before may not have reached the process.
+    /// Whether this is an interrupt, and the one before it may not have reached the process.
     fn is_second_interrupt(&mut self, control: &Control) -> bool {
         let interrupt = *control == Control::Signal(SignalKind::interrupt().as_raw_value());
         interrupt && std::mem::replace(&mut self.interrupted, true)
@@ -165,16 +168,16 @@ impl Outgoing {
         Some(message)
     }
 
-    /// Everything is on its way.
+    /// All messages have been sent.
     fn flushed(&mut self) {
         (self.unflushed, self.signaling) = (false, false);
         self.interrupted &= self.may_be_stuck;
     }
 }
 
-/// Sends input, window size and signals. A signal waits for no input, and is heard while a frame cannot be sent. Returns at a
-/// second interrupt while the first could not reach the process. When the connection is lost it does not return: the other
-/// direction tells how the command ended.
+/// Sends input, window size and signals. A signal does not wait for input, and is accepted while a frame cannot be
+/// sent. Returns at a second interrupt if the first could not reach the process. If the connection is lost, it does not
+/// return: the other direction reports how the command ended.
 async fn pump<S: Sink<Message> + Unpin>(
     mut to: S,
     mut input: mpsc::Receiver<Vec<u8>>,
@@ -205,7 +208,7 @@ async fn pump<S: Sink<Message> + Unpin>(
     }
 }
 
-/// Gives the next message to the sink, or waits until all that were given are on their way. Cancel-safe.
+/// Passes the next message to the sink, or waits until all earlier ones are sent. Cancel-safe.
 async fn advance<S: Sink<Message> + Unpin>(to: &mut S, outgoing: &mut Outgoing, granted: bool) -> Result<(), S::Error> {
     if !outgoing.is_sendable() {
         poll_fn(|context| to.poll_flush_unpin(context)).await?;
@@ -216,9 +219,9 @@ async fn advance<S: Sink<Message> + Unpin>(to: &mut S, outgoing: &mut Outgoing, 
     outgoing.next(granted).map_or(Ok(()), |message| to.start_send_unpin(message))
 }
 
-/// The next frame of input that may be sent; none at its end. Cancel-safe.
+/// The next frame of input that may be sent; `None` at the end of input. Cancel-safe.
 async fn next_frame(input: &mut mpsc::Receiver<Vec<u8>>, credit: &Credit) -> Option<Vec<u8>> {
-    // It is never closed.
+    // The semaphore is never closed.
     let permit = credit.frames.acquire().await.ok()?;
     let frame = input.recv().await?;
     permit.forget();
@@ -229,7 +232,8 @@ fn text(value: &impl serde::Serialize) -> Message {
     Message::text(serde_json::to_string(value).expect("requests and controls are plain data"))
 }
 
-/// Frames from standard input; closed at its end. A thread of its own, for reading a terminal cannot be given up.
+/// Frames from standard input; the channel closes at its end. A thread of its own, because a read from a terminal
+/// cannot be canceled.
 fn read_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(4);
     thread::spawn(move || {
@@ -249,7 +253,7 @@ fn read_input() -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// The signals from now on, as they come.
+/// Receives signals from now on.
 fn catch_signals() -> io::Result<mpsc::Receiver<Control>> {
     let mut signals = Signals::new()?;
     let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
@@ -257,7 +261,7 @@ fn catch_signals() -> io::Result<mpsc::Receiver<Control>> {
     Ok(receiver)
 }
 
-/// The signals that are passed on.
+/// The signals that are passed on to the process.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -310,7 +314,7 @@ mod tests {
 
     const INTERRUPT: Control = Control::Signal(2);
 
-    /// The two ends of a connection, and a pump that has input without end.
+    /// The two ends of a connection, and a pump with endless input.
     async fn pumping(
         granted: bool,
     ) -> (mpsc::Sender<Control>, WebSocketStream<UnixStream>, tokio::task::JoinHandle<()>) {
@@ -345,7 +349,7 @@ mod tests {
         for _ in 0..STDIN_WINDOW {
             assert!(server.next().await.unwrap().unwrap().is_binary());
         }
-        // More than one: each has been sent before the next comes.
+        // Several frames: each is sent before the next arrives.
         for _ in 0..3 {
             signal.send(INTERRUPT).await.unwrap();
             assert_eq!(frames_before_control(&mut server).await, (0, INTERRUPT));

@@ -1,4 +1,4 @@
-//! What a command is about: an environment by folder or id, or a machine by its developer.
+//! The target of a command: an environment by folder or id, or a machine by its developer.
 
 use std::path::{Path, PathBuf};
 
@@ -32,13 +32,13 @@ pub struct MachineFlag {
 }
 
 impl MachineFlag {
-    /// The developer whose machine is meant, if one is.
+    /// The developer whose machine is meant, if the flag was given.
     pub fn developer(&self) -> Option<String> {
         self.machine.as_ref().map(|name| if name.is_empty() { me() } else { name.clone() })
     }
 }
 
-/// The caller. The daemon knows their name; a uid means the same to both.
+/// The caller's uid. The daemon knows their name; a uid means the same to both.
 pub fn me() -> String {
     geteuid().as_raw().to_string()
 }
@@ -47,7 +47,7 @@ impl Target {
     /// Finds the environment among those the caller may see.
     ///
     /// # Errors
-    /// There is none, or the daemon does not answer.
+    /// There is no such environment, or the daemon does not answer.
     pub async fn find(&self, client: &Client) -> anyhow::Result<Environment> {
         let all: Vec<Environment> = client.get("/v1/environments").await?;
         let asked = self.environment.as_deref().unwrap_or(".");
@@ -68,7 +68,7 @@ impl Target {
 /// A folder's canonical path.
 ///
 /// # Errors
-/// It is missing, no folder, or not the caller's to read.
+/// It is missing, is not a folder, or the caller may not read it.
 pub fn folder(asked: &str) -> anyhow::Result<PathBuf> {
     let path = std::fs::canonicalize(asked).with_context(|| format!("cannot use {asked}"))?;
     if !path.is_dir() {
@@ -78,7 +78,7 @@ pub fn folder(asked: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The environment whose workspace is the folder or the nearest above it; one's own before another's.
+/// The environment whose workspace is the folder or its nearest ancestor; the caller's own before another's.
 fn innermost<'a>(all: &'a [Environment], folder: &Path, me: u32) -> Option<&'a Environment> {
     all.iter()
         .filter(|environment| folder.starts_with(&environment.workspace))

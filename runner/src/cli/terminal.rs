@@ -11,20 +11,20 @@ pub fn size() -> Option<WindowSize> {
     Some(known(size.ws_row, size.ws_col))
 }
 
-/// A terminal that does not know its size says 0: it is taken for one of the usual size.
+/// A terminal that does not know its size reports 0; the usual size is assumed then.
 fn known(rows: u16, columns: u16) -> WindowSize {
     let or = |said: u16, usual| if said > 0 { said } else { usual };
     WindowSize { rows: or(rows, 24), columns: or(columns, 80) }
 }
 
-/// Raw mode, for as long as it lives: every key goes to the other side.
+/// Raw mode until this is dropped: every key is sent to the process.
 pub struct RawMode(Termios);
 
 impl RawMode {
-    /// Enters it on standard input.
+    /// Enables raw mode on standard input.
     ///
     /// # Errors
-    /// Standard input is no terminal.
+    /// Standard input is not a terminal.
     pub fn enter() -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
@@ -36,7 +36,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // The terminal may have gone away; then there is nothing to restore.
+        // The terminal may be gone; then there is nothing to restore.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
     }
 }

@@ -11,11 +11,11 @@ use hyper::Method;
 
 use super::{output, terminal};
 
-/// The time between two pictures.
+/// The interval between two screens.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How many of the last squeezes are shown …
 const RECENT: usize = 8;
-/// … of those among so many last events.
+/// … among this many last events.
 const EVENTS: u64 = 256;
 
 /// Show the memory of the host and of the running machines; an administrator sees all machines.
@@ -44,7 +44,7 @@ impl Top {
     }
 }
 
-/// Draws until it is dropped.
+/// Draws until the future is dropped.
 async fn draw(client: &Client) -> anyhow::Result<()> {
     let machines: Vec<Machine> = client.get("/v1/machines").await?;
     let last = machines.iter().map(|machine| machine.last_event).max().unwrap_or(0);
@@ -53,7 +53,7 @@ async fn draw(client: &Client) -> anyhow::Result<()> {
         let text = match picture(client, &mut squeezes).await {
             Ok(text) => text,
             Err(error @ Error::Problem { .. }) => return Err(error.into()),
-            // It may come back: machines do not notice when the daemon is restarted.
+            // The daemon may come back: machines continue while it restarts.
             Err(error) => format!("the daemon does not answer: {error}\n"),
         };
         let (rows, columns) = terminal::size().map_or((24, 80), |size| (size.rows.into(), size.columns.into()));
@@ -68,7 +68,7 @@ async fn picture(client: &Client, squeezes: &mut Squeezes) -> Result<String, Err
     Ok(render(&memory) + &squeezes.render())
 }
 
-/// The text on a cleared screen, cut to what fits; the last line stays free for the prompt.
+/// The text on a cleared screen, cut to fit; the last line stays free for the prompt.
 fn screen(text: &str, rows: usize, columns: usize) -> String {
     let lines = text.lines().take(rows.saturating_sub(1));
     let cut = lines.map(|line| line.chars().take(columns).collect::<String>() + "\x1b[K\r\n");
@@ -135,13 +135,13 @@ fn percent(percent: Option<f64>) -> String {
     percent.map_or("-".into(), |percent| format!("{percent:.1} %"))
 }
 
-/// Whole MiB, from 10 GiB on tenths of GiB.
+/// Whole MiB; from 10 GiB on, GiB with one decimal.
 fn size(bytes: u64) -> String {
     let mib = bytes >> 20;
     if mib < 10 << 10 { format!("{mib} MiB") } else { format!("{:.1} GiB", mib as f64 / 1024.0) }
 }
 
-/// The last squeezes the caller may see.
+/// The last squeezes that the caller may see.
 #[derive(Default)]
 struct Squeezes {
     after: u64,

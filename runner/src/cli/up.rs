@@ -76,14 +76,14 @@ impl Up {
     }
 }
 
-/// A key that no other rebuild has.
+/// A key that no other rebuild request has.
 fn order() -> anyhow::Result<String> {
     let source = "/proc/sys/kernel/random/uuid";
     Ok(fs::read_to_string(source).with_context(|| format!("cannot read {source}"))?.trim().to_owned())
 }
 
-/// Waits until the environment is ready, and shows its present run from the beginning, also if another client began it.
-/// Should a newer run take its place, that one counts.
+/// Waits until the environment is ready. Shows its current run from the beginning, even if another client started it.
+/// If a newer run replaces it, that run counts.
 ///
 /// # Errors
 /// A step fails, or another client stops or removes the environment.

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use garret_api::Problem;
 use serde::Deserialize;
 
-/// Accounts below this uid and `nobody` are the system's: they have no machine unless a group allows it.
+/// Accounts below this uid and `nobody` are system accounts: they have no machine unless a group allows it.
 const UID_MIN: u32 = 1000;
 const NOBODY: u32 = 65_534;
 
-/// `[limits]`. The figures here hold for everyone. `[limits.group.NAME]` replaces a figure for a group's members; where
+/// `[limits]`. The figures here apply to everyone. `[limits.group.NAME]` replaces a figure for a group's members; if
 /// several groups set it, the largest counts. `[limits.developer.NAME]` replaces both.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsSection {
-    /// Only members of these groups, and root, may have a machine; none: every account but the system's own.
+    /// Only members of these groups, and root, may have a machine. Empty: all accounts but system accounts.
     pub allow_groups: Vec<String>,
     /// The most virtual CPUs.
     pub vcpus: Option<u32>,
@@ -22,16 +22,16 @@ pub struct LimitsSection {
     pub memory_mib: Option<u32>,
     /// The most guaranteed memory, in MiB.
     pub guaranteed_mib: Option<u32>,
-    /// The largest data disk, in GiB; looked at when a machine starts. Raised, it lets disks grow at the next start, at the
-    /// most to the template's size; lowered, it holds for disks that are made from then on.
+    /// The largest data disk, in GiB; checked when a machine starts. A raised limit lets disks grow at the next start,
+    /// at most to the template's size. A lowered limit applies to disks that are created later.
     pub disk_gib: Option<u32>,
-    /// By group.
+    /// Figures by group.
     pub group: BTreeMap<String, Maxima>,
-    /// By developer.
+    /// Figures by developer.
     pub developer: BTreeMap<String, Maxima>,
 }
 
-/// One table of maxima; an absent one is the next wider table's.
+/// One table of maxima; a missing figure is taken from the next wider table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Maxima {
@@ -48,28 +48,28 @@ pub struct Maxima {
 /// One developer's limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Virtual CPUs.
+    /// The limit on virtual CPUs.
     pub vcpus: Limit,
-    /// Memory, in MiB.
+    /// The limit on memory, in MiB.
     pub memory_mib: Limit,
-    /// Guaranteed memory, in MiB.
+    /// The limit on guaranteed memory, in MiB.
     pub guaranteed_mib: Limit,
-    /// The data disk, in GiB.
+    /// The limit on the data disk's size, in GiB.
     pub disk_gib: Limit,
 }
 
-/// A maximum, and the table of the configuration that sets it; `None` is no limit.
+/// A maximum, and the configuration table that sets it; `None` is no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limit(Option<(u32, String)>);
 
 impl Limit {
-    /// At most this.
+    /// A limit with this maximum.
     #[cfg(test)]
     pub fn of(max: u32) -> Self {
         Self(Some((max, "limits".into())))
     }
 
-    /// The value, or the limit where it is above.
+    /// The value, or the limit if the value is above it.
     pub fn clip(&self, value: u32) -> u32 {
         self.0.as_ref().map_or(value, |(max, _)| value.min(*max))
     }
@@ -104,7 +104,7 @@ impl LimitsSection {
         })
     }
 
-    /// The groups that matter, by name.
+    /// The names of the groups that the limits refer to.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.allow_groups.iter().chain(self.group.keys()).map(String::as_str)
     }

@@ -1,4 +1,4 @@
-//! `/etc/garret/config.toml`. Every setting has a default; a file that says something unknown is refused.
+//! `/etc/garret/config.toml`. Every setting has a default; a file with an unknown setting is rejected.
 
 mod limits;
 
@@ -17,33 +17,33 @@ use crate::host;
 
 pub use limits::{Limit, Limits, LimitsSection};
 
-/// Where the configuration is, unless `garret daemon --config` says otherwise.
+/// The configuration file, unless `garret daemon --config` names another.
 pub const CONFIG: &str = "/etc/garret/config.toml";
 
-/// Fewer connections break a single browser page.
+/// The minimum of `connections_max`: fewer connections break a single browser page.
 const CONNECTIONS_MIN: u32 = 256;
 
 /// The daemon's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What must survive a reboot: the state and the data disks.
+    /// The folder for data that must survive a reboot: the state and the data disks.
     pub state: PathBuf,
-    /// Sockets and mounts of running machines.
+    /// The folder for sockets and mounts of running machines.
     pub run: PathBuf,
-    /// Certificate authorities, as a PEM file, which machines trust besides their own; an empty path: none.
+    /// Certificate authorities, as a PEM file, that machines trust in addition to their own; an empty path: none.
     pub ca_bundle: PathBuf,
-    /// The files machines are made from.
+    /// The files from which machines are made.
     pub artifacts: ArtifactsConfig,
-    /// A machine's figures, where its developer says nothing else.
+    /// The default figures of a machine.
     pub machine: MachineDefaults,
-    /// What the host keeps of its memory.
+    /// The memory that the host reserves for itself.
     pub memory: MemorySection,
     /// Who may have a machine, and how much.
     pub limits: LimitsSection,
     /// The machines' network.
     pub network: NetworkSection,
-    /// Where machines look for images first.
+    /// Registries that machines ask first for images.
     #[serde(deserialize_with = "strict_list")]
     pub registry_mirrors: Vec<RegistryMirror>,
     /// Proxies for machines, image builds and containers.
@@ -52,7 +52,7 @@ pub struct Config {
     /// Package indexes for image builds and containers.
     #[serde(deserialize_with = "strict")]
     pub packages: PackageIndexes,
-    /// What may pass from the caller to the guest.
+    /// Rules for what may pass from the caller to the guest.
     pub policy: Policy,
 }
 
@@ -75,7 +75,8 @@ impl Default for Config {
     }
 }
 
-/// A section that the guest API has, too. There an unknown field is a newer version's; in a file it is a typing error.
+/// Reads a section that is also part of the guest API. In the API, an unknown field comes from a newer version; in a
+/// file, it is a typing error.
 fn strict<'de, D: Deserializer<'de>, T: DeserializeOwned + Serialize>(from: D) -> Result<T, D::Error> {
     checked(toml::Table::deserialize(from)?).map_err(D::Error::custom)
 }
@@ -87,7 +88,7 @@ fn strict_list<'de, D: Deserializer<'de>, T: DeserializeOwned + Serialize>(from:
 
 fn checked<T: DeserializeOwned + Serialize>(written: toml::Table) -> Result<T, String> {
     let section: T = written.clone().try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
-    // What was read is written again under the same name.
+    // Known fields are written again under the same name.
     let known = toml::Table::try_from(&section).map_err(|error| error.to_string())?;
     match written.keys().find(|name| !known.contains_key(*name)) {
         Some(name) => Err(format!("unknown field `{name}`")),
@@ -129,10 +130,10 @@ pub struct MachineDefaults {
     pub vcpus: Option<u8>,
     /// The most memory it can have, in MiB, 256 or more; absent: half of the host's, at most 8,192.
     pub memory_mib: Option<u32>,
-    /// Memory that is its own whatever the others do, in MiB, 256 or more; absent: a quarter of the most it can have. A
-    /// machine that can have less is guaranteed all it can have.
+    /// Memory that it can always have, whatever other machines do, in MiB, 256 or more; absent: a quarter of the most
+    /// it can have. A machine that can have less is guaranteed all it can have.
     pub guaranteed_mib: Option<u32>,
-    /// Memory it has from the start, in MiB, 256 or more; the rest is plugged when it is needed.
+    /// Memory at boot, in MiB, 256 or more; the rest is plugged when it is needed.
     pub boot_mib: u32,
     /// What a VMM may use beyond guest memory, in MiB.
     pub memory_overhead_mib: u32,
@@ -141,18 +142,18 @@ pub struct MachineDefaults {
     /// How long a machine may take to power off before it is killed, in seconds. Also: how long an environment may take to stop, an
     /// agent may keep the workspace of a removed environment, and a VMM that the daemon cannot identify may run after a stop.
     pub stop_deadline_s: u64,
-    /// Who a machine's VMM runs as.
+    /// The account or uid with which a machine's VMM runs.
     pub run_as: RunAs,
 }
 
-/// Who a machine's VMM runs as.
+/// The account or uid with which a machine's VMM runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunAs {
-    /// A uid of its own, which no account has. Workspaces must be on a file system with id-mapped mounts.
+    /// A uid of its own, which no account has. Workspaces must be on a file system with support for id-mapped mounts.
     #[default]
     OwnUid,
-    /// The developer: for workspaces on NFS and others without id-mapped mounts.
+    /// The developer's account: for workspaces on NFS and other file systems without id-mapped mounts.
     Developer,
 }
 
@@ -175,8 +176,8 @@ impl Default for MachineDefaults {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemorySection {
-    /// Memory in MiB that the host keeps for itself: no machine is guaranteed any of it, and machines are squeezed before
-    /// they touch it; absent: a twentieth of the host's, at least 256.
+    /// Memory in MiB that the host reserves for itself. No machine is guaranteed any of it, and machines are squeezed
+    /// before they use it. Absent: a twentieth of the host's memory, at least 256.
     pub reserve_mib: Option<u32>,
 }
 
@@ -186,10 +187,10 @@ pub struct MemorySection {
 pub struct NetworkSection {
     /// The machines' addresses, as `address/prefix`.
     pub pool: String,
-    /// Upstream resolvers; none: those of the host.
+    /// Upstream resolvers; empty: those of the host.
     pub resolvers: Vec<IpAddr>,
     /// What machines may reach on the host and in private networks, as `ADDRESS[/PREFIX][:PORTS]`. With ports, TCP and
-    /// UDP; without, everything. Only a single address can open the host itself.
+    /// UDP; without ports, all protocols. Only a single address can open the host itself.
     pub allow: Vec<host::Allow>,
     /// The most connections of one machine at a time, 256 or more.
     pub connections_max: u32,
@@ -197,7 +198,7 @@ pub struct NetworkSection {
 
 impl Default for NetworkSection {
     fn default() -> Self {
-        // A package manager opens hundreds; a browser, a build and a crawler together stay below this.
+        // A package manager opens hundreds of connections; a browser, a build and a crawler together stay below this.
         let connections_max = 8192;
         Self { pool: "100.96.0.0/16".into(), resolvers: Vec::new(), allow: Vec::new(), connections_max }
     }
@@ -207,8 +208,8 @@ impl Default for NetworkSection {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
-    /// Names of the caller's variables that `${localEnv:…}` may see; a `*` at the end stands for anything. The command
-    /// sends only those the devcontainer.json names.
+    /// Names of the caller's variables that `${localEnv:…}` may read; a `*` at the end matches anything. The command
+    /// sends only those that the devcontainer.json names.
     pub local_env: Vec<String>,
 }
 
@@ -229,10 +230,10 @@ impl Policy {
 }
 
 impl Config {
-    /// Reads the file; without one, everything is as it is by default.
+    /// Reads the file; if it is missing, every setting has its default.
     ///
     /// # Errors
-    /// The file cannot be read, is no TOML, or says something unknown or impossible: the error names file, line and key.
+    /// The file cannot be read, is not TOML, or has an unknown or invalid setting: the error names file, line and key.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).with_context(|| format!("cannot use {}", path.display())),
@@ -268,26 +269,27 @@ impl Config {
         Ok(config)
     }
 
-    /// The network as the host's side needs it. `host_resolvers` are used where the configuration names none.
+    /// The network configuration for the host module. `host_resolvers` are used if the configuration names no
+    /// resolvers.
     pub fn network(&self, host_resolvers: Vec<IpAddr>) -> anyhow::Result<host::NetworkConfig> {
         let resolvers = if self.network.resolvers.is_empty() { host_resolvers } else { self.network.resolvers.clone() };
         Ok(host::NetworkConfig {
             pool: parse_pool(&self.network.pool)?,
-            // Machines have no IPv6: each lookup would wait for the resolver that it cannot reach.
+            // IPv4 only: machines have no IPv6, and each lookup would wait for an IPv6 resolver that they cannot reach.
             resolvers: resolvers.into_iter().filter(IpAddr::is_ipv4).take(3).collect(),
             allow: self.network.allow.clone(),
             connections_max: self.network.connections_max,
         })
     }
 
-    /// The artifacts as the host's side needs them.
+    /// The artifacts for the host module.
     pub fn artifacts(&self) -> host::Artifacts {
         let ArtifactsConfig { vmm, kernel, root, data_template } = self.artifacts.clone();
         host::Artifacts { vmm, kernel, root, data_template }
     }
 }
 
-/// One line for what TOML has to say in several.
+/// Formats TOML's error of several lines as one line.
 fn located(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let message = error.message().replace('\n', " ");
@@ -297,7 +299,7 @@ fn located(text: &str, error: &toml::de::Error) -> String {
 fn parse_pool(pool: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
     let parsed = pool.split_once('/').and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
     match parsed {
-        // Machines' blocks lie on the grid of their size, by which all that belongs to one is found.
+        // Machines' address blocks are aligned to their size; their addresses are computed from that.
         Some((address, prefix)) if (8..=29).contains(&prefix) => match network_of(address, prefix) {
             network if network == address => Ok((address, prefix)),
             network => {
@@ -308,13 +310,13 @@ fn parse_pool(pool: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
     }
 }
 
-/// The address without the bits that count a network's hosts.
+/// The address with its host bits set to 0.
 fn network_of(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(address) & !(u32::MAX >> prefix))
 }
 
-/// The nameservers of the first table that names one a machine could reach: not the host's own stub on loopback, for which
-/// systemd-resolved keeps the real ones.
+/// The nameservers of the first file that names one a machine could reach. This excludes the host's own stub resolver
+/// on loopback, for which systemd-resolved keeps the real nameservers in another file.
 pub fn host_resolvers() -> Vec<IpAddr> {
     reachable(["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].map(Path::new))
 }
@@ -397,7 +399,7 @@ mod tests {
         }
     }
 
-    /// `runner/config.toml` as it is with every setting in force.
+    /// `runner/config.toml` with every commented-out setting enabled.
     fn reference() -> String {
         let setting = |line: &str| {
             let (name, _) = line.split_once(" = ").unwrap_or((line, ""));
@@ -408,7 +410,7 @@ mod tests {
         lines.filter(|line| setting(line)).flat_map(|line| [line, "\n"]).collect()
     }
 
-    /// The settings of a table, as serde lists them in its complaint about an unknown one.
+    /// The settings of a table, as serde lists them in its error about an unknown setting.
     fn settings(table: &str) -> Vec<String> {
         let text = format!("{}\nunknown = 1\n", if table.is_empty() { String::new() } else { format!("[{table}]") });
         let error = toml::from_str::<Config>(&text).unwrap_err().message().to_owned();
@@ -418,7 +420,7 @@ mod tests {
     #[test]
     fn the_reference_shows_the_defaults() {
         let config = Config::parse(&reference()).unwrap();
-        // These are examples of what is absent by default.
+        // These are examples of settings that are absent by default.
         let (Proxy { http, https, no_proxy }, PackageIndexes { pip_index_url, npm_registry, apt_proxy }) =
             (config.proxy.clone(), config.packages.clone());
         assert!([http, https, no_proxy, pip_index_url, npm_registry, apt_proxy].iter().all(Option::is_some));

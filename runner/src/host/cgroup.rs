@@ -1,7 +1,7 @@
 //! One control group (v2) per machine: `/sys/fs/cgroup/garret/<machine>`.
 //!
-//! They lie beside the service manager's own groups, not below the daemon's unit: stopping or restarting the unit then
-//! has nothing to do with them, and the rule that a group with processes delegates no controllers is never in the way.
+//! The groups are beside the service manager's own groups, not below the daemon's unit. Stopping or restarting the unit
+//! therefore does not affect them. The rule that a group with processes delegates no controllers does not apply either.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -14,9 +14,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 const CONTROLLERS: &str = "+cpu +io +memory +pids";
 /// Threads of one VMM: vCPUs, queue workers, virtio-fs pools.
 const PIDS_MAX: u32 = 512;
-/// How much is asked of one write to `memory.reclaim`, in bytes: between two of them the time is looked at.
+/// How much one write to `memory.reclaim` requests, in bytes. The elapsed time is checked between two writes.
 const RECLAIM_PIECE: u64 = 64 << 20;
-/// How long reclaiming may go on, in all.
+/// How long one call of [`reclaim`] may take in total.
 const RECLAIM_TIME: Duration = Duration::from_secs(5);
 
 /// The machine's group.
@@ -28,7 +28,7 @@ fn group() -> PathBuf {
     Path::new(ROOT).join("garret")
 }
 
-/// Makes the group that holds all machines.
+/// Creates the group that holds all machines.
 pub fn prepare() -> anyhow::Result<()> {
     if !Path::new(ROOT).join("cgroup.controllers").exists() {
         bail!("{ROOT} is not a cgroup v2 hierarchy: boot the host with systemd.unified_cgroup_hierarchy=1");
@@ -39,7 +39,7 @@ pub fn prepare() -> anyhow::Result<()> {
     protect_all()
 }
 
-/// Makes the machine's group with its limits. `memory_max` is in bytes.
+/// Creates the machine's group with its limits. `memory_max` is in bytes.
 pub fn create(name: &str, memory_max: u64) -> anyhow::Result<()> {
     let path = path(name);
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -47,18 +47,18 @@ pub fn create(name: &str, memory_max: u64) -> anyhow::Result<()> {
     write(&path.join("pids.max"), &PIDS_MAX.to_string())
 }
 
-/// What a machine's group holds and has used.
+/// The memory that a machine's group holds, and the CPU time it has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Memory that only swap could take its place (anonymous and shared), in bytes.
+    /// Memory that only swap can replace (anonymous and shared), in bytes.
     pub resident: u64,
-    /// Swapped out, in bytes; 0 where the kernel does not count it.
+    /// Swapped-out memory, in bytes; 0 if the kernel does not count it.
     pub swapped: u64,
-    /// Time on the CPUs since the group was made.
+    /// CPU time since the group was created.
     pub cpu: Duration,
 }
 
-/// What the machine's group holds and has used.
+/// Reads the group's memory and CPU time.
 ///
 /// # Errors
 /// The group is gone.
@@ -74,7 +74,7 @@ pub fn usage(name: &str) -> io::Result<Usage> {
     })
 }
 
-/// Protects this much of the machine's memory, in bytes, from being reclaimed while the host has other memory to take.
+/// Protects this much of the machine's memory, in bytes, from reclaim while the host has other memory to reclaim.
 ///
 /// # Errors
 /// The group is gone.
@@ -83,18 +83,19 @@ pub fn protect(name: &str, bytes: u64) -> anyhow::Result<()> {
     protect_all()
 }
 
-/// A group's protection is worth only as much as that of the group around it; and what that one has beyond its groups' is
-/// shared out among them (`memory_recursiveprot`), which would protect everything. So it has just what they have together.
+/// A group's protection counts only up to that of its parent group. If the parent has more than the sum of its
+/// children, the rest is distributed among them (`memory_recursiveprot`), which would protect everything. So the parent
+/// gets exactly the sum.
 fn protect_all() -> anyhow::Result<()> {
     let groups = fs::read_dir(group()).context("cannot list the machines' control groups")?;
-    // A group may go away meanwhile.
+    // A group may be removed at the same time.
     let low = |folder: PathBuf| fs::read_to_string(folder.join("memory.low")).ok()?.trim().parse::<u64>().ok();
     let sum: u64 = groups.flatten().filter_map(|entry| low(entry.path())).sum();
     write(&group().join("memory.low"), &sum.to_string())
 }
 
-/// Takes up to `bytes` of the machine's memory, pushing it out to swap. Blocks for some seconds at most. That there is
-/// less to get is no error.
+/// Swaps out up to `bytes` of the machine's memory. Blocks for some seconds at most. It is no error if less can be
+/// reclaimed.
 ///
 /// # Errors
 /// The group is gone, or the kernel cannot do it (Linux before 5.19).
@@ -109,7 +110,7 @@ pub fn reclaim(name: &str, bytes: u64) -> anyhow::Result<()> {
         let piece = left.min(RECLAIM_PIECE);
         match reclaim_piece(&mut file, piece) {
             Ok(()) => left -= piece,
-            // The kernel found less than was asked: there is no more to get for now.
+            // The kernel found less than requested: there is no more to reclaim for now.
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error).with_context(|| format!("cannot write {piece} to {}", path.display())),
         }
@@ -117,7 +118,8 @@ pub fn reclaim(name: &str, bytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Anonymous memory first, where the kernel can be told so: the cache of the data disk costs the guest more to lose.
+/// Reclaims anonymous memory first, if the kernel supports that: losing the cache of the data disk costs the guest
+/// more.
 fn reclaim_piece(file: &mut File, bytes: u64) -> io::Result<()> {
     match file.write(format!("{bytes} swappiness=200").as_bytes()) {
         Err(error) if error.kind() == ErrorKind::InvalidInput => file.write(bytes.to_string().as_bytes()).map(drop),
@@ -125,7 +127,7 @@ fn reclaim_piece(file: &mut File, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Kills what is left in the machine's group and removes it.
+/// Kills the remaining processes in the machine's group and removes the group.
 pub fn remove(name: &str) -> anyhow::Result<()> {
     let path = path(name);
     if !path.exists() {
@@ -146,7 +148,7 @@ pub fn oom_kills(name: &str) -> u64 {
     fs::read_to_string(path(name).join("memory.events")).map(|text| figure(&text, "oom_kill")).unwrap_or(0)
 }
 
-/// One figure of a flat-keyed file; 0 if it is not there.
+/// One figure of a flat-keyed file; 0 if it is missing.
 fn figure(text: &str, name: &str) -> u64 {
     let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
     values.next().unwrap_or(0)

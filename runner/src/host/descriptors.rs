@@ -1,11 +1,11 @@
-//! Descriptors that a program of ours has by accident.
+//! Closes descriptors that one of our programs inherited by accident.
 
 #![allow(unsafe_code)] // close_range(2) has no safe wrapper
 
 use std::io;
 
-/// Closes all but the standard streams: one that the daemon's own starter left open would be a way out of a jail. To be
-/// called before anything is opened.
+/// Closes all but the standard streams: a descriptor that the daemon's own parent left open could be used to leave a
+/// jail. Call this before anything is opened.
 ///
 /// # Errors
 /// The kernel has no close_range(2) (Linux before 5.9).

@@ -1,5 +1,5 @@
-//! Id-mapped mounts (`mount_setattr(2)`): a workspace whose files belong to the developer on the disk and to the machine's
-//! uid inside the jail, without a capability on either side.
+//! Id-mapped mounts (`mount_setattr(2)`). The files of a workspace belong to the developer on the disk and to the
+//! machine's uid inside the jail, without a capability on either side.
 
 #![allow(unsafe_code)] // mount_setattr has no safe wrapper; fork before exec
 
@@ -14,12 +14,12 @@ use nix::unistd::{ForkResult, fork};
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
-/// The last uid there is: `(uid_t) -1` means "no change" to the kernel.
+/// The number of uids: `(uid_t) -1` means "no change" to the kernel.
 const IDS_END: u64 = u32::MAX as u64;
 
-/// Sets `nosuid` and `nodev` on a detached mount, and with `uids` swaps these two: files of the first belong to the second.
-/// The mount leaves the peer group of the one it was cloned from: else what others mount below the folder would appear in it
-/// without these attributes, and unmounting it would unmount theirs.
+/// Sets `nosuid` and `nodev` on a detached mount, and with `uids` swaps these two: files of the first belong to the
+/// second. The mount leaves the peer group of the mount it was cloned from. Otherwise, later mounts below the folder
+/// would appear in it without these attributes, and unmounting it would unmount them too.
 ///
 /// # Errors
 /// [`Errno::INVAL`] if the file system does not support id-mapped mounts.
@@ -52,8 +52,8 @@ pub(super) fn set_attributes(mount: BorrowedFd<'_>, uids: Option<(u32, u32)>) ->
     }
 }
 
-/// A user namespace that maps every id to itself, but these two uids to each other. Nothing stays unmapped: the kernel
-/// refuses to change or remove a file whose owner is.
+/// Creates a user namespace that maps every id to itself, except that these two uids are swapped. No id stays unmapped,
+/// because the kernel refuses to change or remove a file with an unmapped owner.
 fn swapped(first: u32, second: u32) -> anyhow::Result<OwnedFd> {
     let (mut from_child, mut to_parent) = std::io::pipe()?;
     let (from_parent, to_child) = std::io::pipe()?;
@@ -64,7 +64,7 @@ fn swapped(first: u32, second: u32) -> anyhow::Result<OwnedFd> {
             // SAFETY: the process has one thread and shares nothing with another.
             let entered = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }.is_ok();
             let _parent_may_be_gone = to_parent.write_all(&[u8::from(entered)]);
-            // Lives until the parent has opened the namespace.
+            // The child lives until the parent has opened the namespace.
             let _ = { from_parent }.read(&mut [0]);
             std::process::exit(0);
         }

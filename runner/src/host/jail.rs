@@ -1,12 +1,13 @@
-//! The VMM's jail: `garret jail SPEC`, a program of one purpose between the daemon and the VMM.
+//! The VMM's jail: `garret jail SPEC`, a program that the daemon runs and that becomes the VMM.
 //!
-//! It makes the VMM's two sockets, enters the machine's control group and network namespace, takes mount, IPC, UTS and process
-//! namespaces of its own, builds a root folder that holds the machine's files and nothing else, pivots into it, gives up
-//! every capability and identity but the machine's, and becomes the VMM. Afterwards the process can open nothing it was not
-//! given: the root is read-only but for `/run`, the data disk and the workspaces.
+//! It creates the VMM's two sockets and enters the machine's control group and network namespace. It creates mount,
+//! IPC, UTS and process namespaces, builds a root folder that holds only the machine's files, and pivots into it. Then
+//! it drops every capability and identity but the machine's, and becomes the VMM. Afterwards the process can open only
+//! what it was given: the root is read-only except for `/run`, the data disk and the workspaces.
 //!
-//! Two processes: a process namespace is entered only by a child. The first waits until the second is the VMM (its pipe
-//! closes on `execve`), prints its process id, and leaves it to the host's init: machines outlive the runner.
+//! There are two processes, because only a child enters a new process namespace. The first waits until the second is
+//! the VMM (its pipe closes on `execve`). It prints the VMM's process id and leaves the VMM to the host's init, because
+//! machines outlive the runner.
 
 #![allow(unsafe_code)] // fork and setrlimit-before-exec order; see the SAFETY comments
 
@@ -39,49 +40,49 @@ use super::share::Identity;
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "jail";
-/// RLIMIT_NOFILE of a VMM: what a guest may make virtio-fs hold open, with room for everything else.
+/// RLIMIT_NOFILE of a VMM: the files that a guest may make virtio-fs hold open, plus room for everything else.
 pub const OPEN_FILES_MAX: u64 = 262_144;
-/// The descriptors under which the VMM finds its sockets. High numbers: whatever the daemon was started with is below.
+/// The descriptors at which the VMM finds its sockets. The numbers are above those that the daemon was started with.
 pub const API_FD: RawFd = 100;
 /// See [`API_FD`].
 pub const VSOCK_FD: RawFd = 101;
 /// The device nodes a VMM has, with their numbers: Documentation/admin-guide/devices.txt.
 const DEVICES: [(&str, u64, u64); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("null", 1, 3)];
 
-/// What a jail is made of. Paths are the host's; the second of a pair is relative to the new root.
+/// The parts of a jail. Paths are the host's; the second path of a pair is relative to the new root.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JailSpec {
-    /// An empty folder the new root is mounted on.
+    /// An empty folder on which the new root is mounted.
     pub root: PathBuf,
     /// The control group to enter.
     pub cgroup: PathBuf,
     /// The network namespace to enter, by its `ip netns` name.
     pub namespace: String,
-    /// Where the VMM's API socket is made.
+    /// Where the VMM's API socket is created.
     pub api_socket: PathBuf,
-    /// Where the socket to the guest is made.
+    /// Where the socket to the guest is created.
     pub vsock_socket: PathBuf,
-    /// Who the VMM runs as.
+    /// The identity with which the VMM runs.
     pub identity: Identity,
     /// Files the VMM may read.
     pub read_only: Vec<(PathBuf, PathBuf)>,
     /// Files and folders the VMM may write.
     pub writable: Vec<(PathBuf, PathBuf)>,
-    /// The folder with the workspaces; what is mounted there later appears in the jail too.
+    /// The folder with the workspaces; later mounts in it also appear in the jail.
     pub workspaces: PathBuf,
-    /// Program and arguments inside.
+    /// The program and its arguments inside the jail.
     pub command: Vec<String>,
 }
 
-/// Becomes the VMM's first ancestor; the caller must still be single-threaded. Prints the VMM's process id.
+/// Becomes the VMM's ancestor; the caller must still be single-threaded. Prints the VMM's process id.
 ///
 /// # Errors
 /// Any step fails; the message names it.
 pub fn main(spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
     let spec: JailSpec = serde_json::from_str(spec).context("the jail's specification")?;
-    // Made by root where only root may enter, and before anything of the machine's runs: no other process
-    // can put a socket there.
+    // Created by root where only root may enter, and before any process of the machine runs: no other process can put a
+    // socket there.
     make_socket(&spec.api_socket, API_FD)?;
     make_socket(&spec.vsock_socket, VSOCK_FD)?;
     fs::write(spec.cgroup.join("cgroup.procs"), "0").context("cannot enter the control group")?;
@@ -92,11 +93,11 @@ pub fn main(spec: &str) -> anyhow::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(namespaces()) }.context("cannot make namespaces")?;
 
     let (mut reader, mut writer) = std::io::pipe()?;
-    // SAFETY: the process is single-threaded, so the child may go on as ordinary code.
+    // SAFETY: the process is single-threaded, so the child may run ordinary code.
     match unsafe { fork() }.context("cannot fork")? {
         ForkResult::Child => {
             drop(reader);
-            // Only failure returns: success is the VMM.
+            // Returns only on failure: on success, this process is the VMM.
             let Err(error) = become_vmm(&spec);
             let _stderr_has_gone = write!(writer, "{error:#}");
             std::process::exit(1);
@@ -118,11 +119,12 @@ fn namespaces() -> UnshareFlags {
     UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID
 }
 
-/// A bound socket under this number, which `execve` leaves open. The VMM itself listens: `SO_PEERCRED` then names it.
+/// Binds a socket to this descriptor number, which `execve` leaves open. The VMM itself listens, so `SO_PEERCRED` names
+/// it.
 fn make_socket(path: &Path, number: RawFd) -> anyhow::Result<()> {
     let made = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
     rustix::net::bind(&made, &SocketAddrUnix::new(path)?).with_context(|| format!("cannot make {}", path.display()))?;
-    // SAFETY: no value of ours owns this number.
+    // SAFETY: no value of this program owns this number.
     let kept = unsafe { dup2_raw(&made, number) }?;
     std::mem::forget(kept);
     Ok(())
@@ -143,10 +145,11 @@ fn become_vmm(spec: &JailSpec) -> anyhow::Result<std::convert::Infallible> {
     execve(program, &arguments, &[c"RUST_BACKTRACE=1"]).with_context(|| format!("cannot run {program:?} in the jail"))
 }
 
-/// Hardware threads of one core share caches and predictors: with a cookie of its own, the machine shares them with no other.
+/// Hardware threads of one core share caches and predictors. With a core scheduling cookie of its own, the machine
+/// shares no core with other processes.
 fn share_no_core() -> anyhow::Result<()> {
     match create_core_scheduling_cookie(getpid(), CoreSchedulingScope::ThreadGroup) {
-        // One thread per core: there is nothing to share.
+        // One thread per core: nothing is shared.
         Ok(()) | Err(Errno::NODEV) => Ok(()),
         Err(Errno::INVAL) => {
             eprintln!("warning: this kernel has no core scheduling: machines may share a processor core");
@@ -156,7 +159,7 @@ fn share_no_core() -> anyhow::Result<()> {
     }
 }
 
-/// The new root: a small tmpfs with the machine's files bound into it.
+/// Builds the new root: a small tmpfs into which the machine's files are bound.
 fn build_root(spec: &JailSpec) -> anyhow::Result<()> {
     let root = &spec.root;
     // Slave, not private: workspaces bound on the host later must appear here.
@@ -177,7 +180,7 @@ fn build_root(spec: &JailSpec) -> anyhow::Result<()> {
     make_devices(spec)?;
     let proc = root.join("proc");
     fs::create_dir(&proc)?;
-    // virtio-fs reaches its own descriptors through /proc/self/fd; nothing else of /proc is there.
+    // virtio-fs reaches its own descriptors through /proc/self/fd; nothing else of /proc is in the jail.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", &proc, "proc", flags, Some(c"subset=pid")).context("cannot mount /proc")
 }
@@ -204,7 +207,7 @@ fn make_devices(spec: &JailSpec) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// pivot_root(2) with the same folder twice stacks the old root on the new one, from where it is taken off.
+/// pivot_root(2) with the same folder twice stacks the old root on the new one; then the old root is unmounted.
 fn enter_root(root: &Path) -> anyhow::Result<()> {
     std::env::set_current_dir(root)?;
     pivot_root(".", ".").context("cannot pivot into the jail")?;
@@ -214,7 +217,7 @@ fn enter_root(root: &Path) -> anyhow::Result<()> {
         .context("cannot make the jail's root read-only")
 }
 
-/// Standard error stays the VMM's log; the daemon's pipe must not stay open.
+/// Standard error remains the VMM's log; the daemon's pipe must not stay open.
 fn redirect_standard_streams() -> anyhow::Result<()> {
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -222,8 +225,8 @@ fn redirect_standard_streams() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Order matters: the bounding set and the groups need capabilities that the last steps give up. The secure bits are for a
-/// developer who is root: without them `execve` would give uid 0 every capability again.
+/// The order matters: the bounding set and the groups need capabilities that the last steps drop. The secure bits are
+/// needed if the developer is root: without them, `execve` would return every capability to uid 0.
 fn drop_privileges(spec: &JailSpec) -> anyhow::Result<()> {
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);

@@ -1,4 +1,4 @@
-//! From a machine's figures to a running, jailed VMM, and back to nothing.
+//! Starts a jailed VMM from a machine's figures, and removes what it had on the host.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,19 +19,19 @@ use super::network::{self, NetworkConfig, Slot};
 use super::share::Identity;
 use super::{MachinePaths, cgroup, run_folder, workspaces};
 
-/// The guest's context id. Every machine has a muxer of its own, so all may have the same.
+/// The guest's context id. Every machine has its own muxer, so all machines can use the same id.
 const GUEST_CID: u32 = 3;
-/// The agent is the guest's init. Plugged memory goes to the movable zone, without which it could not be unplugged again,
-/// as far as its ratio to the kernel's own memory allows.
+/// The agent is the guest's init. As far as the ratio to the kernel's own memory allows, plugged memory goes to the
+/// movable zone. Outside that zone it could not be unplugged again.
 const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet memory_hotplug.online_policy=auto-movable";
-/// What Linux plugs and unplugs as one, in MiB (a memory section of x86-64).
+/// The unit in which Linux plugs and unplugs memory, in MiB (a memory section of x86-64).
 const SECTION_MIB: u32 = 128;
 
-/// Seconds after which a machine no longer waits for a runner that is gone. The memory loop asks every VMM each second: a
-/// restart of the runner, which takes a few seconds, must not resume what is paused.
+/// Seconds without a request from the runner after which a paused machine resumes. The memory loop asks every VMM each
+/// second. A restart of the runner, which takes a few seconds, must not resume paused machines.
 const LEASE_S: u32 = 30;
 
-/// The files machines are made from.
+/// The files from which machines are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artifacts {
     /// The static `garret-vmm`.
@@ -40,7 +40,7 @@ pub struct Artifacts {
     pub kernel: PathBuf,
     /// The read-only root image.
     pub root: PathBuf,
-    /// The formatted, empty data disk each machine's own is copied from.
+    /// The formatted, empty data disk that is copied for each machine.
     pub data_template: PathBuf,
 }
 
@@ -51,17 +51,18 @@ pub struct Launch<'a> {
     pub name: &'a str,
     /// Its place in the address pool.
     pub slot: Slot,
-    /// Who the VMM runs as.
+    /// The identity with which the VMM runs.
     pub identity: &'a Identity,
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
-    /// The most guest memory there can be, in MiB.
+    /// The most guest memory, in MiB.
     pub memory_mib: u32,
-    /// Guest memory to start with, in MiB; the rest can be plugged.
+    /// Guest memory at boot, in MiB; the rest can be plugged.
     pub boot_mib: u32,
-    /// What the VMM itself may use beyond guest memory and private pages of the root image, in MiB; page cache of its disk included.
+    /// Memory that the VMM itself may use beyond guest memory and private pages of the root image, in MiB. It includes
+    /// page cache of its disk.
     pub memory_overhead_mib: u32,
-    /// What it is made from.
+    /// The files from which it is made.
     pub artifacts: &'a Artifacts,
     /// Its data disk.
     pub data_disk: &'a Path,
@@ -73,10 +74,10 @@ pub struct Launch<'a> {
 
 /// Starts the machine's VMM in a jail of its own and returns its process id on the host.
 ///
-/// The VMM is not our child (it outlives the runner): watch it by a pidfd.
+/// The VMM is not the runner's child (it outlives the runner): watch it through a pidfd.
 ///
 /// # Errors
-/// A file of the machine is missing, or the host refuses a part; nothing is left behind then.
+/// A file of the machine is missing, or the host refuses a part. Then nothing is left behind.
 pub fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
     for file in [&launch.artifacts.vmm, &launch.artifacts.kernel, &launch.artifacts.root] {
         fs::metadata(file).with_context(|| {
@@ -94,7 +95,7 @@ pub fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
 fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
     make_folders(launch)?;
     let memory_mib = u64::from(launch.memory_mib) + u64::from(launch.memory_overhead_mib);
-    // A guest may write to all of its root; the pages are its own then, beside its memory.
+    // A guest may write to all of its root image. The written pages are private then, in addition to its memory.
     let root_bytes = fs::metadata(&launch.artifacts.root)?.len();
     cgroup::create(launch.name, (memory_mib << 20) + root_bytes)?;
     network::create(launch.name, launch.slot, launch.identity.uid, launch.network)?;
@@ -110,13 +111,14 @@ fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     give(&paths.vm(), 0o700, launch.identity)?;
-    // The logs of an earlier VMM may have taken all the room.
+    // The logs of an earlier VMM may have used all the room.
     remove_file(&paths.vmm_log())?;
     clear_vm_folder(paths, launch.identity)?;
     workspaces::prepare(paths)
 }
 
-/// Leaves nothing of an earlier VMM, which may have run as another uid, but its console log, and gives that to this one.
+/// Removes everything that an earlier VMM left, except its console log, and assigns that to this VMM. The earlier VMM
+/// may have run with another uid.
 fn clear_vm_folder(paths: &MachinePaths, identity: &Identity) -> anyhow::Result<()> {
     for entry in fs::read_dir(paths.vm())? {
         let (entry, kept) = (entry?, paths.console_log());
@@ -132,14 +134,14 @@ fn clear_vm_folder(paths: &MachinePaths, identity: &Identity) -> anyhow::Result<
     Ok(())
 }
 
-/// Makes a file the VMM's alone.
+/// Assigns a file to the VMM alone.
 fn give(path: &Path, mode: u32, owner: &Identity) -> anyhow::Result<()> {
     chown(path, Some(owner.uid), Some(owner.gid))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot change the mode of {}", path.display()))
 }
 
-/// The configuration, with the paths as the VMM sees them inside the jail.
+/// The machine's configuration, with paths as the VMM sees them inside the jail.
 fn machine_config(launch: &Launch<'_>) -> MachineConfig {
     let (memory_mib, hotplug) = split_memory(launch.memory_mib, launch.boot_mib);
     MachineConfig {
@@ -169,16 +171,16 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
     }
 }
 
-/// What a VMM was started with.
+/// The settings with which a VMM was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Started {
-    /// The most guest memory there can be, in MiB.
+    /// The most guest memory, in MiB.
     pub memory_mib: u32,
     /// The guest's address.
     pub guest: Option<Ipv4Addr>,
 }
 
-/// Reads what the machine's last VMM was started with. Only root can change the file.
+/// Reads the settings with which the machine's last VMM was started. Only root can change the file.
 pub fn started(paths: &MachinePaths) -> Option<Started> {
     let config: MachineConfig = serde_json::from_slice(&fs::read(paths.config()).ok()?).ok()?;
     let hotplug_mib = config.hotplug.map_or(0, |hotplug| hotplug.size_mib);
@@ -186,7 +188,7 @@ pub fn started(paths: &MachinePaths) -> Option<Started> {
     Some(Started { memory_mib: config.memory_mib.saturating_add(hotplug_mib), guest })
 }
 
-/// Memory at boot, and what can be plugged beside it. That comes in whole sections: the rest is there at boot.
+/// Memory at boot and pluggable memory. Pluggable memory is whole sections; the remainder is added at boot.
 fn split_memory(memory_mib: u32, boot_mib: u32) -> (u32, Option<HotplugConfig>) {
     let size_mib = memory_mib.saturating_sub(boot_mib) / SECTION_MIB * SECTION_MIB;
     let hotplug = (size_mib > 0).then_some(HotplugConfig { size_mib, requested_mib: 0 });
@@ -224,7 +226,7 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
     }
 }
 
-/// Runs ourselves as `garret jail`, which turns its child into the VMM and prints that child's process id.
+/// Runs this program as `garret jail`, which turns its child into the VMM and prints that child's process id.
 fn spawn(spec: &JailSpec, log: &Path) -> anyhow::Result<u32> {
     let mut child = Command::new("/proc/self/exe")
         .arg(jail::SUBCOMMAND)

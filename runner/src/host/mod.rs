@@ -1,7 +1,7 @@
-//! What a machine needs of its host: a jail for its VMM, a control group, a network, its workspaces.
+//! The parts of a machine on its host: a jail for its VMM, a control group, a network, its workspaces.
 //!
-//! Everything here blocks (mounts, short-lived programs such as `ip` and `nft`) and needs root; the async side calls it
-//! from blocking threads. Every function is idempotent, so that a runner killed in the middle of one begins it again.
+//! Every function here blocks (mounts, short-lived programs such as `ip` and `nft`) and needs root; async code calls it
+//! from blocking threads. Every function is idempotent, so a runner that was killed during one can run it again.
 
 pub mod cgroup;
 mod descriptors;
@@ -26,7 +26,7 @@ pub use run_folder::remove as remove_run_folder;
 pub use sweep::{remove_unknown, unknown_machines};
 pub use workspaces::{forget_revocation, revoke_workspace};
 
-/// Prepares the host for machines: the packet filter and forwarding. Called once by every daemon at its start.
+/// Prepares the host for machines: the packet filter and forwarding. Every daemon calls this once at its start.
 ///
 /// # Errors
 /// `nft` is missing or refuses the rules, or the process is not root.

@@ -2,14 +2,14 @@ use std::path::{Path, PathBuf};
 
 /// The files of one running machine below `/run/garret`: its folder `machines/<name>`, and `revocations/<name>`.
 ///
-/// Only root may enter the machine's folder. The sockets lie in it and not in `vm/`, which the VMM may write: whatever is there, root
-/// never connects to it.
+/// Only root may enter the machine's folder. The sockets are in it and not in `vm/`, because the VMM may write to
+/// `vm/`. Root never connects to a socket there.
 #[derive(Clone, Debug)]
 pub struct MachinePaths {
     /// The machine's folder.
     pub run: PathBuf,
-    /// One file per workspace that the machine may hold although it is unmounted: the numbers of its mounts. Outside the
-    /// machine's folder, which its VMM can fill.
+    /// One file per workspace that the machine may still hold after its unmount: the ids of its mounts. These files are
+    /// outside the machine's folder, because its VMM can fill that folder.
     pub(super) revocations: PathBuf,
 }
 
@@ -19,7 +19,7 @@ impl MachinePaths {
         Self { run: run_folder.join("machines").join(name), revocations: run_folder.join("revocations").join(name) }
     }
 
-    /// The VMM's API.
+    /// The socket of the VMM's API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("api.sock")
     }
@@ -29,17 +29,17 @@ impl MachinePaths {
         self.run.join("vsock.sock")
     }
 
-    /// What the guest printed on its console.
+    /// The guest's console output.
     pub fn console_log(&self) -> PathBuf {
         self.vm().join("console.log")
     }
 
-    /// Why the VMM ended.
+    /// The file with the reason why the VMM ended.
     pub fn last_words(&self) -> PathBuf {
         self.vm().join("last-words.json")
     }
 
-    /// What the VMM itself printed.
+    /// The VMM's own output.
     pub fn vmm_log(&self) -> PathBuf {
         self.run.join("vmm.log")
     }
@@ -54,17 +54,17 @@ impl MachinePaths {
         self.workspaces().join(environment)
     }
 
-    /// The note of one environment's workspace.
+    /// The file with the mounts of one environment's workspace.
     pub fn revocation(&self, environment: &str) -> PathBuf {
         self.revocations.join(environment)
     }
 
-    /// The VMM's `/run`.
+    /// The folder that is the VMM's `/run`.
     pub(super) fn vm(&self) -> PathBuf {
         self.run.join("vm")
     }
 
-    /// The jail's mount point; what is mounted there is seen only inside the jail.
+    /// The jail's mount point; mounts there are visible only inside the jail.
     pub(super) fn jail(&self) -> PathBuf {
         self.run.join("jail")
     }

@@ -3,10 +3,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-/// Runs a program of the host (`ip`, `nft`, …), gives it `input`, and waits.
+/// Runs a program of the host (`ip`, `nft`, …) with `input` on its standard input, and waits.
 ///
 /// # Errors
-/// The program is missing, or fails: then with what it printed.
+/// The program is missing or fails. If it fails, the error has its output.
 pub fn run(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
     let mut child = Command::new(program)
         .args(arguments)

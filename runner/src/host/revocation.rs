@@ -1,5 +1,5 @@
-//! Proof that a VMM holds nothing of a workspace that was taken from it. It does not rest on Landlock, which the host's
-//! kernel may lack: a descriptor that the VMM keeps open would reach into the workspace after its mount is gone.
+//! Proves that a VMM holds nothing of a workspace that was revoked. The proof does not depend on Landlock, which the
+//! host's kernel may lack. A descriptor that the VMM keeps open would give access to the workspace after the unmount.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The mounts of one folder in a VMM's mount namespace, and the VMM, which may use them.
+/// The mounts of one folder in a VMM's mount namespace, and the VMM that may use them.
 #[derive(Debug, Default)]
 pub struct MountUsers {
     process: PathBuf,
@@ -15,19 +15,19 @@ pub struct MountUsers {
 }
 
 impl MountUsers {
-    /// Records the mounts at `mount_point`, as process `pid` sees it, while they are there. `earlier` are mounts that were
+    /// Records the mounts at `mount_point`, as process `pid` sees it, while they exist. `earlier` are mounts that were
     /// there before.
     ///
     /// # Errors
     /// The process's mounts cannot be read. A process that has ended has none.
     pub fn new(pid: u32, mount_point: &Path, earlier: &BTreeSet<u64>) -> io::Result<Self> {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        // Bytes: a mount's source has the name that its developer gave it.
+        // Read as bytes: a mount's source has a name that its developer chose.
         let mountinfo = unless_ended(fs::read(process.join("mountinfo")))?.unwrap_or_default();
         Ok(Self { process, mounts: mounts_at(&mountinfo, mount_point, earlier) })
     }
 
-    /// The kernel's numbers of the mounts.
+    /// The kernel's ids of the mounts.
     pub fn mounts(&self) -> &BTreeSet<u64> {
         &self.mounts
     }
@@ -43,7 +43,7 @@ impl MountUsers {
         let Some(entries) = unless_ended(fs::read_dir(self.process.join("fdinfo")))? else { return Ok(0) };
         let mut open = 0;
         for entry in entries {
-            // One that was closed meanwhile is not counted.
+            // A descriptor that was closed meanwhile is not counted.
             let Some(fdinfo) = unless_ended(entry.and_then(|entry| fs::read_to_string(entry.path())))? else {
                 continue;
             };
@@ -61,8 +61,9 @@ fn unless_ended<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// The ids of the mounts at a mount point whose name has no blank: field 1 where field 5 is it (proc_pid_mountinfo(5)). And
-/// the earlier ones, unless their number is another mount's now: the kernel gives no number again that is in use.
+/// The ids of the mounts at a mount point without spaces in its name: field 1 of the lines with this field 5
+/// (proc_pid_mountinfo(5)). Also the earlier ids, unless another mount has the id now: the kernel does not reuse an id
+/// that is in use.
 fn mounts_at(mountinfo: &[u8], mount_point: &Path, earlier: &BTreeSet<u64>) -> BTreeSet<u64> {
     let mut mounts = earlier.clone();
     for line in mountinfo.split(|byte| *byte == b'\n') {

@@ -1,4 +1,4 @@
-//! The folder of a machine's sockets and logs: a small file system of its own. Nothing that a VMM writes there takes away room
+//! The folder of a machine's sockets and logs is a small file system of its own. What a VMM writes there takes no room
 //! from other machines or from the host.
 
 use std::fs;
@@ -10,10 +10,10 @@ use rustix::mount::{MountFlags, mount};
 use super::MachinePaths;
 use super::workspaces::{detach, is_mount_point};
 
-/// Room for the logs, each of which has a limit in an honest VMM, and for a mount point for each workspace. Root's only.
+/// Room for the logs, each of which an honest VMM limits, and for a mount point per workspace. Only root has access.
 const OPTIONS: &std::ffi::CStr = c"mode=700,size=32m,nr_inodes=1024";
 
-/// Makes the folder unless it is there.
+/// Creates the folder unless it exists.
 ///
 /// # Errors
 /// It cannot be mounted.
@@ -29,11 +29,11 @@ pub(super) fn make(paths: &MachinePaths) -> anyhow::Result<()> {
         .with_context(|| format!("cannot mount {}", folder.display()))
 }
 
-/// Removes the folder of a machine that was cleaned up. Never what is below `workspaces`: it would be a developer's files,
-/// if a mount came late.
+/// Removes the folder of a machine that was cleaned up. It never removes what is below `workspaces`: after a late
+/// mount, those would be a developer's files.
 ///
 /// # Errors
-/// A workspace is there still, or a file cannot be removed.
+/// A workspace is still there, or a file cannot be removed.
 pub fn remove(paths: &MachinePaths) -> anyhow::Result<()> {
     let entries = match fs::read_dir(&paths.run) {
         Ok(entries) => entries,
@@ -50,7 +50,7 @@ pub fn remove(paths: &MachinePaths) -> anyhow::Result<()> {
         };
         removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    // Lazily: a process that reads a log has it open.
+    // A lazy unmount, because a process that reads a log has it open.
     detach(&paths.run)?;
     fs::remove_dir(&paths.run).with_context(|| format!("cannot remove {}", paths.run.display()))
 }
@@ -72,7 +72,7 @@ mod tests {
         let full = std::iter::repeat_with(|| file.write_all(&[1; 1 << 20])).take(64).find_map(Result::err).unwrap();
         assert_eq!(full.kind(), ErrorKind::StorageFull);
         fs::write(other.vmm_log(), "text").unwrap();
-        // A second time changes nothing.
+        // The second call changes nothing.
         make(&paths).unwrap();
         assert!(fs::metadata(paths.vmm_log()).unwrap().len() > 0);
         for paths in [&paths, &other] {

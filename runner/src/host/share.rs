@@ -1,7 +1,8 @@
 //! `garret share DAEMON SPEC`: opens a workspace with its developer's rights and mounts it into their machine.
 //!
-//! A program of its own because the path is the developer's: behind it may be a file system that never answers (FUSE, NFS).
-//! The daemon ends this process at its deadline; a thread could not be ended. One thread, because it forks (see `idmap`).
+//! This is a program of its own because the developer chooses the path, which may lead to a file system that never
+//! answers (FUSE, NFS). The daemon kills this process at its deadline; a thread could not be killed. It has one thread,
+//! because it forks (see `idmap`).
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +25,7 @@ use super::workspaces::{mount_users, write_note};
 
 /// The hidden subcommand that runs [`main`].
 pub const SUBCOMMAND: &str = "share";
-/// How long a file system may take to say what a folder is.
+/// How long a file system may take to open and examine a folder.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// An account's identity, as the kernel checks it.
@@ -43,46 +44,46 @@ pub struct Identity {
 pub struct ShareSpec {
     /// The workspace.
     pub folder: PathBuf,
-    /// Whose rights count.
+    /// The identity whose rights are used.
     pub developer: Identity,
-    /// Where it is, or is to be, mounted; `None`: it is only opened.
+    /// Where it is mounted, or is to be mounted; `None`: it is only opened.
     pub mount_point: Option<PathBuf>,
-    /// Mount it unless it is mounted.
+    /// Mount it unless it is mounted already; `None`: do not mount it.
     pub mount: Option<MountFor>,
 }
 
 /// The VMM that a workspace is mounted for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountFor {
-    /// The uid that it runs with. The files are this uid's inside the mount, if it is not the developer's.
+    /// The uid with which it runs. Inside the mount, the files belong to this uid, if it is not the developer's.
     pub vmm_uid: u32,
     /// The VMM's process id, if it runs.
     pub vmm_pid: Option<u32>,
-    /// Where to note the mounts of a former folder that this mount replaces.
+    /// Where to record the mounts of an earlier folder that this mount replaces.
     pub note: PathBuf,
 }
 
-/// What was mounted at the mount point before.
+/// The earlier mount at the mount point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Found {
-    /// Nothing.
+    /// There was no mount.
     Nothing,
-    /// This very folder.
+    /// The same folder.
     Same,
-    /// Another one: the workspace was deleted and made again since.
+    /// Another folder: the workspace was deleted and created again since.
     Other,
 }
 
 /// Carries out the specification and prints a JSON `Result<Found, Problem>`. `daemon` is the parent's process id.
 ///
 /// # Errors
-/// The specification is not one, or the daemon has died.
+/// The specification is invalid, or the daemon has died.
 pub fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
-    // Where the daemon that waits has died, nothing must be mounted: the next one may have removed the environment.
+    // If the waiting daemon has died, nothing must be mounted: the next daemon may have removed the environment.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It may have died before that call.
+    // The daemon may have died before that call.
     if getppid() != Pid::from_raw(daemon) {
         bail!("the daemon (process {daemon}) has ended");
     }
@@ -118,7 +119,7 @@ fn open_as(developer: &Identity, workspace: &Path) -> Result<OwnedFd, Problem> {
         return Err(refused(workspace, "not an absolute path"));
     }
     let (developer, path) = (developer.clone(), workspace.to_owned());
-    // A thread of its own: rights are a thread's in Linux, and this one gives its up for good.
+    // Runs in a thread of its own: in Linux, rights belong to a thread, and this thread drops its rights permanently.
     let opened = thread::spawn(move || {
         become_user(&developer)?;
         let folder = open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -145,7 +146,7 @@ fn become_user(developer: &Identity) -> Result<(), Errno> {
     set_thread_res_uid(user, user, user)
 }
 
-/// What is mounted at `mount_point`. A folder that is mounted keeps its inode, so that no new folder can have the same one.
+/// Examines the mount at `mount_point`. A mounted folder keeps its inode, so no new folder can have the same one.
 fn look(folder: &OwnedFd, mount_point: &Path) -> anyhow::Result<Found> {
     let parent = mount_point.parent().context("the mount point has no parent")?;
     let stat = |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID);
@@ -163,7 +164,7 @@ fn look(folder: &OwnedFd, mount_point: &Path) -> anyhow::Result<Found> {
     Ok(if same { Found::Same } else { Found::Other })
 }
 
-/// A mount of the folder that is nowhere yet: it gets its flags before anything can see it.
+/// Creates a detached mount of the folder, so that it gets its flags before it is visible.
 fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let mount = open_tree(folder, "", flags)?;
@@ -171,7 +172,8 @@ fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedF
     Ok(mount)
 }
 
-/// The VMM may keep files of the former folder open, and the removal of the environment must find them.
+/// Records the mounts of the earlier folder. The VMM may keep its files open, and the removal of the environment must
+/// find them.
 fn note_former(note: &Path, vmm_pid: u32) -> anyhow::Result<()> {
     let users = mount_users(note, vmm_pid).context("cannot read the VMM's mounts")?;
     write_note(note, &users).with_context(|| format!("cannot write {}", note.display()))

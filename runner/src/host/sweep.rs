@@ -1,4 +1,4 @@
-//! Machines that no state knows of.
+//! Machines that are not in the state.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::{MachinePaths, Slot, clean_up, run_folder};
 
-/// No machine has it: a machine's uplink goes with its namespace.
+/// A slot that no machine has: a machine's uplink is removed with its namespace.
 const NO_SLOT: Slot = Slot(u16::MAX);
 
 /// The machines below the run folder whose names are not `known`.
@@ -20,7 +20,7 @@ pub fn unknown_machines(run_folder: &Path, known: &BTreeSet<String>) -> anyhow::
     let folder = run_folder.join("machines");
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
-        // Before the first machine.
+        // No machine has run yet.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),
     };
@@ -28,7 +28,7 @@ pub fn unknown_machines(run_folder: &Path, known: &BTreeSet<String>) -> anyhow::
     Ok(names.filter(|name| !known.contains(name)).collect())
 }
 
-/// Removes all that such a machine has on the host, processes included. Its data disk stays.
+/// Removes all that such a machine has on the host, including its processes. Its data disk stays.
 ///
 /// # Errors
 /// A part of it cannot be removed.

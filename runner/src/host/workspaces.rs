@@ -1,7 +1,7 @@
-//! Workspaces come into and leave a running machine as mounts below the folder its virtio-fs device serves.
+//! Adds workspaces to a running machine and removes them, as mounts below the folder that its virtio-fs device serves.
 //!
-//! That folder is a shared mount and its copy in the jail a slave: what is mounted here appears there, never the reverse.
-//! [`share`](super::share) mounts them.
+//! That folder is a shared mount, and its copy in the jail is a slave: a mount here appears there, never the reverse.
+//! [`share`](super::share) mounts the workspaces.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -16,24 +16,24 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_chang
 use super::MachinePaths;
 use super::revocation::MountUsers;
 
-/// Makes the folder that workspaces are mounted in, as a shared mount of its own.
+/// Creates the folder in which workspaces are mounted, as a shared mount of its own.
 pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
     let folder = paths.workspaces();
     fs::create_dir_all(&folder)?;
     if !is_mount_point(&folder)? {
         mount_bind(&folder, &folder).with_context(|| format!("cannot bind {}", folder.display()))?;
-        // Leaves the parent's peers, where each workspace would be mounted once more.
+        // Leaves the parent's peer group, in which each workspace would be mounted once more.
         mount_change(&folder, MountPropagationFlags::PRIVATE)?;
     }
     Ok(mount_change(&folder, MountPropagationFlags::SHARED)?)
 }
 
-/// Unmounts the environment's workspace, so that the guest finds no name of it any more. Returns what finds the files of it that
-/// the VMM still has open, or the error that prevents that. The mounts are noted until [`forget_revocation`], so that a later
-/// removal and a daemon that starts meanwhile find them too.
+/// Unmounts the environment's workspace, so that the guest can no longer reach it by name. Returns an object that finds
+/// the workspace's files that the VMM still has open, or the error that prevents that. The mounts are recorded until
+/// [`forget_revocation`], so that a later removal and a daemon that starts meanwhile find them too.
 ///
 /// # Errors
-/// It cannot be unmounted.
+/// The workspace cannot be unmounted.
 pub fn revoke_workspace(
     paths: &MachinePaths,
     environment: &str,
@@ -44,7 +44,7 @@ pub fn revoke_workspace(
     if let Ok(users) = &users
         && let Err(error) = write_note(&note, users)
     {
-        // Needed only if the daemon ends in the next seconds.
+        // The file is needed only if the daemon ends in the next seconds.
         tracing::warn!("cannot write {}: {error}", note.display());
     }
     // Unmount even if the VMM's mounts cannot be read.
@@ -52,7 +52,8 @@ pub fn revoke_workspace(
     Ok(users)
 }
 
-/// The mounts of the workspace in the VMM's namespace, and those in `note`, a file with the environment's id as its name.
+/// The mounts of the workspace in the VMM's namespace, plus those in `note`, a file with the environment's id as its
+/// name.
 ///
 /// # Errors
 /// The VMM's mounts cannot be read.
@@ -62,8 +63,8 @@ pub(super) fn mount_users(note: &Path, vmm_pid: u32) -> io::Result<MountUsers> {
     MountUsers::new(vmm_pid, &Path::new("/workspaces").join(environment), &earlier)
 }
 
-/// Writes the mounts whole or leaves the note as it was. Once they are unmounted, only the note tells which files of them the
-/// VMM has open.
+/// Writes the file completely or leaves it unchanged. After the unmount, only this file shows which open files of the
+/// VMM belong to these mounts.
 pub(super) fn write_note(note: &Path, users: &MountUsers) -> io::Result<()> {
     if users.mounts().is_empty() {
         return Ok(());
@@ -77,9 +78,9 @@ pub(super) fn write_note(note: &Path, users: &MountUsers) -> io::Result<()> {
     fs::rename(&new, note)
 }
 
-/// Removes the note of a revocation after which the VMM has no file of the workspace open.
+/// Removes the record of a revocation after which the VMM has no file of the workspace open.
 pub fn forget_revocation(paths: &MachinePaths, environment: &str) {
-    // What stays is about mounts that no longer exist.
+    // A file that remains is about mounts that no longer exist.
     let _ = fs::remove_file(paths.revocation(environment));
 }
 
@@ -95,7 +96,7 @@ fn unshare(paths: &MachinePaths, environment: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Unmounts everything of the machine's.
+/// Unmounts all workspaces of the machine.
 pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
     let folder = paths.workspaces();
     if let Ok(entries) = fs::read_dir(&folder) {
@@ -104,7 +105,7 @@ pub(super) fn remove_all(paths: &MachinePaths) -> anyhow::Result<()> {
             unshare(paths, &name.to_string_lossy())?;
         }
     }
-    // Without a VMM nothing is held.
+    // Without a VMM, no workspace is held.
     if let Err(error) = fs::remove_dir_all(&paths.revocations)
         && error.kind() != ErrorKind::NotFound
     {
@@ -122,7 +123,7 @@ pub(super) fn detach(path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Whether `path` itself is mounted on; a bind of a folder onto itself counts, which device numbers would not show.
+/// Whether `path` is a mount point. A bind mount of a folder onto itself counts, which device numbers would not show.
 pub(super) fn is_mount_point(path: &Path) -> anyhow::Result<bool> {
     let mount =
         |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id);
@@ -140,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// A machine's folders, and a folder with a file that is mounted as the workspace `w` so many times.
+    /// A machine's folders, and a folder with a file that is mounted `times` times as the workspace `w`.
     fn shared(times: usize) -> (tempfile::TempDir, MachinePaths) {
         let dir = tempfile::tempdir().unwrap();
         let paths = MachinePaths::new(dir.path(), "m");
@@ -164,7 +165,7 @@ mod tests {
     #[test]
     fn a_workspace_goes_although_its_users_cannot_be_found() {
         let (_dir, paths) = shared(1);
-        // The kernel has no mounts to show of a process that has ended and whose status was not fetched.
+        // The kernel shows no mounts of a process that has ended but was not waited for.
         let mut ended = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
         ended.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
         let mountinfo = format!("/proc/{}/mountinfo", ended.id());
@@ -191,7 +192,7 @@ mod tests {
         let fdinfo = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
         let fdinfo = fs::read_to_string(fdinfo).unwrap();
         let mount: u64 = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap().trim().parse().unwrap();
-        // As a daemon leaves it that ends after the unmount: this process does not see the machine's mount point.
+        // The state after a daemon that ended after the unmount: this process does not see the machine's mount point.
         fs::create_dir_all(&paths.revocations).unwrap();
         fs::write(paths.revocation("w"), format!("[{mount}]")).unwrap();
         unmount(paths.workspace("w"), UnmountFlags::DETACH).unwrap();

@@ -1,4 +1,4 @@
-//! A request's JSON body and query, refused in one line when they are not what they should be.
+//! Parses a request's JSON body and query; rejects invalid ones with a one-line error.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};

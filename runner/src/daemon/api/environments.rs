@@ -26,9 +26,9 @@ use crate::host::share::{Found, ShareSpec};
 const REMOVAL_SLACK: Duration = Duration::from_secs(20);
 /// The most environments of one machine.
 const ENVIRONMENTS_MAX: usize = 256;
-/// The most that their variables weigh together, in bytes: the state is read often.
+/// The most that their variables take together, in bytes: the state is read often.
 const LOCAL_ENV_ALL_MAX: usize = 1 << 20;
-/// How long the agent may take to say how a container is.
+/// How long the agent may take to report a container's state.
 const GLANCE: Duration = Duration::from_secs(3);
 
 #[utoipa::path(
@@ -86,7 +86,7 @@ pub async fn put(
         Desired::Running => {
             let row = daemon.read(move |db| machines::get(db, owner)).await?;
             if row.is_none() {
-                // Who may have no machine has no folder opened either: each costs a process of root's.
+                // If the owner may have no machine, the folder is not opened either: each open costs a root process.
                 daemon.limits(owner).await?;
             }
             let developer = daemon.developer(owner, owned_by.gid).await;
@@ -98,7 +98,7 @@ pub async fn put(
     };
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
     let machine = want(&daemon, &owned_by, MachineRequest { desired, ..Default::default() }).await?;
-    // A container whose workspace was made again since has the former folder: it is started again.
+    // If the workspace was created again since, its container still has the earlier folder, so it is started again.
     let stopped = found == Found::Other || container_has_stopped(&daemon, &machine, &id).await;
     let policy = daemon.config.policy.clone();
     let environment = daemon
@@ -138,7 +138,8 @@ pub async fn put(
     Ok(Json(environment))
 }
 
-/// Whose the environment is. An id that is neither the caller's own nor one they may change says nothing about others'.
+/// The environment's owner. An id that is neither the caller's own nor one they may change reveals nothing about
+/// others.
 async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRequest) -> Result<u32, Refusal> {
     let name = id.to_owned();
     let kept = daemon.read(move |db| environments::get(db, &name)).await?;
@@ -156,12 +157,13 @@ async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRe
     }
 }
 
-/// Two developers' paths have the same hash: chance does not do that, but a search for it might.
+/// Two developers' paths have the same hash. This does not happen by chance, but a search might find such a path.
 fn taken(id: &str) -> Problem {
     Problem::new("conflict", format!("the id {id} is in use: move the workspace to another path"))
 }
 
-/// Asks the agent: a container may have ended since it was last asked. One that does not answer has not.
+/// Asks the agent: a container may have ended since the last query. If the agent does not answer, the container counts
+/// as running.
 async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) -> bool {
     if machine.phase != MachinePhase::Running {
         return false;
@@ -290,7 +292,7 @@ pub async fn exec(
     proxy::pass_on(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
 }
 
-/// The environment and its machine, if the peer may see them; a stranger's looks as if it were not there.
+/// The environment and its machine, if the peer may see them. Otherwise the result is the same as if it did not exist.
 pub async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentRow, MachineRow), Refusal> {
     let name = id.to_owned();
     let found = daemon

@@ -1,4 +1,4 @@
-//! `/v1/events`: what has happened, and what happens.
+//! `/v1/events`: past and current events.
 
 use std::sync::Arc;
 
@@ -93,11 +93,12 @@ struct Follower {
     changes: watch::Receiver<u64>,
     scope: Scope,
     which: Which,
-    /// The answer ends with the machine or the environment that it is about.
+    /// The answer ends when its machine or environment is gone.
     ends: bool,
 }
 
-/// A page at a time from the state, woken by changes: a slow reader misses nothing and nothing is held for it.
+/// Reads one page at a time from the state, woken by changes. A slow reader misses nothing, and nothing is buffered for
+/// it.
 fn answer(daemon: Arc<Daemon>, scope: Scope, which: Which, ends: bool) -> Response {
     let changes = daemon.changes.subscribe();
     let follower = Follower { daemon, changes, scope, which, ends };
@@ -127,7 +128,7 @@ impl Follower {
     }
 }
 
-/// One line of JSON; an event has no part that could fail to be written.
+/// One line of JSON. Serializing an event cannot fail.
 fn line(event: &Event) -> String {
     serde_json::to_string(event).map(|text| text + "\n").unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! Whose machine it is: accounts are renamed and deleted, and their uids and names are given to others.
+//! Decides whose machine it is: accounts are renamed and deleted, and their uids and names are reused.
 //!
-//! A machine belongs to a uid, and remembers the account that it had. The same name, or another name with the same
-//! personal home folder (a rename), is the same person. Anything else may be another person, who is refused until an
-//! administrator removes the machine or gives it to them.
+//! A machine belongs to a uid and stores the account that it had. The same name, or another name with the same personal
+//! home folder (a rename), is the same person. Any other account may be another person. That person is rejected until
+//! an administrator removes the machine or assigns it to them.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Asks the name service. `gid` is that of a uid without an account.
+    /// Queries the name service. `gid` is the group of a uid without an account.
     ///
     /// # Errors
     /// The name service does not answer.
@@ -39,7 +39,7 @@ impl Owner {
         display_name(self.uid, self.account.as_ref())
     }
 
-    /// The machine with this owner's present names.
+    /// The machine with this owner's current names.
     pub fn of(&self, machine: MachineRow) -> MachineRow {
         MachineRow {
             gid: self.gid,
@@ -51,7 +51,7 @@ impl Owner {
     }
 }
 
-/// Looks whether the owner is who the machine was made for, and keeps their present names.
+/// Checks that the owner is the person for whom the machine was created, and stores their current names.
 ///
 /// # Errors
 /// They may be another person.
@@ -74,12 +74,12 @@ fn is_same(machine: &MachineRow, account: Option<&Account>) -> bool {
         (Some(was), Some(account)) => {
             *was == account.name || (is_personal(&account.home) && machine.home.as_ref() == Some(&account.home))
         }
-        // A uid that had no account got one, or lost it: nothing says that they are the same person.
+        // A uid that had no account got one, or lost it: there is no evidence that this is the same person.
         _ => false,
     }
 }
 
-/// Whether a home folder identifies a person: accounts of services share theirs.
+/// Whether a home folder identifies a person: service accounts share theirs.
 fn is_personal(home: &Path) -> bool {
     home.starts_with("/home") && home.components().count() > 2
 }

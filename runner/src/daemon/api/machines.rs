@@ -21,7 +21,7 @@ use crate::daemon::promises::{ask, promises};
 use crate::daemon::state::{MachineRow, Scope, events, machines, now_ms};
 use crate::daemon::{Daemon, requests, tail};
 
-/// How long removing a machine may take until the answer says that it goes on.
+/// How long the removal of a machine may take before the answer says that it continues.
 const REMOVAL: Duration = Duration::from_secs(120);
 
 #[utoipa::path(
@@ -142,7 +142,7 @@ pub async fn log(
     let machine = find(&daemon, peer, &developer).await?;
     let path = daemon.paths(&machine.name).console_log();
     let read = tokio::task::spawn_blocking(move || tail::read_tail(&path, LOG_MAX)).await;
-    // Before the first start there is none.
+    // Before the first start there is no log.
     let bytes = read.unwrap_or_else(|error| Err(error.into())).unwrap_or_default();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -167,7 +167,7 @@ pub async fn exec(
     proxy::pass_on(&agent, "/v1/exec", request, needed).await
 }
 
-/// Nothing can be asked of a machine that does not run.
+/// Rejects requests to a machine that does not run.
 pub fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
     match machine.phase {
         MachinePhase::Running => Ok(()),
@@ -176,8 +176,8 @@ pub fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
     }
 }
 
-/// The uid that `developer` names to this peer: a uid's digits, their own name, or to an administrator any account's, and
-/// the name that a machine's developer last had.
+/// The uid that `developer` names to this peer: a uid's digits or the peer's own name. An administrator may also give
+/// any account's name, or the last name of a machine's developer.
 async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<u32>, Refusal> {
     if developer.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(developer.parse().ok());
@@ -192,7 +192,7 @@ async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<
     let account = daemon.names.by_name(developer).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
     if let Some(account) = account {
         let owner = Owner { uid: account.uid, gid: account.gid, account: Some(account) };
-        // A machine that may be another's is the administrator's to see, under the name it had.
+        // A machine that may be another person's is visible to the administrator, under its earlier name.
         let _other = recognize(daemon, &owner).await;
         return Ok(Some(owner.uid));
     }
@@ -209,11 +209,11 @@ pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Machin
     peer.admit(machine, developer)
 }
 
-/// Keeps what this request wants of the owner's machine, which is made if there is none, and has it carried out.
+/// Stores what this request wants of the owner's machine, creates the machine if needed, and starts the work.
 pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
     let (uid, owner) = (owner.uid, owner.clone());
     let (host, slots) = (daemon.host(), daemon.network().slots());
-    // Who may have no machine any more may still stop the one they have.
+    // A developer who may no longer have a machine may still stop an existing one.
     let limits = daemon.limits(uid).await;
     let started = daemon.started();
     let fresh = limits.as_ref().map(|limits| fresh(daemon, &owner, &request, limits)).map_err(Problem::clone);
@@ -272,12 +272,12 @@ pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Re
         daemon.desired_is_written(uid);
     }
     daemon.poke(uid);
-    // A guarantee or a weight may be another now.
+    // A guarantee or a weight may have changed.
     daemon.memory.wake.notify_one();
     Ok(wanted)
 }
 
-/// Whether the host must have room for this: it is to run, and did not or with less.
+/// Whether the host must have room for this: the machine is to run, and it did not run before or ran with less.
 fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
     let before = kept.filter(|row| row.desired == Desired::Running);
     let figures = |row: &MachineRow| [row.memory_mib, row.guaranteed_mib, row.vcpus.into()];
@@ -285,12 +285,12 @@ fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
     wanted.desired == Desired::Running && wants.iter().zip(before).any(|(wanted, before)| *wanted > before)
 }
 
-/// A machine that was not requested before.
+/// A machine that did not exist before.
 fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
     let (defaults, host) = (&daemon.config.machine, &daemon.host());
     let memory_mib = limits.memory_mib.clip(defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib()));
     let vcpus = limits.vcpus.clip(defaults.vcpus.unwrap_or_else(|| host.default_vcpus()).into());
-    // What is guaranteed follows from what this machine will have, not from what one usually has.
+    // The guarantee depends on the memory that this machine will have, not on the default.
     let will_have = request.memory_mib.unwrap_or(memory_mib);
     owner.of(MachineRow {
         uid: owner.uid,

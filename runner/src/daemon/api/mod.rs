@@ -25,7 +25,7 @@ use refusal::Refusal;
 
 use super::Daemon;
 
-/// All of the API.
+/// The router of the whole API.
 pub fn router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/host", get(host::show))
@@ -82,7 +82,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
 )]
 struct Description;
 
-/// The API's description, as JSON.
+/// The API's OpenAPI description, as JSON.
 pub fn openapi() -> String {
     let json = Description::openapi().to_pretty_json();
     json.map(|text| text + "\n").unwrap_or_else(|error| error.to_string())

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and what they may see.
+//! The peer of a connection, and what it may see.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use super::identity::{Owner, recognize};
 use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, Scope};
 
-/// Members of this group, and root, may do everything to every machine.
+/// Members of this group, and root, may use every machine without restriction.
 const ADMINISTRATORS: &str = "garret";
 
-/// The peer's credentials, as the kernel vouches for them.
+/// The peer's credentials, as the kernel reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its uid.
@@ -28,7 +28,7 @@ pub struct Peer {
     pub administrator: bool,
 }
 
-/// What the kernel said when the connection was accepted.
+/// The kernel's credentials of the peer from when the connection was accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Credentials(Option<(u32, u32)>);
 
@@ -49,7 +49,7 @@ impl Peer {
         if self.administrator { Scope::All } else { Scope::Developer(self.uid) }
     }
 
-    /// The machine, if there is one that the peer may see; a stranger's looks as if it were not there.
+    /// The machine, if it exists and the peer may see it. Otherwise the result is the same as if it did not exist.
     pub fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
         machine
             .filter(|machine| self.may(machine.uid))

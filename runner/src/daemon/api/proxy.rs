@@ -1,4 +1,4 @@
-//! Exec streams: the upgrade is passed on to the agent, and then bytes in both directions.
+//! Exec streams: passes the upgrade on to the agent, then copies bytes in both directions.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use tokio::io::copy_bidirectional;
 use super::Refusal;
 use crate::daemon::memory::WakeGuard;
 
-/// How long the agent may take to begin the stream.
+/// How long the agent may take to start the stream.
 pub const DEADLINE: Duration = Duration::from_secs(30);
-/// The most of a refusal's body that is passed on, in bytes.
+/// The most of an error answer's body that is passed on, in bytes.
 const REFUSAL_MAX: usize = 64 * 1024;
 
-/// What makes a WebSocket handshake (RFC 6455 §4).
+/// The headers of a WebSocket handshake (RFC 6455 §4).
 const HANDSHAKE: [HeaderName; 6] = [
     header::CONNECTION,
     header::UPGRADE,
@@ -30,8 +30,8 @@ const HANDSHAKE: [HeaderName; 6] = [
     header::SEC_WEBSOCKET_ACCEPT,
 ];
 
-/// Passes the request on to `path` of the agent, whose machine is needed until the stream ends. The stream itself is not
-/// looked at: its ends agree on it.
+/// Passes the request on to `path` of the agent. The machine is needed until the stream ends. The stream's content is
+/// not parsed: its two ends agree on it.
 pub async fn pass_on(agent: &Client, path: &str, mut request: Request, needed: WakeGuard) -> Result<Response, Refusal> {
     if !request.headers().contains_key(header::UPGRADE) {
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid", "this is a WebSocket: ask for an upgrade"));
@@ -63,7 +63,7 @@ pub async fn pass_on(agent: &Client, path: &str, mut request: Request, needed: W
     tokio::spawn(async move {
         let _needed = needed;
         let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else { return };
-        // Either side may close or vanish; both are an end.
+        // Either side may close or disappear; both end the stream.
         let _ = copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
     });
     Ok(response)

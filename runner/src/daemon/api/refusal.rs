@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use garret_api::Problem;
 use hyper::StatusCode;
 
-/// What a handler answers instead.
+/// The error that a handler returns.
 #[derive(Debug)]
 pub struct Refusal {
     status: StatusCode,
@@ -33,7 +33,7 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
-    /// The other side is not there (yet).
+    /// The other side is not available (yet).
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }

@@ -1,4 +1,4 @@
-//! The real router on a real Unix socket with a real state, but without the drivers of machines.
+//! The real router on a real Unix socket with a real state, but without machine drivers.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -37,7 +37,7 @@ struct Server {
     dir: TempDir,
     daemon: Arc<Daemon>,
     poked: mpsc::UnboundedReceiver<u32>,
-    /// Kept for the name service.
+    /// Keeps the name service's folder until the test ends.
     _names: Option<TempDir>,
 }
 
@@ -71,7 +71,7 @@ impl Server {
         path
     }
 
-    /// One call as another user: rights, and with them a socket's credentials, are a thread's.
+    /// One call as another user: in Linux, rights, and with them a socket's credentials, belong to a thread.
     async fn call(&self, uid: u32, method: Method, path: &str, body: Option<Value>) -> Result<Value, Error> {
         let (client, path) = (self.client(), path.to_owned());
         let caller = thread::spawn(move || {
@@ -336,7 +336,7 @@ async fn a_removal_waits_for_the_driver_and_a_machine_that_stands_still_needs_no
     let path = format!("/v1/environments/{}", environment.id);
     server.client().delete(&path).await.unwrap();
     assert_eq!(refused(server.client().get::<Environment>(&path).await).0, 404);
-    // It is only recorded yet: asked for again, it comes back and is built again.
+    // The removal is only recorded yet: a new request brings it back, and it is built again.
     let again = server.up(0, &workspace).await.unwrap();
     assert_eq!(again.generation, 2);
 
@@ -395,7 +395,7 @@ async fn an_id_that_another_developer_has_is_refused() {
     let server = Server::start().await;
     let workspace = server.workspace(ALICE, "w");
     let theirs = server.up(BOB, &server.workspace(BOB, "theirs")).await.unwrap();
-    // As if bob's environment had the id of a path that alice found.
+    // As if alice had found a path whose id is that of bob's environment.
     let id = environment_id(ALICE, &workspace);
     let row = server.daemon.read(move |db| Ok(table::get(db, &theirs.id)?.unwrap())).await.unwrap();
     let collides = EnvironmentRow { id: id.clone(), ..row };
@@ -499,7 +499,7 @@ async fn a_stop_that_cannot_be_written_stops_all_the_same() {
     assert!(!server.daemon.must_stand(0));
 }
 
-/// Starts with alice's machine, made under her name; then the accounts are these.
+/// Starts with alice's machine, created under her name; then replaces the accounts with these.
 async fn after_a_change_of_accounts(passwd: &str) -> (Server, TempDir) {
     let names = tempfile::tempdir().unwrap();
     let service = name_service(names.path(), "");
@@ -536,7 +536,7 @@ async fn an_administrator_finds_a_renamed_machine_by_both_names() {
     let passwd = format!("alicia:x:{ALICE}:{ALICE}::/home/alice:/bin/sh\n");
     let (server, _names) = after_a_change_of_accounts(&passwd).await;
     let stop = json!({"desired": "stopped"});
-    // The daemon has not heard of the new name yet.
+    // The daemon does not know the new name yet.
     server.client().put::<Machine>("/v1/machines/alice", &stop).await.unwrap();
     let machine: Machine = server.client().put("/v1/machines/alicia", &stop).await.unwrap();
     assert_eq!((machine.developer.as_str(), machine.uid, machine.desired), ("alicia", ALICE, Desired::Stopped));
@@ -554,7 +554,7 @@ async fn a_name_given_to_another_uid_is_another_machine() {
     let names: Vec<_> = rows.iter().map(|row| (row.uid, row.name.clone(), row.owner.clone())).collect();
     let theirs = (BOB, BOB.to_string(), "alice".to_string());
     assert_eq!(names, [(ALICE, "alice".into(), ALICE.to_string()), theirs]);
-    // The uid that lost its account has a machine for administrators only.
+    // Only administrators may use the machine of the uid that lost its account.
     let (status, message) = refused(server.call(ALICE, Method::GET, "/v1/machines", None).await);
     assert!(status == 403 && message.contains("the uid has no account now"), "{message}");
     let path = format!("/v1/machines/{ALICE}");
@@ -593,7 +593,7 @@ async fn administrators_are_who_the_name_service_says() {
     server.call(ALICE, Method::PUT, &format!("/v1/machines/{ALICE}"), Some(json!({}))).await.unwrap();
     let seen = async || server.call(BOB, Method::GET, "/v1/machines", None).await.unwrap().as_array().unwrap().len();
     assert_eq!(seen().await, 0);
-    // As a directory does it: the group has no list of members, the account has the group.
+    // As in a directory service: the group lists no members, but the account lists the group.
     fs::write(names.path().join("initgroups"), "carol 50\n").unwrap();
     assert_eq!(seen().await, 1);
 }
@@ -629,7 +629,7 @@ async fn a_system_account_and_a_uid_without_account_have_no_machine() {
         let (status, said) = refused(server.call(uid, Method::PUT, &path, Some(json!({"desired": "running"}))).await);
         assert_eq!(status, 403);
         assert!(said.contains(why), "{said}");
-        // Refused before the folder is looked for.
+        // Rejected before the folder is looked up.
         let (status, said) = refused(server.up(uid, Path::new("/no/such/folder")).await);
         assert_eq!((status, said.contains(why)), (403, true), "{said}");
     }

@@ -1,4 +1,4 @@
-//! `/v1/top` and `/metrics`: how the memory stands.
+//! `/v1/top` and `/metrics`: memory figures.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::{Peer, Refusal};
 use crate::daemon::Daemon;
 use crate::daemon::memory::{Snapshot, render_metrics};
 
-/// The text format's own media type.
+/// The media type of the Prometheus text format.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[utoipa::path(

@@ -12,12 +12,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Json, bounded_json, events, json};
 
-/// One environment, as it is kept.
+/// One environment as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnvironmentRow {
     /// Its id.
     pub id: String,
-    /// Whose it is.
+    /// The uid of its developer.
     pub uid: u32,
     /// The workspace.
     pub workspace: PathBuf,
@@ -25,19 +25,20 @@ pub struct EnvironmentRow {
     pub config: Option<String>,
     /// The caller's variables that the policy let through.
     pub local_env: BTreeMap<String, String>,
-    /// What should be.
+    /// The desired state.
     pub desired: Desired,
     /// The next run removes the container first.
     pub rebuild: bool,
-    /// The last order to rebuild, as its caller named it: the same order again is not another one.
+    /// The key of the last request to rebuild, as its caller chose it: a request with the same key is not another
+    /// request.
     pub rebuild_key: Option<String>,
-    /// It should go away.
+    /// It should be removed.
     pub removed: bool,
     /// Counts the runs.
     pub generation: u64,
-    /// The generation the status speaks of.
+    /// The generation that the status is about.
     pub observed_generation: u64,
-    /// What is.
+    /// The actual state.
     pub status: EnvironmentStatus,
 }
 
@@ -73,19 +74,19 @@ pub fn all(db: &Connection) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY id"))?.query_map([], row)?.collect()
 }
 
-/// Those in the machine of this uid.
+/// All environments in the machine of this uid.
 pub fn of_machine(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
 }
 
-/// The uids whose machines have something to do for an environment.
+/// The uids whose machines have work to do for an environment.
 pub fn busy(db: &Connection) -> rusqlite::Result<BTreeSet<u32>> {
     db.prepare_cached("SELECT DISTINCT uid FROM environments WHERE removed OR generation != observed_generation")?
         .query_map([], |row| row.get(0))?
         .collect()
 }
 
-/// The one with this id.
+/// The environment with this id.
 pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
@@ -93,7 +94,7 @@ pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>
 /// Writes the whole row.
 ///
 /// # Errors
-/// The id is another developer's.
+/// The id belongs to another developer.
 pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let written = db
         .prepare_cached(
@@ -145,7 +146,7 @@ pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &Happening) 
     Ok(ended == 1)
 }
 
-/// Tells the clients of the present run, if it has not ended, that it is not carried on. The caller writes a row with a
+/// Reports to the clients of the current run, if it has not ended, that it is canceled. The caller writes a row with a
 /// newer generation, or one that is settled.
 pub fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
     if environment.settled() {
@@ -156,7 +157,7 @@ pub fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> r
     events::add(db, environment.uid, Some(&environment.id), &last)
 }
 
-/// What the agent tells outside a run.
+/// Stores a status that the agent reported outside a run.
 pub fn observe(db: &Connection, environment: &EnvironmentRow, status: &EnvironmentStatus) -> rusqlite::Result<()> {
     db.prepare_cached(
         "UPDATE environments SET status = ?4
@@ -166,7 +167,7 @@ pub fn observe(db: &Connection, environment: &EnvironmentRow, status: &Environme
     Ok(())
 }
 
-/// The machine starts: everything that should run gets a new run, unless one is already asked for.
+/// The machine starts: every environment that should run gets a new run, unless one is already requested.
 pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     let mut begun = Vec::new();
     for mut environment in of_machine(db, uid)? {
@@ -182,12 +183,12 @@ pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentR
     Ok(begun)
 }
 
-/// The machine no longer runs, and with it none of its environments. Runs end, unless the machine starts `again` of
-/// itself and they are continued there.
+/// The machine no longer runs, and none of its environments do. Their runs end, unless the machine starts `again` by
+/// itself and they continue there.
 pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
         if environment.settled() {
-            // A stop that failed is done now; a run that failed still says why.
+            // A stop that failed is done now; a failed run keeps its reason.
             if environment.status.phase != EnvironmentPhase::Failed || environment.desired == Desired::Stopped {
                 environment.status.phase = EnvironmentPhase::Stopped;
                 environment.status.problem = problem.cloned();
@@ -200,7 +201,7 @@ pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool
     Ok(())
 }
 
-/// Ends the present run in a machine that does not run: a stop is done, and what should come up cannot.
+/// Ends the current run in a machine that does not run: a stop is done, and a start fails.
 pub fn end_without_machine(
     db: &Connection,
     mut environment: EnvironmentRow,
@@ -220,7 +221,7 @@ pub fn end_without_machine(
     end_run(db, &environment, &last)
 }
 
-/// Ends the present runs of a machine's environments as failed: they cannot continue. Removals stay to be done.
+/// Ends the current runs of a machine's environments as failed: they cannot continue. Removals stay pending.
 pub fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)?.into_iter().filter(|row| !row.removed && !row.settled()) {
         environment.status.phase = EnvironmentPhase::Failed;
@@ -235,7 +236,7 @@ fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> Happeni
     Happening::Environment { generation: environment.generation, progress }
 }
 
-/// A step of the run that `environment` is of. A run that has ended or was replaced adds nothing more.
+/// Stores a step of the run that `environment` belongs to. A run that has ended or was replaced stores no more steps.
 pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let runs = get(db, id)?.is_some_and(|row| row.uid == *uid && row.generation == *generation && !row.settled());
@@ -245,7 +246,7 @@ pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Pro
     }
 }
 
-/// The environment should go away. A run that has not ended is not carried on.
+/// Marks the environment for removal. A run that has not ended is canceled.
 pub fn remove(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<()> {
     let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(()) };
     cancel_run(db, &environment, "the environment was removed")?;

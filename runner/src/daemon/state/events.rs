@@ -5,17 +5,17 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{bounded_json, environments, machines, now_ms};
 
-/// How many events are kept of each developer; one's noise never costs another's events.
+/// The number of events stored per developer; one developer's events never displace another's.
 pub const EVENTS_MAX: u64 = 2048;
-/// How many are read at once.
+/// The number of events read at once.
 const PAGE: u32 = 128;
-/// Beyond how many bytes a page takes no further event: nothing else is done on the state's thread meanwhile.
+/// The size in bytes at which a page takes no further event: the state's thread does nothing else meanwhile.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// Which events a caller may see or wants to see.
+/// The events that a caller may see or wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All developers'.
+    /// Those of all developers.
     All,
     /// Those of the developer with this uid.
     Developer(u32),
@@ -33,12 +33,12 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Event> {
     })
 }
 
-/// One event that only a newer runner understands must not hide the others.
+/// An event that only a newer runner understands must not hide the others.
 fn happening(text: &str) -> Happening {
     serde_json::from_str(text).unwrap_or(Happening::Unknown)
 }
 
-/// Adds an event of this developer's. Without the machine's row none is added.
+/// Adds an event of this developer. Adds none if the machine's row does not exist.
 pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happening) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO events (at_ms, uid, developer, environment, what)
@@ -53,7 +53,7 @@ pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happenin
     Ok(())
 }
 
-/// A page of the events after number `after`, oldest first. Without one there are none.
+/// A page of the events after number `after`, oldest first. Empty if there are none.
 pub fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Result<Vec<Event>> {
     let columns = "id, at_ms, developer, environment, what";
     let mut statement = db.prepare_cached(&select(columns, scope, &format!("ORDER BY id LIMIT {PAGE}")))?;
@@ -73,17 +73,17 @@ pub fn last(db: &Connection, scope: &Scope) -> rusqlite::Result<u64> {
     db.prepare_cached(&select("coalesce(max(id), 0)", scope, ""))?.query_row(&*parameters(&0, scope), |row| row.get(0))
 }
 
-/// The number of the event that an environment of this id was removed by, before there was the present one; or 0. Both may
-/// have had runs of the same generation.
+/// The number of the event with which an earlier environment of this id was removed, or 0. The earlier and the current
+/// environment may have runs of the same generation.
 pub fn last_removal(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<u64> {
     db.prepare_cached(LAST_REMOVAL)?.query_row(params![uid, id], |row| row.get(0))
 }
 
-/// The length comes first: SQLite knows it without loading the text, and the output of a day is long.
+/// The length is tested first: SQLite knows it without loading the text, and the output of a day is long.
 const LAST_REMOVAL: &str = r#"SELECT coalesce(max(id), 0) FROM events
     WHERE uid = ? AND environment = ? AND octet_length(what) <= 200 AND what LIKE '{"type":"removed",%'"#;
 
-/// Whether what the scope is about is no longer there, so that no event of it will follow.
+/// Whether the machine or environment of the scope no longer exists, so that no event of it will follow.
 pub fn is_over(db: &Connection, scope: &Scope) -> rusqlite::Result<bool> {
     match scope {
         Scope::All => Ok(false),
@@ -94,7 +94,7 @@ pub fn is_over(db: &Connection, scope: &Scope) -> rusqlite::Result<bool> {
     }
 }
 
-/// A statement for each scope, each with an index: in one for all of them, with conditions that may be absent, SQLite
+/// One statement per scope, each with an index. With one statement for all scopes, with optional conditions, SQLite
 /// would read the whole table.
 fn select(columns: &str, scope: &Scope, order: &str) -> String {
     let condition = match scope {

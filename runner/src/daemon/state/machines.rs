@@ -10,53 +10,53 @@ use serde::{Deserialize, Serialize};
 
 use super::{Json, events, json, now_ms};
 
-/// Which process a VMM is. Process ids come round again: only with boot and start time is it that very process.
+/// Identifies a VMM's process. Process ids are reused: only boot id and start time make them unique.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmId {
     /// Its process id on the host.
     pub pid: u32,
     /// When it started, in clock ticks since the host's boot.
     pub started: u64,
-    /// The host's boot.
+    /// The id of the host's boot.
     pub boot_id: String,
 }
 
-/// One developer's machine, as it is kept.
+/// One developer's machine as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineRow {
     /// The developer's uid.
     pub uid: u32,
     /// The developer's primary group.
     pub gid: u32,
-    /// The machine's name: its files, control group and network are called so. It never changes.
+    /// The machine's name, which its files, control group and network use. It never changes.
     pub name: String,
-    /// What the developer is called now: the account's name, or the uid's digits.
+    /// The developer's current name: the account's name, or the uid's digits.
     pub owner: String,
-    /// The account's own name, as it was last seen; none if the uid had no account.
+    /// The account's own name, as last seen; `None` if the uid had no account.
     pub account: Option<String>,
-    /// The account's home folder, as it was last seen.
+    /// The account's home folder, as last seen.
     pub home: Option<PathBuf>,
     /// Its place in the address pool.
     pub slot: u16,
-    /// What should be.
+    /// The desired state.
     pub desired: Desired,
-    /// It should go away with everything that belongs to it.
+    /// It should be removed with everything that belongs to it.
     pub removed: bool,
-    /// Virtual CPUs of the next start.
+    /// Virtual CPUs from the next start on.
     pub vcpus: u8,
     /// The most memory it can have from the next start on, in MiB.
     pub memory_mib: u32,
-    /// Memory that is its own whatever the others do, in MiB.
+    /// Memory that it can always have, whatever other machines do, in MiB.
     pub guaranteed_mib: u32,
-    /// Its share of what is left beyond the guarantees.
+    /// Its weight when memory beyond the guarantees is shared.
     pub weight: u32,
-    /// What is.
+    /// The actual state.
     pub phase: MachinePhase,
-    /// Why.
+    /// The reason for the phase.
     pub reason: String,
-    /// Since when, in seconds since 1970.
+    /// When the phase began, in seconds since 1970.
     pub since: u64,
-    /// Its VMM, from launch to burial.
+    /// Its VMM, from launch until it was cleaned up.
     pub vmm: Option<VmmId>,
 }
 
@@ -95,7 +95,7 @@ pub fn get(db: &Connection, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
 }
 
-/// The machine whose developer was last seen under this name.
+/// The machine whose developer had this name when last seen.
 pub fn by_owner(db: &Connection, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE owner = ?"))?.query_row([owner], row).optional()
 }
@@ -105,7 +105,7 @@ pub fn is_free(db: &Connection, name: &str) -> rusqlite::Result<bool> {
     Ok(!db.prepare_cached("SELECT 1 FROM machines WHERE name = ?")?.exists([name])?)
 }
 
-/// Keeps who the developer is now. Another machine that went by this name goes by its uid from now on.
+/// Stores the developer's current names. Another machine under the same name is named by its uid from now on.
 pub fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     let MachineRow { uid, gid, owner, account, home, .. } = machine;
     db.prepare_cached("UPDATE machines SET owner = CAST(uid AS TEXT) WHERE owner = ? AND uid != ?")?
@@ -116,7 +116,7 @@ pub fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> 
     Ok(())
 }
 
-/// Writes a new machine, or what a request may change of an old one (wish and figures, not what is observed).
+/// Writes a new machine, or the part of an old one that a request may change (wish and figures, not what is observed).
 pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO machines (uid, gid, name, owner, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
@@ -145,14 +145,14 @@ pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     set_owner(db, machine)
 }
 
-/// The lowest slot no machine has, below `slots`.
+/// The lowest free slot below `slots`.
 pub fn free_slot(db: &Connection, slots: u16) -> rusqlite::Result<Option<u16>> {
     let mut statement = db.prepare_cached("SELECT slot FROM machines ORDER BY slot")?;
     let taken: Vec<u16> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok((0..slots).find(|slot| taken.binary_search(slot).is_err()))
 }
 
-/// The machine is in another phase from now on, and everybody may know.
+/// Sets the machine's phase and adds an event.
 pub fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE machines SET phase = ?, reason = ?, since = ? WHERE uid = ?")?.execute(params![
         json(&phase)?,
@@ -163,20 +163,20 @@ pub fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -
     events::add(db, uid, None, &Happening::Machine { phase, reason: reason.into() })
 }
 
-/// Only what should be changes.
+/// Changes only the desired state.
 pub fn set_desired(db: &Connection, uid: u32, desired: Desired) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE machines SET desired = ? WHERE uid = ?")?.execute(params![json(&desired)?, uid])?;
     Ok(())
 }
 
-/// Which process the VMM is; `None` once it has been buried.
+/// Sets the VMM's process; `None` once it was cleaned up.
 pub fn set_vmm(db: &Connection, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE machines SET vmm = ? WHERE uid = ?")?
         .execute(params![vmm.map(json).transpose()?, uid])?;
     Ok(())
 }
 
-/// Forgets the machine, its environments and its events.
+/// Deletes the machine, its environments and its events.
 pub fn forget(db: &Connection, uid: u32) -> rusqlite::Result<()> {
     for statement in [
         "DELETE FROM environments WHERE uid = ?",

@@ -1,4 +1,4 @@
-//! What the runner must not forget, in SQLite. One thread owns the connection; everybody else sends it a closure.
+//! The runner's persistent state, in SQLite. One thread owns the connection; all other threads send it closures.
 
 pub mod environments;
 pub mod events;
@@ -26,7 +26,7 @@ pub use machines::{MachineRow, VmmId};
 
 /// The longest text of a guest in one row, in bytes. One thread reads the rows of all developers.
 const TEXT_MAX: usize = 256 * 1024;
-/// How many jobs lie between two looks at the room that is left.
+/// The number of jobs between two checks of the remaining room.
 const ROOM_INTERVAL: usize = 64;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -38,7 +38,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the state in `path`, making or migrating it as needed.
+    /// Opens the state in `path`; creates or migrates it as needed.
     ///
     /// # Errors
     /// The file cannot be opened, or a newer runner has written it.
@@ -54,7 +54,7 @@ impl Store {
             for (count, job) in inbox.into_iter().enumerate() {
                 job(&mut connection);
                 if count % ROOM_INTERVAL == 0 {
-                    // On a full disk there is none to be had; the jobs themselves say so.
+                    // On a full disk this fails; the jobs themselves report the error.
                     let _ = room::keep(&connection);
                 }
             }
@@ -62,7 +62,7 @@ impl Store {
         Ok(Self { jobs })
     }
 
-    /// Runs `job` in one transaction, which is kept if it succeeds.
+    /// Runs `job` in one transaction, which is committed if the job succeeds.
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -74,7 +74,7 @@ impl Store {
                 transaction.commit()?;
                 Ok(value)
             });
-            // A caller that has gone away needs no answer.
+            // A caller that was dropped needs no answer.
             let _ = answer.send(done);
         });
         let lost = || rusqlite::Error::InvalidQuery;
@@ -83,12 +83,12 @@ impl Store {
     }
 }
 
-/// Now, in milliseconds since 1970.
+/// The current time, in milliseconds since 1970.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// A wire type kept as JSON text.
+/// A wire type stored as JSON text.
 struct Json<T>(T);
 
 impl<T: DeserializeOwned> FromSql for Json<T> {
@@ -97,7 +97,7 @@ impl<T: DeserializeOwned> FromSql for Json<T> {
     }
 }
 
-/// The JSON text of a wire type; those have no part that could fail to be written.
+/// The JSON text of a wire type. Serializing a wire type cannot fail.
 fn json(value: &impl Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }

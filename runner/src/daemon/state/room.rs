@@ -1,12 +1,12 @@
-//! Room for the state on a full disk: free pages inside the database and blocks that its log has already, so that
-//! stops and ends of machines can still be written. Guests' disks may share the file system and fill it.
+//! Reserves room for the state on a full disk: free pages inside the database, and blocks that its log already has.
+//! Stops and ends of machines can then still be written. Guests' disks may share the file system and fill it.
 
 use rusqlite::Connection;
 
-/// The room, in bytes: hundreds of changes.
+/// The reserved room, in bytes: enough for hundreds of changes.
 const ROOM: u64 = 4 << 20;
 
-/// Makes the room if less than half of it is left.
+/// Reserves the room again if less than half of it is left.
 ///
 /// # Errors
 /// The disk is full already.
@@ -16,8 +16,8 @@ pub(super) fn keep(db: &Connection) -> rusqlite::Result<()> {
     if pages * page_size < ROOM / 2 { make(db) } else { Ok(()) }
 }
 
-/// Makes the room. Pages that a table gives up stay in the database, and the log keeps its length: both are written
-/// again in place.
+/// Reserves the room. Pages of a dropped table stay in the database, and the log keeps its length; both are reused in
+/// place.
 ///
 /// # Errors
 /// The disk is full already.

@@ -1,4 +1,4 @@
-//! The tables, and how an older state becomes a newer one: `user_version` counts the steps taken.
+//! The tables and their migrations: `user_version` counts the migrations done.
 
 use rusqlite::Connection;
 
@@ -60,13 +60,13 @@ const MIGRATIONS: &[&str] = &[
 ",
 ];
 
-/// Brings the state up to date.
+/// Migrates the state to the current version.
 ///
 /// # Errors
-/// A newer runner has written it, or the file is no state at all.
+/// A newer runner has written it, or the file is not a state.
 pub fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
-    // WAL: readers and the writer do not wait for each other. FULL: what was committed has been answered as stored, and
-    // survives a power loss of the host too.
+    // WAL: readers and the writer do not wait for each other. FULL: clients were told that a committed change is
+    // stored, so it must survive a power loss of the host.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
@@ -77,7 +77,7 @@ pub fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
     migrate(connection, MIGRATIONS.len())
 }
 
-/// Takes the steps that are missing, up to this version.
+/// Runs the missing migrations, up to this version.
 pub(super) fn migrate(connection: &mut Connection, to: usize) -> anyhow::Result<()> {
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     for (step, migration) in MIGRATIONS.iter().enumerate().take(to).skip(version) {

@@ -154,7 +154,7 @@ fn happened(db: &Connection) -> Vec<Happening> {
     events::after(db, 0, &Scope::All).unwrap().into_iter().map(|event| event.what).collect()
 }
 
-/// The final events, as `generation: how it ended`.
+/// The final events, as `generation: result`.
 fn finals(db: &Connection) -> Vec<String> {
     let last = |what| match what {
         Happening::Environment { generation, progress: Progress::Ready { .. } } => Some(format!("{generation}: ready")),
@@ -305,7 +305,7 @@ fn an_event_of_a_newer_runner_hides_no_other() {
         db.execute("UPDATE events SET what = ? WHERE id = 1", [what]).unwrap();
         let events = events::after(&db, 0, &Scope::All).unwrap();
         assert_eq!((events.len(), &events[0].what), (2, &Happening::Unknown), "{what}");
-        // It is passed on as what a reader tolerates.
+        // It is passed on in a form that a reader tolerates.
         let text = serde_json::to_string(&events[0]).unwrap();
         assert_eq!(serde_json::from_str::<garret_api::runner::Event>(&text).unwrap(), events[0]);
     }

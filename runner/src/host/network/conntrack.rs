@@ -1,4 +1,5 @@
-//! The host's table of connections: one for all machines and the host itself, so it must hold what all may have.
+//! The host's connection table. All machines and the host share it, so it must hold the connections that all of them
+//! may have.
 
 use std::fs;
 use std::path::Path;
@@ -8,18 +9,18 @@ use anyhow::{Context, bail};
 
 use super::rules::NEW_CONNECTIONS_PER_S;
 
-/// Connections that remain for the host itself when every machine has all of its own.
+/// Connections that remain for the host itself when every machine uses all of its own.
 const HOST_CONNECTIONS: u64 = 65_536;
 /// How long a closed TCP connection stays in the table, in seconds; it is no longer counted against its machine.
 const CLOSED_S: u64 = 120;
-/// What one connection takes of the kernel's memory, in bytes, its bucket included.
+/// Kernel memory of one connection, in bytes, including its bucket.
 const CONNECTION_BYTES: u64 = 384;
-/// A full table may take this part of the host's memory, and no more.
+/// A full table may use one part in this many of the host's memory.
 const MEMORY_PART: u64 = 16;
 /// Entries per bucket of a full table.
 const BUCKET_ENTRIES: u64 = 4;
 
-/// Raises the limit of the host's table to what this many machines need; it is never lowered.
+/// Raises the limit of the host's table to what this many machines need. It is never lowered.
 ///
 /// # Errors
 /// The kernel does not track connections, or refuses the size.
@@ -31,11 +32,11 @@ pub fn make_room(machines: u64, connections_max: u32) -> anyhow::Result<()> {
     raise("nf_conntrack_max", entries)
 }
 
-/// What `conntrack` is asked, before the addresses.
+/// The arguments of `conntrack` before the addresses.
 pub const FORGET: [&str; 4] = ["-D", "-f", "ipv4", "-s"];
 
-/// Forgets the connections that came from these addresses. They outlive their machine by days, and would count against the
-/// next one that has its address.
+/// Deletes the connections that came from these addresses. They outlive their machine by days, and would count against
+/// the next machine with its address.
 ///
 /// # Errors
 /// `conntrack` is missing.
@@ -43,13 +44,13 @@ pub fn forget(addresses: &str) -> anyhow::Result<()> {
     let output = Command::new("conntrack").args(FORGET).arg(addresses).output();
     let output = output.context("cannot run `conntrack`: is its Debian package installed?")?;
     match output.status.code() {
-        // 1: there was none, or the kernel does not track connections yet.
+        // 1: there were no connections, or the kernel does not track connections yet.
         Some(0 | 1) => Ok(()),
         _ => bail!("`conntrack` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
     }
 }
 
-/// The table's size for this many machines. It doubles, so that the table is seldom rebuilt.
+/// The table's size for this many machines. It grows by doubling, so that the table is seldom rebuilt.
 fn entries(machines: u64, connections_max: u32, memory_bytes: u64) -> u64 {
     let one_machine = u64::from(connections_max) + u64::from(NEW_CONNECTIONS_PER_S) * CLOSED_S;
     let all = HOST_CONNECTIONS + machines * one_machine;

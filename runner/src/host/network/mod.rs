@@ -4,11 +4,11 @@
 //! guest eth0 ─ tap0 ┌ namespace garret-<name> ┐ uplink ─ grt<slot> ┌ host ┐ masquerade ─ internet
 //!   .2/30      .1/30└─────────────────────────┘  .6/30     .5/30   └──────┘
 //! ```
-//! Each slot owns eight addresses of the pool: the first /30 lies between guest and namespace, the second between
-//! namespace and host. A machine reaches the internet and nothing else: not another machine, not the host's own
-//! addresses, no private or otherwise special network (the company's, the link-local block with the cloud's metadata
-//! service), unless the configuration allows it. IPv6 is off. The namespace itself drops what does not carry the guest's
-//! address. One machine has a bounded number of connections in the host's table of them.
+//! Each slot owns eight addresses of the pool: the first /30 is between guest and namespace, the second between
+//! namespace and host. A machine reaches only the internet. It does not reach other machines, the host's own addresses,
+//! or any private or otherwise special network (the company's, the link-local block with the cloud's metadata service),
+//! unless the configuration allows it. IPv6 is off. The namespace drops packets without the guest's address. Each
+//! machine has a limited number of connections in the host's table.
 
 mod allow;
 mod conntrack;
@@ -38,18 +38,18 @@ pub struct Slot(pub u16);
 /// The network all machines share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// Where machines get their addresses: network and prefix length (8 to 29).
+    /// The pool of the machines' addresses: network and prefix length (8 to 29).
     pub pool: (Ipv4Addr, u8),
     /// Upstream resolvers given to the guests.
     pub resolvers: Vec<IpAddr>,
-    /// What machines may reach although it lies on the host or in a special network.
+    /// Destinations that machines may reach although they are on the host or in a special network.
     pub allow: Vec<Allow>,
     /// The most connections of one machine at a time.
     pub connections_max: u32,
 }
 
 impl NetworkConfig {
-    /// How many machines the pool has room for.
+    /// The number of machines that fit the pool.
     pub fn slots(&self) -> u16 {
         let addresses = 1u32 << (32 - u32::from(self.pool.1));
         u16::try_from(addresses / ADDRESSES_PER_SLOT).unwrap_or(u16::MAX)
@@ -71,8 +71,8 @@ fn addresses(slot: Slot, network: &NetworkConfig) -> Addresses {
     Addresses { tap: at(1), guest: at(2), host: at(5), uplink: at(6) }
 }
 
-/// The guest's interface settings. A machine that has been started has an address already: it keeps that, as its
-/// TAP does, whatever the pool is now.
+/// The guest's interface settings. A machine that has been started keeps its address, as its TAP does, even if the pool
+/// has changed.
 pub fn guest_network(slot: Slot, started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
     let address = started.unwrap_or_else(|| addresses(slot, network).guest);
     NetworkSetup {
@@ -118,19 +118,19 @@ pub fn prepare(network: &NetworkConfig) -> anyhow::Result<()> {
     make_room(network, 0)
 }
 
-/// The addresses of the machines that run: they may be of a pool that was configured when they started.
+/// The address blocks of the running machines. They may belong to a pool that was configured earlier.
 fn running_blocks() -> anyhow::Result<Vec<String>> {
     Ok(blocks(&list_addresses(&[])?))
 }
 
-/// What `ip` prints of these interfaces' addresses; nothing of one that has gone.
+/// The output of `ip` for these interfaces' addresses. Interfaces that are gone are left out.
 fn list_addresses(interfaces: &[&str]) -> anyhow::Result<String> {
     let command = [&["-4", "-o", "address", "show"], interfaces].concat();
     let listed = std::process::Command::new("ip").args(command).output().context("cannot run `ip`")?;
     Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
 }
 
-/// The slots' blocks of addresses in what `ip -4 -o address` prints.
+/// The slots' address blocks in the output of `ip -4 -o address`.
 fn blocks(listed: &str) -> Vec<String> {
     let block = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
@@ -141,25 +141,25 @@ fn blocks(listed: &str) -> Vec<String> {
     listed.lines().filter_map(block).collect()
 }
 
-/// The block of the slot that has this address.
+/// The address block of the slot that has this address.
 fn block_of(address: Ipv4Addr) -> String {
     format!("{}/29", Ipv4Addr::from(u32::from(address) & !(ADDRESSES_PER_SLOT - 1)))
 }
 
-/// Makes room in the table of connections for the machines that have an uplink, and `more`.
+/// Makes room in the connection table for the machines that have an uplink, plus `more`.
 fn make_room(network: &NetworkConfig, more: u64) -> anyhow::Result<()> {
     let names = std::fs::read_dir("/sys/class/net").context("cannot list the network interfaces")?;
     let uplinks = names.flatten().filter(|name| name.file_name().as_encoded_bytes().starts_with(b"grt")).count() as u64;
     conntrack::make_room(uplinks + more, network.connections_max)
 }
 
-/// Makes the machine's namespace, TAP and uplink; what is left of an earlier run goes first.
+/// Creates the machine's namespace, TAP and uplink. First removes what an earlier run left.
 pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyhow::Result<()> {
     remove(name, slot)?;
     make_room(network, 1)?;
     let (namespace, uplink) = (namespace(name), host_interface(slot));
     let Addresses { tap, guest, host, uplink: inner } = addresses(slot, network);
-    // What a machine left whose removal was cut short.
+    // Connections of a machine whose removal was interrupted.
     conntrack::forget(&block_of(guest))?;
     run("ip", &["netns", "add", &namespace], "")?;
     run(
@@ -184,13 +184,13 @@ pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyh
     run("ip", &["netns", "exec", &namespace, "sh", "-c", inside], &namespace_rules(guest))
 }
 
-/// Removes the namespace and with it everything in it; the veth's other end goes with its peer.
+/// Removes the namespace and everything in it. The veth's other end is removed with its peer.
 pub fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
     let namespace = namespace(name);
     if std::path::Path::new("/run/netns").join(&namespace).exists() {
         run("ip", &["netns", "delete", &namespace], "")?;
     }
-    // The kernel takes a namespace down in its own time; the name on the host's side must be free at once.
+    // The kernel removes a namespace asynchronously, but the name on the host's side must be free at once.
     let uplink = host_interface(slot);
     if std::path::Path::new("/sys/class/net").join(&uplink).exists() {
         let listed = list_addresses(&["dev", &uplink])?;

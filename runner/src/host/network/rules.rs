@@ -5,14 +5,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::allow::Allow;
 use super::{MTU, NetworkConfig, TAP};
 
-/// New connections of one machine per second. A count (`ct count`) visits every connection that it knows, so what is
-/// counted must arrive at a bounded rate: at this one, a flood costs a third of one processor.
+/// New connections of one machine per second. A count (`ct count`) visits every connection in its set, so counted
+/// connections must arrive at a limited rate. At this rate, a flood costs a third of one processor.
 pub const NEW_CONNECTIONS_PER_S: u32 = 500;
-/// New connections of one machine at once, above that rate: a browser or a package manager opens hundreds.
+/// The burst of new connections of one machine above that rate: a browser or a package manager opens hundreds.
 const NEW_CONNECTIONS_BURST: u32 = 2000;
 
-/// What is not globally reachable (RFC 6890 and the IANA registry it founded), multicast and reserved addresses. Without the
-/// blocks for documentation (RFC 5737): no private network uses them, but closed build hosts put their mirrors there.
+/// Addresses that are not globally reachable (RFC 6890 and the IANA registry it founded), multicast and reserved
+/// addresses. The blocks for documentation (RFC 5737) are left out: no private network uses them, but closed build
+/// hosts put their mirrors there.
 const SPECIAL: &[&str] = &[
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -28,24 +29,25 @@ const SPECIAL: &[&str] = &[
     "240.0.0.0/4",
 ];
 
-/// ICMP answers for denied packets, per second and machine. With an answer a connection fails at once instead of after minutes.
-/// Linux sends fewer: to one address six at once and one a second more (`icmp_ratelimit`). And it limits those of the whole host
-/// (`icmp_msgs_per_sec`), before Linux 6.10 first: no machine may use up the answers of others.
+/// ICMP answers for denied packets, per second and machine. With an answer, a connection fails at once instead of after
+/// minutes. Linux sends fewer: six at once to one address, then one per second (`icmp_ratelimit`). It also limits the
+/// answers of the whole host (`icmp_msgs_per_sec`), before Linux 6.10 ahead of the limit per address: no machine may
+/// use up the answers of others.
 const REFUSALS_PER_S: u32 = 20;
-/// Answers that a machine gets at once before the rate applies.
+/// The burst of answers to a machine before the rate applies.
 const REFUSALS_BURST: u32 = 50;
 
 /// The most machines whose connections are counted: an address pool has no more slots.
 const MACHINES_MAX: u16 = u16::MAX;
 
-/// The host's two tables, in one transaction: no packet ever sees half of them.
-/// `running` are the blocks of addresses of machines that run, whatever pool they are from.
+/// The host's two tables, in one transaction: no packet ever meets only half of the rules. `running` are the address
+/// blocks of running machines, of whatever pool.
 pub fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
     reachable(network, running) + &connections(network.connections_max)
 }
 
-/// What machines may reach. The table is replaced as a whole. What is `invalid` is not translated, and would leave with the
-/// guest's own address.
+/// The table of destinations that machines may reach. It is replaced as a whole. Packets that are `invalid` are not
+/// translated, and would leave with the guest's own address.
 fn reachable(network: &NetworkConfig, running: &[String]) -> String {
     let pool = format!("{}/{}", network.pool.0, network.pool.1);
     let machines = std::iter::once(&pool).chain(running).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -98,10 +100,10 @@ table inet garret {{
     )
 }
 
-/// How many connections machines may have, of those that the other table lets through. Only the rules are replaced: the sets
-/// stay, and with them what is counted, for the kernel counts a connection when it begins and not again. A machine's limit
-/// is in its element of the set, so another limit is another set.
-/// A flow without an answer stays `new`, but its later packets are of a confirmed entry.
+/// The table that limits machines' connections, of those that the other table accepts. Only the rules are replaced. The
+/// sets stay, and their counts with them, because the kernel counts a connection only when it begins. A machine's limit
+/// is in its element of the set, so another limit is another set. A flow without an answer stays `new`, but its later
+/// packets belong to a confirmed entry.
 fn connections(max: u32) -> String {
     format!(
         r#"table inet garret_connections {{
@@ -137,17 +139,19 @@ fn dns_condition(resolvers: &[IpAddr]) -> Option<String> {
     (!resolvers.is_empty()).then(|| format!("ip daddr {{ {list} }} meta l4proto {{ tcp, udp }} th dport 53"))
 }
 
-/// Fragments that leave a machine in a second, and above that at once. The host puts them together before any rule sees
-/// them, in memory that all machines and the host share (4 MiB, `ipfrag_high_thresh`); an incomplete packet stays there for
-/// 30 s. At this rate one machine holds a seventh of it.
+/// Fragments that may leave a machine per second, and as a burst above that. The host reassembles them before any rule
+/// sees them, in memory that all machines and the host share (4 MiB, `ipfrag_high_thresh`). An incomplete packet stays
+/// there for 30 s. At this rate, one machine uses a seventh of that memory.
 const FRAGMENTS_PER_S: u32 = 5;
 const FRAGMENTS_BURST: u32 = 100;
 
-/// The namespace's tables. Only the guest's address leaves, few fragments leave, and the namespace itself accepts only a ping.
+/// The namespace's tables. Only packets with the guest's address leave, and only few fragments. The namespace itself
+/// accepts only a ping.
 ///
 /// Fragments are counted at the uplink's egress, because the kernel fragments long packets after the forward chain.
-/// Fragments above the MTU are dropped: each could take 64 KiB of the host's memory. Of whole packets above the MTU only
-/// TCP's pass, for they are as a rule cut into segments; one that is fragmented instead counts at the egress.
+/// Fragments above the MTU are dropped: each could use 64 KiB of the host's memory. Of whole packets above the MTU,
+/// only TCP packets pass, because they are normally cut into segments. A TCP packet that is fragmented instead counts
+/// at the egress.
 pub fn namespace_rules(guest: Ipv4Addr) -> String {
     format!(
         r#"table inet garret {{

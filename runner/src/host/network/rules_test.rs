@@ -1,4 +1,4 @@
-//! The host's rules at work, in network namespaces of their own: a guest, the host, and what lies beyond the host.
+//! Tests the host's rules in network namespaces: a guest, the host, and the network beyond the host.
 
 use std::process::Command;
 
@@ -7,8 +7,8 @@ use super::rules::{host_rules, namespace_rules};
 use super::tests::network;
 use super::{NetworkConfig, TAP};
 
-/// The three namespaces; the host is the one that the script runs in. A closed port that is reached refuses the connection: no
-/// server is needed.
+/// The three namespaces; the script runs in that of the host. No server is needed: a closed port that is reached
+/// refuses the connection.
 const STAGE: &str = r#"
 set -eu
 mount -t tmpfs none /run; mkdir /run/netns
@@ -34,8 +34,8 @@ refusal() { guest timeout 5 bash -c "</dev/tcp/$1/$2" 2>&1 | grep -om1 'No route
 reached() { guest bash -c "answers $1 $2" && echo "$1:$2" || true; }
 "#;
 
-/// Runs the script on the stage with the rules of this configuration; returns what it printed. `load changed` loads them with
-/// other resolvers.
+/// Runs the script in these namespaces with the rules of this configuration; returns its output. `load changed` loads
+/// the rules with other resolvers.
 fn on_stage(network: &NetworkConfig, script: &str) -> String {
     let rules = tempfile::tempdir().unwrap();
     let changed = NetworkConfig { resolvers: vec!["10.1.2.4".parse().unwrap()], ..network.clone() };
@@ -128,9 +128,10 @@ fn connections_of_a_machine_that_has_ended_do_not_count_against_the_next() {
     assert!(counts[0] >= 20 && counts[1] >= 20 && counts[2] < 5 && counts[3] >= 20, "{counts:?}");
 }
 
-/// The stage's host is a machine's namespace here: the guest is behind `inner`, whose MTU leaves it every packet. `seen`
-/// prints how many fragments and how many whole packets have arrived beyond the uplink, where nothing puts fragments together.
-/// `raw COUNT FLAGS PROTOCOL LENGTH` sends packets with these flags and this offset in their headers.
+/// The host of these namespaces takes the place of a machine's namespace. The guest is behind `inner`, whose MTU lets
+/// all its packets pass. `seen` prints how many fragments and how many whole packets have arrived beyond the uplink,
+/// where nothing reassembles fragments. `raw COUNT FLAGS PROTOCOL LENGTH` sends packets with these flags and this
+/// offset in their headers.
 const NAMESPACE: &str = r#"
 ip link add name inner type veth peer name eth1 netns guest; ip address add 100.96.0.1/30 dev inner
 ip -n guest address add 100.96.0.2/30 dev eth1
@@ -163,7 +164,8 @@ fn few_fragments_leave_a_machine() {
     const UDP: u32 = 17;
     const TCP: u32 = 6;
     for (sent, fragments, others) in [
-        // As they are; too large, which would be kept whole; and cut only where they leave.
+        // Fragments as sent; fragments that are too large and would be kept whole; and packets that are fragmented only
+        // at the uplink.
         (format!("400 2000 {UDP} 1420"), 100..200, 0),
         (format!("400 2000 {UDP} 65000"), 0..1, 0),
         (format!("400 2000 {TCP} 65000"), 0..1, 0),
