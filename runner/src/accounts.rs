@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const ASKING_MAX: usize = 6;
 /// The most concurrent queries about uids that have no machine. One account may have thousands of them (subuid(5)).
 const ASKING_STRANGE_MAX: usize = 2;
-/// The most answers that are cached per lane.
+/// The most cached answers about uids with a machine, names and groups; and about uids without a machine.
 const ANSWERS_MAX: usize = 8192;
 const STRANGE_ANSWERS_MAX: usize = 1024;
 

@@ -139,8 +139,9 @@ pub struct MachineDefaults {
     pub memory_overhead_mib: u32,
     /// How long a machine may take until its agent answers, in seconds.
     pub boot_deadline_s: u64,
-    /// How long a machine may take to power off before it is killed, in seconds. Also: how long an environment may take to stop, an
-    /// agent may keep the workspace of a removed environment, and a VMM that the daemon cannot identify may run after a stop.
+    /// How long a machine may take to power off before it is killed, in seconds. Also how long an environment may take
+    /// to stop, and how long an agent may keep the workspace of a removed environment. Also how long a VMM that the
+    /// daemon cannot identify may run after a stop.
     pub stop_deadline_s: u64,
     /// The account or uid with which a machine's VMM runs.
     pub run_as: RunAs,

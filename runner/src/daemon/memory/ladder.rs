@@ -24,7 +24,7 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(5);
 const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
 /// How long memory must have been very short, in spite of swapping, before a machine is paused.
 const SWAP_PATIENCE: Duration = Duration::from_secs(15);
-/// The minimum time between two pauses, and between two resumes.
+/// The minimum time between two pauses. And between two resumes while the host is calm; other resumes do not wait.
 const PAUSE_GAP: Duration = Duration::from_secs(10);
 const RESUME_GAP: Duration = Duration::from_secs(2);
 /// The longest that a machine is paused while host memory is short. Then another machine may be paused.
@@ -207,9 +207,9 @@ impl Look<'_> {
         }
     }
 
-    /// Pauses one more machine where swapping does not help, because what is swapped out comes back. Chooses a machine
-    /// that no client waits for: one with the fewest pauses, and of these the one that computes least. At least half of
-    /// the machines continue to run.
+    /// Pauses one more machine if swapping does not help, because swapped-out memory is swapped in again. Chooses a
+    /// machine that no client waits for: one with the fewest pauses, and of these the one with the least CPU use. At
+    /// least half of the machines continue to run.
     fn pause(&mut self) {
         let hard_for = self.ladder.strain.hard_for();
         let still = self.ladder.stages.values().filter(|stage| stage.means == Means::Paused).count();

@@ -12,7 +12,7 @@ use crate::daemon::admission::Promises;
 pub struct Snapshot {
     /// The host's figures.
     pub host: HostMemory,
-    /// The running machines with their uids, in order of their names.
+    /// The running machines with their uids, ordered by developer.
     pub machines: Vec<(u32, MachineMemory)>,
     /// For each machine, how often its guest's reports broke off or could not be parsed.
     pub broken_reports: BTreeMap<String, u64>,

@@ -16,7 +16,7 @@ pub fn held(machine: &MachineView) -> u64 {
 }
 
 /// The memory that it holds and uses: without memory that is free or cold in its guest. A silent guest does not report
-/// that. It then counts as using all it holds, or nothing if `idle`. A paused machine uses nothing.
+/// that. It then counts as using all it holds, or `LEAST` if `idle`. A paused machine counts as using `LEAST`.
 pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
     let held = held(machine);
     let used = match &machine.guest {

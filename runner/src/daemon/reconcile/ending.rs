@@ -63,7 +63,7 @@ impl Driver {
         }
     }
 
-    /// Ends the VMM by request, then kills its process.
+    /// Asks the VMM to end, and kills its process if it has not ended by the deadline.
     async fn cut_power(&self, machine: &MachineRow, process: &VmmProcess) -> anyhow::Result<()> {
         // The result does not matter: the deadline decides.
         let _ = self.daemon.vmm(&machine.name, VMM_DEADLINE).post("/v1/shutdown").await;

@@ -5,10 +5,10 @@
 //!   .2/30      .1/30└─────────────────────────┘  .6/30     .5/30   └──────┘
 //! ```
 //! Each slot owns eight addresses of the pool: the first /30 is between guest and namespace, the second between
-//! namespace and host. A machine reaches only the internet. It does not reach other machines, the host's own addresses,
-//! or any private or otherwise special network (the company's, the link-local block with the cloud's metadata service),
-//! unless the configuration allows it. IPv6 is off. The namespace drops packets without the guest's address. Each
-//! machine has a limited number of connections in the host's table.
+//! namespace and host. A machine reaches only the internet. Unless the configuration allows it, it reaches no other
+//! machine, no address of the host, and no private or otherwise special network. Examples are the company's network, and
+//! the link-local block with the cloud's metadata service. IPv6 is off. The namespace drops packets without the guest's
+//! address. Each machine has a limited number of connections in the host's table.
 
 mod allow;
 mod conntrack;
