@@ -51,7 +51,7 @@ impl Owner {
     }
 }
 
-/// Checks that the owner is the person for whom the machine was created, and stores their current names.
+/// Checks that the owner is the person that the machine was created for, and stores their current names.
 ///
 /// # Errors
 /// They may be another person.
