@@ -44,7 +44,8 @@ pub async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) ->
     })
 }
 
-/// Upgrades to a WebSocket and runs what `prepare` makes of its request. One session too many is told so.
+/// Upgrades to a WebSocket and runs the process that `prepare` returns for the request. Above the limit of sessions the
+/// client receives an error.
 pub(super) fn session<P, F>(agent: Arc<Agent>, upgrade: WebSocketUpgrade, prepare: P) -> Response
 where
     P: FnOnce(Arc<Agent>, ExecRequest) -> F + Send + 'static,
