@@ -73,7 +73,7 @@ pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>)
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Init does it: it asks this agent back to stop the containers and to end, and goes on from there.
+/// Init powers off: it asks this agent to stop the containers and to end, and then ends the machine.
 pub async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
     let init = agent.init.ok_or_else(|| {
         Problem::new("unavailable", "this agent was not started by garret's init and cannot power off")
