@@ -1,12 +1,12 @@
-//! Work that may block, away from the agent's one thread.
+//! Runs work that may block outside the agent's single thread.
 
 use std::time::Duration;
 
 use garret_api::Problem;
 use tokio::sync::Semaphore;
 
-/// One kind of work that may block. A caller waits at most `deadline`; work that does not return keeps its thread and its
-/// place, so that it cannot take all threads.
+/// One kind of work that may block. A caller waits at most `deadline`. Work that does not return keeps its thread and its
+/// slot; the number of slots is bounded, so it cannot take all threads.
 pub struct Blocking {
     what: &'static str,
     deadline: Duration,
@@ -14,7 +14,7 @@ pub struct Blocking {
 }
 
 impl Blocking {
-    /// `what` begins the sentence of the error; at most `max` at once.
+    /// `what` is the subject of the error message; at most `max` run at the same time.
     pub const fn new(what: &'static str, max: usize, deadline: Duration) -> Self {
         Self { what, deadline, places: Semaphore::const_new(max) }
     }
@@ -22,7 +22,7 @@ impl Blocking {
     /// Runs `work` on another thread.
     ///
     /// # Errors
-    /// `unavailable`: it did not return in time, and may still run.
+    /// `unavailable`: the work did not return in time, and may still run.
     pub async fn run<T: Send + 'static>(
         &'static self,
         work: impl FnOnce() -> T + Send + 'static,

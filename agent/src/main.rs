@@ -14,9 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The records of environments, on the data disk.
 const STATE: &str = "/data/garret";
-/// What belongs to this boot.
+/// Files that belong to this boot only.
 const RUN: &str = "/run/garret";
-/// For all containers to stop; init gives a little more.
+/// How long all containers may take to stop; init waits a little longer.
 const STOP_CONTAINERS: Duration = Duration::from_secs(18);
 
 fn main() -> ExitCode {
@@ -47,19 +47,19 @@ fn main() -> ExitCode {
 }
 
 fn agent() -> ExitCode {
-    // Init's blocked signals are inherited; the agent and all it starts, containers too, must hear them.
+    // Init's blocked signals are inherited; the agent and all processes it starts, including containers, must receive them.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         eprintln!("garret-agent: cannot unblock signals: {error}");
     }
     log("info");
-    // The kernel's killer for lack of memory spares it; what it starts takes that back (`exec::allow_oom_kill`).
+    // The kernel's out-of-memory killer must not kill the agent. Its child processes reset this (`exec::allow_oom_kill`).
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("the agent may be killed for lack of memory: {error}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.context("cannot start the runtime").and_then(|runtime| {
         let ended = runtime.block_on(serve());
-        // Not waiting for its threads: one may be in a call that does not return, and init waits for this end.
+        // Do not wait for the threads: one may be in a call that does not return, and init waits for this process.
         runtime.shutdown_background();
         ended
     });
@@ -72,13 +72,13 @@ fn agent() -> ExitCode {
     }
 }
 
-/// To standard error; `RUST_LOG` overrules `level`.
+/// Logs to standard error; `RUST_LOG` overrides `level`.
 fn log(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
 }
 
-/// Serves until init asks it to end, which it does when the containers have stopped.
+/// Serves until init asks the agent to end and the containers have stopped.
 async fn serve() -> anyhow::Result<()> {
     let init = rustix::process::getppid().filter(|parent| *parent == Pid::INIT);
     let mut terminated = signal(SignalKind::terminate()).context("cannot handle signals")?;

@@ -11,21 +11,21 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use crate::blocking::Blocking;
 use crate::exec::Credentials;
 
-/// No user file may be larger, in bytes: a container writes its own.
+/// The size limit of a user file, in bytes: a container writes its own.
 const FILE_MAX: u64 = 1 << 20;
-/// The most supplementary groups one user gets.
+/// The most supplementary groups of a user.
 const GROUPS_MAX: usize = 256;
 
-/// One user, with what a login gives.
+/// One user, with the values that a login sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The name; the number when the user has no line.
+    /// The name, or the number if the user has no line.
     pub name: String,
-    /// Numbers.
+    /// The numeric ids.
     pub credentials: Credentials,
-    /// The home folder; `/` without a line.
+    /// The home folder; `/` if the user has no line.
     pub home: PathBuf,
-    /// The login shell; `/bin/sh` without a line or when it is empty.
+    /// The login shell; `/bin/sh` if the user has no line or an empty shell.
     pub shell: PathBuf,
 }
 
@@ -36,17 +36,18 @@ pub struct Users {
     group: String,
 }
 
-/// Reading the guest's own.
+/// Reading the guest's own user files.
 static GUEST: Blocking = Blocking::new("reading the machine's user files", 4, Duration::from_secs(10));
 
 impl Users {
-    /// The guest's own.
+    /// The users of the guest itself.
     pub async fn of_guest() -> Result<Self, Problem> {
         let read = GUEST.run(|| Self::load(Path::new("/"))).await?;
         read.map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))
     }
 
-    /// Reads them below `root` (`/`, or `/proc/<pid>/root`); no link leads out of it. A missing file is an empty one.
+    /// Reads the files below `root` (`/`, or `/proc/<pid>/root`). Links that lead out of it are not followed. A missing
+    /// file counts as empty.
     pub fn load(root: &Path) -> io::Result<Self> {
         Ok(Self { passwd: read_below(root, "etc/passwd")?, group: read_below(root, "etc/group")? })
     }
@@ -62,7 +63,7 @@ impl Users {
     }
 
     /// Finds `user[:group]`, each by name or number, as container images and `docker exec` write it. A number without a
-    /// line is fine, a name without a line is `None`.
+    /// line is valid; a name without a line returns `None`.
     pub fn find(&self, wanted: &str) -> Option<User> {
         let (name, group) = match wanted.split_once(':') {
             Some((name, group)) => (name, Some(group)),
@@ -181,7 +182,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// A container writes these files: whatever they say, finding is total, and groups are bounded.
+        /// A container writes these files: `find` must work for any content, and the number of groups is bounded.
         #[test]
         fn any_file_is_survived(passwd in "([a-z0:1,-]{0,12}:?\n?){0,40}", group in "([a-z0:1,-]{0,12}:?\n?){0,40}", wanted in "[a-z0-9:]{0,6}") {
             let user = Users::parse(&passwd, &group).find(&wanted);

@@ -1,4 +1,4 @@
-//! Letting go of a workspace: afterwards nothing in the guest uses its folder.
+//! Releases a workspace: afterwards no process in the guest uses its folder.
 
 use std::fs;
 use std::io;
@@ -13,12 +13,12 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::blocking::Blocking;
 
-/// How long a killed process may take to go.
+/// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Looking through all processes, unmounting and dropping caches: less than the runner waits.
+/// Scanning all processes, unmounting and dropping caches. The limit is shorter than the time the runner waits.
 static RELEASE: Blocking = Blocking::new("releasing the workspace", 4, Duration::from_secs(100));
 
-/// A share's name: one folder's name.
+/// Checks a share's name: it must be the name of one folder.
 pub fn check_name(share: &str) -> Result<(), Problem> {
     if share.is_empty() || share.contains(['/', '\0']) || share == "." || share == ".." {
         return Err(Problem::new("invalid", format!("{share:?} is not a workspace's name")));
@@ -26,36 +26,37 @@ pub fn check_name(share: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Kills what still uses `folder` (containers have been stopped before), unmounts it and makes the kernel forget it.
+/// Kills the processes that still use `folder` (containers have been stopped before), unmounts it and drops the kernel's
+/// caches of it.
 pub async fn release(folder: PathBuf) -> Result<(), Problem> {
     RELEASE.run(move || release_now(&folder)).await?
 }
 
 fn release_now(folder: &Path) -> Result<(), Problem> {
     let Ok(metadata) = fs::metadata(folder) else { return Ok(()) };
-    // Each workspace is a file system of its own, announced by the server; its number finds users in every mount
-    // namespace. A plain folder of the share has none.
+    // Each workspace is a separate file system that the server announces. Its device number identifies its users in every
+    // mount namespace. A plain folder of the share has no number of its own.
     let parent = folder.parent().and_then(|parent| fs::metadata(parent).ok());
     let device = parent.filter(|parent| parent.dev() != metadata.dev()).map(|_| metadata.dev());
     users(folder, device).into_iter().for_each(end);
     let failed = |what: &str, error: io::Error| {
         Problem::new("conflict", format!("the workspace {folder:?} is still in use: {what}: {error}"))
     };
-    // Only this file system: the data disk may have much to write.
+    // Sync only this file system: the data disk may have much to write.
     let sync = || -> io::Result<()> { Ok(rustix::fs::syncfs(fs::File::open(folder)?)?) };
     if let Err(error) = sync() {
         tracing::warn!("the workspace {folder:?} was not synced before its release: {error}");
     }
     match rustix::mount::unmount(folder, UnmountFlags::NOFOLLOW) {
-        // Not a mount point (any more).
+        // `INVAL`: not a mount point (any more).
         Ok(()) | Err(rustix::io::Errno::INVAL) => {}
         Err(error) => return Err(failed("unmount", error.into())),
     }
-    // Dentries and inodes: the server closes a file when the guest forgets it.
+    // `2` drops dentries and inodes: the server closes a file when the guest forgets it.
     fs::write("/proc/sys/vm/drop_caches", "2").map_err(|error| failed("drop caches", error))
 }
 
-/// Processes with a file, folder, program or mapping on it, other than this one.
+/// Processes that have a file, folder, program or mapping on it, except this process.
 fn users(folder: &Path, device: Option<u64>) -> Vec<Pid> {
     let own = rustix::process::getpid();
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -74,7 +75,7 @@ fn uses(pid: Pid, folder: &Path, device: Option<u64>) -> bool {
     })
 }
 
-/// Kills one process and waits for its end.
+/// Kills one process and waits until it has ended.
 fn end(pid: Pid) {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
     tracing::info!("process {} uses a workspace that goes away and is killed", pid.as_raw_nonzero());

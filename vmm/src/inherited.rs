@@ -9,14 +9,14 @@ use std::os::unix::net::UnixListener;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketType};
 
-/// Connections the kernel keeps waiting.
+/// The most connections that the kernel keeps waiting.
 const LISTEN_BACKLOG: i32 = 128;
-/// Below are the standard streams.
+/// The smaller numbers are the standard streams.
 const NUMBER_MIN: RawFd = 3;
 
 /// Listens on the inherited socket `number`; non-blocking. Call it once for each number, before other descriptors are opened.
 ///
-/// It listens itself, again if need be: `SO_PEERCRED` tells those who connect which process called `listen` last.
+/// It calls `listen` even if the socket already listens: `SO_PEERCRED` shows clients which process called `listen` last.
 ///
 /// # Errors
 /// There is no such descriptor, or it is no bound Unix stream socket.
@@ -41,7 +41,7 @@ fn take(number: RawFd) -> io::Result<OwnedFd> {
     if number < NUMBER_MIN {
         return Err(Errno::BADF.into());
     }
-    // SAFETY: the descriptor is only asked whether it is open.
+    // SAFETY: the call only checks whether the descriptor is open.
     let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_getfd(borrowed)?;
     // SAFETY: it is open, and by this function's contract nothing else in the process owns it.

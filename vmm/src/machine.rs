@@ -1,4 +1,4 @@
-//! The assembly of a machine, in the order in which it boots.
+//! Assembles a machine, in the order in which it boots.
 
 use std::io;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::platform::{self, PowerButton};
 use crate::vcpu::{Buses, Vcpus};
 use crate::{acpi, boot};
 
-/// Why a pause failed; the machine runs.
+/// Why a pause failed; the machine continues to run.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseFailed {
-    /// A device cannot stop: its requests wait for the host.
+    /// A device cannot stop, because its requests wait for space on the host's disk.
     #[error("device {0} waits for space on the host's disk: make some free first")]
     HostFull(String),
     /// A device did not stop in time.
@@ -68,16 +68,16 @@ impl Machine {
         Ok(Self { config: config.clone(), landlock, vcpus, pci, balloon, hotplug, power_button, setup: Duration::ZERO })
     }
 
-    /// Lets the vCPUs go. `since`: when the process began.
+    /// Starts the vCPUs. `since`: when the process began.
     pub fn start(&mut self, since: Instant) {
         self.setup = since.elapsed();
         self.vcpus.resume();
     }
 
-    /// First the vCPUs stop, then the devices: no request comes in any more, and those in flight are finished. Either may
-    /// take `deadline`.
+    /// Stops the vCPUs first, then the devices. So no new request arrives, and the requests in flight are finished. Each
+    /// of the two steps may take up to `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
-        // A device that stops serves no request until its waiting writes are done, reads included.
+        // A stopping device serves no request, including reads, until its waiting writes are done.
         if let Some(device) = self.pci.device_waiting_for_space() {
             return Err(PauseFailed::HostFull(device.to_owned()));
         }
@@ -88,7 +88,7 @@ impl Machine {
         paused.inspect_err(|_| self.vcpus.resume())
     }
 
-    /// The other way round.
+    /// Resumes the devices first, then the vCPUs.
     pub fn resume(&self) {
         self.pci.resume();
         self.vcpus.resume();
@@ -99,7 +99,7 @@ impl Machine {
         self.pci.resume()
     }
 
-    /// For good. The vCPUs get `deadline` to stop, and then what is in flight to reach the disk.
+    /// Ends the machine. The vCPUs get `deadline` to stop; then the requests in flight get the same time to reach the disk.
     pub fn end(self, deadline: Duration) {
         if !self.vcpus.stop(deadline) {
             tracing::warn!("a virtual CPU did not stop in time");
@@ -112,7 +112,7 @@ impl Machine {
         }
     }
 
-    /// What the API tells of it.
+    /// The machine's description for the API.
     pub fn info(&self, state: MachineState) -> MachineInfo {
         MachineInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -133,7 +133,7 @@ impl Machine {
         &self.balloon
     }
 
-    /// How its memory stands: what is always there, and what can be plugged.
+    /// The state of its memory: the memory that is always present, and the memory that can be plugged.
     pub fn memory(&self) -> MemoryInfo {
         let hotplug = self.hotplug.as_ref().map(Hotplug::info);
         MemoryInfo { boot_mib: self.config.memory_mib, ..hotplug.unwrap_or_default() }
@@ -144,19 +144,19 @@ impl Machine {
         self.power_button.press()
     }
 
-    /// How long the API's client may withhold something from it without a request.
+    /// How long the API's client may withhold resources from the machine without a request.
     pub fn lease(&self) -> Option<Duration> {
         self.config.lease_s.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
-    /// Lets the guest plug all that can be plugged.
+    /// Allows the guest to plug all its pluggable memory.
     pub fn allow_all_memory(&self) {
         if let Some(hotplug) = &self.hotplug {
             hotplug.allow_all();
         }
     }
 
-    /// Says how much the guest shall have plugged.
+    /// Sets how much memory the guest should have plugged.
     pub fn set_memory(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
         self.hotplug.as_ref().ok_or(TargetRefused::NoDevice)?.set_target(target)
     }
@@ -170,11 +170,11 @@ fn console_log(config: &MachineConfig, events: &Events) -> anyhow::Result<Arc<Co
     Ok(Arc::new(log))
 }
 
-/// Where the root image lies: first address and length.
+/// The root image's location in guest memory: first address and length.
 type Root = Option<(u64, u64)>;
 
-/// RAM, the hotplug region above it, and above both the root image: devices reach all, as a program may read from a mapped
-/// file into a socket.
+/// RAM, the hotplug region above it, and the root image above both. Devices can reach all three, because a program may
+/// send from a mapped file to a socket.
 fn guest_memory(config: &MachineConfig) -> anyhow::Result<(GuestRam, Root)> {
     let bytes = u64::from(config.memory_mib) << 20;
     let pluggable = config.hotplug.map_or(0, |hotplug| u64::from(hotplug.size_mib) << 20);
@@ -188,7 +188,7 @@ fn guest_memory(config: &MachineConfig) -> anyhow::Result<(GuestRam, Root)> {
     Ok((memory::with_region(&ram, base, image)?, Some((base, len))))
 }
 
-/// The order is the slots' order, and so the order of the guest's names.
+/// The order here determines the slots' order, and so the order of the device names in the guest.
 fn pci_devices(
     config: &MachineConfig,
     vm: &Arc<Vm>,

@@ -1,7 +1,8 @@
 //! Threads of a machine: named, with small stacks, each under its role's filter.
 //!
-//! All of them are made while the machine is assembled: a thread inherits the filter of the one that makes it, and no role
-//! may make threads. They inherit the signal mask of the main thread, which keeps SIGTERM and its kin for itself.
+//! All threads are created while the machine is assembled: a thread inherits its creator's filter, and no role may create
+//! threads. They inherit the signal mask of the main thread, so that only the main thread receives SIGTERM and similar
+//! signals.
 
 use std::io;
 use std::sync::mpsc;
@@ -13,10 +14,10 @@ use crate::seccomp::Role;
 /// kilobytes.
 const STACK: usize = 256 << 10;
 
-/// Makes all threads share one heap; call it before the first thread is made.
+/// Makes all threads share one heap; must be called before the first thread is created.
 ///
-/// Left alone, the C library gives every thread a heap of its own, and when it first shrinks one it reads
-/// `/proc/sys/vm/overcommit_memory`: a call that every role forbids, at a moment which the guest can choose.
+/// By default the C library creates a heap for every thread. When it first shrinks one, it reads
+/// `/proc/sys/vm/overcommit_memory`: a call that every role forbids, at a time that the guest can choose.
 #[allow(unsafe_code)]
 pub fn share_heap() {
     // SAFETY: a plain setter; both arguments are constants it knows.
@@ -32,7 +33,7 @@ pub fn spawn<T: Send + 'static>(
     spawn_prepared(name, role, || Ok(()), |()| body())
 }
 
-/// Like [`spawn`], with a first step that runs on the new thread before its filter closes; its error comes back here.
+/// Like [`spawn`], with a first step that runs on the new thread before its filter closes. Returns the error of that step.
 pub fn spawn_prepared<P: 'static, T: Send + 'static>(
     name: &str,
     role: Role,
@@ -72,7 +73,7 @@ mod tests {
     fn memory_is_given_back_under_a_filter() {
         share_heap();
         let churn = || {
-            // Blocks below the size that gets a mapping of its own, more of them than the C library keeps.
+            // Blocks below the size for which a separate mapping is used, and more of them than the C library keeps.
             drop((0..200).map(|_| vec![1u8; 100 << 10]).collect::<Vec<_>>());
         };
         spawn("t", Role::Quiet, churn).unwrap().join().unwrap();

@@ -1,7 +1,7 @@
-//! One process of the engine: its limits, and its end.
+//! One call of the engine as a process: its limits and its end.
 //!
-//! A call that is given up (its future is dropped, or its limit is reached) is asked to end, then killed, and what it has
-//! left in its temporary folder is removed.
+//! A call is cancelled when its future is dropped or its limit is reached. The engine is asked to end, then killed. The
+//! files that it has left in its temporary folder are removed.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,28 +18,29 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::blocking::Blocking;
 use crate::processes::descendants;
 
-/// How long a call may take after it was asked to end, before it is killed.
+/// How long a call may take to end after SIGTERM, before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest pause between two looks at a call.
+/// The longest interval between two checks of a call.
 const POLL_MAX: Duration = Duration::from_secs(5);
-/// Where images are unpacked on their way: on the data disk, for they are large.
+/// The temporary folder of calls that unpack images: on the data disk, because images are large.
 const SCRATCH: &str = "/var/tmp";
 const SCRATCH_PREFIX: &str = "garret-podman-";
-/// Less than this in the whole of the allowed silence is no progress: an idle engine reads and computes a little.
+/// Fewer bytes than this within the whole silence limit do not count as progress: an idle engine also reads and computes
+/// a little.
 const BYTES_MIN: u64 = 64 * 1024;
 const CPU_TICKS_MIN: u64 = 100;
 
 /// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
-    /// In all.
+    /// In total.
     Total(Duration),
-    /// Without progress: it prints nothing, and it and its children neither read, write nor compute.
+    /// Without progress: the call prints nothing, and neither it nor its children read, write or compute.
     Silence(Duration),
 }
 
 impl Limit {
-    /// By the engine's subcommand.
+    /// The limit for a subcommand of the engine.
     pub fn of(command: &OsStr) -> Self {
         match command.to_str().unwrap_or_default() {
             "pull" | "build" => Self::Silence(Duration::from_secs(600)),
@@ -48,7 +49,7 @@ impl Limit {
         }
     }
 
-    /// In words, for an error.
+    /// The limit in words, for an error.
     pub fn exceeded(self) -> String {
         match self {
             Self::Total(time) => format!("it took longer than {} s and was ended", time.as_secs()),
@@ -59,13 +60,13 @@ impl Limit {
 
 /// A running call.
 pub(super) struct Call {
-    /// Taken by its end.
+    /// `None` once the call has been ended.
     running: Option<EngineProcess>,
 }
 
 struct EngineProcess {
     child: Child,
-    /// What it starts ends with it (a build's commands, but not the container that `run` leaves behind).
+    /// Ending the call also ends the processes it started (a build's commands, but not the container that `run` leaves behind).
     with_children: bool,
     scratch: Option<TempDir>,
     _permit: OwnedSemaphorePermit,
@@ -98,7 +99,7 @@ impl Call {
         &mut self.running.as_mut().expect("only its end takes it").child
     }
 
-    /// Asks the call to end, and kills it if it does not.
+    /// Asks the call to end, and kills it if it does not end in time.
     pub async fn end(&mut self) {
         if let Some(running) = self.running.take() {
             running.end().await;
@@ -109,7 +110,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let Some(running) = self.running.take() else { return };
-        // Without a runtime the agent itself is ending, and the call with it.
+        // Without a runtime the agent itself is ending, and the call ends with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(running.end());
         }
@@ -124,7 +125,7 @@ impl EngineProcess {
                 .into_iter()
                 .filter_map(|child| rustix::process::pidfd_open(Pid::from_raw(child)?, PidfdFlags::empty()).ok())
                 .collect();
-            // Not yet reaped: the number is still its own.
+            // The process has not been reaped yet, so no other process has its number.
             rustix::process::kill_process(pid, Signal::TERM).ok();
             if timeout(END_PATIENCE, self.child.wait()).await.is_err() {
                 self.child.kill().await.ok();
@@ -139,7 +140,7 @@ impl EngineProcess {
     }
 }
 
-/// Removes what the calls of an agent that was killed have left.
+/// Removes the files left by the calls of an agent that was killed.
 pub(super) fn clean_up() {
     let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(SCRATCH_PREFIX.as_bytes())) {
@@ -147,13 +148,14 @@ pub(super) fn clean_up() {
     }
 }
 
-/// Reading what processes have done: a hung one can hold up its reader.
+/// Reading the counters of processes: a process that hangs can block the read.
 static MEASURE: Blocking = Blocking::new("measuring the engine", 16, Duration::from_secs(10));
 
-/// Looks at a running call until its limit is reached.
+/// Checks a running call until its limit is reached.
 pub(super) struct LimitTimer {
     limit: Limit,
-    /// Time since the start, or since the last progress. Counted by looks: a machine that was paused has not waited.
+    /// Time since the start, or since the last progress. It counts checks, so that the pause of a machine does not count
+    /// as waiting.
     spent: Duration,
     next: Instant,
     seen: Activity,
@@ -164,7 +166,7 @@ impl LimitTimer {
         Self { limit, spent: Duration::ZERO, next: Instant::now() + pause(limit), seen: Activity::default() }
     }
 
-    /// It has printed something.
+    /// Notes that the call has printed something.
     pub fn progress(&mut self) {
         if matches!(self.limit, Limit::Silence(_)) {
             self.spent = Duration::ZERO;
@@ -203,7 +205,7 @@ fn pause(limit: Limit) -> Duration {
     POLL_MAX.min(time / 4)
 }
 
-/// What a process and its descendants have done so far.
+/// The work that a process and its descendants have done so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Activity {
     bytes: u64,
@@ -223,13 +225,13 @@ impl Activity {
         sum
     }
 
-    /// A sum may also shrink, when a child ends: that is progress too.
+    /// A sum may also shrink when a child ends: that counts as progress too.
     fn differs(self, before: Self) -> bool {
         self.bytes.abs_diff(before.bytes) >= BYTES_MIN || self.cpu_ticks.abs_diff(before.cpu_ticks) >= CPU_TICKS_MIN
     }
 }
 
-/// `rchar` and `wchar` of `/proc/<pid>/io`: sockets count, too.
+/// `rchar` and `wchar` of `/proc/<pid>/io`: these include sockets.
 fn bytes(io: &str) -> u64 {
     let fields = io.lines().filter_map(|line| line.strip_prefix("rchar: ").or_else(|| line.strip_prefix("wchar: ")));
     fields.filter_map(|number| number.trim().parse::<u64>().ok()).sum()

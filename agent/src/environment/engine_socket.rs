@@ -14,14 +14,14 @@ use tokio::sync::Mutex;
 
 use super::mounts::ENGINE_SOCKET;
 
-/// One start at a time.
+/// Allows only one start at a time.
 static STARTING: Mutex<()> = Mutex::const_new(());
 
 /// Passes the service the listening socket as file descriptor 3, with its own process id, as systemd does. No client
 /// has to wait until the service listens.
 const SERVE: &str = "export LISTEN_PID=$$ LISTEN_FDS=1; exec podman system service --time=0 3<&0 </dev/null";
 
-/// Has the engine serve its API at [`ENGINE_SOCKET`]; done already if it does.
+/// Makes the engine serve its API at [`ENGINE_SOCKET`]. Does nothing if it already serves it.
 pub async fn serve() -> Result<(), Problem> {
     let _starting = STARTING.lock().await;
     if UnixStream::connect(ENGINE_SOCKET).await.is_ok() {
@@ -38,7 +38,7 @@ pub async fn serve() -> Result<(), Problem> {
         .stdin(Stdio::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // Not of the agent's process group: it outlives an agent's restart.
+        // Outside the agent's process group: the service must survive a restart of the agent.
         .process_group(0)
         .spawn()
         .map_err(failed)?;
@@ -58,7 +58,7 @@ fn listen(path: &Path) -> std::io::Result<OwnedFd> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    // Every user of a container that has the socket may use it: the mount is the permission.
+    // Every user of a container that has the socket may use it: mounting the socket is the permission.
     std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
     Ok(listener.into())
 }

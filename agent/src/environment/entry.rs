@@ -1,4 +1,4 @@
-//! One environment, as the agent holds it.
+//! One environment in the agent's memory.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,23 +13,24 @@ use crate::blocking::Blocking;
 
 /// Writing one record.
 static SAVE: Blocking = Blocking::new("writing to the machine's data disk", 32, Duration::from_secs(120));
-/// Writing all of the disk; one at a time is as fast as many.
+/// Flushing the whole disk. One flush at a time is as fast as many.
 static SYNC: Blocking = Blocking::new("writing to the machine's data disk", 1, Duration::from_secs(600));
 
-/// One environment: its record, and its way up while there is one.
+/// One environment: its record, and its run of `up` while one is in progress.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: String,
     store: Store,
     record: Mutex<Record>,
-    /// Held while the record is written: the newest record is written last. True once it has been removed from the disk.
+    /// Held while the record is written, so that the newest record is written last. True once the record has been removed
+    /// from the disk.
     removed: Mutex<bool>,
     way: Mutex<Option<Way>>,
-    /// Held while its container is changed.
+    /// Held while the environment's container is changed.
     pub gate: tokio::sync::Mutex<()>,
 }
 
-/// A way up in progress.
+/// A run of `up` in progress.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     pub generation: u64,
@@ -42,7 +43,7 @@ impl Way {
         Self { generation, journal: Journal::new(), cancel: Arc::new(watch::Sender::new(None)) }
     }
 
-    /// Waits until the way is to end before its time, and returns why.
+    /// Waits until the run is cancelled, and returns the reason.
     pub async fn cancelled(&self) -> &'static str {
         let mut cancel = self.cancel.subscribe();
         cancel.wait_for(Option::is_some).await.ok().and_then(|reason| *reason).unwrap_or_default()
@@ -66,22 +67,22 @@ impl Entry {
         look(&lock(&self.record))
     }
 
-    /// The container of the record.
+    /// The id of the container in the record.
     pub fn container_id(&self) -> Option<String> {
         self.with(|record| record.container.as_ref().map(|container| container.id.clone()))
     }
 
-    /// Changes the record, here and on the disk.
+    /// Changes the record in memory and on the disk.
     ///
     /// # Errors
-    /// The disk does not take it; here the record has changed all the same.
+    /// The record could not be written to the disk; the record in memory has changed all the same.
     pub async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
         change(&mut lock(&self.record));
         let entry = self.clone();
         SAVE.run(move || entry.save()).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
-    /// Writes everything of the data disk: what containers and their images are made of.
+    /// Flushes the whole data disk, which holds the containers and their images.
     pub async fn sync_disk(&self) -> Result<(), Problem> {
         let store = self.store.clone();
         SYNC.run(move || store.sync_disk()).await?.map_err(|error| disk_problem(&self.id, &error))
@@ -105,15 +106,15 @@ impl Entry {
         SAVE.run(delete).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
-    /// Whether it has been removed. A task that still holds it must not bring it up.
+    /// Whether the environment has been removed. A task that still holds it must not start it again.
     pub fn is_removed(&self) -> bool {
         *lock(&self.removed)
     }
 
-    /// The way up of `generation`, and whether it is new. A newer generation cancels the way in progress and replaces it.
+    /// Returns the run of `generation`, and whether it is new. A newer generation cancels the run in progress and replaces it.
     ///
     /// # Errors
-    /// `conflict`: a newer generation has been begun.
+    /// `conflict`: a newer generation has already started.
     pub fn begin(&self, generation: u64) -> Result<(Way, bool), Problem> {
         let mut way = lock(&self.way);
         let recorded = self.with(|record| record.generation);
@@ -132,12 +133,12 @@ impl Entry {
         Ok((new, true))
     }
 
-    /// `ended` is over.
+    /// Notes that the run `ended` is over.
     pub fn end(&self, ended: &Way) {
         lock(&self.way).take_if(|way| Arc::ptr_eq(&way.journal, &ended.journal));
     }
 
-    /// Ends the way up in progress, if there is one. Its end can be waited for at the gate.
+    /// Cancels the run in progress, if there is one. To wait for its end, lock the gate.
     pub fn cancel(&self) {
         if let Some(way) = &*lock(&self.way) {
             way.cancel.send_replace(Some("the environment was stopped while it was starting"));
@@ -189,11 +190,11 @@ mod tests {
         let (second, new) = entry.begin(4).unwrap();
         assert!(new && first.cancelled().await.contains("newer"));
         assert_eq!(entry.begin(3).unwrap_err().code, "conflict");
-        // The end of the replaced one does not end the present one.
+        // The end of the replaced run does not end the current run.
         entry.end(&first);
         let (joined, new) = entry.begin(4).unwrap();
         assert!(!new && Arc::ptr_eq(&joined.journal, &second.journal));
-        // A runner that does not count joins.
+        // A runner that sends no generation joins the run.
         assert!(!entry.begin(0).unwrap().1);
     }
 

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-/// git refuses repositories of other owners. The workspace's files have one owner, whichever user works on them. All of
-/// them belong to this developer. Only the system's configuration reaches every user, every git and `sudo`.
+/// git refuses repositories of other owners. All files of a workspace have one owner, whichever user works on them, and
+/// all of them belong to this developer. Only the system's configuration applies to every user, every git and `sudo`.
 const TRUST: &str = "# The workspace has one owner, whichever user works on it.\n[safe]\n\tdirectory = *\n";
 
-/// Adds to `/etc/gitconfig` of a container that git trusts its workspaces; `root` is the container's `/proc/<pid>/root`,
-/// and no link leads out of it.
+/// Adds a line to `/etc/gitconfig` of a container, so that git trusts its workspaces. `root` is the container's
+/// `/proc/<pid>/root`; links that lead out of it are not followed.
 pub fn trust_workspaces(root: &Path) -> io::Result<()> {
     let root = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -12,12 +12,12 @@ use garret_devcontainer::{Command, Single, Stage};
 use super::journal::{Journal, StepFailed};
 use crate::exec::{self, ProcessSpec};
 
-/// The most of a command that an error shows, in characters.
+/// The most characters of a command that an error shows.
 const SHOWN_MAX: usize = 120;
 
-/// Runs `command` of `stage`: one process, or several at the same time, each a step of its own. `prepare` makes the
-/// process of program and arguments. The first that fails, in the order they are written, is the failure; the others are
-/// waited for.
+/// Runs `command` of `stage`: one process, or several in parallel, each as a separate step. `prepare` builds the process
+/// from program and arguments. If several fail, the first one in the order of the file is returned as the failure. All
+/// are waited for.
 pub async fn run(
     journal: &Arc<Journal>,
     stage: Stage,
@@ -53,7 +53,7 @@ fn verdict(step: &str, single: &Single, outcome: &Outcome) -> Result<(), Problem
     Err(Problem::new("command-failed", message))
 }
 
-/// A command in one line of bounded length.
+/// The command on one line of bounded length.
 fn shown(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(SHOWN_MAX) {
@@ -113,7 +113,7 @@ mod tests {
             let mode = rustix::fs::Mode::RWXU;
             rustix::fs::mknodat(rustix::fs::CWD, fifo.as_str(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
         }
-        // Each waits for the other.
+        // Each command waits for the other.
         let both = serde_json::json!({
             "one": format!("echo > {ping}; cat {pong}"),
             "two": ["/bin/sh", "-c", format!("cat {ping}; echo > {pong}")],

@@ -1,7 +1,7 @@
-//! Names of images, and what a failed pull means.
+//! Names of images, and the error message of a failed pull.
 
-/// An image's full name: as Docker reads it, `debian` is `docker.io/library/debian`. Names of the guest's own images
-/// (`localhost/…`) and ids stay.
+/// An image's full name, as Docker reads it: `debian` is `docker.io/library/debian`. Names of the guest's own images
+/// (`localhost/…`) and ids do not change.
 pub fn full_name(image: &str) -> String {
     match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => image.to_owned(),
@@ -15,7 +15,7 @@ pub fn registry(image: &str) -> &str {
     image.split_once('/').map_or("docker.io", |(registry, _)| registry)
 }
 
-/// A name without its tag and digest, as `podman build --cache-from` wants it.
+/// A name without its tag and digest, as `podman build --cache-from` needs it.
 pub fn repository(image: &str) -> &str {
     let image = image.split_once('@').map_or(image, |(name, _)| name);
     match image.rsplit_once(':') {
@@ -24,7 +24,7 @@ pub fn repository(image: &str) -> &str {
     }
 }
 
-/// Why `image` could not be pulled, in one line: the image, its registry, the engine's reason and what to do.
+/// The reason why `image` could not be pulled, on one line: the image, its registry, the engine's message and what to do.
 pub fn pull_failed(image: &str, engine_says: &str) -> String {
     let registry = registry(image);
     let says = |needles: &[&str]| {

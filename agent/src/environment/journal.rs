@@ -8,35 +8,35 @@ use garret_api::Problem;
 use garret_api::agent::Progress;
 use tokio::sync::{mpsc, watch};
 
-/// The most text of steps that is kept, in bytes; the oldest goes first.
+/// The most bytes of steps' text that is kept; the oldest lines are dropped first.
 const KEPT_MAX: usize = 1 << 20;
-/// Lines that wait for one receiver before it has to take them from what is kept.
+/// Lines that may wait for one receiver. A slower receiver reads from the kept lines.
 const WAITING: usize = 64;
 
-/// The lines of one way up.
+/// The lines of one run of `up`.
 #[derive(Debug)]
 pub struct Journal {
     lines: Mutex<Lines>,
-    /// How many lines there have been.
+    /// The number of lines written so far.
     written: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Lines {
-    /// The number of the first line kept.
+    /// The number of the oldest line that is kept.
     first: u64,
     kept: VecDeque<Progress>,
     bytes: usize,
 }
 
-/// What a reader finds after the lines it has.
+/// The next line for a reader.
 enum Next {
     Line(u64, Box<Progress>),
     Nothing,
 }
 
 impl Journal {
-    /// An empty one.
+    /// An empty journal.
     pub fn new() -> Arc<Self> {
         Arc::new(Self { lines: Mutex::default(), written: watch::Sender::new(0) })
     }
@@ -56,8 +56,8 @@ impl Journal {
         self.written.send_replace(written);
     }
 
-    /// All lines from the first to the last one, which is `Ready` or `Failed`. A receiver that is so slow that lines have
-    /// been dropped in between goes on with the oldest kept.
+    /// All lines from the first to the last one, which is `Ready` or `Failed`. If lines were dropped before a slow
+    /// receiver read them, the receiver continues with the oldest line that is kept.
     pub fn follow(self: &Arc<Self>) -> mpsc::Receiver<Progress> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let journal = self.clone();
@@ -98,7 +98,7 @@ fn is_last(line: &Progress) -> bool {
     matches!(line, Progress::Ready { .. } | Progress::Failed { .. })
 }
 
-/// A line's size: its text, and something for the rest.
+/// A line's size in bytes: its text, and a fixed amount for the other fields.
 fn weight(line: &Progress) -> usize {
     let text = match line {
         Progress::Output { text, .. } => text.len(),
@@ -112,13 +112,13 @@ fn weight(line: &Progress) -> usize {
 pub struct StepFailed {
     /// The step's name.
     pub step: String,
-    /// Why.
+    /// The reason.
     pub problem: Problem,
 }
 
 impl Journal {
-    /// Carries out one step: tells its start, its output and its end. Its failure is the caller's to tell, once, as the
-    /// last line.
+    /// Runs one step and reports its start, its output and, on success, its end. The caller reports a failure, once, as
+    /// the last line.
     pub async fn step<T>(
         self: &Arc<Self>,
         name: &str,
@@ -137,7 +137,7 @@ impl Journal {
 }
 
 impl Journal {
-    /// Work that is told of only when it fails, as a step of this name.
+    /// Runs work without progress lines. Its failure is returned as a failed step of this name.
     pub async fn quiet_step<T>(
         &self,
         name: &str,
@@ -147,17 +147,17 @@ impl Journal {
     }
 }
 
-/// Where a step's output goes.
+/// The destination of a step's output.
 #[derive(Debug)]
 pub struct Output {
     journal: Arc<Journal>,
     step: String,
-    /// The first bytes of a character whose rest has not come yet.
+    /// The first bytes of a character whose remaining bytes have not arrived yet.
     open: Mutex<Vec<u8>>,
 }
 
 impl Output {
-    /// What a process printed. A character may be split between two calls.
+    /// Takes output of a process. A character may be split between two calls.
     pub fn bytes(&self, bytes: &[u8]) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.extend_from_slice(bytes);
@@ -167,7 +167,7 @@ impl Output {
         self.text(&String::from_utf8_lossy(&text));
     }
 
-    /// A line of ours.
+    /// Adds a line written by the agent.
     pub fn line(&self, line: &str) {
         self.text(&format!("{line}\n"));
     }
@@ -184,7 +184,7 @@ impl Output {
     }
 }
 
-/// How many bytes at the end are the beginning of a character, at most 3.
+/// The number of bytes at the end that begin an incomplete character, at most 3.
 fn unfinished(bytes: &[u8]) -> usize {
     match bytes.utf8_chunks().last() {
         Some(chunk) => {

@@ -1,8 +1,8 @@
-//! Environments: devcontainers and what is known of them.
+//! Environments: devcontainers and their records.
 //!
 //! | file | what |
 //! |---|---|
-//! | `up` | the way up, step by step |
+//! | `up` | one run of `up`, step by step |
 //! | `source` | its image: pulled, built, adapted |
 //! | `hooks` | its lifecycle commands |
 //! | `remote` | processes in it: user, environment |
@@ -10,7 +10,7 @@
 //! | `podman`, `engine_call` | the engine's command line, and one call of it |
 //! | `engine_socket`, `runtime` | the engine's API socket, the OCI runtime's records |
 //! | `git` | git and the workspace's owner |
-//! | `journal` | what is told of one way up |
+//! | `journal` | the progress lines of one run of `up` |
 //! | `record`, `entry` | the record of an environment |
 
 mod engine_call;
@@ -48,19 +48,19 @@ use self::up::{Leftovers, Up};
 use crate::exec::ProcessSpec;
 use crate::setup::HostFacts;
 
-/// The longest id, in bytes: containers and images are named by it.
+/// The longest id, in bytes: containers and images are named after it.
 const ID_MAX: usize = 100;
-/// How long a container may take to end before it is killed, in seconds.
+/// How long a container may take to stop before it is killed, in seconds.
 const STOP_SECONDS: &str = "10";
 
-/// The folders environments live in.
+/// The folders of the environments.
 #[derive(Clone, Debug)]
 pub struct Dirs {
     /// Where workspaces are mounted, one folder per share.
     pub workspaces: PathBuf,
     /// The records of environments; they survive a reboot.
     pub state: PathBuf,
-    /// What belongs to this boot only.
+    /// Files that belong to this boot only.
     pub run: PathBuf,
 }
 
@@ -75,7 +75,7 @@ pub struct Environments {
 }
 
 impl Environments {
-    /// Takes up what `dirs.state` tells of. `facts` changes when the host sets the machine up.
+    /// Loads the records in `dirs.state`. `facts` changes when the host configures the machine.
     pub fn new(dirs: Dirs, facts: watch::Receiver<Arc<HostFacts>>) -> Arc<Self> {
         let store = Store::new(dirs.state.join("environments"));
         let entries = store.load().into_iter().map(|record| (record.id.clone(), Entry::new(store.clone(), record)));
@@ -83,8 +83,8 @@ impl Environments {
         Arc::new(Self { dirs, facts, store, engine: "podman".into(), entries })
     }
 
-    /// Brings `id` up. A second call of the same generation while one runs joins it and receives all its lines from the
-    /// first; a newer one replaces it. The work continues when the receiver is dropped.
+    /// Starts `id`. A second call with the same generation joins a run in progress and receives all its lines from the
+    /// first. A call with a newer generation replaces the run. The work continues when the receiver is dropped.
     pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
         check_id(id)?;
         let entry = self.entry_or_new(id, &spec);
@@ -105,26 +105,26 @@ impl Environments {
         Ok(lines)
     }
 
-    /// All of them, by id.
+    /// The status of all environments, sorted by id.
     pub async fn list(&self) -> Vec<EnvironmentStatus> {
         self.all().iter().map(|entry| status(entry)).collect()
     }
 
-    /// One of them; `not-found` if there is none.
+    /// The status of one environment; `not-found` if there is none.
     pub async fn get(&self, id: &str) -> Result<EnvironmentStatus, Problem> {
         Ok(status(&*self.entry(id)?))
     }
 
-    /// Stops its containers; nothing is removed.
+    /// Stops the environment's containers; nothing is removed.
     pub async fn stop(&self, id: &str) -> Result<(), Problem> {
         self.stop_entry(&self.entry(id)?).await
     }
 
-    /// Removes its containers, volumes and its record. Removing what is not there succeeds. A volume that another
-    /// environment uses stays.
+    /// Removes the environment's containers, its volumes and its record. Removing an unknown environment succeeds. A
+    /// volume that another environment uses stays.
     pub async fn delete(&self, id: &str) -> Result<(), Problem> {
         check_id(id)?;
-        // One that is not known may have left parts all the same.
+        // An environment without a record may still have left containers or volumes.
         let entry = self.entry(id).unwrap_or_else(|_| Entry::new(self.store.clone(), Record::new(id, "")));
         entry.cancel();
         let _alone = entry.gate.lock().await;
@@ -137,7 +137,7 @@ impl Environments {
         Ok(())
     }
 
-    /// The last [`LOG_MAX`] bytes of its container's output.
+    /// The last [`LOG_MAX`] bytes of the output of the environment's container.
     pub async fn log(&self, id: &str) -> Result<Vec<u8>, Problem> {
         let entry = self.entry(id)?;
         let Some(container) = entry.container_id() else { return Ok(Vec::new()) };
@@ -147,7 +147,7 @@ impl Environments {
         Ok(log.split_off(log.len().saturating_sub(max)))
     }
 
-    /// What to run to carry out `request` in the devcontainer; the caller runs it.
+    /// The process that carries out `request` in the devcontainer; the caller runs it.
     pub async fn exec(&self, id: &str, request: ExecRequest) -> Result<ProcessSpec, Problem> {
         let entry = self.entry(id)?;
         let (phase, container) = entry.with(|record| (record.phase, record.container.clone()));
@@ -160,7 +160,7 @@ impl Environments {
         remote::process(&container, &remote::users(running.pid).await?, request)
     }
 
-    /// Stops the containers of every environment whose workspace is `share`, for the folder is about to go away.
+    /// Stops the containers of every environment whose workspace is `share`, because that folder is about to be removed.
     pub async fn release(&self, share: &str) -> Result<(), Problem> {
         let all = self.all();
         let of_share = all.iter().filter(|entry| entry.with(|record| record.share == share));
@@ -172,7 +172,7 @@ impl Environments {
         for entry in self.all() {
             entry.cancel();
         }
-        // A run in progress may be making a container.
+        // A run in progress may be creating a container.
         let run_in_progress = self.all().iter().any(|entry| entry.gate.try_lock().is_err());
         // podman's first call after a boot is slow, because it refreshes the state of all containers.
         if !run_in_progress && !runtime::any_container_may_run() {
@@ -183,11 +183,11 @@ impl Environments {
         }
     }
 
-    /// Container, volumes and images of an environment. What another environment uses stays.
+    /// Removes the container, volumes and images of an environment. Parts that another environment uses stay.
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
         podman.remove_containers_of(&entry.id).await?;
-        // One that podman was killed while making has no label, one that its database lost neither.
+        // A container has no label if podman was killed while it created the container, or if podman's database lost it.
         podman.remove_containers([plan::container_name(&entry.id)]).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
@@ -211,7 +211,7 @@ impl Environments {
             record.problem = None;
         });
         if let Err(problem) = recorded.await {
-            // It has stopped, and the next agent will see that.
+            // The container has stopped, and the next agent will see that.
             tracing::warn!("{problem}");
         }
         Ok(())
@@ -240,12 +240,12 @@ impl Environments {
     }
 }
 
-/// Removes what an agent that was killed has left.
+/// Removes the files left by an agent that was killed.
 pub fn clean_up() {
     engine_call::clean_up();
 }
 
-/// The whole way up, to its last line.
+/// Runs all of `up`, including its last line.
 async fn go_up(mut up: Up, way: Way) {
     let entry = up.entry.clone();
     let alone = entry.gate.lock().await;
@@ -258,7 +258,7 @@ async fn go_up(mut up: Up, way: Way) {
     up.clean_up(begun).await;
     let result = up.conclude(result).await;
     drop(alone);
-    // Before the last line: who reads it and asks again gets a new way up.
+    // Before the last line: a client that reads it and asks again must get a new run.
     entry.end(&way);
     way.journal.write(match result {
         Ok(()) => Progress::Ready { environment: status(&entry) },

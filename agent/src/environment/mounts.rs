@@ -1,18 +1,18 @@
-//! Sources of bind mounts: paths the developer's machine knows, in places the guest has.
+//! Sources of bind mounts: translates paths of the developer's machine to paths of the guest.
 
 use garret_api::Problem;
 use garret_devcontainer::Mount;
 
-/// The guest engine's own socket, which `docker.sock` stands for.
+/// The guest engine's own socket, which replaces `docker.sock`.
 pub const ENGINE_SOCKET: &str = "/run/podman/podman.sock";
-/// What a file may call the engine's socket.
+/// The names that a devcontainer.json may use for the engine's socket.
 const SOCKET_NAMES: [&str; 4] =
     ["/var/run/docker.sock", "/run/docker.sock", "/var/run/podman/podman.sock", "/run/podman/podman.sock"];
 
-/// Where a workspace is, on the host and in the guest.
+/// The location of a workspace, on the host and in the guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared<'a> {
-    /// On the host, without a slash at its end.
+    /// On the host, without a trailing slash.
     pub host: &'a str,
     /// In the guest.
     pub guest: &'a str,
@@ -22,7 +22,7 @@ impl Shared<'_> {
     /// A bind mount's source in the guest.
     ///
     /// # Errors
-    /// It is a path of the host outside the workspace.
+    /// The source is a path of the host outside the workspace.
     pub fn source(&self, source: &str) -> Result<String, Problem> {
         if SOCKET_NAMES.contains(&source) {
             return Ok(ENGINE_SOCKET.to_owned());
@@ -41,7 +41,7 @@ impl Shared<'_> {
         }
     }
 
-    /// A mount as the engine of the guest needs it.
+    /// A mount as the guest's engine needs it.
     ///
     /// # Errors
     /// As [`source`](Self::source); also a bind mount without a source.
@@ -87,7 +87,7 @@ impl Shared<'_> {
         Ok(out)
     }
 
-    /// `source:target[:options]`; a source without a slash at its start is a volume.
+    /// `source:target[:options]`; a source without a leading slash is a volume.
     fn volume_argument(&self, text: &str) -> Result<String, Problem> {
         match text.split_once(':') {
             Some((source, rest)) if source.starts_with('/') => Ok(format!("{}:{rest}", self.source(source)?)),

@@ -12,11 +12,12 @@ use super::record::ImageRecord;
 
 /// The label of everything that belongs to an environment; its value is the environment's id.
 const ENVIRONMENT_LABEL: &str = "garret.environment";
-/// The container's log begins again beyond this size. What is shown of it is less.
+/// Beyond this size the engine starts the container's log again. The agent shows less than this of it.
 const LOG_FILE_MAX: &str = "4mb";
 
-/// Keeps a container alive and ends it at once when asked; with arguments, runs them instead. The image's entrypoints of
-/// features come before. `sleep` in the background and `wait`: a shell handles a signal only between commands.
+/// Keeps a container alive and ends it at once when asked; with arguments, runs them instead. Entrypoints that features
+/// add to the image run before it. `sleep` runs in the background with `wait`, because a shell handles a signal only
+/// between commands.
 const KEEP_ALIVE: &str = "exec \"$@\"\nwhile :; do sleep 86400 & wait $!; done";
 
 /// The label of an environment's parts, with its value.
@@ -24,35 +25,35 @@ pub fn label(id: &str) -> String {
     format!("{ENVIRONMENT_LABEL}={id}")
 }
 
-/// The container of an environment, unless `runArgs` name it.
+/// The name of an environment's container, unless `runArgs` set another.
 pub fn container_name(id: &str) -> String {
     format!("garret-{id}")
 }
 
-/// The image an environment builds.
+/// The name of the image that an environment builds.
 pub fn built_image(id: &str) -> String {
     format!("localhost/garret-{}", id.to_lowercase())
 }
 
-/// The image whose remote user has the workspace's owner's ids.
+/// The image in which the remote user has the ids of the workspace's owner.
 pub fn renumbered_image(id: &str) -> String {
     format!("{}-user", built_image(id))
 }
 
-/// What to build.
+/// The input of [`build_args`].
 #[derive(Debug)]
 pub struct BuildPlan<'a> {
     /// The environment.
     pub id: &'a str,
-    /// The Dockerfile in the guest.
+    /// The path of the Dockerfile in the guest.
     pub dockerfile: &'a str,
-    /// The context in the guest.
+    /// The path of the context in the guest.
     pub context: &'a str,
-    /// The rest.
+    /// The other build properties.
     pub build: &'a Build,
-    /// What its commands find in their environment, beyond the proxies, which the engine passes on by itself.
+    /// Environment variables of the build's commands. The proxies are not included: the engine passes them on by itself.
     pub env: &'a BTreeMap<String, String>,
-    /// Where the engine finds [`Variables::file`] of the build's arguments.
+    /// The path of the file with [`Variables::file`] of the build's arguments.
     pub arg_file: &'a str,
     /// Builds without the cache, and pulls newer base images.
     pub no_cache: bool,
@@ -71,7 +72,7 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     } else {
         args.extend(plan.build.cache_from.iter().map(|image| format!("--cache-from={}", repository(image))));
     }
-    // For the build's commands, not for the image: tomorrow's host may say otherwise.
+    // For the build's commands only, not in the image: the host's settings may change.
     args.extend(plan.env.iter().map(|(name, value)| format!("--env={name}={value}")));
     args.extend(plan.env.keys().map(|name| format!("--unsetenv={name}")));
     if !plan.build.args.is_empty() {
@@ -83,39 +84,39 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     args
 }
 
-/// What to run.
+/// The input of [`run_args`].
 #[derive(Debug)]
 pub struct RunPlan<'a> {
     /// The environment.
     pub id: &'a str,
     /// The workspace.
     pub shared: Shared<'a>,
-    /// The file.
+    /// The configuration of devcontainer.json.
     pub resolved: &'a Resolved,
-    /// The file and the image together.
+    /// The configuration merged with the image's metadata.
     pub merged: &'a Merged,
     /// The image's name.
     pub image: &'a str,
-    /// What the image says itself.
+    /// The image's own configuration.
     pub config: &'a Config,
-    /// Where the engine finds [`Variables::file`].
+    /// The path of the file with [`Variables::file`].
     pub env_file: &'a str,
 }
 
-/// A container's variables, or a build's arguments, on their way to the engine: not on its command line, which every process
-/// of the guest can read.
+/// A container's variables, or a build's arguments, in the form passed to the engine. They must not be on its command
+/// line, which every process of the guest can read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Variables {
     /// Lines for `--env-file` or `--build-arg-file`.
     pub file: String,
-    /// What a line cannot hold: passed in the engine's own environment.
+    /// Variables that a line cannot hold: passed in the engine's own environment.
     pub inherited: BTreeMap<String, String>,
 }
 
 /// The longest line of an env file, in bytes: the engine reads up to 64 KiB.
 const ENV_LINE_MAX: usize = 32 * 1024;
 
-/// How a container's variables reach the engine.
+/// Divides a container's variables by how they reach the engine.
 pub fn variables(env: &BTreeMap<String, String>) -> Variables {
     let mut variables = Variables::default();
     for (name, value) in env {
@@ -130,7 +131,7 @@ pub fn variables(env: &BTreeMap<String, String>) -> Variables {
     variables
 }
 
-/// `podman run …` for the container. Later arguments win, so `runArgs` come after what is garret's own.
+/// `podman run …` for the container. Later arguments win, so `runArgs` come after garret's own.
 ///
 /// # Errors
 /// A mount's source is outside the workspace.
@@ -166,7 +167,7 @@ fn start_script(entrypoints: &[String]) -> String {
     script + KEEP_ALIVE
 }
 
-/// The workspace first, then the rest.
+/// All mounts, the workspace's first.
 fn all_mounts(resolved: &Resolved, merged: &Merged) -> Result<Vec<Mount>, Problem> {
     let workspace = resolved.workspace_mount.as_deref().map(Mount::parse).transpose();
     let workspace = workspace.map_err(|message| Problem::new("invalid", format!("workspaceMount: {message}")))?;
@@ -184,8 +185,8 @@ pub fn volumes(merged: &Merged) -> Vec<String> {
     mounts.filter(|mount| mount.kind == "volume").filter_map(|mount| mount.source.clone()).collect()
 }
 
-/// The user that remote processes run as, before there is a container: the merged one, the one `runArgs` set, the
-/// container's, the image's.
+/// The user that remote processes run as, before there is a container. The first that is set wins: the merged one, the
+/// one from `runArgs`, the container's, the image's.
 pub fn remote_user(resolved: &Resolved, merged: &Merged, image: &ImageRecord) -> String {
     let named = merged.remote_user.clone().or_else(|| user_of_run_args(&resolved.config.own.run_args));
     let named = named.or_else(|| merged.container_user.clone()).unwrap_or_else(|| image.user.clone());
@@ -200,16 +201,16 @@ fn user_of_run_args(args: &[String]) -> Option<String> {
     })
 }
 
-/// The file and its image together.
+/// Merges devcontainer.json with the image's metadata.
 ///
 /// # Errors
-/// The metadata is wrong.
+/// The metadata is not valid.
 pub fn merge(resolved: &Resolved, image: &ImageRecord) -> Result<Merged, Problem> {
     resolved.merge(image.metadata.as_deref()).map_err(|error| Problem::new("invalid", error.to_string()))
 }
 
-/// The environment of a remote process: the container's own, what the user's shell adds, the file's `remoteEnv` (where
-/// `null` takes away), the caller's.
+/// The environment of a remote process. Later sources win: the container's own, the variables of the user's shell, the
+/// file's `remoteEnv` (where `null` removes a variable), the caller's.
 pub fn remote_env(
     container: &BTreeMap<String, String>,
     probed: &BTreeMap<String, String>,

@@ -17,10 +17,10 @@ use super::engine_call::{Call, Limit, LimitTimer};
 use super::entry::disk_full;
 use crate::blocking::Blocking;
 
-/// What podman itself runs with; nothing of the agent's environment reaches it.
+/// The environment of podman itself; the agent's own environment is not passed to it.
 pub const ENV: [(&str, &str); 3] =
     [("HOME", "/root"), ("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")];
-/// The most of an error output that is kept, in bytes; its end.
+/// The most bytes of an error output that are kept: its end.
 const STDERR_MAX: usize = 16 * 1024;
 /// The largest answer in JSON, in bytes.
 const STDOUT_MAX: usize = 16 << 20;
@@ -31,16 +31,16 @@ const CALLS_MAX: u32 = 64;
 /// Removes containers with their own volumes, after they were stopped.
 const REMOVE: [&str; 6] = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, "--volumes"];
 
-/// A podman to call.
+/// The podman program and its settings.
 #[derive(Clone, Debug)]
 pub struct Podman {
     program: PathBuf,
-    /// What the engine itself runs with.
+    /// The environment of the engine itself.
     env: BTreeMap<String, String>,
     calls: Arc<Semaphore>,
 }
 
-/// A call that ended with another status than 0.
+/// A call that ended with a status other than 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", last_line(.stderr).unwrap_or("podman failed and did not say why"))]
 pub struct Failure {
@@ -49,15 +49,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The id of a container that has this name and is known to the storage alone: podman was killed while it made the
-    /// container. Matches the text of podman's error.
+    /// The id of a container that has this name and is known only to podman's storage, because podman was killed while it
+    /// created the container. Matches the text of podman's error.
     pub fn external_container(&self, name: &str) -> Option<&str> {
         let (_, text) = self.stderr.split_once(&format!("the container name \"{name}\" is already in use by "))?;
         let (id, rest) = text.split_once('.')?;
         rest.contains("by an external entity").then_some(id)
     }
 
-    /// The problem this failure is: `message` says more, unless the disk is full, which is always told the same way.
+    /// The problem to report for this failure. `message` adds details, except when the disk is full, which always has the
+    /// same message.
     pub fn problem(&self, code: &str, message: impl FnOnce() -> String) -> Problem {
         if self.stderr.to_lowercase().contains("no space left on device") {
             return disk_full();
@@ -80,12 +81,12 @@ impl Podman {
         Self { program: program.into(), env, calls: Arc::new(Semaphore::new(CALLS_MAX as usize)) }
     }
 
-    /// Waits until no call runs, calls that were given up included.
+    /// Waits until no call runs, including cancelled calls.
     pub async fn idle(&self) {
         drop(self.calls.acquire_many(CALLS_MAX).await);
     }
 
-    /// The same with more variables in the engine's own environment.
+    /// The same podman with more variables in the engine's own environment.
     pub fn with_env(&self, env: BTreeMap<String, String>) -> Self {
         Self { env: self.env.clone().into_iter().chain(env).collect(), ..self.clone() }
     }
@@ -107,7 +108,7 @@ impl Podman {
         }
     }
 
-    /// Calls `podman args…`; `output` gets what it prints, both streams, as it comes.
+    /// Calls `podman args…`; `output` receives both output streams as they are printed.
     pub async fn stream<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
@@ -122,7 +123,7 @@ impl Podman {
         if ended_well { Ok(()) } else { Err(Failure { stderr: String::from_utf8_lossy(&end).into_owned() }) }
     }
 
-    /// Calls `podman args…` for an answer in JSON.
+    /// Calls `podman args…` and parses the JSON that it prints.
     pub async fn json<T: DeserializeOwned, S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
@@ -132,7 +133,7 @@ impl Podman {
             .map_err(|error| Failure { stderr: format!("podman's answer is unreadable: {error}") })
     }
 
-    /// An image that is there, or `None`.
+    /// A local image, or `None`.
     pub async fn image(&self, name: &str) -> Result<Option<Image>, Failure> {
         match self.json::<Vec<Image>, _>(["image", "inspect", name]).await {
             Ok(images) => Ok(images.into_iter().next()),
@@ -154,8 +155,8 @@ impl Podman {
         Ok(self.json::<Vec<Container>, _>(["container", "inspect", id]).await?.into_iter().next())
     }
 
-    /// Removes the containers that builds begun at `since` (seconds since 1970) or later have left. The engine does not list
-    /// them, but they hold layers. While another build runs they may be its own: a later call removes them.
+    /// Removes the containers that builds started at `since` (seconds since 1970) or later have left. The engine does not
+    /// list them, but they hold layers. While another build runs, they may belong to it; a later call removes them then.
     pub async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
         if PROCESS_SCAN.run(another_build_runs).await.unwrap_or(true) {
             return Ok(());
@@ -166,7 +167,7 @@ impl Podman {
         self.remove_containers(left.map(|container| container.id)).await
     }
 
-    /// Removes these containers with their own volumes; those that run are stopped first.
+    /// Removes these containers with their own volumes; running containers are stopped first.
     pub async fn remove_containers(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Failure> {
         let mut ids = ids.into_iter().peekable();
         if ids.peek().is_none() {
@@ -180,15 +181,15 @@ impl Podman {
         self.output(REMOVE.into_iter().chain(["--filter", &filter(environment)])).await.map(drop)
     }
 
-    /// Removes the images that an environment built before and no container uses any more. Only those without a name: an
-    /// image that the developer made of the container (`podman commit`) has the same label.
+    /// Removes images that an earlier build of the environment made and that no container uses. Only images without a
+    /// name are removed: an image that the developer made of the container (`podman commit`) has the same label.
     pub async fn prune_images(&self, environment: &str) {
         if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter(environment)]).await {
             tracing::warn!("old images of {environment} could not be removed: {failure}");
         }
     }
 
-    /// Runs to the end, or to the call's limit; true if the status is 0. A dropped future ends it.
+    /// Runs until the call ends or reaches its limit; returns true if the status is 0. Dropping the future ends the call.
     async fn call<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
@@ -205,7 +206,7 @@ impl Podman {
         let (mut stdout, mut stderr) = (call.child().stdout.take(), call.child().stderr.take());
         let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
         let status = loop {
-            // The end of both streams, not only of the process: nothing it printed is lost.
+            // Wait for the end of both streams, not only of the process, so that no output is lost.
             let open = stdout.is_some() || stderr.is_some();
             tokio::select! {
                 length = read(&mut stdout, &mut out), if stdout.is_some() => {
@@ -228,7 +229,7 @@ impl Podman {
     }
 }
 
-/// Which containers or images are meant: those of an environment.
+/// The filter for containers or images of an environment.
 fn filter(environment: &str) -> String {
     format!("label={}", super::plan::label(environment))
 }
@@ -239,7 +240,7 @@ enum Stream {
     Stderr,
 }
 
-/// At its end the stream is taken away and 0 bytes are read.
+/// Returns the number of bytes read. At the end of the stream it returns 0 and sets `stream` to `None`.
 async fn read(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) -> usize {
     let length = match stream {
         Some(open) => open.read(buffer).await.unwrap_or(0),
@@ -251,10 +252,10 @@ async fn read(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) ->
     length
 }
 
-/// Appends, and forgets the beginning beyond `max` bytes.
+/// Appends `bytes`, and drops the beginning so that at least the last `max` bytes are kept.
 pub fn keep_end(kept: &mut Vec<u8>, bytes: &[u8], max: usize) {
     kept.extend_from_slice(bytes);
-    // In steps of `max`, so that each byte is moved once at most.
+    // Trim only at `2 * max`, so that each byte is moved at most once.
     if kept.len() > 2 * max {
         kept.drain(..kept.len() - max);
     }
@@ -265,10 +266,10 @@ fn last_line(text: &str) -> Option<&str> {
     Some(line.strip_prefix("Error: ").unwrap_or(line))
 }
 
-/// Looking at all processes: a hung one can hold up who reads its command line.
+/// Reading the command lines of all processes: a process that hangs can block the read.
 static PROCESS_SCAN: Blocking = Blocking::new("looking for other builds", 4, Duration::from_secs(10));
 
-/// Whether the engine builds an image.
+/// Whether another process builds an image.
 fn another_build_runs() -> bool {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
@@ -292,13 +293,13 @@ struct Listed {
     created: u64,
 }
 
-/// What is of interest of a container.
+/// The fields of a container that the agent uses.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Container {
     /// Its image's id.
     pub image: String,
-    /// What it mounts.
+    /// The container's mounts.
     pub mounts: Vec<ContainerMount>,
 }
 
@@ -306,7 +307,7 @@ pub struct Container {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerMount {
-    /// `bind`, `volume`.
+    /// For example `bind` or `volume`.
     #[serde(rename = "Type")]
     pub kind: String,
     /// A volume's name.
@@ -315,19 +316,19 @@ pub struct ContainerMount {
     pub source: String,
 }
 
-/// What is of interest of an image.
+/// The fields of an image that the agent uses.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Image {
     /// Its id, 64 hexadecimal digits.
     pub id: String,
-    /// How containers are made from it.
+    /// The settings of containers that are made from it.
     pub config: Config,
-    /// Where its files are.
+    /// The location of its files.
     pub graph_driver: GraphDriver,
 }
 
-/// Where an image's layers are.
+/// The location of an image's layers.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct GraphDriver {
@@ -339,9 +340,9 @@ pub struct GraphDriver {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Layers {
-    /// The topmost.
+    /// The topmost layer.
     pub upper_dir: Option<String>,
-    /// Those below it, topmost first, with colons between.
+    /// The layers below it, topmost first, separated by colons.
     pub lower_dir: Option<String>,
 }
 
@@ -354,7 +355,7 @@ impl Image {
     }
 }
 
-/// How containers are made from an image. Absent lists are `null` in podman's answers.
+/// The settings of containers made from an image. Absent lists are `null` in podman's output.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Config {
@@ -362,13 +363,13 @@ pub struct Config {
     pub user: String,
     /// Labels.
     pub labels: Option<BTreeMap<String, String>>,
-    /// Before the command.
+    /// The program that runs before the command.
     pub entrypoint: Option<OneOrMany>,
     /// The command.
     pub cmd: Option<Vec<String>>,
 }
 
-/// podman shows a container's entrypoint as one string in older versions.
+/// Older versions of podman print a container's entrypoint as one string.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMany {
@@ -384,7 +385,7 @@ impl Config {
         self.labels.as_ref()?.get(name).map(String::as_str)
     }
 
-    /// What the image itself runs: entrypoint and command.
+    /// The command of the image itself: entrypoint and command.
     pub fn own_command(&self) -> Vec<String> {
         let entrypoint = match &self.entrypoint {
             None => Vec::new(),
@@ -416,7 +417,7 @@ mod tests {
     #[test]
     fn builds_are_told_from_other_calls() {
         assert!(is_build(b"/usr/bin/podman\0build\0.\0") && is_build(b"buildah\0bud\0"));
-        // The API socket's service may build for a client.
+        // The service of the API socket may build an image for a client.
         assert!(is_build(b"podman\0system\0service\0"));
         assert!(!is_build(b"podman\0run\0x\0") && !is_build(b"make\0build\0") && !is_build(b""));
     }

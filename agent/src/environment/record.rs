@@ -11,55 +11,55 @@ use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_devcontainer::{Stage, UserEnvProbe};
 use serde::{Deserialize, Serialize};
 
-/// What the agent must know of an environment after a restart.
+/// The state of an environment that the agent needs after a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Its id.
     pub id: String,
     /// The folder below the share's root that holds the workspace.
     pub share: String,
-    /// The newest run that was begun.
+    /// The generation of the newest run that was started.
     #[serde(default)]
     pub generation: u64,
-    /// What it was doing last.
+    /// The last phase.
     pub phase: EnvironmentPhase,
-    /// Why it failed.
+    /// The reason of the last failure.
     pub problem: Option<Problem>,
     /// The devcontainer.json the container was made from.
     pub config: Option<String>,
     /// Its container.
     pub container: Option<ContainerRecord>,
-    /// Volumes its containers were given by name.
+    /// Names of the volumes that its containers were given.
     #[serde(default)]
     pub volumes: BTreeSet<String>,
 }
 
-/// The record of a container; gone with it.
+/// The record of a container; removed together with the container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerRecord {
     /// Its id, 64 hexadecimal digits.
     pub id: String,
-    /// The run that made it; 0: a run that was not counted.
+    /// The generation of the run that created it; 0 if the run had no generation.
     #[serde(default)]
     pub generation: u64,
-    /// What its image says of itself.
+    /// Data from its image.
     pub image: ImageRecord,
-    /// It has the engine's socket.
+    /// Whether it has the engine's socket.
     pub engine_socket: bool,
-    /// Who runs commands.
+    /// The user that runs commands.
     pub remote_user: String,
-    /// Where.
+    /// The folder in which commands run.
     pub workspace_folder: String,
     /// Its own variables.
     pub env: BTreeMap<String, String>,
-    /// `remoteEnv`; `None` takes a variable away.
+    /// `remoteEnv`; `None` removes a variable.
     pub remote_env: BTreeMap<String, Option<String>>,
-    /// What the remote user's shell said last.
+    /// The environment that the remote user's shell reported last.
     pub probed: Option<Probed>,
-    /// The lifecycle commands that have run to their end: once per container, `postStartCommand` once per start, whose
-    /// time is recorded.
+    /// The lifecycle commands that have run to their end: once per container, except `postStartCommand`, which runs once
+    /// per start. The value records the start's time.
     pub done: BTreeMap<String, String>,
-    /// The stage after which it may be used has been passed since it was started last.
+    /// Whether the container has passed the stage after which it may be used, since its last start.
     #[serde(skip)]
     pub usable: bool,
 }
@@ -73,18 +73,18 @@ pub struct ImageRecord {
     pub metadata: Option<String>,
 }
 
-/// What the remote user's shell says of its environment.
+/// The environment that the remote user's shell reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probed {
-    /// How it was asked.
+    /// The kind of shell that was started.
     pub kind: UserEnvProbe,
-    /// When the container had been started.
+    /// When the container was started, as the runtime reports it.
     pub started_at: String,
     /// The variables.
     pub env: BTreeMap<String, String>,
 }
 
-/// The record of a stage that runs once per container.
+/// The mark of a stage that runs once per container.
 const ONCE: &str = "once";
 
 impl ContainerRecord {
@@ -93,7 +93,7 @@ impl ContainerRecord {
         mark(stage, started_at).is_some_and(|mark| self.done.get(stage.name()).map(String::as_str) == Some(mark))
     }
 
-    /// Notes that a stage has run to its end.
+    /// Records that a stage has run to its end.
     pub fn set_done(&mut self, stage: Stage, started_at: &str) {
         if let Some(mark) = mark(stage, started_at) {
             self.done.insert(stage.name().to_owned(), mark.to_owned());
@@ -101,7 +101,7 @@ impl ContainerRecord {
     }
 }
 
-/// `postAttachCommand` has none: it runs each time.
+/// The mark of a stage. `postAttachCommand` has none, because it runs each time.
 fn mark(stage: Stage, started_at: &str) -> Option<&str> {
     match stage {
         Stage::OnCreateCommand | Stage::UpdateContentCommand | Stage::PostCreateCommand => Some(ONCE),
@@ -125,7 +125,7 @@ impl Record {
         }
     }
 
-    /// As the API shows it; `running` is whether its container runs.
+    /// The status that the API shows; `running` is whether the container runs.
     pub fn status(&self, running: bool) -> EnvironmentStatus {
         let container = self.container.as_ref();
         EnvironmentStatus {
@@ -142,7 +142,7 @@ impl Record {
     }
 }
 
-/// The folder of records, one file each.
+/// The folder of records, one file per environment.
 #[derive(Clone, Debug)]
 pub struct Store(PathBuf);
 
@@ -152,9 +152,9 @@ impl Store {
         Self(folder)
     }
 
-    /// All that can be read; what cannot is left alone and named in the log.
+    /// All records that can be read. A file that cannot be read is left in place and logged.
     pub fn load(&self) -> Vec<Record> {
-        // An earlier agent made it readable to all.
+        // An earlier agent made the folder readable for all users.
         std::fs::set_permissions(&self.0, Permissions::from_mode(0o700)).ok();
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -163,12 +163,12 @@ impl Store {
             .collect()
     }
 
-    /// Writes one record; afterwards it is on the disk, and a crash in between leaves the earlier one. Records hold the
-    /// developer's variables: only root in the guest may read them.
+    /// Writes one record. After the call it is on the disk; a crash during the call leaves the earlier record. Records
+    /// hold the developer's variables, so only root in the guest may read them.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let temporary = self.0.join(format!("{}.new", record.id));
-        // Not the mode of a file that an earlier agent has left.
+        // The new file must not inherit the mode of a file left by an earlier agent.
         remove_file(&temporary)?;
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
@@ -177,8 +177,8 @@ impl Store {
         File::open(&self.0)?.sync_all()
     }
 
-    /// Writes everything else of the records' disk: containers, and what commands made in them, of which podman syncs
-    /// nothing. Before a record speaks of them.
+    /// Flushes the rest of the records' disk: the containers and the files that commands created in them, which podman
+    /// does not sync. Called before a record refers to them.
     pub fn sync_disk(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         Ok(rustix::fs::syncfs(File::open(&self.0)?)?)
@@ -201,7 +201,7 @@ fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A way up that the agent did not live to end is a failed one.
+/// Reads a record. A run of `up` that was in progress when the agent died becomes a failed one.
 fn read(path: &Path) -> io::Result<Record> {
     let mut record: Record = serde_json::from_slice(&std::fs::read(path)?)?;
     if record.phase == EnvironmentPhase::Starting {
@@ -261,7 +261,7 @@ mod tests {
         store.save(&record(EnvironmentPhase::Ready)).unwrap();
         let mode = |path: &str| std::fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("environments"), mode("environments/p-1.json")), (0o700, 0o600));
-        // What an earlier agent left.
+        // The mode that an earlier agent set.
         std::fs::set_permissions(folder.path().join("environments"), Permissions::from_mode(0o755)).unwrap();
         std::fs::write(folder.path().join("environments/p-1.new"), "").unwrap();
         store.load();

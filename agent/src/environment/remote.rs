@@ -1,4 +1,4 @@
-//! Processes in a devcontainer: who they run as, and with which environment.
+//! Processes in a devcontainer: their user and their environment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,20 +15,20 @@ use crate::blocking::Blocking;
 use crate::exec::{self, Place, ProcessSpec};
 use crate::users::{User, Users};
 
-/// How long a user's shell may take to start and say its environment; afterwards it is done without, for it may wait for
-/// input that never comes.
+/// How long a user's shell may take to start and print its environment. After this time the agent continues without it,
+/// because the shell may wait for input that never comes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most a shell may say, in bytes.
+/// The most bytes that a shell may print.
 const PROBE_MAX: usize = 1 << 20;
-/// Encloses what the probe asks for; a shell's startup files may print something before and after.
+/// Surrounds the environment in the probe's output, because a shell's startup files may print text before and after it.
 const MARK: &str = "\u{1}garret-environment\u{1}";
-/// Variables that tell of the probing shell only.
+/// Variables that describe only the probing shell.
 const OF_THE_SHELL: [&str; 4] = ["OLDPWD", "PWD", "SHLVL", "_"];
 
-/// Reading user files of a container or an image: what is mounted there may never answer.
+/// Reading user files of a container or an image: a file system that is mounted there may never respond.
 pub static USER_FILES: Blocking = Blocking::new("reading the container's user files", 16, Duration::from_secs(10));
 
-/// The users a running container knows; `pid` is its first process, as the guest sees it.
+/// The users of a running container; `pid` is the guest's process id of its first process.
 pub async fn users(pid: i32) -> Result<Users, Problem> {
     USER_FILES
         .run(move || Users::load(&root_of(pid)))
@@ -46,12 +46,12 @@ pub fn user(users: &Users, name: &str) -> Result<User, Problem> {
     users.find(name).ok_or_else(unknown)
 }
 
-/// The process `request` asks for. Without a command it is the user's login shell.
+/// The process for `request`. Without a command it is the user's login shell.
 pub fn process(container: &ContainerRecord, users: &Users, request: ExecRequest) -> Result<ProcessSpec, Problem> {
     let name = request.user.as_deref().unwrap_or(&container.remote_user);
     let user = user(users, name)?;
     let none = BTreeMap::new();
-    // Another user's shell says something else.
+    // The probed variables are those of the remote user, not of another user.
     let probed =
         container.probed.as_ref().filter(|_| name == container.remote_user).map_or(&none, |probed| &probed.env);
     let mut base = container.env.clone();
@@ -70,7 +70,8 @@ pub fn process(container: &ContainerRecord, users: &Users, request: ExecRequest)
     Ok(ProcessSpec { place, args, env, cwd, credentials: user.credentials, terminal: request.terminal })
 }
 
-/// Asks the remote user's shell for its environment. `None`: it did not say, and the reason is told.
+/// Reads the environment that the remote user's shell sets. Returns `None`, and reports the reason through `tell`, if the
+/// shell did not print it.
 pub async fn probe(
     container: &ContainerRecord,
     users: &Users,
@@ -126,8 +127,8 @@ fn parse(said: &str, container_path: Option<&str>, root: bool) -> Option<BTreeMa
     Some(env)
 }
 
-/// The shell's `PATH`, in which what only the container's has is put where it stood among its neighbours: a login shell's
-/// startup files often reset what the image has set. Only root needs `sbin` folders.
+/// The shell's `PATH` plus the folders that only the container's `PATH` has, each inserted after its predecessor there. A
+/// login shell's startup files often reset the image's value. `sbin` folders are inserted for root only.
 fn merged_path(probed: &str, container: &str, root: bool) -> String {
     let mut path: Vec<&str> = probed.split(':').collect();
     let mut insert_at = 0;

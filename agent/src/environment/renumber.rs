@@ -1,23 +1,23 @@
-//! Gives the remote user the ids the workspace's files show (`updateRemoteUserUID`).
+//! Changes the remote user's ids to the ids of the workspace's files (`updateRemoteUserUID`).
 //!
-//! A user or group that has these ids already takes the remote user's in exchange: the reference implementation leaves
-//! the remote user alone then, who could not write to the workspace.
+//! If another user or group already has these ids, it receives the remote user's ids in exchange. The reference
+//! implementation does not change the remote user in this case, so that user could not write to the workspace.
 
-/// The ids that every file of a workspace has in the guest, regardless of its owner on the host.
+/// The ids of every file of a workspace in the guest, regardless of its owner on the host.
 pub const OWNER: u32 = 1000;
 
-/// New user and group files, and the home folders whose files have other owners now.
+/// New user and group files, and the home folders whose files change their owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renumbered {
     /// `/etc/passwd`.
     pub passwd: String,
     /// `/etc/group`.
     pub group: String,
-    /// Home folders, and their new owner as `uid:gid`.
+    /// Home folders, each with its new owner as `uid:gid`.
     pub homes: Vec<(String, String)>,
 }
 
-/// `None`: nothing to do. The user is root, given by a number, has no line, or has the ids already.
+/// Returns `None` if there is nothing to do: the user is root, is given by number, has no line, or already has the ids.
 pub fn renumber(passwd: &str, group: &str, user: &str) -> Option<Renumbered> {
     let fields = line_of(passwd, user)?;
     let (uid, gid) = (fields[2].parse::<u32>().ok()?, fields[3].parse::<u32>().ok()?);
@@ -25,7 +25,7 @@ pub fn renumber(passwd: &str, group: &str, user: &str) -> Option<Renumbered> {
         return None;
     }
     let users = Swap { from: uid, to: OWNER };
-    // Root's group stays root's.
+    // Root keeps its group.
     let groups = Swap { from: if gid == 0 { OWNER } else { gid }, to: OWNER };
     let mut homes = Vec::new();
     let passwd_lines = passwd.lines().map(|line| {
@@ -52,7 +52,7 @@ pub fn renumber(passwd: &str, group: &str, user: &str) -> Option<Renumbered> {
     Some(Renumbered { passwd, group, homes })
 }
 
-/// Two numbers that change places.
+/// Two numbers to exchange.
 struct Swap {
     from: u32,
     to: u32,
@@ -73,7 +73,7 @@ fn line_of<'a>(passwd: &'a str, user: &str) -> Option<Vec<&'a str>> {
     lines.into_iter().find(|fields| fields.len() >= 7 && fields[0] == user)
 }
 
-/// Not a folder that is more than one user's home.
+/// False for a folder that is the home of more than one user.
 fn is_home(folder: &str) -> bool {
     folder.starts_with('/') && folder.trim_end_matches('/').matches('/').count() >= 2
 }

@@ -1,5 +1,5 @@
-//! What the OCI runtime records of the containers that run: read in microseconds, where a call of the engine costs a process,
-//! a database and locks.
+//! The OCI runtime's records of running containers. Reading them takes microseconds; a call of the engine costs a
+//! process, a database and locks.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// Where podman lets crun keep its state; in memory, so that a reboot forgets it.
+/// The folder in which podman lets crun keep its state. It is in memory, so a reboot clears it.
 const ROOT: &str = "/run/crun";
 
-/// A container that runs.
+/// A running container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Running {
-    /// Its first process, as the guest sees it.
+    /// The guest's process id of its first process.
     pub pid: i32,
     /// When it was started.
     pub started_at: String,
@@ -81,12 +81,12 @@ fn running_in(root: &Path, id: &str) -> Option<Running> {
     Some(Running { pid, started_at: created, env })
 }
 
-/// The engine removes the record some time after the container's process has ended.
+/// Reads a record. The engine removes it some time after the container's process has ended.
 fn status(folder: &Path) -> Option<Status> {
     read_status(folder).filter(has_process)
 }
 
-/// A process's root folder, as the guest reaches it.
+/// A process's root folder, as a path of the guest.
 pub fn root_of(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root"))
 }

@@ -1,4 +1,4 @@
-//! The image a container is made from: pulled, or built; and, if need be, one more layer for the remote user's ids.
+//! The image of a container: pulled or built, with one more layer for the remote user's ids if needed.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -15,7 +15,7 @@ use super::renumber::{Renumbered, renumber};
 use super::up::{Read, Up, WORKSPACE};
 use crate::users::Users;
 
-/// The image the file asks for, by the name to run it by.
+/// The image that devcontainer.json asks for, and the name to run it by.
 pub(super) async fn image(up: &Up, read: &Read) -> Result<(String, Image), StepFailed> {
     let source = read.resolved.config.source(read.resolved.file());
     match source {
@@ -32,7 +32,7 @@ pub(super) async fn image(up: &Up, read: &Read) -> Result<(String, Image), StepF
     }
 }
 
-/// An image that is there is used as it is, under the name as written (the guest's own) or the full one.
+/// A local image is used as it is, under the name as written (the guest's own images) or under the full name.
 async fn pulled(up: &Up, image: &str) -> Result<(String, Image), StepFailed> {
     let full = full_name(image);
     if !up.spec.rebuild {
@@ -43,7 +43,7 @@ async fn pulled(up: &Up, image: &str) -> Result<(String, Image), StepFailed> {
     }
     up.journal
         .step("pull image", async |output| {
-            // An image of the guest's own has no registry to ask.
+            // The guest's own images have no registry.
             if full.starts_with("localhost/") {
                 return found(up, &full).await;
             }
@@ -127,7 +127,7 @@ fn shown(workspace: &Path, path: &Path) -> String {
     path.strip_prefix(workspace).unwrap_or(path).display().to_string()
 }
 
-/// The image, or one on top of it in which the remote user has the ids that the workspace's files show.
+/// The image, or a new image on top of it in which the remote user has the ids of the workspace's files.
 pub(super) async fn with_owner_ids(
     up: &Up,
     user: &str,
@@ -173,7 +173,7 @@ fn user_files(layers: &[PathBuf]) -> (String, String) {
     (files.0.unwrap_or_default(), files.1.unwrap_or_default())
 }
 
-/// Takes pairs of an owner and a folder.
+/// Arguments: pairs of an owner and a folder.
 const CHOWN_HOMES: &str = "while [ $# -gt 1 ]; do if [ -d \"$2\" ]; then chown -hR \"$1\" \"$2\"; fi; shift 2; done";
 
 fn write_layer(folder: &Path, image: &str, image_user: &str, renumbered: &Renumbered) -> std::io::Result<()> {
@@ -184,7 +184,7 @@ fn write_layer(folder: &Path, image: &str, image_user: &str, renumbered: &Renumb
 
 fn layer(image: &str, image_user: &str, homes: &[(String, String)]) -> String {
     let mut text = format!("FROM {image}\nUSER root\nCOPY --chown=0:0 --chmod=0644 passwd group /etc/\n");
-    // The array form: no shell reads a folder's name.
+    // The array form: a folder's name is not interpreted by a shell.
     let mut run = ["/bin/sh", "-c", CHOWN_HOMES, "-"].map(str::to_owned).to_vec();
     run.extend(homes.iter().flat_map(|(home, owner)| [owner.clone(), home.clone()]));
     if !homes.is_empty() {

@@ -1,5 +1,5 @@
-//! Environments with a stand-in for the engine: a script that records its calls. No container ever runs, so a way up
-//! that comes so far ends with "the container has ended".
+//! Environments with a script instead of the engine; the script records its calls. No container ever runs, so a run of
+//! `up` that reaches the container's start fails with "the container has ended".
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -30,7 +30,7 @@ impl Stage {
         Self { folder, all }
     }
 
-    /// Another agent over the same disk.
+    /// Starts another agent on the same disk.
     fn restart(&mut self) {
         self.all = environments(self.folder.path());
     }
@@ -92,7 +92,7 @@ async fn last(mut lines: mpsc::Receiver<Progress>) -> Progress {
     last.expect("there is a last line")
 }
 
-/// An engine without containers and images, whose pull does not end and removes nothing by itself.
+/// An engine without containers and images. Its pull does not end and removes nothing by itself.
 const STALLS: &str = "case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;;
     pull) echo layer > $TMPDIR/layer; echo $TMPDIR >> $calls; exec sleep 1000;; esac";
 
@@ -129,7 +129,7 @@ async fn a_newer_run_replaces_a_stalled_one_and_its_layers() {
     let first = stage.all.up("p-1", spec(1)).await.unwrap();
     stage.wait_for_call("/var/tmp").await;
     let scratch = stage.calls().pop().unwrap();
-    // The file was wrong and has been corrected meanwhile.
+    // The file was invalid and has been corrected in the meantime.
     let workspace = stage.folder.path().join("workspaces/p-1");
     std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "localhost/corrected"}"#).unwrap();
     let (step, problem) = stage.up(EnvironmentSpec { rebuild: true, ..spec(2) }).await;
@@ -151,7 +151,7 @@ async fn a_rebuild_is_done_once_per_generation() {
     let newer = EnvironmentSpec { rebuild: true, ..spec(8) };
     assert_eq!(stage.up(newer.clone()).await.0, "pull image");
     assert!(stage.called("rm --force --ignore --time 10 --volumes"), "{:?}", stage.calls());
-    // What an interrupted rebuild has not done yet is done by the next.
+    // The next run completes what an interrupted rebuild has not done.
     stage.restart();
     let pulls = stage.calls().iter().filter(|call| call.starts_with("pull")).count();
     stage.up(newer).await;
@@ -160,7 +160,7 @@ async fn a_rebuild_is_done_once_per_generation() {
 
 #[tokio::test]
 async fn a_name_held_by_a_half_made_container_is_freed() {
-    // The record has `ab`: that container was made, so it stays. A container of another name stays, recorded or not.
+    // The record has `ab`: that container was created, so it stays. A container of another name stays, recorded or not.
     for (name, id, removed) in
         [("garret-p-1", "0baa", true), ("garret-p-1", "ab", false), ("garret-p-12", "0baa", false)]
     {
@@ -217,7 +217,7 @@ async fn a_pull_into_a_full_disk_says_so() {
 #[tokio::test]
 async fn a_record_that_cannot_be_written_fails_the_run() {
     let stage = Stage::new(STALLS);
-    // A file where the folder should be: no one can write below it, not even root.
+    // A file in place of the folder: no user can write below it, not even root.
     std::fs::write(stage.folder.path().join("state"), "").unwrap();
     assert_eq!(stage.up(spec(1)).await.0, "save state");
     assert!(!stage.called("pull"));

@@ -1,4 +1,4 @@
-//! The way up, step by step.
+//! One run of `up`, step by step.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -26,10 +26,9 @@ use crate::exec;
 use crate::setup::HostFacts;
 use crate::users::Users;
 
-/// Reading the workspace: it is on another machine's disk, and that may be on a third one's.
+/// Reading the workspace: its files are on another machine, possibly on a network file system of that machine.
 pub(super) static WORKSPACE: Blocking = Blocking::new("reading the workspace", 16, Duration::from_secs(60));
 
-/// One way up.
 pub(super) struct Up {
     pub dirs: Dirs,
     pub facts: Arc<HostFacts>,
@@ -37,11 +36,11 @@ pub(super) struct Up {
     pub entry: Arc<Entry>,
     pub journal: Arc<Journal>,
     pub spec: EnvironmentSpec,
-    /// What an end before its time would leave behind.
+    /// What must be removed if the run is cancelled.
     pub leftovers: Leftovers,
 }
 
-/// What a call of the engine has begun and not ended well.
+/// The engine calls that have started and have not ended successfully.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
     building: AtomicBool,
@@ -51,13 +50,13 @@ pub(super) struct Leftovers {
 /// A devcontainer.json that has been read.
 pub(super) struct Read {
     pub resolved: Resolved,
-    /// Its text as it was, to notice a change.
+    /// Its text, kept to detect a later change.
     pub text: String,
-    /// The folder it is in, in the guest.
+    /// Its folder in the guest.
     pub folder: PathBuf,
 }
 
-/// What the steps after its start need of a container.
+/// The data of a container that the steps after its start need.
 struct Container {
     merged: Merged,
     users: Users,
@@ -65,7 +64,7 @@ struct Container {
 }
 
 impl Up {
-    /// All steps. The container stays when one fails.
+    /// Runs all steps. The container stays if a step fails.
     pub async fn run(&mut self) -> Result<(), StepFailed> {
         if self.entry.is_removed() {
             let problem = Problem::new("conflict", "the environment was removed; bring it up again");
@@ -88,7 +87,7 @@ impl Up {
         let running = self.container(&read).await?;
         self.probe(&read, &running).await?;
         if self.lifecycle(&running).await? {
-            // The commands may have changed what the user's shell says.
+            // The commands may have changed the environment that the user's shell sets.
             self.record(|record| record.container.as_mut().map(|container| container.probed = None)).await?;
             self.probe(&read, &running).await?;
         }
@@ -99,13 +98,13 @@ impl Up {
         &self.entry.id
     }
 
-    /// Whether this run, or the part of it that an earlier agent carried out, has made the container.
+    /// Whether this run has created the container. This includes the part of the run that an earlier agent carried out.
     fn is_built(&self) -> bool {
         let made_by = self.entry.with(|record| record.container.as_ref().map_or(0, |container| container.generation));
         made_by != 0 && made_by == self.spec.generation
     }
 
-    /// Changes the record, as a part of the way up.
+    /// Changes the record; a failure is reported as a step of the run.
     async fn record<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<(), StepFailed> {
         let recorded = self.entry.update(change).await;
         recorded.map_err(|problem| StepFailed { step: "save state".into(), problem })
@@ -142,7 +141,7 @@ impl Up {
         .await
     }
 
-    /// The environment's container: the one there is, started if need be, or a new one.
+    /// The environment's container: the existing one, started if needed, or a new one.
     async fn container(&self, read: &Read) -> Result<Container, StepFailed> {
         let known = if self.spec.rebuild {
             self.remove_all().await?;
@@ -160,7 +159,7 @@ impl Up {
         self.journal.quiet_step("read container", async || self.take_up(read, container).await).await
     }
 
-    /// The container of the record, or one that the record lost; it has been started.
+    /// The recorded container, or one that is missing in the record; it has been started.
     async fn existing(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let recorded = self.entry.with(|record| record.container.clone());
         let started = match recorded {
@@ -170,7 +169,7 @@ impl Up {
         if started.is_some() { Ok(started) } else { self.adopt().await }
     }
 
-    /// Removes the container, and those that the record does not know.
+    /// Removes the recorded container and those that the record does not know.
     async fn remove_all(&self) -> Result<(), StepFailed> {
         self.journal
             .step("remove container", async |_| {
@@ -180,7 +179,7 @@ impl Up {
             .await
     }
 
-    /// A container that the record lost: it may hold a day's work.
+    /// Takes over a container that is missing in the record: it may hold a day's work.
     async fn adopt(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let lost = self.journal.quiet_step("find container", async || self.find_lost().await).await?;
         match lost {
@@ -213,7 +212,7 @@ impl Up {
         self.journal.step("start container", async |_| self.start(container).await).await
     }
 
-    /// `None`: it was removed by other means.
+    /// Starts the container. Returns `None` if it was removed by other means.
     async fn start(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, Problem> {
         if container.engine_socket {
             engine_socket::serve().await?;
@@ -268,14 +267,14 @@ impl Up {
             .await
     }
 
-    /// A file of this user's only, removed when it is dropped: after the engine has read it.
+    /// A file that only this user can read. It is removed on drop, after the engine has read it.
     pub(super) fn secret_file(&self, text: &str) -> Result<tempfile::NamedTempFile, Problem> {
         let written = tempfile::NamedTempFile::new_in(&self.dirs.run)
             .and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file));
         written.map_err(|error| Problem::new("internal", format!("cannot write the container's variables: {error}")))
     }
 
-    /// A container that could not be started is taken away: the next way up makes a new one.
+    /// Creates and starts a container. One that cannot be started is removed, so that the next run creates a new one.
     async fn run_container(&self, args: &[String], env: BTreeMap<String, String>) -> Result<String, Problem> {
         let name = plan::container_name(self.id());
         self.leftovers.creating.store(true, Ordering::Relaxed);
@@ -320,13 +319,13 @@ impl Up {
         Err(problem)
     }
 
-    /// Whether a container stands in the way that podman was killed in the middle of making. One that is in the record was made,
-    /// whatever podman knows of it now: it may hold a day's work.
+    /// Whether the name is taken by a container that podman was killed while creating. A recorded container was created
+    /// completely, whatever podman knows of it now: it may hold a day's work.
     fn is_half_made(&self, failure: &Failure, name: &str) -> bool {
         failure.external_container(name).is_some_and(|id| self.entry.container_id().as_deref() != Some(id))
     }
 
-    /// Removes what a call that made a container has left of it.
+    /// Removes the remains of a failed call that creates a container.
     async fn remove_unknown(&self) {
         let known = self.entry.container_id();
         let mut found = self.podman.containers(self.id()).await.unwrap_or_default();
@@ -334,7 +333,7 @@ impl Up {
         self.podman.remove_containers(found).await.ok();
     }
 
-    /// `podman build …`, cleaned up after unless it ends well.
+    /// `podman build …`. Unless it succeeds, its remains are removed later.
     pub(super) async fn build(
         &self,
         args: Vec<String>,
@@ -347,7 +346,7 @@ impl Up {
         Ok(())
     }
 
-    /// Waits for the engine's calls that were given up, and removes what they have left.
+    /// Waits for the cancelled calls of the engine, and removes what they have left.
     pub async fn clean_up(&self, begun: SystemTime) {
         self.podman.idle().await;
         if self.leftovers.creating.load(Ordering::Relaxed) {
@@ -361,7 +360,7 @@ impl Up {
         }
     }
 
-    /// Records what follows from the container and the file together.
+    /// Records the settings that follow from the container and devcontainer.json together.
     async fn take_up(&self, read: &Read, container: ContainerRecord) -> Result<Container, Problem> {
         let merged = plan::merge(&read.resolved, &container.image)?;
         let running = runtime::running(&container.id)
@@ -382,7 +381,7 @@ impl Up {
         Ok(Container { merged, users, started_at: running.started_at })
     }
 
-    /// Asks the remote user's shell, unless it has said it since the container was started.
+    /// Reads the environment of the remote user's shell, unless it has been read since the container was started.
     async fn probe(&self, read: &Read, running: &Container) -> Result<(), StepFailed> {
         let kind = running.merged.user_env_probe.unwrap_or_default();
         let started_at = &running.started_at;
@@ -401,7 +400,7 @@ impl Up {
         self.record(|record| record.container.as_mut().map(|container| container.probed = Some(probed))).await
     }
 
-    /// The lifecycle commands that are due; true if any ran that may set the container up.
+    /// Runs the lifecycle commands that are due. Returns true if a command ran that may change the container's setup.
     async fn lifecycle(&self, running: &Container) -> Result<bool, StepFailed> {
         let started_at = &running.started_at;
         let mut any = false;
@@ -440,12 +439,12 @@ impl Up {
         self.spec.host_path.trim_end_matches('/')
     }
 
-    /// Records how it ended. An end that cannot be recorded is a failure.
+    /// Records the run's result. A result that cannot be recorded is a failure.
     pub async fn conclude(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
         let problem = result.as_ref().err().map(|failed| failed.problem.clone());
         let recorded = self.record(|record| set_end(record, problem)).await;
         if let (Ok(()), Err(failed)) = (&result, &recorded) {
-            // In memory it is recorded even if the disk does not take that either.
+            // In memory it is recorded even if this write to the disk fails as well.
             let problem = Some(failed.problem.clone());
             self.record(|record| set_end(record, problem)).await.ok();
             return recorded;

@@ -1,8 +1,8 @@
 //! Starts a process in a running container by `crun exec`.
 //!
-//! The OCI runtime enters the container's namespaces and cgroup and applies its seccomp filter and limits, in some
-//! milliseconds; `podman exec` would add a database, a lock, a monitor process and lose signals. The runtime stays as the
-//! process's parent and ends with its status (a signal's death as 128 plus the number).
+//! The OCI runtime enters the container's namespaces and cgroup and applies its seccomp filter and limits, in a few
+//! milliseconds. `podman exec` would add a database, a lock and a monitor process, and would lose signals. The runtime
+//! stays as the process's parent and exits with the process's status (128 plus the number for a signal).
 
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
@@ -25,9 +25,9 @@ use super::running::{Handle, Reaper, Running, set_size, terminal_streams};
 use super::spawn::{Streams, start};
 use crate::processes::descendants;
 
-/// The runtime's own state folder, where podman lets it keep its containers.
+/// The runtime's state folder, in which podman lets it keep its containers.
 const RUNTIME_ROOT: &str = "/run/crun";
-/// Where the files of one exec are made.
+/// The parent folder of each exec's files.
 const SCRATCH: &str = "/run/garret";
 const PREFIX: &str = "exec-";
 
@@ -44,7 +44,7 @@ pub(super) async fn spawn(id: &str, spec: &ProcessSpec) -> Result<Running, Probl
     files.run(id, spec).await
 }
 
-/// Removes what an agent that was killed has left.
+/// Removes the files left by an agent that was killed.
 pub fn clean_up() {
     let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())) {
@@ -52,7 +52,7 @@ pub fn clean_up() {
     }
 }
 
-/// The files one call of the runtime needs.
+/// The files that one call of the runtime needs.
 struct Files {
     folder: tempfile::TempDir,
     /// The pid file is a FIFO, so that the pid arrives as an event.
@@ -67,7 +67,8 @@ impl Files {
         std::fs::write(folder.path().join("process.json"), process.to_string())?;
         let pid = folder.path().join("pid");
         rustix::fs::mknodat(CWD, &pid, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-        // Both directions: the runtime's open does not block, and its close is not read as an end before the pid.
+        // Open both directions: the runtime's open then does not block, and its close is not read as an end of file
+        // before the pid.
         let pid = pipe::OpenOptions::new().read_write(true).open_receiver(pid)?;
         let console = UnixListener::bind(folder.path().join("console"))?;
         Ok(Self { folder, pid, console })
@@ -105,7 +106,7 @@ impl Files {
         };
         let (master, pid) = tokio::select! {
             started = started => started.map_err(|error| internal("the runtime's answer", error))?,
-            // It can only end first without having started anything: it reports the pid before it waits for it.
+            // The runtime reports the pid before it waits for the process. If the runtime ends first, it has started nothing.
             () = starting.ended() => return Err(failure(&folder.path().join("log"), &spec.args[0])),
         };
         let (stdin, outputs) = match (&master, streams) {
@@ -119,7 +120,7 @@ impl Files {
             (None, Some(streams)) => (streams.stdin, streams.outputs),
             (None, None) => return Err(internal("the terminal", "the runtime made none")),
         };
-        // The runtime makes the process a session leader or leaves it in its own session; ask rather than assume.
+        // The runtime makes the process a session leader or leaves it in its own session, so query the group.
         let group = rustix::process::getpgid(Some(pid)).unwrap_or(pid);
         let handle = Handle { group, terminal: master };
         let child = starting.0.take().ok_or_else(|| internal("crun", "it was lost"))?;
@@ -127,7 +128,7 @@ impl Files {
     }
 }
 
-/// A runtime that has not reported the pid yet. One that is given up is killed with all that it has started: in a paused
+/// A runtime that has not reported the pid yet. On drop it is killed with all processes it has started: in a paused
 /// container it would never return.
 struct KillOnDrop(Option<Child>);
 
@@ -148,12 +149,12 @@ impl Drop for KillOnDrop {
                 rustix::process::kill_process(pid, Signal::KILL).ok();
             }
         }
-        // Tokio reaps it.
+        // Tokio reaps the process.
         child.start_kill().ok();
     }
 }
 
-/// The process to run: the container's own as a pattern (limits, capabilities, labels), with what `spec` says.
+/// The process to run: the container's own process is the template (limits, capabilities, labels), and `spec` overrides it.
 fn process(pattern: &Value, spec: &ProcessSpec) -> Value {
     let mut process = pattern.clone();
     process["args"] = json!(spec.args);
@@ -171,7 +172,7 @@ fn process(pattern: &Value, spec: &ProcessSpec) -> Value {
     process["user"]["gid"] = json!(credentials.gid);
     process["user"]["additionalGids"] = Value::Array(groups);
     if !same_user && let Some(capabilities) = process["capabilities"].as_object_mut() {
-        // Root gets all the container may have at most; anybody else gets none but can still reach them (sudo).
+        // Root gets all capabilities of the container. Other users get none, but can still gain them (sudo).
         let held = match credentials.uid {
             0 => capabilities.get("bounding").cloned().unwrap_or(json!([])),
             _ => json!([]),
@@ -200,7 +201,7 @@ async fn read_pid(fifo: &mut BufReader<pipe::Receiver>) -> std::io::Result<Pid> 
     }
 }
 
-/// The master side of the container's new terminal, sent over the console socket.
+/// Receives the master side of the container's new terminal over the console socket.
 async fn receive_terminal(listener: &UnixListener) -> std::io::Result<OwnedFd> {
     let (connection, _) = listener.accept().await?;
     loop {
@@ -228,7 +229,7 @@ fn receive_fd(connection: &UnixStream) -> std::io::Result<OwnedFd> {
     Err(std::io::ErrorKind::UnexpectedEof.into())
 }
 
-/// What the runtime logged when it could not start the process.
+/// The error that the runtime logged when it could not start the process.
 fn failure(log: &Path, program: &str) -> Problem {
     let log = std::fs::read_to_string(log).unwrap_or_default();
     failure_of(&log, program)

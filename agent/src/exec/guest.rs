@@ -9,7 +9,7 @@ use crate::users::{User, Users};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The process `request` asks for in the guest, with the environment of a login; `host_env` is what the host adds
+/// The process for `request` in the guest, with the environment of a login; `host_env` holds the host's additions
 /// (proxies, certificates). Without a command it is a login shell.
 pub fn process(
     users: &Users,

@@ -2,12 +2,12 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `spec` | a process to run, complete |
+//! | `spec` | a complete description of a process to run |
 //! | `guest` | from a request to the specification of a process in the guest |
 //! | `spawn` | starts a process in the guest |
 //! | `container` | starts a process in a container, through the OCI runtime |
-//! | `running` | what both give: streams, terminal, signals, end |
-//! | `run` | a process run to its end, for its output |
+//! | `running` | a started process in either place: streams, terminal, signals, end |
+//! | `run` | runs a process to its end and collects its output |
 //! | `session` | one WebSocket and one process |
 
 mod container;

@@ -1,4 +1,4 @@
-//! A process run to its end, without input, for its output.
+//! Runs a process to its end, without input, for its output.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -14,12 +14,12 @@ use tokio::time::{Instant, timeout_at};
 use super::running::{Handle, Running};
 use super::{Place, ProcessSpec, container, spawn};
 
-/// How long to read what a process has left in the pipes after its end. Children that it leaves behind may hold the
-/// pipes open forever.
+/// How long to read the remaining output in the pipes after the process has ended. Children that it leaves behind may
+/// hold the pipes open forever.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Runs `spec` to its end with an empty standard input. `output` gets what it prints, both streams, as it comes. Dropping
-/// the future hangs the process up.
+/// Runs `spec` to its end with an empty standard input. `output` receives both output streams as they are printed.
+/// Dropping the future sends a hangup to the process.
 pub async fn run(spec: &ProcessSpec, mut output: impl FnMut(&[u8])) -> Result<Outcome, Problem> {
     let running = match &spec.place {
         Place::Guest => spawn::spawn(spec).await?,
@@ -48,7 +48,7 @@ pub async fn run(spec: &ProcessSpec, mut output: impl FnMut(&[u8])) -> Result<Ou
     Ok(outcome)
 }
 
-/// Reads from whichever has something; takes away those at their end, and reads 0 bytes then.
+/// Reads from any stream that has data. At the end of a stream, removes it and returns 0.
 async fn read_any(outputs: &mut Vec<pipe::Receiver>, buffer: &mut [u8]) -> usize {
     poll_fn(|context| poll_any(outputs, buffer, context)).await
 }
@@ -67,7 +67,7 @@ fn poll_any(outputs: &mut Vec<pipe::Receiver>, buffer: &mut [u8], context: &mut 
     Poll::Pending
 }
 
-/// Hangs up the process when it is dropped: no caller waits for the process any more.
+/// Sends a hangup to the process on drop, because no caller waits for it any more.
 struct HangUp(Option<Handle>);
 
 impl Drop for HangUp {

@@ -16,22 +16,22 @@ pub(super) struct Running {
     pub stdin: pipe::Sender,
     /// Its outputs, each with its channel byte.
     pub outputs: Vec<(u8, pipe::Receiver)>,
-    /// How to act on it.
+    /// To send signals and resize the terminal.
     pub handle: Handle,
-    /// How to wait for it.
+    /// To wait for its end.
     pub child: Reaper,
 }
 
-/// What can be done to a running process.
+/// Controls a running process.
 pub(super) struct Handle {
-    /// Its process group, seen from the guest.
+    /// Its process group, in the guest's numbers.
     pub group: Pid,
     /// The master side of its terminal.
     pub terminal: Option<OwnedFd>,
 }
 
 impl Handle {
-    /// Sends a signal to the process group. It being gone already is no error; a number that is no signal is.
+    /// Sends a signal to the process group. A group that no longer exists is no error; an invalid signal number is one.
     pub fn signal(&self, number: i32) -> Result<(), Problem> {
         let signal = Signal::from_named_raw(number)
             .ok_or_else(|| Problem::new("invalid", format!("{number} is not a signal from 1 to 31")))?;
@@ -41,14 +41,14 @@ impl Handle {
         }
     }
 
-    /// What a lost connection means: SIGHUP, and SIGCONT so that a stopped job takes notice.
+    /// Handles a lost connection: sends SIGHUP, and SIGCONT so that a stopped job receives it.
     pub fn hang_up(&self) {
         for signal in [Signal::HUP, Signal::CONT] {
             rustix::process::kill_process_group(self.group, signal).ok();
         }
     }
 
-    /// Sets the terminal's size; without a terminal nothing happens.
+    /// Sets the terminal's size; does nothing without a terminal.
     pub fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
             set_size(terminal, size).ok();
@@ -56,10 +56,10 @@ impl Handle {
     }
 }
 
-/// Waits for a process and keeps what must live as long as it.
+/// Waits for a process, and holds what must exist as long as the process.
 pub(super) struct Reaper {
     pub child: Child,
-    /// Removed when the process has ended.
+    /// Removed after the process has ended.
     pub _scratch: Option<TempDir>,
 }
 
@@ -87,8 +87,8 @@ pub(super) fn set_size(terminal: impl AsFd, size: WindowSize) -> io::Result<()> 
 
 /// The two directions of a terminal's master side.
 ///
-/// They are not pipes, but what tokio's pipe types do (non-blocking read, write and readiness) fits a terminal just as
-/// well; a hang-up is read as `EIO`.
+/// They are not pipes, but tokio's pipe types (non-blocking read, write and readiness) also work for a terminal. A hangup
+/// is read as `EIO`.
 pub(super) fn terminal_streams(master: &OwnedFd) -> io::Result<(pipe::Sender, pipe::Receiver)> {
     let flags = rustix::fs::fcntl_getfl(master)?;
     rustix::fs::fcntl_setfl(master, flags | rustix::fs::OFlags::NONBLOCK)?;

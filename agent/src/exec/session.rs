@@ -1,8 +1,8 @@
 //! One WebSocket, one process: the protocol of [`garret_api::stream`].
 //!
-//! Every buffer is bounded: a client that reads slowly stops the process's output, a process that reads slowly stops the
-//! client's input once [`STDIN_WINDOW`] frames wait. A client that is granted its frames stops by itself, so that the agent
-//! reads its signals all the same. The socket is pinged, so that a lost client is noticed even when nothing is read.
+//! Every buffer is bounded. A client that reads slowly stops the process's output. A process that reads slowly stops the
+//! client's input once [`STDIN_WINDOW`] frames wait. A client with flow-control credits stops by itself, so that the
+//! agent can still read its signals. The socket is pinged, so that a lost client is noticed even when no data is read.
 
 use std::io;
 use std::pin::pin;
@@ -24,31 +24,32 @@ use super::{Place, ProcessSpec, container, spawn};
 
 /// Frames of output that wait for the client.
 const OUTPUT_FRAMES: usize = 4;
-/// Frames of input that wait for the process: data, and the end.
+/// Input frames that wait for the process: data, and one end of input.
 const INPUTS_MAX: usize = STDIN_WINDOW as usize + 1;
-/// Frames that are kept while the process is started.
+/// Frames from the client that are kept while the process starts.
 const EARLY_MAX: usize = 2 * INPUTS_MAX;
 /// How long a process may take to start. In a container that is paused, the runtime never returns.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the first frame may take.
+/// How long the client may take to send the first frame.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// After the process's end: how long its streams may be silent, yet open in other processes' hands, before it is over.
+/// How long the streams may be silent after the process has ended, when other processes still hold them open, before the
+/// session ends.
 const LINGER: Duration = Duration::from_millis(200);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// A terminal's end-of-file character.
 const EOT: u8 = 4;
 
-/// The connection to the client is gone.
+/// The connection to the client is lost.
 struct Lost;
 
-/// What is to be written to the process.
+/// Input for the process.
 enum Input {
     Data(axum::body::Bytes),
     End,
 }
 
-/// Reads the request, starts what `prepare` makes of it, and relays until the process or the connection ends.
-/// With `credits` the client is granted its frames of input.
+/// Reads the request, starts the process that `prepare` returns for it, and relays until the process or the connection
+/// ends. With `credits`, the agent grants the client each frame of input.
 pub async fn serve<P, F>(mut socket: WebSocket, credits: bool, prepare: P)
 where
     P: FnOnce(ExecRequest) -> F,
@@ -75,7 +76,7 @@ where
     let text = serde_json::to_string(&outcome).expect("an outcome is plain data");
     if socket.send(Message::text(text)).await.is_ok() {
         socket.send(Message::Close(None)).await.ok();
-        // Wait for the client's close: were the connection dropped at once, the last frames could be lost with it.
+        // Wait for the client's close: if the connection were dropped at once, the last frames could be lost.
         tokio::time::timeout(REQUEST_TIMEOUT, async { while let Some(Ok(_)) = socket.recv().await {} }).await.ok();
     }
 }
@@ -88,7 +89,8 @@ async fn start(prepared: impl Future<Output = Result<ProcessSpec, Problem>>) -> 
     }
 }
 
-/// The outcome of `starting`, in time, and only while the client is there. What it sends meanwhile goes to `early`.
+/// Waits for `starting` within the time limit, and only while the client is connected. Frames that arrive meanwhile are
+/// added to `early`.
 async fn while_connected<T>(
     socket: &mut WebSocket,
     early: &mut Vec<Message>,
@@ -140,7 +142,8 @@ fn has_nul(request: &ExecRequest) -> bool {
     request.command.iter().chain(variables).chain(&request.cwd).any(|text| text.contains('\0'))
 }
 
-/// Relays until the process has ended and all it said is with the client. A lost client hangs the process up.
+/// Relays until the process has ended and the client has received all its output. If the client is lost, the process gets
+/// a hangup.
 async fn relay(
     socket: WebSocket,
     early: Vec<Message>,
@@ -179,20 +182,20 @@ async fn relay(
     match result {
         Ok(outcome) => Ok((sink.reunite(source).map_err(|_| Lost)?, outcome)),
         Err(Lost) => {
-            // Once it has been reaped, another process may have its number.
+            // Once the process has been reaped, another process may have its number.
             if !*has_ended.borrow() {
                 handle.hang_up();
             }
             drop(handle);
-            // What ignores SIGHUP lives on, as under any terminal; it is still reaped.
+            // A process that ignores SIGHUP continues to run, as under any terminal; it is still reaped.
             tokio::spawn(async move { child.wait().await });
             Err(Lost)
         }
     }
 }
 
-/// From one of the process's streams to the queue of frames, until its end; after the process's end no longer than it
-/// goes on speaking.
+/// Copies one of the process's streams to the queue of frames, until the stream ends. After the process has ended, copies
+/// only while the stream still has output.
 async fn pump_output(
     channel: u8,
     mut output: pipe::Receiver,
@@ -212,7 +215,7 @@ async fn pump_output(
             () = lingering => return,
         };
         match read {
-            // A terminal that no process holds open any more reads as EIO.
+            // A terminal that no process holds open any more returns EIO on read.
             Ok(0) | Err(_) => return,
             Ok(length) => {
                 let frame = Message::binary(buffer[..=length].to_vec());
@@ -244,7 +247,7 @@ async fn send_frames(
     }
 }
 
-/// One frame of input was taken, and those that were taken since.
+/// Grants the client one frame, plus one for each other frame that was taken in the meantime.
 fn credit(granted: &mut mpsc::Receiver<()>) -> Message {
     let mut credit = 1;
     while granted.try_recv().is_ok() {
@@ -254,7 +257,7 @@ fn credit(granted: &mut mpsc::Receiver<()>) -> Message {
     Message::text(text)
 }
 
-/// What the client sends while the process runs.
+/// Handles the client's frames while the process runs.
 struct Receiver<'a> {
     handle: &'a Handle,
     input: mpsc::Sender<Input>,
@@ -304,7 +307,7 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// A client that is granted its frames never fills the queue; another waits here.
+    /// A client with credits never fills the queue; for a client without, this call waits.
     async fn pass_on(&self, input: Input) -> Result<(), Lost> {
         if !self.credits {
             return self.input.send(input).await.map_err(|_| Lost);
@@ -316,7 +319,7 @@ impl Receiver<'_> {
     }
 }
 
-/// To the process's standard input. A process that does not read it is no error: the rest is dropped.
+/// Writes to the process's standard input. A process that does not read it is no error: the rest is dropped.
 async fn feed_stdin(
     stdin: pipe::Sender,
     mut waiting: mpsc::Receiver<Input>,
@@ -339,7 +342,7 @@ async fn feed_stdin(
             stdin = None;
         }
         if let Some(grants) = grants.as_ref().filter(|_| data) {
-            // There are no more grants than frames that wait.
+            // There are never more grants than waiting frames.
             grants.try_send(()).ok();
         }
     }

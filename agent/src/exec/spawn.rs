@@ -22,10 +22,10 @@ use super::running::{Handle, Reaper, Running, set_size, terminal_streams};
 use super::{Credentials, ProcessSpec};
 use crate::blocking::Blocking;
 
-/// Where interactive processes are accounted, apart from the agent.
+/// The cgroup of interactive processes, separate from the agent's.
 const CGROUP: &str = "/sys/fs/cgroup/garret/exec/cgroup.procs";
 
-/// Looking at the folder to start in, which may be a workspace's.
+/// Checking the folder to start in, which may be in a workspace.
 static FOLDER: Blocking = Blocking::new("looking at the folder to start in", 16, Duration::from_secs(30));
 
 /// Starts `spec` in the guest.
@@ -60,7 +60,7 @@ pub(super) async fn spawn(spec: &ProcessSpec) -> Result<Running, Problem> {
     })
 }
 
-/// Our ends of a process's streams, and its own.
+/// The agent's ends of a process's streams, and the process's ends.
 pub(super) struct Streams {
     pub stdin: pipe::Sender,
     pub outputs: Vec<(u8, pipe::Receiver)>,
@@ -96,8 +96,8 @@ impl Streams {
         Ok(Self { stdin, outputs: vec![(stream::STDOUT, stdout)], master: Some(master), theirs })
     }
 
-    /// Gives `command` its ends. Ours must not be the last to hold them, or the end of output is never seen: `command`
-    /// and `self.theirs` are dropped by the caller before it reads.
+    /// Passes the process's ends to `command`. The agent must not keep them open, or it never sees the end of the output:
+    /// the caller drops `command` and `self.theirs` before it reads.
     pub fn attach(&self, command: &mut Command) -> io::Result<()> {
         let [stdin, stdout, stderr] = &self.theirs;
         command.stdin(Stdio::from(stdin.try_clone()?));
@@ -107,7 +107,7 @@ impl Streams {
     }
 }
 
-/// Starts `command` as the leader of a new session and process group; with `spec` also with its terminal and identity.
+/// Starts `command` as the leader of a new session and process group. With `spec`, also sets its terminal and identity.
 pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Result<(Child, Pid)> {
     let cgroup = open_cgroup(Path::new(CGROUP));
     let terminal = spec.is_some_and(|spec| spec.terminal.is_some());
@@ -125,7 +125,8 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
         if let Some(identity) = &identity {
             identity.assume()?;
         }
-        // Last, for a change of identity clears it: a killed agent is a lost connection.
+        // Last, because a change of identity clears this setting. When the agent is killed, the process gets a hangup, as
+        // after a lost connection.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::HUP))?;
         Ok(())
     };
@@ -136,7 +137,8 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     Ok((child, pid))
 }
 
-/// What `command` starts may be killed for lack of memory: the agent may not, and its children would inherit that.
+/// Allows the kernel to kill `command` for lack of memory. The agent itself is exempt, and its children would inherit the
+/// exemption.
 pub fn allow_oom_kill(command: &mut Command) {
     let prepare = || {
         lower_guard();
@@ -146,22 +148,22 @@ pub fn allow_oom_kill(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// What `command` starts is asked to end when the agent dies: the next agent begins again.
+/// The kernel asks `command` to end when the agent dies: the next agent starts the work again.
 pub fn end_with_agent(command: &mut Command) {
     let prepare = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?);
     // SAFETY: between fork and exec the closure makes one raw system call and allocates nothing.
     unsafe { command.pre_exec(prepare) };
 }
 
-/// For the one process after a fork. Where it may not, it has no guard either (tests on a plain host).
+/// Runs in the single thread after a fork. The write may fail; then there was no exemption either (tests on a plain host).
 fn lower_guard() {
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         rustix::io::write(file, b"0").ok();
     }
 }
 
-/// A process's children inherit the signals that it ignores. The program that started the agent may have made it ignore
-/// the hangup (`nohup`) or the interrupt (a shell's `&`). The standard library corrects which signals are blocked.
+/// A process's children inherit the ignored signals. The program that started the agent may have made it ignore SIGHUP
+/// (`nohup`) or SIGINT (a shell's `&`). The standard library resets only the blocked signals.
 fn heed_signals() -> io::Result<()> {
     for number in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
         // SAFETY: the default action runs no code of ours.
@@ -170,7 +172,7 @@ fn heed_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// The guest's cgroups are made by init; elsewhere (tests on a plain host) there are none.
+/// Init creates the guest's cgroups; elsewhere (tests on a plain host) there are none.
 fn open_cgroup(path: &Path) -> Option<OwnedFd> {
     OpenOptions::new().write(true).open(path).ok().map(OwnedFd::from)
 }
@@ -192,7 +194,7 @@ impl Identity {
         }
     }
 
-    /// For the one thread after a fork. Groups first: afterwards the right to change them is gone.
+    /// Runs in the single thread after a fork. Sets the groups first, because changing the user removes the right to do it.
     fn assume(&self) -> rustix::io::Result<()> {
         if self.change {
             rustix::thread::set_thread_groups(&self.groups)?;

@@ -3,18 +3,18 @@ use std::path::PathBuf;
 
 use garret_api::stream::WindowSize;
 
-/// A process to run, complete: nothing is looked up any more.
+/// A complete description of a process to run: nothing else needs to be looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
     /// Where it runs.
     pub place: Place,
-    /// Program and arguments; never empty. A program without `/` is looked for in `env`'s `PATH`.
+    /// Program and arguments; never empty. A program without `/` is searched in `env`'s `PATH`.
     pub args: Vec<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
     /// The working folder, as the process sees it.
     pub cwd: PathBuf,
-    /// The user and groups it runs as: numbers of the place it runs in.
+    /// The user and groups it runs as: numbers as in the guest or container it runs in.
     pub credentials: Credentials,
     /// A terminal of this size, or three pipes.
     pub terminal: Option<WindowSize>,

@@ -12,18 +12,18 @@ use super::chores::Chore;
 use super::kernel;
 use super::shutdown::Goal;
 
-/// The processes init knows by name, and the signals about all of them.
+/// The processes that init knows by name, and the signals about all processes.
 pub struct Children {
     signals: SignalFd,
     agent: Option<Pid>,
     chores: Vec<(Pid, &'static str)>,
 }
 
-/// A known process that ended. A chore is told of only when it failed.
+/// A known process that ended. A chore is reported only if it failed.
 pub enum Died {
-    /// The agent, how, and whether it ended well.
+    /// The agent: how it ended, and whether it ended successfully.
     Agent(String, bool),
-    /// A chore, and how.
+    /// A chore, and how it ended.
     Chore(&'static str, String),
 }
 

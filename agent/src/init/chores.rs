@@ -6,7 +6,7 @@ pub struct Chore {
     pub command: Command,
 }
 
-/// All of them.
+/// All chores.
 pub fn all() -> Vec<Chore> {
     let mut loopback = super::program("ip");
     loopback.args(["link", "set", "lo", "up"]);

@@ -1,8 +1,8 @@
 //! The guest's clock follows the host's, which KVM shows as a PTP clock.
 //!
-//! Nothing else would keep it right: the kernel takes the time from the host at the start of the boot, then counts timer
-//! interrupts until it has a clock source, and a busy host delivers fewer of them. Later it follows the host's counter, without
-//! the corrections that NTP makes on the host.
+//! Nothing else would keep the guest's clock right. The kernel takes the time from the host at the start of the boot,
+//! then counts timer interrupts until it has a clock source; a busy host delivers fewer of them. Later the guest's clock
+//! follows the host's counter, without the corrections that NTP makes on the host.
 
 #![allow(unsafe_code)] // adjtimex has no safe wrapper
 
@@ -14,28 +14,29 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic, clock_settime};
 
 const HOST: &str = "/dev/ptp0";
-/// The first interval after a step; it doubles up to [`INTERVAL_MAX`], for an idle guest should sleep.
+/// The first interval after a step; it doubles up to [`INTERVAL_MAX`], because an idle guest should sleep.
 const INTERVAL: Duration = Duration::from_secs(4);
 const INTERVAL_MAX: Duration = Duration::from_secs(64);
-/// An offset of this many nanoseconds is stepped, a smaller one slewed: the kernel's loop takes up to half a second.
+/// An offset of at least this many nanoseconds is stepped, a smaller one is slewed: the kernel's loop accepts up to half
+/// a second.
 const STEP: i64 = 100_000_000;
-/// The kernel's loop corrects a 2^(2 + this)th of the offset each second, and learns the frequency from what is left.
+/// The kernel's loop corrects a 2^(2 + this)th of the offset each second, and learns the frequency from the remaining offset.
 const TIME_CONSTANT: libc::c_long = 2;
-/// Readings of which the quickest counts.
+/// Number of readings; the one that took the shortest time is used.
 const READINGS: usize = 5;
 
-/// The clock, and when to look at it.
+/// The clock, and the time of the next check.
 pub struct Clock {
     host: File,
     due: Instant,
     interval: Duration,
-    /// The last correction failed, which is reported once.
+    /// The last correction failed. A failure is reported once.
     failed: bool,
 }
 
 impl Clock {
-    /// Sets the guest's clock to the host's. `None` if the host has no clock to follow: KVM offers it where the host's own clock
-    /// source is the TSC.
+    /// Sets the guest's clock to the host's. Returns `None` if the host has no clock to follow: KVM offers one only where
+    /// the host's own clock source is the TSC.
     pub fn open() -> Option<Self> {
         let host = File::open(HOST)
             .inspect_err(|error| super::say(format_args!("the clock does not follow the host's: {HOST}: {error}")));
@@ -45,12 +46,12 @@ impl Clock {
         Some(clock)
     }
 
-    /// When [`Self::follow`] has something to do again.
+    /// When [`Self::follow`] must be called next.
     pub fn deadline(&self) -> Instant {
         self.due
     }
 
-    /// Corrects the clock if it is time to.
+    /// Corrects the clock if it is due.
     pub fn follow(&mut self, now: Instant) {
         if now < self.due {
             return;
@@ -87,12 +88,12 @@ impl Clock {
     }
 }
 
-/// The host's clock against the guest's, in nanoseconds.
+/// The difference between the host's clock and the guest's, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reading {
-    /// What the guest's clock lacks.
+    /// The host's time minus the guest's time.
     offset: i64,
-    /// How long the reading took: the offset is wrong by half of it at most.
+    /// How long the reading took: the error of the offset is at most half of it.
     window: i64,
 }
 
@@ -104,7 +105,7 @@ enum Correction {
 }
 
 impl Reading {
-    /// The host's clock was read between the two readings of the guest's.
+    /// The host's clock was read between the two readings of the guest's clock.
     fn of(before: Timespec, host: Timespec, after: Timespec) -> Self {
         let [before, host, after] = [before, host, after].map(nanoseconds);
         let clamp = |value: i128| value.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
@@ -128,13 +129,13 @@ fn step(offset: i64) -> io::Result<()> {
     let now = nanoseconds(clock_gettime(ClockId::Realtime)) + i128::from(offset);
     let tv_sec = i64::try_from(now.div_euclid(1_000_000_000)).map_err(io::Error::other)?;
     clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec: now.rem_euclid(1_000_000_000) as i64 })?;
-    // Ends the loop: it would take the step for time that has passed. The frequency it has learned stays.
+    // Stops the kernel's loop, which would mistake the step for elapsed time. The learned frequency stays.
     adjust(|request| request.modes = libc::ADJ_STATUS)
 }
 
 fn slew(offset: i64) -> io::Result<()> {
     adjust(|request| {
-        // The errors count as small again: the kernel takes the clock for unsynchronized once they have grown.
+        // Resets the error estimates: the kernel treats the clock as unsynchronized once they have grown.
         let errors = libc::ADJ_MAXERROR | libc::ADJ_ESTERROR;
         request.modes = libc::ADJ_OFFSET | libc::ADJ_STATUS | libc::ADJ_NANO | libc::ADJ_TIMECONST | errors;
         request.status = libc::STA_PLL;
@@ -144,7 +145,7 @@ fn slew(offset: i64) -> io::Result<()> {
 }
 
 fn adjust(fill: impl FnOnce(&mut libc::timex)) -> io::Result<()> {
-    // SAFETY: it holds integers only, for which zero is a value.
+    // SAFETY: the structure holds only integers, for which zero is a valid value.
     let mut request: libc::timex = unsafe { std::mem::zeroed() };
     fill(&mut request);
     // SAFETY: the kernel reads and writes this one structure.
@@ -190,8 +191,8 @@ mod tests {
         }
     }
 
-    /// The kernel's loop (`kernel/time/ntp.c`) with our intervals, for a guest whose clock is wrong by `drift`: the largest
-    /// offset at all, and after ten minutes.
+    /// Simulates the kernel's loop (`kernel/time/ntp.c`) with our intervals, for a guest whose clock rate is wrong by
+    /// `drift`. Returns the largest offset overall, and the largest after ten minutes.
     fn simulate(drift: f64) -> (f64, f64) {
         let (mut offset, mut pending, mut frequency) = (0.0_f64, 0.0, 0.0);
         let (mut interval, mut since, mut largest, mut later) = (INTERVAL.as_secs(), 0, 0.0_f64, 0.0_f64);

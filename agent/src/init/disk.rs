@@ -1,4 +1,4 @@
-//! The data disk. It is never formatted here: it comes formatted, and what is on it is the developer's.
+//! The data disk. It is never formatted here: it arrives formatted, and its contents belong to the developer.
 
 use std::fs::File;
 use std::io;
@@ -11,13 +11,13 @@ use rustix::mount::{MountFlags, mount as mount_at};
 pub const DEVICE: &str = "/dev/vda";
 const DATA: &str = "/data";
 
-/// Where ext4 keeps its superblock, in bytes.
+/// The offset of the ext4 superblock, in bytes.
 const SUPERBLOCK_AT: u64 = 1024;
-/// The part of it that is looked at.
+/// The number of bytes of the superblock that are read.
 const SUPERBLOCK_LENGTH: usize = 0x158;
 
-/// Mounts the data disk on `/data`. It is checked first only if the file system says it has errors or does not mount; a
-/// journal left by a crash is replayed by the mount. Without a disk `/data` lives in memory.
+/// Mounts the data disk on `/data`. It is checked first only if the file system reports errors or does not mount; the
+/// mount itself replays a journal left by a crash. Without a disk, `/data` is in memory.
 pub fn mount() -> anyhow::Result<()> {
     let device = match File::open(DEVICE) {
         Ok(device) => device,
@@ -41,7 +41,7 @@ pub fn mount() -> anyhow::Result<()> {
     }
 }
 
-/// Whether the device has become larger than the file system on it.
+/// Whether the device is larger than its file system.
 pub fn may_grow() -> bool {
     let superblock = File::open(DEVICE).map_err(anyhow::Error::from).and_then(|device| read_superblock(&device));
     let sectors = std::fs::read_to_string("/sys/block/vda/size").ok().and_then(|text| text.trim().parse::<u64>().ok());
@@ -49,11 +49,11 @@ pub fn may_grow() -> bool {
 }
 
 fn try_mount() -> rustix::io::Result<()> {
-    // `discard`: what is deleted becomes a hole in the host's file. `errors=remount-ro`: never write on after damage.
+    // `discard`: deleted data becomes a hole in the host's file. `errors=remount-ro`: never continue to write after damage.
     mount_at(DEVICE, DATA, "ext4", MountFlags::NODEV | MountFlags::NOATIME, c"discard,errors=remount-ro")
 }
 
-/// e2fsck(8): 0 clean, 1 corrected, 2 corrected and a reboot asked for (meant for mounted ones); above: not repaired.
+/// e2fsck(8): 0 clean, 1 corrected, 2 corrected and a reboot is requested (for mounted file systems); above: not repaired.
 fn check() -> anyhow::Result<()> {
     let mut command = super::program("e2fsck");
     let status = command.args(["-p", DEVICE]).stdin(Stdio::null()).status().context("e2fsck")?;
@@ -65,7 +65,7 @@ fn check() -> anyhow::Result<()> {
     }
 }
 
-/// What is looked at in an ext4 superblock.
+/// The fields of an ext4 superblock that are used.
 #[derive(Debug, PartialEq, Eq)]
 struct Superblock {
     has_errors: bool,
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// A real file system, made by the program that makes the template.
+    /// A real file system, created by the program that creates the template.
     fn image() -> tempfile::NamedTempFile {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(8 << 20).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is on the disk, PID 1 does not panic.
+        /// PID 1 does not panic, whatever is on the disk.
         #[test]
         fn any_superblock_is_survived(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), SUPERBLOCK_LENGTH)) {
             let mut bytes: [u8; SUPERBLOCK_LENGTH] = bytes.try_into().unwrap();

@@ -10,7 +10,7 @@ use super::promise;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Settings that development containers need and the kernel's defaults withhold, and the usual protections.
+/// Settings that development containers need and that the kernel's defaults lack, and the usual protections.
 const SYSCTLS: &[(&str, &str)] = &[
     // File watchers of editors and bundlers.
     ("fs/inotify/max_user_instances", "8192"),
@@ -21,26 +21,26 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/protected_symlinks", "1"),
     ("kernel/keys/maxbytes", "2000000"),
     ("kernel/keys/maxkeys", "20000"),
-    // The most there can be; `kernel/threads-max` is the limit.
+    // The largest possible value; `kernel/threads-max` is the effective limit.
     ("kernel/pid_max", "4194304"),
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     // Databases map many files.
     ("vm/max_map_count", "1048576"),
-    // Plugging takes 2 MiB of the reserves at a time; of 512 MiB, Linux keeps less than 3.
+    // Plugging takes 2 MiB of the reserves at a time; with 512 MiB of memory, Linux by default reserves less than 3 MiB.
     ("vm/min_free_kbytes", "8192"),
-    // Swap is compressed memory: cheap, and read-ahead only costs.
+    // Swap is compressed memory: reads are cheap, and read-ahead only costs time.
     ("vm/page-cluster", "0"),
     ("vm/swappiness", "100"),
 ];
 
-/// cgroup files of the agent and of interactive commands: first when the CPU is short, last when memory is. What protects
-/// containers is with the memory loop, for it grows with memory.
+/// cgroup files of the agent and of interactive commands: they get CPU time first, and their memory is reclaimed last.
+/// The memory loop sets the containers' protection, because it grows with memory.
 const GARRET: &[(&str, &str)] = &[("cpu.weight", "1000"), ("memory.min", "33554432"), ("memory.low", "134217728")];
 
-/// Every container inherits the hard limits; the defaults (4096 files, signals and timers by the memory at boot) are far too
-/// small for them.
+/// Sets the hard limits that every container inherits. The defaults (4096 files; signals and timers according to the
+/// memory at boot) are far too small for containers.
 pub fn set_rlimits() {
     let limit = |soft: Option<u64>, hard: Option<u64>| Rlimit { current: soft, maximum: hard };
     let limits = [
@@ -56,26 +56,27 @@ pub fn set_rlimits() {
     }
 }
 
-/// The settings that every machine has.
+/// Applies the settings that are the same in every machine.
 pub fn sysctls() {
     SYSCTLS.iter().for_each(|(name, value)| set(name, value));
 }
 
-/// The limits that follow the promised memory.
+/// Applies the limits that depend on the promised memory.
 pub fn follow_promise() -> anyhow::Result<()> {
     let mib = promise::promised_mib()?;
     promise::sysctls_for(mib).iter().for_each(|(name, value)| set(name, value));
     super::mounts::resize_in_memory(mib)
 }
 
-/// A setting this kernel lacks is reported and left out.
+/// Writes one setting. A setting that this kernel lacks is reported and skipped.
 fn set(name: &str, value: &str) {
     if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
         super::say(format_args!("sysctl {name}: {error}"));
     }
 }
 
-/// `garret/agent` and `garret/exec` for us; containers have their own groups with normal weights at the top.
+/// Creates `garret/agent` and `garret/exec` for the agent and its commands. Containers have their own groups with normal
+/// weights at the top level.
 pub fn cgroups() -> anyhow::Result<()> {
     let top = Path::new(CGROUPS);
     let garret = top.join("garret");
@@ -90,7 +91,7 @@ pub fn cgroups() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives every controller there is to the groups below.
+/// Enables every available controller for the groups below `folder`.
 fn delegate(folder: &Path) -> anyhow::Result<()> {
     let controllers = fs::read_to_string(folder.join("cgroup.controllers")).context("cgroup.controllers")?;
     for controller in controllers.split_whitespace() {
@@ -100,7 +101,7 @@ fn delegate(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Moves the agent where it belongs.
+/// Moves the agent into its cgroup.
 pub fn enter_agent_cgroup(pid: Pid) -> io::Result<()> {
     fs::write(Path::new(CGROUPS).join("garret/agent/cgroup.procs"), pid.to_string())
 }

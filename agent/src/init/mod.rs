@@ -1,24 +1,24 @@
-//! PID 1: mounts, cgroups and settings, then one loop which reaps, keeps the agent running and ends the machine.
+//! PID 1: mounts, cgroups and settings, then one loop that reaps processes, keeps the agent running and ends the machine.
 //!
-//! Single-threaded and without tokio: nothing here can wait for something else here. Signals are the interface:
+//! Single-threaded and without tokio: no part of it can wait for another part. Signals are the interface:
 //!
 //! | signal | from | meaning |
 //! |---|---|---|
 //! | `SIGCHLD` | kernel | reap |
 //! | `SIGTERM` | the agent, and the kernel when the power button is pressed | power off |
-//! | `SIGINT` | kernel (Ctrl-Alt-Del), or anybody who is root | restart the machine |
+//! | `SIGINT` | kernel (Ctrl-Alt-Del), or any process of root | restart the machine |
 //!
 //! | file | what |
 //! |---|---|
-//! | `mounts` | every mount there is, but for the debugfs of the memory loop |
+//! | `mounts` | all mounts, except the debugfs of the memory loop |
 //! | `disk` | the data disk: check, mount, grow |
 //! | `clock` | the guest's clock follows the host's |
 //! | `kernel` | sysctls, limits, cgroups |
 //! | `promise` | the memory the machine was promised, and the kernel limits that follow it |
-//! | `chores` | small programs run beside the boot: loopback, growing a file system |
-//! | `supervisor` | when the agent is started again: pure |
-//! | `children` | the loop's view of processes |
-//! | `shutdown` | the end |
+//! | `chores` | small programs that run during the boot: loopback, growing a file system |
+//! | `supervisor` | when to start the agent again: pure |
+//! | `children` | the processes that the loop starts and reaps |
+//! | `shutdown` | ends the machine |
 
 mod children;
 mod chores;
@@ -42,12 +42,12 @@ pub use shutdown::unmount;
 use shutdown::{Ending, Goal};
 use supervisor::Supervisor;
 
-/// One line on the console.
+/// Prints one line on the console.
 fn say(what: impl std::fmt::Display) {
     eprintln!("garret-init: {what}");
 }
 
-/// A program with the environment everything in the guest starts from: the kernel gives PID 1 no `PATH`.
+/// A program with the environment of all processes in the guest: the kernel sets no `PATH` for PID 1.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     command.env_clear().env("HOME", "/root").env("LANG", "C.UTF-8");
@@ -72,7 +72,7 @@ pub fn run() -> ! {
     shutdown::now(Goal::PowerOff, false)
 }
 
-/// The clock comes before everything that reads the time.
+/// Boots the guest. The clock comes before all steps that read the time.
 fn boot() -> anyhow::Result<Option<Clock>> {
     mounts::early()?;
     let clock = Clock::open();
@@ -87,13 +87,13 @@ fn boot() -> anyhow::Result<Option<Clock>> {
     Ok(clock)
 }
 
-/// Until a signal asks for the end.
+/// Runs the main loop until a signal asks for the end.
 fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
     }
-    // Blocked, so that they are queued: the kernel drops a signal to PID 1 for which it has no handler.
+    // Block the signals so that they are queued: the kernel drops a signal to PID 1 that has no handler.
     mask.thread_block()?;
     rustix::system::reboot(rustix::system::RebootCommand::CadOff).ok();
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
@@ -111,7 +111,7 @@ fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
                     supervisor.died(now);
                 }
             }
-            // Beside the agent, not before it: the host waits for the agent only.
+            // Start the chores after the agent, not before it: the host waits only for the agent.
             chores.drain(..).for_each(|chore| children.start_chore(chore));
         }
         match ending.take_if(|ending| ending.over(now, &children)) {

@@ -20,7 +20,7 @@ const fn entry(kind: &'static str, target: &'static str, flags: MountFlags, opti
     Mount { kind, target, flags, options }
 }
 
-/// In this order: `/dev` comes before what is in it.
+/// In this order: `/dev` comes before the mounts below it.
 const EARLY: &[Mount] = &[
     entry("proc", "/proc", STRICT, ""),
     entry("sysfs", "/sys", STRICT, ""),
@@ -34,14 +34,15 @@ const EARLY: &[Mount] = &[
     entry("bpf", "/sys/fs/bpf", STRICT, "mode=0700"),
 ];
 
-/// Those of them that programs fill. The kernel gives each half of the memory there is at its mount, which is that of boot.
+/// Those mounts that programs fill. The kernel limits each to half of the memory at the time of the mount, which is the
+/// memory at boot.
 const IN_MEMORY: &[&str] = &["/dev/shm", "/tmp"];
 
-/// Persistent folders on the data disk, and where they appear.
+/// Persistent folders on the data disk, and their mount points.
 const PERSISTENT: &[(&str, &str)] =
     &[("/data/containers", "/var/lib/containers"), ("/data/home", "/home"), ("/data/root", "/root")];
 
-/// Links user space expects in `/dev`.
+/// Links in `/dev` that user space expects.
 const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -49,7 +50,7 @@ const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// The kernel's file systems and those in memory.
+/// Mounts the kernel's file systems and those in memory.
 pub fn early() -> anyhow::Result<()> {
     for entry in EARLY {
         make(entry).with_context(|| format!("mount {} on {}", entry.kind, entry.target))?;
@@ -60,7 +61,7 @@ pub fn early() -> anyhow::Result<()> {
             _ => {}
         }
     }
-    // As container engines expect it: a mount made here is seen in containers that ask for it.
+    // Container engines expect this: a mount made here is visible in containers that ask for it.
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).context("make / shared")
 }
 
@@ -70,13 +71,13 @@ fn make(entry: &Mount) -> io::Result<()> {
     }
     let options = CString::new(entry.options)?;
     match mount(entry.kind, entry.target, entry.kind, entry.flags, options.as_c_str()) {
-        // The kernel has mounted /dev by itself.
+        // The kernel has already mounted /dev.
         Err(rustix::io::Errno::BUSY) => Ok(()),
         result => Ok(result?),
     }
 }
 
-/// Lets each folder that programs fill in memory have half of `mib`.
+/// Limits each folder that programs fill in memory to half of `mib`.
 pub fn resize_in_memory(mib: u64) -> anyhow::Result<()> {
     let size = CString::new(format!("size={}M", mib / 2))?;
     for target in IN_MEMORY {
@@ -85,7 +86,7 @@ pub fn resize_in_memory(mib: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What needs `/data`: the writable layers over the image, persistent folders, and the workspaces.
+/// Mounts what needs `/data`: the writable layers over the image, persistent folders, and the workspaces.
 pub fn late() -> anyhow::Result<()> {
     overlay("/etc", "/run/garret/overlay/etc")?;
     overlay("/var", "/data/overlay/var")?;
@@ -106,9 +107,9 @@ pub fn late() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A writable layer, kept in `folder`, over one folder of the read-only image.
+/// Mounts a writable layer, stored in `folder`, over one folder of the read-only image.
 fn overlay(target: &str, folder: &str) -> anyhow::Result<()> {
-    // The work folder is overlayfs's own and must be on the same file system.
+    // The work folder is for overlayfs only and must be on the same file system.
     let (upper, work) = (format!("{folder}/upper"), format!("{folder}/work"));
     for made in [&upper, &work] {
         fs::create_dir_all(made).with_context(|| made.clone())?;
@@ -118,7 +119,7 @@ fn overlay(target: &str, folder: &str) -> anyhow::Result<()> {
         .with_context(|| format!("mount a writable layer on {target}"))
 }
 
-/// The image's own files of a folder which is new on the data disk (root's shell settings).
+/// Copies the image's own files into a folder that is new on the data disk (root's shell settings).
 fn copy_skeleton(from: &Path, to: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

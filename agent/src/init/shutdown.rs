@@ -1,4 +1,4 @@
-//! The end of a machine, each step under a deadline: whatever hangs, it powers off.
+//! Ends a machine. Each step has a deadline: the machine powers off even if a step hangs.
 
 use std::time::{Duration, Instant};
 
@@ -10,29 +10,29 @@ use rustix::system::RebootCommand;
 
 use super::children::Children;
 
-/// For the agent to stop all containers; podman gives each 10 s.
+/// Time for the agent to stop all containers; podman allows each 10 s.
 const CONTAINERS: Duration = Duration::from_secs(20);
-/// For everything else to heed SIGTERM.
+/// Time for all other processes to end after SIGTERM.
 const TERMINATE: Duration = Duration::from_secs(2);
-/// The same when the agent did not stop the containers, as when it hangs: as much as podman gives each of them.
+/// The same if the agent did not stop the containers, for example because it hangs: the time that podman allows each container.
 const TERMINATE_CONTAINERS: Duration = Duration::from_secs(10);
-/// For the killed to go.
+/// Time for killed processes to end.
 const KILL: Duration = Duration::from_secs(2);
-/// To write everything back and unmount.
+/// Time to write everything back and unmount.
 const UNMOUNT: Duration = Duration::from_secs(20);
-/// Between two looks at what is left.
+/// Interval between two checks for remaining processes.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What comes after the end.
+/// What happens after the machine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// Off.
+    /// Power off.
     PowerOff,
-    /// A new start.
+    /// Restart the machine.
     Restart,
 }
 
-/// The first step: the agent stops the containers and ends.
+/// The first step: the agent stops the containers and exits.
 pub struct Ending {
     goal: Goal,
     deadline: Instant,
@@ -40,13 +40,13 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Asks the agent.
+    /// Asks the agent to end.
     pub fn begin(goal: Goal, now: Instant, children: &Children) -> Self {
         children.signal_agent(Signal::SIGTERM);
         Self { goal, deadline: now + CONTAINERS, stopped: false }
     }
 
-    /// The agent has ended; `well` if it says so itself: then it has stopped the containers.
+    /// Notes that the agent has ended. `well`: its exit status says that it has stopped the containers.
     pub fn agent_ended(&mut self, well: bool) {
         self.stopped = well;
     }
@@ -56,23 +56,23 @@ impl Ending {
         self.stopped
     }
 
-    /// What comes after.
+    /// The action after the end.
     pub fn goal(&self) -> Goal {
         self.goal
     }
 
-    /// When it is over at the latest.
+    /// The deadline of this step.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Whether the agent has ended, or took too long.
+    /// Whether the agent has ended, or did not end in time.
     pub fn over(&self, now: Instant, children: &Children) -> bool {
         !children.has_agent() || self.deadline <= now
     }
 }
 
-/// Ends all processes, unmounts, and leaves. `stopped`: the agent has stopped the containers.
+/// Ends all processes, unmounts, and ends the machine. `stopped`: the agent has stopped the containers.
 pub fn now(goal: Goal, stopped: bool) -> ! {
     let everybody = Pid::from_raw(-1);
     let terminate = if stopped { TERMINATE } else { TERMINATE_CONTAINERS };
@@ -82,7 +82,7 @@ pub fn now(goal: Goal, stopped: bool) -> ! {
             break;
         }
     }
-    // In a process of its own, for a stuck disk must not keep init from leaving.
+    // In a separate process, because a stuck disk must not block init.
     match super::program("/proc/self/exe").arg("unmount").spawn() {
         Ok(child) if reap_until(UNMOUNT, Some(Pid::from_raw(child.id() as i32))) => {}
         Ok(_) => super::say("the disks did not answer in time; leaving without them"),
@@ -93,11 +93,11 @@ pub fn now(goal: Goal, stopped: bool) -> ! {
         Goal::Restart => RebootCommand::Restart,
     };
     let result = rustix::system::reboot(command);
-    // A PID 1 that ends panics the kernel, which the VMM notices.
+    // If PID 1 ends, the kernel panics, and the VMM notices this.
     panic!("garret-init: cannot {goal:?}: {result:?}");
 }
 
-/// Reaps until `awaited` (or everybody) is gone; whether that happened in time.
+/// Reaps processes until `awaited` (or every process) has ended; returns whether that happened in time.
 fn reap_until(time: Duration, awaited: Option<Pid>) -> bool {
     let deadline = Instant::now() + time;
     loop {
@@ -112,15 +112,15 @@ fn reap_until(time: Duration, awaited: Option<Pid>) -> bool {
     }
 }
 
-/// Writes everything back and unmounts what is on the data disk; run as a process of its own.
+/// Writes everything back and unmounts the mounts on the data disk. Runs as a separate process.
 pub fn unmount() {
     for target in ["/workspaces", "/var/lib/containers", "/home", "/root", "/var"] {
-        // Detached: what cannot be unmounted for lack of order still goes before the disk does.
+        // Detached: a mount that is still in use also disappears before the disk does.
         rustix::mount::unmount(target, UnmountFlags::DETACH).ok();
     }
     rustix::fs::sync();
     if let Err(error) = rustix::mount::unmount("/data", UnmountFlags::empty()) {
-        // Still in use: read-only leaves it as clean as an unmount does.
+        // Still in use: a read-only remount leaves the file system as clean as an unmount.
         if rustix::mount::mount_remount("/data", MountFlags::RDONLY, "").is_err() {
             super::say(format_args!("cannot unmount /data: {error}"));
         }

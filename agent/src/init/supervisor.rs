@@ -3,10 +3,10 @@ use std::time::{Duration, Instant};
 /// The first pause before the agent is started again; it doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// An agent that ran this long was healthy: the next pause is [`PAUSE`] again.
+/// An agent that ran at least this long was healthy: the next pause is [`PAUSE`] again.
 const WELL: Duration = Duration::from_secs(10);
 
-/// When the agent is to be started. Pure: the caller brings the time and does the starting.
+/// Decides when to start the agent. Pure: the caller passes the time and starts the agent.
 pub struct Supervisor {
     state: State,
     failures: u32,
@@ -23,12 +23,12 @@ impl Supervisor {
         Self { state: State::Waiting { until: now }, failures: 0 }
     }
 
-    /// Whether it is time to start it.
+    /// Whether the agent must be started now.
     pub fn due(&self, now: Instant) -> bool {
         matches!(self.state, State::Waiting { until } if until <= now)
     }
 
-    /// When it will be due.
+    /// When the agent must be started.
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Waiting { until } => Some(until),
@@ -36,12 +36,12 @@ impl Supervisor {
         }
     }
 
-    /// It was started.
+    /// Notes that the agent was started.
     pub fn started(&mut self, now: Instant) {
         self.state = State::Running { since: now };
     }
 
-    /// It ended, or could not be started.
+    /// Notes that the agent ended or could not be started.
     pub fn died(&mut self, now: Instant) {
         if let State::Running { since } = self.state
             && now.duration_since(since) >= WELL

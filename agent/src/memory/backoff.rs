@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// A pause that doubles each time there is resistance, and halves as long as there is none. Times are since some start.
+/// A pause that doubles after each resistance, and halves as long as there is none. All times count from one fixed start.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -16,7 +16,7 @@ impl Backoff {
         Self { first, max, pause: Duration::ZERO, until: Duration::ZERO, halve: Duration::ZERO }
     }
 
-    /// There is resistance. During a pause it is still the old one: the pause begins again, no longer than it was.
+    /// Notes resistance. During a pause it counts as the same resistance: the pause starts again with the same length.
     pub fn resisted(&mut self, now: Duration) {
         if !self.pausing(now) {
             self.pause = (self.pause * 2).clamp(self.first, self.max);
@@ -25,7 +25,7 @@ impl Backoff {
         self.halve = self.until + self.pause;
     }
 
-    /// There is none.
+    /// Notes that there is no resistance.
     pub fn calm(&mut self, now: Duration) {
         if now >= self.halve {
             self.pause = if self.pause > self.first { self.pause / 2 } else { Duration::ZERO };
@@ -33,7 +33,7 @@ impl Backoff {
         }
     }
 
-    /// Whether to wait.
+    /// Whether the caller must wait.
     pub fn pausing(&self, now: Duration) -> bool {
         now < self.until
     }
@@ -61,7 +61,7 @@ mod tests {
             pauses.push((now - begun).as_secs());
         }
         assert_eq!(pauses, [10, 20, 40, 60, 60]);
-        // A minute of calm halves it once, and it is half as long before the next.
+        // A minute of calm halves the pause once. The next halving needs half of that time.
         now += seconds(60);
         backoff.calm(now);
         assert_eq!(backoff.pause, seconds(30));

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-/// The smallest blocks that free page reporting always returns, and that leave the host's huge pages whole: 2 MiB.
+/// The smallest blocks that free page reporting always returns and that keep the host's huge pages whole: 2 MiB.
 const REPORTED_ORDER: usize = 9;
 const PAGE: u64 = 4096;
-/// Between two compactions, and while the host asks for memory.
+/// Interval between two compactions: usually, and while the host asks for memory.
 const INTERVAL: Duration = Duration::from_secs(60);
 const INTERVAL_SQUEEZED: Duration = Duration::from_secs(30);
-/// The least that is worth it, in bytes and as a part of memory.
+/// The smallest amount of fragmented memory worth a compaction, in bytes and as a fraction of memory.
 const CRUMBS_MIN: u64 = 8 << 20;
 const CRUMBS_PART: u64 = 64;
 
@@ -14,15 +14,15 @@ const CRUMBS_PART: u64 = 64;
 #[derive(Debug, Default)]
 pub struct Compaction {
     last: Option<Duration>,
-    /// What the last one could not help.
+    /// The fragmented bytes that the last compaction could not merge.
     stubborn: u64,
-    /// The next look is the first after one.
+    /// The next check is the first one after a compaction.
     after: bool,
 }
 
 impl Compaction {
-    /// Whether it is time, `crumbs` being free in blocks too small, of `total` bytes of memory. The caller does it
-    /// then.
+    /// Whether a compaction is due: `crumbs` bytes are free in too small blocks, of `total` bytes of memory. The caller
+    /// must then compact.
     pub fn due(&mut self, now: Duration, crumbs: u64, total: u64, squeezed: bool) -> bool {
         if std::mem::take(&mut self.after) {
             self.stubborn = crumbs;
@@ -39,8 +39,8 @@ impl Compaction {
     }
 }
 
-/// Bytes that are free in blocks smaller than 2 MiB, of the text of `/proc/buddyinfo`: for each zone how many blocks
-/// there are of 1, 2, 4 … pages.
+/// Bytes that are free in blocks smaller than 2 MiB, from the text of `/proc/buddyinfo`: for each zone, the number of
+/// blocks of 1, 2, 4 … pages.
 pub fn crumbs(text: &str) -> u64 {
     let zone = |line: &str| -> Option<u64> {
         let (_, counts) = line.split_once("zone")?;

@@ -1,39 +1,40 @@
 use std::time::Duration;
 
-/// The kernel renews its totals of pressure every 2 s: no shorter span tells anything.
+/// The kernel updates its totals of pressure every 2 s: a shorter span has no information.
 const SPAN: Duration = Duration::from_secs(2);
-/// A guest that uses less than this of one CPU is idle.
+/// A guest that uses less CPU time than this, in CPUs, is idle.
 const IDLE_CPUS: f64 = 0.1;
-/// A guest in which tasks wait for a CPU during more of the time is crowded: the loop does no extra work in it.
+/// A guest in which tasks wait for a CPU during more than this fraction of the time is crowded: the loop does no extra
+/// work in it.
 const CROWDED: f64 = 0.5;
 
 /// The kernel's counters, each since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counters {
-    /// Time in which some task waited for memory; `None`: the kernel does not tell.
+    /// Time in which at least one task waited for memory; `None` if the kernel does not report it.
     pub memory_stall: Option<Duration>,
-    /// The same for a CPU.
+    /// The same for tasks that waited for a CPU.
     pub cpu_stall: Option<Duration>,
-    /// Time of all CPUs in which they were used or waited for a disk.
+    /// Time in which the CPUs were used or waited for a disk, summed over all CPUs.
     pub busy: Duration,
-    /// Pages that came back after they had been evicted.
+    /// Pages that were read back after their eviction.
     pub refaults: u64,
 }
 
-/// How it went between two looks.
+/// The guest's state between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Mood {
-    /// Nothing much runs.
+    /// The guest uses almost no CPU time.
     pub idle: bool,
     /// Tasks wait for CPUs.
     pub crowded: bool,
-    /// The part of the time in which some task waited for memory; 0 where the kernel does not tell.
+    /// The fraction of the time in which at least one task waited for memory; 0 if the kernel does not report it.
     pub memory_stall: f64,
-    /// Pages a second that came back after they had been evicted.
+    /// Pages per second that were read back after their eviction.
     pub refaults: f64,
 }
 
-/// Makes moods of counters.
+/// Computes moods from counters.
 #[derive(Debug, Default)]
 pub struct Gauge {
     from: Option<(Duration, Counters)>,
@@ -41,7 +42,7 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// The mood of the last whole span up to `now`; `None` before the first is over.
+    /// The mood of the last complete span up to `now`; `None` before the first span is complete.
     pub fn look(&mut self, now: Duration, counters: Counters) -> Option<Mood> {
         match self.from {
             Some((from, before)) if now >= from + SPAN => {

@@ -12,22 +12,22 @@ const PAGES_MAX: u64 = 1 << 32;
 /// The pages of one control group on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lru {
-    /// The kernel's number of the control group; 0: the group is gone, its pages are left.
+    /// The kernel's number of the control group; 0 if the group was removed and only its pages remain.
     pub memcg: u32,
-    /// Its path below the hierarchy's top; empty in a kernel without memory control groups.
+    /// Its path in the hierarchy; empty in a kernel without memory control groups.
     pub path: String,
     /// The memory node.
     pub node: u32,
-    /// The oldest first.
+    /// Its generations, the oldest first.
     pub generations: Vec<Generation>,
 }
 
-/// Pages of about one age.
+/// Pages of about the same age.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Generation {
     /// Its number.
     pub seq: u64,
-    /// How long ago it was begun. Its pages were last touched before the next one was begun.
+    /// Time since this generation was created. Its pages were last accessed before the next generation was created.
     pub age: Duration,
     /// Its pages.
     pub pages: Pages,
@@ -36,14 +36,14 @@ pub struct Generation {
 /// Counts of pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pages {
-    /// Anonymous ones and those of tmpfs.
+    /// Anonymous pages and those of tmpfs.
     pub anon: u64,
     /// Page cache.
     pub file: u64,
 }
 
 impl Pages {
-    /// Both kinds.
+    /// The sum of both kinds.
     pub fn all(self) -> u64 {
         self.anon + self.file
     }
@@ -56,12 +56,12 @@ impl std::iter::Sum for Pages {
 }
 
 impl Lru {
-    /// Whether its control group has been removed: no command reaches it.
+    /// Whether its control group has been removed; then no command reaches it.
     pub fn is_orphan(&self) -> bool {
         self.memcg == 0 && !self.path.is_empty()
     }
 
-    /// Which one it is.
+    /// Its group.
     pub fn group(&self) -> Group {
         (self.memcg, self.node, self.path.clone())
     }
@@ -71,7 +71,7 @@ impl Lru {
         self.generations.iter().map(|generation| generation.pages).sum()
     }
 
-    /// When its youngest generation was begun.
+    /// Time since its youngest generation was created.
     pub fn youngest_age(&self) -> Option<Duration> {
         self.generations.last().map(|generation| generation.age)
     }
@@ -82,8 +82,8 @@ impl Lru {
         self.generations[..count].iter().map(|generation| generation.pages).sum()
     }
 
-    /// The memory that no process has touched for `age`, and the youngest generation of it. An orphan's users are gone,
-    /// so its pages are as old as their generation.
+    /// The memory that no process has accessed for `age`, and the youngest generation of it. No process uses an orphan's
+    /// pages, so they are as old as their generation.
     pub fn untouched(&self, age: Duration) -> Option<(u64, Pages)> {
         let old = if self.is_orphan() {
             self.generations.iter().take_while(|generation| generation.age >= age).count()
@@ -96,46 +96,47 @@ impl Lru {
         Some((old.last()?.seq, old.iter().map(|generation| generation.pages).sum()))
     }
 
-    /// The command that begins a new generation, after a walk through the page tables of the group's processes. With
-    /// `can_swap` the ages of anonymous memory count too. Forced: else nothing happens once there are four generations.
+    /// The command that creates a new generation, after a walk through the page tables of the group's processes. With
+    /// `can_swap`, the ages of anonymous memory are updated too. It is forced: otherwise it has no effect once there are
+    /// four generations.
     pub fn age_command(&self, can_swap: bool) -> Option<String> {
         let youngest = self.generations.last()?.seq;
         Some(format!("+ {} {} {youngest} {} 1", self.memcg, self.node, u8::from(can_swap)))
     }
 
-    /// Evicts page cache up to generation `seq`.
+    /// Evicts page cache up to and including generation `seq`.
     pub fn evict_file(&self, seq: u64, pages: u64) -> Eviction {
         Eviction { of: format!("{} {} {seq} 0", self.memcg, self.node), files_of: Some(self.group()), pages }
     }
 
-    /// Evicts anonymous memory up to generation `seq`; page cache only where there is no other.
+    /// Evicts anonymous memory up to and including generation `seq`; page cache only if there is no anonymous memory.
     pub fn evict_anon(&self, seq: u64, pages: u64) -> Eviction {
         Eviction { of: format!("{} {} {seq} 200", self.memcg, self.node), files_of: None, pages }
     }
 }
 
-/// A control group's number, a memory node and the group's name: numbers are given again.
+/// A control group's number, a memory node and the group's path. The path is needed because the kernel reuses numbers.
 pub type Group = (u32, u32, String);
 
 /// Pages to be evicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
-    /// Group, node, generation and kind.
+    /// Group, node, generation and kind, in the format of the command.
     of: String,
-    /// Of which group it is page cache, if it is.
+    /// The group, if the pages are page cache.
     pub files_of: Option<Group>,
-    /// How many.
+    /// Their number.
     pub pages: u64,
 }
 
 impl Eviction {
-    /// The command for so many of them.
+    /// The command to evict `pages` of them.
     pub fn command(&self, pages: u64) -> String {
         format!("- {} {pages}", self.of)
     }
 }
 
-/// Reads the whole text. A line of another form is passed over.
+/// Parses the whole text. A line of an unknown format is skipped.
 pub fn parse(text: &str) -> Vec<Lru> {
     let mut lrus: Vec<Lru> = Vec::new();
     let (mut memcg, mut path) = (0, "");
@@ -154,7 +155,7 @@ pub fn parse(text: &str) -> Vec<Lru> {
     lrus
 }
 
-/// Number, age in milliseconds, anonymous pages, page cache; counts that no machine has are cut, so that sums are safe.
+/// Number, age in milliseconds, anonymous pages, page cache. Impossibly large counts are reduced, so that sums cannot overflow.
 fn parse_generation(line: &str) -> Option<Generation> {
     let mut figures = line.split_whitespace().map(str::parse::<u64>);
     let mut next = || figures.next()?.ok();
@@ -170,7 +171,7 @@ fn parse_generation(line: &str) -> Option<Generation> {
 pub mod tests {
     use super::*;
 
-    /// The form of `lru_gen_seq_show` (mm/vmscan.c of Linux 6.12).
+    /// The format of `lru_gen_seq_show` (mm/vmscan.c of Linux 6.12).
     pub const TEXT: &str = "\
 memcg     1 /
  node     0
@@ -206,7 +207,7 @@ memcg   117 /garret/agent
     #[test]
     fn old_is_what_was_not_touched_since_and_can_be_evicted() {
         let lrus = parse(TEXT);
-        // Generation 5 ended when 6 was begun, 61 s ago.
+        // Generation 5 ended when generation 6 was created, 61 s ago.
         assert_eq!(lrus[0].untouched(MINUTE), Some((5, Pages { anon: 30, file: 300 })));
         assert_eq!(lrus[0].untouched(Duration::from_secs(70)), Some((4, Pages { anon: 10, file: 100 })));
         assert_eq!(lrus[0].untouched(MINUTE * 2), None);

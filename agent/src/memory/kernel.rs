@@ -1,4 +1,4 @@
-//! The kernel's files that the loop writes. What this kernel lacks is told once.
+//! The kernel's files that the loop writes. A feature that this kernel lacks is logged once.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,31 +13,32 @@ use super::policy::Reclaim;
 
 const DEBUGFS: &str = "/sys/kernel/debug";
 const LRU_GEN: &str = "/sys/kernel/debug/lru_gen";
-/// The top group's: it reclaims from all of them, and heeds their protections.
+/// The file of the top group: it reclaims from all groups, and respects their protections.
 const RECLAIM: &str = "/sys/fs/cgroup/memory.reclaim";
 /// Free blocks of this order and larger are reported to the host.
 const REPORTED: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
-/// 2 MiB: what a busy guest frees in smaller blocks is in use again soon, and would cost the host its huge pages.
+/// 2 MiB: memory that a busy guest frees in smaller blocks is soon in use again. Reporting it would break up the host's
+/// huge pages.
 const LARGE: u8 = 9;
 /// 64 KiB.
 const SMALL: u8 = 4;
-/// Podman's containers.
+/// The group of podman's containers.
 const CONTAINERS_LOW: &str = "/sys/fs/cgroup/libpod_parent/memory.low";
-/// Containers as a whole are reclaimed from last, up to this part of memory.
+/// Containers in total are protected from reclaim up to this fraction of memory.
 const CONTAINERS_PART: u64 = 4;
 
-/// The kernel's side of the loop.
+/// The kernel files of the loop.
 #[derive(Default)]
 pub struct Kernel {
     told: BTreeSet<&'static str>,
-    /// What `memory.low` of containers was made of.
+    /// The `total` from which the containers' `memory.low` was computed.
     protected: u64,
-    /// The least order that is reported, once it was set.
+    /// The smallest order that is reported, once it was set.
     reported: Option<u8>,
 }
 
 impl Kernel {
-    /// Mounts debugfs, for root only, where it is not yet.
+    /// Mounts debugfs, for root only, if it is not mounted yet.
     pub fn new() -> Self {
         let mut kernel = Self::default();
         if !Path::new(LRU_GEN).exists() {
@@ -48,7 +49,7 @@ impl Kernel {
         kernel
     }
 
-    /// Tells of a failure, the first time.
+    /// Logs a failure the first time it occurs.
     pub fn tell<T>(&mut self, what: &'static str, result: io::Result<T>) -> Option<T> {
         if let Err(error) = &result
             && self.told.insert(what)
@@ -58,13 +59,13 @@ impl Kernel {
         result.ok()
     }
 
-    /// The generations; `None` in a kernel that does not tell them.
+    /// The generations; `None` if the kernel does not report them.
     pub fn lrus(&mut self) -> Option<Vec<Lru>> {
         let text = self.tell("ages are not known, page cache is taken a little at a time", fs::read_to_string(LRU_GEN));
         text.map(|text| generations::parse(&text))
     }
 
-    /// A command to the generations. A group may have gone and a generation may have ended since they were read.
+    /// Writes a command to the generations. The group may have been removed, or the generation evicted, since they were read.
     pub fn command(&mut self, command: &str) {
         let result = match fs::write(LRU_GEN, command) {
             Err(error) if is_stale(&error) => Ok(()),
@@ -73,7 +74,7 @@ impl Kernel {
         self.tell("a command to lru_gen", result);
     }
 
-    /// Reclaims from all groups; whether there may be more. That there is less than was asked is no error.
+    /// Reclaims from all groups; returns whether more may be reclaimable. It is no error if less was reclaimed than requested.
     pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) -> bool {
         let swappiness = if anon { "" } else { " swappiness=0" };
         let result = match fs::write(RECLAIM, format!("{bytes}{swappiness}")) {
@@ -83,19 +84,19 @@ impl Kernel {
         self.tell("memory.reclaim", result).is_some()
     }
 
-    /// Drops names and attributes of files that no process uses. Page cache stays.
+    /// Drops cached names and attributes of files that no process uses. Page cache stays.
     pub fn drop_slab(&mut self) {
         let result = fs::write("/proc/sys/vm/drop_caches", "2");
         self.tell("drop_caches", result);
     }
 
-    /// Moves what is in use together, so that what is free is in large blocks.
+    /// Moves used pages together, so that free memory is in large blocks.
     pub fn compact(&mut self) {
         let result = fs::write("/proc/sys/vm/compact_memory", "1");
         self.tell("compact_memory", result);
     }
 
-    /// Has small free blocks reported as well, or only large ones.
+    /// Sets whether small free blocks are reported as well, or only large ones.
     pub fn report_small(&mut self, small: bool) {
         let order = if small { SMALL } else { LARGE };
         if self.reported.replace(order) != Some(order) {
@@ -104,7 +105,7 @@ impl Kernel {
         }
     }
 
-    /// The containers' protection follows memory as it grows; nothing to do before the first container.
+    /// Updates the containers' protection as memory grows. Does nothing before the first container exists.
     pub fn protect_containers(&mut self, total: u64) {
         if self.protected == total || !Path::new(CONTAINERS_LOW).exists() {
             return;

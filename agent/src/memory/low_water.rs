@@ -1,20 +1,21 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The least of a figure over the last while: how much of a queue has been in it all the time.
+/// The minimum of a figure over a recent period: the part of a queue that was in it during the whole period.
 ///
-/// A file read through a descriptor is not known to be young: it comes into one of the oldest generations at once,
-/// behind what is there. So of those generations only so many pages are cold as there have been throughout.
+/// The kernel does not know that a file read through a descriptor is young: its pages enter one of the oldest generations
+/// at once, behind the existing pages. So only the number of pages that were in those generations during the whole period
+/// counts as cold.
 #[derive(Clone, Debug, Default)]
 pub struct LowWater {
     marks: VecDeque<(Duration, u64)>,
 }
 
-/// No more marks are kept than this: the oldest goes first.
+/// The most marks that are kept; the oldest is dropped first.
 const MARKS_MAX: usize = 64;
 
 impl LowWater {
-    /// Notes the figure at `now`, and forgets what is longer ago than `keep`, but for the last before that.
+    /// Notes the figure at `now`, and drops marks older than `keep`, except the newest of these.
     pub fn note(&mut self, now: Duration, figure: u64, keep: Duration) {
         self.marks.push_back((now, figure));
         while self.marks.len() > MARKS_MAX || self.marks.get(1).is_some_and(|(at, _)| *at + keep <= now) {
@@ -22,13 +23,13 @@ impl LowWater {
         }
     }
 
-    /// The least there was in the last `window` up to `now`; 0 if it is not known for so long.
+    /// The minimum over the last `window` up to `now`; 0 if the figure is not known for that long.
     pub fn least(&self, now: Duration, window: Duration) -> u64 {
         let known = self.marks.iter().rposition(|(at, _)| *at + window <= now);
         known.and_then(|from| self.marks.range(from..).map(|(_, figure)| *figure).min()).unwrap_or(0)
     }
 
-    /// So many left the queue at its old end: they are no longer among what was there.
+    /// Notes that `count` left the queue at its old end, so that they no longer count as present before.
     pub fn taken(&mut self, count: u64) {
         self.marks.iter_mut().for_each(|(_, figure)| *figure = figure.saturating_sub(count));
     }

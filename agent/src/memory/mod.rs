@@ -10,31 +10,32 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `reclaim` | the loop: reads, has it decided, does it |
-//! | `policy` | what to take in a round: pure |
-//! | `gauge` | how busy the guest is between two looks: pure |
+//! | `reclaim` | the loop: reads the figures, asks `policy`, carries out the plan |
+//! | `policy` | what to reclaim in a round: pure |
+//! | `gauge` | how busy the guest is between two readings: pure |
 //! | `backoff` | how long to wait after resistance: pure |
 //! | `generations` | the LRU's generations, read and commanded as text: pure |
-//! | `low_water` | what has been there all the time: pure |
+//! | `low_water` | the number of pages present during a whole period: pure |
 //! | `compaction` | when to compact: pure |
 //! | `swap_size` | how much swap to add as memory grows: pure |
-//! | `readings` | `/proc`, read |
-//! | `kernel` | the kernel's files that are written, and what it lacks |
+//! | `readings` | reads `/proc` |
+//! | `kernel` | the kernel's files that the loop writes |
 //! | `zram` | swap in compressed memory |
-//! | `orders` | the target, handed to the loop |
-//! | `sampler` | the reports of all listeners, from one sampler |
+//! | `orders` | passes the target to the loop |
+//! | `sampler` | one sampler that makes the reports of all listeners |
 //! | `pace` | when a report is due, and when memory is short: pure |
-//! | `trigger` | the kernel's own word that memory is short |
-//! | `zones` | whether the kernel's own zones are short: then what is plugged next is theirs |
-//! | `oom` | kills for lack of memory, without those of containers' own limits |
+//! | `trigger` | the kernel's event when memory is short |
+//! | `zones` | whether the kernel's own zones are short; if so, memory that is plugged next goes to them |
+//! | `oom` | kills for lack of memory, except those for containers' own limits |
 //!
 //! # What is protected
-//! - The agent and what is run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): of that control
-//!   group the loop takes page cache only. Containers as a whole are protected for a quarter of memory (`memory.low`, in
-//!   `kernel`), so that an image pull beside them does not push out what they work with.
-//! - Against the kernel's killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are by themselves), and
-//!   what the agent starts is not. A terminal's shell has no score of its own, for every compiler started from it would
-//!   inherit that; the killer's rule, the largest first, finds the compiler and not the shell.
+//! - The agent and commands that run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): the loop
+//!   takes only page cache from that control group. Containers in total are protected up to a quarter of memory
+//!   (`memory.low`, in `kernel`), so that an image pull beside them does not evict the pages they use.
+//! - Against the kernel's out-of-memory killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are exempt by
+//!   themselves), and the processes it starts are not. A terminal's shell has no score of its own, because every compiler
+//!   started from it would inherit that score. The killer selects the largest process, so it kills the compiler and not
+//!   the shell.
 
 mod backoff;
 mod compaction;
@@ -64,10 +65,10 @@ use orders::Orders;
 use reclaim::{Figures, Reclaimer};
 use sampler::Sampler;
 
-/// The least a guest can be asked to make do with, in bytes.
+/// The smallest target, in bytes.
 const TARGET_MIN: u64 = 64 << 20;
 
-/// The guest's memory, as the API has it.
+/// The guest's memory, as the API shows it.
 pub struct Memory {
     orders: Arc<Orders>,
     figures: watch::Sender<Figures>,
@@ -75,18 +76,18 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Reports only, from within the runtime; [`Self::start_loop`] adds the loop.
+    /// Makes reports only; [`Self::start_loop`] adds the loop. Must be called within the runtime.
     pub fn new() -> Self {
         let figures = watch::Sender::new(Figures::default());
         let sampler = Sampler::start(figures.subscribe());
         Self { orders: Arc::default(), figures, sampler }
     }
 
-    /// Starts the loop in a thread of its own; it ends with the process. Only in a guest of garret's: it changes the
-    /// kernel's settings.
+    /// Starts the loop in a separate thread that ends with the process. For use only in a garret guest, because the loop
+    /// changes the kernel's settings.
     ///
     /// # Errors
-    /// There is no room for a thread.
+    /// No thread could be created.
     pub fn start_loop(&self) -> std::io::Result<()> {
         let (orders, figures) = (self.orders.clone(), self.figures.clone());
         let go = move || {
@@ -97,13 +98,14 @@ impl Memory {
         std::thread::Builder::new().name("memory".into()).spawn(go).map(drop)
     }
 
-    /// Reports: one at once, more as things change. A slow listener misses some, never the last.
+    /// Reports: one at once, then one after each change. A slow listener may miss reports, but never the last one.
     pub fn follow(&self) -> watch::Receiver<MemoryReport> {
         self.sampler.follow()
     }
 
-    /// Has the loop come down to `target` bytes in use (total less free: what the host sees), or ends that. A target
-    /// the guest is below already needs nothing; one it cannot reach is given up after growing pauses and tried again.
+    /// Makes the loop reduce memory in use (total less free: what the host sees) to `target` bytes, or ends this. A
+    /// target above the current use needs nothing. If the target cannot be reached, the loop retries after growing
+    /// pauses.
     ///
     /// # Errors
     /// `invalid`: the target is below 64 MiB.
@@ -124,7 +126,7 @@ impl Default for Memory {
     }
 }
 
-/// Runs the loop alone and never returns: for a guest without the rest of the agent.
+/// Runs only the loop and never returns: for a guest without the rest of the agent.
 pub fn run_loop() -> ! {
     reclaim::run(&Orders::default(), Reclaimer::new(), |_| {})
 }

@@ -5,16 +5,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// How the kernel's log begins the line of a kill for a control group's own limit (mm/oom_kill.c).
+/// The beginning of the kernel's log line about a kill for a control group's own limit (mm/oom_kill.c).
 const OWN_LIMIT: &[u8] = b"Memory cgroup out of memory: Killed process";
-/// The longest record of the log (`PRINTK_MESSAGE_MAX` and its prefix).
+/// The longest log record (`PRINTK_MESSAGE_MAX` and its prefix).
 const RECORD_MAX: usize = 8192;
-/// The most records read at once; the rest is read the next time.
+/// The most records that are read at once; the rest is read next time.
 const RECORDS_MAX: usize = 10_000;
 
-/// Kills for lack of memory, without those for a container's own limit. The kernel counts both together, and a
-/// container that dies of it takes its own count with it: only the kernel's log tells them apart. It is read when the
-/// count changes.
+/// Counts kills for lack of memory, except those for a container's own limit. The kernel counts both together, and a
+/// removed container's own count is lost with it. Only the kernel's log distinguishes them. It is read when the count
+/// changes.
 pub struct OomKills {
     log: Option<File>,
     counted: u64,
@@ -22,14 +22,14 @@ pub struct OomKills {
 }
 
 impl OomKills {
-    /// Without the log, all kills count.
+    /// If the log cannot be read, all kills count.
     pub fn new() -> Self {
         let mut options = OpenOptions::new();
         let log = options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg").ok();
         Self { log, counted: 0, own_limit: 0 }
     }
 
-    /// Of the kernel's `oom_kill`.
+    /// The number of kills to report, from the kernel's counter `oom_kill`.
     pub fn of(&mut self, count: u64) -> u64 {
         if count != self.counted {
             self.counted = count;
@@ -40,7 +40,7 @@ impl OomKills {
     }
 }
 
-/// One record a read, until there are no more; what was overwritten meanwhile is lost (`EPIPE`).
+/// Each read returns one record, until there are no more. Records that were overwritten in the meantime are lost (`EPIPE`).
 fn own_limit_kills(log: &mut impl Read) -> u64 {
     let mut record = [0; RECORD_MAX];
     let mut kills = 0;
@@ -56,8 +56,8 @@ fn own_limit_kills(log: &mut impl Read) -> u64 {
     kills
 }
 
-/// `priority,sequence,time,flags;text`. Priorities of 8 and above are other facilities: written by programs, not the
-/// kernel.
+/// `priority,sequence,time,flags;text`. Priorities of 8 and above are other facilities: those records come from programs,
+/// not from the kernel.
 fn is_own_limit(record: &[u8]) -> bool {
     let Some(end) = record.iter().position(|byte| *byte == b';') else { return false };
     let kernels = record.get(1) == Some(&b',');
@@ -81,7 +81,7 @@ mod tests {
         }
     }
 
-    /// A read is a record, as of the kernel's log.
+    /// Each read returns one record, like the kernel's log.
     struct Log(Vec<Result<&'static str, Errno>>);
 
     impl Read for Log {

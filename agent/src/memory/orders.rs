@@ -1,7 +1,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The target, from the API to the loop: the last one counts, and a new one wakes the loop.
+/// The target, passed from the API to the loop. The last one counts, and a new one wakes the loop.
 #[derive(Default)]
 pub struct Orders {
     state: Mutex<State>,
@@ -15,7 +15,7 @@ struct State {
 }
 
 impl Orders {
-    /// Sets the target, in bytes. The same again changes nothing.
+    /// Sets the target, in bytes. Setting the same target again has no effect.
     pub fn set(&self, target: Option<u64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.target != target {
@@ -24,7 +24,7 @@ impl Orders {
         }
     }
 
-    /// Waits for a new target, at most `time`; the target there is then.
+    /// Waits for a new target, at most `time`; returns the current target.
     pub fn wait(&self, time: Duration) -> Option<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(state, time, |state| !state.new);

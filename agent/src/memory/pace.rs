@@ -3,22 +3,22 @@ use std::time::Duration;
 use garret_api::agent::MemoryReport;
 
 const MIB: u64 = 1 << 20;
-/// Between two looks, and when memory is short.
+/// Interval between two readings: usually, and when memory is short.
 const TICK: Duration = Duration::from_secs(1);
 const TICK_SHORT: Duration = Duration::from_millis(200);
-/// A report at least so often.
+/// The longest time between two reports.
 const LATEST: Duration = Duration::from_secs(10);
-/// A change by this part of memory is worth a report.
+/// A change by this fraction of memory causes a report.
 const NOTICEABLE_PART: u64 = 50;
-/// How long memory is short after a stall.
+/// How long memory counts as short after a stall.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// Memory is short below this part of it, within these bounds in bytes.
+/// Memory is short if less than this fraction is available, within these bounds in bytes.
 const SHORT_PART: u64 = 8;
 const SHORT_MIN: u64 = 96 * MIB;
 const SHORT_MAX: u64 = 512 * MIB;
 
-/// When a report is due. Times are since some start.
+/// Decides when a report is due. All times count from one fixed start.
 #[derive(Debug, Default)]
 pub struct Pace {
     last: Option<(Duration, MemoryReport)>,
@@ -26,7 +26,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Tasks wait for memory, says the kernel.
+    /// Notes the kernel's event that tasks wait for memory.
     pub fn stalled(&mut self, now: Duration) {
         self.stalled = Some(now);
     }
@@ -37,13 +37,13 @@ impl Pace {
             || self.stalled.is_some_and(|stalled| now < stalled + STALLED)
     }
 
-    /// Whether this report is to be sent; then it is the last that was.
+    /// Whether to send this report. If so, it becomes the last sent report.
     pub fn is_due(&mut self, now: Duration, report: &MemoryReport) -> bool {
         let due = match &self.last {
             None => true,
             Some((at, last)) => {
                 let passed = now.saturating_sub(*at);
-                // A look may come a little early.
+                // A reading may come a little early.
                 let usual = passed + TICK_SHORT / 2 >= TICK && is_noticeable(last, report);
                 report.short || last.short || usual || passed >= LATEST
             }
@@ -54,12 +54,12 @@ impl Pace {
         due
     }
 
-    /// The next report is due whatever it says.
+    /// Makes the next report due, whatever it contains.
     pub fn ask(&mut self) {
         self.last = None;
     }
 
-    /// Until the next look.
+    /// The time until the next reading.
     pub fn tick(&self) -> Duration {
         let short = self.last.as_ref().is_some_and(|(_, last)| last.short);
         if short { TICK_SHORT } else { TICK }

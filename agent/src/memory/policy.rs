@@ -1,4 +1,4 @@
-//! What the loop does in a round. Pure: it is told what is, and says what to do.
+//! Decides what the loop does in a round. Pure: it receives the guest's state and returns a plan.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,145 +12,145 @@ use super::readings::Meminfo;
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
-/// What ages are looked for. Four generations is all the kernel keeps: the oldest of them is cold when the next but one
-/// was begun `cold` ago.
+/// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is cold
+/// when the generation after the next one was created at least `cold` ago.
 #[derive(Clone, Copy)]
 struct Ages {
-    /// Between two generations.
+    /// Interval between two generations.
     begin: Duration,
-    /// Untouched for so long is cold.
+    /// Memory that was not accessed for this long is cold.
     cold: Duration,
 }
 
-/// The ages are shorter in an idle guest: no task waits, and its last work is soon over.
+/// The ages are shorter in an idle guest: no task waits, and the pages of its last work become cold soon.
 const IDLE: Ages = Ages { begin: Duration::from_secs(15), cold: Duration::from_secs(30) };
 const BUSY: Ages = Ages { begin: Duration::from_secs(30), cold: Duration::from_secs(60) };
 
-/// A guest in which tasks wait longer for memory, as a part of the time, is left alone.
+/// The loop takes nothing from a guest in which tasks wait for memory during more than this fraction of the time.
 const STALL_MAX: f64 = 0.01;
-/// The same, in per cent of the last 10 s, when the host wants memory.
+/// The same when the host wants memory, in per cent of the last 10 s.
 const STALL_MAX_SQUEEZED: f64 = 10.0;
-/// At 100 µs each, that is 0.6 % of the time.
+/// Refaults per second: at 100 µs each, this is 0.6 % of the time.
 const REFAULTS_MAX: f64 = 64.0;
-/// The same when the host wants memory: what comes back faster is in use, and the host has other means than this one.
+/// The same when the host wants memory. Pages that come back faster are in use, and the host has other means of getting memory.
 const REFAULTS_MAX_SQUEEZED: f64 = 512.0;
 
-/// What a round takes: this part of memory, within these bounds in bytes.
+/// A round takes this fraction of memory, within these bounds in bytes.
 const STEP_PART: u64 = 20;
 const STEP_MIN: u64 = 64 * MIB;
 const STEP_MAX: u64 = 256 * MIB;
-/// The same when the host wants memory, and it may be compressed.
+/// The same when the host wants memory; this memory may have to be compressed.
 const STEP_SQUEEZED: u64 = 32 * MIB;
-/// Less of a control group is not worth a command.
+/// The fewest pages of a control group that are worth a command.
 const TAKE_MIN: u64 = 64;
-/// No ages are looked for in a smaller group, in pages.
+/// No generations are created in groups with fewer pages.
 const AGE_MIN: u64 = 256;
-/// The most commands of a kind in a round.
+/// The most commands of one kind in a round.
 const COMMANDS_MAX: usize = 128;
-/// Where there are no generations: this part of the inactive page cache a round.
+/// In a kernel without generations, a round takes this fraction of the inactive page cache.
 const BLIND_PART: u64 = 64;
-/// Free swap that is left alone, as a part of all.
+/// The fraction of swap that is kept free.
 const SWAP_PART: u64 = 16;
 
-/// The kernel's caches of names and attributes are dropped after so long an idle time, if they are so large, but not
-/// again until they have grown as much, and so long after.
+/// The kernel's caches of names and attributes are dropped if the guest was idle for this long and they have this size.
+/// They are dropped again only after they have grown by the same size and this interval has passed.
 const SLAB_IDLE: Duration = Duration::from_secs(60);
 const SLAB_MIN: u64 = 16 * MIB;
 const SLAB_INTERVAL: Duration = Duration::from_secs(600);
 
-/// The loop's part of one CPU's time: in a guest that works, in an idle one, and when the host wants memory.
+/// The loop's share of one CPU: in a busy guest, in an idle guest, and when the host wants memory.
 const SHARE: f64 = 0.005;
 const SHARE_IDLE: f64 = 0.05;
 const SHARE_SQUEEZED: f64 = 0.2;
-/// The part for looking for ages alone, which is useful only later.
+/// The share for creating generations alone, which is useful only later.
 const SHARE_AGING: f64 = 0.0025;
 
-/// Between two rounds at least: usually, when there is nothing to do, when there is more to take, when the host wants
-/// it.
+/// The shortest time between two rounds: usually, when there is nothing to do, when there is more to take, when the host
+/// wants memory.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_IDLE: Duration = Duration::from_secs(10);
 const PAUSE_MORE: Duration = Duration::from_secs(1);
 const PAUSE_SQUEEZED: Duration = Duration::from_millis(50);
 
-/// The control group of the agent and of the guest's own shells: only their page cache is taken.
+/// The control group of the agent and of the guest's own shells: only its page cache is taken.
 const PROTECTED: &str = "/garret";
 
-/// The guest at the beginning of a round.
+/// The guest's state at the beginning of a round.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// Since the loop began.
+    /// Time since the loop began.
     pub now: Duration,
     pub memory: Meminfo,
     pub counters: Counters,
-    /// Per cent of the last 10 s in which some task waited for memory.
+    /// Per cent of the last 10 s in which at least one task waited for memory.
     pub stall_avg10: Option<f64>,
-    /// `None`: the kernel does not tell.
+    /// `None` if the kernel does not report generations.
     pub lrus: Option<Vec<Lru>>,
-    /// Bytes in use to come down to.
+    /// The target for memory in use, in bytes.
     pub target: Option<u64>,
 }
 
-/// What to do, in this order.
+/// The actions of a round, in this order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Commands that look for ages.
+    /// Commands that create generations.
     pub age: Vec<String>,
-    /// To evict of groups.
+    /// Evictions from groups.
     pub evict: Vec<Eviction>,
-    /// To reclaim from all groups, whatever its age.
+    /// Reclaim from all groups, regardless of age.
     pub reclaim: Option<Reclaim>,
     /// Drop the kernel's caches of names and attributes.
     pub drop_slab: bool,
-    /// Compaction and small reports disturb no task now.
+    /// Whether compaction and reports of small blocks disturb no task now.
     pub at_leisure: bool,
-    /// The host wants memory.
+    /// Whether the host wants memory.
     pub squeezed: bool,
     /// Bytes that are cold.
     pub cold: u64,
     /// Bytes that `evict` and `reclaim` ask for.
     pub asked: u64,
-    /// Until the next round at least.
+    /// The shortest time until the next round.
     pause: Duration,
-    /// The part of a CPU that this round's time may be.
+    /// The largest share of a CPU that this round's time may be.
     share: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reclaim {
     pub bytes: u64,
-    /// Anonymous memory as well as page cache.
+    /// Whether to reclaim anonymous memory as well as page cache.
     pub anon: bool,
 }
 
-/// What a round came to.
+/// The result of a round.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
-    /// Bytes that there was time to ask for …
+    /// Bytes that the loop had time to ask for …
     pub asked: u64,
-    /// … and that were taken.
+    /// … and bytes that were reclaimed.
     pub reclaimed: u64,
-    /// The thread's CPU time for looking for ages.
+    /// The thread's CPU time for creating generations.
     pub aging: Duration,
-    /// The same for everything.
+    /// The thread's CPU time for the whole round.
     pub all: Duration,
 }
 
-/// What is remembered between rounds.
+/// The state that is kept between rounds.
 #[derive(Debug)]
 pub struct Policy {
     gauge: Gauge,
-    /// After refaults and pressure.
+    /// Backoff after refaults and pressure.
     backoff: Backoff,
-    /// After a target that was not reached.
+    /// Backoff after a target that was not reached.
     struggle: Backoff,
-    /// After what was taken for a target came back.
+    /// Backoff after memory taken for a target came back.
     thrash: Backoff,
     target: Option<u64>,
     files: BTreeMap<Group, LowWater>,
     idle_since: Option<Duration>,
     slab_dropped: Option<(Duration, u64)>,
     slab_pending: bool,
-    /// What looking for ages costs, as last measured.
+    /// The last measured cost of creating generations.
     aging: Duration,
 }
 
@@ -177,7 +177,7 @@ impl Policy {
         }
     }
 
-    /// What to do.
+    /// Plans a round.
     pub fn plan(&mut self, seen: &Seen) -> Plan {
         if self.target != seen.target {
             self.target = seen.target;
@@ -203,7 +203,7 @@ impl Policy {
         plan
     }
 
-    /// The round is over: how long to wait for the next.
+    /// Ends the round; returns how long to wait for the next.
     pub fn done(&mut self, now: Duration, plan: &Plan, outcome: &Outcome) -> Duration {
         if !plan.age.is_empty() {
             self.aging = outcome.aging;
@@ -219,7 +219,7 @@ impl Policy {
         plan.pause.max(outcome.all.div_f64(plan.share))
     }
 
-    /// Evictions are carried out in their order, as far as there was time.
+    /// Notes the evictions that were carried out: in order, as far as the time allowed.
     fn note_taken(&mut self, plan: &Plan, mut pages: u64) {
         for eviction in &plan.evict {
             let done = eviction.pages.min(pages);
@@ -230,8 +230,8 @@ impl Policy {
         }
     }
 
-    /// Groups that have something cold, the most first. The page cache of a generation counts as far as there has been
-    /// as much all the time ([`LowWater`]).
+    /// Groups that have cold pages, the largest amount first. Page cache counts only as far as it was present during the
+    /// whole period ([`LowWater`]).
     fn cold<'a>(&mut self, seen: &'a Seen, ages: Ages) -> Vec<Cold<'a>> {
         let lrus = seen.lrus.as_deref().unwrap_or_default();
         let mut files = std::mem::take(&mut self.files);
@@ -256,7 +256,7 @@ impl Policy {
         colds
     }
 
-    /// New generations where the youngest has lasted its time.
+    /// Commands to create generations, for groups whose youngest generation is old enough.
     fn age(&self, seen: &Seen, ages: Ages) -> Vec<String> {
         let interval = ages.begin.max(self.aging.div_f64(SHARE_AGING));
         let due = |lru: &&Lru| {
@@ -267,7 +267,7 @@ impl Policy {
         lrus.filter_map(|lru| lru.age_command(seen.memory.swap_total > 0)).collect()
     }
 
-    /// The host wants `over` bytes: what is cold, then what is coldest.
+    /// The host wants `over` bytes: takes cold pages first, then the coldest of the others.
     fn squeeze(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>, over: u64) {
         plan.share = SHARE_SQUEEZED;
         plan.pause = PAUSE_MORE;
@@ -290,7 +290,7 @@ impl Policy {
         }
     }
 
-    /// Plans a round without a request of the host: only the steps that cost nothing.
+    /// Plans a round without a request of the host: only steps that do not disturb the guest.
     fn relax(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>) {
         if seen.target.is_some() {
             plan.pause = PAUSE_MORE;
@@ -299,7 +299,7 @@ impl Policy {
         if mood.idle {
             plan.share = SHARE_IDLE;
         }
-        // Without PSI, a guest that has little left is one that is under pressure.
+        // Without PSI, a guest that has little available memory counts as under pressure.
         let tight = seen.counters.memory_stall.is_none() && seen.memory.available < seen.memory.total / 8;
         if mood.memory_stall > STALL_MAX || mood.refaults > REFAULTS_MAX || tight {
             self.backoff.resisted(seen.now);
@@ -322,7 +322,7 @@ impl Policy {
         }
     }
 
-    /// After a long idle time and much growth.
+    /// Whether the slab caches must be dropped: after a long idle time and much growth.
     fn slab_is_due(&mut self, seen: &Seen) -> bool {
         let slab = seen.memory.slab;
         if std::mem::take(&mut self.slab_pending)
@@ -348,7 +348,7 @@ fn is_protected(lru: &Lru) -> bool {
     lru.path.strip_prefix(PROTECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Cold pages, up to `step` bytes.
+/// Takes cold pages, up to `step` bytes.
 fn take(plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
     let mut left = step / PAGE;
     let mut swap = seen.memory.swap_free.saturating_sub(seen.memory.swap_total / SWAP_PART) / PAGE;
@@ -372,20 +372,20 @@ fn take(plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
             plan.asked += anon * PAGE;
         }
     }
-    // No command reaches a group that is gone, but the kernel's own reclaim begins with those.
+    // No command reaches a removed group, but the kernel's own reclaim begins with removed groups.
     if orphaned >= TAKE_MIN {
         add_reclaim(plan, Reclaim { bytes: orphaned * PAGE, anon: false });
     }
 }
 
-/// What is added for another reason may be of the kinds of both.
+/// Adds to the reclaim of the plan. The sum may be of the kinds of both.
 fn add_reclaim(plan: &mut Plan, more: Reclaim) {
     let have = plan.reclaim.unwrap_or(Reclaim { bytes: 0, anon: false });
     plan.reclaim = Some(Reclaim { bytes: have.bytes + more.bytes, anon: have.anon || more.anon });
     plan.asked += more.bytes;
 }
 
-/// Ages are not known: a little of the page cache that is not active.
+/// Without known ages: takes a little of the inactive page cache.
 fn take_blindly(plan: &mut Plan, seen: &Seen) {
     let bytes = (seen.memory.inactive_file / BLIND_PART).min(STEP_MIN);
     if bytes >= TAKE_MIN * PAGE {

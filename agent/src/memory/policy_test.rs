@@ -5,7 +5,7 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// A guest of 4 GiB, half of it in use, with a generation each 30 s.
+/// A guest of 4 GiB, half of it in use, with one new generation every 30 s.
 struct Guest {
     now: u64,
     /// CPUs in use.
@@ -74,7 +74,7 @@ impl Guest {
         })
     }
 
-    /// Two minutes later, with what is known by then.
+    /// The guest two minutes later, with the measurements of that time.
     fn settled(mut self) -> Self {
         for _ in 0..24 {
             self.after(5);
@@ -83,7 +83,7 @@ impl Guest {
     }
 }
 
-/// What is evicted, each in one command.
+/// The evictions of a plan, one command each.
 fn commands(plan: &Plan) -> Vec<String> {
     plan.evict.iter().map(|eviction| eviction.command(eviction.pages)).collect()
 }
@@ -93,7 +93,7 @@ fn what_is_cold_is_taken_the_most_first_and_of_the_protected_only_page_cache() {
     let lrus =
         vec![lru(1, "/", 0, 500), lru(7, "/c", 2000, 900), lru(9, "/garret/exec", 9999, 700), lru(8, "/d", 9, 9)];
     let mut guest = Guest::new(Some(lrus));
-    // Nothing is known of pressure yet, and of files not for a minute.
+    // Pressure is not known yet, and file pages are not known for a minute.
     assert_eq!(commands(&guest.after(0)), [""; 0]);
     assert_eq!(commands(&guest.after(5)), ["- 7 0 5 200 2000"]);
     let mut guest = guest.settled();
@@ -115,7 +115,7 @@ fn files_that_come_after_a_taking_are_young() {
         plan.asked / PAGE
     };
     let taken: Vec<_> = (0..40).map(|_| round()).collect();
-    // A thousand are there all the time: the test's kernel does as if as many came as were taken.
+    // There are always a thousand pages: in this test's kernel, as many pages arrive as were taken.
     assert_eq!(taken[..12], [0; 12]);
     assert_eq!(taken[12..26], [1000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1000]);
 }
@@ -212,7 +212,7 @@ fn a_squeeze_takes_what_is_cold_and_then_the_coldest() {
     guest.memory.free = 2096 * MIB;
     let plan = guest.after(5);
     assert_eq!((plan.asked, plan.squeezed), (0, false));
-    // Far below: a step a round.
+    // Far above the target: one step per round.
     guest.target = Some(64 * MIB);
     assert_eq!(guest.after(5).asked, STEP_SQUEEZED);
     guest.target = Some(10_000 * MIB);

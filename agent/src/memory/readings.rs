@@ -1,4 +1,4 @@
-//! What `/proc` tells. A line that is not there reads as 0.
+//! Reads `/proc`. A missing line counts as 0.
 
 use std::fs;
 use std::io;
@@ -12,19 +12,19 @@ use crate::statistics::{parse_meminfo, parse_pressure};
 /// `/proc/meminfo`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meminfo {
-    /// What the kernel manages.
+    /// Memory that the kernel manages.
     pub total: u64,
     /// Unused.
     pub free: u64,
-    /// What a program could get without swapping.
+    /// Memory that a program could get without swapping.
     pub available: u64,
     /// Swap.
     pub swap_total: u64,
     /// Unused swap.
     pub swap_free: u64,
-    /// Page cache that was not used lately, as the kernel without generations sees it.
+    /// Page cache that was not used recently, as a kernel without generations counts it.
     pub inactive_file: u64,
-    /// The kernel's own caches that can be dropped: names of files and their attributes.
+    /// The kernel's own caches that can be dropped: names and attributes of files.
     pub slab: u64,
 }
 
@@ -38,11 +38,11 @@ impl Meminfo {
 /// `/proc/vmstat`, in pages and counts since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vmstat {
-    /// Pages that came back after they had been evicted.
+    /// Pages that were read back after their eviction.
     pub refaults: u64,
     /// Pages evicted.
     pub evicted: u64,
-    /// Processes killed for lack of memory, also that of a control group's own limit.
+    /// Processes killed for lack of memory, including kills for a control group's own limit.
     pub oom_kills: u64,
 }
 
@@ -66,12 +66,12 @@ pub fn vmstat() -> io::Result<Vmstat> {
     Ok(parse_vmstat(&fs::read_to_string("/proc/vmstat")?))
 }
 
-/// Memory pressure; `None` in a kernel that does not tell it (built without, or `psi=0`).
+/// Memory pressure; `None` if the kernel does not report it (built without, or `psi=0`).
 pub fn memory_pressure() -> Option<Pressure> {
     pressure("memory")
 }
 
-/// What a mood is made of.
+/// The counters from which a mood is computed.
 pub fn counters(memory: Option<Pressure>, vmstat: Vmstat) -> io::Result<Counters> {
     let stall = |pressure: Pressure| Duration::from_micros(pressure.some_total_us);
     let busy = parse_busy(&fs::read_to_string("/proc/stat")?, rustix::param::clock_ticks_per_second());
@@ -97,8 +97,8 @@ fn parse_vmstat(text: &str) -> Vmstat {
     vmstat
 }
 
-/// `/proc/stat`'s first line: ticks of all CPUs as user, nice, system, idle, iowait, irq, softirq, steal, and what is
-/// in those already. A task that waits for a disk is busy.
+/// The first line of `/proc/stat`: ticks of all CPUs as user, nice, system, idle, iowait, irq, softirq, steal; later
+/// fields are already included in these. A task that waits for a disk counts as busy.
 fn parse_busy(text: &str, ticks_per_second: u64) -> Duration {
     let line = text.lines().next().unwrap_or_default();
     let ticks = line.split_whitespace().skip(1).take(8).enumerate().filter(|(column, _)| *column != 3);

@@ -9,23 +9,23 @@ use super::policy::{Outcome, Plan, Policy, Reclaim, Seen};
 use super::readings;
 use super::zram::Zram;
 
-/// The machine comes up first.
+/// The first round waits until the machine has started.
 const FIRST: Duration = Duration::from_secs(1);
-/// After a round that failed.
+/// The pause after a round that failed.
 const FAILED: Duration = Duration::from_secs(10);
 const PAGE: u64 = 4096;
-/// What the kernel is asked for at a time, in pages …
+/// The number of pages in one request to the kernel …
 const PIECE: u64 = 64;
-/// … again and again for so long in a round. How long a page takes is not known before: one that the host has swapped out
-/// has to come back first.
+/// … repeated for up to this time in a round. The time per page is not known in advance: a page that the host has swapped
+/// out must be read back first.
 const TIME: Duration = Duration::from_millis(250);
 
-/// What the loop knows and the reports tell, in bytes.
+/// The loop's figures for the reports, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// What is cold.
+    /// Cold memory.
     pub cold: u64,
-    /// What was taken since the loop began.
+    /// Memory that was reclaimed since the loop began.
     pub reclaimed: u64,
 }
 
@@ -62,7 +62,7 @@ impl Reclaimer {
         }
     }
 
-    /// One round; how long to wait for the next.
+    /// Runs one round; returns how long to wait for the next.
     fn round(&mut self, target: Option<u64>) -> std::io::Result<Duration> {
         let begun = cpu_time();
         let before = readings::vmstat()?;
@@ -80,7 +80,7 @@ impl Reclaimer {
         Ok(self.policy.done(self.begun.elapsed(), &plan, &outcome))
     }
 
-    /// Memory may have been plugged. Asked of the kernel itself: `/proc/meminfo` may have another file bound over it.
+    /// Adapts to plugged memory. Asks the kernel itself, because another file may be mounted over `/proc/meminfo`.
     fn follow_growth(&mut self) {
         let info = rustix::system::sysinfo();
         let total = info.totalram.saturating_mul(info.mem_unit.into());
@@ -105,7 +105,7 @@ impl Reclaimer {
         })
     }
 
-    /// Takes what is planned, as far as there is time; bytes that were asked for, and that were evicted meanwhile.
+    /// Carries out the plan, as far as the time allows. Returns the bytes that were asked for, and the bytes evicted meanwhile.
     fn take(&mut self, plan: &Plan, before: readings::Vmstat) -> std::io::Result<(u64, u64)> {
         if plan.drop_slab {
             self.kernel.drop_slab();
@@ -120,7 +120,7 @@ impl Reclaimer {
         Ok((asked, reclaimed))
     }
 
-    /// Asks the kernel for what is planned, piece by piece; how many pages there was time for.
+    /// Sends the requests of the plan to the kernel, piece by piece; returns the number of pages it had time for.
     fn ask(&mut self, plan: &Plan, until: Instant) -> u64 {
         let mut asked = 0;
         for eviction in &plan.evict {
@@ -140,7 +140,7 @@ impl Reclaimer {
         asked
     }
 
-    /// Last, for what was taken leaves crumbs.
+    /// Compacts last, because reclaim leaves fragments.
     fn compact(&mut self, plan: &Plan, now: Duration, total: u64) -> std::io::Result<()> {
         if plan.at_leisure {
             let crumbs = compaction::crumbs(&std::fs::read_to_string("/proc/buddyinfo")?);
@@ -152,12 +152,12 @@ impl Reclaimer {
     }
 }
 
-/// So many pages in pieces.
+/// Divides `pages` into pieces.
 fn pieces(pages: u64) -> impl Iterator<Item = u64> {
     (0..pages.div_ceil(PIECE)).map(move |piece| PIECE.min(pages - piece * PIECE))
 }
 
-/// Of this thread: what the kernel does for it counts.
+/// CPU time of this thread, which includes the kernel's work for it.
 fn cpu_time() -> Duration {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else { return Duration::ZERO };
     let times = [usage.user_time(), usage.system_time()];

@@ -12,7 +12,7 @@ use super::reclaim::Figures;
 use super::trigger::Trigger;
 use super::zones::Zones;
 
-/// One sampler for all listeners; it does nothing while there are none.
+/// One sampler for all listeners; it does nothing while there are no listeners.
 pub struct Sampler {
     reports: watch::Sender<MemoryReport>,
     wanted: Notify,
@@ -26,14 +26,14 @@ enum Woken {
 }
 
 impl Sampler {
-    /// Within the runtime. `figures` are the loop's.
+    /// Must be called within the runtime. `figures` are the loop's.
     pub fn start(figures: watch::Receiver<Figures>) -> Arc<Self> {
         let sampler = Arc::new(Self { reports: watch::Sender::default(), wanted: Notify::new() });
         tokio::spawn(sampler.clone().serve(figures));
         sampler
     }
 
-    /// A new listener: its first report is made for it.
+    /// A new listener. A report is made for it at once.
     pub fn follow(&self) -> watch::Receiver<MemoryReport> {
         let reports = self.reports.subscribe();
         self.wanted.notify_one();
@@ -49,7 +49,7 @@ impl Sampler {
         }
     }
 
-    /// Until the last listener has gone.
+    /// Samples until the last listener has gone.
     async fn sample(&self, figures: &watch::Receiver<Figures>, oom: &mut OomKills, zones: &mut Option<Zones>) {
         let begun = Instant::now();
         let trigger = Trigger::arm().ok();
@@ -89,7 +89,7 @@ impl Sampler {
     }
 }
 
-/// Whether the kernel's own memory is short, where it tells.
+/// Whether the kernel's own memory is short; false if the kernel does not report it.
 fn is_short(zones: &mut Option<Zones>) -> bool {
     let looked = zones.as_mut().map(Zones::look);
     if let Some(Err(error)) = &looked {

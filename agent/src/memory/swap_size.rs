@@ -1,11 +1,11 @@
-/// The most swap devices; with each at least as large as all before it, that is a growth of 2,048 times.
+/// The most swap devices. Each is at least as large as all earlier ones together, so this allows growth by a factor of 2,048.
 const DEVICES_MAX: usize = 12;
 const PAGE: u64 = 4096;
 
-/// The size in bytes of the swap device to add for `total` bytes of memory, beside `devices` of together `swap`.
+/// The size in bytes of the swap device to add for `total` bytes of memory, when there are `devices` of `swap` bytes in total.
 ///
-/// Swap in compressed memory is to be about as large as memory. A device cannot grow, so there will be several, each at
-/// least as large as all before it: an empty one costs 16 bytes a page.
+/// Swap in compressed memory should be about as large as memory. A device cannot grow, so there are several, each at
+/// least as large as all earlier ones together: an empty device costs 16 bytes per page.
 pub fn missing(total: u64, swap: u64, devices: usize) -> Option<u64> {
     let enough = swap.saturating_add(swap / 4) >= total;
     let size = total.saturating_sub(swap).max(swap) / PAGE * PAGE;

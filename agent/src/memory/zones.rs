@@ -1,28 +1,28 @@
-//! The zones that the kernel takes its own memory from (stacks of threads, tables, sockets). Plugged memory is movable at
-//! first, so that it can be unplugged: the kernel cannot use it. A guest with many threads would be killed in with gigabytes
-//! free. When these zones are short, what is plugged next is the kernel's.
+//! The zones from which the kernel takes its own memory (thread stacks, tables, sockets). Plugged memory is movable at
+//! first, so that it can be unplugged; the kernel cannot use it. So processes of a guest with many threads could be
+//! killed while gigabytes are free. When these zones are short, memory that is plugged next goes to the kernel.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
 const ZONEINFO: &str = "/proc/zoneinfo";
-/// How much movable memory there may be for the kernel's, in per cent (admin-guide/mm/memory-hotplug.rst).
+/// The largest ratio of movable memory to the kernel's memory, in per cent (admin-guide/mm/memory-hotplug.rst).
 const RATIO_FILE: &str = "/sys/module/memory_hotplug/parameters/auto_movable_ratio";
 /// The kernel's default.
 const DEFAULT_RATIO: &str = "301";
-/// None: what comes is for the kernel.
+/// No movable memory: memory that is plugged goes to the kernel.
 const RATIO_IN_SHORTAGE: &str = "0";
 const PAGE: u64 = 4096;
-/// The zones are short when less than a quarter of them is obtainable. At a third, a guest that swaps to zram would count as short,
-/// and the runner would squeeze the others for it.
+/// The zones are short when less than a quarter of their memory is obtainable. With a third, a guest that swaps to zram
+/// would count as short, and the runner would squeeze the other guests for it.
 const OBTAINABLE_DIVISOR: u64 = 4;
 
-/// The zones but the movable one, added up; in bytes.
+/// The sum of all zones except the movable one, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct KernelZones {
     managed: u64,
-    /// Free, or page cache or a program's memory, which would make room.
+    /// Memory that is free, or that can be freed because it holds page cache or a program's memory.
     obtainable: u64,
 }
 
@@ -57,7 +57,7 @@ impl KernelZones {
     }
 }
 
-/// What becomes of the memory that is plugged next.
+/// Controls the zone of the memory that is plugged next.
 #[derive(Debug)]
 pub struct Zones {
     ratio: PathBuf,
@@ -66,18 +66,19 @@ pub struct Zones {
 
 impl Zones {
     /// # Errors
-    /// The kernel has no such ratio: it was built without hotplug of memory.
+    /// The kernel has no such ratio: it was built without memory hotplug.
     pub fn new() -> io::Result<Self> {
         Self::with_ratio(RATIO_FILE.into())
     }
 
-    /// Reads the ratio, because an agent that died may have left that of a shortage.
+    /// Reads the ratio, because an agent that died may have left the value of a shortage.
     fn with_ratio(ratio: PathBuf) -> io::Result<Self> {
         let short = fs::read_to_string(&ratio)?.trim() == RATIO_IN_SHORTAGE;
         Ok(Self { ratio, short })
     }
 
-    /// Looks, and directs what is plugged next. Whether the kernel is short of memory of its own.
+    /// Reads the zones and sets the zone of the memory that is plugged next. Returns whether the kernel is short of its
+    /// own memory.
     ///
     /// # Errors
     /// The kernel's files cannot be read or written.

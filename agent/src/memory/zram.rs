@@ -9,21 +9,21 @@ use super::swap_size;
 
 const CONTROL: &str = "/sys/class/zram-control/hot_add";
 const BLOCK: &str = "/sys/block";
-/// The kernel gives init no `PATH`, and the loop may be started by one.
+/// The kernel sets no `PATH` for init, and init may start the loop.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Keeps swap as large as memory.
 #[derive(Debug, Default)]
 pub struct Zram {
-    /// Memory, in bytes, when it was last looked at: nothing is tried twice for the same.
+    /// Memory at the last check, in bytes: a failed attempt is not repeated for the same size.
     total: u64,
 }
 
 impl Zram {
-    /// Adds a device if memory has grown; what there is already is found again.
+    /// Adds a device if memory has grown. Existing devices are found again after a restart.
     ///
     /// # Errors
-    /// There is no room for the device, or the kernel has none.
+    /// There is not enough memory for the device, or the kernel has no zram.
     pub fn follow(&mut self, total: u64) -> io::Result<()> {
         if total <= self.total {
             return Ok(());
@@ -38,7 +38,7 @@ impl Zram {
     }
 }
 
-/// Takes the device that is there from the start, or a new one.
+/// Uses the device that exists from the start, or creates a new one.
 fn add(devices: &[String], size: u64) -> io::Result<()> {
     let name = match unused(devices) {
         Some(name) => name.clone(),
@@ -47,7 +47,7 @@ fn add(devices: &[String], size: u64) -> io::Result<()> {
     fs::write(Path::new(BLOCK).join(&name).join("disksize"), size.to_string())?;
     let device = format!("/dev/{name}");
     run("mkswap", &["--quiet", &device])?;
-    // Of equal priority: the kernel takes turns.
+    // Devices of equal priority are used in turns.
     run("swapon", &["--priority", "100", "--discard", &device])
 }
 
@@ -63,7 +63,7 @@ fn devices() -> io::Result<Vec<String>> {
     Ok(names.filter(|name| name.starts_with("zram")).collect())
 }
 
-/// One that was never given a size.
+/// A device that was never given a size.
 fn unused(devices: &[String]) -> Option<&String> {
     let has_no_size = |name: &&String| {
         fs::read_to_string(Path::new(BLOCK).join(name).join("disksize")).is_ok_and(|size| size.trim() == "0")
@@ -71,7 +71,7 @@ fn unused(devices: &[String]) -> Option<&String> {
     devices.iter().find(has_no_size)
 }
 
-/// Bytes of zram in `/proc/swaps`: name, kind, size in KiB.
+/// The size of all zram devices in `/proc/swaps`, in bytes. The fields are name, kind, size in KiB.
 fn swaps(text: &str) -> u64 {
     let size = |line: &str| -> Option<u64> {
         let mut words = line.split_whitespace();

@@ -44,7 +44,8 @@ pub async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) ->
     })
 }
 
-/// Upgrades to a WebSocket and runs what `prepare` makes of its request. One session too many is told so.
+/// Upgrades to a WebSocket and runs the process that `prepare` returns for the request. Above the limit of sessions the
+/// client receives an error.
 pub(super) fn session<P, F>(agent: Arc<Agent>, upgrade: WebSocketUpgrade, prepare: P) -> Response
 where
     P: FnOnce(Arc<Agent>, ExecRequest) -> F + Send + 'static,
@@ -72,7 +73,7 @@ pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>)
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Init does it: it asks this agent back to stop the containers and to end, and goes on from there.
+/// Init powers off: it asks this agent to stop the containers and to end, and then ends the machine.
 pub async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
     let init = agent.init.ok_or_else(|| {
         Problem::new("unavailable", "this agent was not started by garret's init and cannot power off")

@@ -1,4 +1,4 @@
-//! The guest API over any listener; the real one is [`vsock`], the tests' a Unix socket.
+//! The guest API over any listener: [`vsock`] in a guest, a Unix socket in tests.
 
 mod environments;
 mod machine;
@@ -26,25 +26,25 @@ use crate::environment::{Dirs, Environments};
 use crate::memory::Memory;
 use crate::setup::Setup;
 
-/// The most commands and terminals at once.
+/// The most commands and terminals at the same time.
 const SESSIONS_MAX: usize = 256;
 
 /// The largest body, in bytes; certificates are the bulk of it.
 const BODY_MAX: usize = 8 << 20;
 
-/// What all handlers share.
+/// The state that all handlers share.
 pub struct Agent {
     setup: Setup,
     environments: Arc<Environments>,
     memory: Memory,
-    /// PID 1, when it is ours and can be asked to power off.
+    /// The process id of PID 1, if it is garret's init and can be asked to power off.
     init: Option<Pid>,
     sessions: Arc<Semaphore>,
     dirs: Dirs,
 }
 
 impl Agent {
-    /// `state` survives a reboot, `run` an agent's restart. Within the runtime.
+    /// `state` survives a reboot, `run` survives a restart of the agent. Must be called within the runtime.
     pub fn new(state: PathBuf, run: PathBuf, init: Option<Pid>) -> Arc<Self> {
         let setup = Setup::load(&run);
         let dirs = Dirs { workspaces: WORKSPACES_DIR.into(), state, run };
@@ -64,7 +64,7 @@ impl Agent {
     }
 }
 
-/// Serves requests and never ends by itself.
+/// Serves requests; does not end by itself.
 pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<Agent>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/v1/agent", get(machine::info))
@@ -85,7 +85,7 @@ pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<A
     axum::serve(listener, router).await
 }
 
-/// Newline-delimited JSON, each value as it comes.
+/// A response of newline-delimited JSON; each value is sent when it is available.
 fn lines<T: serde::Serialize>(values: impl Stream<Item = T> + Send + 'static) -> Response {
     let lines = values.map(|value| {
         let mut line = serde_json::to_vec(&value).expect("what the API has is plain data");
@@ -95,7 +95,7 @@ fn lines<T: serde::Serialize>(values: impl Stream<Item = T> + Send + 'static) ->
     ([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response()
 }
 
-/// A [`Problem`] as an answer.
+/// A [`Problem`] as a response.
 struct Refusal(Problem);
 
 impl From<Problem> for Refusal {
@@ -119,7 +119,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// A JSON body; what is wrong with it is a [`Problem`].
+/// A JSON body; an invalid body becomes a [`Problem`].
 struct Body<T>(T);
 
 impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<S> for Body<T> {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use axum::serve::Listener;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
-/// A pause after a failed accept (out of descriptors): trying at once would spin.
+/// Pause after a failed accept (no file descriptors left): an immediate retry would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A vsock listener that closes every connection that the host did not make. AF_VSOCK knows no namespaces: a container
-/// can name any address, and a client that is answered here is root in the guest.
+/// A vsock listener that closes every connection that does not come from the host. AF_VSOCK has no namespaces: a
+/// container can connect to any address, and a client of this server has root rights in the guest.
 pub struct HostOnly(VsockListener);
 
 impl HostOnly {

@@ -4,8 +4,8 @@ use garret_api::agent::MachineSetup;
 /// The largest certificate bundle, in bytes.
 const BUNDLE_MAX: usize = 4 << 20;
 
-/// Refuses what would not give well-formed files. The values end up in files of line-based formats, so no text but the
-/// certificates may hold a control character or a quote.
+/// Rejects values that would produce malformed files. The values are written to files of line-based formats, so no text
+/// except the certificates may hold a control character or a quote.
 pub(super) fn check(setup: &MachineSetup) -> Result<(), Problem> {
     let invalid = |what: String| Err(Problem::new("invalid", what));
     let hostname = &setup.hostname;

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What the engine, image builds and containers must know of the host.
+/// The settings of the host that the engine, image builds and containers need.
 ///
 /// [`apply`](super::apply) has already written `env`, `engine_env` and `mounts` into `/etc/containers/containers.conf.d`, where
 /// `podman run`, `podman build`, `podman exec` and the API socket (docker-compose) find them by themselves. This value
@@ -22,6 +22,6 @@ pub struct HostFacts {
 pub struct FactMount {
     /// The file in the guest.
     pub source: PathBuf,
-    /// Where containers see it.
+    /// The path in containers.
     pub target: PathBuf,
 }

@@ -1,7 +1,7 @@
-//! `PUT /v1/machine`: what the guest is told of its host, and the files that make it so.
+//! `PUT /v1/machine`: the host's settings for the guest, and the files that apply them.
 //!
-//! Everything goes into `/etc`, whose changes live in memory: the host sets up the guest again at each boot. The agent
-//! also keeps the setup in a file, so that a restarted agent knows it.
+//! All settings are written below `/etc`, whose changes are in memory only: the host configures the guest again at each
+//! boot. The agent also keeps the setup in a file, so that a restarted agent knows it.
 
 mod check;
 mod facts;
@@ -20,16 +20,16 @@ use tokio::sync::{Mutex, watch};
 
 pub use facts::{FactMount, HostFacts};
 
-/// The machine's setup and what follows from it.
+/// The machine's setup and the facts derived from it.
 pub struct Setup {
-    /// Where the last setup is kept.
+    /// The file that holds the last setup.
     file: PathBuf,
     current: Mutex<Option<MachineSetup>>,
     facts: watch::Sender<Arc<HostFacts>>,
 }
 
 impl Setup {
-    /// Takes up what an agent before this one was told, if it was told anything since boot.
+    /// Loads the setup that an earlier agent received since boot, if there is one.
     pub fn load(run: &Path) -> Self {
         let file = run.join("setup.json");
         let current: Option<MachineSetup> =
@@ -38,7 +38,7 @@ impl Setup {
         Self { file, current: Mutex::new(current), facts: watch::Sender::new(Arc::new(facts)) }
     }
 
-    /// Changes with every setup.
+    /// The receiver sees every new setup.
     pub fn facts(&self) -> watch::Receiver<Arc<HostFacts>> {
         self.facts.subscribe()
     }
@@ -48,7 +48,7 @@ impl Setup {
         self.current.lock().await.is_some()
     }
 
-    /// Makes it so. One at a time; what is so already is left alone.
+    /// Applies the setup, one at a time. Settings that already have the wanted value are not touched.
     pub async fn apply(&self, setup: MachineSetup) -> Result<(), Problem> {
         check::check(&setup)?;
         let mut current = self.current.lock().await;
@@ -67,7 +67,7 @@ impl Setup {
                 resolvers::follow(&before.resolvers, &network.resolvers);
             }
         }
-        // Last: a setup that failed half-way is done again.
+        // Last: a setup that failed half-way is applied again.
         write(&self.file, &serde_json::to_string(&setup).expect("a setup is plain data")).map_err(context)?;
         self.facts.send_replace(Arc::new(facts));
         *current = Some(setup);
@@ -75,7 +75,7 @@ impl Setup {
     }
 }
 
-/// Writes all files below `root`. `image_certificates` keeps the image's own bundle, which the first setup replaces.
+/// Writes all files below `root`. `image_certificates` is the copy of the image's own bundle, which the first setup replaces.
 fn write_files(root: &Path, setup: &MachineSetup, facts: &HostFacts, image_certificates: &Path) -> io::Result<()> {
     let at = |path: &str| root.join(path.trim_start_matches('/'));
     write(&at("/etc/hostname"), &format!("{}\n", setup.hostname))?;
@@ -106,7 +106,7 @@ fn write_files(root: &Path, setup: &MachineSetup, facts: &HostFacts, image_certi
     std::os::unix::fs::symlink(render::CERTIFICATES, link)
 }
 
-/// Replaces a file in one step; readable by all. A link at `path` is replaced, not followed.
+/// Replaces a file atomically; every user can read it. A link at `path` is replaced, not followed.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let folder = path.parent().unwrap_or(Path::new("/"));

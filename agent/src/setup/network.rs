@@ -1,4 +1,4 @@
-//! The interface `eth0`. What is as it should be is left alone: taking an address away ends every connection over it.
+//! The interface `eth0`. Correct settings are not touched: removing an address ends every connection that uses it.
 
 use std::process::Stdio;
 
@@ -7,7 +7,7 @@ use garret_api::agent::NetworkSetup;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-/// Makes the interface what `network` says; `before` is what it has been made before.
+/// Applies `network` to the interface; `before` is the setup that was applied before.
 pub(super) async fn configure(before: Option<&NetworkSetup>, network: &NetworkSetup) -> Result<(), Problem> {
     let commands = commands(before, network);
     if commands.is_empty() {
@@ -27,7 +27,7 @@ pub(super) async fn configure(before: Option<&NetworkSetup>, network: &NetworkSe
     }
 }
 
-/// Commands for `ip -batch`, one a line. The gateway need not be inside the prefix.
+/// Commands for `ip -batch`, one per line. The gateway need not be inside the prefix.
 fn commands(before: Option<&NetworkSetup>, network: &NetworkSetup) -> String {
     let NetworkSetup { address, prefix, gateway, mtu, .. } = network;
     let same_address = before.is_some_and(|before| (before.address, before.prefix) == (*address, *prefix));
@@ -38,7 +38,7 @@ fn commands(before: Option<&NetworkSetup>, network: &NetworkSetup) -> String {
     if !same_address {
         commands += &format!("addr flush dev eth0 scope global\naddr add {address}/{prefix} dev eth0\n");
     }
-    // The route goes with the address.
+    // Removing the address also removes the route.
     if !same_address || before.is_none_or(|before| before.gateway != *gateway) {
         commands += &format!("route replace default via {gateway} dev eth0 onlink\n");
     }

@@ -1,4 +1,4 @@
-//! What is written for a setup; pure.
+//! The text of the files for a setup; pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,11 +9,11 @@ use toml::Value;
 
 use super::{FactMount, HostFacts};
 
-/// The merged certificates in the guest. Containers see the same file at [`CONTAINER_CERTIFICATES`], for over their own
-/// one a bind mount would make `update-ca-certificates` fail.
+/// The merged certificates in the guest. Containers see the same file at [`CONTAINER_CERTIFICATES`]: a bind mount over a
+/// container's own bundle would make `update-ca-certificates` fail.
 pub(super) const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub(super) const CONTAINER_CERTIFICATES: &str = "/run/garret/ca-certificates.crt";
-/// apt's settings are a file and not a variable, for `sudo apt-get` in a container drops variables.
+/// apt's settings are in a file and not in a variable, because `sudo apt-get` in a container drops variables.
 pub(super) const APT: &str = "/etc/apt/apt.conf.d/90garret";
 
 /// Variables by which programs find certificates: OpenSSL, curl, Python's requests, pip, Node, git, cargo.
@@ -27,7 +27,7 @@ const CERTIFICATE_VARIABLES: [&str; 7] = [
     "CARGO_HTTP_CAINFO",
 ];
 
-/// What containers, builds and the engine must know.
+/// The settings for containers, builds and the engine.
 pub(super) fn facts(setup: &MachineSetup) -> HostFacts {
     let engine_env = proxy_env(&setup.proxy);
     let mut env = engine_env.clone();
@@ -43,7 +43,7 @@ pub(super) fn facts(setup: &MachineSetup) -> HostFacts {
     HostFacts { env, engine_env, mounts }
 }
 
-/// Both spellings: curl reads `http_proxy` in lower case only, others the upper.
+/// Both spellings: curl reads `http_proxy` in lower case only, other programs read upper case.
 fn proxy_env(proxy: &Proxy) -> BTreeMap<String, String> {
     let named = [("http_proxy", &proxy.http), ("https_proxy", &proxy.https), ("no_proxy", &proxy.no_proxy)];
     let set = named.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
@@ -54,7 +54,7 @@ fn package_env(packages: &PackageIndexes) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     if let Some(url) = &packages.pip_index_url {
         env.insert("PIP_INDEX_URL".into(), url.clone());
-        // pip refuses an index over plain HTTP unless its host is named.
+        // pip rejects an index over plain HTTP unless its host is trusted explicitly.
         if let Some(host) = url.strip_prefix("http://").and_then(|rest| rest.split(['/', ':']).next()) {
             env.insert("PIP_TRUSTED_HOST".into(), host.into());
         }
@@ -108,7 +108,7 @@ struct Mirror {
     insecure: bool,
 }
 
-/// containers-registries.conf(5): each registry with its mirrors in the order given.
+/// containers-registries.conf(5): each registry with its mirrors in the given order.
 pub(super) fn registries_conf(mirrors: &[RegistryMirror]) -> String {
     let names: BTreeSet<&str> = mirrors.iter().map(|mirror| mirror.registry.as_str()).collect();
     let registry = names.into_iter().map(|name| Registry {
@@ -123,8 +123,8 @@ pub(super) fn registries_conf(mirrors: &[RegistryMirror]) -> String {
     toml::to_string(&Registries { registry: registry.collect() }).expect("strings are valid TOML")
 }
 
-/// containers.conf(5): `append` keeps what the image's own file says. A list with nothing else in it is refused by podman,
-/// so an empty one is left out.
+/// containers.conf(5): `append` keeps the entries of the image's own file. podman rejects a list that holds nothing else,
+/// so an empty list is left out.
 pub(super) fn containers_conf(facts: &HostFacts) -> String {
     let list = |values: Vec<String>| {
         let mut list: Vec<Value> = values.into_iter().map(Value::String).collect();

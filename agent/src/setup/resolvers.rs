@@ -1,4 +1,4 @@
-//! Changed resolvers reach containers that run. podman writes a container's `resolv.conf` once, when it starts.
+//! Updates the resolvers of running containers. podman writes a container's `resolv.conf` once, when the container starts.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// podman's folder of running containers. Each has its own, and in that the file it sees as `/etc/resolv.conf`.
+/// podman's folder of running containers. Each has a subfolder with the file that it sees as `/etc/resolv.conf`.
 const CONTAINERS: &str = "/run/containers/storage/overlay-containers";
-/// The process id of the name server on networks whose containers find each other by name.
+/// The file with the process id of the name server for networks whose containers find each other by name.
 const NAME_SERVER: &str = "/run/containers/networks/aardvark-dns/aardvark.pid";
 /// The largest `resolv.conf` that is changed, in bytes; podman's own have a few lines.
 const FILE_MAX: u64 = 64 << 10;
 
-/// Has running containers ask `after` where they asked `before`.
+/// Replaces the resolvers `before` by `after` in running containers.
 pub(super) fn follow(before: &[IpAddr], after: &[IpAddr]) {
     let folders = fs::read_dir(CONTAINERS).into_iter().flatten().flatten();
     for path in folders.map(|entry| entry.path().join("userdata/resolv.conf")) {
@@ -26,7 +26,7 @@ pub(super) fn follow(before: &[IpAddr], after: &[IpAddr]) {
             _ => {}
         }
     }
-    // It reads the guest's resolvers again. Its containers ask it, whatever the resolvers are.
+    // The signal makes the name server read the guest's resolvers again. Its containers query only the name server.
     if let Some(server) = name_server()
         && let Err(error) = kill_process(server, Signal::HUP)
     {
@@ -36,12 +36,12 @@ pub(super) fn follow(before: &[IpAddr], after: &[IpAddr]) {
 
 fn name_server() -> Option<Pid> {
     let pid = fs::read_to_string(NAME_SERVER).ok()?.trim().parse().ok()?;
-    // The file outlives a server that was killed.
+    // The file remains after the server was killed.
     let name = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/comm"))).ok()?;
     Pid::from_raw(pid).filter(|_| name.trim() == "aardvark-dns")
 }
 
-/// Changes the file in place: a container has it mounted. It stays readable throughout, as it is never empty.
+/// Changes the file in place, because a container has it mounted. It can be read at any time, because it is never empty.
 fn update(path: &Path, before: &[IpAddr], after: &[IpAddr]) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let mut text = String::new();
@@ -51,7 +51,7 @@ fn update(path: &Path, before: &[IpAddr], after: &[IpAddr]) -> io::Result<()> {
     file.set_len(replaced.len() as u64)
 }
 
-/// The file with other resolvers. `None` if it does not name `before`: its container has resolvers of its own.
+/// The file's text with the new resolvers. `None` if it does not name `before`: its container has its own resolvers.
 fn replace(text: &str, before: &[IpAddr], after: &[IpAddr]) -> Option<String> {
     let named =
         |line: &str| line.trim().strip_prefix("nameserver").map(|address| address.trim().parse::<IpAddr>().ok());

@@ -1,4 +1,4 @@
-//! Which command is possible in which state: the whole policy, and pure.
+//! Decides which command is possible in which state: the whole policy, and pure.
 
 use garret_api::vmm::MachineState;
 
@@ -13,7 +13,7 @@ pub enum Refused {
     /// The value is out of range.
     #[error("{0}")]
     Invalid(String),
-    /// It was tried and did not work.
+    /// The command was carried out and failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -26,8 +26,8 @@ fn name(state: MachineState) -> &'static str {
     }
 }
 
-/// Looking is always possible; a machine that goes away takes no orders. Pausing what is paused and resuming what runs are
-/// fine and do nothing, so that a caller may repeat itself.
+/// Reading is always possible; a machine that is stopping accepts no other command. Pausing a paused machine and resuming
+/// a running one succeed without effect, so that a caller may repeat a request.
 pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
     match (state, command) {
         (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_) | Command::Memory(_)) => Ok(()),

@@ -9,13 +9,13 @@ use super::lease::{Lease, is_withheld};
 use super::{Command, Event, Refused, Reply, admit};
 use crate::machine::Machine;
 
-/// How long devices may take to finish what is in flight.
+/// How long devices may take to finish the requests in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Poll interval for devices whose pause timed out.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// Runs `machine` until it ends, and says why it did.
+/// Runs `machine` until it ends, and returns the reason.
 pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
     let lease = machine.lease().map(|length| Lease::new(length, Instant::now()));
     let mut driver = Driver { machine, state: MachineState::Running, settled: true, lease, panic_printed: false };
@@ -39,7 +39,7 @@ pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
 struct Driver {
     machine: Machine,
     state: MachineState,
-    /// No device is left paused by a pause that failed.
+    /// Whether no device is left paused by a failed pause.
     settled: bool,
     lease: Option<Lease>,
     panic_printed: bool,
@@ -66,25 +66,26 @@ impl Driver {
         }
     }
 
-    /// The time until the lease expires, if there is one and it matters now.
+    /// The time until the lease expires. `None` if there is no lease, or if nothing is withheld from the machine.
     fn lease_left(&self) -> Option<Duration> {
         let lease = self.lease.as_ref()?;
         is_withheld(self.state, &self.machine.memory()).then(|| lease.left(Instant::now()))
     }
 
-    /// No API request came within the lease: the machine runs, with all the memory it was promised.
+    /// No API request came within the lease: resumes the machine and allows all the memory it was promised.
     fn give_back(&mut self) {
         tracing::warn!("no API request within the lease: the machine runs and may plug all its memory");
         self.resume();
         self.machine.allow_all_memory();
     }
 
-    /// The last words if `event` is an end, else what is left to do.
+    /// Returns the last words if `event` ends the machine, else the command that is left to carry out.
     fn ended(&mut self, event: Event) -> Result<LastWords, Option<Command>> {
         Ok(match event {
             Event::PowerOff => words(ExitReason::PowerOff, "the guest powered off"),
             Event::Panicked => words(ExitReason::Panic, "the guest's kernel panicked: see the console log"),
-            // A kernel that dies before it has a driver for the panic device, or has none: it prints, then resets.
+            // A kernel without a driver for the panic device, or one that panics before it has loaded that driver, prints
+            // the panic and then resets.
             Event::Reset if self.panic_printed => {
                 words(ExitReason::Panic, "the guest's kernel panicked and reset the machine: see the console log")
             }
@@ -154,7 +155,7 @@ impl Driver {
     }
 }
 
-/// The next event, waiting for `wait` at most, or without a limit.
+/// The next event. Waits at most `wait`, or without a limit.
 fn receive(events: &Receiver<Event>, wait: Option<Duration>) -> Result<Event, RecvTimeoutError> {
     match wait {
         Some(wait) => events.recv_timeout(wait),

@@ -1,11 +1,11 @@
-//! How long the API's client may withhold processors or memory from the machine without a request. A client that died, or
-//! hangs, must not keep a machine paused or short of memory.
+//! The time for which the API's client may withhold processors or memory from the machine without a request. A client
+//! that died or hangs must not keep a machine paused or short of memory.
 
 use std::time::{Duration, Instant};
 
 use garret_api::vmm::{MachineState, MemoryInfo};
 
-/// Each request renews it.
+/// A lease; each request renews it.
 pub struct Lease {
     length: Duration,
     renewed: Instant,
@@ -27,7 +27,7 @@ impl Lease {
     }
 }
 
-/// Whether the machine lacks anything that it was promised.
+/// Whether anything that the machine was promised is withheld from it.
 pub fn is_withheld(state: MachineState, memory: &MemoryInfo) -> bool {
     state == MachineState::Paused || memory.requested_mib < memory.size_mib
 }

@@ -1,4 +1,4 @@
-//! The machine's state and the one thread that writes it. Everybody else sends it an [`Event`].
+//! The machine's state and the single thread that writes it. All other threads send it an [`Event`].
 
 mod admit;
 mod driver;
@@ -13,14 +13,14 @@ use tokio::sync::oneshot;
 pub use admit::{Refused, admit};
 pub use driver::drive;
 
-/// What happens to a machine.
+/// An event that may change the machine's state.
 #[derive(Debug)]
 pub enum Event {
-    /// The guest switched itself off.
+    /// The guest powered itself off.
     PowerOff,
-    /// The guest wants to start again.
+    /// The guest reset the machine.
     Reset,
-    /// The guest's kernel told us that it panicked.
+    /// The guest's kernel reported through the panic device that it panicked.
     Panicked,
     /// The guest's kernel printed that it panicked; it may be about to reset.
     PanicPrinted,
@@ -28,35 +28,35 @@ pub enum Event {
     Failed(String),
     /// SIGTERM or SIGINT.
     Terminate,
-    /// The API wants something.
+    /// A command of the API.
     Command(Command),
 }
 
-/// Where an answer goes. It does not matter if the requester waits no more.
+/// Where the response goes. It is no error if the requester no longer waits.
 pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
-/// What the API can ask for.
+/// A command of the API.
 #[derive(Debug)]
 pub enum Command {
-    /// What it is and does.
+    /// Return the machine's description.
     Describe(Reply<MachineInfo>),
-    /// Stand still.
+    /// Pause the machine.
     Pause(Reply<()>),
-    /// Go on.
+    /// Resume the machine.
     Resume(Reply<()>),
     /// Press the power button.
     PowerButton(Reply<()>),
-    /// End.
+    /// Stop the machine.
     Shutdown(Reply<()>),
-    /// How the balloon stands.
+    /// Return the balloon's state.
     Balloon(Reply<BalloonInfo>),
-    /// How large it shall be.
+    /// Set the balloon's size.
     SetBalloon(BalloonTarget, Reply<BalloonInfo>),
-    /// How memory stands that can be plugged.
+    /// Return the state of the memory that can be plugged.
     Memory(Reply<MemoryInfo>),
-    /// How much of it the guest shall have.
+    /// Set how much of that memory the guest may plug.
     SetMemory(MemoryTarget, Reply<MemoryInfo>),
-    /// The counters.
+    /// Return the counters.
     Metrics(Reply<Metrics>),
 }
 
@@ -77,14 +77,14 @@ pub struct Events {
 }
 
 impl Events {
-    /// Both ends.
+    /// A channel for events.
     pub fn channel() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel();
         (Self { sender, ended: Arc::default() }, receiver)
     }
 
-    /// Sends. A machine ends once: a guest can ask for the end any number of times before its vCPUs stop, and only the first
-    /// is queued. After the machine's end no thread receives, and nothing is lost by that.
+    /// Sends an event. A machine ends only once: a guest can request the end any number of times before its vCPUs stop,
+    /// but only the first request is queued. After the machine's end no thread receives events, and they are dropped.
     pub fn send(&self, event: Event) {
         if event.is_end() && self.ended.swap(true, Ordering::AcqRel) {
             return;

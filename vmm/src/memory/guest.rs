@@ -1,4 +1,4 @@
-//! Guest memory as devices reach it: of the hotplug region only what is plugged.
+//! Guest memory as devices access it: in the hotplug region, only the plugged part.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ type Mapped = GuestRegionMmap<BitmapMmapRegion>;
 #[derive(Clone, Debug)]
 pub struct GuestRegion {
     mapped: Arc<Mapped>,
-    /// `None`: all of it is always there.
+    /// `None`: all of it is always present.
     plugged: Option<Arc<Plugged>>,
 }
 
@@ -29,7 +29,7 @@ impl GuestRegion {
         Some(Self { mapped: Arc::new(Mapped::new(mapping, GuestAddress(base))?), plugged: None })
     }
 
-    /// The same memory, of which nothing is there until it is plugged.
+    /// The same memory as a hotplug region: nothing is present until it is plugged.
     pub fn hotplug(self) -> Self {
         let plugged = Some(Arc::new(Plugged::new(self.len())));
         Self { plugged, ..self }
@@ -50,7 +50,7 @@ impl GuestRegion {
         self.mapped.as_ptr() as u64
     }
 
-    /// Whether `len` bytes from `offset` are there for the guest.
+    /// Whether the guest has all `len` bytes from `offset`.
     pub fn has(&self, offset: u64, len: u64) -> bool {
         self.plugged.as_ref().is_none_or(|plugged| plugged.is_plugged(&(offset..offset + len)))
     }
@@ -79,7 +79,7 @@ impl GuestMemoryRegion for GuestRegion {
         GuestMemoryRegion::file_offset(&*self.mapped)
     }
 
-    /// Every access of a device ends here.
+    /// Every access of a device uses this function.
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, Self::B>>> {
         let slice = GuestMemoryRegion::get_slice(&*self.mapped, offset, count)?;
         match self.has(offset.raw_value(), count as u64) {
@@ -91,7 +91,7 @@ impl GuestMemoryRegion for GuestRegion {
 
 impl GuestMemoryRegionBytes for GuestRegion {}
 
-/// All memory of the guest; cheap to clone. An access to what is not there, in whole or in part, is an error.
+/// All memory of the guest; cheap to clone. An access to a range that is not completely present is an error.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     regions: GuestRegionCollection<GuestRegion>,

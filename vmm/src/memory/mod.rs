@@ -25,28 +25,28 @@ pub use release::{release, release_region};
 /// A huge page of the host.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Guest memory could not be made.
+/// Guest memory could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host refused the mapping.
+    /// The host rejected the mapping.
     #[error("cannot reserve {mib} MiB of guest memory: {source}; give the machine less memory or the host more")]
     Map {
         /// The machine's memory.
         mib: u64,
-        /// The host's answer.
+        /// The host's error.
         source: io::Error,
     },
-    /// A region's place is taken.
+    /// A region overlaps another one.
     #[error("cannot place guest memory at {address:#x}: {source}")]
     Place {
-        /// Where it should have gone.
+        /// The region's address.
         address: u64,
-        /// Why not.
+        /// The reason.
         source: GuestRegionCollectionError,
     },
 }
 
-/// `bytes` of RAM. Nothing is allocated before the guest touches it; huge pages are asked for.
+/// `bytes` of RAM. No memory is allocated before the guest accesses it; huge pages are requested.
 pub fn ram(bytes: u64) -> Result<GuestRam, Error> {
     let ranges = layout::ram_ranges(bytes);
     let regions = ranges.into_iter().map(|range| anonymous(range.start, range.end - range.start));

@@ -1,16 +1,16 @@
-//! What of the hotplug region is plugged: one map for the device that plugs, for the guest's processors (memory slots) and for
-//! every device that reads or writes guest memory.
+//! Which blocks of the hotplug region are plugged: one map for the device that plugs, for the guest's processors (memory
+//! slots) and for every device that reads or writes guest memory.
 //!
-//! Places are bytes from the region's beginning. One thread writes, the others read. A range is plugged as a whole
-//! before any reader learns of it. A reader that still uses a range during its unplug finds memory there, never nothing.
+//! Positions are bytes from the region's beginning. One thread writes, the others read. A range is plugged as a whole
+//! before any reader sees it. A reader that still uses a range during its unplug can still access the memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are plugged at once: a huge page of the host.
 pub const BLOCK: u64 = 2 << 20;
-/// A granule has one memory slot, which is there while any of its blocks is plugged: what Linux adds at once, or more, so that
-/// [`GRANULES_MAX`] are enough.
+/// A granule has one memory slot, which exists while any of its blocks is plugged. Its size is at least the amount that
+/// Linux adds at once, and large enough that [`GRANULES_MAX`] granules suffice.
 const GRANULE_MIN: u64 = 128 << 20;
 /// The most memory slots the region takes.
 const GRANULES_MAX: u64 = 512;
@@ -33,22 +33,22 @@ impl Plugged {
         Self { size, granule, words: (0..words).map(|_| AtomicU64::new(0)).collect(), bytes: AtomicU64::new(0) }
     }
 
-    /// Bytes of the region.
+    /// The size of the region in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Bytes of a granule; the last one may be shorter.
+    /// The size of a granule in bytes; the last one may be shorter.
     pub fn granule(&self) -> u64 {
         self.granule
     }
 
-    /// How many granules there are.
+    /// The number of granules.
     pub fn granules(&self) -> usize {
         self.size.div_ceil(self.granule) as usize
     }
 
-    /// Where granule `index` lies.
+    /// The range of granule `index`.
     pub fn granule_range(&self, index: usize) -> Range<u64> {
         let start = index as u64 * self.granule;
         start..(start + self.granule).min(self.size)
@@ -59,17 +59,17 @@ impl Plugged {
         (range.start / self.granule) as usize..range.end.div_ceil(self.granule) as usize
     }
 
-    /// Whether anything of granule `index` is plugged.
+    /// Whether any block of granule `index` is plugged.
     pub fn is_active(&self, index: usize) -> bool {
         self.plugged_in(&self.granule_range(index)) > 0
     }
 
-    /// Bytes that are plugged.
+    /// The number of plugged bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
     }
 
-    /// Bytes that are plugged of the blocks `range` touches.
+    /// The number of plugged bytes in the blocks that `range` touches.
     pub fn plugged_in(&self, range: &Range<u64>) -> u64 {
         let bits = |(at, mask): (usize, u64)| self.words.get(at).map_or(0, |word| word.load(Ordering::Acquire) & mask);
         words(range).map(|word| u64::from(bits(word).count_ones()) * BLOCK).sum()
@@ -94,7 +94,7 @@ impl Plugged {
     }
 }
 
-/// The words that hold the bits of the blocks `range` touches, each with a mask of these.
+/// The words that hold the bits of the blocks that `range` touches, each with the mask of these bits.
 fn words(range: &Range<u64>) -> impl Iterator<Item = (usize, u64)> + use<> {
     let (first, end) = (range.start / BLOCK, range.end.div_ceil(BLOCK));
     (first / 64..end.div_ceil(64)).filter_map(move |word| {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is plugged and unplugged, every view of the map is that of a plain list of blocks.
+        /// After any plugging and unplugging, every view of the map matches a plain list of blocks.
         #[test]
         fn the_map_is_a_list_of_blocks(
             steps in proptest::collection::vec((0..192u64, 0..192u64, any::<bool>()), 0..40),

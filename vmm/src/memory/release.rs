@@ -1,4 +1,4 @@
-//! Giving the host memory behind guest pages back.
+//! Returns the host memory behind guest pages to the host.
 #![allow(unsafe_code)] // madvise on guest memory
 
 use std::ops::Range;
@@ -9,15 +9,15 @@ use vm_memory::{Address, GuestMemory, GuestMemoryRegion, MemoryRegionAddress};
 use super::ranges::whole_pages;
 use super::{GuestRam, GuestRegion};
 
-/// Releases the host memory of `ranges` of guest memory, one call a range and region: the pages read as zeroes afterwards.
-/// What is not memory of the guest is passed over. Returns the bytes released, resident or not.
+/// Releases the host memory of `ranges` of guest memory, with one call per range and region; the pages read as zeroes
+/// afterwards. Parts outside guest memory are skipped. Returns the number of bytes released, resident or not.
 pub fn release(ram: &GuestRam, ranges: &[Range<u64>]) -> u64 {
     pieces(ram, ranges).map(|(region, pages)| release_region(region, &pages)).sum()
 }
 
 /// What each call is for, in whole pages from the region's beginning.
 fn pieces<'r>(ram: &'r GuestRam, ranges: &'r [Range<u64>]) -> impl Iterator<Item = (&'r GuestRegion, Range<u64>)> {
-    // A file's pages are not RAM the balloon was given, and releasing them would undo the guest's writes.
+    // The pages of a file are not RAM for the balloon, and releasing them would undo the guest's writes.
     let anonymous = || ram.iter().filter(|region| region.file_offset().is_none());
     let pieces = ranges.iter().flat_map(move |range| {
         anonymous().map(move |region| {
@@ -29,10 +29,11 @@ fn pieces<'r>(ram: &'r GuestRam, ranges: &'r [Range<u64>]) -> impl Iterator<Item
     pieces.filter(|(_, pages)| !pages.is_empty())
 }
 
-/// Releases the whole pages `pages` of `region`, in bytes from its beginning; returns their bytes, 0 where the host refuses.
+/// Releases the whole pages `pages` of `region`, in bytes from its beginning. Returns their bytes, or 0 if the host
+/// rejects the call.
 pub fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
     let len = pages.end - pages.start;
-    // Checks both ends, whatever is plugged.
+    // Checks both ends, regardless of what is plugged.
     let Ok(slice) = region.mapped().get_slice(MemoryRegionAddress(pages.start), len as usize) else { return 0 };
     let host = slice.ptr_guard_mut().as_ptr();
     // SAFETY: the slice lies inside the region, whose mapping the caller's borrow keeps alive. Its contents may change at any

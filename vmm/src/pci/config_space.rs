@@ -14,7 +14,7 @@ const BAR0: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
 const FIRST_CAPABILITY: usize = 0x40;
 
-/// What a function is.
+/// The identification of a function.
 #[derive(Clone, Copy, Debug)]
 pub struct Ids {
     /// Vendor.
@@ -27,7 +27,7 @@ pub struct Ids {
     pub class: u32,
 }
 
-/// The bytes, and which of their bits the guest may change.
+/// The bytes of a configuration space, and the bits that the guest may change.
 pub struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
@@ -38,7 +38,7 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// A function with one 32-bit memory BAR at `bar`, of `bar_size` bytes (a power of two).
     ///
-    /// Where the BAR answers is fixed: it is writable as far as finding out its size needs, and no further use is made of it.
+    /// The BAR's address is fixed. The guest may write it to find out its size; a written address has no effect.
     pub fn new(ids: Ids, bar: u32, bar_size: u32) -> Self {
         let mut space =
             Self { bytes: [0; SIZE], writable: [0; SIZE], last_capability: CAPABILITIES, free: FIRST_CAPABILITY };
@@ -54,10 +54,10 @@ impl ConfigSpace {
         space
     }
 
-    /// Adds a capability; `body` is what follows its id and its link. Returns where it begins.
+    /// Adds a capability; `body` holds the bytes after its id and its link. Returns its offset.
     pub fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
         let at = self.free;
-        // The link of the one before (or the header's pointer) leads here; its own link ends the list.
+        // The link of the previous capability (or the header's pointer) points here; the link of this one ends the list.
         let link = if self.last_capability == CAPABILITIES { CAPABILITIES } else { self.last_capability + 1 };
         self.bytes[link] = at as u8;
         self.put(at, &[id, 0]);
@@ -72,12 +72,12 @@ impl ConfigSpace {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
 
-    /// All of it.
+    /// All bytes.
     pub fn bytes(&self) -> &[u8; SIZE] {
         &self.bytes
     }
 
-    /// Reads; what lies beyond is zero, as there are no extended capabilities.
+    /// Reads; bytes beyond the end are zero, because there are no extended capabilities.
     pub fn read(&self, at: usize, data: &mut [u8]) {
         match self.bytes.get(at..at + data.len()) {
             Some(bytes) => data.copy_from_slice(bytes),

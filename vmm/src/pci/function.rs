@@ -1,4 +1,4 @@
-//! A virtio device as a PCI function (virtio 1.2, §4.1): its one BAR, its interrupts, its doorbells, its life.
+//! A virtio device as a PCI function (virtio 1.2, §4.1): its one BAR, its interrupts, its doorbells, its states.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::wiring::Wiring;
 use crate::memory::SharedPage;
 use crate::virtio::{Busy, GuestRam, QueueState, Ring, Start, VirtioDevice, check_queue};
 
-/// Bytes of the BAR, which it is aligned to.
+/// The size and alignment of the BAR, in bytes.
 pub const BAR_SIZE: u64 = 0x4000;
 
 // What lies where in the BAR: a page each for what drivers map apart.
@@ -32,7 +32,7 @@ const VIRTIO_VENDOR: u16 = 0x1AF4;
 /// Device ids of virtio 1.0 and later count from here.
 const MODERN_DEVICE: u16 = 0x1040;
 
-/// How long the vCPU that asks for a reset waits for it before the guest polls.
+/// How long the vCPU that requests a reset waits for it before it returns to the guest, which then polls.
 const RESET_DEADLINE: Duration = Duration::from_millis(20);
 
 /// One function. Its holder owns the device and, while the device does not run, its queues.
@@ -54,11 +54,11 @@ enum Life {
     Idle,
     /// The workers have the rings.
     Running,
-    /// The driver asked for a reset, the workers are not done yet.
+    /// The driver requested a reset; the workers have not stopped yet.
     Resetting,
-    /// The machine wants it to stand still, the workers are not done yet.
+    /// The machine pauses the device; the workers have not stopped yet.
     Pausing,
-    /// Stopped by the machine, to go on where it was.
+    /// The machine has paused the device, which can be resumed.
     Paused,
 }
 
@@ -97,7 +97,7 @@ impl Function {
         &self.device.identity().name
     }
 
-    /// Reads configuration space, for who does not see its page.
+    /// Reads configuration space, for an access that does not use its page.
     pub fn read_config(&self, at: usize, data: &mut [u8]) {
         self.config.read(at, data);
     }
@@ -126,7 +126,7 @@ impl Function {
                 let len = data.len().min(bytes.len());
                 data[..len].copy_from_slice(&bytes[..len]);
             }
-            // No wired interrupt, so its status is always 0.
+            // There is no wired interrupt, so its status is always 0.
             ISR..DEVICE => {}
             DEVICE..NOTIFY => self.device.identity().config.read(offset - DEVICE, data),
             MSIX_TABLE..MSIX_PENDING => self.msix.read_table(offset - MSIX_TABLE, data),
@@ -140,7 +140,7 @@ impl Function {
         match offset {
             COMMON..ISR if self.life != Life::Resetting => self.write_common(offset - COMMON, data),
             DEVICE..NOTIFY => self.device.identity().config.write(offset - DEVICE, data),
-            // Under KVM these writes never come here; they end in the same event.
+            // Under KVM these writes never reach this code; KVM raises the same event.
             NOTIFY..MSIX_TABLE => {
                 let queue = ((offset - NOTIFY) / NOTIFY_STEP) as usize;
                 if let Some(doorbell) = self.doorbells.get(queue) {
@@ -155,8 +155,8 @@ impl Function {
         }
     }
 
-    /// Takes the rings back from the workers so that nothing moves, at most for `deadline`. When they are still busy, call it
-    /// again or [`resume`](Self::resume).
+    /// Takes the rings back from the workers so that the device stops; waits at most `deadline`. If the workers are still
+    /// busy, call it again, or call [`resume`](Self::resume).
     pub fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
         self.finish_reset(deadline);
         match self.life {
@@ -265,7 +265,7 @@ fn config_space(device_type: u32, bar: u32, queues: u16) -> (ConfigSpace, usize)
     };
     let mut config = ConfigSpace::new(ids, bar, BAR_SIZE as u32);
     let mut body = Vec::new();
-    // One vector more than queues, less one as the field wants it; both tables in BAR 0.
+    // There is one vector more than queues, and the field holds the number of vectors minus one; both tables are in BAR 0.
     body.extend(queues.to_le_bytes());
     body.extend((MSIX_TABLE as u32).to_le_bytes());
     body.extend((MSIX_PENDING as u32).to_le_bytes());
@@ -292,7 +292,7 @@ fn config_space(device_type: u32, bar: u32, queues: u16) -> (ConfigSpace, usize)
     (config, msix)
 }
 
-/// The PCI class that tells a person what it is; drivers go by the ids.
+/// The PCI class, which only describes the device for users; drivers match the ids.
 fn class(device_type: u32) -> u32 {
     use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET};
     match device_type {

@@ -1,8 +1,8 @@
-//! PCI with as little of it as Linux needs: one bus, one function per device, no bridge, configuration space in memory (ECAM)
-//! where the MCFG table says. The root bridge is in the DSDT.
+//! The part of PCI that Linux needs: one bus, one function per device, no bridge, and configuration space in memory
+//! (ECAM) at the address in the MCFG table. The root bridge is in the DSDT.
 //!
-//! A scan reads each register of each function several times. So each function's space is a page that the guest reads by
-//! itself, and only its writes come here; there are no configuration ports, which Linux would prefer.
+//! A scan reads each register of each function several times. So each function's space is a page that the guest reads
+//! without an exit, and only its writes cause one. There are no configuration ports, because Linux would prefer them.
 
 mod config_space;
 mod function;
@@ -38,12 +38,12 @@ pub enum Error {
     /// Every slot or the whole window is taken.
     #[error("{0}: the PCI bus is full: at most {SLOTS} devices")]
     Full(String),
-    /// The host failed.
+    /// A call of the host failed.
     #[error("{device}: cannot put it on the PCI bus: {source}")]
     Host {
         /// The device's name.
         device: String,
-        /// Why.
+        /// The host's error.
         source: io::Error,
     },
 }
@@ -56,7 +56,7 @@ pub struct StillBusy(pub String);
 /// The bus: slot 0 is the device added first.
 pub struct PciBus {
     functions: Vec<Mutex<Function>>,
-    /// Names and counters by slot, apart from the functions: a function may be locked for as long as its device is busy.
+    /// Names and counters by slot, separate from the functions: a function may be locked for as long as its device is busy.
     counters: Vec<(String, Arc<Counters>)>,
     mem: Arc<GuestRam>,
     wiring: Arc<dyn Wiring>,
@@ -85,8 +85,9 @@ impl PciBus {
         Ok(())
     }
 
-    /// Stops every device that runs, so that guest memory and the queues stand still. The vCPUs must stand still already. When
-    /// one is still busy after `deadline`, all others go on, and it does when [`PciBus::resume`] finds it done.
+    /// Stops every running device, so that guest memory and the queues do not change. The vCPUs must be paused already.
+    /// If one device is still busy after `deadline`, all others resume. The busy one resumes when a call of
+    /// [`PciBus::resume`] finds that it has stopped.
     pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
         let until = Instant::now() + deadline;
         for function in &self.functions {
@@ -101,7 +102,8 @@ impl PciBus {
         Ok(())
     }
 
-    /// Undoes [`PciBus::pause`]; whether all devices go on. One that is still busy does not: call it again.
+    /// Undoes [`PciBus::pause`]. Returns whether all devices run. If a device is still busy, it does not resume: call
+    /// this again.
     pub fn resume(&self) -> bool {
         self.functions.iter().filter(|function| lock(function).resume().is_err()).count() == 0
     }
@@ -118,11 +120,11 @@ impl PciBus {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic of another vCPU thread ends the process; until then the state is no worse than the guest's own doing.
+    // A panic of another vCPU thread ends the process. Until then the state is no worse than what the guest itself could cause.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Configuration space as far as an exit is needed: each write, and reading where nothing is.
+/// The accesses to configuration space that need an exit: all writes, and reads of empty slots.
 pub struct ConfigWindow(pub Arc<PciBus>);
 
 impl ConfigWindow {

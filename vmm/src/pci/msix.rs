@@ -1,8 +1,8 @@
 //! MSI-X (PCI Local Bus 3.0, §6.8.2): a table of vectors in a BAR, each an event descriptor connected to KVM while it is
 //! unmasked.
 //!
-//! A masked vector is simply not connected: what is written to its event waits there, so the event *is* the pending bit, and
-//! KVM sends it when it is connected again.
+//! A masked vector is not connected. A write to its event stays pending there, so the event *is* the pending bit. KVM
+//! sends the interrupt when the vector is connected again.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub const VECTORS_MAX: usize = 128;
 const ENABLE: u16 = 1 << 15;
 /// Message control: all vectors are masked.
 const FUNCTION_MASK: u16 = 1 << 14;
-/// What the guest may write into message control.
+/// The bits that the guest may write in message control.
 pub const CONTROL_WRITABLE: u16 = ENABLE | FUNCTION_MASK;
 /// Vector control: this vector is masked.
 const MASKED: u32 = 1;
@@ -96,7 +96,7 @@ impl Msix {
         }
     }
 
-    /// Connects vector `at`, or disconnects it, as its mask now says.
+    /// Connects or disconnects vector `at` according to its mask.
     fn apply(&mut self, at: usize) -> io::Result<()> {
         let enabled = self.control & CONTROL_WRITABLE == ENABLE;
         let vector = &mut self.vectors[at];
@@ -116,7 +116,7 @@ impl Msix {
 
 impl Vector {
     fn is_pending(&self) -> bool {
-        // What is read is written again at once; an interrupt raised in between is added to it.
+        // The value read is written back at once; an interrupt raised in between is added to it.
         self.connected.is_none() && self.event.read().is_ok_and(|count| self.event.write(count).is_ok())
     }
 }

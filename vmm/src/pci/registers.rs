@@ -1,7 +1,7 @@
 //! The common configuration structure (virtio 1.2, §4.1.4.3) and the device status machine (§2.1, §3.1): pure.
 //!
-//! What the device was built on never moves under it: features lock at FEATURES_OK, a queue's place at `queue_enable`, and
-//! everything at DRIVER_OK; only a reset unlocks.
+//! The settings that the device uses never change while it uses them: features lock at FEATURES_OK, a queue's location at
+//! `queue_enable`, and everything at DRIVER_OK. Only a reset unlocks them.
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -10,7 +10,7 @@ use virtio_bindings::virtio_config::{
 
 use crate::virtio::QueueState;
 
-/// Bytes of the structure, up to and with `queue_device`.
+/// Length of the structure in bytes, including `queue_device`.
 pub const SIZE: u64 = 0x38;
 /// "No vector" of a queue or of the configuration.
 pub const NO_VECTOR: u16 = 0xFFFF;
@@ -22,34 +22,34 @@ const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
 const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
 
-/// What a write asks of the device.
+/// The action that a write requests from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Nothing more.
+    /// No action.
     Nothing,
     /// DRIVER_OK: start.
     Start,
     /// Status 0: stop, then [`Registers::reset`].
     Reset,
-    /// A queue was enabled at a place where it cannot be.
+    /// The driver enabled a queue at an invalid location.
     BadQueue(u16),
 }
 
-/// What a read shows besides the registers.
+/// Values that a read returns in addition to the registers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Live {
     /// `config_generation`.
     pub generation: u8,
-    /// The device asks for a reset.
+    /// The device needs a reset.
     pub needs_reset: bool,
-    /// A reset was asked for and is not yet done: the status is not yet 0 (§4.1.4.3.2).
+    /// A reset was requested and is not done yet: the status is not 0 yet (§4.1.4.3.2).
     pub resetting: bool,
 }
 
 /// One queue's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
-    /// Where it is, how long, how far it got, whether it is enabled.
+    /// Its location, size, progress, and whether it is enabled.
     pub state: QueueState,
     /// Its MSI-X vector.
     pub vector: u16,
@@ -89,7 +89,7 @@ impl Registers {
         }
     }
 
-    /// Back to power-on.
+    /// Restores the state after power-on.
     pub fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.state.max_size).collect();
         *self = Self::new(self.offered, &sizes, self.vectors);
@@ -115,7 +115,7 @@ impl Registers {
         &self.queues
     }
 
-    /// The device stopped: its queues are this far.
+    /// Stores the states of the queues after the device has stopped.
     pub fn set_queue_states(&mut self, states: Vec<QueueState>) {
         for (queue, state) in self.queues.iter_mut().zip(states) {
             queue.state = state;
@@ -177,7 +177,7 @@ impl Registers {
         let Some(queue) = self.queues.get_mut(usize::from(self.selected)) else { return Request::Nothing };
         let state = &mut queue.state;
         match (offset, len) {
-            // Enabled: its place is locked, and only a reset disables it (§4.1.4.3.2).
+            // Enabled: its location is locked, and only a reset disables it (§4.1.4.3.2).
             _ if state.ready => {}
             (0x18, 2) => state.size = value as u16,
             (0x1C, 2) if value == 1 => {

@@ -1,4 +1,4 @@
-//! What the transport asks of the hypervisor: a trait, so that the transport can be driven without one.
+//! The transport's interface to the hypervisor: a trait, so that tests can use the transport without a hypervisor.
 
 use std::io;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use crate::memory::SharedPage;
 
 /// Event descriptors in place of exits and injected interrupts.
 pub trait Wiring: Send + Sync {
-    /// A number for one message-signalled interrupt.
+    /// Allocates a number for one message-signalled interrupt.
     fn allocate_gsi(&self) -> io::Result<u32>;
-    /// From now on writing to `event` sends `msi`; what was written before counts.
+    /// Connects `event`: a write to it sends `msi`. Earlier writes count too.
     fn connect_interrupt(&self, gsi: u32, event: &EventFd, msi: Msi) -> io::Result<()>;
-    /// A connected interrupt goes elsewhere.
+    /// Changes the message of a connected interrupt.
     fn reroute_interrupt(&self, gsi: u32, msi: Msi) -> io::Result<()>;
-    /// From now on what is written to `event` waits in it.
+    /// Disconnects `event`: later writes stay pending in it.
     fn disconnect_interrupt(&self, gsi: u32, event: &EventFd) -> io::Result<()>;
-    /// A write by the guest at `address` writes to `event`.
+    /// Makes a write of the guest at `address` raise `event`.
     fn connect_doorbell(&self, address: u64, event: &EventFd) -> io::Result<()>;
-    /// The guest reads `page` at `address` without anybody's help.
+    /// Lets the guest read `page` at `address` without an exit.
     fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()>;
 }
 

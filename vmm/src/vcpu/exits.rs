@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a vCPU came back.
+/// Why a vCPU returned to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Port I/O of a device.
@@ -15,13 +15,13 @@ pub enum Reason {
     Mmio,
     /// Memory-mapped I/O that no device answered.
     MmioUnclaimed,
-    /// The guest had nothing to do.
+    /// The guest was idle.
     Hlt,
-    /// We wanted it back.
+    /// The VMM interrupted the vCPU.
     Interrupted,
     /// Triple fault.
     Shutdown,
-    /// KVM gave up.
+    /// KVM reported an internal error.
     Internal,
     /// Anything else.
     Other,
@@ -57,7 +57,7 @@ impl Reason {
 pub struct ExitCounters([AtomicU64; REASONS.len()]);
 
 impl ExitCounters {
-    /// One more.
+    /// Counts one exit.
     pub fn count(&self, reason: Reason) {
         self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Where vCPUs stand while the machine is paused.
+//! The gate at which vCPU threads wait while the machine is paused.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// What the vCPUs should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Stand still.
+    /// Pause.
     Paused,
     /// Run.
     Running,
@@ -16,12 +16,13 @@ pub enum Phase {
 
 struct State {
     phase: Phase,
-    /// Threads which are between [`Gate::join`] and the drop of their ticket, and of these the ones standing at the gate.
+    /// The number of threads between [`Gate::join`] and the drop of their ticket, and the number of these that wait at
+    /// the gate.
     members: usize,
     standing: usize,
 }
 
-/// Closed at first.
+/// A gate for vCPU threads; it is closed at first.
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
@@ -42,7 +43,7 @@ impl Gate {
         Ticket(self)
     }
 
-    /// Stands still while paused; returns what to do then.
+    /// Waits while paused; returns what to do then.
     pub fn wait(&self) -> Phase {
         let mut state = self.lock();
         if state.phase == Phase::Paused {
@@ -57,14 +58,14 @@ impl Gate {
         state.phase
     }
 
-    /// Lets everybody run.
+    /// Lets all threads run.
     pub fn open(&self) {
         self.lock().phase = Phase::Running;
         self.changed.notify_all();
     }
 
-    /// `phase`: paused or stopped. `kick` brings the vCPUs out of the guest. Returns whether all of them stand at the gate, or
-    /// have left it, within `deadline`.
+    /// Closes the gate with `phase`, which is paused or stopped. `kick` brings the vCPUs out of the guest. Returns
+    /// whether all threads wait at the gate, or have left it, within `deadline`.
     pub fn close(&self, phase: Phase, deadline: Duration, kick: impl Fn()) -> bool {
         self.lock().phase = phase;
         self.changed.notify_all();

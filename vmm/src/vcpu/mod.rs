@@ -1,4 +1,4 @@
-//! A thread per virtual CPU: enter the guest, serve its exits, stand still when told.
+//! One thread per virtual CPU: it enters the guest, serves its exits, and pauses on request.
 
 mod exits;
 mod gate;
@@ -21,7 +21,7 @@ use crate::control::{Event, Events};
 use crate::seccomp::Role;
 use crate::thread;
 
-/// What a vCPU's exits are served by.
+/// The handlers of a vCPU's exits.
 #[derive(Clone)]
 pub struct Buses {
     /// Port I/O.
@@ -30,7 +30,7 @@ pub struct Buses {
     pub mmio: Arc<Bus>,
 }
 
-/// All vCPUs of a machine, made standing still.
+/// All vCPUs of a machine, created paused.
 pub struct Vcpus {
     threads: Vec<JoinHandle<()>>,
     gate: Arc<Gate>,
@@ -57,7 +57,7 @@ impl Vcpus {
         Ok(Self { threads, gate, counters })
     }
 
-    /// Lets them run.
+    /// Resumes all vCPUs.
     pub fn resume(&self) {
         self.gate.open();
     }
@@ -90,7 +90,7 @@ impl Vcpus {
     }
 }
 
-/// Runs the vCPU. A panic in an exit's handler is a bug of ours: it must not leave the machine hanging.
+/// Runs the vCPU. A panic in an exit's handler is a bug of the VMM: it must not leave the machine hanging.
 fn run(vcpu: Vcpu) {
     let events = vcpu.events.clone();
     if std::panic::catch_unwind(AssertUnwindSafe(|| vcpu.run())).is_err() {
@@ -106,7 +106,7 @@ struct Vcpu {
     counters: Arc<ExitCounters>,
 }
 
-/// Whether the guest goes on.
+/// Whether the guest continues.
 enum Next {
     Enter,
     CheckGate,
@@ -129,7 +129,8 @@ impl Vcpu {
             if let Some(event) = ended {
                 return self.events.send(event);
             }
-            // Tells the guest that it stood still, so that its watchdogs do not bark. A guest without kvm-clock: refused.
+            // Tells the guest that it was paused, so that its watchdogs do not fire. The call fails in a guest without
+            // kvm-clock.
             let _ = self.fd.kvmclock_ctrl();
         }
     }
@@ -147,7 +148,7 @@ impl Vcpu {
             VcpuExit::MmioWrite(address, data) => (Reason::mmio(self.buses.mmio.write(address, data)), Next::Enter),
             VcpuExit::Hlt => (Reason::Hlt, Next::Enter),
             VcpuExit::Intr => (Reason::Interrupted, Next::CheckGate),
-            // A triple fault: how a kernel resets a PC when nothing else is left.
+            // A triple fault: a kernel resets a PC this way when all other ways have failed.
             VcpuExit::Shutdown => (Reason::Shutdown, Next::Ended(Event::Reset)),
             VcpuExit::SystemEvent(..) => (Reason::Other, Next::Ended(Event::Reset)),
             VcpuExit::FailEntry(why, cpu) => (Reason::Internal, failed(format!("entry failed on CPU {cpu}: {why:#x}"))),

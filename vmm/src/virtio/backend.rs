@@ -1,4 +1,4 @@
-//! The contracts: what a device author writes, and what a transport sees of a device.
+//! The interfaces: the one that a device author implements, and the one that a transport uses.
 
 use std::io;
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::{ConfigInterrupt, EventSet, Fault, Fds, QueueState, Ring, Token};
 
-/// What a device does with its queues. One worker thread owns it and calls one method at a time; it knows nothing of threads,
-/// notification suppression or interrupts. After every call the worker signals the rings with completions.
+/// A device's handling of its queues. One worker thread owns it and calls one method at a time. It needs no knowledge of
+/// threads, notification suppression or interrupts. After every call the worker signals the rings that have completions.
 ///
-/// A `Fault` or a panic puts the device into DEVICE_NEEDS_RESET; after the driver's reset it begins again at [`reset`].
+/// A `Fault` or a panic puts the device into DEVICE_NEEDS_RESET; after the driver's reset it starts again with [`reset`].
 ///
 /// [`reset`]: Backend::reset
 pub trait Backend: Send + 'static {
@@ -18,11 +18,11 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// A new driver begins: forget what an earlier one left (connections, open files, cached state). Called before
-    /// [`Backend::start`], except when a paused device goes on.
+    /// A new driver begins: drop the state of an earlier one (connections, open files, caches). Called before
+    /// [`Backend::start`], except when a paused device resumes.
     fn reset(&mut self) {}
 
-    /// The driver is ready and accepted `features`: register own file descriptors.
+    /// The driver is ready and accepted `features`: register the backend's own file descriptors.
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
         let _ = (features, fds);
         Ok(())
@@ -37,7 +37,7 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// Finishes what is in flight, before the rings go back. Called after a fault as well.
+    /// Finishes the requests in flight, before the rings are returned. Called after a fault as well.
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let _ = rings;
         Ok(())
@@ -46,7 +46,7 @@ pub trait Backend: Send + 'static {
 
 /// A device's configuration space (§2.5), read and written by vCPU threads.
 pub trait ConfigSpace: Send + Sync {
-    /// Fills `out` from offset `at`; what lies beyond the space is left as it is (zero).
+    /// Fills `out` from offset `at`; bytes beyond the space are not changed (they are zero).
     fn read(&self, at: u64, out: &mut [u8]);
 
     /// Writes `data` at offset `at`; by default nothing is writable.
@@ -66,7 +66,7 @@ impl ConfigSpace for ConfigBytes {
     }
 }
 
-/// What a device is.
+/// A device's identity.
 #[derive(Clone)]
 pub struct Identity {
     /// Its name in metrics, logs and thread names: `block0`, `vsock`.
@@ -81,24 +81,24 @@ pub struct Identity {
     pub config: Arc<dyn ConfigSpace>,
 }
 
-/// What a device begins with.
+/// The input for starting a device.
 pub struct Start {
     /// The negotiated features.
     pub features: u64,
     /// One ring per queue, enabled or not.
     pub rings: Vec<Ring>,
-    /// Whether this goes on after a pause; otherwise a new driver begins.
+    /// Whether the device resumes after a pause; otherwise a new driver begins.
     pub resumed: bool,
 }
 
-/// A worker did not give its rings back in time; it will, and the next `stop` gets them.
+/// A worker did not return its rings in time. It will return them later, and the next `stop` gets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the device is still finishing requests")]
 pub struct Busy;
 
 /// A device as its transport sees it.
 pub trait VirtioDevice: Send {
-    /// What it is; `features` are all it offers.
+    /// Its identity; `features` are all that it offers.
     fn identity(&self) -> &Identity;
 
     /// Its configuration interrupt and counters.
@@ -107,7 +107,7 @@ pub trait VirtioDevice: Send {
     /// Moves the rings to the workers.
     fn start(&mut self, start: Start) -> io::Result<()>;
 
-    /// Takes the rings back and returns their states, in queue order; empty when the device does not run. Waits at most
-    /// `deadline`, then says [`Busy`]: the workers are still asked to stop, and a later call returns the states.
+    /// Takes the rings back and returns their states, in queue order; empty if the device does not run. Waits at most
+    /// `deadline`, then returns [`Busy`]: the workers are still asked to stop, and a later call returns the states.
     fn stop(&mut self, deadline: Duration) -> Result<Vec<QueueState>, Busy>;
 }

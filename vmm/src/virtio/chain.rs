@@ -1,4 +1,4 @@
-//! One descriptor chain: walked once, checked once, copied. What the guest writes into the table afterwards changes nothing.
+//! One descriptor chain: walked once, checked once, copied. Later writes of the guest to the table have no effect.
 
 use std::sync::Arc;
 
@@ -7,16 +7,16 @@ use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::{ChainFault, Fault, GuestRam, Reader, Writer};
 
-/// One buffer of a chain: wholly inside one region of guest memory and plugged when it was checked, at least one byte.
+/// One buffer of a chain, at least one byte long. It lies in one region of guest memory and was plugged when it was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Where it begins.
+    /// Its first address.
     pub addr: GuestAddress,
     /// Its length in bytes, 1 or more.
     pub len: u32,
 }
 
-/// A descriptor chain taken from a ring. It holds no borrow: it may go to another thread and come back by
+/// A descriptor chain taken from a ring. It holds no borrow: it may be sent to another thread and returned by
 /// [`complete`](super::Ring::complete).
 #[derive(Debug)]
 pub struct Chain {
@@ -29,7 +29,7 @@ pub struct Chain {
     writable_len: u32,
 }
 
-/// Which chain, and where in the available ring it was found: enough to put it back.
+/// The chain's head and its position in the available ring: enough to put the chain back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub head: u16,
@@ -38,7 +38,7 @@ pub(super) struct Ticket {
 }
 
 impl Chain {
-    /// Walks `raw` and copies what it finds. `queue_size` bounds direct and indirect chains alike (§2.7.5.3.1).
+    /// Walks `raw` and copies its descriptors. `queue_size` bounds direct and indirect chains alike (§2.7.5.3.1).
     pub(super) fn copy(
         raw: DescriptorChain<&GuestRam>,
         mem: &Arc<GuestRam>,
@@ -48,7 +48,7 @@ impl Chain {
         let broken = |why| Fault::Chain { head: ticket.head, why };
         let mut chain =
             Self { mem: mem.clone(), ticket, segments: Vec::new(), readable: 0, readable_len: 0, writable_len: 0 };
-        // The walk ends without a word at a loop, a bad index or a bad table: then the last descriptor still says NEXT.
+        // At a loop, a bad index or a bad table, the iterator ends without an error: then the last descriptor still has NEXT.
         let mut goes_on = false;
         for descriptor in raw {
             if chain.segments.len() == usize::from(queue_size) {
@@ -93,7 +93,7 @@ impl Chain {
         self.ticket
     }
 
-    /// The chain's name in its ring, what [`complete`](super::Ring::complete) wants.
+    /// The index of the chain's first descriptor, which [`complete`](super::Ring::complete) takes.
     pub fn head(&self) -> u16 {
         self.ticket.head
     }
@@ -103,12 +103,12 @@ impl Chain {
         &self.mem
     }
 
-    /// Bytes the device may read.
+    /// The number of bytes the device may read.
     pub fn readable_len(&self) -> u32 {
         self.readable_len
     }
 
-    /// Bytes the device may write.
+    /// The number of bytes the device may write.
     pub fn writable_len(&self) -> u32 {
         self.writable_len
     }
@@ -123,12 +123,12 @@ impl Chain {
         &self.segments[self.readable..]
     }
 
-    /// Reads what the driver sent, wherever the descriptors cut it.
+    /// Reads the driver's data, regardless of the division into descriptors.
     pub fn reader(&self) -> Reader<'_> {
         Reader::new(self)
     }
 
-    /// Writes the answer, wherever the descriptors cut it.
+    /// Writes the answer, regardless of the division into descriptors.
     pub fn writer(&self) -> Writer<'_> {
         Writer::new(self)
     }

@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Counters, Limited};
 
-/// A handle to a device's configuration interrupt; clones are the same device's.
+/// A handle to a device's configuration interrupt; clones refer to the same device.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigInterrupt {
     inner: Arc<Inner>,
@@ -17,14 +17,14 @@ pub struct ConfigInterrupt {
 struct Inner {
     generation: AtomicU8,
     needs_reset: AtomicBool,
-    /// The MSI-X vector's event while the driver is ready for it.
+    /// The MSI-X vector's event; `None` while the driver is not ready for it.
     vector: Mutex<Option<Arc<EventFd>>>,
     counters: Arc<Counters>,
     log: Limited,
 }
 
 impl ConfigInterrupt {
-    /// The device's configuration space has changed: call it after the change is visible to [`ConfigSpace::read`].
+    /// Notes that the device's configuration space has changed. Call it after the change is visible to [`ConfigSpace::read`].
     ///
     /// [`ConfigSpace::read`]: super::ConfigSpace::read
     pub fn changed(&self) {
@@ -45,7 +45,7 @@ impl ConfigInterrupt {
         self.inner.needs_reset.load(Ordering::Acquire)
     }
 
-    /// Whether a driver is there, hears of changes, and need not reset the device first.
+    /// Whether there is a driver that receives changes and need not reset the device first.
     pub fn has_listener(&self) -> bool {
         self.vector().is_some() && !self.is_reset_needed()
     }
@@ -60,12 +60,12 @@ impl ConfigInterrupt {
         &self.inner.counters
     }
 
-    /// Where interrupts go from now on; `None` while the driver is not ready for any.
+    /// Sets the destination of interrupts; `None` while the driver is not ready for any.
     pub fn connect(&self, vector: Option<Arc<EventFd>>) {
         *self.vector() = vector;
     }
 
-    /// After a reset: nothing is wrong any more, and no vector is connected.
+    /// Resets the state: no reset is needed any more, and no vector is connected.
     pub fn reset(&self) {
         self.connect(None);
         self.inner.needs_reset.store(false, Ordering::Release);
@@ -74,7 +74,7 @@ impl ConfigInterrupt {
     fn raise(&self) {
         if let Some(vector) = self.vector().as_ref() {
             self.inner.counters.interrupt();
-            // It can fail only when the counter is full: then the interrupt is pending already.
+            // It fails only if the counter is full: then the interrupt is already pending.
             let _ = vector.write(1);
         }
     }

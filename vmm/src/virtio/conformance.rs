@@ -1,7 +1,7 @@
-//! The one conformance suite: what every device must stand, whatever it is.
+//! The conformance suite: the requirements for every device.
 //!
-//! A device registers with one line in [`conformance!`] at the end, naming a function that says how to build the device and
-//! what a driver's first requests to it look like.
+//! A device registers with one line in [`conformance!`] at the end. The line names a function that returns how to build
+//! the device and a driver's first requests to it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use super::testing::{Answer, BUFFER, DriverQueue, HOTPLUG, HUNG, INDIRECT, NEXT,
 use super::{GuestRam, VirtioDevice};
 use crate::memory::BLOCK;
 
-/// A device, and what must live as long as it (files, sockets, folders).
+/// A device, and the objects that must exist as long as it (files, sockets, folders).
 pub type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
 
-/// What the suite must know of a device.
+/// The suite's input for a device.
 pub struct Subject {
-    /// Builds a new one.
+    /// Builds a new device.
     pub build: fn() -> Built,
-    /// What a driver that has just started the device may send it, in this order. Every request is answered without the host's
-    /// doing.
+    /// Requests that a driver that has just started the device may send, in this order. Every request is answered without
+    /// any action of the host.
     pub session: Vec<Request>,
 }
 
-/// One request and what makes its answer right.
+/// One request and the check of its answer.
 pub struct Request {
     pub queue: usize,
     pub readable: Vec<Vec<u8>>,
     pub writable: Vec<u32>,
-    /// Looks at the bytes the device wrote.
+    /// Checks the bytes that the device wrote.
     pub is_right: fn(&[u8]) -> bool,
 }
 
@@ -52,7 +52,7 @@ impl Request {
     }
 }
 
-/// A subject under test: it counts panics on any thread, for a worker's are caught and would pass as faults.
+/// A subject under test. It counts panics on any thread, because a worker's panics are caught and would pass as faults.
 struct Trial {
     subject: Subject,
     rig: Rig,
@@ -67,7 +67,7 @@ impl Trial {
         Self { subject, rig: Rig::new(device), panics, _kept: kept }
     }
 
-    /// The session's requests one after another, each answered rightly.
+    /// Sends the session's requests one after another, and checks each answer.
     fn converse(&mut self) {
         for request in &self.subject.session {
             let head = request.add_to(&mut self.rig).unwrap();
@@ -80,7 +80,7 @@ impl Trial {
         }
     }
 
-    /// The device still does what it should for a driver that behaves; nothing panicked so far.
+    /// Asserts that the device still works for a correct driver and that nothing has panicked.
     fn assert_sound(&mut self) {
         self.rig.stop();
         self.rig.start();
@@ -94,9 +94,9 @@ impl Trial {
         panics(&self.rig.device.identity().name)
     }
 
-    /// Waits until the device has taken everything that was offered or has given up.
+    /// Waits until the device has taken all offered chains or has reported a fault.
     fn settle(&mut self) {
-        // A worker that was told to stop has looked at every kick before; what it left it will not take.
+        // A worker that stops has handled all earlier kicks; it takes none of the chains that are left.
         self.rig.stop();
     }
 
@@ -129,7 +129,7 @@ pub fn stop_when_idle(subject: Subject) {
     trial.rig.start();
     assert_eq!(trial.rig.stop().len(), trial.rig.queues.len());
     assert_eq!(trial.rig.stop(), []);
-    // A driver that enables no queue at all.
+    // A driver that enables no queue.
     let states = trial.rig.queues.iter().map(|queue| super::QueueState { ready: false, ..queue.state() }).collect();
     trial.rig.resume(states);
     trial.rig.queues.iter().for_each(DriverQueue::kick);
@@ -226,7 +226,7 @@ pub fn chains_too_small(subject: Subject) {
         let cuts = |len: usize| [0, 1, len / 2, len.saturating_sub(1), len].map(|cut| cut.min(len));
         for readable_len in cuts(readable.len()) {
             for writable_len in cuts(writable as usize) {
-                // What comes before it in the session, whole.
+                // First the whole requests that precede it in the session.
                 trial.rig.start();
                 let rest = trial.subject.session.split_off(at);
                 trial.converse();
@@ -239,7 +239,7 @@ pub fn chains_too_small(subject: Subject) {
                 if queue.try_add(&readable, &writable).is_some() {
                     queue.kick();
                     let interrupt = trial.rig.device.config_interrupt().clone();
-                    // An answer or a fault: both are right, silence is not.
+                    // An answer and a fault are both correct; no reaction is not.
                     let _: Option<Answer> = queue.wait_used_unless(|| interrupt.is_reset_needed());
                 }
                 trial.rig.stop();
@@ -249,13 +249,13 @@ pub fn chains_too_small(subject: Subject) {
     trial.assert_sound();
 }
 
-/// A request cut into descriptors anyhow is the same request (§2.7.4.3).
+/// A request is the same whatever its division into descriptors (§2.7.4.3).
 pub fn any_descriptor_layout(subject: Subject) {
     let mut trial = Trial::new(subject);
     for piece in [1, 3, 16] {
         trial.rig.start();
         for request in &mut trial.subject.session {
-            // As many pieces as the queue holds, the rest in the last one of each kind.
+            // As many pieces as the queue holds; the last one of each kind has the rest.
             let room = usize::from(trial.rig.queues[request.queue].size) / 2;
             let bytes = request.readable.concat();
             let mut pieces: Vec<Vec<u8>> = bytes.chunks(piece).map(<[u8]>::to_vec).collect();
@@ -294,7 +294,7 @@ pub fn reset_under_load(subject: Subject) {
         }
         let states = trial.rig.stop();
         assert!(!trial.rig.is_broken(), "a good driver, and a fault");
-        // After `stop` nothing writes any more: the rings are where the device says they are.
+        // After `stop` the device writes nothing more: the rings have the state that the device returned.
         for (queue, state) in trial.rig.queues.iter().zip(&states) {
             assert_eq!(queue.device_used_idx(), state.next_used);
         }
@@ -328,7 +328,7 @@ fn scramble(seed: &mut u64) -> u64 {
     *seed
 }
 
-/// Writes plausible rubbish over descriptors, rings and buffers until told to stop.
+/// Writes plausible invalid data over descriptors, rings and buffers until `stop` is set.
 fn mutate(mem: &GuestRam, places: &[(u64, u64)], stop: &AtomicBool) {
     let mut seed = 0x9E37_79B9_7F4A_7C15;
     while !stop.load(Ordering::Relaxed) {
@@ -407,7 +407,7 @@ pub fn random_chains(subject: Subject) {
     trial.assert_sound();
 }
 
-/// Runs this test again in a process of its own, for it looks at what belongs to the whole process. True in that process.
+/// Runs this test again in a separate process, because it measures the whole process. Returns true in that process.
 fn is_alone() -> bool {
     const MARK: &str = "GARRET_TEST_ALONE";
     if std::env::var_os(MARK).is_some() {
@@ -422,7 +422,7 @@ fn is_alone() -> bool {
     false
 }
 
-/// Threads, descriptors and resident memory of this process.
+/// Number of threads, number of descriptors and resident memory of this process.
 fn footprint() -> (usize, usize, u64) {
     let count = |path| std::fs::read_dir(path).unwrap().count();
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -442,7 +442,7 @@ pub fn bounded_memory(subject: Subject) {
             for _ in 0..10 {
                 trial.converse();
             }
-            // And one that is at fault.
+            // A request that causes a fault.
             let queue = &mut trial.rig.queues[0];
             queue.offer(u16::MAX);
             queue.kick();
@@ -450,7 +450,7 @@ pub fn bounded_memory(subject: Subject) {
         }
         footprint()
     };
-    // Touches every page of guest memory that will be, and fills every pool.
+    // This first touches every page of guest memory that will be used, and fills every pool.
     let before = round(20);
     let after = round(150);
     assert_eq!((before.0, before.1), (after.0, after.1), "threads or descriptors are left behind");

@@ -1,10 +1,10 @@
-//! What a device counts, shared by its workers and the readers of its metrics.
+//! A device's counters, shared by its workers and the readers of its metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use garret_api::vmm::DeviceMetrics;
 
-/// Counters since the device was built, and one gauge. Relaxed: each stands for itself.
+/// Counters since the device was built, and one gauge. Relaxed, because each is independent of the others.
 #[derive(Debug, Default)]
 pub struct Counters {
     kicks: AtomicU64,
@@ -40,12 +40,12 @@ impl Counters {
         self.short_of_space.store(requests, Ordering::Relaxed);
     }
 
-    /// Requests without an answer that found no space on the host at least once.
+    /// Unanswered requests that found no space on the host at least once.
     pub fn short_of_space(&self) -> u64 {
         self.short_of_space.load(Ordering::Relaxed)
     }
 
-    /// The counters now.
+    /// The current values.
     pub fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
             kicks: self.kicks.load(Ordering::Relaxed),

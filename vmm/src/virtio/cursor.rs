@@ -1,4 +1,4 @@
-//! Reading and writing a chain's bytes, whatever the layout of its descriptors (§2.7.4.3: a device makes no assumption on it).
+//! Reads and writes a chain's bytes, whatever the layout of its descriptors (§2.7.4.3: a device must not assume a layout).
 
 use std::io;
 
@@ -14,7 +14,7 @@ pub(super) struct Cursor<'c> {
     mem: &'c GuestRam,
     head: u16,
     segments: &'c [Segment],
-    /// Bytes of the first segment that are behind the window.
+    /// Bytes of the first segment that are before the window.
     skip: u32,
     /// Bytes in the window.
     left: u32,
@@ -68,7 +68,7 @@ impl<'c> Cursor<'c> {
         self.mem.get_slice(piece.addr, piece.len as usize).map_err(io::Error::other)
     }
 
-    /// Calls `step` with piece after piece until the window is empty, or `step` did less than it was given.
+    /// Calls `step` for each piece until the window is empty, or until `step` handles less than a whole piece.
     fn each(
         &mut self,
         mut step: impl FnMut(VolatileSlice<'c, super::Bitmap>) -> io::Result<usize>,
@@ -77,7 +77,7 @@ impl<'c> Cursor<'c> {
         while let Some(piece) = self.front() {
             let done = match step(self.slice(piece)?) {
                 Ok(done) => done,
-                // What was done is done; the error shows itself at the next call.
+                // Return the bytes that are done; the error occurs again at the next call.
                 Err(_) if total > 0 => return Ok(total),
                 Err(error) => return Err(error),
             };
@@ -123,40 +123,40 @@ impl<'c> Reader<'c> {
         Ok(value)
     }
 
-    /// Passes over `count` bytes.
+    /// Skips `count` bytes.
     pub fn skip(&mut self, count: usize) -> Result<(), Fault> {
         let count = self.cursor.checked(count)?;
         self.cursor.advance(count);
         Ok(())
     }
 
-    /// The next `at` bytes, and what follows them.
+    /// The next `at` bytes, and the bytes after them.
     pub fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
         let (front, rest) = self.cursor.split_at(at)?;
         Ok((Self { cursor: front }, Self { cursor: rest }))
     }
 
-    /// The buffers of what is left.
+    /// The buffers of the remaining bytes.
     pub(super) fn segments(&self) -> impl Iterator<Item = Segment> + 'c {
         self.cursor.pieces()
     }
 
-    /// Writes what is left into `to`, stopping at a short write; the position moves by what was written.
+    /// Writes the remaining bytes to `to` and stops at a short write; the position advances by the number of bytes written.
     pub fn copy_to(&mut self, to: &mut impl WriteVolatile) -> io::Result<usize> {
         self.cursor.each(|slice| to.write_volatile(&slice).map_err(io_error))
     }
 
-    /// Everything left in one `writev`: a datagram stays whole. The position does not move.
+    /// Writes all remaining bytes in one `writev`: a datagram stays whole. The position does not move.
     pub fn writev(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
         iov::writev(fd.as_fd(), &iov::iovecs(&self.cursor)?)
     }
 
-    /// Everything left in one `pwritev` at `offset`. The position does not move.
+    /// Writes all remaining bytes in one `pwritev` at `offset`. The position does not move.
     pub fn pwritev(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
         iov::pwritev(fd.as_fd(), &iov::iovecs(&self.cursor)?, offset)
     }
 
-    /// Everything left as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
+    /// The remaining bytes as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
     pub fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
         iov::iovecs(&self.cursor)
     }
@@ -179,7 +179,7 @@ impl io::Read for Reader<'_> {
     }
 }
 
-/// Writes the answer a driver waits for. Cloning gives a second, independent position.
+/// Writes the answer to a request. Cloning gives a second, independent position.
 #[derive(Clone, Debug)]
 pub struct Writer<'c> {
     cursor: Cursor<'c>,
@@ -192,12 +192,12 @@ impl<'c> Writer<'c> {
         Self { cursor: Cursor { mem: chain.mem(), head: chain.head(), segments, skip: 0, left }, size: left }
     }
 
-    /// Bytes there is room for.
+    /// The number of bytes that can still be written.
     pub fn remaining(&self) -> usize {
         self.cursor.left as usize
     }
 
-    /// Bytes passed so far: what to report as used when nothing was skipped.
+    /// Bytes written or skipped so far: the number to report as used if nothing was skipped.
     pub fn written(&self) -> u32 {
         self.size - self.cursor.left
     }
@@ -209,35 +209,35 @@ impl<'c> Writer<'c> {
         Ok(())
     }
 
-    /// Passes over `count` bytes.
+    /// Skips `count` bytes.
     pub fn skip(&mut self, count: usize) -> Result<(), Fault> {
         let count = self.cursor.checked(count)?;
         self.cursor.advance(count);
         Ok(())
     }
 
-    /// The next `at` bytes, and what follows them.
+    /// The next `at` bytes, and the bytes after them.
     pub fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
         let (front, rest) = self.cursor.split_at(at)?;
         Ok((Self { cursor: front, size: front.left }, Self { cursor: rest, size: rest.left }))
     }
 
-    /// Reads from `from` into what is left, stopping at a short read; the position moves by what was read.
+    /// Reads from `from` into the remaining space and stops at a short read; the position advances by the number of bytes read.
     pub fn copy_from(&mut self, from: &mut impl ReadVolatile) -> io::Result<usize> {
         self.cursor.each(|mut slice| from.read_volatile(&mut slice).map_err(io_error))
     }
 
-    /// Fills what is left by one `readv`: a datagram stays whole. The position does not move.
+    /// Fills the remaining space with one `readv`: a datagram stays whole. The position does not move.
     pub fn readv(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
         iov::readv(fd.as_fd(), &iov::iovecs(&self.cursor)?)
     }
 
-    /// Fills what is left by one `preadv` at `offset`. The position does not move.
+    /// Fills the remaining space with one `preadv` at `offset`. The position does not move.
     pub fn preadv(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
         iov::preadv(fd.as_fd(), &iov::iovecs(&self.cursor)?, offset)
     }
 
-    /// Everything left as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
+    /// The remaining space as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
     pub fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
         iov::iovecs(&self.cursor)
     }

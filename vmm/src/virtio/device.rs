@@ -17,18 +17,18 @@ use super::{
 use crate::seccomp::Role;
 use crate::thread;
 
-/// How long a device that goes away waits for what is in flight.
+/// How long a device that is dropped waits for the requests in flight.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why a device could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The queue groups do not cover the queues one by one in order, or a queue's size is wrong.
+    /// The queue groups do not cover all queues in order, or the size of a queue is invalid.
     #[error("{device}: {why}")]
     Queues {
         /// The device's name.
         device: String,
-        /// What is wrong.
+        /// The problem.
         why: &'static str,
     },
     /// A worker could not be started or prepared.
@@ -41,8 +41,8 @@ pub enum BuildError {
     },
 }
 
-/// A device with a worker thread per queue group. The threads are born here, idle, each under its role's seccomp filter: the
-/// thread that later starts the device, a vCPU, may make none.
+/// A device with a worker thread per queue group. `new` creates the threads, each idle and under its role's seccomp
+/// filter, because the thread that later starts the device, a vCPU, may not create threads.
 pub struct Device {
     identity: Identity,
     config_interrupt: ConfigInterrupt,
@@ -52,7 +52,7 @@ pub struct Device {
 /// The device's side of one worker.
 struct Group {
     queues: Range<usize>,
-    /// `None` once the device goes away, which ends the thread.
+    /// `None` once the device is dropped, which ends the thread.
     starts: Option<Sender<Start>>,
     stop: Arc<EventFd>,
     stopped: Receiver<Vec<Ring>>,
@@ -64,15 +64,15 @@ enum Phase {
     Idle,
     /// The worker has the rings.
     Running,
-    /// The worker has the rings and was told to stop.
+    /// The worker has the rings and was asked to stop.
     Stopping,
-    /// Stopped, waiting for the other groups.
+    /// The worker has stopped; the other groups may still run.
     Stopped(Vec<QueueState>),
 }
 
 impl Device {
-    /// Builds a device of one kind of backend. `groups` says which queues each backend serves; together they are all the
-    /// queues of `identity`, in order. Runs each backend's `prepare`.
+    /// Builds a device with one kind of backend. `groups` lists the queues of each backend; together they are all queues
+    /// of `identity`, in order. Runs each backend's `prepare`.
     pub fn new<B: Backend>(
         mut identity: Identity,
         groups: Vec<(B, Range<usize>)>,
@@ -149,7 +149,7 @@ impl Group {
             let states = match self.stopped.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(rings) => rings.into_iter().map(Ring::into_state).collect(),
                 Err(RecvTimeoutError::Timeout) => return Err(Busy),
-                // The thread died, which its catching of panics rules out short of an abort: its queues are gone.
+                // The thread died. It catches panics, so only an abort can cause this; its queues are lost.
                 Err(RecvTimeoutError::Disconnected) => vec![QueueState::default(); self.queues.len()],
             };
             self.phase = Phase::Stopped(states);
@@ -184,7 +184,7 @@ impl VirtioDevice for Device {
 
     fn stop(&mut self, deadline: Duration) -> Result<Vec<QueueState>, Busy> {
         let until = Instant::now() + deadline;
-        // All first: they finish side by side.
+        // Ask all groups first, so that they finish in parallel.
         self.groups.iter_mut().for_each(Group::ask_to_stop);
         for group in &mut self.groups {
             group.wait_stopped(until)?;
@@ -203,7 +203,7 @@ impl Drop for Device {
         for group in &mut self.groups {
             drop(group.starts.take());
             if let Some(thread) = group.thread.take() {
-                // It catches the panics of its backend, so this is no news.
+                // The thread catches the panics of its backend, so the result has no information.
                 let _ = thread.join();
             }
         }

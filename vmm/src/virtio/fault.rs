@@ -1,34 +1,34 @@
-//! What can go wrong while a queue is served. Every one of them ends in DEVICE_NEEDS_RESET (§2.1), never in a panic.
+//! The errors of serving a queue. Every one of them ends in DEVICE_NEEDS_RESET (§2.1), never in a panic.
 
 use std::io;
 
 /// Why a device cannot continue until its driver resets it.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// The rings themselves are wrong: their place, or an available index that runs ahead of the ring.
+    /// The rings themselves are invalid: their location, or an available index that runs ahead of the ring.
     #[error("ring: {0}")]
     Ring(#[from] virtio_queue::Error),
     /// The driver offered more chains than the queue holds, or the same one twice.
     #[error("ring: {0}")]
     Offered(&'static str),
-    /// The driver did not accept a feature the device cannot do without.
+    /// The driver did not accept a feature that the device needs.
     #[error("the driver did not accept {0}")]
     Feature(&'static str),
     /// A descriptor chain breaks the rules.
     #[error("descriptor chain {head}: {why}")]
     Chain {
-        /// Its head's index.
+        /// The index of its head.
         head: u16,
-        /// Which rule.
+        /// The broken rule.
         why: ChainFault,
     },
     /// A well-formed chain holds a request that the device cannot even answer with an error.
     #[error("request: {0}")]
     Request(&'static str),
-    /// An address the guest gave is not its memory.
+    /// An address from the guest is not in guest memory.
     #[error("guest memory: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
-    /// The host failed the device.
+    /// A call of the host failed.
     #[error("host: {0}")]
     Host(#[from] io::Error),
     /// The device's own code is wrong.
@@ -45,25 +45,25 @@ pub enum ChainFault {
     /// The head's index is not in the table.
     #[error("its head is outside the descriptor table")]
     Head,
-    /// No descriptor at all: an empty or nested indirect table, or one outside memory.
+    /// It has no descriptor: an empty or nested indirect table, or one outside memory.
     #[error("it has no descriptor")]
     Empty,
-    /// It goes on, but not to a descriptor: a loop, an index or table out of bounds, or more than 4 GiB in all.
+    /// It has a next descriptor that is not valid: a loop, an index or table out of bounds, or more than 4 GiB in total.
     #[error("it does not end")]
     Endless,
     /// More descriptors than the queue has.
     #[error("it is longer than the queue")]
     TooLong,
-    /// A descriptor of no bytes.
+    /// A descriptor of zero bytes.
     #[error("a descriptor has no bytes")]
     ZeroLength,
-    /// A buffer that is not wholly guest memory.
+    /// A buffer that is not completely in guest memory.
     #[error("a buffer is outside guest memory")]
     OutsideMemory,
-    /// A buffer that is not wholly plugged.
+    /// A buffer that is not completely plugged.
     #[error("a buffer is in memory that is not plugged")]
     Unplugged,
-    /// A buffer for the device to read after one to write.
+    /// A buffer that the device reads after one that it writes.
     #[error("a readable buffer follows a writable one")]
     Order,
     /// The request needs more bytes than the chain has.

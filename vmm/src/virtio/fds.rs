@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// A backend's name for one of its own file descriptors.
+/// A backend's identifier for one of its own file descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub u32);
 
@@ -17,16 +17,16 @@ pub(super) enum Wake {
     Backend(Token, EventSet),
 }
 
-/// The stop event, then the queues' kicks, are numbered above every token.
+/// The tokens of the stop event and of the queues' kicks are above every token of a backend.
 const STOP: u64 = 1 << 32;
 
-/// Events taken from the kernel at once.
+/// The most events taken from the kernel at once.
 const BATCH: usize = 16;
 
-/// The set of file descriptors one worker waits on. Nothing but its own stop event stays in it over a stop.
+/// The set of file descriptors one worker waits on. After a stop, only the worker's own stop event remains in it.
 pub struct Fds {
     epoll: Epoll,
-    /// What [`clear`](Self::clear) takes out again.
+    /// The descriptors that [`clear`](Self::clear) removes.
     added: BTreeSet<RawFd>,
 }
 
@@ -39,7 +39,7 @@ impl Fds {
 
     pub(super) fn clear(&mut self) {
         for fd in std::mem::take(&mut self.added) {
-            // One that was closed meanwhile is out already.
+            // A descriptor that has been closed is already removed.
             let _ = self.control(ControlOperation::Delete, fd, 0, EventSet::empty());
         }
     }
@@ -50,7 +50,7 @@ impl Fds {
         Ok(())
     }
 
-    /// Calls the backend's `ready` with `token` whenever `fd` has one of `events`. Errors: `fd` is there already, or
+    /// Calls the backend's `ready` with `token` whenever `fd` has one of `events`. Fails if `fd` is already in the set or
     /// cannot be waited on.
     pub fn add(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
         self.control(ControlOperation::Add, fd.as_raw_fd(), token.0.into(), events)?;
@@ -58,12 +58,12 @@ impl Fds {
         Ok(())
     }
 
-    /// Waits for other events of `fd`.
+    /// Changes the events of `fd`.
     pub fn modify(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
         self.control(ControlOperation::Modify, fd.as_raw_fd(), token.0.into(), events)
     }
 
-    /// Forgets `fd`. A wake-up that is under way may still arrive.
+    /// Removes `fd`. An event that was already taken may still arrive.
     pub fn remove(&mut self, fd: &impl AsRawFd) -> io::Result<()> {
         self.added.remove(&fd.as_raw_fd());
         self.control(ControlOperation::Delete, fd.as_raw_fd(), 0, EventSet::empty())

@@ -1,4 +1,4 @@
-//! Vectored system calls straight into and out of guest memory: no copy, no Rust reference to bytes the guest may change.
+//! Vectored system calls that read and write guest memory directly: no copy, no Rust reference to bytes the guest may change.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::cursor::Cursor;
 
-/// The host addresses of a cursor's bytes. Making them is safe, using them is not: see each call below.
+/// The host addresses of a cursor's bytes. Creating them is safe, using them is not: see each call below.
 pub(super) fn iovecs(cursor: &Cursor<'_>) -> io::Result<Vec<libc::iovec>> {
     cursor
         .pieces()

@@ -1,11 +1,11 @@
-//! Log lines a guest can cause, limited: a guest must not fill the host's disk with them.
+//! Rate-limited log lines for events that a guest can cause: a guest must not fill the host's disk with them.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Lines in one window.
+/// The most lines in one window.
 const LINES: u32 = 5;
-/// The window.
+/// The length of the window.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Admits [`LINES`] lines per [`WINDOW`]; one per kind of line and device.
@@ -22,7 +22,7 @@ struct Window {
 }
 
 impl Limited {
-    /// Calls `log` with the number of lines left out since the last one, unless this line is one too many.
+    /// Calls `log` with the number of lines skipped since the last logged line, unless the limit is reached.
     pub fn log(&self, log: impl FnOnce(u64)) {
         if let Some(suppressed) = self.admit(Instant::now()) {
             log(suppressed);

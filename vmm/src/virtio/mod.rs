@@ -1,10 +1,11 @@
-//! The virtio core: what every device shares, and nothing of any one device.
+//! The virtio core: the parts that all devices share, without code for a single device.
 //!
-//! A device author writes a [`Backend`]; [`Device`] gives each queue group a [`worker`] thread that owns the backend and,
-//! while the device runs, its [`Ring`]s. Rings are moved in by `start` and come back by `stop`: reset, pause and snapshot are
-//! all that one `stop`. How the driver reaches the device (registers, interrupts) is the transport's matter: `pci`.
+//! A device author writes a [`Backend`]. [`Device`] gives each queue group a [`worker`] thread that owns the backend and,
+//! while the device runs, its [`Ring`]s. `start` moves the rings to the worker, and `stop` returns them; reset, pause and
+//! snapshot all use that same `stop`. The transport (`pci`) defines how the driver reaches the device (registers,
+//! interrupts).
 //!
-//! Everything here follows Virtual I/O Device (VIRTIO) Version 1.2; section numbers in comments are that document's.
+//! All code here follows Virtual I/O Device (VIRTIO) Version 1.2; section numbers in comments refer to that document.
 
 mod backend;
 mod chain;
@@ -48,7 +49,7 @@ type Bitmap = vhost_user_backend::bitmap::BitmapMmapRegion;
 /// The largest queue a device may offer: a chain has at most as many descriptors, and `readv` takes at most 1024.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
 
-/// What every device offers: VERSION_1, INDIRECT_DESC and EVENT_IDX (§6).
+/// The features that every device offers: VERSION_1, INDIRECT_DESC and EVENT_IDX (§6).
 pub const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;

@@ -1,7 +1,7 @@
-//! A checked [`Chain`] in the form other rust-vmm crates take: the virtio-fs server builds its reader and writer from a
-//! `virtio_queue::DescriptorChain`, which walks descriptors in memory. It must not walk the guest's: they may have changed
-//! since they were checked. So the checked copy is laid out in memory of our own, and so are the bytes of the request that its
-//! device has judged: what the server reads is what was judged.
+//! Converts a checked [`Chain`] to the form that other rust-vmm crates use: the virtio-fs server builds its reader and
+//! writer from a `virtio_queue::DescriptorChain`, which walks descriptors in memory. It must not walk the guest's
+//! descriptors, because they may have changed since they were checked. So the checked copy is written to our own memory,
+//! together with the request's bytes that its device has checked: the server reads exactly the checked data.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, 
 
 use super::{Bitmap, Chain, Fault, QUEUE_SIZE_MAX, Reader, Segment};
 
-/// A descriptor chain over a table of our own, and the memory in which its buffers lie.
+/// A descriptor chain over our own table, and the memory that contains its buffers.
 pub struct RawChain {
     /// The descriptors.
     pub descriptors: DescriptorChain<Arc<GuestMemoryMmap>>,
@@ -20,15 +20,15 @@ pub struct RawChain {
     pub mem: GuestMemoryMmap<Bitmap>,
 }
 
-/// The largest front, in bytes: room for the longest path and two names. A ring's worth of them is 8 MiB.
+/// The largest front, in bytes: room for the longest path and two names. With one for each entry of a ring, this is 8 MiB.
 pub const FRONT_MAX: usize = 8 << 10;
 
-/// The place of the table, after the available ring in the first pages.
+/// The address of the table, after the available ring in the first pages.
 const TABLE: GuestAddress = GuestAddress(0x2000);
 const AVAILABLE: GuestAddress = GuestAddress(0x10);
-/// The front needs a descriptor more than a chain has, and the size of a queue is a power of two.
+/// The front needs one more descriptor than a chain has, and the size of a queue is a power of two.
 const ENTRIES: u16 = 2 * QUEUE_SIZE_MAX;
-/// The place of the front: beyond every address a guest can have.
+/// The address of the front: beyond every address a guest can have.
 const FRONT: GuestAddress = GuestAddress(1 << 56);
 
 /// Room for one chain's descriptors and front; each thread that serves chains needs one.
@@ -38,7 +38,7 @@ pub struct RawTable {
 }
 
 impl RawTable {
-    /// A table for chains of any queue.
+    /// Creates a table for chains of any queue.
     pub fn new() -> std::io::Result<Self> {
         let len = TABLE.raw_value() as usize + 16 * usize::from(ENTRIES);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).map_err(std::io::Error::other)?;
@@ -47,8 +47,8 @@ impl RawTable {
         Ok(Self { mem: Arc::new(mem), front: Arc::new(front) })
     }
 
-    /// Lays `chain` out. Its readable bytes are `front`, 1 to [`FRONT_MAX`] bytes, then what is left in `rest`. The result must
-    /// be consumed before the next call.
+    /// Writes `chain` to the table. Its readable bytes are `front`, 1 to [`FRONT_MAX`] bytes, then the remaining bytes of
+    /// `rest`. The result must be consumed before the next call.
     pub fn lay_out(&mut self, chain: &Chain, front: &[u8], rest: &Reader<'_>) -> Result<RawChain, Fault> {
         let no_place = |_| Fault::Bug("guest memory has no place for a front");
         let mem = chain.mem().mapped().insert_region(self.front.clone()).map_err(no_place)?;

@@ -1,8 +1,8 @@
-//! The device's end of one split virtqueue (§2.7): the one place with its subtleties.
+//! The device's end of one split virtqueue (§2.7). All details of the ring's protocol are here.
 //!
-//! A ring has one owner, so nothing here locks. What a call may do is bounded: between two calls of a backend a ring yields at
-//! most as many chains as it has entries, then kicks itself, so that a driver that never stops offering cannot keep a worker
-//! from its other work or from stopping.
+//! A ring has one owner, so this code needs no locks. The work per call is bounded: between two calls of a backend, a
+//! ring returns at most as many chains as it has entries, then kicks itself. So a driver that never stops offering chains
+//! cannot keep a worker from its other work or from stopping.
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -16,47 +16,47 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::{Chain, Ticket};
 use super::{Counters, Fault, GuestRam};
 
-/// What became of a chain that was served.
+/// The result of serving a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// Done, with so many bytes written into it.
+    /// The chain is done, with this many bytes written into it.
     Used(u32),
-    /// Taken; [`Ring::complete`] follows.
+    /// The chain was taken; [`Ring::complete`] follows.
     Later,
-    /// Not now: put it back, and serve no more in this call.
+    /// The chain cannot be served now: put it back, and serve no more chains in this call.
     Stop,
 }
 
-/// The chains that are taken and not completed, by head, with the bytes each can be written.
+/// The chains that are taken and not completed: for each head, the number of bytes that can be written.
 struct InFlight(Vec<Option<u32>>);
 
-/// The device's end of one virtqueue. One that the driver did not enable yields nothing.
+/// The device's end of one virtqueue. A queue that the driver did not enable returns no chains.
 pub struct Ring {
     queue: Queue,
     mem: Arc<GuestRam>,
     kick: Arc<EventFd>,
-    /// `None`: the driver chose no vector, it polls.
+    /// `None`: the driver chose no vector, because it polls.
     interrupt: Option<Arc<EventFd>>,
     counters: Arc<Counters>,
     in_flight: InFlight,
-    /// Completions the driver was not yet considered for an interrupt for.
+    /// Completions since the last decision about an interrupt.
     unsignalled: u16,
-    /// Chains this ring still yields before it kicks itself.
+    /// The number of chains this ring still returns before it kicks itself.
     budget: u16,
-    /// Kicks by the ring itself, not yet taken from the event.
+    /// Kicks by the ring itself that have not been read from the event.
     own_kicks: u64,
-    /// Whether the driver was asked for kicks.
+    /// Whether the driver was asked to send kicks.
     notified: bool,
 }
 
-/// Checks where an enabled queue lies: size, alignment and range of all three parts (§2.7). A queue that passes can be read and
-/// written without a further look.
+/// Checks the location of an enabled queue: size, alignment and range of all three parts (§2.7). A queue that passes can
+/// be read and written without another check.
 pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
     let queue = Queue::try_from(*state)?;
     let size = u64::from(queue.size());
     let parts = [(state.desc_table, 16 * size), (state.avail_ring, 6 + 2 * size), (state.used_ring, 6 + 8 * size)];
     for (addr, len) in parts {
-        // Address 0 is how `virtio_queue` marks a ring that was never set up.
+        // `virtio_queue` uses address 0 for a ring that was never set up.
         if addr == 0 || !mem.check_range(GuestAddress(addr), len as usize) {
             return Err(Error::AddressOverflow);
         }
@@ -65,7 +65,8 @@ pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
 }
 
 impl Ring {
-    /// The ring of the queue in `state`, which [`check_queue`] accepts if it is ready. `features` are the negotiated ones.
+    /// The ring of the queue in `state`. If the queue is ready, [`check_queue`] must accept it. `features` are the
+    /// negotiated ones.
     pub fn new(
         mem: Arc<GuestRam>,
         state: QueueState,
@@ -105,17 +106,17 @@ impl Ring {
         self.queue.ready()
     }
 
-    /// Chains the ring can hold.
+    /// The most chains the ring can hold.
     pub fn size(&self) -> u16 {
         self.queue.size()
     }
 
-    /// Chains taken and not yet completed; never more than [`size`](Self::size).
+    /// The number of chains taken and not yet completed; never more than [`size`](Self::size).
     pub fn in_flight(&self) -> usize {
         self.in_flight.0.iter().flatten().count()
     }
 
-    /// Serves the available chains in order, then signals the driver if it wants that.
+    /// Serves the available chains in order, then interrupts the driver if it asked for that.
     pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> Result<Served, Fault>) -> Result<(), Fault> {
         while let Some(chain) = self.take()? {
             let ticket = chain.ticket();
@@ -131,19 +132,20 @@ impl Ring {
         self.signal()
     }
 
-    /// Space in the ring first, then the data for it: a permit that is dropped unused leaves the ring as it was.
+    /// Reserves a chain before its data is available. A permit that is dropped unused leaves the ring unchanged.
     pub fn reserve(&mut self) -> Result<Option<Permit<'_>>, Fault> {
         Ok(self.take()?.map(|chain| Permit { ring: self, chain: Some(chain) }))
     }
 
-    /// Takes the next available chain, to be completed later. `None`: there is none (the driver is asked to kick for the next
-    /// one), or this call yielded a whole ring's worth (the ring has kicked itself).
+    /// Takes the next available chain, to be completed later. Returns `None` if there is none (then the driver is asked
+    /// to kick for the next one), or if this call has returned as many chains as the ring has entries (then the ring has
+    /// kicked itself).
     pub fn take(&mut self) -> Result<Option<Chain>, Fault> {
         if !self.queue.ready() {
             return Ok(None);
         }
         if self.budget == 0 {
-            // It fails only when the counter is full: then the kick is there already.
+            // It fails only if the counter is full: then the kick is already pending.
             self.own_kicks += u64::from(self.kick.write(1).is_ok());
             return Ok(None);
         }
@@ -151,7 +153,7 @@ impl Ring {
             if let Some(chain) = self.pop()? {
                 return Ok(Some(chain));
             }
-            // Asks for kicks, fences, and looks again: the driver may have added one just before it could see the request.
+            // Ask for kicks, fence, and check again: the driver may have added a chain just before it could see the request.
             self.notified = true;
             if !self.queue.enable_notification(&*self.mem)? {
                 return Ok(None);
@@ -161,7 +163,7 @@ impl Ring {
 
     fn pop(&mut self) -> Result<Option<Chain>, Fault> {
         let Some(raw) = self.queue.iter(&*self.mem)?.next() else {
-            // The iterator has one word for nothing there and for an entry that cannot be read.
+            // The iterator returns `None` both for an empty ring and for an entry that cannot be read.
             if self.has_more()? {
                 self.check_next_entry()?;
             }
@@ -178,7 +180,7 @@ impl Ring {
         Ok(Some(chain))
     }
 
-    /// The ring may lie across blocks of memory of which the guest has unplugged some since.
+    /// The ring may lie in several blocks of memory, some of which the guest may have unplugged since.
     fn check_next_entry(&self) -> Result<(), Fault> {
         let at = 4 + 2 * u64::from(self.queue.next_avail() % self.queue.size());
         let entry = GuestAddress(self.queue.avail_ring()).unchecked_add(at);
@@ -186,13 +188,14 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether the driver has made more chains available than were taken.
+    /// Whether the driver has made chains available that were not taken.
     pub fn has_more(&self) -> Result<bool, Fault> {
         let available = self.queue.avail_idx(&*self.mem, Ordering::Acquire)?;
         Ok(available.0 != self.queue.next_avail())
     }
 
-    /// Gives back a chain as if it had not been taken. Only the last one taken can go back: several go back in reverse order.
+    /// Puts back a chain as if it had not been taken. Only the last chain taken can be put back, so several must be put
+    /// back in reverse order.
     pub fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
         self.untake(chain.ticket())
     }
@@ -219,7 +222,7 @@ impl Ring {
                 return Err(Fault::Bug("more bytes were written than the chain has"));
             }
         }
-        // The driver does not look at these elements before `add_used` publishes the index behind the last one.
+        // The driver does not read these elements before `add_used` publishes the index behind the last one.
         let mut next = Wrapping(self.queue.next_used());
         for (head, written) in before {
             let at = 4 + 8 * u64::from(next.0 % self.queue.size());
@@ -230,7 +233,7 @@ impl Ring {
         }
         self.queue.set_next_used(next.0);
         self.queue.add_used(&*self.mem, *last, *last_written)?;
-        // At most the ring's size, for as many are in flight at most and `signal` follows every call of the backend.
+        // At most the ring's size: no more are in flight, and `signal` follows every call of the backend.
         self.unsignalled = self.unsignalled.saturating_add(used.len() as u16);
         self.counters.chains(used.len() as u64);
         Ok(())
@@ -241,13 +244,13 @@ impl Ring {
         self.counters.host_failure();
     }
 
-    /// Tells how many requests without an answer found no space on the host.
+    /// Sets the number of unanswered requests that found no space on the host.
     pub fn set_short_of_space(&self, requests: usize) {
         self.counters.set_short_of_space(requests as u64);
     }
 
-    /// Interrupts the driver if it wants that for what was completed since the last call. The worker does it after every call
-    /// of the backend; call it yourself only to do so earlier.
+    /// Interrupts the driver if it asked for that, for the completions since the last call. The worker calls it after
+    /// every call of the backend; a backend needs it only to interrupt earlier.
     pub fn signal(&mut self) -> Result<(), Fault> {
         let completed = std::mem::take(&mut self.unsignalled);
         if completed == 0 || !self.wants_interrupt(completed)? {
@@ -255,15 +258,16 @@ impl Ring {
         }
         if let Some(interrupt) = &self.interrupt {
             self.counters.interrupt();
-            // It fails only when the counter is full: then the interrupt is pending already.
+            // It fails only if the counter is full: then the interrupt is already pending.
             let _ = interrupt.write(1);
         }
         Ok(())
     }
 
-    /// §2.7.7.2. Not `Queue::needs_notification`: that knows nothing of NO_INTERRUPT nor of chains completed together.
+    /// §2.7.7.2. `Queue::needs_notification` is not used: it supports neither NO_INTERRUPT nor chains completed together.
     fn wants_interrupt(&self, completed: u16) -> Result<bool, Fault> {
-        // The index must be visible to the driver before its wish is read: it writes its wish, then reads the index.
+        // The driver must see the index before this code reads the driver's setting: the driver writes its setting, then
+        // reads the index.
         fence(Ordering::SeqCst);
         let avail = GuestAddress(self.queue.avail_ring());
         let load = |at| self.mem.load(avail.unchecked_add(at), Ordering::Relaxed).map(u16::from_le);
@@ -272,11 +276,11 @@ impl Ring {
         }
         let used_event = Wrapping(load(4 + 2 * u64::from(self.queue.size()))?);
         let next_used = Wrapping(self.queue.next_used());
-        // Whether the index moved past the one the driver waits for.
+        // Whether the index moved past the one that the driver waits for.
         Ok(next_used - used_event - Wrapping(1) < Wrapping(completed))
     }
 
-    /// A new call of the backend begins.
+    /// Resets the budget for a new call of the backend.
     pub(crate) fn refill(&mut self) {
         self.budget = self.queue.size();
     }
@@ -285,14 +289,14 @@ impl Ring {
         &self.kick
     }
 
-    /// Lowers the kick event; counts what came from the driver.
+    /// Clears the kick event; counts the kicks of the driver.
     pub(super) fn take_kicks(&mut self) -> Result<(), Fault> {
         let kicks = self.kick.read()?;
         self.counters.kicks(kicks.saturating_sub(std::mem::take(&mut self.own_kicks)));
         Ok(())
     }
 
-    /// The end of this ring: its state, for the next one.
+    /// Ends this ring and returns its state, for the next ring.
     pub fn into_state(self) -> QueueState {
         self.queue.state()
     }
@@ -315,7 +319,7 @@ impl InFlight {
     }
 }
 
-/// One chain's worth of ring space, see [`Ring::reserve`].
+/// One reserved chain, see [`Ring::reserve`].
 pub struct Permit<'r> {
     ring: &'r mut Ring,
     chain: Option<Chain>,
@@ -324,11 +328,11 @@ pub struct Permit<'r> {
 impl Permit<'_> {
     /// The chain to fill.
     pub fn chain(&self) -> &Chain {
-        // Only `used` and `later` take it, and they consume the permit.
+        // Only `used` and `later` take the chain, and they consume the permit.
         self.chain.as_ref().expect("a permit holds its chain")
     }
 
-    /// The chain is done, `written` bytes are in it.
+    /// Completes the chain, into which `written` bytes were written.
     pub fn used(mut self, written: u32) -> Result<(), Fault> {
         match self.chain.take() {
             Some(chain) => self.ring.complete(chain.head(), written),

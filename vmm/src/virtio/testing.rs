@@ -1,4 +1,4 @@
-//! The other end, for tests: guest memory with a driver's virtqueues in it, and a device started on them.
+//! The driver's side, for tests: guest memory with a driver's virtqueues in it, and a device started on them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{Ordering, fence};
@@ -14,21 +14,22 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Counters, GuestRam, QueueState, Ring, Start, VirtioDevice};
 use crate::memory::BLOCK;
 
-/// Each queue's rings, then a buffer per descriptor.
+/// The size of each queue's rings; one buffer per descriptor follows.
 const RINGS: u64 = 0x1_0000;
-/// The longest buffer.
+/// The largest buffer, in bytes.
 pub const BUFFER: u32 = 0x1_0000;
-/// Descriptors of a queue here at most, to keep guest memory small.
+/// The most descriptors of a queue here, to keep guest memory small.
 const SIZE_MAX: u16 = 64;
-/// Nothing here takes long; a test that waits so long has hung.
+/// No test step takes long: a test that waits this long hangs.
 pub const HUNG: Duration = Duration::from_secs(20);
 
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
-/// How many threads of `device` have panicked so far: a worker's panic is caught and would pass as a fault. From now on panics
-/// say so in one line, for a backtrace takes calls that a worker's filter forbids.
+/// The number of threads of `device` that have panicked so far. A worker's panic is caught and would pass as a fault.
+/// From the first call on, a panic prints one line only, because a backtrace needs system calls that a worker's filter
+/// forbids.
 pub fn panics(device: &str) -> usize {
     static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
     static HOOK: Once = Once::new();
@@ -47,10 +48,10 @@ pub fn ram(len: u64) -> Arc<GuestRam> {
     Arc::new(GuestRam::from_ranges(&[(0, len as usize)]))
 }
 
-/// Where [`ram_and_hotplug`] has memory that can be plugged.
+/// The address of the memory that can be plugged in [`ram_and_hotplug`].
 pub const HOTPLUG: u64 = 1 << 30;
 
-/// The same with 128 MiB that can be plugged, of which only the first block is.
+/// Like [`ram`], with 128 MiB of memory that can be plugged; only the first block is plugged.
 pub fn ram_and_hotplug(len: u64) -> Arc<GuestRam> {
     let ram = ram(len).with_hotplug_at(HOTPLUG, 128 << 20);
     ram.hotplug().unwrap().plugged().unwrap().set(&(0..BLOCK), true);
@@ -67,22 +68,22 @@ pub struct DriverQueue {
     max_size: u16,
     base: u64,
     free: Vec<u16>,
-    /// Descriptors of every chain on its way, by head.
+    /// Descriptors of every chain in flight, by head.
     chains: BTreeMap<u16, Vec<u16>>,
     avail_idx: u16,
     used_idx: u16,
 }
 
-/// What the device answered.
+/// An answer of the device.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub head: u16,
-    /// As many bytes as the device says it wrote.
+    /// The bytes that the device reports as written.
     pub bytes: Vec<u8>,
 }
 
 impl DriverQueue {
-    /// Guest memory a queue takes.
+    /// The guest memory of one queue, in bytes.
     pub const SPACE: u64 = RINGS + SIZE_MAX as u64 * BUFFER as u64;
 
     pub fn new(mem: Arc<GuestRam>, base: u64, max_size: u16) -> Self {
@@ -105,7 +106,7 @@ impl DriverQueue {
         queue
     }
 
-    /// As after the driver's reset: empty rings, all descriptors free.
+    /// The state after the driver's reset: empty rings, all descriptors free.
     pub fn reset(&mut self) {
         self.mem.write_slice(&[0; RINGS as usize], GuestAddress(self.base)).unwrap();
         self.free = (0..self.size).rev().collect();
@@ -115,7 +116,7 @@ impl DriverQueue {
     }
 
     pub fn desc_table(&self) -> u64 {
-        // Not the first page: address 0 means "not set up".
+        // Not the first page, because address 0 means "not set up".
         self.base + 0x1000
     }
 
@@ -132,7 +133,7 @@ impl DriverQueue {
         self.base + RINGS + u64::from(index) * u64::from(BUFFER)
     }
 
-    /// The queue as a transport would enable it.
+    /// The queue's state as a transport would enable it.
     pub fn state(&self) -> QueueState {
         QueueState {
             max_size: self.max_size,
@@ -156,7 +157,7 @@ impl DriverQueue {
         self.mem.write_obj(descriptor, GuestAddress(at)).unwrap();
     }
 
-    /// Makes `head` available, whatever it is.
+    /// Makes `head` available, even if it is not valid.
     pub fn offer(&mut self, head: u16) {
         let at = self.avail_ring() + 4 + 2 * u64::from(self.avail_idx % self.size);
         self.mem.write_obj(head, GuestAddress(at)).unwrap();
@@ -169,7 +170,7 @@ impl DriverQueue {
         fence(Ordering::SeqCst);
     }
 
-    /// Offers a chain of `readable` buffers, then `writable` ones of these lengths. `None`: the queue is full.
+    /// Offers a chain of `readable` buffers, then `writable` ones of these lengths. Returns `None` if the queue is full.
     pub fn try_add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> Option<u16> {
         let count = readable.len() + writable.len();
         if count == 0 || count > self.free.len() {
@@ -192,7 +193,7 @@ impl DriverQueue {
         Some(head)
     }
 
-    /// [`try_add`](Self::try_add) into a queue that is not full.
+    /// Like [`try_add`](Self::try_add), for a queue that is not full.
     pub fn add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> u16 {
         self.try_add(readable, writable).expect("the driver's queue is full")
     }
@@ -201,12 +202,12 @@ impl DriverQueue {
         self.kick.write(1).unwrap();
     }
 
-    /// How many chains the device has used since the reset, modulo 65536.
+    /// The number of chains that the device has used since the reset, modulo 65536.
     pub fn device_used_idx(&self) -> u16 {
         self.mem.load(GuestAddress(self.used_ring() + 2), Ordering::Acquire).unwrap()
     }
 
-    /// Asks for an interrupt at the next completion (EVENT_IDX), then takes what is there.
+    /// Asks for an interrupt at the next completion (EVENT_IDX), then takes the next answer, if there is one.
     pub fn used(&mut self) -> Option<Answer> {
         let used_event = self.avail_ring() + 4 + 2 * u64::from(self.size);
         self.mem.store(self.used_idx, GuestAddress(used_event), Ordering::Relaxed).unwrap();
@@ -234,12 +235,12 @@ impl DriverQueue {
         Some(Answer { head: head as u16, bytes })
     }
 
-    /// The next answer, or `None` once `gave_up` says there will be none.
+    /// The next answer, or `None` once `gave_up` returns true.
     pub fn wait_used_unless(&mut self, gave_up: impl Fn() -> bool) -> Option<Answer> {
         let epoll = Epoll::new().unwrap();
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll.ctl(ControlOperation::Add, std::os::fd::AsRawFd::as_raw_fd(&*self.interrupt), event).unwrap();
-        // Looks again every so often, for a fault may come without an interrupt of this queue.
+        // Checks regularly, because a fault may occur without an interrupt of this queue.
         for _ in 0..HUNG.as_millis() / 10 {
             if let Some(answer) = self.used() {
                 return Some(answer);
@@ -277,7 +278,7 @@ impl Rig {
         Self { device, mem, queues, features }
     }
 
-    /// A new driver: empty queues, all enabled.
+    /// Starts the device with a new driver: empty queues, all enabled.
     pub fn start(&mut self) {
         self.queues.iter_mut().for_each(DriverQueue::reset);
         self.device.config_interrupt().reset();
@@ -285,7 +286,7 @@ impl Rig {
         self.start_at(states, false);
     }
 
-    /// Goes on where `states` says.
+    /// Resumes the device with `states`.
     pub fn resume(&mut self, states: Vec<QueueState>) {
         self.start_at(states, true);
     }

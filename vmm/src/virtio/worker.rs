@@ -15,14 +15,14 @@ pub(super) struct Worker<B> {
     pub backend: B,
     pub fds: Fds,
     pub starts: Receiver<Start>,
-    /// Raised once per stop; a read of it blocks.
+    /// Raised once per stop; a read of it blocks until then.
     pub stop: Arc<EventFd>,
     pub stopped: Sender<Vec<Ring>>,
     pub config_interrupt: ConfigInterrupt,
 }
 
 impl<B: Backend> Worker<B> {
-    /// The thread's life: idle until rings come, serving until told to stop, idle again. Ends with its device.
+    /// The thread's main loop: waits for rings, serves them until it must stop, and waits again. Ends with its device.
     pub fn run(mut self) {
         while let Ok(mut start) = self.starts.recv() {
             self.serve(&mut start);
@@ -36,9 +36,9 @@ impl<B: Backend> Worker<B> {
         let served = self.serve_until_stopped(start);
         if let Err(fault) = &served {
             self.config_interrupt.fault(&self.name, fault);
-            // Host processes that wait for this device learn of the fault now: the driver may never start again.
+            // Notifies host processes that wait for this device now, because the driver may never start again.
             let _ = catch_unwind(AssertUnwindSafe(|| self.backend.reset()));
-            // The guest still owns the rings: only its reset, or a pause, takes them back. The event blocks its reader.
+            // The guest still owns the rings: only its reset or a pause takes them back. The read blocks until then.
             let _ = self.stop.read();
         }
         self.fds.clear();
@@ -65,7 +65,7 @@ impl<B: Backend> Worker<B> {
             }
             backend.start(features, fds)
         })?;
-        // Buffers may have been made available before anybody listened.
+        // Buffers may have been made available before the worker waited for kicks.
         for queue in 0..rings.len() {
             if rings[queue].enabled() {
                 self.call(rings, |backend, rings, _| backend.kicked(queue, rings))?;
@@ -90,7 +90,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Calls the backend, catching its panics, and signals what it completed.
+    /// Calls the backend, catches its panics, and signals the completions.
     fn call(
         &mut self,
         rings: &mut [Ring],
@@ -99,7 +99,7 @@ impl<B: Backend> Worker<B> {
         for ring in &mut *rings {
             ring.refill();
         }
-        // The backend may be left half changed: `reset` makes it whole, and nothing else is called before it but `stop`.
+        // The backend may be left in an inconsistent state: `reset` repairs it, and only `stop` may be called before.
         catch_unwind(AssertUnwindSafe(|| work(&mut self.backend, rings, &mut self.fds)))
             .unwrap_or_else(|panic| Err(Fault::Panic(message(&*panic))))?;
         rings.iter_mut().try_for_each(Ring::signal)

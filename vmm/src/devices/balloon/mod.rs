@@ -1,4 +1,4 @@
-//! virtio-balloon (§5.5): memory the guest gives up or reports free goes back to the host at once.
+//! virtio-balloon (§5.5): memory that the guest puts in the balloon or reports free returns to the host at once.
 
 mod pages;
 mod shared;
@@ -37,7 +37,7 @@ const STATISTICS: usize = 2;
 
 const STATISTICS_DUE: Token = Token(0);
 
-/// Why a balloon could not be made.
+/// Why a balloon could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host has no timer for the statistics.
@@ -73,7 +73,7 @@ fn features(config: &BalloonConfig) -> u64 {
     offered.into_iter().filter(|(offered, _)| *offered).fold(0, |features, (_, bit)| features | bit)
 }
 
-/// What a queue is for.
+/// The purpose of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Inflate,
@@ -83,8 +83,8 @@ enum Purpose {
     Nothing,
 }
 
-/// The specification numbers the queues as if all features were there, Linux counts only those that are: with reporting the
-/// last queue may be any behind the deflate queue.
+/// The specification numbers the queues as if all features were present; Linux counts only the present ones. With
+/// reporting, the last queue may be any queue after the deflate queue.
 fn purpose(queue: usize, features: u64) -> Purpose {
     match queue {
         0 => Purpose::Inflate,
@@ -101,7 +101,7 @@ struct BalloonBackend {
     interval: Duration,
     timer: Timer,
     features: u64,
-    /// The driver's statistics buffer: giving it back asks for new ones.
+    /// The driver's statistics buffer: completing it requests new statistics.
     statistics: Option<Chain>,
 }
 
@@ -114,7 +114,7 @@ impl BalloonBackend {
     fn take_statistics(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         while let Some(chain) = ring.take()? {
             self.shared.learn(statistics::parse(&read_up_to(&chain, STATISTICS_MAX)?));
-            // A driver has one buffer. More than one go straight back, the last is kept.
+            // A driver has one buffer. If there are several, all but the last are completed at once.
             if let Some(former) = self.statistics.replace(chain) {
                 ring.complete(former.head(), 0)?;
             }
@@ -142,7 +142,7 @@ impl Backend for BalloonBackend {
         let ring = &mut rings[queue];
         match purpose(queue, self.features) {
             Purpose::Inflate => release_all(ring, named_pages).map(drop),
-            // The host gives memory again when the guest touches it.
+            // The host allocates memory again when the guest touches it.
             Purpose::Deflate => ring.drain(|_| Ok(Served::Used(0))),
             Purpose::Statistics => self.take_statistics(ring),
             Purpose::Reporting => {
@@ -170,8 +170,8 @@ impl Backend for BalloonBackend {
     }
 }
 
-/// Releases the pages of all requests that wait in `ring` together, in as few calls as can be; returns their bytes. No request
-/// is answered before that: afterwards the driver may use the pages again.
+/// Releases the pages of all requests that wait in `ring` together, in as few calls as possible; returns their bytes. No
+/// request is answered before that, because the driver may use the pages again after the answer.
 fn release_all(ring: &mut Ring, pages: impl Fn(&Chain) -> Result<Vec<Range<u64>>, Fault>) -> Result<u64, Fault> {
     let (mut ranges, mut done) = (Vec::new(), Vec::new());
     while let Some(chain) = ring.take()? {
@@ -183,13 +183,13 @@ fn release_all(ring: &mut Ring, pages: impl Fn(&Chain) -> Result<Vec<Range<u64>>
     Ok(released)
 }
 
-/// The pages a report frees: its buffers themselves, until they are given back to the driver.
+/// The pages that a report frees: its buffers themselves, until they are returned to the driver.
 fn reported_pages(chain: &Chain) -> Vec<Range<u64>> {
     let range = |page: &Segment| page.addr.raw_value()..page.addr.raw_value() + u64::from(page.len);
     chain.writable().iter().map(range).collect()
 }
 
-/// The pages an inflate request names.
+/// The pages of an inflate request.
 fn named_pages(chain: &Chain) -> Result<Vec<Range<u64>>, Fault> {
     if chain.readable_len() as usize > PFNS_MAX * PFN_LEN {
         return Err(Fault::Request("more page numbers at once than the balloon takes"));

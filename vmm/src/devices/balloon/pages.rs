@@ -1,10 +1,10 @@
-//! From the page numbers a guest names to as few ranges of its memory as possible. Pure.
+//! Converts the page numbers from a guest to as few ranges of its memory as possible. Pure.
 
 use std::ops::Range;
 
 use crate::memory::coalesce;
 
-/// The balloon's pages are 4 KiB, whatever the guest's are (§5.5.6).
+/// The balloon's pages are 4 KiB, whatever the size of the guest's pages (§5.5.6).
 pub const PAGE: u64 = 4096;
 /// A page number is 32 bits.
 pub const PFN_LEN: usize = 4;
@@ -48,7 +48,7 @@ mod tests {
     }
 
     proptest! {
-        /// Exactly the named pages, each once, in as few ranges as can be.
+        /// Exactly the given pages, each once, in as few ranges as possible.
         #[test]
         fn exactly_the_named_pages(pfns in proptest::collection::vec(prop_oneof![0..64_u32, any::<u32>()], 0..200)) {
             let ranges = coalesce_pfns(&bytes(&pfns));

@@ -1,4 +1,4 @@
-//! What the balloon's worker, the vCPU threads (configuration space) and the control thread share.
+//! The state shared by the balloon's worker, the vCPU threads (configuration space) and the control thread.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use crate::virtio::{ConfigInterrupt, ConfigSpace};
 
 /// Balloon pages in a MiB.
 const PAGES_PER_MIB: u32 = 256;
-/// What the balloon must leave the guest, in MiB.
+/// The least memory that the balloon must leave to the guest, in MiB.
 const LEAVE_MIB: u32 = 64;
 
-/// The configuration space (§5.5.4) and what is known of the guest. Relaxed: each number stands for itself.
+/// The configuration space (§5.5.4) and the guest's reports. Relaxed, because each number is independent of the others.
 #[derive(Debug, Default)]
 pub struct Shared {
     target_pages: AtomicU32,
@@ -32,7 +32,7 @@ impl Shared {
         *self.statistics() = Some(statistics);
     }
 
-    /// A new driver has an empty balloon and has told nothing.
+    /// A new driver has an empty balloon and has reported nothing.
     pub fn forget(&self) {
         self.actual_pages.store(0, Ordering::Relaxed);
         *self.statistics() = None;
@@ -65,13 +65,13 @@ impl ConfigSpace for Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the balloon can take at most {most_mib} MiB of this machine's memory, not {asked_mib}")]
 pub struct TargetTooLarge {
-    /// What was asked.
+    /// The requested size.
     pub asked_mib: u32,
-    /// What is possible.
+    /// The largest possible size.
     pub most_mib: u32,
 }
 
-/// The control thread's handle to the balloon; clones are the same balloon's.
+/// The control thread's handle to the balloon; clones refer to the same balloon.
 #[derive(Clone, Debug)]
 pub struct Balloon {
     shared: Arc<Shared>,
@@ -84,7 +84,7 @@ impl Balloon {
         Self { shared, interrupt, memory_mib }
     }
 
-    /// Asks the guest for so much memory; it gives, or takes back, when it can.
+    /// Requests this balloon size from the guest, which adapts when it can.
     pub fn set_target(&self, target: BalloonTarget) -> Result<(), TargetTooLarge> {
         let most_mib = self.memory_mib.saturating_sub(LEAVE_MIB);
         if target.target_mib > most_mib {
@@ -96,7 +96,7 @@ impl Balloon {
         Ok(())
     }
 
-    /// What was asked, what the guest says it gave, and what it tells of itself.
+    /// The requested size, the size that the guest reports, and the guest's statistics.
     pub fn info(&self) -> BalloonInfo {
         BalloonInfo {
             target_mib: self.shared.target_pages.load(Ordering::Relaxed) / PAGES_PER_MIB,

@@ -1,13 +1,13 @@
-//! The guest's memory statistics (§5.5.6.4). Pure. They are the guest's word and nothing is derived from them here.
+//! The guest's memory statistics (§5.5.6.4). Pure. The guest may report anything, and nothing is derived from the values here.
 
 use garret_api::vmm::GuestMemory;
 
 /// One entry: a 16-bit tag and a 64-bit value, packed.
 const ENTRY: usize = 10;
-/// Bytes that are looked at; Linux sends up to 16 entries.
+/// The most bytes that are read; Linux sends up to 16 entries.
 pub const STATISTICS_MAX: usize = 64 * ENTRY;
 
-/// Reads the entries in `bytes`; unknown tags and a trailing part of an entry are ignored, the last of equal tags counts.
+/// Parses the entries in `bytes`. Unknown tags and a trailing part of an entry are ignored; the last of equal tags counts.
 pub fn parse(bytes: &[u8]) -> GuestMemory {
     let mut memory = GuestMemory::default();
     for entry in bytes.chunks_exact(ENTRY) {
@@ -72,7 +72,7 @@ mod tests {
         #[test]
         fn any_bytes_are_statistics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let memory = parse(&bytes);
-            // A field is there exactly if one of the entries names it.
+            // A field is present exactly if one of the entries has its tag.
             let names_free = bytes.chunks_exact(10).any(|entry| entry[..2] == [4, 0]);
             prop_assert_eq!(memory.free.is_some(), names_free);
         }

@@ -129,11 +129,11 @@ fn statistics_are_read_and_asked_for_again() {
     let mut guest = Guest::new();
     guest.statistics(111);
     guest.wait_free(111);
-    // The device gives the buffer back when it wants new ones.
+    // The device returns the buffer when it wants new statistics.
     assert!(guest.rig.queues[STATISTICS].wait_used().bytes.is_empty());
     guest.statistics(222);
     guest.wait_free(222);
-    // A pause puts it back; the driver that goes on finds everything as it was.
+    // A pause puts the buffer back; a driver that resumes finds the same state as before.
     let states = guest.rig.stop();
     assert_eq!(states[STATISTICS].next_avail, 1);
     guest.rig.resume(states);

@@ -8,9 +8,9 @@ use zerocopy::{Immutable, IntoBytes};
 use super::request::{Disk, MAX_RANGE_SECTORS, SEG_MAX, SIZE_MAX};
 use crate::virtio::{ConfigBytes, ConfigSpace};
 
-/// Where `writeback` lies.
+/// The offset of `writeback`.
 const WRITEBACK: u64 = 32;
-/// Sectors of the 4 KiB the host's file systems work in, and its logarithm.
+/// The physical block of the host's file systems: 4 KiB, as a number of sectors and as its logarithm.
 const PHYSICAL_BLOCK: u16 = 8;
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 
@@ -41,7 +41,7 @@ struct Layout {
 /// The configuration space, shared by the vCPU threads and the worker.
 pub struct BlockConfig {
     fixed: ConfigBytes,
-    /// Not reset with the device: a driver that negotiates `CONFIG_WCE` reads it first.
+    /// Not reset with the device, because a driver that negotiates `CONFIG_WCE` reads it first.
     writeback: AtomicBool,
 }
 

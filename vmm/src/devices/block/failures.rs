@@ -1,16 +1,16 @@
-//! Failures of the host's file, told once an episode: on a full disk every write fails that needs a new block.
+//! Failures of the host's file, logged once per episode: on a full disk, every write that needs a new block fails.
 
 use std::time::{Duration, Instant};
 
-/// An episode is over when nothing has failed for so long.
+/// An episode is over when nothing has failed for this time.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// When the host failed last.
+/// The time of the host's last failure.
 #[derive(Debug, Default)]
 pub struct Failures(Option<Instant>);
 
 impl Failures {
-    /// Notes a failure; says whether an episode begins with it.
+    /// Notes a failure. Returns true if it begins an episode.
     pub fn begin(&mut self, now: Instant) -> bool {
         let before = self.0.replace(now);
         before.is_none_or(|before| now.duration_since(before) >= QUIET)

@@ -1,13 +1,13 @@
-//! Linux reports lost data to only one of several concurrent `fdatasync` calls. So one flush runs at a time; those that arrive
-//! meanwhile share the next.
+//! Runs one flush at a time. Linux reports lost data to only one of several concurrent `fdatasync` calls. Flushes that
+//! arrive while one runs share the next one.
 
 /// The flushes of a disk.
 #[derive(Debug)]
 pub struct FlushQueue<J> {
     running: bool,
-    /// Covered by the one that runs, and answered with it.
+    /// Flushes covered by the running flush; they complete with it.
     covered: Vec<J>,
-    /// Arrived after it had begun, so that it may not cover them.
+    /// Flushes that arrived after the running flush had begun, so it may not cover them.
     waiting: Vec<J>,
 }
 
@@ -28,7 +28,7 @@ impl<J> FlushQueue<J> {
         Some(flush)
     }
 
-    /// The running flush has ended. Returns those that it covered, and the next one to begin.
+    /// Ends the running flush. Returns the flushes that it covered, and the next one to begin.
     pub fn end(&mut self) -> (Vec<J>, Option<J>) {
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
         let next = waiting.next();
@@ -49,7 +49,7 @@ mod tests {
             assert_eq!(flushes.begin(late), None);
         }
         assert_eq!(flushes.end(), (vec![], Some(2)));
-        // The one that runs may not cover this one either.
+        // The running flush may not cover this one either.
         assert_eq!(flushes.begin(5), None);
         assert_eq!(flushes.end(), (vec![3, 4], Some(5)));
         assert_eq!(flushes.end(), (vec![], None));

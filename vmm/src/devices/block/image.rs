@@ -10,19 +10,19 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use super::request::{Disk, SECTOR};
 
-/// Why an image cannot be a disk.
+/// Why an image cannot be used as a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// It cannot be opened.
     #[error("disk {id}: cannot open {path}: {source}; the image must exist and belong to the machine's user")]
     Open { id: String, path: PathBuf, source: io::Error },
-    /// It is a folder, a device, …
+    /// It is not a regular file (for example a folder or a device).
     #[error("disk {id}: {path} is not a regular file; give a raw image")]
     NotAFile { id: String, path: PathBuf },
-    /// It has no whole number of sectors, or none.
+    /// Its length is zero or not a multiple of the sector size.
     #[error("disk {id}: {path} has {length} bytes, which is no positive multiple of 512; give a whole raw image")]
     Length { id: String, path: PathBuf, length: u64 },
-    /// Another process has it.
+    /// Another process has locked it.
     #[error("disk {id}: {path} is in use by another machine; stop that one first")]
     InUse { id: String, path: PathBuf },
 }
@@ -35,7 +35,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens and locks it: exclusively, or shared when it is only read.
+    /// Opens and locks the image: exclusively, or shared if it is read-only.
     pub fn open(config: &DiskConfig) -> Result<Self, ImageError> {
         let (id, path) = (config.id.clone(), config.path.clone());
         let failed = |source| ImageError::Open { id: id.clone(), path: path.clone(), source };
@@ -67,7 +67,7 @@ impl Image {
     }
 }
 
-/// A hole punched behind the end changes nothing and tells whether the file system can.
+/// Whether the file system supports holes. Punches one behind the end of the file, which changes nothing.
 fn can_punch(file: &File, length: u64) -> bool {
     fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, length, 4096).is_ok()
 }

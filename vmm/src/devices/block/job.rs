@@ -1,4 +1,4 @@
-//! One request being carried out: what to do with the file, and the chain with the guest's buffers.
+//! One request that is being carried out: the action on the file, and the chain with the guest's buffers.
 
 use std::fs::File;
 use std::io;
@@ -8,38 +8,37 @@ use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use super::request::{Action, Header};
 use crate::virtio::{Chain, Fault, Reader, Writer};
 
-/// The mode that gives space back.
+/// The mode that frees the space.
 pub const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
-/// The mode that zeroes and keeps the space.
+/// The mode that zeroes the range and keeps the space.
 pub const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
 
-/// A request that was judged fit, with the chain it came in. The chain keeps guest memory mapped as long as the kernel may
-/// use the buffers.
+/// An admitted request, with its chain. The chain keeps guest memory mapped as long as the kernel may use the buffers.
 pub struct Job {
     pub chain: Chain,
     pub action: Action,
-    /// The answer must wait until the change is durable.
+    /// The response must wait until the change is durable.
     pub durable: bool,
-    /// It once found no space on the host.
+    /// The request has failed at least once because the host had no space.
     pub found_no_space: bool,
 }
 
 impl Job {
-    /// Where a read of `len` bytes goes, from byte `done` on.
+    /// The buffers for a read of `len` bytes, from byte `done` on.
     pub fn destination(&self, len: u64, done: u64) -> Result<Writer<'_>, Fault> {
         let (mut data, _status) = self.chain.writer().split_at(len as usize)?;
         data.skip(done as usize)?;
         Ok(data)
     }
 
-    /// What a write stores, from byte `done` on.
+    /// The data of a write, from byte `done` on.
     pub fn source(&self, done: u64) -> Result<Reader<'_>, Fault> {
         let mut data = self.chain.reader();
         data.skip(size_of::<Header>() + done as usize)?;
         Ok(data)
     }
 
-    /// Carries it out, from byte `done` of its data on, and returns when it is done.
+    /// Carries out the request synchronously, from byte `done` of its data on.
     pub fn run(&self, file: &File, done: u64) -> io::Result<()> {
         match self.action {
             Action::Read { offset, len } => transfer(done, len, |done| {
@@ -51,7 +50,7 @@ impl Job {
             Action::Flush => Ok(fdatasync(file)?),
             Action::Punch { offset, len } => Ok(fallocate(file, PUNCH, offset, len)?),
             Action::Zero { offset, len } => match fallocate(file, ZERO, offset, len) {
-                // tmpfs can only punch: the range reads as zeroes all the same.
+                // tmpfs supports only punching; the range reads as zeroes all the same.
                 Err(rustix::io::Errno::OPNOTSUPP) => Ok(fallocate(file, PUNCH, offset, len)?),
                 result => Ok(result?),
             },
@@ -59,13 +58,13 @@ impl Job {
         }
     }
 
-    /// What is left to do after the kernel did `done` bytes of it.
+    /// Carries out the rest of the request after the kernel has done `done` bytes of it.
     pub fn run_rest(&self, file: &File, done: u64) -> io::Result<()> {
         if done < self.action.bytes() { self.run(file, done) } else { Ok(()) }
     }
 }
 
-/// Calls `step` with the bytes done so far until all `len` are.
+/// Calls `step` with the number of bytes done so far, until all `len` bytes are done.
 fn transfer(mut done: u64, len: u64, mut step: impl FnMut(u64) -> io::Result<usize>) -> io::Result<()> {
     while done < len {
         match step(done) {

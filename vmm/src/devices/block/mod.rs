@@ -1,11 +1,11 @@
 //! virtio-blk over a raw file (§5.2).
 //!
-//! A request is judged by [`request`], becomes a [`job::Job`] and is carried out by io_uring, or in place where the host has
-//! no io_uring. What is discarded is punched out of the file, so the image shrinks with its contents.
+//! [`request`] checks a request and turns it into a [`job::Job`]. io_uring carries it out, or the worker's thread if the
+//! host has no io_uring. Discarded ranges are punched out of the file, so the image shrinks with its contents.
 //!
-//! The image is sparse: the host can run out of space for it. A write that finds none waits and is tried again, for an
-//! error would make the guest's file system give up, and everything in the machine with it. A flush is not tried again:
-//! the host reports its failure once and may have dropped the data, so that the next flush would succeed.
+//! The image is sparse, so the host can run out of space for it. A write that finds no space waits and is retried: an
+//! error would make the guest's file system fail, and with it everything in the machine. A flush is not retried: the host
+//! reports a failed flush once and may have dropped the data, so that the next flush would succeed.
 
 mod config;
 mod failures;
@@ -41,17 +41,17 @@ use crate::seccomp::Role;
 use crate::timer::Timer;
 use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Token};
 
-/// Requests a driver can have in flight.
+/// The most requests that a driver can have in flight.
 const QUEUE_SIZE: u16 = 256;
 
 const COMPLETED: Token = Token(0);
 const TOKENS_FLOWED: Token = Token(1);
 const RETRY: Token = Token(2);
 
-/// The pause before requests are tried again that found no space on the host.
+/// The pause before requests that found no space on the host are retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Why a disk could not be made.
+/// Why a disk could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The image.
@@ -89,11 +89,11 @@ struct BlockBackend {
     image: Image,
     config: Arc<BlockConfig>,
     limiter: RateLimiter,
-    /// Absent where the host has none for us: then requests are carried out in place.
+    /// `None` if the host does not allow io_uring: then requests are carried out on the worker's thread.
     uring: Option<Uring>,
     /// Writes for which the host had no space.
     waiting: Vec<Job>,
-    /// How many requests without an answer found no space at least once. Includes those that are being tried again.
+    /// The number of unanswered requests that found no space at least once, including those that are being retried.
     short_of_space: usize,
     flushes: FlushQueue<Job>,
     outcome_policy: OutcomePolicy,
@@ -152,7 +152,7 @@ impl BlockBackend {
         !has(blk::VIRTIO_BLK_F_FLUSH) || (has(blk::VIRTIO_BLK_F_CONFIG_WCE) && !self.config.writeback())
     }
 
-    /// Takes requests until there is none, or the limit holds them back.
+    /// Takes requests until there are none, or until the rate limit is reached.
     fn serve(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         while !self.limiter.blocked() {
             let Some(chain) = ring.take()? else { break };
@@ -161,7 +161,8 @@ impl BlockBackend {
         self.submit(ring)
     }
 
-    /// Hands over what was taken, and answers what the kernel had at hand. A write's answer can be followed by its flush.
+    /// Submits the queued requests, and answers those that the kernel completed at once. A completed write may be
+    /// followed by its flush.
     fn submit(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         while let Some(uring) = &mut self.uring {
             if !uring.submit()? {
@@ -199,7 +200,7 @@ impl BlockBackend {
         self.finish(job, result, ring)
     }
 
-    /// Answers a job, turns it into the flush it still needs, or lets it wait for space.
+    /// Answers a job, turns it into the flush that it still needs, or lets it wait for space.
     fn finish(&mut self, mut job: Job, result: io::Result<()>, ring: &mut Ring) -> Result<(), Fault> {
         let outcome = self.outcome_policy.decide(job.action, job.durable, &result);
         if let Err(error) = result {
@@ -228,7 +229,7 @@ impl BlockBackend {
         answer(&job.chain, status, ring)
     }
 
-    /// Answers the flushes that were covered by the one that has ended, and begins the next.
+    /// Answers the flushes that the completed flush covered, and begins the next one.
     fn end_flush(&mut self, status: Status, ring: &mut Ring) -> Result<(), Fault> {
         let (covered, next) = self.flushes.end();
         for job in covered {
@@ -258,7 +259,7 @@ impl BlockBackend {
         Ok(())
     }
 
-    /// Tries again what waited. Those of an attempt are few (a queue has 256), and one that fails again costs no data.
+    /// Retries the waiting writes. One attempt has few of them (a queue has 256), and a retry that fails loses no data.
     fn try_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.retry.clear();
         std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.begin(job, ring))
@@ -272,11 +273,12 @@ impl BlockBackend {
         answer(chain, Status::Ok, ring)
     }
 
-    /// Answers what the kernel has finished.
+    /// Answers the requests that the kernel has completed.
     fn reap(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         while let Some((job, result)) = self.uring.as_mut().and_then(Uring::next_completed) {
             let result = match result {
-                // The rest of a short transfer, and what only the plain calls can do: in place, for both are rare.
+                // The rest of a short transfer, and actions that only plain system calls support, run on this thread:
+                // both are rare.
                 Ok(done) => job.run_rest(&self.image.file, done),
                 Err(error) if worth_another_try(&error) => job.run(&self.image.file, 0),
                 Err(error) => Err(error),
@@ -292,7 +294,7 @@ fn worth_another_try(error: &io::Error) -> bool {
 }
 
 impl Backend for BlockBackend {
-    /// On the worker's thread, because the bound on kernel threads belongs to the thread that submits.
+    /// Runs on the worker's thread, because the limit of kernel threads applies to the thread that submits.
     fn prepare(&mut self) -> io::Result<()> {
         match Uring::new(&self.image.file, QUEUE_SIZE) {
             Ok(uring) => self.uring = Some(uring),
@@ -307,7 +309,7 @@ impl Backend for BlockBackend {
 
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
         self.negotiated = features;
-        // A fault may have left some, and nothing is in flight now.
+        // A fault may have left flushes, and nothing is in flight now.
         self.flushes = FlushQueue::default();
         if let Some(uring) = &self.uring {
             fds.add(uring, COMPLETED, EventSet::IN)?;
@@ -326,39 +328,40 @@ impl Backend for BlockBackend {
             TOKENS_FLOWED => self.limiter.elapsed(),
             RETRY => self.try_again(&mut rings[0])?,
             _ => {
-                // First the announcement, then the completions: one that comes in between is announced again.
+                // Clear the event before taking completions: a completion that arrives in between raises the event again.
                 if let Some(uring) = &mut self.uring {
                     uring.acknowledge();
                 }
                 self.reap(&mut rings[0])?;
             }
         }
-        // Also hands on the flushes that writes have turned into.
+        // This also submits the flushes that follow completed writes.
         self.serve(&mut rings[0])
     }
 
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let mut result = Ok(());
-        // To the last, whatever has become of the ring: what stayed behind would be taken for the next driver's.
+        // Finish all requests, whatever the state of the ring: a request left over would be mistaken for one of the next
+        // driver.
         loop {
             while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
                 let waited = uring.wait().map_err(Fault::from);
                 result = result.and(waited).and(self.reap(&mut rings[0]));
             }
             if self.waiting.is_empty() {
-                // After a fault some have no answer and get none.
+                // After a fault, some requests have no response and get none.
                 self.short_of_space = 0;
                 rings[0].set_short_of_space(0);
                 return result;
             }
-            // The timer's descriptor is not looked at while the device stops.
+            // While the device stops, the timer's descriptor is not polled.
             uring::pause(RETRY_PAUSE);
             result = result.and(self.try_again(&mut rings[0]));
         }
     }
 }
 
-/// Header and shape of a request. A chain without room for both a header and a status cannot even be answered.
+/// Header and shape of a request. A chain without room for both a header and a status cannot be answered at all.
 fn dissect(chain: &Chain) -> Result<(Header, Shape), Fault> {
     let mut reader = chain.reader();
     let mut bytes = [0; size_of::<Header>()];
@@ -366,7 +369,7 @@ fn dissect(chain: &Chain) -> Result<(Header, Shape), Fault> {
         return Err(chain.too_short());
     }
     io::Read::read_exact(&mut reader, &mut bytes)?;
-    // All of its bit patterns are valid, and the length is right.
+    // Every bit pattern is valid, and the length is right.
     let header = Header::read_from_bytes(&bytes).unwrap_or_default();
     let readable = reader.remaining() as u64;
     let range = if readable == size_of::<Range>() as u64 {

@@ -1,35 +1,35 @@
-//! What becomes of a request once the host has carried it out or failed it.
+//! Decides what follows after the host has carried out a request or failed it.
 
 use std::io;
 
 use super::request::{Action, Status};
 
-/// What happens next.
+/// The next step for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The driver gets its answer.
+    /// Answer the driver.
     Answer(Status),
-    /// The write is done and has to be made durable first.
+    /// The write is done and must be made durable first.
     Flush,
-    /// The host's disk is full: the request waits and is tried again.
+    /// The host's disk is full: the request waits and is retried.
     Wait,
 }
 
-/// Decides the outcome of each request. Remembers a failed flush until the device is reset.
+/// Decides the outcome of each request. Keeps a failed flush in mind until the device is reset.
 #[derive(Debug, Default)]
 pub struct OutcomePolicy {
-    /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without it.
+    /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without the data.
     flush_failed: bool,
 }
 
 impl OutcomePolicy {
-    /// `durable`: the answer must wait until the change is durable.
+    /// `durable`: the response must wait until the change is durable.
     pub fn decide(&mut self, action: Action, durable: bool, result: &io::Result<()>) -> Outcome {
         match result {
             Ok(()) if durable => Outcome::Flush,
             Ok(()) if action == Action::Flush && self.flush_failed => Outcome::Answer(Status::IoError),
             Ok(()) => Outcome::Answer(Status::Ok),
-            // The driver has no answer yet: a second attempt loses nothing.
+            // The driver has no response yet, so a second attempt loses nothing.
             Err(error) if action != Action::Flush && is_out_of_space(error) => Outcome::Wait,
             Err(_) => {
                 self.flush_failed |= action == Action::Flush;

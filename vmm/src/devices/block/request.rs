@@ -1,4 +1,4 @@
-//! What a driver may ask of a disk (§5.2.6), judged before anything is done. Pure: bytes in, an [`Action`] or a status out.
+//! Checks the requests of a driver (§5.2.6) before they are carried out. Pure: bytes in, an [`Action`] or a status out.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -7,11 +7,12 @@ use virtio_bindings::virtio_blk::{
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The unit of every sector number, whatever the block size (§5.2.4).
+/// The unit of all sector numbers, regardless of the block size (§5.2.4).
 pub const SECTOR: u64 = 512;
 /// The largest range of one discard or write-zeroes request, in sectors: 2 GiB.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
-/// Segments of data in one request; with the header and the status a chain of [`super::QUEUE_SIZE`] descriptors.
+/// The most data segments in one request. With the header and the status they fill a chain of [`super::QUEUE_SIZE`]
+/// descriptors.
 pub const SEG_MAX: u32 = super::QUEUE_SIZE as u32 - 2;
 /// The largest segment, in bytes.
 pub const SIZE_MAX: u32 = 256 << 10;
@@ -28,34 +29,34 @@ pub struct Header {
     pub kind: U32,
     /// Unused.
     pub reserved: U32,
-    /// Where a read or write begins.
+    /// The first sector of a read or write.
     pub sector: U64,
 }
 
-/// What follows the header of a discard or write-zeroes request.
+/// The data after the header of a discard or write-zeroes request.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Range {
-    /// Where it begins.
+    /// The first sector.
     pub sector: U64,
-    /// How many.
+    /// The number of sectors.
     pub sectors: U32,
     /// `VIRTIO_BLK_WRITE_ZEROES_FLAG_*`.
     pub flags: U32,
 }
 
-/// What the disk can do.
+/// The disk's capabilities.
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
-    /// Its size.
+    /// Its size in sectors.
     pub sectors: u64,
-    /// Writes are refused.
+    /// Whether writes are rejected.
     pub read_only: bool,
     /// Whether the host's file system can punch holes, so that discard and write-zeroes are offered.
     pub discard: bool,
 }
 
-/// A request that may be carried out: every range lies inside the disk. Offsets and lengths are bytes.
+/// An admitted request: every range lies inside the disk. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Fill the writable buffers.
@@ -64,21 +65,21 @@ pub enum Action {
     Write { offset: u64, len: u64 },
     /// Make every acknowledged write durable.
     Flush,
-    /// Tell the serial number.
+    /// Return the serial number.
     Identify,
-    /// Give the space back; it reads as zeroes afterwards.
+    /// Free the space; the range reads as zeroes afterwards.
     Punch { offset: u64, len: u64 },
-    /// Zero it, and keep the space.
+    /// Zero the range, and keep the space.
     Zero { offset: u64, len: u64 },
 }
 
 impl Action {
-    /// Whether it changes what the disk holds.
+    /// Whether it changes the disk's contents.
     pub fn writes(&self) -> bool {
         matches!(self, Action::Write { .. } | Action::Punch { .. } | Action::Zero { .. })
     }
 
-    /// The bytes a rate limit counts.
+    /// The bytes that count toward a rate limit.
     pub fn bytes(&self) -> u64 {
         match self {
             Action::Read { len, .. } | Action::Write { len, .. } => *len,
@@ -91,26 +92,26 @@ impl Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// Done.
+    /// Success.
     Ok = virtio_bindings::virtio_blk::VIRTIO_BLK_S_OK as u8,
-    /// Failed, or not allowed.
+    /// The request failed or is not allowed.
     IoError = virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR as u8,
     /// The device does not know this request.
     Unsupported = virtio_bindings::virtio_blk::VIRTIO_BLK_S_UNSUPP as u8,
 }
 
-/// How a chain is filled besides header and status.
+/// The contents of a chain besides header and status.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Readable bytes after the header.
     pub readable: u64,
     /// Writable bytes before the status.
     pub writable: u64,
-    /// The readable bytes themselves, where they are exactly one range.
+    /// The readable bytes themselves, if they are exactly one range.
     pub range: Option<Range>,
 }
 
-/// Judges a request.
+/// Checks a request.
 pub fn judge(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status> {
     match header.kind.get() {
         VIRTIO_BLK_T_IN => {
@@ -128,7 +129,7 @@ pub fn judge(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status>
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if !disk.discard => Err(Status::Unsupported),
         kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
             writable(disk)?;
-            // One range a request is all the device offers.
+            // The device offers only one range per request.
             judge_range(kind, shape.range.ok_or(Status::IoError)?, disk)
         }
         _ => Err(Status::Unsupported),
@@ -165,7 +166,7 @@ fn extent(sector: u64, bytes: u64, disk: Disk) -> Result<(u64, u64), Status> {
 
 fn inside(sector: u64, sectors: u64, disk: Disk) -> Result<(u64, u64), Status> {
     match sector.checked_add(sectors) {
-        // The disk's size in bytes is a file's length, so nothing below it overflows.
+        // The disk's size in bytes is the length of a file, so no smaller value overflows.
         Some(end) if end <= disk.sectors => Ok((sector * SECTOR, sectors * SECTOR)),
         _ => Err(Status::IoError),
     }
@@ -253,7 +254,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a guest asks, what is allowed lies inside the disk, in whole sectors, within the limits.
+        /// Every admitted request lies inside the disk, in whole sectors, within the limits, whatever a guest sends.
         #[test]
         fn nothing_outside_the_disk(
             kind in prop_oneof![0..20_u32, any::<u32>()],

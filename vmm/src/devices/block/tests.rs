@@ -93,7 +93,7 @@ impl Disk {
         self.ask(&[header(blk::VIRTIO_BLK_T_OUT, sector), data], &[1])
     }
 
-    /// The data and the status.
+    /// Returns the data and the status.
     fn read(&mut self, sector: u64, len: u32) -> Vec<u8> {
         self.ask(&[header(blk::VIRTIO_BLK_T_IN, sector)], &[len, 1])
     }
@@ -110,12 +110,12 @@ impl Disk {
     }
 }
 
-/// From now on the host refuses io_uring to this thread and those it makes.
+/// Makes the host deny io_uring to this thread and the threads it creates.
 fn forbid_io_uring() {
     fail_calls(libc::SYS_io_uring_setup, libc::EPERM);
 }
 
-/// From now on the host fails this system call of this thread and those it makes.
+/// Makes this system call fail for this thread and the threads it creates.
 fn fail_calls(number: i64, errno: i32) {
     let rules = BTreeMap::from([(number, vec![])]);
     let refuse = SeccompAction::Errno(errno as u32);
@@ -123,7 +123,7 @@ fn fail_calls(number: i64, errno: i32) {
     seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
-/// Everything a disk does, on whatever access the host gives.
+/// Tests everything a disk does, with any way of access that the host allows.
 fn exercise() {
     let mut disk = Disk::new(4 * MIB);
     assert_eq!(disk.write(0, vec![0xAA; 4096]), [OK]);
@@ -191,7 +191,7 @@ fn many_requests_in_flight_are_all_answered() {
     }
 }
 
-/// A backend with a ring of the kernel's, and a driver that writes one block.
+/// A backend with a ring of the kernel, and a driver that writes one block.
 fn writer(image: &NamedTempFile) -> (BlockBackend, DriverQueue, [Ring; 1]) {
     let mut backend = BlockBackend::new(&config(image)).unwrap();
     backend.prepare().unwrap();
@@ -245,7 +245,7 @@ fn stop_leaves_nothing_in_flight_when_io_uring_fails() {
     assert_eq!(queue.used().unwrap().bytes, [OK]);
 }
 
-/// What is in flight when the device stops is finished: used or still available, and what was used is in the file.
+/// A request in flight when the device stops is finished: it is used or still available, and used data is in the file.
 #[test]
 fn stop_finishes_what_is_in_flight() {
     for _ in 0..30 {
@@ -337,13 +337,13 @@ fn a_write_waits_while_the_host_is_full() {
     let mut disk = disk_on_a_small_host(folder.path());
     assert_eq!(disk.write(0, vec![1; 32768]), [OK]);
     disk.send(&[header(blk::VIRTIO_BLK_T_OUT, 1024), vec![2; 65536]], &[1]);
-    // What needs no space is served meanwhile.
+    // Requests that need no space are served in the meantime.
     assert_eq!(disk.read(0, 32768)[..32768], vec![1; 32768]);
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_FLUSH, 0)], &[1]), [OK]);
     assert!(disk.rig.queues[0].used().is_none());
     let counters = disk.rig.queues[0].counters.clone();
     assert!(counters.metrics().host_failures >= 1 && counters.short_of_space() == 1, "{counters:?}");
-    // Space that the driver gives back is enough.
+    // The space that the driver frees is enough.
     assert_eq!(disk.ask(&[header(blk::VIRTIO_BLK_T_DISCARD, 0), range(0, 64, 0)], &[1]), [OK]);
     assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
     assert_eq!(counters.short_of_space(), 0);
@@ -383,7 +383,7 @@ enum Step {
     Restart,
 }
 
-/// Whatever the order of requests, a disk holds what was written last.
+/// A disk holds the last written data, in whatever order requests arrive.
 #[test]
 fn a_disk_holds_what_was_written_last() {
     const SECTORS: u64 = 64;
@@ -440,7 +440,7 @@ fn a_limited_disk_answers_everything_in_the_end() {
     for _ in 0..12 {
         assert_eq!(disk.rig.queues[0].wait_used().bytes, [OK]);
     }
-    // The limit is a promise of a slowest time, so this much may be asserted of it: 10 operations beyond the burst.
+    // The limit guarantees a shortest duration, so the test can assert it: 10 operations beyond the burst.
     assert!(begin.elapsed() >= std::time::Duration::from_millis(9 * 5), "{:?}", begin.elapsed());
 }
 

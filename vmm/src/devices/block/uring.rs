@@ -1,6 +1,6 @@
 //! Asynchronous file access by io_uring: several requests in flight, one system call for a batch of them.
 //!
-//! The ring may do nothing but what a disk needs, on nothing but the image: it is restricted before it is enabled.
+//! The ring is restricted before it is enabled: it allows only the operations that a disk needs, and only on the image.
 #![allow(unsafe_code)] // submission entries carry raw addresses
 
 use std::fs::File;
@@ -19,14 +19,14 @@ use super::job::{Job, PUNCH, ZERO};
 use super::request::Action;
 use crate::virtio::Fault;
 
-/// The image's place among the ring's registered files: the only one.
+/// The index of the image among the ring's registered files; it is the only one.
 const IMAGE: Fixed = Fixed(0);
-/// Kernel threads one disk may use for requests that would block.
+/// The most kernel threads that one disk may use for requests that would block.
 const KERNEL_THREADS: u32 = 4;
-/// The pause after a call that the kernel refused.
+/// The pause after a call that the kernel rejected.
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
-/// The ring and the jobs the kernel works on. A job's slot is its chain's head, which is unique among those in flight.
+/// The ring and the jobs in the kernel. A job's slot is its chain's head, which is unique among the jobs in flight.
 pub struct Uring {
     ring: IoUring,
     completed: EventFd,
@@ -37,11 +37,11 @@ pub struct Uring {
     pub refusals: std::collections::VecDeque<i32>,
 }
 
-/// The host addresses of a job's data in guest memory, where the kernel finds them while it works on the job.
+/// The host addresses of a job's data in guest memory. The kernel reads them while it works on the job.
 struct Buffers(Vec<libc::iovec>);
 
-// SAFETY: the addresses are used only by the kernel, whichever thread asks it, and point into guest memory, which belongs to
-// no thread.
+// SAFETY: only the kernel uses the addresses, whichever thread makes the call. They point into guest memory, which
+// belongs to no thread.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
@@ -55,7 +55,7 @@ impl Buffers {
 }
 
 impl Uring {
-    /// A ring for `slots` jobs on `file`. Errors: the host forbids io_uring or lacks a part of it.
+    /// Creates a ring for `slots` jobs on `file`. Fails if the host forbids io_uring or lacks a feature.
     pub fn new(file: &File, slots: u16) -> io::Result<Self> {
         let ring: IoUring = IoUring::builder().setup_r_disabled().build(slots.into())?;
         let completed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -81,13 +81,14 @@ impl Uring {
         })
     }
 
-    /// Queues a job; [`Uring::submit`] hands it to the kernel.
+    /// Queues a job; [`Uring::submit`] passes it to the kernel.
     pub fn push(&mut self, job: Job) -> Result<(), Fault> {
         let slot = usize::from(job.chain.head());
         let buffers = Buffers::of(&job)?;
         let entry = entry(job.action, &buffers.0).user_data(slot as u64);
-        // SAFETY: the kernel looks at the entry in `enter` at the earliest. Then its buffers are in their slot, and stay there
-        // until it has answered, even when this ring is dropped; and so does the job, whose chain keeps guest memory mapped.
+        // SAFETY: the kernel reads the entry no earlier than in `enter`. By then its buffers are in their slot. They stay
+        // there until the kernel has completed the job, even when this ring is dropped. The same holds for the job, whose
+        // chain keeps guest memory mapped.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // The queue has an entry per slot, and no slot has two jobs.
         pushed.map_err(|_| Fault::Bug("more jobs than slots"))?;
@@ -96,8 +97,8 @@ impl Uring {
         Ok(())
     }
 
-    /// Hands the queued jobs to the kernel; jobs that it cannot take now stay queued. Clears the eventfd for jobs that were
-    /// answered at once, because the caller looks for completions next. Returns whether there were any jobs.
+    /// Passes the queued jobs to the kernel; jobs that it cannot take now stay queued. Clears the eventfd for jobs that
+    /// completed at once, because the caller reads completions next. Returns whether there were any jobs.
     pub fn submit(&mut self) -> io::Result<bool> {
         if self.ring.submission().is_empty() {
             return Ok(false);
@@ -109,13 +110,13 @@ impl Uring {
         Ok(true)
     }
 
-    /// Forgets that completions were announced: to be called before they are taken.
+    /// Clears the completion event. Must be called before completions are taken.
     pub fn acknowledge(&mut self) {
-        // EAGAIN only means that none was announced.
+        // EAGAIN only means that the event was not raised.
         let _ = self.completed.read();
     }
 
-    /// The next job the kernel has answered: how many bytes it did.
+    /// The next completed job, and the number of bytes done.
     pub fn next_completed(&mut self) -> Option<(Job, io::Result<u64>)> {
         let entry = self.ring.completion().next()?;
         let (job, _buffers) = self.jobs.get_mut(entry.user_data() as usize).and_then(Option::take)?;
@@ -125,7 +126,7 @@ impl Uring {
         Some((job, result))
     }
 
-    /// Waits until a job is answered; at once when none is in flight. It may return early.
+    /// Waits until a job completes; returns at once when none is in flight. It may return early.
     pub fn wait(&mut self) -> io::Result<()> {
         if self.in_flight == 0 { Ok(()) } else { self.enter(1) }
     }
@@ -140,7 +141,7 @@ impl Uring {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // The callers call again: not at once, and after they have taken what is completed.
+                    // The callers call again after they have taken the completions. Do not let them retry at once.
                     pause(REFUSED_PAUSE);
                     return if is_transient(&error) { Ok(()) } else { Err(error) };
                 }
@@ -157,13 +158,13 @@ impl Uring {
     }
 }
 
-/// Sleeps, or less if a signal comes. The one call for it that the worker's seccomp list has.
+/// Sleeps; a signal may end the sleep early. This is the only sleep call that the worker's seccomp list allows.
 pub fn pause(time: Duration) {
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
     let _ = clock_nanosleep_relative(ClockId::Monotonic, &time);
 }
 
-/// The kernel has no memory for more requests now (EAGAIN), or more answers than places for them (EBUSY).
+/// The kernel has no memory for more requests now (EAGAIN), or more completions than room for them (EBUSY).
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
 }
@@ -175,7 +176,7 @@ fn entry(action: Action, buffers: &[libc::iovec]) -> squeue::Entry {
         Action::Write { offset, .. } => opcode::Writev::new(IMAGE, buffers, count).offset(offset).build(),
         Action::Punch { offset, len } => fallocate(offset, len, PUNCH.bits()),
         Action::Zero { offset, len } => fallocate(offset, len, ZERO.bits()),
-        // Identify never comes here, and a flush in its place would do no harm.
+        // Identify never reaches this code, and a flush in its place would do no harm.
         Action::Flush | Action::Identify => opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build(),
     }
 }
@@ -185,19 +186,19 @@ fn fallocate(offset: u64, len: u64, mode: u32) -> squeue::Entry {
 }
 
 impl AsRawFd for Uring {
-    /// Readable when jobs were answered.
+    /// Readable when jobs have completed.
     fn as_raw_fd(&self) -> RawFd {
         self.completed.as_raw_fd()
     }
 }
 
 impl Drop for Uring {
-    /// Guest memory must not go away under the kernel.
+    /// Guest memory must stay mapped while the kernel uses it.
     fn drop(&mut self) {
         while self.in_flight > 0 && self.wait().is_ok() {
             while self.next_completed().is_some() {}
         }
-        // The kernel would not even say what it has finished: better lose the memory than have it written later.
+        // The kernel cannot report completions any more. It is better to leak the memory than to have it written later.
         if self.in_flight > 0 {
             std::mem::forget(std::mem::take(&mut self.jobs));
         }
@@ -208,7 +209,7 @@ impl Drop for Uring {
 mod tests {
     use super::*;
 
-    /// A guest that took over the worker could ask the kernel for nothing else through the ring.
+    /// A guest that took over the worker could request nothing else from the kernel through the ring.
     #[test]
     fn the_ring_refuses_everything_else() {
         let image = tempfile::tempfile().unwrap();

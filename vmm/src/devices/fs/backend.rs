@@ -1,4 +1,4 @@
-//! The owner of one request queue, and of the high-priority queue beside the first (virtio 1.2 §5.11.2).
+//! Serves one request queue; the first instance also serves the high-priority queue (virtio 1.2 §5.11.2).
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
 
 const DONE: Token = Token(0);
 
-/// Serves what is quick itself, and lets the pool serve the rest.
+/// Serves quick requests itself, and passes the others to the pool.
 pub struct FsBackend {
     files: Arc<Files>,
     pool: Arc<Pool>,
@@ -28,7 +28,7 @@ impl FsBackend {
         let mut result = Ok(());
         for answer in self.done.wait()? {
             self.in_flight -= 1;
-            // Takes all of them, also after a fault: no later call returns the others.
+            // Takes all answers, also after a fault, because no later call returns the others.
             let completed = answer.result.and_then(|written| match rings.get_mut(answer.ring) {
                 Some(ring) => ring.complete(answer.head, written),
                 None => Err(Fault::Bug("an answer came back to a ring that is not there")),
@@ -78,7 +78,7 @@ impl Backend for FsBackend {
         self.complete(rings)
     }
 
-    /// Waits for the pool. It may take as long as the host's disk does; the transport has the deadline.
+    /// Waits for the pool. The wait may take as long as the host's disk does; the transport sets the deadline.
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let mut result = Ok(());
         while self.in_flight > 0 {

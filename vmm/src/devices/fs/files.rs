@@ -20,18 +20,18 @@ use super::owners;
 use super::request::Message;
 use crate::virtio::{Chain, Fault, RawTable};
 
-/// Serves one folder. A driver that begins (FUSE_INIT, or a reset of the device) gets a server of its own, and the files of
-/// the one before are closed first: there are never more than `fd_limit`.
+/// Serves one folder. Each new driver (FUSE_INIT, or a reset of the device) gets a new server. The files of the previous
+/// one are closed first, so there are never more than `fd_limit`.
 pub struct Files {
-    /// The served folder, and `/proc/self/fd`, through which the server reopens what it knows. Open before the jail closes.
+    /// The served folder, and `/proc/self/fd`, through which the server reopens known files. Opened before the jail closes.
     root: File,
     proc_self_fd: File,
     timeout: Duration,
     guest_id: u32,
     fd_limit: u64,
-    /// Absent if the host refused one.
+    /// `None` if the host refused to create one.
     server: RwLock<Option<Server<Guard>>>,
-    /// The device has stopped; the next start may be a new driver's.
+    /// The device has stopped; the next start may be that of a new driver.
     stopped: AtomicBool,
 }
 
@@ -49,28 +49,28 @@ impl Files {
         })
     }
 
-    /// Waits for requests in flight, then begins again: no file is open or known. Sets the calling thread's umask to 0.
+    /// Waits for requests in flight, then replaces the server: no file is open or known. Sets the calling thread's umask to 0.
     pub fn renew(&self) -> io::Result<()> {
         self.replace(&mut self.lock())
     }
 
-    /// The device has a new driver: to be called on each of the workers when it starts. Only the first call renews: the driver
-    /// may have begun on that worker's rings before the others start.
+    /// Must be called on each worker when the device starts with a new driver. Only the first call renews the server: the
+    /// driver may already use the files through that worker's rings before the others start.
     pub fn reset(&self) -> io::Result<()> {
         if !self.stopped.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut server = self.lock();
-        // Within the lock: who finds that it is done waits there for the new server.
+        // Inside the lock: a worker that finds the renewal done has waited here for the new server.
         if self.stopped.swap(false, Ordering::AcqRel) { self.replace(&mut server) } else { Ok(()) }
     }
 
-    /// The device runs.
+    /// Notes that the device runs.
     pub fn started(&self) {
         self.stopped.store(false, Ordering::Release);
     }
 
-    /// The device stops, for a reset or a pause. No worker starts before all have stopped.
+    /// Notes that the device stops, for a reset or a pause. No worker starts before all have stopped.
     pub fn stopped(&self) {
         self.stopped.store(true, Ordering::Release);
     }
@@ -85,7 +85,7 @@ impl Files {
         self.server.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves `message`, which came in `chain`; returns how many bytes the answer has.
+    /// Serves `message`, which arrived in `chain`; returns the number of bytes of the answer.
     pub fn serve(&self, message: &Message, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
         let malformed = |_| Fault::Request("a FUSE message is malformed");
         let raw = table.lay_out(chain, message.front(), &message.rest(chain)?)?;
@@ -96,7 +96,7 @@ impl Files {
         let answer = catch_unwind(AssertUnwindSafe(|| server.handle_message(reader, writer, None::<&mut ()>)));
         match answer {
             Ok(result) => Ok(result.map_err(malformed)? as u32),
-            // What the server held locked stays locked: FUSE_INIT replaces it.
+            // Locks that the server held stay locked; FUSE_INIT replaces the server.
             Err(panic) => Err(Fault::Panic(panic_message(&*panic))),
         }
     }
@@ -106,21 +106,21 @@ impl Files {
         Ok(Config {
             entry_timeout: self.timeout,
             attr_timeout: self.timeout,
-            // Close-to-open, and within the timeouts the guest drops pages of a file whose time or size changed.
+            // Close-to-open. Within the timeouts, the guest drops pages of a file whose time or size has changed.
             cache_policy: CachePolicy::Auto,
-            // Needs exclusive access; the host's editors and the guest share these files.
+            // Writeback needs exclusive access, but the host's editors and the guest share these files.
             writeback: false,
-            // The server opens this name without following a link, so the link is not its last part.
+            // The server opens this name without following a link, so the link must not be its last component.
             root_dir: format!("/proc/self/fd/{}/.", self.root.as_raw_fd()),
             proc_sfd_rawfd: Some(self.proc_self_fd.try_clone()?),
             announce_submounts: true,
-            // Opening by handle needs a capability that defeats the jail.
+            // Opening by handle needs a capability that would defeat the jail.
             inode_file_handles: InodeFileHandlesMode::Never,
             readdirplus: true,
             xattr: false,
             posix_acl: NegotiationMode::Never,
             security_label: NegotiationMode::Never,
-            // No file here has a set-id bit or file capabilities that a write would have to clear.
+            // No file here has a set-id bit or file capabilities that a write must clear.
             killpriv_v2: false,
             uid_map: Some(owners::squash(uid, self.guest_id)),
             gid_map: Some(owners::squash(gid, self.guest_id)),

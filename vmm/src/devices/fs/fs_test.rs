@@ -1,4 +1,4 @@
-//! The file server over a real folder, spoken to in FUSE messages.
+//! Tests the file server on a real folder with FUSE messages.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -20,10 +20,10 @@ use super::fuse_client::{Broken, Client, HIGH_PRIORITY, REQUESTS, ROOT_ID, share
 use crate::virtio::conformance::{Request, Subject};
 use crate::virtio::testing::panics;
 
-/// The developer on the host, in these tests.
+/// The user id of the developer on the host, in these tests.
 const OWNER: u32 = 4321;
 
-/// A folder that belongs to the owner, and beside it something that must never be touched.
+/// A folder that belongs to the owner, and a file beside it that must never be accessed.
 struct Place {
     dir: tempfile::TempDir,
 }
@@ -63,7 +63,7 @@ fn as_owner(path: &Path, body: impl FnOnce(u32) + Send) {
         scope
             .spawn(move || {
                 if root {
-                    // Of this thread alone. With the last id 0 the capabilities go.
+                    // The ids of this thread only. When no id is 0 any more, the kernel drops the capabilities.
                     let (uid, gid) = (Uid::from_raw(OWNER), Gid::from_raw(OWNER));
                     rustix::thread::set_thread_groups(&[]).unwrap();
                     rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
@@ -76,7 +76,7 @@ fn as_owner(path: &Path, body: impl FnOnce(u32) + Send) {
     });
 }
 
-/// What the device's conformance is tested with: it begins, looks up a missing name, and reads the root's attributes.
+/// The requests of the conformance suite: initialize, look up a missing name, and read the root's attributes.
 pub fn subject() -> Subject {
     let message = |opcode: Opcode, node: u64, body: &[u8]| {
         let len = (size_of::<InHeader>() + body.len()) as u32;
@@ -343,7 +343,7 @@ fn what_the_guest_holds_open_is_limited_and_given_back() {
     client.forget(node, 1);
     assert_eq!(client.getattr(node).err(), Some(libc::EBADF));
 
-    // A driver that begins again finds nothing open.
+    // After another FUSE_INIT, no file is open.
     client.init().unwrap();
     assert_eq!(client.release(node, handles[1]), Err(libc::EBADF));
     let node = client.walk("file");
@@ -363,7 +363,7 @@ fn folders_that_come_and_go_are_seen() {
     assert_eq!(client.getattr(node).unwrap().size, 1);
     fs::remove_dir_all(place.share().join("workspace")).unwrap();
     assert_eq!(client.lookup(ROOT_ID, "workspace").unwrap().nodeid, 0);
-    // The folder itself may be moved on the host: what was opened is served.
+    // The folder itself may be moved on the host: the opened folder is still served.
     fs::rename(place.share(), place.dir.path().join("moved")).unwrap();
     client.init().unwrap();
     client.create(ROOT_ID, "still", 0o600).unwrap();
@@ -412,7 +412,7 @@ fn a_driver_without_submounts_or_with_an_old_protocol_is_refused() {
     client.getattr(ROOT_ID).unwrap();
 }
 
-/// Any message: an operation that exists or not, a node and a handle that may exist, and any bytes.
+/// Any message: an existing or unknown operation, a node and a handle that may exist, and any bytes.
 fn messages() -> impl Strategy<Value = Vec<(u32, u64, i32, Vec<u8>, usize)>> {
     let name = prop_oneof![Just(zero("a")), Just(zero("file")), Just(zero("..")), Just(b"a/b\0c\0".to_vec())];
     let numbers = prop::collection::vec(
@@ -449,7 +449,8 @@ proptest! {
     }
 }
 
-/// Holds a write lease on a file until it is dropped, so that who opens it waits: a disk that does not answer, for as long as a test wants.
+/// Holds a write lease on a file until it is dropped, so that an open of the file blocks. It simulates a disk that does
+/// not respond, for as long as a test needs.
 struct Lease {
     _file: fs::File,
 }
@@ -458,7 +459,7 @@ impl Lease {
     #[allow(unsafe_code)]
     fn take(path: &Path) -> Self {
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
-        // SAFETY: plain integers go in; the signal is one that does nothing by default, in place of SIGIO, which kills.
+        // SAFETY: only plain integers are passed. The signal has no effect by default; it replaces SIGIO, which would kill.
         let taken = unsafe {
             libc::fcntl(file.as_raw_fd(), 10 /* F_SETSIG */, libc::SIGURG) == 0
                 && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
@@ -468,7 +469,7 @@ impl Lease {
     }
 }
 
-/// A rig whose guest waits for a file that does not open.
+/// A rig whose guest waits for an open that blocks.
 fn stalled(place: &Place) -> (Client, Lease, u16) {
     fs::write(place.share().join("slow"), "x").unwrap();
     let mut client = Client::new(&place.share());
@@ -477,7 +478,7 @@ fn stalled(place: &Place) -> (Client, Lease, u16) {
     let body = OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
     let open = client.message(Opcode::Open, slow, &[body.as_slice()]);
     let look = client.message(Opcode::Getattr, ROOT_ID, &[GetattrIn::default().as_slice()]);
-    // The device sees both at once: an open with nothing behind it would be served by the ring's own thread.
+    // The device sees both requests at once: the ring's own thread would serve an open with no request behind it.
     let states = client.rig.stop();
     let (head, next) = (client.offer(&open, 64), client.offer(&look, 256));
     client.rig.resume(states);
@@ -489,7 +490,7 @@ fn stalled(place: &Place) -> (Client, Lease, u16) {
 fn a_slow_request_stalls_no_other() {
     let place = Place::new();
     let (mut client, lease, head) = stalled(&place);
-    // Names, attributes and data of other files go on meanwhile: every answer is another's.
+    // Requests for names, attributes and data of other files are still served: every answer belongs to another request.
     let (file, handle) = client.create(ROOT_ID, "quick", 0o600).unwrap();
     assert_eq!(client.write(file.nodeid, handle, 0, b"data").unwrap(), 4);
     assert_eq!(client.read(file.nodeid, handle, 0, 4).unwrap(), b"data");
@@ -498,7 +499,7 @@ fn a_slow_request_stalls_no_other() {
     assert_eq!(client.rig.queues[REQUESTS].wait_used().head, head);
 }
 
-/// A second processor rewrites a request that waits for a thread: what the device has judged is what the server gets.
+/// A second processor changes a request that waits for a thread: the server gets the request that the device has checked.
 #[test]
 fn a_request_changed_after_it_was_judged_is_the_judged_one() {
     panics("fs");
@@ -539,7 +540,7 @@ fn stop_waits_for_a_slow_request_until_its_deadline() {
     drop(lease);
     let states = client.rig.stop();
     assert_eq!(client.rig.queues[REQUESTS].wait_used().head, head, "it was answered before the rings came back");
-    // What is open stays open over a pause.
+    // Open files stay open over a pause.
     client.rig.resume(states);
     client.getattr(ROOT_ID).unwrap();
 }
@@ -551,7 +552,7 @@ fn after_a_reset_nothing_is_served_before_init() {
     let config = garret_api::vmm::ShareConfig { queues: 3, ..share(&place.share()) };
     let mut client = Client::silent(&config);
     for round in 0..30 {
-        // A driver may begin on any queue, before the workers of the others have started.
+        // A driver may begin on any queue before the workers of the others have started.
         client.queue = REQUESTS + round % 3;
         client.init().unwrap();
         client.queue = REQUESTS + (round + 1) % 3;
@@ -587,7 +588,7 @@ fn every_queue_is_served() {
     assert!((1..=3).all(|queue| place.share().join(format!("{queue}/file")).exists()));
 }
 
-/// What the tests above do not ask for: a call that the role's filter lacks ends the process.
+/// Requests that the tests above do not send. A system call missing in the role's filter ends the process.
 #[test]
 fn the_rarer_operations_work() {
     let place = Place::new();
@@ -607,7 +608,7 @@ fn the_rarer_operations_work() {
     client.call(Opcode::CopyFileRange, node, &[range.as_slice()], 8).unwrap();
     assert_eq!(client.read(copy.nodeid, copy_fh, 0, 20).unwrap(), b"0123456789");
 
-    // Truncated by handle and by name; times set by handle and by name.
+    // Truncate by handle and by name; set times by handle and by name.
     for handle in [Some(fh), None] {
         let of_handle = handle.map_or(0, |_| 1 << 6);
         let size = SetattrIn { valid: 8 | of_handle, fh: handle.unwrap_or(0), size: 5, ..SetattrIn::default() };

@@ -1,4 +1,4 @@
-//! A FUSE client for tests: builds real messages, lays them into guest memory as descriptor chains, and reads the answers.
+//! A FUSE client for tests: builds real messages, writes them into guest memory as descriptor chains, and reads the answers.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use vm_memory::ByteValued;
 
 use crate::virtio::testing::{BUFFER, Rig};
 
-/// The queue for what forgets.
+/// The queue for forget requests.
 pub const HIGH_PRIORITY: usize = 0;
 /// The first request queue.
 pub const REQUESTS: usize = 1;
@@ -29,35 +29,35 @@ pub fn share(path: &Path) -> ShareConfig {
 pub struct Client {
     pub rig: Rig,
     unique: u64,
-    /// Where requests go.
+    /// The queue for requests.
     pub queue: usize,
-    /// Whose requests these are.
+    /// The user id of the requests.
     pub uid: u32,
 }
 
 impl Client {
-    /// A client of a device for `path` that has begun.
+    /// A client of a device for `path`, after FUSE_INIT.
     pub fn new(path: &Path) -> Self {
         let mut client = Self::silent(&share(path));
         client.init().unwrap();
         client
     }
 
-    /// A client that has not said FUSE_INIT.
+    /// A client that has not sent FUSE_INIT.
     pub fn silent(config: &ShareConfig) -> Self {
         let mut rig = Rig::new(Box::new(super::new(0, config).unwrap()));
         rig.start();
         Self { rig, unique: 0, queue: REQUESTS, uid: 0 }
     }
 
-    /// As a driver does after a fault.
+    /// Restarts like a driver after a fault.
     pub fn restart(&mut self) {
         self.rig.stop();
         self.rig.start();
         self.init().unwrap();
     }
 
-    /// Offers one chain with these readable bytes, cut in two, and room for `room` bytes.
+    /// Offers one chain with these readable bytes, divided in two, and room for `room` bytes.
     pub fn offer(&mut self, message: &[u8], room: usize) -> u16 {
         let (front, rest) = message.split_at(message.len() / 3);
         let readable: Vec<Vec<u8>> =
@@ -71,7 +71,7 @@ impl Client {
         head
     }
 
-    /// Sends one message and takes the answer.
+    /// Sends one message and returns the answer.
     pub fn exchange(&mut self, message: &[u8], room: usize) -> Result<Vec<u8>, Broken> {
         let head = self.offer(message, room);
         let interrupt = self.rig.device.config_interrupt().clone();
@@ -120,7 +120,7 @@ impl Client {
         self.entry(Opcode::Lookup, parent, &[&zero(name)])
     }
 
-    /// The node of a path beneath the root.
+    /// The node of a path below the root.
     pub fn walk(&mut self, path: &str) -> u64 {
         path.split('/').fold(ROOT_ID, |node, name| self.lookup(node, name).unwrap().nodeid)
     }
@@ -213,7 +213,7 @@ impl Client {
         assert_eq!(self.exchange(&message, 0).unwrap(), b"");
     }
 
-    /// The names in a folder with the inode numbers a READDIRPLUS gives for them.
+    /// The names in a folder, with the inode numbers that READDIRPLUS returns for them.
     pub fn list(&mut self, node: u64) -> Result<Vec<(String, u64)>, Errno> {
         let body = OpenIn::default();
         let fh = object::<OpenOut>(&self.call(Opcode::Opendir, node, &[body.as_slice()], size_of::<OpenOut>())?).fh;
@@ -242,7 +242,7 @@ impl Client {
     }
 }
 
-/// The id of the root node, and what of a `Setattr` counts: FUSE's own numbers.
+/// The root node's id, and the bits for valid fields of a `Setattr`: FUSE's own numbers.
 pub const ROOT_ID: u64 = 1;
 const FATTR_MODE: u32 = 1;
 const FATTR_UID: u32 = 2;

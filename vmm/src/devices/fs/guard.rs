@@ -1,5 +1,6 @@
-//! What a guest may ask of the passthrough file system. The server behind it trusts its client's kernel: it joins names as
-//! they come and panics at some numbers. Here stands what a hostile kernel must not do, and who owns what.
+//! Restricts the requests of a guest to the passthrough file system. The server behind it trusts its client's kernel: it
+//! joins names unchecked and panics at some numbers. This module rejects what a hostile kernel must not do, and sets the
+//! owners of files.
 
 use std::ffi::CStr;
 use std::io;
@@ -17,17 +18,17 @@ type Handle = <PassthroughFs as FileSystem>::Handle;
 /// See the module.
 pub struct Guard {
     files: PassthroughFs,
-    /// How long the guest may believe that a name does not exist.
+    /// How long the guest may cache that a name does not exist.
     negative_timeout: Duration,
 }
 
 impl Guard {
-    /// Guards `files`; the guest may remember for `negative_timeout` that a name does not exist.
+    /// Guards `files`; the guest may cache for `negative_timeout` that a name does not exist.
     pub fn new(files: PassthroughFs, negative_timeout: Duration) -> Self {
         Self { files, negative_timeout }
     }
 
-    /// No file may take another's identity when it runs; a folder's set-group-id bit only says which group new files get.
+    /// No file may run with another identity. A folder's set-group-id bit is allowed: it only selects the group of new files.
     fn permitted_mode(&self, ctx: Context, inode: Inode, mode: u32) -> io::Result<u32> {
         let mode = mode & !libc::S_ISUID;
         if mode & libc::S_ISGID != 0 {
@@ -38,7 +39,7 @@ impl Guard {
     }
 }
 
-/// The requests that pass unchanged.
+/// The requests that are passed on unchanged.
 macro_rules! pass {
     ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
         $(fn $name(&self, $($argument: $type),*) $(-> $result)? {
@@ -76,7 +77,7 @@ impl FileSystem for Guard {
     }
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // Without submounts the inode numbers of two workspaces could be taken for one file.
+        // Without submounts, inode numbers of two workspaces could be mistaken for the same file.
         if !capable.contains(FsOptions::SUBMOUNTS) {
             return Err(errno(libc::EPROTO));
         }
@@ -85,8 +86,8 @@ impl FileSystem for Guard {
 
     fn lookup(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
         match self.files.lookup(ctx, parent, one_name(name)?) {
-            // Inode 0 means "no such name, and you may remember that"; in a READDIRPLUS, "gone since it was listed",
-            // where an error would end the listing.
+            // Inode 0 means "no such name, and you may cache that". In a READDIRPLUS it means "removed since it was
+            // listed"; an error would end the listing there.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Entry {
                 inode: 0,
                 generation: 0,
@@ -100,7 +101,8 @@ impl FileSystem for Guard {
 
     fn open(&self, ctx: Context, inode: Inode, kill: bool, flags: u32) -> io::Result<(Option<Handle>, OpenOptions)> {
         let (handle, mut options) = self.files.open(ctx, inode, kill, flags)?;
-        // Nothing was written that the close of a copy could still fail on: one request less for every file that is read.
+        // After a read-only open, closing a copy of the descriptor cannot fail with a write error. This saves one request
+        // for every file that is read.
         options.set(OpenOptions::NOFLUSH, flags as i32 & libc::O_ACCMODE == libc::O_RDONLY);
         Ok((handle, options))
     }
@@ -116,8 +118,8 @@ impl FileSystem for Guard {
         if valid.contains(SetattrValid::MODE) {
             attr.mode = self.permitted_mode(ctx, inode, attr.mode)?;
         }
-        // Every owner is the one owner, so a chown changes nothing. It still fails on files of another user.
-        // The group stays: the file may have one of the owner's other groups on the host.
+        // There is only one owner, so a chown changes nothing. It still fails on files of another user. The group does
+        // not change: the file may have one of the owner's other groups on the host.
         if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
             valid.insert(SetattrValid::UID);
             valid.remove(SetattrValid::GID);
@@ -237,7 +239,7 @@ impl FileSystem for Guard {
     }
 }
 
-/// A name is one step down, nothing else: most calls of the server hand it to the kernel as it is.
+/// A name must be exactly one path component: most calls of the server pass it to the kernel unchanged.
 fn one_name(name: &CStr) -> io::Result<&CStr> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(errno(libc::EINVAL)),
@@ -246,7 +248,7 @@ fn one_name(name: &CStr) -> io::Result<&CStr> {
     }
 }
 
-/// The server panics beyond the largest offset of a file.
+/// The server panics for offsets beyond the largest offset of a file.
 fn check_range(offset: u64, size: u32) -> io::Result<()> {
     match offset.checked_add(u64::from(size)) {
         Some(end) if i64::try_from(end).is_ok() => Ok(()),

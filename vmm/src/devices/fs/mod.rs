@@ -1,8 +1,8 @@
 //! The file system device (virtio 1.2 §5.11): one folder of the host, shared by FUSE.
 //!
-//! The server is virtiofsd's, in process. [`guard`] stands before it with what a hostile guest must not do, [`owners`] says
-//! whose a file is, [`request`] judges a message before it is served, [`files`] holds the server, [`pool`] the threads that
-//! may wait for the disk, [`backend`] the queues.
+//! The server is virtiofsd's, in this process. [`guard`] rejects requests that a hostile guest must not make, [`owners`]
+//! maps the owners of files, and [`request`] checks a message before it is served. [`files`] holds the server, [`pool`]
+//! the threads that may wait for the disk, and [`backend`] the queues.
 
 mod backend;
 mod files;
@@ -31,16 +31,16 @@ use pool::Pool;
 use crate::seccomp::Role;
 use crate::virtio::{self, ConfigBytes, Device, Identity};
 
-/// Forgotten inodes.
+/// The queue for forgotten inodes.
 const HIGH_PRIORITY_SIZE: u16 = 256;
 /// A request of 1 MiB has 256 pages and a few headers.
 const REQUEST_SIZE: u16 = 1024;
-/// Of the configuration space (§5.11.4).
+/// The length of the tag in the configuration space (§5.11.4).
 const TAG_MAX: usize = 36;
-/// Threads that may wait for the disk: for each request queue, and for all.
+/// The most threads that may wait for the disk: per request queue, and in total.
 const THREADS_PER_QUEUE: usize = 2;
 const THREADS_MORE: usize = 2;
-/// File descriptors the rest of the process may need beside the guest's.
+/// File descriptors that the rest of the process may need in addition to the guest's.
 const FD_RESERVE: u64 = 256;
 
 /// Why the device could not be built.
@@ -56,7 +56,7 @@ pub enum BuildError {
         /// The host's error.
         source: io::Error,
     },
-    /// The tag does not fit.
+    /// The tag is not valid.
     #[error("share {0:?}: a tag has 1 to 36 bytes and none of them is zero")]
     Tag(String),
     /// The number of queues is out of range.
@@ -64,10 +64,10 @@ pub enum BuildError {
     Queues {
         /// The mount tag.
         tag: String,
-        /// What was asked for.
+        /// The requested number.
         queues: u8,
     },
-    /// The process may not have as many files open as the guest is promised.
+    /// The process may not open as many files as the guest is promised.
     #[error(
         "share {tag}: fd_limit is {wanted}, but the process may open {allowed} files more; raise RLIMIT_NOFILE or lower fd_limit"
     )]
@@ -76,10 +76,10 @@ pub enum BuildError {
         tag: String,
         /// The guest's limit.
         wanted: u64,
-        /// What the process can give.
+        /// The number of files that the process may open for the guest.
         allowed: u64,
     },
-    /// The threads or events could not be made.
+    /// The threads or events could not be created.
     #[error("share {tag}: {source}")]
     Host {
         /// The mount tag.
@@ -113,7 +113,7 @@ pub fn new(number: usize, config: &ShareConfig) -> Result<Device, BuildError> {
     let threads = THREADS_PER_QUEUE * queues + THREADS_MORE;
     let pool = Pool::start(&identity.name, threads, &files).map(Arc::new).map_err(host)?;
     let groups = (0..queues).map(|queue| {
-        // The first has the high-priority queue, queue 0, as well.
+        // The first backend also has the high-priority queue, queue 0.
         let rings = if queue == 0 { 0..2 } else { queue + 1..queue + 2 };
         Ok((FsBackend::new(files.clone(), pool.clone())?, rings))
     });

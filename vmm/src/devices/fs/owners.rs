@@ -1,14 +1,14 @@
-//! Who owns a file: on the host the one owner, the VMM's own user; in the guest the one id it is shown as.
+//! The owner of files: on the host it is the VMM's own user; in the guest it is one configured id.
 
 use virtiofsd::soft_idmap::cmdline::IdMap;
 
-/// What the guest sees as the owner of files that belong to anybody else on the host.
+/// The id that the guest sees for files of any other host user.
 pub const NOBODY: u32 = 65534;
 
-/// The largest id is "no change" in every call that takes one, so the ids end before it.
+/// The largest id means "no change" in every call that takes one, so the valid ids end before it.
 const IDS_END: u32 = u32::MAX;
 
-/// Every guest id becomes `host_id`; `host_id` is shown as `guest_id`, any other as [`NOBODY`].
+/// Maps every guest id to `host_id`. Shows `host_id` as `guest_id`, and any other id as [`NOBODY`].
 pub fn squash(host_id: u32, guest_id: u32) -> Vec<IdMap> {
     let others = [0..host_id, host_id.saturating_add(1)..IDS_END];
     let others = others.into_iter().filter(|ids| !ids.is_empty()).map(|ids| IdMap::SquashHost {

@@ -1,5 +1,5 @@
-//! The threads that serve what may wait for the disk, so that an fsync does not stall an `ls`. They never touch a ring: the
-//! ring's owner hands them chains and completes what they bring back.
+//! The threads that serve requests that may wait for the disk, so that an fsync does not block an `ls`. They never access
+//! a ring: the ring's owner passes them chains and completes the answers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,25 +16,25 @@ use crate::seccomp::Role;
 use crate::thread;
 use crate::virtio::{Chain, Fault, RawTable};
 
-/// A request on its way to a thread of the pool. As many as the rings have entries may wait: the rings are the bound.
+/// A request for a thread of the pool. The number of waiting requests is bounded by the entries of the rings.
 pub struct Job {
     /// The request.
     pub message: Message,
-    /// What it came in, and where its answer is written.
+    /// The chain of the request; the answer is written into it.
     pub chain: Chain,
-    /// The ring it came from, as its owner counts them.
+    /// The index of its ring in the ring owner's list.
     pub ring: usize,
-    /// Where the answer goes.
+    /// The destination of the answer.
     pub done: Arc<Done>,
 }
 
-/// A served request on its way back to its ring.
+/// A served request, returned to the owner of its ring.
 pub struct Answer {
     /// See [`Job::ring`].
     pub ring: usize,
     /// The chain's head.
     pub head: u16,
-    /// How many bytes were written into it.
+    /// The number of bytes written into the chain.
     pub result: Result<u32, Fault>,
 }
 
@@ -45,7 +45,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// A place for answers.
+    /// Creates an empty set of answers.
     pub fn new() -> io::Result<Self> {
         Ok(Self { answers: Mutex::default(), event: EventFd::new(libc::EFD_CLOEXEC)? })
     }
@@ -55,7 +55,7 @@ impl Done {
         &self.event
     }
 
-    /// Takes the answers, waiting for the first.
+    /// Takes all answers; waits until there is at least one.
     pub fn wait(&self) -> io::Result<Vec<Answer>> {
         self.event.read()?;
         Ok(std::mem::take(&mut *lock(&self.answers)))
@@ -64,15 +64,15 @@ impl Done {
     fn push(&self, answer: Answer) {
         let mut answers = lock(&self.answers);
         answers.push(answer);
-        // Answers that lie there already have raised the event. The thread that lowers it takes them all afterwards.
+        // Answers that are already queued have raised the event. The thread that clears the event takes all of them afterwards.
         if answers.len() == 1 {
-            // It fails only when the counter is full: then it is raised.
+            // The write fails only if the counter is full: then the event is raised.
             let _ = self.event.write(1);
         }
     }
 }
 
-/// The pool; it ends with its last clone's drop.
+/// The pool; it ends when its last clone is dropped.
 pub struct Pool {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
@@ -98,7 +98,7 @@ impl Pool {
             let (queue, files) = (pool.queue.clone(), files.clone());
             let prepare = move || {
                 own_umask()?;
-                // The server wants to be made by a thread that does not share its umask.
+                // The server must be created by a thread that does not share its umask.
                 if number == 0 {
                     files.renew()?;
                 }
@@ -110,7 +110,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Gives `job` to the next free thread.
+    /// Passes `job` to the next free thread.
     pub fn submit(&self, job: Job) {
         lock(&self.queue.state).jobs.push_back(job);
         self.queue.changed.notify_one();
@@ -122,7 +122,7 @@ impl Drop for Pool {
         lock(&self.queue.state).closed = true;
         self.queue.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // It catches the server's panics.
+            // The thread catches the server's panics.
             let _ = thread.join();
         }
     }
@@ -143,10 +143,10 @@ impl Queue {
     }
 }
 
-/// Gives the calling thread an umask of its own, and sets it to 0: the guest's kernel has applied its process's umask.
+/// Gives the calling thread its own umask, and sets it to 0: the guest's kernel has already applied its process's umask.
 #[allow(unsafe_code)]
 pub fn own_umask() -> io::Result<()> {
-    // SAFETY: the danger is a descriptor table of its own, which CLONE_FS does not make.
+    // SAFETY: the call is unsafe only if it unshares the descriptor table, which CLONE_FS does not do.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     rustix::process::umask(Mode::empty());
     Ok(())

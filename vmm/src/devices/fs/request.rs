@@ -1,4 +1,4 @@
-//! What can be said of a FUSE request before it is served: whether the server can take it at all, and who serves it.
+//! Checks a FUSE request before it is served: whether the server can accept it, and which thread serves it.
 
 use std::io::Read;
 
@@ -7,20 +7,21 @@ use vm_memory::ByteValued;
 
 use crate::virtio::{Chain, FRONT_MAX, Fault, Reader};
 
-/// Who serves a request.
+/// Which thread serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// The ring's own thread: it reads names and attributes, which the host has in memory or reads in one go.
+    /// The ring's own thread: the request reads names and attributes, which the host has in memory or reads in one operation.
     Quick,
-    /// The ring's own thread if nothing else waits in the ring, else the pool: it changes what the host has in memory, and waits
-    /// for the disk only now and then. A thread more on the way is five system calls and two switches more.
+    /// The ring's own thread if no other request waits in the ring, else the pool. The request changes data in the host's
+    /// memory and rarely waits for the disk. Using another thread costs five more system calls and two more context
+    /// switches.
     Brief,
-    /// The pool: it waits for the disk.
+    /// The pool: the request waits for the disk.
     Slow,
 }
 
-/// An admitted request. The guest can change its memory at any time, so the server gets the copy that was judged. What does
-/// not fit into the copy (a write's data, the value of a large attribute) is read once, by the server.
+/// An admitted request. The guest can change its memory at any time, so the server gets the copy that was checked. Data
+/// that does not fit into the copy (a write's data, the value of a large attribute) is read once, by the server.
 #[derive(Debug)]
 pub struct Message {
     /// Header and arguments.
@@ -34,7 +35,7 @@ impl Message {
         let mut reader = chain.reader();
         let header: InHeader = reader.read_obj()?;
         let opcode = Opcode::try_from(header.opcode).ok();
-        // The server writes a header into every answer, and panics where it splits one off a shorter buffer.
+        // The server writes a header into every answer. It panics if it has to split the header off a shorter buffer.
         if has_answer(opcode) && (chain.writable_len() as usize) < size_of::<OutHeader>() {
             return Err(chain.too_short());
         }
@@ -48,7 +49,7 @@ impl Message {
         &self.front
     }
 
-    /// What follows the front, in the guest's memory.
+    /// The request's bytes after `front`, in the guest's memory.
     pub fn rest<'c>(&self, chain: &'c Chain) -> Result<Reader<'c>, Fault> {
         Ok(chain.reader().split_at(self.front.len())?.1)
     }
@@ -57,13 +58,13 @@ impl Message {
         lane(self.opcode)
     }
 
-    /// Whether the driver begins again.
+    /// Whether the request is FUSE_INIT, with which a driver begins.
     pub fn is_init(&self) -> bool {
         matches!(self.opcode, Some(Opcode::Init))
     }
 }
 
-/// How much of the readable bytes is copied.
+/// The most readable bytes that are copied.
 fn front_max(opcode: Option<Opcode>) -> usize {
     match opcode {
         // The kernel reads the data from the guest's memory.
@@ -85,7 +86,7 @@ fn lane(opcode: Option<Opcode>) -> Lane {
             | Listxattr | Interrupt,
         )
         | None => Lane::Quick,
-        // A forgotten or released file may be the last trace of one that was deleted, which is freed then.
+        // A forgotten or released file may be the last reference to a deleted file, which is freed then.
         Some(
             Create | Open | Mknod | Mkdir | Symlink | Link | Rename | Rename2 | Unlink | Rmdir | Setattr | Write
             | Flush | Release | Forget | BatchForget,

@@ -1,12 +1,13 @@
-//! virtio-mem (§5.15): the guest has of its hotplug region what it was allowed to plug, and nothing more.
+//! virtio-mem (§5.15): the guest can plug as much of its hotplug region as it was allowed to, and no more.
 //!
-//! What is plugged is held where everybody looks who needs it ([`crate::memory::Plugged`]); the driver's requests change it on
-//! this device's one thread. A reset of the device changes nothing (§5.15.5): the guest still uses its memory.
+//! [`crate::memory::Plugged`] holds the plugged blocks, for all users of that information. The driver's requests change
+//! it on this device's single thread. A reset of the device changes nothing (§5.15.5), because the guest still uses its
+//! memory.
 //!
-//! A hostile guest can hold more than it was allowed. It reaches whole granules, so also the unplugged rest of those in
-//! use. After a request to unplug it can keep all it had, because the host cannot take plugged memory from it. It also
-//! keeps what a request in flight wrote to memory that was unplugged meanwhile. Beyond all that the machine's control
-//! group limits it.
+//! A hostile guest can hold more memory than it was allowed. It can access whole granules, including the unplugged rest
+//! of granules in use. After a request to unplug, it can keep all its memory, because the host cannot take plugged memory
+//! away. It also keeps data that a request in flight wrote to memory that was unplugged meanwhile. The machine's control
+//! group limits all of this.
 
 mod plan;
 mod protocol;
@@ -33,14 +34,14 @@ pub use self::shared::{Hotplug, TargetRefused};
 
 /// The device type (§5.15.1).
 const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
-/// The driver does not touch what is not plugged (§5.15.3).
+/// The driver does not access unplugged memory (§5.15.3).
 const F_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 const QUEUE_SIZE: u16 = 64;
 
-/// Why the device could not be made.
+/// Why the device could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The region is ordinary memory.
+    /// The region is ordinary memory, which cannot be plugged.
     #[error("mem: the region at {0:#x} is not made for plugging")]
     NotPluggable(u64),
     /// The device around it.
@@ -48,7 +49,7 @@ pub enum Error {
     Device(#[from] virtio::BuildError),
 }
 
-/// The device that plugs and unplugs `region`, by `slots` for the guest's processors, and the handle to control it by.
+/// The device that plugs and unplugs `region`, by `slots` for the guest's processors, and the handle that controls it.
 pub fn new(config: &HotplugConfig, region: &GuestRegion, slots: Arc<dyn Slots>) -> Result<(Device, Hotplug), Error> {
     let region = Region::new(region, slots)?;
     let shared = Arc::new(Shared::new(&region, config.requested_mib));
@@ -88,7 +89,7 @@ impl Backend for MemBackend {
 impl MemBackend {
     fn serve(&self, chain: &Chain) -> Result<Served, Fault> {
         let request = Request::parse(&chain.reader().read_obj::<[u8; REQUEST_LEN]>()?);
-        // Looked at before anything is done: a request whose answer finds no room has no effect.
+        // Check this first: a request without room for the response must have no effect.
         if (chain.writable_len() as usize) < RESPONSE_LEN {
             return Err(chain.too_short());
         }

@@ -1,22 +1,23 @@
-//! What a request is answered, and what is to be done for it first: the whole policy, and pure.
+//! Decides the response to a request and the action before it: the whole policy, and pure.
 
 use std::ops::Range;
 
 use super::protocol::{Blocks, Request, Response, State};
 use crate::memory::{BLOCK, Plugged};
 
-/// What follows from a request. Ranges are bytes from the region's beginning, whole blocks inside it.
+/// The plan for a request. Ranges are bytes from the region's beginning, whole blocks inside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// Nothing is to be done.
+    /// No action, only a response.
     Answer(Response),
-    /// Nothing of this is plugged; all of it shall be.
+    /// Plug the whole range, of which nothing is plugged.
     Plug(Range<u64>),
-    /// This shall not be plugged any more.
+    /// Unplug the whole range.
     Unplug(Range<u64>),
 }
 
-/// The plan for `request` while `map` is plugged of the region at `base`, and `requested` bytes shall be (§5.15.6).
+/// The plan for `request`. `map` holds the plugged blocks of the region at `base`, and `requested` bytes should be
+/// plugged (§5.15.6).
 pub fn plan(request: &Request, base: u64, map: &Plugged, requested: u64) -> Plan {
     match request {
         Request::Plug(blocks) => plug(range(*blocks, base, map.size()), map, requested),
@@ -27,7 +28,7 @@ pub fn plan(request: &Request, base: u64, map: &Plugged, requested: u64) -> Plan
     }
 }
 
-/// Where `blocks` lie, if they are whole blocks of a region of `size` bytes at `base`.
+/// The range of `blocks`, if they are whole blocks of a region of `size` bytes at `base`.
 fn range(blocks: Blocks, base: u64, size: u64) -> Option<Range<u64>> {
     let start = blocks.address.checked_sub(base)?;
     let end = start.checked_add(u64::from(blocks.count) * BLOCK)?;
@@ -50,9 +51,9 @@ fn plug(range: Option<Range<u64>>, map: &Plugged, requested: u64) -> Plan {
     Plan::Answer(answer)
 }
 
-/// Whether `range` would spread what is plugged over more granules than it needs, and one. The guest reaches all of a granule
-/// that is in use, so a few blocks in each would get it much more than `requested`. Linux fills what it has begun before it
-/// begins another, and never meets this.
+/// Whether plugging `range` would use more granules than needed plus one. The guest can access all of a granule that is
+/// in use. With a few blocks in each granule, it would get much more than `requested`. Linux fills a granule before it
+/// begins another, so this check never affects it.
 fn is_sparse(range: &Range<u64>, map: &Plugged, requested: u64) -> bool {
     let new = map.granules_of(range).filter(|granule| !map.is_active(*granule)).count();
     let active = (0..map.granules()).filter(|granule| map.is_active(*granule)).count();
@@ -179,8 +180,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a driver asks: nothing grows beyond what is requested, what is plugged is exactly what was acknowledged,
-        /// and a range is only ever changed as a whole.
+        /// For any requests: the plugged memory never exceeds the requested size, it is exactly the acknowledged memory,
+        /// and a range is only changed as a whole.
         #[test]
         fn no_driver_gets_more_than_is_requested(steps in steps()) {
             let (map, mut requested) = (Plugged::new(SIZE), 0);
@@ -214,13 +215,13 @@ mod tests {
             }
         }
 
-        /// A driver that fills what it has begun, as Linux does, is never refused what is requested.
+        /// A driver that fills a granule before it begins another, as Linux does, is never refused the requested size.
         #[test]
         fn a_driver_that_fills_what_it_has_begun_gets_all(wishes in proptest::collection::vec(0..=512u64, 1..8)) {
             let map = Plugged::new(SIZE);
             for wish in wishes {
                 let requested = wish * BLOCK;
-                // It unplugs anywhere, here from every second block on; then it plugs begun granules first.
+                // The driver unplugs anywhere, here every second block; then it plugs partly used granules first.
                 for block in (0..512).step_by(2).chain((1..512).step_by(2)) {
                     let range = block * BLOCK..(block + 1) * BLOCK;
                     if map.bytes() > requested && map.is_plugged(&range) {

@@ -1,38 +1,38 @@
-//! What driver and device say to each other (§5.15.6), and the configuration space's layout (§5.15.4). Pure.
+//! The messages between driver and device (§5.15.6), and the layout of the configuration space (§5.15.4). Pure.
 
-/// Bytes of a request: type, padding, then address, number of blocks and padding.
+/// Length of a request in bytes: type, padding, then address, number of blocks and padding.
 pub const REQUEST_LEN: usize = 24;
-/// Bytes of a response: type, padding, state.
+/// Length of a response in bytes: type, padding, state.
 pub const RESPONSE_LEN: usize = 10;
-/// Bytes of the configuration space.
+/// Length of the configuration space in bytes.
 pub const CONFIG_LEN: usize = 56;
 
-/// Blocks as the driver names them: nothing of it is checked.
+/// Blocks as the driver sends them, unchecked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks {
-    /// Guest address of the first one.
+    /// Guest address of the first block.
     pub address: u64,
-    /// How many.
+    /// The number of blocks.
     pub count: u16,
 }
 
-/// What the driver asks for.
+/// A request of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Make these blocks usable.
+    /// Plug these blocks.
     Plug(Blocks),
-    /// Take them back.
+    /// Unplug these blocks.
     Unplug(Blocks),
-    /// Take all back.
+    /// Unplug all blocks.
     UnplugAll,
-    /// Say whether they are plugged.
+    /// Return whether they are plugged.
     State(Blocks),
-    /// A type there is not.
+    /// An unknown type.
     Unknown,
 }
 
 impl Request {
-    /// Reads a request. What its type does not use is ignored.
+    /// Parses a request. Fields that its type does not use are ignored.
     pub fn parse(bytes: &[u8; REQUEST_LEN]) -> Self {
         let [kind0, kind1, _, _, _, _, _, _, address @ .., count0, count1, _, _, _, _, _, _] = *bytes;
         let blocks = Blocks { address: u64::from_le_bytes(address), count: u16::from_le_bytes([count0, count1]) };
@@ -45,40 +45,40 @@ impl Request {
         }
     }
 
-    /// Whether it wants more than to know.
+    /// Whether the request changes anything.
     pub fn changes(&self) -> bool {
         !matches!(self, Self::State(_))
     }
 }
 
-/// The device's answer.
+/// The device's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// Done.
+    /// Success.
     Ack,
-    /// Not allowed by what is requested; the driver looks at the configuration again.
+    /// The requested size does not allow it; the driver reads the configuration again.
     Nack,
-    /// Not possible now; the driver tries again later.
+    /// Not possible now; the driver retries later.
     Busy,
-    /// The request makes no sense.
+    /// The request is not valid.
     Error,
     /// Whether the blocks are plugged.
     State(State),
 }
 
-/// Of several blocks.
+/// The state of several blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// All are.
+    /// All are plugged.
     Plugged,
-    /// None is.
+    /// None is plugged.
     Unplugged,
-    /// Some are.
+    /// Some are plugged.
     Mixed,
 }
 
 impl Response {
-    /// As the driver reads it.
+    /// The response in the driver's format.
     pub fn bytes(self) -> [u8; RESPONSE_LEN] {
         let (kind, state) = match self {
             Self::Ack => (0, 0),
@@ -96,22 +96,22 @@ impl Response {
 /// The configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     pub block_size: u64,
     /// Guest address of the region.
     pub address: u64,
-    /// Its bytes.
+    /// The size of the region in bytes.
     pub region_size: u64,
-    /// How many of them may be plugged at all.
+    /// The largest part of it that may ever be plugged, in bytes.
     pub usable_region_size: u64,
-    /// How many are.
+    /// The plugged bytes.
     pub plugged_size: u64,
-    /// How many shall be.
+    /// The bytes that should be plugged.
     pub requested_size: u64,
 }
 
 impl Config {
-    /// As the driver reads it.
+    /// The configuration space in the driver's format.
     pub fn bytes(&self) -> [u8; CONFIG_LEN] {
         let node_id_and_padding = 0;
         let fields = [
@@ -133,7 +133,7 @@ impl Config {
 
 #[cfg(test)]
 impl Request {
-    /// As a driver writes it.
+    /// The request in the driver's format.
     pub fn bytes(self) -> [u8; REQUEST_LEN] {
         let (kind, Blocks { address, count }) = match self {
             Self::Plug(blocks) => (0, blocks),

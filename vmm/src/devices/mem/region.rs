@@ -1,4 +1,4 @@
-//! Doing what was planned: memory slots for the guest's processors, the map for the devices, the host's memory.
+//! Carries out a plan: memory slots for the guest's processors, the map for the devices, the host's memory.
 
 use std::io;
 use std::ops::Range;
@@ -10,9 +10,9 @@ use super::Error;
 use crate::kvm::Vm;
 use crate::memory::{GuestRegion, Plugged, coalesce, release_region};
 
-/// What makes a granule of the region reachable for the guest's processors.
+/// Makes granules of the region accessible to the guest's processors.
 pub trait Slots: Send + Sync {
-    /// From now on granule `index` is there for them, or is not.
+    /// Shows granule `index` to them, or hides it.
     fn show(&self, index: usize, shown: bool) -> io::Result<()>;
 }
 
@@ -22,7 +22,7 @@ impl Slots for Vm {
     }
 }
 
-/// The region this device plugs. Ranges are bytes from its beginning, whole blocks inside it.
+/// The region that this device plugs. Ranges are bytes from its beginning, whole blocks inside it.
 pub struct Region {
     region: GuestRegion,
     map: Arc<Plugged>,
@@ -40,14 +40,14 @@ impl Region {
         self.region.start_addr().raw_value()
     }
 
-    /// What of it is plugged.
+    /// The map of its plugged blocks.
     pub fn map(&self) -> &Arc<Plugged> {
         &self.map
     }
 
-    /// Plugs `range`, of which nothing is plugged. On an error nothing has changed.
+    /// Plugs `range`, of which nothing is plugged. If it fails, nothing has changed.
     pub fn plug(&self, range: &Range<u64>) -> io::Result<()> {
-        // The slots before the map: a device may read a buffer only where the guest can have written it.
+        // The slots before the map: a device may read a buffer only if the guest could have written it.
         let idle: Vec<usize> = self.map.granules_of(range).filter(|granule| !self.map.is_active(*granule)).collect();
         for (at, granule) in idle.iter().enumerate() {
             if let Err(error) = self.slots.show(*granule, true) {
@@ -59,16 +59,16 @@ impl Region {
         Ok(())
     }
 
-    /// Unplugs `range`, whatever of it is plugged, and gives its host memory back. On an error the guest still reaches a
-    /// granule, which it must not use, and which the next time it is plugged is there already.
+    /// Unplugs `range`, even if only parts of it are plugged, and releases its host memory. On an error the guest can
+    /// still access a granule, which it must not use. That granule is then already present when it is plugged again.
     pub fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
         let active: Vec<usize> = self.map.granules_of(range).filter(|granule| self.map.is_active(*granule)).collect();
-        // The map first, then the slots: no thread begins to use the memory after that. The host's memory last, or it
-        // would be touched again.
+        // The map first, then the slots: after that, no thread begins to use the memory. The host's memory last, because
+        // it could be touched again before.
         self.map.set(range, false);
         let idle: Vec<usize> = active.into_iter().filter(|granule| !self.map.is_active(*granule)).collect();
         let hidden = self.hide(&idle);
-        // Of a granule that goes, also what the guest touched though it was not plugged.
+        // Of a hidden granule, also release memory that the guest touched though it was not plugged.
         let granules = idle.iter().map(|granule| self.map.granule_range(*granule));
         for range in coalesce(granules.chain([range.clone()]).collect()) {
             release_region(&self.region, &range);
@@ -76,7 +76,7 @@ impl Region {
         hidden
     }
 
-    /// Hides all of `granules` that can be; the first error.
+    /// Hides all of `granules` that can be hidden; returns the first error.
     fn hide(&self, granules: &[usize]) -> io::Result<()> {
         granules.iter().map(|granule| self.slots.show(*granule, false)).fold(Ok(()), Result::and)
     }

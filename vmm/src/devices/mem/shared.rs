@@ -1,4 +1,4 @@
-//! What the device's worker, the vCPU threads (configuration space) and the control thread share.
+//! The state shared by the device's worker, the vCPU threads (configuration space) and the control thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,10 @@ use super::region::Region;
 use crate::memory::{BLOCK, Plugged};
 use crate::virtio::{ConfigInterrupt, ConfigSpace};
 
-/// Blocks are so large, in MiB.
+/// The size of a block, in MiB.
 const BLOCK_MIB: u32 = (BLOCK >> 20) as u32;
 
-/// The configuration space (§5.15.4) and what it is made from.
+/// The configuration space (§5.15.4) and the data it is computed from.
 #[derive(Debug)]
 pub struct Shared {
     base: u64,
@@ -29,7 +29,7 @@ impl Shared {
         Self { base: region.base(), map: region.map().clone(), requested, refused: AtomicU64::new(0) }
     }
 
-    /// Bytes that shall be plugged.
+    /// The number of bytes that should be plugged.
     pub fn requested(&self) -> u64 {
         self.requested.load(Ordering::Acquire)
     }
@@ -46,7 +46,7 @@ impl ConfigSpace for Shared {
             block_size: BLOCK,
             address: self.base,
             region_size: self.map.size(),
-            // Whatever is requested: it costs the driver nothing.
+            // Independent of the requested size: it costs the driver nothing.
             usable_region_size: self.map.size(),
             plugged_size: self.map.bytes(),
             requested_size: self.requested(),
@@ -58,26 +58,26 @@ impl ConfigSpace for Shared {
     }
 }
 
-/// A target that cannot be.
+/// Why a target was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetRefused {
-    /// There is no such device.
+    /// The machine has no such device.
     #[error("this machine has no memory to plug: start it from a configuration with `hotplug`")]
     NoDevice,
-    /// Not whole blocks.
+    /// The size is not a whole number of blocks.
     #[error("requested_mib: {0} is not a multiple of {BLOCK_MIB}")]
     NotBlocks(u32),
-    /// More than there is.
+    /// The size is larger than the region.
     #[error("requested_mib: {asked_mib} is not between 0 and {most_mib}, the size of the region")]
     TooLarge {
-        /// What was asked.
+        /// The requested size.
         asked_mib: u32,
-        /// What is possible.
+        /// The largest possible size.
         most_mib: u32,
     },
 }
 
-/// The control thread's handle to the device; clones are the same device's.
+/// The control thread's handle to the device; clones refer to the same device.
 #[derive(Clone, Debug)]
 pub struct Hotplug {
     shared: Arc<Shared>,
@@ -89,7 +89,7 @@ impl Hotplug {
         Self { shared, interrupt }
     }
 
-    /// From now on so much shall be plugged. The driver hears of it at once, or reads it when it comes.
+    /// Sets how much memory should be plugged. A running driver is notified at once; a driver that starts later reads it.
     pub fn set_target(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
         let (asked_mib, most_mib) = (target.requested_mib, self.size_mib());
         if asked_mib > most_mib {
@@ -102,7 +102,7 @@ impl Hotplug {
         Ok(())
     }
 
-    /// From now on the whole region shall be plugged.
+    /// Requests the whole region to be plugged.
     pub fn allow_all(&self) {
         self.request(self.shared.map.size());
     }
@@ -112,7 +112,7 @@ impl Hotplug {
         self.interrupt.changed();
     }
 
-    /// How it stands; the memory that is always there is left out.
+    /// The device's state, without the memory that is always present.
     pub fn info(&self) -> MemoryInfo {
         MemoryInfo {
             boot_mib: 0,

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 const REGION_MIB: u64 = 512;
 const FIRST: Blocks = Blocks { address: HOTPLUG, count: 1 };
 
-/// Memory slots in KVM's place; it refuses what KVM would refuse.
+/// Memory slots in place of KVM; it rejects what KVM would reject.
 #[derive(Default)]
 struct Switchboard {
     shown: Mutex<Vec<usize>>,
@@ -177,7 +177,7 @@ fn a_host_without_a_slot_left_plugs_nothing_and_the_guest_may_ask_again() {
     guest.slots.fails.store(false, Ordering::Relaxed);
     guest.expect(Request::Plug(blocks(120, 16)), Response::Ack);
 
-    // A slot that cannot be removed stays, and is there already when the granule is plugged again.
+    // A slot that cannot be removed stays, and is already present when the granule is plugged again.
     guest.slots.fails.store(true, Ordering::Relaxed);
     guest.expect(Request::UnplugAll, Response::Ack);
     assert_eq!((guest.shown(), guest.info()), (vec![0, 1], (300, 0, 1)));

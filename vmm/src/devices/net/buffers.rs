@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::virtio::{Chain, Fault, Reader};
 
-/// `readv` takes 1024 buffers; the last is for what the guest has no room for.
+/// `readv` takes 1024 buffers; the last one receives the bytes that the guest has no room for.
 const PIECES_MAX: usize = 1023;
 
 /// Chains in the order they were taken, and their bytes as one list of host addresses.
@@ -18,12 +18,12 @@ pub struct Buffers {
     capacity: usize,
 }
 
-// SAFETY: the addresses are used only by the kernel, whichever thread asks it, and point into guest memory, which belongs to
-// no thread.
+// SAFETY: only the kernel uses the addresses, whichever thread makes the call. They point into guest memory, which
+// belongs to no thread.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Bytes the chains can take.
+    /// The number of bytes the chains can hold.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -37,7 +37,7 @@ impl Buffers {
         self.pieces.len() + usize::from(pieces) > PIECES_MAX
     }
 
-    /// Adds a chain behind the others.
+    /// Adds a chain after the others.
     pub fn push(&mut self, chain: Chain) -> Result<(), Fault> {
         let pieces = chain.writer().iovecs()?;
         self.capacity += chain.writable_len() as usize;
@@ -62,12 +62,12 @@ impl Buffers {
         Some(chain)
     }
 
-    /// The chain in place `index`.
+    /// The chain at `index`.
     pub fn get(&self, index: usize) -> Option<&Chain> {
         self.chains.get(index).map(|(chain, _)| chain)
     }
 
-    /// Reads one packet: into the chains first, and what they cannot hold into `spill`.
+    /// Reads one packet: into the chains first, and the bytes that they cannot hold into `spill`.
     pub fn read(&mut self, from: BorrowedFd<'_>, spill: &mut [u8]) -> io::Result<usize> {
         let count = self.pieces.len();
         self.pieces.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });

@@ -1,4 +1,4 @@
-//! The header before every packet (§5.1.6), judged before the host's network stack acts on it. Pure.
+//! The header before every packet (§5.1.6), checked before the host's network stack uses it. Pure.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
@@ -10,16 +10,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Its length, with and without merged buffers (§5.1.6.1).
 pub const HEADER: usize = 12;
-/// Where `num_buffers` lies in it.
+/// The offset of `num_buffers`.
 pub const NUM_BUFFERS: usize = 10;
 /// An Ethernet header with a VLAN tag.
 const ETHERNET: usize = 18;
 /// The shortest Ethernet header.
 const ETHERNET_MIN: usize = 14;
-/// The smallest piece a TCP sender arrives at: the smallest MSS, 48 bytes, less 40 bytes of options. Smaller ones would only
-/// make the host cut one packet into tens of thousands.
+/// The smallest segment size that a TCP sender uses: the smallest MSS, 48 bytes, less 40 bytes of options. A smaller size
+/// would only make the host divide one packet into tens of thousands.
 const SEGMENT_MIN: u16 = 8;
-/// The largest packet with its header: what segmentation offload hands over at once.
+/// The largest packet with its header: the largest input of segmentation offload.
 pub const PACKET_MAX: usize = HEADER + ETHERNET + 65536;
 
 /// The header, in the guest's byte order, which is the TAP's: both are little-endian.
@@ -35,9 +35,10 @@ pub struct Header {
     pub num_buffers: U16,
 }
 
-/// The header the host gets for a packet of `length` bytes, header included, or `None` when the packet must be dropped: it is
-/// no packet, or asks for an offload that was not negotiated, or one that points outside it. A packet without segmentation
-/// may have `mtu` bytes: the host would cut a larger one into fragments behind the filter that counts fragments.
+/// The header that the host gets for a packet of `length` bytes, header included. `None` if the packet must be dropped:
+/// it is not a packet, or it requests an offload that was not negotiated or that points outside it. A packet without
+/// segmentation may have `mtu` bytes: the host would divide a larger one into fragments after the filter that counts
+/// fragments.
 pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<Header> {
     if !(HEADER + ETHERNET_MIN..=PACKET_MAX).contains(&length) {
         return None;
@@ -60,7 +61,7 @@ pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<H
     if !segments && frame > ETHERNET + usize::from(mtu) {
         return None;
     }
-    // §5.1.6.2: segmentation needs the checksum, and pieces of some size.
+    // §5.1.6.2: segmentation needs the checksum and a segment size.
     if segments && (!checksum || header.gso_size.get() < SEGMENT_MIN || usize::from(header.hdr_len.get()) > frame) {
         return None;
     }
@@ -73,19 +74,19 @@ pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<H
     })
 }
 
-/// What the TAP may leave to the guest.
+/// The work that the TAP may leave to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Checksums not filled in.
     pub checksum: bool,
-    /// TCP over IPv4 not cut into segments.
+    /// TCP over IPv4 not divided into segments.
     pub tso4: bool,
     /// The same over IPv6.
     pub tso6: bool,
 }
 
 impl Offloads {
-    /// What the driver accepted. Segments without checksums are refused by the kernel, so they are not asked for.
+    /// The offloads that the driver accepted. The kernel rejects segmentation without checksums, so it is not requested then.
     pub fn accepted(features: u64) -> Self {
         let has = |bit: u32| features & (1 << bit) != 0;
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
@@ -169,7 +170,7 @@ mod tests {
     }
 
     proptest! {
-        /// What reaches the host never points outside its packet and asks for nothing that was not negotiated.
+        /// A packet for the host never points outside itself and requests only what was negotiated.
         #[test]
         fn what_is_admitted_is_sound(bytes in any::<[u8; 12]>(), length in 0..70_000_usize, features in any::<u64>()) {
             let header = Header::read_from_bytes(&bytes).unwrap();

@@ -36,7 +36,7 @@ const TAP: Token = Token(0);
 const RECEIVE_TOKENS: Token = Token(1);
 const TRANSMIT_TOKENS: Token = Token(2);
 
-/// What the device offers. No control queue: nothing here changes while the machine runs.
+/// The features that the device offers. No control queue: nothing here changes while the machine runs.
 const FEATURES: u64 = 1 << net::VIRTIO_NET_F_CSUM
     | 1 << net::VIRTIO_NET_F_GUEST_CSUM
     | 1 << net::VIRTIO_NET_F_MTU
@@ -47,7 +47,7 @@ const FEATURES: u64 = 1 << net::VIRTIO_NET_F_CSUM
     | 1 << net::VIRTIO_NET_F_HOST_TSO6
     | 1 << net::VIRTIO_NET_F_MRG_RXBUF;
 
-/// Why a network interface could not be made.
+/// Why a network interface could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The TAP.
@@ -58,7 +58,7 @@ pub enum Error {
     Mac {
         /// The interface.
         tap: String,
-        /// What was given.
+        /// The given value.
         mac: String,
     },
     /// The host has no timer for the rate limit.
@@ -120,7 +120,7 @@ impl Backend for NetBackend {
         self.tap.set_offloads(Offloads::accepted(features))?;
         self.rx.start(features, self.tap.mtu);
         self.tx.start(features);
-        // Edge-triggered: while packets wait and no buffer is free, a level would wake the worker forever.
+        // Edge-triggered: while packets wait and no buffer is free, a level trigger would wake the worker forever.
         fds.add(&self.tap, TAP, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
         fds.add(&self.rx.limiter, RECEIVE_TOKENS, EventSet::IN)?;
         fds.add(&self.tx.limiter, TRANSMIT_TOKENS, EventSet::IN)?;

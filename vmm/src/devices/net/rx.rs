@@ -1,7 +1,8 @@
 //! Packets from the TAP to the guest.
 //!
-//! Buffers first, then the packet: it is read straight into guest memory. One that the guest has no room for yet waits, half
-//! in its buffers and half in the spill, until the guest gives more; it is dropped only when the guest has no more to give.
+//! Buffers are reserved first; then the packet is read straight into guest memory. A packet that does not fit yet waits,
+//! partly in its buffers and partly in the spill, until the guest offers more buffers. It is dropped only when the guest
+//! can offer no more.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -20,7 +21,7 @@ pub struct Rx {
     buffers: Buffers,
     /// A packet may be spread over several chains (§5.1.6.4).
     merge: bool,
-    /// The largest packet the TAP may give, header included.
+    /// The largest packet that the TAP may deliver, header included.
     packet_max: usize,
     spill: Box<[u8]>,
     waiting: Option<Waiting>,
@@ -31,15 +32,15 @@ pub struct Rx {
 struct Waiting {
     /// Its length, header included.
     length: usize,
-    /// So much of it is in the buffers, the rest is in the spill.
+    /// The number of its bytes that are in the buffers; the rest is in the spill.
     placed: usize,
 }
 
-/// What to do after looking for a packet.
+/// The next step after checking for a packet.
 enum Next {
-    /// Look again.
+    /// Check again.
     Packet,
-    /// The TAP, the guest or the limit will wake us.
+    /// Wait: the TAP, the guest or the rate limit will wake the worker.
     Wait,
 }
 
@@ -49,14 +50,15 @@ impl Rx {
         Self { limiter, buffers: Buffers::default(), merge: false, packet_max: PACKET_MAX, spill, waiting: None }
     }
 
-    /// A driver begins or goes on.
+    /// A driver starts or resumes.
     pub fn start(&mut self, features: u64, mtu: u16) {
         self.merge = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         self.packet_max = Offloads::accepted(features).packet_max(mtu.max(1500));
         self.waiting = None;
     }
 
-    /// Moves packets until there is none, or no room, or the limit holds them back. The ring bounds the work of one call.
+    /// Moves packets until there are no more, there is no room, or the rate limit is reached. The ring bounds the work of
+    /// one call.
     pub fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
         while !self.limiter.blocked() {
             self.gather(ring)?;
@@ -72,18 +74,18 @@ impl Rx {
         Ok(())
     }
 
-    /// Gives the buffers back as if they had not been taken. A packet that waits is lost, as on any busy network.
+    /// Puts the buffers back as if they had not been taken. A waiting packet is lost, as on any busy network.
     pub fn stop(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.waiting = None;
         let mut result = Ok(());
-        // All of them: what stayed behind would be taken for the next driver's.
+        // Remove all of them: a chain left over would be mistaken for one of the next driver.
         while let Some(chain) = self.buffers.pop_back() {
             result = result.and(ring.put_back(chain));
         }
         result
     }
 
-    /// Takes buffers until the largest packet has room.
+    /// Takes buffers until there is room for the largest packet.
     fn gather(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         let enough =
             |buffers: &Buffers, merge: bool| !buffers.is_empty() && (!merge || buffers.capacity() >= self.packet_max);
@@ -109,12 +111,12 @@ impl Rx {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 Err(Fault::Request("a receive buffer is too small"))
             }
-            // The interface is down or gone: it will say when there is something to read again.
+            // The interface is down or gone. The TAP will wake the worker when there is something to read again.
             Err(_) => Ok(Next::Wait),
         }
     }
 
-    /// Moves the rest of a waiting packet into buffers that have come since.
+    /// Moves the rest of a waiting packet into buffers that have arrived since.
     fn place_rest(&mut self, Waiting { length, placed }: Waiting, ring: &mut Ring) -> Result<Next, Fault> {
         if self.buffers.capacity() < length {
             let no_more_to_come =
@@ -140,7 +142,7 @@ impl Rx {
         self.deliver(length, ring)
     }
 
-    /// Hands the first `length` bytes of the buffers to the guest.
+    /// Passes the first `length` bytes of the buffers to the guest.
     fn deliver(&mut self, length: usize, ring: &mut Ring) -> Result<Next, Fault> {
         let mut used = Vec::new();
         let mut first: Option<Chain> = None;

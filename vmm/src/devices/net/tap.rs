@@ -16,10 +16,10 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// Why a TAP cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// The name is no interface's.
+    /// The name is not that of an interface.
     #[error("network interface {name}: there is none; create the TAP first")]
     Missing { name: String },
-    /// The kernel's TAP driver is out of reach.
+    /// The kernel's TAP driver cannot be opened.
     #[error("network interface {name}: cannot open {TUN}: {source}")]
     Tun { name: String, source: io::Error },
     /// Another process has it.
@@ -28,10 +28,10 @@ pub enum TapError {
     /// It belongs to another user.
     #[error("network interface {name}: it does not belong to the machine's user; create it with that owner")]
     NotOurs { name: String },
-    /// It is no TAP, or one of another kind.
+    /// It is not a TAP, or it is a TAP of another kind.
     #[error("network interface {name}: it is not a TAP with a packet header (vnet_hdr) and one queue")]
     NotATap { name: String },
-    /// The host refused something else.
+    /// The host rejected another call.
     #[error("network interface {name}: {step}: {source}")]
     Host { name: String, step: &'static str, source: io::Error },
 }
@@ -45,7 +45,7 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the existing interface `name`. It takes no capability when the interface belongs to this process's user.
+    /// Attaches to the existing interface `name`. No capability is needed if the interface belongs to this process's user.
     pub fn attach(name: &str) -> Result<Self, TapError> {
         let failed = |step, source| TapError::Host { name: name.to_owned(), step, source };
         let mtu = mtu(name)?;
@@ -70,7 +70,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// What the kernel may leave undone in the frames it gives us.
+    /// Sets the work that the kernel may leave undone in the frames that it delivers.
     pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         let bits = [
             (offloads.checksum, libc::TUN_F_CSUM),
@@ -83,7 +83,7 @@ impl Tap {
     }
 }
 
-/// The interface's MTU, and so whether it exists at all: attaching to a name that does not exist would make a new interface.
+/// The interface's MTU. This also checks that the interface exists: attaching to an unknown name would create a new interface.
 fn mtu(name: &str) -> Result<u16, TapError> {
     let failed = |source: io::Error| TapError::Host { name: name.to_owned(), step: "cannot ask for its MTU", source };
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(|errno| failed(errno.into()))?;

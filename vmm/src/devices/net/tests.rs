@@ -23,10 +23,10 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}: this test needs root, for a network namespace of its own");
 }
 
-/// Moves this thread into a network namespace of its own with a TAP in it.
+/// Moves this thread into a new network namespace with a TAP in it.
 fn network() {
     unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace of its own");
-    // Or the host's stack would use up buffers with what it says by itself. A host without IPv6 has no such file.
+    // Otherwise the host's stack would use up buffers with its own packets. A host without IPv6 has no such file.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     ip("tuntap add dev tap0 mode tap vnet_hdr");
     ip("address add 10.9.8.1/24 dev tap0");
@@ -117,7 +117,7 @@ impl Guest {
         self.rig.queues[RECEIVE].kick();
     }
 
-    /// The next datagram to the guest: its header and payload. What else the host's stack says is passed over.
+    /// The next datagram to the guest: its header and payload. Other packets of the host's stack are skipped.
     fn receive(&mut self) -> (Header, Vec<u8>) {
         loop {
             let mut packet = self.rig.queues[RECEIVE].wait_used().bytes;
@@ -285,7 +285,7 @@ fn a_receive_buffer_shorter_than_the_header_is_a_fault() {
     guest.socket.send_to(b"x", GUEST).unwrap();
     let interrupt = guest.rig.device.config_interrupt().clone();
     assert_eq!(guest.rig.queues[RECEIVE].wait_used_unless(|| interrupt.is_reset_needed()), None);
-    // The driver's reset cures it.
+    // The driver's reset clears the fault.
     guest.rig.stop();
     guest.rig.start();
     guest.post(20, 2048);

@@ -15,7 +15,7 @@ use crate::virtio::{Chain, Fault, Ring, Served};
 pub struct Tx {
     pub limiter: RateLimiter,
     features: u64,
-    /// The TAP took no more: it says when it does.
+    /// The TAP accepted no more packets; it reports when it does again.
     pub waiting: bool,
 }
 
@@ -24,14 +24,14 @@ impl Tx {
         Self { limiter, features: 0, waiting: false }
     }
 
-    /// A driver begins or goes on.
+    /// A driver starts or resumes.
     pub fn start(&mut self, features: u64) {
         self.features = features;
         self.waiting = false;
     }
 
-    /// Moves packets until there is none, or the TAP takes no more, or the limit holds them back. The ring bounds the work of
-    /// one call.
+    /// Moves packets until there are no more, the TAP accepts no more, or the rate limit is reached. The ring bounds the
+    /// work of one call.
     pub fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
         self.waiting = false;
         ring.drain(|chain| {
@@ -42,7 +42,7 @@ impl Tx {
         })
     }
 
-    /// Sends or drops a packet; `false` when it has to wait.
+    /// Sends or drops a packet; `false` if it has to wait.
     fn send(&mut self, chain: &Chain, tap: &Tap) -> Result<bool, Fault> {
         let length = chain.readable_len() as usize;
         let mut reader = chain.reader();
@@ -51,16 +51,16 @@ impl Tx {
             return Err(chain.too_short());
         }
         reader.read_exact(&mut bytes)?;
-        // All of its bit patterns are valid, and the length is right.
+        // Every bit pattern is valid, and the length is right.
         let header = Header::read_from_bytes(&bytes).unwrap_or_default();
-        // The host gets our copy of the header, which the guest cannot change after it was judged.
+        // The host gets our copy of the header, which the guest cannot change after it was checked.
         let Some(header) = admit(header, length, self.features, tap.mtu) else { return Ok(true) };
         match buffers::write(tap.as_fd(), header.as_bytes(), &reader) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.waiting = true;
                 return Ok(false);
             }
-            // The stack refused it, or the interface is down: a packet is lost.
+            // The stack rejected it, or the interface is down: the packet is lost.
             Err(_) => {}
             Ok(_) => self.limiter.charge(length as u64),
         }

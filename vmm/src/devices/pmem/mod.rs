@@ -1,7 +1,8 @@
 //! virtio-pmem (§5.19): the root image as memory of the guest, read straight from the host's page cache.
 //!
-//! The image is mapped private and writable: all machines share one copy of what none has written, and a guest's write to
-//! `/dev/pmem0` stays its own, in memory. A read-only mapping would make every such write an exit that nothing can emulate.
+//! The image is mapped private and writable. All machines share one copy of the pages that none has written. A guest's
+//! write to `/dev/pmem0` is visible only to that guest, and stays in memory. With a read-only mapping, every such write
+//! would be an exit that cannot be emulated.
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,13 +24,13 @@ use crate::virtio::{self, Backend, Chain, ConfigBytes, Device, Fault, Identity, 
 pub const ALIGNMENT: u64 = 2 << 20;
 
 const QUEUE_SIZE: u16 = 64;
-/// The one request there is (§5.19.6).
+/// The only request (§5.19.6).
 const FLUSH: u32 = 0;
 /// The answers (§5.19.6.1).
 const DONE: u32 = 0;
 const FAILED: u32 = 1;
 
-/// Why an image cannot be the root.
+/// Why an image cannot be the root image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be opened.
@@ -40,7 +41,7 @@ pub enum Error {
         /// The host's error.
         source: io::Error,
     },
-    /// It is a folder, a device, …
+    /// It is not a regular file (for example a folder or a device).
     #[error("root image: {path} is not a regular file")]
     NotAFile {
         /// The image.
@@ -56,7 +57,7 @@ pub enum Error {
         /// Its length in bytes.
         length: u64,
     },
-    /// The host refused the mapping.
+    /// The host rejected the mapping.
     #[error("root image: cannot map {path}: {source}")]
     Map {
         /// The image.
@@ -76,7 +77,7 @@ pub fn map(path: &Path) -> Result<MmapRegion<BitmapMmapRegion>, Error> {
 
 fn open(path: &Path) -> Result<(File, u64), Error> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
-    // A named pipe must not hold us.
+    // Opening a named pipe must not block.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
@@ -89,7 +90,7 @@ fn open(path: &Path) -> Result<(File, u64), Error> {
     Ok((file, length))
 }
 
-/// The device that tells the guest where its persistent memory lies. Both numbers are multiples of [`ALIGNMENT`].
+/// The device that reports to the guest where its persistent memory is. Both numbers are multiples of [`ALIGNMENT`].
 pub fn new(guest_address: u64, size: u64) -> Result<Device, virtio::BuildError> {
     let space = [guest_address.to_le_bytes(), size.to_le_bytes()].concat();
     let identity = Identity {
@@ -102,7 +103,7 @@ pub fn new(guest_address: u64, size: u64) -> Result<Device, virtio::BuildError> 
     Device::new(identity, vec![(PmemBackend, 0..1)], Role::Quiet)
 }
 
-/// Answers flushes. There is nothing to flush: what the guest wrote lives as long as the machine.
+/// Answers flushes. There is nothing to flush: the guest's writes exist only as long as the machine.
 struct PmemBackend;
 
 impl Backend for PmemBackend {

@@ -9,9 +9,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use crate::seccomp::Role;
 use crate::virtio::{Backend, BuildError, Chain, ConfigBytes, Device, Fault, Identity, Ring, Served};
 
-/// The most one request gets, whatever it asks for; it is told how much it got, and asks again.
+/// The most bytes that one request gets. The driver reads the number from the used ring and requests more.
 const REQUEST_MAX: usize = 64 << 10;
-/// One `getrandom` at a time; up to this size it is never cut short by a signal (random(7)).
+/// One `getrandom` call at a time; up to this size, no signal cuts it short (random(7)).
 const PIECE: usize = 256;
 
 /// Builds the device.

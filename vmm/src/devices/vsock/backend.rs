@@ -15,10 +15,10 @@ const TO_GUEST: usize = 0;
 
 const MUXER: Token = Token(0);
 const TIMER: Token = Token(1);
-/// How often deadlines are looked at while there are any.
+/// Interval for checking deadlines while there are any.
 const TICK: Duration = Duration::from_secs(1);
 
-/// `struct virtio_vsock_event` with the only event there is, TRANSPORT_RESET (§5.10.6.7): every connection is gone.
+/// `struct virtio_vsock_event` with the only defined event, TRANSPORT_RESET (§5.10.6.7): all connections are gone.
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 /// Serves the queues from one thread; [`Muxer`] does the rest.
@@ -26,7 +26,7 @@ pub struct VsockBackend {
     muxer: Muxer,
     timer: Timer,
     ticking: bool,
-    /// The guest must be told that its connections are gone.
+    /// Whether the guest must be notified that its connections are gone.
     announce_reset: bool,
 }
 
@@ -35,7 +35,7 @@ impl VsockBackend {
         Ok(Self { muxer, timer: Timer::new()?, ticking: false, announce_reset: false })
     }
 
-    /// Moves packets both ways until one side has no more, or no room.
+    /// Moves packets in both directions until one side has no more packets or no room.
     fn pump(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let [to_guest, from_guest, events] = rings else { return Err(Fault::Bug("three rings are wanted")) };
         let now = Instant::now();
@@ -43,7 +43,7 @@ impl VsockBackend {
         loop {
             let stuck = self.take_packets(from_guest, now)?;
             self.give_packets(to_guest, now)?;
-            // Packets of the guest wait only for room for the answers they may need.
+            // Packets of the guest wait only for room for the answers that they may need.
             if !stuck || !self.muxer.can_take() {
                 break;
             }
@@ -51,7 +51,7 @@ impl VsockBackend {
         self.tick_while_needed()
     }
 
-    /// Returns whether packets were left for want of room for answers.
+    /// Returns whether packets were left because there was no room for answers.
     fn take_packets(&mut self, ring: &mut Ring, now: Instant) -> Result<bool, Fault> {
         let mut stuck = false;
         ring.drain(|chain| {
@@ -77,7 +77,7 @@ impl VsockBackend {
         Ok(self.muxer.take(&header, |payload| reader.read_exact(payload), now)?)
     }
 
-    /// Room in the ring first, then the bytes for it: what is read from a socket has a place to go.
+    /// Reserves room in the ring first, then reads the bytes: data read from a socket always has a destination.
     fn give_packets(&mut self, ring: &mut Ring, now: Instant) -> Result<(), Fault> {
         while self.muxer.has_turns() {
             let Some(permit) = ring.reserve()? else { return Ok(()) };
@@ -92,7 +92,7 @@ impl VsockBackend {
         Ok(())
     }
 
-    /// The next packet's header and the length of its payload, which is in the chain already.
+    /// The next packet's header and the length of its payload, which has already been written to the chain.
     fn next_packet(&mut self, chain: &Chain, now: Instant) -> Result<Option<(Header, usize)>, Fault> {
         let (_, body) = chain.writer().split_at(HEADER_LEN)?;
         match self.muxer.next(body.remaining(), now) {
@@ -138,7 +138,7 @@ impl VsockBackend {
 
 impl Backend for VsockBackend {
     fn reset(&mut self) {
-        // A driver that starts again has no connections. One restored beneath a new device has some, and must drop them.
+        // A driver that starts again has no connections. A driver restored with a new device has some, and must drop them.
         self.announce_reset = self.muxer.forget_all();
     }
 
@@ -149,7 +149,7 @@ impl Backend for VsockBackend {
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
         if queue == TO_GUEST {
-            // A look at the first buffer ends the kicks until the buffers run out.
+            // Checking for a first buffer turns off kicks until the buffers run out.
             drop(rings[TO_GUEST].reserve()?);
         }
         self.pump(rings)
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
 
-    /// The worker is woken by a tick and a kick at once, and the kick ends the wait for which there were ticks.
+    /// A tick and a kick wake the worker at the same time, and the kick ends the wait that needed the ticks.
     #[test]
     fn an_unneeded_tick_does_not_block_the_worker() {
         let folder = tempfile::tempdir().unwrap();

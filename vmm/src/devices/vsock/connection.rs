@@ -1,15 +1,16 @@
-//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O: which packets are
-//! owed to the guest, how many bytes either side may still send (virtio 1.2 §5.10.6.3), and when the connection is over.
+//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O. It decides which
+//! packets the guest must get, how many bytes each side may still send (virtio 1.2 §5.10.6.3), and when the connection is
+//! over.
 
 use std::collections::VecDeque;
 
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
-/// What the guest may send ahead of the host's reader, in bytes: the bound of [`Connection`]'s memory.
+/// The most bytes that the guest may send ahead of the host's reader. This bounds the memory of a [`Connection`].
 pub const BUFFER: u32 = 256 << 10;
-/// The guest is told of room once this much of it is new.
+/// The guest is notified of free room once this much of it is new.
 const CREDIT_STEP: u32 = BUFFER / 4;
-/// A buffer that is mostly drained is made smaller, but not smaller than this.
+/// A buffer that is mostly empty is shrunk, but not below this size.
 const KEEP_CAPACITY: usize = 16 << 10;
 
 /// The guest broke the protocol; the connection must be reset.
@@ -19,25 +20,25 @@ pub struct Broken;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Connection {
-    /// The guest has accepted, or was accepted.
+    /// The connection is open: one side asked for it and the other accepted.
     established: bool,
     /// Bytes from the guest that the host has not taken yet.
     backlog: VecDeque<u8>,
-    /// Bytes the host has taken, modulo 2³²; `told` is what the guest knows of it.
+    /// Bytes the host has taken, modulo 2³²; `told` is the value last sent to the guest.
     forwarded: u32,
     told: u32,
-    /// Bytes sent to the guest, and its own last word on its buffer.
+    /// Bytes sent to the guest, and the guest's last report about its buffer.
     sent: u32,
     peer_buffer: u32,
     peer_forwarded: u32,
-    /// A `CreditRequest` is on its way.
+    /// A `CreditRequest` has been sent and not answered.
     asked: bool,
     owed: Owed,
-    /// `SHUTDOWN_*` bits: what the guest has closed, what the host has closed, and how much of that the guest knows.
+    /// `SHUTDOWN_*` bits: the directions the guest has closed, those the host has closed, and those announced to the guest.
     guest_closed: u32,
     host_closed: u32,
     announced: u32,
-    /// The host's socket will take no more bytes.
+    /// The host's socket accepts no more bytes.
     host_deaf: bool,
     /// The guest's end of stream was passed on to the host's socket.
     end_passed_on: bool,
@@ -45,7 +46,7 @@ pub struct Connection {
     reset_sent: bool,
 }
 
-/// Packets without payload the guest is owed, each at most once.
+/// Packets without payload that must be sent to the guest, each at most once.
 #[derive(Debug, Default)]
 struct Owed {
     request: bool,
@@ -56,12 +57,12 @@ struct Owed {
 }
 
 impl Connection {
-    /// The host asks the guest.
+    /// A connection that the host requests from the guest.
     pub fn outgoing() -> Self {
         Self { owed: Owed { request: true, ..Owed::default() }, ..Self::default() }
     }
 
-    /// The guest asked with `request`, and the host's socket is connected.
+    /// A connection that the guest requested with `request`; the host's socket is connected.
     pub fn incoming(request: &Header) -> Self {
         let mut connection =
             Self { established: true, owed: Owed { response: true, ..Owed::default() }, ..Self::default() };
@@ -69,12 +70,12 @@ impl Connection {
         connection
     }
 
-    /// Both sides have agreed to talk.
+    /// Whether the connection is open.
     pub fn established(&self) -> bool {
         self.established
     }
 
-    /// Takes one packet of the guest. After an error the connection owes a reset and takes nothing more.
+    /// Takes one packet of the guest. After an error the connection must send a reset and accepts no more packets.
     pub fn receive(&mut self, op: Op, header: &Header, payload: &[u8]) -> Result<(), Broken> {
         if self.ending() {
             return Ok(());
@@ -133,15 +134,15 @@ impl Connection {
         self.backlog.capacity()
     }
 
-    /// How many bytes wait for the host.
+    /// The number of bytes that wait for the host.
     pub fn backlog_len(&self) -> usize {
         self.backlog.len()
     }
 
-    /// The host took `count` bytes of the backlog.
+    /// Notes that the host took `count` bytes of the backlog.
     pub fn delivered(&mut self, count: usize) {
         self.backlog.drain(..count);
-        // What is limited are bytes: the buffer must not keep much more room than it has bytes.
+        // The limit counts bytes, so the buffer must not keep much more capacity than bytes.
         if self.backlog.len() < self.backlog.capacity() / 4 {
             self.backlog.shrink_to((2 * self.backlog.len()).max(KEEP_CAPACITY));
         }
@@ -157,13 +158,13 @@ impl Connection {
         }
     }
 
-    /// True once: the guest will send no more and the host has everything, so the host's socket should see the end.
+    /// True once: the guest has ended its stream and the host has all its bytes, so the host's socket must see the end.
     pub fn pass_on_end(&mut self) -> bool {
         let due = self.guest_closed & SHUTDOWN_SEND != 0 && self.backlog.is_empty() && !self.host_deaf;
         due && !std::mem::replace(&mut self.end_passed_on, true)
     }
 
-    /// How many bytes may be read from the host and sent now.
+    /// The number of bytes that may be read from the host and sent now.
     pub fn window(&self) -> u32 {
         let open = self.established
             && self.host_closed & SHUTDOWN_SEND == 0
@@ -173,19 +174,19 @@ impl Connection {
         if open { self.credit() } else { 0 }
     }
 
-    /// Bytes the guest has room for.
+    /// The number of bytes that the guest has room for.
     fn credit(&self) -> u32 {
-        // A guest that claims to have taken more than it was sent gets nothing: the difference wraps to a huge number.
+        // A guest that claims to have taken more than it was sent gets no credit: the difference wraps to a huge number.
         self.peer_buffer.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded))
     }
 
-    /// `count` bytes went to the guest.
+    /// Notes that `count` bytes were sent to the guest.
     pub fn sent(&mut self, count: u32) {
         debug_assert!(count <= self.window());
         self.sent = self.sent.wrapping_add(count);
     }
 
-    /// The host has more to send than the guest has room for.
+    /// Notes that the host has more to send than the guest has room for.
     pub fn starved(&mut self) {
         let open = self.established && !self.ending() && self.guest_closed & SHUTDOWN_RECEIVE == 0;
         if open && self.credit() == 0 && !std::mem::replace(&mut self.asked, true) {
@@ -193,23 +194,23 @@ impl Connection {
         }
     }
 
-    /// The host's socket will send no more.
+    /// Notes that the host's socket will send no more.
     pub fn host_ended(&mut self) {
         self.host_closed |= SHUTDOWN_SEND;
         self.settle();
     }
 
-    /// The host's socket was read to its end.
+    /// Whether the host's socket was read to its end.
     pub fn host_has_ended(&self) -> bool {
         self.host_closed & SHUTDOWN_SEND != 0
     }
 
-    /// The guest will take no more.
+    /// Whether the guest accepts no more bytes.
     pub fn guest_is_deaf(&self) -> bool {
         self.guest_closed & SHUTDOWN_RECEIVE != 0
     }
 
-    /// The host's socket will take no more.
+    /// Notes that the host's socket accepts no more bytes.
     pub fn host_deafened(&mut self) {
         self.host_deaf = true;
         self.host_closed |= SHUTDOWN_RECEIVE;
@@ -219,13 +220,13 @@ impl Connection {
         self.settle();
     }
 
-    /// Gives the connection up: the guest gets a reset.
+    /// Aborts the connection: the guest gets a reset.
     pub fn abort(&mut self) {
         self.owed.reset = !self.reset_received;
         self.backlog = VecDeque::new();
     }
 
-    /// A packet without payload that the guest is owed now, with its flags. Taking it settles the debt.
+    /// The next packet without payload for the guest, with its flags. It counts as sent.
     pub fn take_control(&mut self) -> Option<(Op, u32)> {
         let owed = &mut self.owed;
         if self.reset_received || self.reset_sent {
@@ -248,13 +249,13 @@ impl Connection {
                 return Some((op, 0));
             }
         }
-        // Last: the end of the stream may not overtake what comes before it.
+        // Last: the end of the stream must not overtake earlier packets.
         let news = self.host_closed & !self.announced;
         self.announced = self.host_closed;
         (news != 0).then_some((Op::Shutdown, self.host_closed))
     }
 
-    /// [`take_control`](Self::take_control) would give a packet.
+    /// Whether [`take_control`](Self::take_control) would return a packet.
     pub fn owes_control(&self) -> bool {
         let Owed { request, response, reset, credit, credit_request } = self.owed;
         let later = self.established && (credit || credit_request || self.host_closed != self.announced);
@@ -269,13 +270,13 @@ impl Connection {
         self.owed.credit = false;
     }
 
-    /// Nothing more will happen: both sides know of the end, and the host has all that the guest sent.
+    /// Whether the connection is finished: a reset was sent, or one was received and the host has all the guest's bytes.
     pub fn over(&self) -> bool {
         self.reset_sent || (self.reset_received && self.backlog.is_empty())
     }
 
-    /// It waits for a word of the other side that may never come: the guest's answer, its last reset, or the host's reader
-    /// after the guest has gone. Such a wait needs a deadline.
+    /// Whether it waits for something that may never come: the guest's answer, its last reset, or the host's reader after
+    /// the guest has closed. Such a wait needs a deadline.
     pub fn in_limbo(&self) -> bool {
         !self.established
             || self.announced == SHUTDOWN_BOTH
@@ -283,7 +284,7 @@ impl Connection {
             || self.reset_received
     }
 
-    /// Bytes the host has taken, modulo 2³²: changes while a slow reader makes progress.
+    /// Bytes the host has taken, modulo 2³². The value changes while a slow reader makes progress.
     pub fn progress(&self) -> u32 {
         self.forwarded
     }
@@ -298,7 +299,7 @@ impl Connection {
         self.asked &= self.credit() == 0;
     }
 
-    /// Draws the conclusions of a change: both directions closed is the end (§5.10.6.6).
+    /// Applies the consequences of a change: when both directions are closed, the connection ends (§5.10.6.6).
     fn settle(&mut self) {
         if !self.backlog.is_empty() || self.ending() {
             return;

@@ -1,4 +1,4 @@
-//! The state machine against a model: a guest that keeps to the rules and one that does not.
+//! Tests the state machine against a model: a guest that follows the protocol and one that does not.
 
 use std::collections::VecDeque;
 
@@ -28,14 +28,14 @@ fn receive(connection: &mut Connection, op: Op, flags: u32) -> Result<(), Broken
     connection.receive(op, &packet(op, flags, (BUFFER, 0)), &[])
 }
 
-/// The guest's side, by the book.
+/// A guest that follows the protocol.
 #[derive(Default)]
 struct Guest {
-    /// Bytes sent, and the host's credit as of its last packet.
+    /// Bytes sent, and the host's credit according to its last packet.
     sent: u32,
     host_buffer: u32,
     host_forwarded: u32,
-    /// Its own receive buffer: `buffer` bytes, what is in it, what its reader has taken.
+    /// Its own receive buffer: size, bytes in it, bytes that its reader has taken.
     buffer: u32,
     unread: VecDeque<u8>,
     forwarded: u32,
@@ -83,7 +83,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     )
 }
 
-/// Everything that was said and heard, as running numbers: byte `n` of a stream is `n % 251`.
+/// All bytes sent and received, as running numbers: byte `n` of a stream is `n % 251`.
 struct Harness {
     connection: Connection,
     guest: Guest,
@@ -167,7 +167,7 @@ proptest! {
         for step in &steps {
             harness.step(step);
         }
-        // Whatever happened, both directions can continue: no side waits for credit that never comes.
+        // In every case both directions can continue: no side waits for credit that never comes.
         for _ in 0..4 {
             for step in [Step::HostReads(usize::MAX), Step::HostAnswers, Step::GuestReads(usize::MAX), Step::GuestTellsCredit] {
                 harness.step(&step);
@@ -194,7 +194,7 @@ proptest! {
                 broken |= result.is_err();
                 prop_assert!(connection.backlog_len() <= BUFFER as usize);
                 prop_assert!(connection.window() <= credit.0);
-                // One packet of each kind at most is owed, however many were received.
+                // At most one packet of each kind is pending, however many were received.
                 let mut owed = 0;
                 while let Some((op, _)) = connection.take_control() {
                     owed += 1;

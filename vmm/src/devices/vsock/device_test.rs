@@ -44,7 +44,7 @@ fn op_of(bytes: &[u8]) -> u16 {
     Header::read_from_prefix(bytes).unwrap().0.op.get()
 }
 
-/// Data for a connection that is not there, the reset for it, and a reset, which is not answered.
+/// Data for a connection that does not exist, the reset that answers it, and a reset, which is not answered.
 pub fn subject() -> Subject {
     let key = Key { guest_port: 1, host_port: 2 };
     let stray = from_guest(key, Op::Data, b"payload", 0);
@@ -64,7 +64,7 @@ pub fn subject() -> Subject {
     }
 }
 
-/// A driver that keeps buffers in the queue for packets to it.
+/// A driver that keeps buffers in the queue for packets to the guest.
 struct Guest {
     rig: Rig,
     socket: PathBuf,
@@ -88,7 +88,7 @@ impl Guest {
     }
 
     fn give_buffer(&mut self) {
-        // Any layout: the header over two descriptors, the payload in the rest of the second.
+        // Any layout is valid: here the header is in two descriptors, and the payload in the rest of the second.
         self.rig.queues[TO_GUEST].add(&[], &[20, 4000]);
         self.rig.queues[TO_GUEST].kick();
     }
@@ -177,7 +177,7 @@ fn data_waits_for_room_in_the_ring() {
     rig.start();
     let mut client = UnixStream::connect(path(&config)).unwrap();
     client.write_all(b"CONNECT 7\n").unwrap();
-    // No buffer yet: the request comes once there is one.
+    // No buffer yet: the request arrives once there is one.
     let mut guest = Guest { rig, socket: path(&config), _dir };
     guest.give_buffer();
     let (key, header, _) = guest.receive();
@@ -192,7 +192,7 @@ fn a_guest_that_takes_no_answers_waits_and_loses_none() {
     let mut guest = Guest { rig, socket: path(&config), _dir };
     let total = REFUSALS_MAX as u32 + 20;
     let (mut sent, mut answered) = (0, 0);
-    // The device takes so many packets, then leaves the rest in the ring.
+    // The device takes a limited number of packets, then leaves the rest in the ring.
     while sent < total {
         let bytes = from_guest(Key { guest_port: sent, host_port: 2 }, Op::Data, b"stray", 0);
         let queue = &mut guest.rig.queues[FROM_GUEST];

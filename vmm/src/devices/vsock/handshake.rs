@@ -1,9 +1,9 @@
 //! The first line of a client on the Unix socket: `CONNECT <port>\n`.
 
-/// The longest line a client may send, with its newline: the word, a space and ten digits, and some room.
+/// The longest line of a client, with its newline: the word, a space and ten digits, and some room.
 pub const LINE_MAX: usize = 32;
 
-/// What the bytes seen so far amount to.
+/// The result of parsing the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// No newline yet.
@@ -12,14 +12,14 @@ pub enum Line {
     Connect {
         /// The guest's port.
         port: u32,
-        /// The line's length with its newline: what follows it is already payload.
+        /// The line's length with its newline; the bytes after it are payload.
         len: usize,
     },
     /// Not a line of this protocol.
     Bad,
 }
 
-/// Reads the line at the beginning of `bytes`.
+/// Parses the line at the beginning of `bytes`.
 pub fn parse(bytes: &[u8]) -> Line {
     let seen = &bytes[..bytes.len().min(LINE_MAX)];
     let Some(end) = seen.iter().position(|byte| *byte == b'\n') else {
@@ -36,7 +36,7 @@ pub fn parse(bytes: &[u8]) -> Line {
     }
 }
 
-/// The answer once the guest has accepted: the connection's port on the host's side.
+/// The answer after the guest has accepted; it contains the connection's port on the host's side.
 pub fn accepted(host_port: u32) -> String {
     format!("OK {host_port}\n")
 }

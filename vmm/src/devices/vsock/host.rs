@@ -1,4 +1,4 @@
-//! The Unix sockets on the host's side: the one clients connect to, and those the guest may reach.
+//! The Unix sockets on the host's side: the socket that clients connect to, and the sockets that the guest may reach.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
@@ -11,27 +11,27 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::BuildError;
 
-/// Clients the kernel keeps waiting.
+/// The most clients that the kernel keeps waiting.
 const LISTEN_BACKLOG: i32 = 128;
 /// The longest path of a Unix socket, without its final zero byte.
 const PATH_MAX: usize = 107;
-/// What the guest's port adds to the path, at most: `_4294967295`.
+/// The longest suffix that a guest's port adds to the path: `_4294967295`.
 const SUFFIX_MAX: usize = 11;
 
 /// See the module.
 pub struct Host {
     listener: UnixListener,
-    /// What the paths for guests begin with; `None`: they reach no socket.
+    /// The prefix of the paths that the guest can reach; `None` if it can reach no socket.
     socket: Option<PathBuf>,
 }
 
 impl Host {
-    /// Takes over a socket that listens already.
+    /// Takes over a socket that already listens.
     pub fn inherit(listener: UnixListener) -> Self {
         Self { listener, socket: None }
     }
 
-    /// Listens on `socket`, for its owner only. Replaces a socket file that no process listens on any more.
+    /// Listens on `socket`, for its owner only. Replaces a socket file on which no process listens any more.
     pub fn listen(socket: &Path) -> Result<Self, BuildError> {
         let failed = |source| BuildError::Listen { path: socket.to_owned(), source };
         if socket.as_os_str().len() + SUFFIX_MAX > PATH_MAX {
@@ -45,7 +45,7 @@ impl Host {
             None,
         )
         .map_err(|errno| failed(errno.into()))?;
-        // The file gets the mode the socket has when it is bound, so there is no moment in which others may connect.
+        // The file gets the socket's mode at the bind, so other users can never connect.
         let listen = || -> io::Result<()> {
             rustix::fs::fchmod(fd.as_fd(), Mode::RUSR | Mode::WUSR)?;
             rustix::net::bind(&fd, &SocketAddrUnix::new(socket)?)?;
@@ -71,7 +71,7 @@ impl Host {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )?;
-        // A Unix socket connects at once or not at all; a full queue is EAGAIN.
+        // A Unix socket connects at once or fails; a full queue is EAGAIN.
         rustix::net::connect(&fd, &SocketAddrUnix::new(Path::new(&path))?)?;
         Ok(fd.into())
     }

@@ -1,13 +1,13 @@
 //! The socket device (virtio 1.2 §5.10): streams between the guest and Unix sockets of the host.
 //!
-//! A client connects to the machine's socket, writes `CONNECT <port>\n`, reads `OK <port>\n` and has a stream to that port of
-//! the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if there is one. An inherited
-//! socket has no path, and the guest reaches nothing.
+//! A client connects to the machine's socket, writes `CONNECT <port>\n` and reads `OK <port>\n`. Then it has a stream to
+//! that port of the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if it
+//! exists. An inherited socket has no path, so the guest can reach no socket of the host.
 //!
-//! [`packet`] knows the wire, [`connection`] one stream's rules without I/O, [`peer`] a stream and its socket, [`muxer`]
-//! all of them, [`host`] the sockets they begin at, [`backend`] the queues. A guest is held to: [`muxer::CONNECTIONS_MAX`]
-//! connections, [`connection::BUFFER`] bytes waiting in each and [`muxer::BACKLOG_MAX`] in all, [`muxer::REFUSALS_MAX`] resets
-//! waiting.
+//! [`packet`] defines the wire format, [`connection`] the rules of one stream without I/O, and [`peer`] a stream with its
+//! socket. [`muxer`] holds all connections, [`host`] the sockets on the host's side, and [`backend`] the queues. A guest
+//! is limited to [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] waiting bytes per connection,
+//! [`muxer::BACKLOG_MAX`] waiting bytes in total, and [`muxer::REFUSALS_MAX`] waiting resets.
 
 mod backend;
 mod connection;
@@ -39,13 +39,13 @@ use crate::virtio::{self, ConfigBytes, Device, Identity};
 
 /// Packets to the guest, packets from it, events.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
-/// Below are the host, the hypervisor and loopback.
+/// The smaller numbers are the hypervisor, loopback and the host.
 const CID_MIN: u32 = 3;
 
 /// Why the device could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The context id is taken by definition.
+    /// The context id is reserved.
     #[error("vsock: the context id must be 3 or more and not 4294967295, not {0}")]
     Cid(u32),
     /// The path does not fit into a socket's address.
@@ -56,7 +56,7 @@ pub enum BuildError {
         /// The longest possible.
         limit: usize,
     },
-    /// There is a file of another kind.
+    /// The path is a file of another kind.
     #[error("vsock: {path} is not a socket; move it away")]
     NotASocket {
         /// The socket's path.
@@ -68,7 +68,7 @@ pub enum BuildError {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The host refused.
+    /// The host rejected a call.
     #[error("vsock: cannot listen on {path}: {source}")]
     Listen {
         /// The socket's path.
@@ -79,7 +79,7 @@ pub enum BuildError {
     /// The inherited descriptor cannot be used.
     #[error("vsock: inherited socket: {0}")]
     Inherited(io::Error),
-    /// The event queue or the timer could not be made.
+    /// The event queue or the timer could not be created.
     #[error("vsock: {0}")]
     Host(#[from] io::Error),
     /// The workers could not be started.
@@ -96,7 +96,7 @@ fn identity(cid: u32) -> Identity {
     Identity {
         name: "vsock".to_owned(),
         device_type: VIRTIO_ID_VSOCK,
-        // Streams only, which is what offering nothing means (§5.10.3).
+        // Streams only: this is the meaning of no feature bit (§5.10.3).
         features: 0,
         queue_sizes: QUEUE_SIZES.to_vec(),
         config: Arc::new(ConfigBytes(u64::from(cid).to_le_bytes().to_vec())),

@@ -1,4 +1,4 @@
-//! All connections of one machine: who they belong to, whose turn it is to send to the guest, and how many there may be.
+//! All connections of one machine: their owners, the order in which they send to the guest, and their limits.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -16,34 +16,36 @@ use super::host::Host;
 use super::packet::{self, Header, Key, MAX_PAYLOAD, Op, Verdict};
 use super::peer::Peer;
 
-/// Connections at once, of both directions.
+/// The most connections at the same time, in both directions together.
 pub const CONNECTIONS_MAX: usize = 1024;
-/// Clients that have not finished their first line; more wait in the listener's queue.
+/// The most clients that have not finished their first line; more wait in the listener's queue.
 pub const CLIENTS_MAX: usize = 64;
-/// Resets owed to the guest for connections that do not exist; the guest's packets wait while there are as many.
+/// The most pending resets for connections that do not exist. When this many are pending, the guest's packets wait.
 pub const REFUSALS_MAX: usize = 256;
-/// Bytes from the guest that wait for slow readers on the host, over all connections; one that would exceed it is reset.
+/// The most bytes from the guest that wait for slow readers on the host, over all connections. A connection that would
+/// exceed it is reset.
 pub const BACKLOG_MAX: usize = 64 << 20;
-/// How long a client may take for its first line, the guest for an answer, or a closed connection to make progress.
+/// How long a client may take to send its first line, the guest to answer, or a closed connection to make progress.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Host ports of connections that the host asks for count from here, above what servers listen on.
+/// The first host port for connections that the host requests; it is above the ports of usual servers.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-/// Events taken from the kernel at once.
+/// The most events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
-/// The listener's name among the event tokens.
+/// The listener's event token.
 const LISTENER: u64 = 0;
 
 /// See the module.
 pub struct Muxer {
     guest_cid: u64,
     host: Host,
-    /// Watches the listener and every socket. Its own, not the worker's: it lives on while the device is paused.
+    /// Watches the listener and every socket. Separate from the worker's epoll, because it must exist while the device is
+    /// paused.
     epoll: Epoll,
     owners: HashMap<u64, Owner>,
     next_token: u64,
     clients: usize,
-    /// The listener has connections that were not taken for lack of room.
+    /// The listener has connections that were not accepted because there was no room.
     listener_ready: bool,
     peers: HashMap<Key, Peer>,
     next_host_port: u32,
@@ -51,22 +53,22 @@ pub struct Muxer {
     turns: VecDeque<Key>,
     refusals: VecDeque<Key>,
     backlog: usize,
-    /// Connections that wait for a word that may never come: since when, and how far they were.
+    /// Connections that wait for something that may never come: the start of the wait, and their progress then.
     limbo: BTreeMap<Key, (Instant, u32)>,
     scratch: Vec<u8>,
 }
 
-/// What a socket is.
+/// The owner of a socket.
 enum Owner {
     Client { stream: UnixStream, since: Instant },
     Peer(Key),
 }
 
-/// What goes to the guest next.
+/// The next item for the guest.
 pub enum Outgoing<'m> {
     /// A packet without payload.
     Control(Header),
-    /// Bytes to be read from a socket: at most this many, straight into the ring.
+    /// Bytes to read from a socket directly into the ring, at most this many.
     Data(&'m UnixStream, usize),
 }
 
@@ -105,12 +107,12 @@ impl Muxer {
         self.peers.len()
     }
 
-    /// Something has a deadline: [`expire`](Self::expire) should be called now and then.
+    /// Whether a deadline is pending: then [`expire`](Self::expire) must be called regularly.
     pub fn has_deadlines(&self) -> bool {
         self.clients > 0 || self.listener_ready || !self.limbo.is_empty()
     }
 
-    /// Forgets every connection, for the guest's side of them is gone. Returns whether there were any.
+    /// Drops every connection, because the guest's side of them is gone. Returns whether there were any.
     pub fn forget_all(&mut self) -> bool {
         let had = !self.peers.is_empty();
         self.owners.retain(|_, owner| matches!(owner, Owner::Client { .. }));
@@ -122,7 +124,7 @@ impl Muxer {
         had
     }
 
-    /// Takes what the kernel has to say, at most a bounded batch of it; more makes [`events`](Self::events) readable again.
+    /// Handles a bounded batch of the kernel's events. If there are more, [`events`](Self::events) becomes readable again.
     pub fn handle_events(&mut self, now: Instant) -> io::Result<()> {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         let count = match self.epoll.wait(0, &mut events) {
@@ -144,7 +146,7 @@ impl Muxer {
         Ok(())
     }
 
-    /// Ends waits that took too long.
+    /// Ends waits that have reached their deadline.
     pub fn expire(&mut self, now: Instant) {
         let late = |since: Instant| now.saturating_duration_since(since) >= PATIENCE;
         let count = self.owners.len();
@@ -165,7 +167,7 @@ impl Muxer {
     }
 
     fn accept(&mut self, now: Instant) {
-        // Not all that come: clients that leave at once would keep the guest's packets waiting.
+        // Bounded: otherwise clients that disconnect at once could keep the guest's packets waiting.
         for _ in 0..CLIENTS_MAX {
             if !self.listener_ready || self.clients >= CLIENTS_MAX {
                 return;
@@ -178,7 +180,7 @@ impl Muxer {
                     return;
                 }
                 Err(Errno::CONNABORTED | Errno::INTR) => continue,
-                // No descriptors left: tried again with the next event or tick.
+                // No file descriptors left: retried with the next event or tick.
                 Err(_) => return,
             };
             let Ok(token) = self.watch(&stream) else { continue };
@@ -196,7 +198,7 @@ impl Muxer {
         Ok(token)
     }
 
-    /// Looks for a client's first line without taking more than it: what follows is for the guest.
+    /// Reads a client's first line without taking more bytes: the following bytes are for the guest.
     fn read_line(&mut self, token: u64, now: Instant) {
         let Some(Owner::Client { stream, .. }) = self.owners.get(&token) else { return };
         let mut buffer = [0; handshake::LINE_MAX];
@@ -212,7 +214,7 @@ impl Muxer {
         self.clients -= 1;
         let Some(Owner::Client { stream, .. }) = self.owners.remove(&token) else { return };
         let Line::Connect { port, len } = seen else { return };
-        // These bytes were just seen in the socket: this call takes them all.
+        // These bytes were just seen in the socket, so this call takes all of them.
         let taken = rustix::net::recv(&stream, &mut buffer[..len], RecvFlags::empty());
         if !matches!(taken, Ok((_, count)) if count == len) || self.peers.len() >= CONNECTIONS_MAX {
             return;
@@ -225,7 +227,7 @@ impl Muxer {
         loop {
             let host_port = self.next_host_port;
             self.next_host_port = host_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
-            // Ends: there are fewer connections than ports.
+            // The loop ends, because there are fewer connections than ports.
             if !self.peers.contains_key(&Key { guest_port, host_port }) {
                 return host_port;
             }
@@ -244,12 +246,12 @@ impl Muxer {
         self.settle(key, now);
     }
 
-    /// There is room to take a packet from the guest.
+    /// Whether there is room to take a packet from the guest.
     pub fn can_take(&self) -> bool {
         self.refusals.len() < REFUSALS_MAX
     }
 
-    /// Takes one packet from the guest; `payload` is called with a buffer to fill when its bytes are wanted.
+    /// Takes one packet from the guest. Calls `payload` with a buffer to fill if the packet's bytes are needed.
     pub fn take(
         &mut self,
         header: &Header,
@@ -290,7 +292,7 @@ impl Muxer {
         Ok(())
     }
 
-    /// The guest asks for a host port: a Unix socket beside the listener, if a process listens there.
+    /// Handles the guest's request for a host port: a Unix socket beside the listener, if a process listens on it.
     fn answer_request(&mut self, key: Key, request: &Header, now: Instant) {
         let connected = if self.peers.len() < CONNECTIONS_MAX {
             self.host.connect(key.host_port).and_then(|stream| Ok((self.watch(&stream)?, stream)))
@@ -303,12 +305,13 @@ impl Muxer {
         }
     }
 
-    /// Whether [`next`](Self::next) has something to look at.
+    /// Whether [`next`](Self::next) has a connection to check.
     pub fn has_turns(&self) -> bool {
         !self.refusals.is_empty() || !self.turns.is_empty()
     }
 
-    /// What the guest gets next, if it has room for a header and `room` bytes. `Data` must be followed by [`was_read`](Self::was_read).
+    /// The next item for the guest, if it has room for a header and `room` bytes. After `Data`, the caller must call
+    /// [`was_read`](Self::was_read).
     pub fn next(&mut self, room: usize, now: Instant) -> Option<(Key, Outgoing<'_>)> {
         if let Some(key) = self.refusals.pop_front() {
             return Some((key, Outgoing::Control(packet::header(key, self.guest_cid, Op::Reset, 0))));
@@ -325,7 +328,7 @@ impl Muxer {
             }
             let limit = room.min(MAX_PAYLOAD as usize).min(peer.connection.window() as usize);
             if peer.readable && limit > 0 {
-                // Looked up again: a borrow that is returned in one arm of a loop lasts for all of it.
+                // Looked up again, because a borrow that is returned in one arm of a loop lasts for the whole loop.
                 let stream = &self.peers[&key].stream;
                 return Some((key, Outgoing::Data(stream, limit)));
             }
@@ -333,7 +336,7 @@ impl Muxer {
         None
     }
 
-    /// Says how the read of [`Outgoing::Data`] went. Returns the header to put before the bytes, if there are any.
+    /// Reports the result of the read for [`Outgoing::Data`]. Returns the header to put before the bytes, if there are any.
     pub fn was_read(&mut self, key: Key, result: io::Result<usize>, now: Instant) -> Option<Header> {
         let peer = self.peers.get_mut(&key)?;
         let header = match result {
@@ -342,7 +345,7 @@ impl Muxer {
                 None
             }
             Ok(count) => {
-                // At most what was asked for, and that was at most MAX_PAYLOAD.
+                // At most the requested number, which was at most MAX_PAYLOAD.
                 let count = count as u32;
                 peer.connection.sent(count);
                 let mut header = packet::header(key, self.guest_cid, Op::Data, count);
@@ -363,7 +366,7 @@ impl Muxer {
         header
     }
 
-    /// Does whatever a change of the connection makes possible: write to the host, wait for a turn, end.
+    /// Does what a change of the connection makes possible: write to the host, wait for a turn, or end.
     fn settle(&mut self, key: Key, now: Instant) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.flush();
@@ -392,10 +395,10 @@ impl Muxer {
     fn remove(&mut self, key: Key) {
         self.limbo.remove(&key);
         if let Some(peer) = self.peers.remove(&key) {
-            // Closing the socket takes it out of the epoll set.
+            // Closing the socket removes it from the epoll set.
             self.owners.remove(&peer.token);
             if peer.queued {
-                // Or a guest that opens and resets without taking answers would fill the queue.
+                // Otherwise a guest that opens and resets connections without taking answers would fill the queue.
                 self.turns.retain(|waiting| *waiting != key);
             }
         }

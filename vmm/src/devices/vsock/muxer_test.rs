@@ -1,4 +1,4 @@
-//! The muxer between real Unix sockets and a guest that is played by the test, packet by packet.
+//! Tests the muxer between real Unix sockets and a guest that the test simulates packet by packet.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -17,14 +17,14 @@ use super::packet::{self, HOST_CID, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_REC
 
 const GUEST: u64 = 3;
 const PORT: u32 = 1024;
-/// What the test's guest has room for, in each connection.
+/// The guest's buffer size for each connection.
 const GUEST_BUFFER: u32 = 5000;
 
 struct Rig {
     muxer: Muxer,
     path: PathBuf,
     now: Instant,
-    /// What the guest received and took, per connection.
+    /// Bytes that the guest received and took, per connection.
     taken: HashMap<Key, u32>,
     _dir: tempfile::TempDir,
 }
@@ -45,7 +45,7 @@ impl Rig {
     }
 
     fn events(&mut self) {
-        // One call takes a bounded batch of events; a few more than all connections can have are surely enough.
+        // One call handles a bounded batch of events. This many calls are enough for all connections.
         for _ in 0..2 * CONNECTIONS_MAX / 64 {
             self.muxer.handle_events(self.now).unwrap();
         }
@@ -79,7 +79,7 @@ impl Rig {
         None
     }
 
-    /// The operations the guest receives until there is nothing more.
+    /// The operations that the guest receives until there are no more.
     fn receive_all(&mut self) -> Vec<(Key, u16)> {
         std::iter::from_fn(|| self.receive().map(|(key, op, ..)| (key, op))).collect()
     }
@@ -106,7 +106,7 @@ impl Rig {
         self.send_flags(key, op, 0, payload);
     }
 
-    /// A connection from a client, accepted by the guest, and greeted.
+    /// A connection from a client, accepted by the guest, whose client has read the `OK` line.
     fn connect(&mut self) -> (UnixStream, Key) {
         let mut client = self.client(&format!("CONNECT {PORT}\n"));
         let (key, op, ..) = self.receive().expect("a request");
@@ -190,7 +190,7 @@ fn what_is_not_the_protocol_is_closed_at_once() {
     let mut rig = Rig::new();
     for line in ["GET / HTTP/1.1\r\n", "CONNECT x\n", &"A".repeat(4000)] {
         let client = rig.client(line);
-        // Closed with bytes unread is a reset to a Unix client, without is an end.
+        // Unix clients see a close with unread bytes as a reset, and a close without as an end.
         let mut byte = [0];
         assert!(matches!((&client).read(&mut byte), Ok(0) | Err(_)), "{line:?}");
     }
@@ -503,7 +503,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Any guest and any clients: nothing panics, and when all have gone, nothing is left.
+    /// With any guest and any clients, nothing panics; after all have disconnected, nothing is left.
     #[test]
     fn whatever_happens_ends(steps in steps()) {
         let mut rig = Rig::new();
@@ -565,8 +565,8 @@ proptest! {
             rig.events();
         }
         drop((clients, listener));
-        // Everybody on the host has gone; the guest takes its packets, says nothing, and gives no credit: a connection
-        // that holds bytes for it may wait for that, and only that.
+        // All clients have disconnected. The guest takes its packets, sends nothing, and gives no credit. Only a
+        // connection that holds bytes for it may still wait.
         for _ in 0..10 {
             rig.events();
             while rig.receive().is_some() {}

@@ -1,4 +1,4 @@
-//! The packet header and what may stand in it: virtio 1.2 §5.10.6.
+//! The packet header and its valid values: virtio 1.2 §5.10.6.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -19,7 +19,7 @@ pub const SHUTDOWN_SEND: u32 = 2;
 /// Both directions.
 pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
-/// `struct virtio_vsock_hdr`, as it lies in guest memory.
+/// `struct virtio_vsock_hdr` in guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Header {
@@ -33,19 +33,19 @@ pub struct Header {
     pub dst_port: U32,
     /// Bytes of payload that follow.
     pub len: U32,
-    /// 1 for a stream, the only one offered.
+    /// 1 for a stream, the only type offered.
     pub kind: U16,
     /// See [`Op`].
     pub op: U16,
-    /// Only a `Shutdown` has any.
+    /// Only used by `Shutdown`.
     pub flags: U32,
     /// The sender's receive buffer, in bytes.
     pub buf_alloc: U32,
-    /// How many bytes the sender's application has taken, modulo 2³².
+    /// The number of bytes that the sender's application has taken, modulo 2³².
     pub fwd_cnt: U32,
 }
 
-/// What a packet asks for.
+/// The operation of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Open a connection.
@@ -58,9 +58,9 @@ pub enum Op {
     Shutdown,
     /// Payload.
     Data,
-    /// Only the credit fields count.
+    /// A packet for its credit fields only.
     CreditUpdate,
-    /// Please send a `CreditUpdate`.
+    /// A request for a `CreditUpdate`.
     CreditRequest,
 }
 
@@ -79,7 +79,7 @@ impl Op {
         Self::ALL.iter().find(|(number, _)| *number == raw).map(|(_, op)| *op)
     }
 
-    /// The number on the wire.
+    /// The operation's number in the packet.
     pub fn number(self) -> u16 {
         Self::ALL.iter().find(|(_, op)| *op == self).map_or(0, |(number, _)| *number)
     }
@@ -94,18 +94,18 @@ pub struct Key {
     pub host_port: u32,
 }
 
-/// What to do with a packet from the guest, by its header alone.
+/// What to do with a packet from the guest, according to its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It belongs to this connection.
+    /// Pass it to this connection.
     Take(Key, Op),
     /// Answer with a reset.
     Refuse(Key),
-    /// Say nothing: it is a reset, or does not come from the guest's own address.
+    /// Send no answer: the packet is a reset, or does not come from the guest's own address.
     Ignore,
 }
 
-/// Judges a header the guest wrote.
+/// Checks a header that the guest wrote.
 pub fn judge(header: &Header, guest_cid: u64) -> Verdict {
     let key = Key { guest_port: header.src_port.get(), host_port: header.dst_port.get() };
     if header.src_cid.get() != guest_cid {
@@ -115,7 +115,7 @@ pub fn judge(header: &Header, guest_cid: u64) -> Verdict {
     let ours = header.dst_cid.get() == HOST_CID && header.kind.get() == TYPE_STREAM;
     match op {
         Some(op) if ours => Verdict::Take(key, op),
-        // A reset is never answered by a reset, or two sides could exchange resets forever.
+        // A reset is never answered with a reset, or two sides could exchange resets forever.
         Some(Op::Reset) => Verdict::Ignore,
         _ => Verdict::Refuse(key),
     }

@@ -10,60 +10,60 @@ use super::connection::Connection;
 use super::handshake;
 use super::packet::Key;
 
-/// See the module. Events are edge-triggered: what they said is kept here until the socket says `EAGAIN`.
+/// See the module. Events are edge-triggered, so their state is kept here until the socket returns `EAGAIN`.
 pub struct Peer {
-    /// The rules, and what waits for the socket.
+    /// The rules, and the bytes that wait for the socket.
     pub connection: Connection,
     /// Non-blocking.
     pub stream: UnixStream,
-    /// The socket's name among the event tokens.
+    /// The socket's event token.
     pub token: u64,
-    /// There may be bytes to read, or the end.
+    /// There may be bytes to read, or the end of the stream.
     pub readable: bool,
     writable: bool,
-    /// The other end is closed for good, not just half.
+    /// The other end has closed both directions.
     hung_up: bool,
-    /// It waits for its turn to send to the guest.
+    /// Whether it waits for its turn to send to the guest.
     pub queued: bool,
-    /// Bytes of the muxer's backlog that are this connection's.
+    /// The part of the muxer's backlog that belongs to this connection, in bytes.
     pub counted: usize,
 }
 
 impl Peer {
     /// A connection over `stream`, whose events have `token`.
     pub fn new(connection: Connection, stream: UnixStream, token: u64) -> Self {
-        // The events of the past may be spent already, so suppose the best: a socket that is not ready says so.
+        // Earlier events may already be consumed, so assume that the socket is ready; if it is not, it returns `EAGAIN`.
         let (readable, writable) = (true, true);
         Self { connection, stream, token, readable, writable, hung_up: false, queued: false, counted: 0 }
     }
 
-    /// Takes note of what the kernel says of the socket.
+    /// Notes the kernel's events for the socket.
     pub fn wake(&mut self, events: EventSet) {
         let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         self.readable |= hung_up || events.intersects(EventSet::IN | EventSet::READ_HANG_UP);
         self.writable |= hung_up || events.contains(EventSet::OUT);
         self.hung_up |= hung_up;
         if hung_up && !self.connection.established() {
-            // The client left before the guest answered.
+            // The client disconnected before the guest answered.
             self.connection.abort();
         }
     }
 
-    /// Ends the connection: the client at once, the guest by a reset as soon as it takes one.
+    /// Ends the connection: for the client at once, for the guest by a reset as soon as it takes one.
     pub fn give_up(&mut self) {
         self.connection.abort();
-        // It fails only when the other end is gone already.
+        // It fails only if the other end is already closed.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
-    /// The socket was read to its end; `broken`: it was closed with bytes unread, in both directions.
+    /// The socket was read to its end. `broken`: it was closed with unread bytes, in both directions.
     pub fn ended(&mut self, broken: bool) {
         self.readable = false;
         self.hung_up |= broken;
         self.connection.host_ended();
     }
 
-    /// Tells the client that the guest accepted: a socket nothing was written to has room for a line.
+    /// Notifies the client that the guest accepted. A new socket has room for one line.
     pub fn greet(&mut self, key: Key) {
         let line = handshake::accepted(key.host_port);
         if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
@@ -71,7 +71,7 @@ impl Peer {
         }
     }
 
-    /// Writes as much of the backlog as the socket takes, and passes the end on.
+    /// Writes as much of the backlog as the socket accepts, then passes on the end of the stream.
     pub fn flush(&mut self) {
         while self.writable && self.connection.backlog_len() > 0 {
             let (first, second) = self.connection.backlog();
@@ -83,7 +83,7 @@ impl Peer {
             }
         }
         if self.connection.pass_on_end() {
-            // It fails only when the other end is gone, which the next event tells.
+            // It fails only if the other end is closed, which the next event reports.
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         if self.hung_up && self.connection.guest_is_deaf() {

@@ -98,14 +98,14 @@ fn a_taken_chain_does_not_change_when_the_guest_changes_its_descriptors() {
     chain.reader().read_to_string(&mut text).unwrap();
     assert_eq!((text.as_str(), chain.writable_len()), ("abc", 8));
 
-    // Neither does what the virtio-fs server sees of it.
+    // The virtio-fs server's view of it does not change either.
     let (_, rest) = chain.reader().split_at(2).unwrap();
     let raw = RawTable::new().unwrap().lay_out(&chain, b"xy", &rest).unwrap();
     let seen: Vec<_> =
         raw.descriptors.map(|descriptor| (descriptor.addr(), descriptor.len(), descriptor.is_write_only())).collect();
     let [(front, 2, false), (data, 1, false), (answer, 8, true)] = seen[..] else { panic!("{seen:?}") };
     assert_eq!((data.0, answer), (chain.readable()[0].addr.0 + 2, chain.writable()[0].addr));
-    // The front is a copy of our own.
+    // The front is our own copy.
     assert!(!chain.mem().address_in_range(front));
     assert_eq!(raw.mem.read_obj::<[u8; 2]>(front).unwrap(), *b"xy");
 }
@@ -138,7 +138,7 @@ fn vectored_calls_see_all_pieces_as_one() {
 }
 
 proptest! {
-    /// Cursors over any layout behave as over one flat buffer.
+    /// Cursors over any layout behave like cursors over one flat buffer.
     #[test]
     fn cursors_behave_as_one_flat_buffer(
         readable in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 1..8),

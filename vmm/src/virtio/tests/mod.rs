@@ -1,4 +1,4 @@
-//! Tests of the virtio core by itself; `conformance` tests it under every device.
+//! Tests of the virtio core alone; `conformance` tests it with every device.
 
 mod chains;
 mod rings;

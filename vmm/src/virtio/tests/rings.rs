@@ -1,4 +1,4 @@
-//! Notifications both ways, bounds, and the order things become visible in.
+//! Notifications in both directions, bounds, and the order in which changes become visible.
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use vm_memory::{Bytes, GuestAddress};
@@ -48,7 +48,7 @@ fn no_interrupt_is_honoured_without_event_idx() {
 
 #[test]
 fn event_idx_asks_for_an_interrupt_at_an_index_also_around_the_wrap() {
-    // (index so far, index the driver waits for, completions, whether that wakes it)
+    // (index so far, index the driver waits for, completions, whether that wakes the driver)
     for (start, used_event, count, wakes) in [
         (0u16, 0u16, 1u16, true),
         (0, 1, 1, false),

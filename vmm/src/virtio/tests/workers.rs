@@ -1,4 +1,4 @@
-//! The worker's promises: faults and panics end in a reset, `stop` ends in time or says so.
+//! Tests of the worker: faults and panics end in a reset, and `stop` ends in time or reports that it did not.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -22,7 +22,7 @@ fn identity(queues: usize) -> Identity {
     }
 }
 
-/// Does what the first byte of a request says.
+/// Does what the first byte of a request requests.
 struct Obedient;
 
 impl Backend for Obedient {
@@ -122,7 +122,7 @@ fn a_worker_whose_preparation_fails_fails_the_build() {
     assert_eq!(error.to_string(), "test: cannot start a worker thread: no ring");
 }
 
-/// Blocks in its stop until told to go on, and tells of its calls.
+/// Blocks in its stop until the test releases it, and reports its calls.
 struct Reluctant {
     go_on: Receiver<()>,
     calls: Sender<&'static str>,
@@ -172,7 +172,7 @@ fn stop_says_busy_in_time_and_succeeds_later() {
     let states = rig.stop();
     assert_eq!(called(), "stop");
 
-    // The worker continues where it was: no reset this time, and it registers its descriptors again.
+    // The worker continues: there is no reset this time, and it registers its descriptors again.
     rig.resume(states);
     assert_eq!([called(), called()], ["start", "ready"]);
     go.send(()).unwrap();
