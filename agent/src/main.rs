@@ -11,6 +11,8 @@ use garret_agent::{environment, init, memory};
 use nix::sys::signal::SigSet;
 use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 /// The records of environments, on the data disk.
 const STATE: &str = "/data/garret";
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
         _ if std::process::id() == 1 => init::run(),
         Some("agent") => agent(),
         Some("memory-loop") => {
-            log("warn");
+            log(LevelFilter::WARN);
             memory::run_loop()
         }
         Some("unmount") => {
@@ -51,7 +53,7 @@ fn agent() -> ExitCode {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         eprintln!("garret-agent: cannot unblock signals: {error}");
     }
-    log("info");
+    log(LevelFilter::INFO);
     // The kernel's out-of-memory killer must not kill the agent. Its child processes reset this (`exec::allow_oom_kill`).
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("the agent may be killed for lack of memory: {error}");
@@ -73,9 +75,11 @@ fn agent() -> ExitCode {
 }
 
 /// Logs to standard error; `RUST_LOG` overrides `level`.
-fn log(level: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+fn log(level: LevelFilter) {
+    let from_environment = std::env::var("RUST_LOG").ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let filter = from_environment.unwrap_or_else(|| Targets::new().with_default(level));
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
 
 /// Serves until init asks the agent to end and the containers have stopped.

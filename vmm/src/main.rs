@@ -107,14 +107,15 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
 /// are not, and left out. A panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives
 /// on).
 fn limit_output() {
-    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::prelude::*;
     const PANICS: u32 = 20;
     static SEEN: AtomicU32 = AtomicU32::new(0);
-    let filter = EnvFilter::try_from_env("GARRET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let mute =
-        |filter: EnvFilter, directive: &str| filter.add_directive(directive.parse().expect("a constant directive"));
-    let filter = ["virtiofsd=off", "virtio_queue=off"].into_iter().fold(filter, mute);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let from_environment = std::env::var("GARRET_LOG").ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let filter = from_environment.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let filter = filter.with_targets([("virtiofsd", LevelFilter::OFF), ("virtio_queue", LevelFilter::OFF)]);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
     std::panic::set_hook(Box::new(|panic| {
         if SEEN.fetch_add(1, Ordering::Relaxed) < PANICS {
             let thread = std::thread::current();

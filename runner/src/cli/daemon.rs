@@ -3,8 +3,10 @@
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use crate::config::{CONFIG, Config};
 
@@ -21,9 +23,10 @@ pub struct Daemon {
 
 impl Daemon {
     pub async fn run(self, socket: PathBuf) -> anyhow::Result<u8> {
-        let filter = EnvFilter::try_new(&self.log)?;
+        let filter: Targets = self.log.parse().with_context(|| format!("--log {}", self.log))?;
         let ansi = io::stderr().is_terminal();
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(io::stderr).init();
+        let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(io::stderr);
+        tracing_subscriber::registry().with(lines).with(filter).init();
         crate::daemon::serve(Config::read(&self.config)?, socket).await?;
         Ok(0)
     }
