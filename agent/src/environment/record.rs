@@ -187,7 +187,8 @@ impl Store {
     /// Removes one record, if there is one.
     pub fn remove(&self, id: &str) -> io::Result<()> {
         remove_file(&self.path(id))?;
-        // The runner counts the environment's runs from 1 again. A record that came back after a power cut would refuse them.
+        // The runner counts the environment's runs from 1 again. A record that came back after a power cut would refuse them. The
+        // disk's one journal also commits what was removed before: the container.
         match File::open(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             folder => folder?.sync_all(),

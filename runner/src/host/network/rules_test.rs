@@ -70,14 +70,14 @@ fn denied_connections_are_refused_at_once_up_to_a_rate() {
         &network(),
         "ip link add grt1 type veth peer name other; ip link set other up; ip address add 100.96.0.9/30 dev grt1; ip link set grt1 up
          refusal 10.1.2.3 5000; refusal 192.31.196.1 80
-         for address in 5 9 10 13 14; do refusal 100.96.0.$address 80 && echo 100.96.0.$address; done || true
+         for address in 5 9 10 13 14; do { refusal 100.96.0.$address 80 && echo 100.96.0.$address; } & done; wait
          guest bash -c 'for port in {1..2000}; do echo >/dev/udp/10.1.2.3/$port; done' 2>/dev/null || true
          nft list chain inet garret refuse | grep -o 'packets [0-9]* bytes' | tr -dc 0-9",
     );
     let (refusals, answers) = printed.rsplit_once('\n').unwrap();
     assert_eq!(refusals, ["No route to host"; 2].join("\n"), "addresses of machines are silent");
     let answers: u32 = answers.parse().unwrap();
-    assert!((50..1000).contains(&answers), "{answers} of 2002 packets");
+    assert!((50..1000).contains(&answers), "{answers} answers");
 }
 
 #[test]
