@@ -304,11 +304,10 @@ pub fn is_plain(name: &str) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use futures_util::future::join_all;
 
     use super::*;
+    use crate::test_program;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000:Alice,,,:/home/alice:/bin/zsh\n\
          1001:x:1002:1002::/home/odd:/bin/sh\nbroken line\nbob.b:x:1003:100::/home/bob:/bin/sh\n";
@@ -323,8 +322,7 @@ pub(crate) mod tests {
             folder.display()
         );
         let program = folder.join("getent");
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        test_program::write(&program, &script);
         for (file, text) in [("passwd", PASSWD), ("group", GROUP), ("initgroups", "alice 1000 27 60\n")] {
             fs::write(folder.join(file), text).unwrap();
         }
@@ -379,11 +377,11 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_name_service_gets_each_question_only_a_few_times() {
+    async fn a_failing_name_service_gets_each_question_only_a_few_times() {
         let dir = tempfile::tempdir().unwrap();
-        let names = name_service(dir.path(), &format!("echo >>{}/asked; exec sleep 1000", dir.path().display()));
-        // Long enough for the script to start on a busy machine.
-        let names = NameService { keep: FRESH, deadline: Duration::from_secs(1), ..names };
+        let names = name_service(dir.path(), &format!("echo >>{}/asked; exit 1", dir.path().display()));
+        let forever = Duration::from_secs(1000);
+        let names = NameService { keep: forever, deadline: forever, ..names };
         let answers = join_all((0..5 * ASKING_MAX).map(|_| names.by_uid(4_000_000))).await;
         assert!(answers.iter().all(Result::is_err));
         let asked = fs::read_to_string(dir.path().join("asked")).unwrap().lines().count();

@@ -6,3 +6,5 @@ pub mod config;
 pub mod daemon;
 pub mod environment_id;
 pub mod host;
+#[cfg(test)]
+mod test_program;

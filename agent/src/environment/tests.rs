@@ -1,7 +1,6 @@
 //! Environments with a script instead of the engine; the script records its calls. No container ever runs, so a run of
 //! `up` that reaches the container's start fails with "the container has ended".
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::record::ContainerRecord;
@@ -24,8 +23,10 @@ impl Stage {
         let program = folder.path().join("engine");
         let calls = folder.path().join("calls");
         let script = format!("#!/bin/sh\ncalls={}\necho \"$*\" >> $calls\n{engine}\n", calls.display());
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // A child writes it. A test that starts a program at this moment would inherit this process's open file, and a
+        // file that is open for writing cannot be executed (execve(2), ETXTBSY).
+        let write = ["-c", "printf %s \"$0\" > \"$1\" && chmod 755 \"$1\"", &script];
+        assert!(std::process::Command::new("sh").args(write).arg(&program).status().unwrap().success());
         let all = environments(folder.path());
         Self { folder, all }
     }

@@ -210,12 +210,12 @@ async fn read_answer(child: &mut Child) -> io::Result<Result<Found, Problem>> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
     use tempfile::TempDir;
 
     use super::*;
     use crate::host::share::{Identity, MountFor};
+    use crate::test_program;
 
     const UID: u32 = 7;
 
@@ -228,8 +228,7 @@ mod tests {
     fn workspaces(script: &str, deadline_ms: u64) -> (TempDir, Workspaces) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
-        fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        test_program::write(&program, &format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display()));
         (dir, Workspaces::new(program, Duration::from_millis(deadline_ms)))
     }
 
