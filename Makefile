@@ -34,6 +34,7 @@ up:
 	@scripts/up.sh; status=$$?; exit $$status
 
 test: setup
+	@scripts/dependencies.sh take
 	@cargo build --quiet --release -p garret-integration --bins
 	@$(driver) test $(GROUPS)
 

@@ -5,6 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 cd "$here/.."
+scripts/dependencies.sh take
 cargo build --release --workspace --bins
 guest-kernel/build.sh
 as_root guest-image/build.sh

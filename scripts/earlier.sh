@@ -17,11 +17,10 @@ key=$(digest "$here/earlier.sh" </dev/null)
 build_earlier() {
   local out=$1 source=$2/source
   mkdir -p "$source"
+  "$here/dependencies.sh" take "$source"
   # With the modes of a clone, and so the same hash of the images' recipes.
   git -C "$here/.." -c tar.umask=0022 archive "$commit" | tar -x -C "$source"
-  # Others' code is compiled already: this tree's build folder has it.
-  (cd "$source" && CARGO_BUILD_BUILD_DIR='{cargo-cache-home}/build/garret' \
-    cargo build --release --target-dir target -p garret -p garret-vmm -p garret-agent --bins)
+  (cd "$source" && cargo build --release --target-dir target -p garret -p garret-vmm -p garret-agent --bins)
   as_root "$source/scripts/install.sh" "$out"
 }
 

@@ -100,6 +100,13 @@ pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Now everything has been compiled, also for tests and lints.
+fn dependencies_kept() -> Command {
+    let mut command = Command::new("scripts/dependencies.sh");
+    command.arg("keep");
+    command
+}
+
 fn enter_repository() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
     Ok(std::env::set_current_dir(root)?)
@@ -112,6 +119,7 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
             && cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).await?),
         // All tests are compiled at once, because cargo then has work for every processor.
         Group::Unit => Ok(cargo(&["test", "--release", "--workspace", "--no-run"]).await?
+            && run_to_end(dependencies_kept()).await?
             && cargo(&["test", "--release", "--workspace", "--lib", "--bins"]).await?
             && cargo(&["test", "--release", "--workspace", "--exclude", "garret-integration", "--test", "*"]).await?),
         Group::Artifacts => Ok(cargo(&["build", "--release", "--workspace", "--bins"]).await?
