@@ -5,8 +5,8 @@
 //!   .2/30      .1/30└─────────────────────────┘  .6/30     .5/30   └──────┘
 //! ```
 //! Each slot owns eight addresses of the pool: the first /30 is between guest and namespace, the second between
-//! namespace and host. A machine reaches only the internet. Unless the configuration allows it, it reaches no other
-//! machine, no address of the host, and no private or otherwise special network. Examples are the company's network, and
+//! namespace and host. A machine reaches only the internet. It reaches no other machine and, unless the configuration
+//! allows it, no address of the host and no private or otherwise special network. Examples are the company's network, and
 //! the link-local block with the cloud's metadata service. IPv6 is off. The namespace drops packets without the guest's
 //! address. Each machine has a limited number of connections in the host's table.
 

@@ -72,9 +72,13 @@ table inet garret {{
   chain special {{
 {to_private}    goto refuse
   }}
-  # An answer from an address of the pool, or of another machine, would say whether a machine has it.
+  # An answer from an address of the pool would say whether a machine has it. Linux itself answers before the other chains:
+  # without a route, or when a packet's time to live is over.
+  chain arriving {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname "grt*" ip daddr @machines ct state != {{ established, related }} drop
+  }}
   chain refuse {{
-    ip daddr @machines drop
     add @refusals {{ ip saddr limit rate {REFUSALS_PER_S}/second burst {REFUSALS_BURST} packets }} counter reject with icmp admin-prohibited
     drop
   }}

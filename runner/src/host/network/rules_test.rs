@@ -68,16 +68,31 @@ fn private_networks_answer_only_where_allowed() {
 fn denied_connections_are_refused_at_once_up_to_a_rate() {
     let printed = on_stage(
         &network(),
-        "ip link add grt1 type veth peer name other; ip link set other up; ip address add 100.96.0.9/30 dev grt1; ip link set grt1 up
-         refusal 10.1.2.3 5000; refusal 192.31.196.1 80
-         for address in 5 9 10 13 14; do { refusal 100.96.0.$address 80 && echo 100.96.0.$address; } & done; wait
+        "refusal 10.1.2.3 5000; refusal 192.31.196.1 80
          guest bash -c 'for port in {1..2000}; do echo >/dev/udp/10.1.2.3/$port; done' 2>/dev/null || true
          nft list chain inet garret refuse | grep -o 'packets [0-9]* bytes' | tr -dc 0-9",
     );
     let (refusals, answers) = printed.rsplit_once('\n').unwrap();
-    assert_eq!(refusals, ["No route to host"; 2].join("\n"), "addresses of machines are silent");
+    assert_eq!(refusals, ["No route to host"; 2].join("\n"));
     let answers: u32 = answers.parse().unwrap();
     assert!((50..1000).contains(&answers), "{answers} answers");
+}
+
+#[test]
+fn no_answer_says_which_machines_run() {
+    // A second machine runs: slot 1 of the pool, whose addresses end in 10, 13 and 14. Slot 2 is empty.
+    let answered = on_stage(
+        &network(),
+        "ip link add grt1 type veth peer name other; ip link set other up
+         ip address add 100.96.0.13/30 dev grt1; ip link set grt1 up; ip route add 100.96.0.10/32 via 100.96.0.14
+         silent() { status=0; guest timeout 2 bash -c \"</dev/tcp/100.96.0.$1/80\" 2>/dev/null || status=$?; [ $status = 124 ]; }
+         probe() { for address in 5 10 13 14 18 21 22; do { silent $address || echo \"$address $1\"; } & done; wait; }
+         probe 'without a route'
+         ip route add default dev out; probe 'with a route'
+         guest sh -c 'echo 1 >/proc/sys/net/ipv4/ip_default_ttl'; probe 'with a time to live of 1'
+         timeout 2 bash -c '</dev/tcp/100.96.0.6/80' 2>&1 | grep -om1 'Connection refused'",
+    );
+    assert_eq!(answered, "Connection refused\n", "the host itself reaches a machine, and no machine hears of another");
 }
 
 #[test]
