@@ -11,3 +11,7 @@ pub mod setup;
 pub mod statistics;
 pub mod users;
 pub mod workspaces;
+
+#[cfg(test)]
+#[path = "../../integration/test_program.rs"]
+mod test_program;

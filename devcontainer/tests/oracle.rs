@@ -4,12 +4,14 @@
 //! project's setup script. It runs against a stand-in for the engine's command that answers `inspect` with the case's image.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use garret_devcontainer::{Document, Folder, Resolved, Workspace, find, resolve};
 use serde_json::{Value, json};
+
+#[path = "../../integration/test_program.rs"]
+mod test_program;
 
 const VERSION: &str = "0.89.0";
 
@@ -210,8 +212,7 @@ impl Reference {
 
     fn read_configuration(&self, folder: &Path, workspace: &Path, case: &Case) -> Value {
         let engine = folder.join("engine");
-        std::fs::write(&engine, ENGINE).unwrap();
-        std::fs::set_permissions(&engine, PermissionsExt::from_mode(0o755)).unwrap();
+        test_program::write(&engine, ENGINE);
         let labels = case.label.map_or(json!({}), |label| json!({"devcontainer.metadata": label}));
         let image = json!([{"Id": "sha256:00", "Os": "linux", "Architecture": "amd64",
             "Config": {"User": "", "Env": ["PATH=/bin"], "Labels": labels}}]);

@@ -369,11 +369,15 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_silent_name_service_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let names = NameService { deadline: Duration::from_millis(100), ..name_service(dir.path(), "exec sleep 1000") };
+        let silent = name_service(dir.path(), "exec sleep 1000");
+        let mut names = NameService { deadline: Duration::from_millis(100), keep: Duration::from_secs(1000), ..silent };
         // The files know root. A uid that is missing in them may still have an account.
         assert_eq!(names.by_uid(0).await.unwrap().unwrap().name, "root");
         let error = names.by_uid(4_000_000).await.unwrap_err().to_string();
         assert!(error.starts_with("the host's name service does not answer: `getent passwd 4000000`"), "{error}");
+        // The same query is not repeated soon.
+        names.getent = "/bin/false".into();
+        assert_eq!(names.by_uid(4_000_000).await.unwrap_err().to_string(), error);
     }
 
     #[tokio::test]

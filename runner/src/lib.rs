@@ -7,4 +7,5 @@ pub mod daemon;
 pub mod environment_id;
 pub mod host;
 #[cfg(test)]
+#[path = "../../integration/test_program.rs"]
 mod test_program;

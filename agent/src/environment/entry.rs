@@ -1,6 +1,7 @@
 //! One environment in the agent's memory.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,9 +23,11 @@ pub(super) struct Entry {
     pub id: String,
     store: Store,
     record: Mutex<Record>,
-    /// Held while the record is written, so that the newest record is written last. True once the record has been removed
-    /// from the disk.
-    removed: Mutex<bool>,
+    /// Held while the record is written or removed, so that the newest record is written last. That may take as long as
+    /// the disk hangs: only a thread that may block locks it.
+    writing: Mutex<()>,
+    /// Whether the record has been removed from the disk.
+    removed: AtomicBool,
     way: Mutex<Option<Way>>,
     /// Held while the environment's container is changed.
     pub gate: tokio::sync::Mutex<()>,
@@ -56,7 +59,8 @@ impl Entry {
             id: record.id.clone(),
             store,
             record: Mutex::new(record),
-            removed: Mutex::default(),
+            writing: Mutex::default(),
+            removed: AtomicBool::default(),
             way: Mutex::default(),
             gate: Default::default(),
         })
@@ -89,18 +93,18 @@ impl Entry {
     }
 
     fn save(&self) -> io::Result<()> {
-        let removed = lock(&self.removed);
+        let _alone = lock(&self.writing);
         let record = lock(&self.record).clone();
-        if *removed { Ok(()) } else { self.store.save(&record) }
+        if self.is_removed() { Ok(()) } else { self.store.save(&record) }
     }
 
     /// Removes the record from the disk, for good.
     pub async fn delete_record(self: &Arc<Self>) -> Result<(), Problem> {
         let entry = self.clone();
         let delete = move || {
-            let mut removed = lock(&entry.removed);
+            let _alone = lock(&entry.writing);
             entry.store.remove(&entry.id)?;
-            *removed = true;
+            entry.removed.store(true, Ordering::Release);
             Ok(())
         };
         SAVE.run(delete).await?.map_err(|error| disk_problem(&self.id, &error))
@@ -108,7 +112,7 @@ impl Entry {
 
     /// Whether the environment has been removed. A task that still holds it must not start it again.
     pub fn is_removed(&self) -> bool {
-        *lock(&self.removed)
+        self.removed.load(Ordering::Acquire)
     }
 
     /// Returns the run of `generation`, and whether it is new. A newer generation cancels the run in progress and replaces it.

@@ -227,8 +227,14 @@ impl Environments {
     }
 
     fn entry_or_new(&self, id: &str, spec: &EnvironmentSpec) -> Arc<Entry> {
-        let new = || Entry::new(self.store.clone(), Record::new(id, &spec.share));
-        self.lock().entry(id.to_owned()).or_insert_with(new).clone()
+        let mut entries = self.lock();
+        // A removal whose caller gave up may have removed the record and left its entry.
+        if let Some(known) = entries.get(id).filter(|known| !known.is_removed()) {
+            return known.clone();
+        }
+        let new = Entry::new(self.store.clone(), Record::new(id, &spec.share));
+        entries.insert(id.to_owned(), new.clone());
+        new
     }
 
     fn all(&self) -> Vec<Arc<Entry>> {

@@ -167,7 +167,7 @@ impl Store {
     /// hold the developer's variables, so only root in the guest may read them.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-        let temporary = self.0.join(format!("{}.new", record.id));
+        let temporary = self.temporary(&record.id);
         // The new file must not inherit the mode of a file left by an earlier agent.
         remove_file(&temporary)?;
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -186,6 +186,8 @@ impl Store {
 
     /// Removes one record, if there is one.
     pub fn remove(&self, id: &str) -> io::Result<()> {
+        // A power cut may have left a file that was being written.
+        remove_file(&self.temporary(id))?;
         remove_file(&self.path(id))?;
         // The runner counts the environment's runs from 1 again. A record that came back after a power cut would refuse them. The
         // disk's one journal also commits what was removed before: the container.
@@ -193,6 +195,10 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             folder => folder?.sync_all(),
         }
+    }
+
+    fn temporary(&self, id: &str) -> PathBuf {
+        self.0.join(format!("{id}.new"))
     }
 
     fn path(&self, id: &str) -> PathBuf {

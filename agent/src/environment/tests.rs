@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::record::ContainerRecord;
 use super::*;
+use crate::test_program;
 
 /// Environments in a folder of their own, with a workspace `p-1` that names an image.
 struct Stage {
@@ -23,10 +24,7 @@ impl Stage {
         let program = folder.path().join("engine");
         let calls = folder.path().join("calls");
         let script = format!("#!/bin/sh\ncalls={}\necho \"$*\" >> $calls\n{engine}\n", calls.display());
-        // A child writes it. A test that starts a program at this moment would inherit this process's open file, and a
-        // file that is open for writing cannot be executed (execve(2), ETXTBSY).
-        let write = ["-c", "printf %s \"$0\" > \"$1\" && chmod 755 \"$1\"", &script];
-        assert!(std::process::Command::new("sh").args(write).arg(&program).status().unwrap().success());
+        test_program::write(&program, &script);
         let all = environments(folder.path());
         Self { folder, all }
     }
@@ -230,4 +228,14 @@ async fn what_is_removed_takes_its_unknown_containers_with_it() {
     stage.all.delete("p-1").await.unwrap();
     let all = "rm --force --ignore --time 10 --volumes --filter label=garret.environment=p-1";
     assert!(stage.called(all), "{:?}", stage.calls());
+}
+
+#[tokio::test]
+async fn a_removal_whose_caller_gave_up_is_no_obstacle() {
+    let stage = Stage::new("");
+    stage.up(spec(1)).await;
+    // What the call has done when its caller goes: the record is gone, the entry is not.
+    stage.all.entry("p-1").unwrap().delete_record().await.unwrap();
+    let (step, problem) = stage.up(spec(2)).await;
+    assert_ne!(step, "up", "{problem}");
 }

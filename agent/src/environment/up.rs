@@ -66,10 +66,6 @@ struct Container {
 impl Up {
     /// Runs all steps. The container stays if a step fails.
     pub async fn run(&mut self) -> Result<(), StepFailed> {
-        if self.entry.is_removed() {
-            let problem = Problem::new("conflict", "the environment was removed; bring it up again");
-            return Err(StepFailed { step: "up".into(), problem });
-        }
         self.record(|record| {
             record.share.clone_from(&self.spec.share);
             record.generation = record.generation.max(self.spec.generation);
@@ -77,6 +73,11 @@ impl Up {
             record.problem = None;
         })
         .await?;
+        // Asked after the record was written, which waits for a removal that is still writing.
+        if self.entry.is_removed() {
+            let problem = Problem::new("conflict", "the environment was removed; bring it up again");
+            return Err(StepFailed { step: "up".into(), problem });
+        }
         self.spec.rebuild &= !self.is_built();
         self.steps().await
     }

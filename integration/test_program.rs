@@ -1,4 +1,4 @@
-//! Shell scripts that tests put in the place of other programs.
+//! Shell scripts that tests put in the place of other programs. The crates' tests share this file.
 
 use std::path::Path;
 use std::process::Command;
