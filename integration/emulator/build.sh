@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with two fixes and, for
-# QEMU 7.2, a patch for speed (jump-cache.patch). Prints its folder.
+# QEMU 7.2, two patches for speed (jump-cache.patch, guest-tlb.patch). Prints its folder.
 #
 # 1. When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but leaves its number behind as a
 # pending exception. Should the emulator be disturbed before the guest's next exit, by a timer while it counts instructions or
@@ -17,7 +17,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 window='cs->interrupt_request |= CPU_INTERRUPT_VIRQ;'
 delivered='do_interrupt_x86_hardirq(env, vector, 1);'
 # Only for QEMU 7.2 (Debian 12).
-speed=$here/jump-cache.patch
+speed=("$here/jump-cache.patch" "$here/guest-tlb.patch")
 
 # source_of_qemu VERSION WORK: as Debian builds it, in WORK/qemu.
 source_of_qemu() {
@@ -46,7 +46,7 @@ build_emulator() {
   sed -i -e "s/$window/{ $lock(); & ${lock/lock/unlock}(); }/" \
     -e '0,/^#include "qemu\/osdep.h"/s//&\n#include "qemu\/main-loop.h"/' "$file"
   grep -qF "$lock(); $window" "$file"
-  case $version in 1:7.2*) patch -p1 <"$speed" ;; esac
+  case $version in 1:7.2*) cat "${speed[@]}" | patch -p1 ;; esac
   mkdir ../build && cd ../build
   ../qemu/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg --enable-fdt=system --enable-slirp \
     --enable-vhost-user --enable-vhost-kernel --disable-werror --disable-docs --disable-debug-info
@@ -56,7 +56,7 @@ build_emulator() {
 
 version=$(dpkg-query -W -f '${source:Version}' qemu-system-x86)
 # Not in a condition: bash would switch off errexit inside.
-set +e; emulator=$(build_once emulator "$(digest "$here/build.sh" "$speed" <<<"$version")" build_emulator); status=$?; set -e
+set +e; emulator=$(build_once emulator "$(digest "$here/build.sh" "${speed[@]}" <<<"$version")" build_emulator); status=$?; set -e
 if [ "$status" != 0 ]; then
   echo "emulator: going on with Debian's own, which hangs now and then" >&2
   emulator=/usr/bin
