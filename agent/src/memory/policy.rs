@@ -13,7 +13,7 @@ const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
 /// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is cold
-/// when the generation after the next one was created at least `cold` ago.
+/// when the next one was created at least `cold` ago.
 #[derive(Clone, Copy)]
 struct Ages {
     /// Interval between two generations.

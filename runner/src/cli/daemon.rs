@@ -13,7 +13,7 @@ use crate::config::{CONFIG, Config};
 /// Run the host daemon. It needs root, and /dev/kvm for the machines.
 #[derive(Debug, Args)]
 pub struct Daemon {
-    /// The configuration; without the file everything is as it is by default.
+    /// The configuration; without this file all defaults apply.
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
     /// What is logged: `info`, `debug`, or a list such as `garret=debug,hyper=info`.

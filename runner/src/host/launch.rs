@@ -27,8 +27,9 @@ const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet memory_hotplug.on
 /// The unit in which Linux plugs and unplugs memory, in MiB (a memory section of x86-64).
 const SECTION_MIB: u32 = 128;
 
-/// Seconds without a request from the runner after which a paused machine resumes. The memory loop asks every VMM each
-/// second. A restart of the runner, which takes a few seconds, must not resume paused machines.
+/// Seconds without a request from the runner after which a paused machine resumes, and after which a machine may use
+/// all the memory that it was promised. The memory loop asks every VMM each second. A restart of the runner, which takes
+/// a few seconds, must change nothing.
 const LEASE_S: u32 = 30;
 
 /// The files from which machines are made.

@@ -24,8 +24,9 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(5);
 const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
 /// How long memory must have been very short, in spite of swapping, before a machine is paused.
 const SWAP_PATIENCE: Duration = Duration::from_secs(15);
-/// The minimum time between two pauses. And between two resumes while the host is calm; other resumes do not wait.
+/// The minimum time between two pauses.
 const PAUSE_GAP: Duration = Duration::from_secs(10);
+/// The minimum time between two resumes while the host is calm. Other resumes do not wait.
 const RESUME_GAP: Duration = Duration::from_secs(2);
 /// The longest that a machine is paused while host memory is short. Then another machine may be paused.
 const PAUSE_MOST: Duration = Duration::from_secs(300);

@@ -88,7 +88,8 @@ impl Stage {
             self.means = Means::Swap;
         }
         // Small changes of the target do not move the goal. It moves down by more than the slack (8 times the slack
-        // while the host swaps the excess), and up by more than 8 times the slack.
+        // while the host swaps the excess), and up by more than 8 times the slack. A goal below the guarantee always
+        // moves.
         let (goal, slack) = (rated.goal(), rated.slack());
         let down = if self.means >= Means::Swap { 8 * slack } else { slack };
         let low = self.goal < rated.machine.guaranteed;

@@ -403,7 +403,7 @@ impl Driver {
                 Wish::Vanish => run.remove().await,
             };
             if let Err(error) = done {
-                tracing::error!(environment = id, "cannot keep what became of it: {error}");
+                tracing::error!(environment = id, "cannot record the result: {error}");
                 tokio::time::sleep(WRITE_RETRY).await;
             }
         });

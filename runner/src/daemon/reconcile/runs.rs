@@ -183,7 +183,7 @@ impl Run {
             match self.daemon.workspaces.revoke(self.row.uid, &paths, &self.row.id, vmm).await {
                 Ok(revoked) => break revoked,
                 Err(error) => {
-                    let said = format!("cannot take {workspace} out of the machine yet, tried again: {error:#}");
+                    let said = format!("cannot take {workspace} out of the machine yet; trying again: {error:#}");
                     self.failed_try(&mut failures, Problem::new("workspace-held", said)).await?;
                 }
             }
@@ -234,7 +234,7 @@ impl Run {
                 Err(error) if error.status() == Some(404) && self.agent_is_compatible().await => return Ok(()),
                 Err(error) => error,
             };
-            let said = format!("cannot {what} {} yet, tried again: {error}", self.row.id);
+            let said = format!("cannot {what} {} yet; trying again: {error}", self.row.id);
             self.failed_try(refusals, Problem::new("unavailable", said).clipped()).await?;
         }
     }

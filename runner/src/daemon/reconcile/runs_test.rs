@@ -190,7 +190,7 @@ async fn a_stop_that_is_refused_ends_with_one_event_more() {
     assert!(asked.load(Ordering::Relaxed) > 1);
     let (events, row) = outcome(&run).await;
     let [Happening::Problem { problem }, last] = &events[..] else { panic!("{events:?}") };
-    assert!(problem.message.starts_with("cannot stop w yet, tried again: "), "{problem}");
+    assert!(problem.message.starts_with("cannot stop w yet; trying again: "), "{problem}");
     let Happening::Environment { generation: 2, progress: Progress::Failed { step, .. } } = last else {
         panic!("{last:?}")
     };
@@ -305,7 +305,7 @@ async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
         removed = run.remove() => panic!("it is there still: {removed:?}"),
         told = told => told,
     };
-    assert!(said.starts_with("cannot take /a b out of the machine yet, tried again: "), "{said}");
+    assert!(said.starts_with("cannot take /a b out of the machine yet; trying again: "), "{said}");
     assert!(row.is_some() && !said.contains('\n'));
     fs::remove_dir(&below).unwrap();
     run.remove().await.unwrap();
