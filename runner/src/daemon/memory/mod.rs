@@ -4,12 +4,12 @@
 //! `model` and the parts of the arbiter are pure. The other modules measure, carry out orders and report. Nothing is
 //! stored: after a restart, the state is read again from the VMMs, the agents and the control groups.
 
+mod actuators;
 mod arbiter;
 mod follow;
-mod hands;
 mod host;
 mod ladder;
-mod lane;
+mod latest_only;
 mod limits;
 mod log_on_change;
 mod metrics;

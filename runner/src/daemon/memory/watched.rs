@@ -7,8 +7,8 @@ use garret_api::vmm::MemoryInfo;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::actuators::Actuators;
 use super::follow::{Reports, follow};
-use super::hands::Hands;
 use super::log_on_change::LogOnChange;
 use super::model::{MachineView, Order};
 use super::pause_control::State;
@@ -33,8 +33,8 @@ pub struct Watched {
     /// The value last written as the control group's memory protection.
     protected: Option<u64>,
     trouble: LogOnChange,
-    hands: Hands,
-    /// The tasks of the hands and the follower. They end when this is dropped.
+    actuators: Actuators,
+    /// The tasks of the actuators and the follower. They end when this is dropped.
     _tasks: JoinSet<()>,
 }
 
@@ -43,13 +43,13 @@ impl Watched {
     pub fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
         let (uid, name) = (machine.uid, machine.name.clone());
         let mut tasks = JoinSet::new();
-        let hands = Hands::new(daemon, uid, &name, &mut tasks);
-        let (reports, squeeze) = (Reports::default(), hands.squeeze.clone());
+        let actuators = Actuators::new(daemon, uid, &name, &mut tasks);
+        let (reports, squeeze) = (Reports::default(), actuators.squeeze.clone());
         let trouble = LogOnChange::of(format!("memory of {name}"));
         // An agent keeps a squeeze in its own memory. The follower repeats it to an agent that was restarted, or that
         // an earlier runner has squeezed.
-        tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.again()));
-        Self { vmm, reports, info: None, used: None, protected: None, trouble, hands, _tasks: tasks }
+        tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.repeat()));
+        Self { vmm, reports, info: None, used: None, protected: None, trouble, actuators, _tasks: tasks }
     }
 
     /// Whether this watches the given VMM.
@@ -101,13 +101,13 @@ impl Watched {
         match order {
             Order::Limit { bytes, .. } => {
                 if let Some(requested) = self.info.as_ref().and_then(|info| requested_mib(info, *bytes)) {
-                    self.hands.limit.order(requested);
+                    self.actuators.limit.order(requested);
                 }
             }
-            Order::Squeeze { target, .. } => self.hands.squeeze.order(*target),
-            Order::Swap { bytes, .. } => self.hands.swap.order((Instant::now(), *bytes)),
-            Order::Pause { .. } => self.hands.still.order(true),
-            Order::Resume { .. } => self.hands.still.order(false),
+            Order::Squeeze { target, .. } => self.actuators.squeeze.order(*target),
+            Order::Swap { bytes, .. } => self.actuators.swap.order((Instant::now(), *bytes)),
+            Order::Pause { .. } => self.actuators.pause.order(true),
+            Order::Resume { .. } => self.actuators.pause.order(false),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Carries out one kind of order on one machine, beside the loop. A VMM or an agent that hangs delays only its own
-//! lane.
+//! orders of that kind.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// The delay before an order that was not carried out is retried.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Carries out one order at a time. A newer order replaces one that has not started.
 #[derive(Clone, Debug)]
-pub struct Lane<T>(watch::Sender<T>);
+pub struct LatestOnly<T>(watch::Sender<T>);
 
-impl<T: Clone + Send + Sync + 'static> Lane<T> {
-    /// Creates a lane that runs as a task in `tasks`. `initial` is not carried out. `carry_out` returns whether the
+impl<T: Clone + Send + Sync + 'static> LatestOnly<T> {
+    /// Starts the actuator as a task in `tasks`. `initial` is not carried out. `carry_out` returns whether the
     /// order is done; an order that is not done is retried until a newer one arrives.
     pub fn new<F>(tasks: &mut JoinSet<()>, initial: T, mut carry_out: impl FnMut(T) -> F + Send + 'static) -> Self
     where
@@ -30,7 +30,7 @@ impl<T: Clone + Send + Sync + 'static> Lane<T> {
                         break;
                     }
                     // A newer order is carried out at once.
-                    if let Ok(Err(_)) = tokio::time::timeout(AGAIN, orders.changed()).await {
+                    if let Ok(Err(_)) = tokio::time::timeout(RETRY_DELAY, orders.changed()).await {
                         return;
                     }
                 }
@@ -45,7 +45,7 @@ impl<T: Clone + Send + Sync + 'static> Lane<T> {
     }
 
     /// Repeats the last order.
-    pub fn again(&self) {
+    pub fn repeat(&self) {
         self.0.send_modify(|_| {});
     }
 }
@@ -56,11 +56,11 @@ mod tests {
 
     use super::*;
 
-    /// A lane whose work takes 50 ms and fails while `broken` is true, and the orders that it has started.
-    fn lane(tasks: &mut JoinSet<()>, broken: Arc<Mutex<bool>>) -> (Lane<u32>, Arc<Mutex<Vec<u32>>>) {
+    /// An actuator whose work takes 50 ms and fails while `broken` is true, and the orders that it has started.
+    fn actuator(tasks: &mut JoinSet<()>, broken: Arc<Mutex<bool>>) -> (LatestOnly<u32>, Arc<Mutex<Vec<u32>>>) {
         let begun: Arc<Mutex<Vec<u32>>> = Arc::default();
         let log = begun.clone();
-        let lane = Lane::new(tasks, 0, move |order| {
+        let actuator = LatestOnly::new(tasks, 0, move |order| {
             log.lock().unwrap().push(order);
             let broken = broken.clone();
             async move {
@@ -68,7 +68,7 @@ mod tests {
                 !*broken.lock().unwrap()
             }
         });
-        (lane, begun)
+        (actuator, begun)
     }
 
     async fn until(begun: &Mutex<Vec<u32>>, expected: &[u32]) {
@@ -84,14 +84,14 @@ mod tests {
     #[tokio::test]
     async fn the_newest_order_counts_and_one_is_carried_out_at_a_time() {
         let mut tasks = JoinSet::new();
-        let (lane, begun) = lane(&mut tasks, Arc::default());
-        lane.order(1);
+        let (actuator, begun) = actuator(&mut tasks, Arc::default());
+        actuator.order(1);
         until(&begun, &[1]).await;
-        [2, 3, 4].into_iter().for_each(|order| lane.order(order));
+        [2, 3, 4].into_iter().for_each(|order| actuator.order(order));
         until(&begun, &[1, 4]).await;
-        lane.again();
+        actuator.repeat();
         until(&begun, &[1, 4, 4]).await;
-        drop(lane);
+        drop(actuator);
         while tasks.join_next().await.is_some() {}
     }
 
@@ -99,13 +99,13 @@ mod tests {
     async fn what_goes_wrong_is_tried_again_until_something_newer_is_wanted() {
         let mut tasks = JoinSet::new();
         let broken = Arc::new(Mutex::new(true));
-        let (lane, begun) = lane(&mut tasks, broken.clone());
-        lane.order(1);
+        let (actuator, begun) = actuator(&mut tasks, broken.clone());
+        actuator.order(1);
         until(&begun, &[1, 1]).await;
         *broken.lock().unwrap() = false;
-        lane.order(2);
+        actuator.order(2);
         until(&begun, &[1, 1, 2]).await;
-        drop(lane);
+        drop(actuator);
         while tasks.join_next().await.is_some() {}
     }
 }
