@@ -80,7 +80,7 @@ impl Kept {
             ..sizes(promised)
         };
         let paper = MachineView { uid: PAPER, ..sizes(host.total) };
-        for order in self.arbiter.look(&host, &[machine, paper], elapsed).orders {
+        for order in self.arbiter.decide(&host, &[machine, paper], elapsed).orders {
             if let Order::Swap { uid: REAL, bytes } = order {
                 cgroup::reclaim(&self.name, bytes)?;
             }

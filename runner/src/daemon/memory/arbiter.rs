@@ -1,18 +1,18 @@
-//! Looks at the host and its machines. Decides how much memory each machine should hold, how much it may plug, and by
-//! which means memory is taken. It has no clock and carries out nothing itself. Its state between two looks can be lost
-//! at any time: it is rebuilt from what the next looks see.
+//! Decides from measurements of the host and its machines how much memory each machine should hold, how much it may
+//! plug, and by which means memory is taken. It has no clock and carries out nothing itself. Its state between two
+//! cycles can be lost at any time: it is rebuilt from what the next cycles see.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use garret_api::runner::Means;
 
+use super::escalation::Assessment;
+use super::idle_swap::IdleSwap;
 use super::ladder::{Ladder, Steps};
 use super::limits::{Limit, PlugRetry};
 use super::model::{Decision, HostView, MachineView, Notice, Order};
-use super::resting::Resting;
-use super::stage::Rated;
-use super::strain::{capacity, room};
+use super::pressure::{capacity, room};
 use super::targets::{Claim, targets};
 use super::working_set::{held, wanted, working_set};
 
@@ -22,46 +22,46 @@ const IDLE_CPUS: f64 = 0.1;
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 /// CPU use is averaged over this time, because an idle guest's timers fire in bursts.
 const CPU_AVERAGE: Duration = Duration::from_secs(5);
-/// A machine that uses this many seconds of CPU time between two looks is awake at once. Looks may come early.
-const AWAKE: f64 = 0.25;
+/// A machine that uses this many seconds of CPU time between two cycles is awake at once. Cycles may come early.
+const AWAKE_CPU_S: f64 = 0.25;
 /// With this much memory swapped out of a machine, nothing is unplugged. Linux moves memory before it unplugs it, and
 /// would have to swap it in for that.
 const SWAPPED_MUCH: u64 = 64 << 20;
-/// A longer time between two looks (the host slept) counts as this: a condition that holds at both looks may not have
+/// A longer time between two cycles (the host slept) counts as this: a condition that holds at both cycles may not have
 /// held between them.
-const ELAPSED_MOST: Duration = Duration::from_secs(10);
+const ELAPSED_MAX: Duration = Duration::from_secs(10);
 
 /// The arbiter.
 #[derive(Clone, Debug, Default)]
 pub struct Arbiter {
     ladder: Ladder,
-    machines: BTreeMap<u32, Past>,
+    machines: BTreeMap<u32, History>,
 }
 
 /// The state of one machine.
 #[derive(Clone, Copy, Debug, Default)]
-struct Past {
+struct History {
     /// The average of its CPU use.
     cpus: f64,
     idle_for: Duration,
     limit: Limit,
     plug_retry: PlugRetry,
-    resting: Resting,
+    idle_swap: IdleSwap,
 }
 
 impl Arbiter {
-    /// Decides what to do now; `elapsed` is the time since the last look.
-    pub fn look(&mut self, host: &HostView, machines: &[MachineView], elapsed: Duration) -> Decision {
-        let elapsed = elapsed.min(ELAPSED_MOST);
-        self.age(machines, elapsed);
+    /// Decides what to do now; `elapsed` is the time since the last cycle.
+    pub fn decide(&mut self, host: &HostView, machines: &[MachineView], elapsed: Duration) -> Decision {
+        let elapsed = elapsed.min(ELAPSED_MAX);
+        self.update_histories(machines, elapsed);
         let used: Vec<u64> = machines.iter().map(|machine| working_set(machine, self.idle(machine))).collect();
         let claims: Vec<Claim> = machines.iter().zip(&used).map(|(machine, &used)| claim(machine, used)).collect();
         let targets = targets(guaranteed_room(host, machines), &claims);
-        let rated = machines.iter().zip(&targets).zip(&used);
-        let rated: Vec<Rated> =
-            rated.map(|((machine, &target), &working_set)| Rated { machine, target, working_set }).collect();
-        let Steps { mut orders, mut notices } = self.ladder.look(host, &rated, elapsed);
-        self.rest(host, machines, elapsed, &mut orders, &mut notices);
+        let assessed = machines.iter().zip(&targets).zip(&used);
+        let assessments: Vec<Assessment> =
+            assessed.map(|((machine, &target), &working_set)| Assessment { machine, target, working_set }).collect();
+        let Steps { mut orders, mut notices } = self.ladder.decide(host, &assessments, elapsed);
+        self.swap_out_idle(host, machines, elapsed, &mut orders, &mut notices);
         orders.extend(machines.iter().filter_map(|machine| self.limit(machine, elapsed)));
         orders.sort_by_key(precedence);
         let uids = || machines.iter().map(|machine| machine.uid);
@@ -76,7 +76,7 @@ impl Arbiter {
 
     /// On an overcommitted host, swaps out the untouched memory of idle machines, except of machines from which memory
     /// is being taken by another means.
-    fn rest(
+    fn swap_out_idle(
         &mut self,
         host: &HostView,
         machines: &[MachineView],
@@ -88,17 +88,17 @@ impl Arbiter {
         for machine in machines {
             let uid = machine.uid;
             let squeezed = self.ladder.squeezed_to(uid).is_some();
-            let Some(past) = self.machines.get_mut(&uid) else { continue };
-            let unplugs = past.limit.is_pending() && machine.swapped < SWAPPED_MUCH;
+            let Some(history) = self.machines.get_mut(&uid) else { continue };
+            let unplugs = history.limit.is_pending() && machine.swapped < SWAPPED_MUCH;
             if squeezed || machine.paused || unplugs {
-                past.resting.wake(elapsed);
+                history.idle_swap.suspend(elapsed);
                 continue;
             }
-            let Some(step) = past.resting.look(machine, past.idle_for, room, elapsed) else { continue };
+            let Some(step) = history.idle_swap.next_step(machine, history.idle_for, room, elapsed) else { continue };
             room -= step.bytes;
             orders.push(Order::Swap { uid, bytes: step.bytes });
             if step.first {
-                let (idle, promised, total) = (past.idle_for.as_secs(), promised(machines) >> 20, host.total >> 20);
+                let (idle, promised, total) = (history.idle_for.as_secs(), promised(machines) >> 20, host.total >> 20);
                 let reason = format!(
                     "nothing has happened in this machine for {idle} s and {promised} MiB are promised on a host of {total}: \
                      what it does not touch is swapped out"
@@ -108,29 +108,29 @@ impl Arbiter {
         }
     }
 
-    fn age(&mut self, machines: &[MachineView], elapsed: Duration) {
+    fn update_histories(&mut self, machines: &[MachineView], elapsed: Duration) {
         let known = std::mem::take(&mut self.machines);
         let share = 1.0 - (-elapsed.div_duration_f64(CPU_AVERAGE)).exp();
         for machine in machines {
-            let mut past = known.get(&machine.uid).copied().unwrap_or_default();
-            past.cpus += (machine.cpus - past.cpus) * share;
-            let idle = past.cpus < IDLE_CPUS && machine.cpus * elapsed.as_secs_f64().min(1.0) < AWAKE;
-            past.idle_for = if idle { past.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
-            self.machines.insert(machine.uid, past);
+            let mut history = known.get(&machine.uid).copied().unwrap_or_default();
+            history.cpus += (machine.cpus - history.cpus) * share;
+            let idle = history.cpus < IDLE_CPUS && machine.cpus * elapsed.as_secs_f64().min(1.0) < AWAKE_CPU_S;
+            history.idle_for = if idle { history.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
+            self.machines.insert(machine.uid, history);
         }
     }
 
     fn idle(&self, machine: &MachineView) -> bool {
-        self.machines.get(&machine.uid).is_some_and(|past| past.idle_for >= IDLE_AFTER)
+        self.machines.get(&machine.uid).is_some_and(|history| history.idle_for >= IDLE_AFTER)
     }
 
     /// Returns a new limit if it should change, or the same limit again if the guest has not plugged it. A paused guest
     /// cannot plug or unplug memory.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
         let squeezed = self.ladder.squeezed_to(machine.uid);
-        let past = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
-        let again = past.plug_retry.is_due(machine, elapsed);
-        let wanted = past.limit.look(machine, squeezed, elapsed);
+        let history = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
+        let again = history.plug_retry.is_due(machine, elapsed);
+        let wanted = history.limit.update(machine, squeezed, elapsed);
         let futile = |bytes: u64| machine.swapped >= SWAPPED_MUCH && bytes < machine.limit;
         let changed = wanted.filter(|&bytes| bytes != machine.limit && !futile(bytes));
         let bytes = changed.or_else(|| again.then_some(machine.limit))?;
@@ -180,8 +180,8 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn look(arbiter: &mut Arbiter, host: &HostView, machines: &[MachineView]) -> Decision {
-        arbiter.look(host, machines, SECOND)
+    fn decide(arbiter: &mut Arbiter, host: &HostView, machines: &[MachineView]) -> Decision {
+        arbiter.decide(host, machines, SECOND)
     }
 
     #[test]
@@ -190,9 +190,9 @@ mod tests {
         let resident = 1000 * MIB;
         let machine = MachineView { uid: 5, promised: 4000 * MIB, weight: 100, resident, ..MachineView::default() };
         let mut arbiter = Arbiter::default();
-        let used: Vec<u64> = (0..60).map(|_| look(&mut arbiter, &host, &[machine]).working_sets[&5] / MIB).collect();
+        let used: Vec<u64> = (0..60).map(|_| decide(&mut arbiter, &host, &[machine]).working_sets[&5] / MIB).collect();
         assert_eq!((used[58], used[59]), (1000, 64));
-        assert_eq!(look(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
+        assert_eq!(decide(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
     }
 
     const ROOMY: u64 = 8000 * MIB;
@@ -203,38 +203,38 @@ mod tests {
         HostView { total, available, swap_total: ROOMY, swap_free: ROOMY, ..HostView::default() }
     }
 
-    /// Whether anything is swapped out of a machine in five minutes; `cpus` is the CPU use at each look.
-    fn rests(host: &HostView, machine: &MachineView, interval: Duration, cpus: fn(u32) -> f64) -> bool {
+    /// Whether anything is swapped out of a machine in five minutes; `cpus` is the CPU use at each cycle.
+    fn is_swapped_out(host: &HostView, machine: &MachineView, interval: Duration, cpus: fn(u32) -> f64) -> bool {
         let mut arbiter = Arbiter::default();
-        let looks = 300 * (SECOND.as_millis() / interval.as_millis()) as u32;
-        let mut orders = (0..looks).flat_map(|look| {
-            let machine = MachineView { cpus: cpus(look), ..*machine };
-            arbiter.look(host, &[machine], interval).orders
+        let cycles = 300 * (SECOND.as_millis() / interval.as_millis()) as u32;
+        let mut orders = (0..cycles).flat_map(|cycle| {
+            let machine = MachineView { cpus: cpus(cycle), ..*machine };
+            arbiter.decide(host, &[machine], interval).orders
         });
         orders.any(|order| matches!(order, Order::Swap { .. }))
     }
 
     #[test]
-    fn who_is_idle_on_a_host_that_has_promised_more_than_it_has_is_swapped_out() {
+    fn idle_machine_on_an_overcommitted_host_is_swapped_out() {
         let host = roomy_host();
         let half_full = HostView { swap_free: ROOMY / 2, ..host };
         let machine = MachineView { uid: 5, promised: 5000 * MIB, resident: 70 * MIB, ..MachineView::default() };
         let modest = MachineView { promised: 2000 * MIB, ..machine };
         let idle: fn(u32) -> f64 = |_| 0.01;
-        let timers: fn(u32) -> f64 = |look| if look % 5 == 0 { 0.2 } else { 0.01 };
-        let seen_often: fn(u32) -> f64 = |look| if look % 50 == 0 { 0.4 } else { 0.01 };
+        let timers: fn(u32) -> f64 = |cycle| if cycle % 5 == 0 { 0.2 } else { 0.01 };
+        let frequent_cycles: fn(u32) -> f64 = |cycle| if cycle % 50 == 0 { 0.4 } else { 0.01 };
         let little: fn(u32) -> f64 = |_| 0.15;
-        let often: fn(u32) -> f64 = |look| if look % 8 == 0 { 0.3 } else { 0.0 };
+        let often: fn(u32) -> f64 = |cycle| if cycle % 8 == 0 { 0.3 } else { 0.0 };
         for (case, host, machine, interval, cpus, expected) in [
             ("idle", &host, &machine, SECOND, idle, true),
             ("a guest's timers", &host, &machine, SECOND, timers, true),
-            ("the same, looked at ten times a second", &host, &machine, SECOND / 10, seen_often, true),
+            ("the same, ten cycles a second", &host, &machine, SECOND / 10, frequent_cycles, true),
             ("a little work", &host, &machine, SECOND, little, false),
             ("some work each 8 s", &host, &machine, SECOND, often, false),
             ("half of the swap is full", &half_full, &machine, SECOND, idle, false),
             ("no more promised than there is", &host, &modest, SECOND, idle, false),
         ] {
-            assert_eq!(rests(host, machine, interval, cpus), expected, "{case}");
+            assert_eq!(is_swapped_out(host, machine, interval, cpus), expected, "{case}");
         }
     }
 
@@ -246,11 +246,11 @@ mod tests {
         let machine = MachineView { weight: 100, resident: plugged, guest: Some(guest), ..sizes };
         let asked = |machine: &MachineView| {
             let mut arbiter = Arbiter::default();
-            let looks = (0..10).flat_map(|_| look(&mut arbiter, &roomy_host(), &[*machine]).orders);
-            looks.filter(|order| *order == Order::Limit { uid: 5, bytes: machine.limit }).count()
+            let orders = (0..10).flat_map(|_| decide(&mut arbiter, &roomy_host(), &[*machine]).orders);
+            orders.filter(|order| *order == Order::Limit { uid: 5, bytes: machine.limit }).count()
         };
         let wanted = MachineView { limit: 1152 * MIB, ..machine };
-        assert_eq!(asked(&wanted), 5, "each second look");
+        assert_eq!(asked(&wanted), 5, "each second cycle");
         assert_eq!(asked(&MachineView { plugged: wanted.limit, promised: wanted.limit, ..wanted }), 0);
         assert_eq!(asked(&MachineView { paused: true, ..wanted }), 0);
     }
@@ -262,12 +262,12 @@ mod tests {
         let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::default() };
         let machine = MachineView { uid: 5, resident: 70 * MIB, guest: Some(guest), ..sizes };
         let mut arbiter = Arbiter::default();
-        let orders: Vec<Order> = (0..60).flat_map(|_| look(&mut arbiter, &roomy_host(), &[machine]).orders).collect();
+        let orders: Vec<Order> = (0..60).flat_map(|_| decide(&mut arbiter, &roomy_host(), &[machine]).orders).collect();
         let first = orders.iter().find(|order| matches!(order, Order::Limit { .. } | Order::Swap { .. }));
         assert!(matches!(first, Some(Order::Limit { .. })), "{orders:?}");
         // With much memory swapped out, nothing is unplugged, so there is nothing to wait for.
         let swapped = MachineView { swapped: SWAPPED_MUCH, ..machine };
-        assert!(rests(&roomy_host(), &swapped, SECOND, |_| 0.0));
+        assert!(is_swapped_out(&roomy_host(), &swapped, SECOND, |_| 0.0));
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
         for (swapped, lowered) in [(0, true), (64, false)] {
             let machine = MachineView { swapped: swapped * MIB, ..machine };
             let mut arbiter = Arbiter::default();
-            let orders: Vec<Order> = (0..20).flat_map(|_| look(&mut arbiter, &host, &[machine]).orders).collect();
+            let orders: Vec<Order> = (0..20).flat_map(|_| decide(&mut arbiter, &host, &[machine]).orders).collect();
             let limits = orders.iter().any(|order| matches!(order, Order::Limit { .. }));
             assert_eq!(limits, lowered, "{orders:?}");
         }
@@ -305,8 +305,8 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_machines_is_looked_at() {
-        assert_eq!(look(&mut Arbiter::default(), &HostView::default(), &[]), Decision::default());
+    fn a_host_without_machines_needs_no_decision() {
+        assert_eq!(decide(&mut Arbiter::default(), &HostView::default(), &[]), Decision::default());
     }
 
     fn any_guest() -> impl Strategy<Value = Option<GuestView>> {
@@ -367,8 +367,8 @@ mod tests {
     proptest! {
         /// For any input, guarantees are kept if the capacity allows them, and the targets are within the capacity.
         #[test]
-        fn targets_hold_at_every_sight(host in any_host(), machines in any_machines()) {
-            let decision = look(&mut Arbiter::default(), &host, &machines);
+        fn targets_are_within_guarantees_and_capacity(host in any_host(), machines in any_machines()) {
+            let decision = decide(&mut Arbiter::default(), &host, &machines);
             prop_assert!(decision.targets.values().sum::<u64>() <= capacity(&host));
             let guaranteed: u64 = machines.iter().map(|machine| machine.guaranteed).sum();
             for machine in machines.iter().filter(|_| guaranteed <= capacity(&host)) {
@@ -385,9 +385,9 @@ mod tests {
             // The guest has no free and no cold memory.
             machines[0].guest = Some(GuestView::default());
             machines[0].plugged = u64::MAX;
-            let greedy = look(&mut Arbiter::default(), &host, &machines);
+            let greedy = decide(&mut Arbiter::default(), &host, &machines);
             machines[0].guest = word;
-            let lied = look(&mut Arbiter::default(), &host, &machines);
+            let lied = decide(&mut Arbiter::default(), &host, &machines);
             for machine in &machines[1..] {
                 let (greedy, lied) = (greedy.targets[&machine.uid], lied.targets[&machine.uid]);
                 prop_assert!(lied + 100 >= greedy, "{lied} instead of {greedy}");
@@ -397,10 +397,10 @@ mod tests {
         /// However often the same input is repeated, no more is swapped than there is swap, and notices are single
         /// lines.
         #[test]
-        fn orders_stay_within_the_swap(host in any_host(), machines in any_machines(), looks in 1..30u32) {
+        fn orders_stay_within_the_swap(host in any_host(), machines in any_machines(), cycles in 1..30u32) {
             let mut arbiter = Arbiter::default();
-            for _ in 0..looks {
-                let decision = look(&mut arbiter, &host, &machines);
+            for _ in 0..cycles {
+                let decision = decide(&mut arbiter, &host, &machines);
                 let swapped = decision.orders.iter().map(|order| match order {
                     Order::Swap { bytes, .. } => *bytes,
                     _ => 0,

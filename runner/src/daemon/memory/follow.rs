@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(30);
 /// The minimum time between two lines that are read, so that a guest cannot flood the daemon.
 const PACE: Duration = Duration::from_millis(50);
-/// The minimum time between two looks that one guest can request.
+/// The minimum time between two cycles that one guest can request.
 const CALL_PACE: Duration = Duration::from_secs(1);
 /// The delay before a new stream. It doubles each time, which also bounds how much a guest can make the daemon log …
 const REST: Duration = Duration::from_secs(1);

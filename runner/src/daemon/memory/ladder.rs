@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use garret_api::runner::Means;
 
+use super::escalation::{Assessment, Escalation};
 use super::model::{HostView, Notice, Order};
-use super::stage::{Rated, Stage};
-use super::strain::{Level, Strain, deficit, swap_deficit};
+use super::pressure::{Level, Pressure, deficit, swap_deficit};
 
 const MIB: u64 = 1 << 20;
 /// How much is swapped out per second, of all machines together.
@@ -18,7 +18,7 @@ const SWAP_PACE: u64 = 256 * MIB;
 /// One part in this many of the swap is left to the kernel.
 const SWAP_KEPT: u64 = 20;
 /// A smaller amount is not worth an order.
-const SWAP_LEAST: u64 = 4 * MIB;
+const SWAP_MIN: u64 = 4 * MIB;
 /// How long a guest may take to shrink before its memory is swapped; and the same when memory is very short.
 const GUEST_PATIENCE: Duration = Duration::from_secs(5);
 const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
@@ -29,11 +29,11 @@ const PAUSE_GAP: Duration = Duration::from_secs(10);
 /// The minimum time between two resumes while the host is calm. Other resumes do not wait.
 const RESUME_GAP: Duration = Duration::from_secs(2);
 /// The longest that a machine is paused while host memory is short. Then another machine may be paused.
-const PAUSE_MOST: Duration = Duration::from_secs(300);
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// How long a machine must have been far below its target to be released before the host is calm.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The result of one look.
+/// The result of one cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Steps {
     /// Orders other than limits.
@@ -42,11 +42,11 @@ pub struct Steps {
     pub notices: Vec<Notice>,
 }
 
-/// The stage of every machine.
+/// The escalation of every machine.
 #[derive(Clone, Debug)]
 pub struct Ladder {
-    strain: Strain,
-    stages: BTreeMap<u32, Stage>,
+    pressure: Pressure,
+    escalations: BTreeMap<u32, Escalation>,
     since_pause: Duration,
     since_resume: Duration,
 }
@@ -54,107 +54,107 @@ pub struct Ladder {
 impl Default for Ladder {
     fn default() -> Self {
         let (since_pause, since_resume) = (PAUSE_GAP, RESUME_GAP);
-        Self { strain: Strain::default(), stages: BTreeMap::new(), since_pause, since_resume }
+        Self { pressure: Pressure::default(), escalations: BTreeMap::new(), since_pause, since_resume }
     }
 }
 
 impl Ladder {
-    /// What to do now; `elapsed` is the time since the last look.
-    pub fn look(&mut self, host: &HostView, all: &[Rated], elapsed: Duration) -> Steps {
-        let level = self.strain.look(host, elapsed);
-        self.age(all, elapsed);
+    /// What to do now; `elapsed` is the time since the last cycle.
+    pub fn decide(&mut self, host: &HostView, all: &[Assessment], elapsed: Duration) -> Steps {
+        let level = self.pressure.update(host, elapsed);
+        self.update_escalations(all, elapsed);
         let mut ranked = all.to_vec();
-        ranked.sort_by(Rated::idler_first);
-        let mut look = Look { ladder: self, host, level, ranked, steps: Steps::default() };
-        look.resume();
-        look.release();
+        ranked.sort_by(Assessment::idler_first);
+        let mut cycle = Cycle { ladder: self, host, level, ranked, steps: Steps::default() };
+        cycle.resume();
+        cycle.release();
         if level != Level::Calm {
-            look.squeeze();
-            look.swap(elapsed);
-            look.pause();
+            cycle.squeeze();
+            cycle.swap(elapsed);
+            cycle.pause();
         }
-        look.ask();
-        look.steps
+        cycle.ask();
+        cycle.steps
     }
 
     /// The size to which a machine's guest should shrink; `None` if it need not.
     pub fn squeezed_to(&self, uid: u32) -> Option<u64> {
-        self.stages.get(&uid)?.squeezed_to()
+        self.escalations.get(&uid)?.squeezed_to()
     }
 
     /// The means in use, for each machine from which memory is taken.
     pub fn squeezed(&self) -> BTreeMap<u32, Means> {
-        let squeezed = self.stages.iter().filter(|(_, stage)| stage.means != Means::Released);
-        squeezed.map(|(&uid, stage)| (uid, stage.means)).collect()
+        let squeezed = self.escalations.iter().filter(|(_, escalation)| escalation.means != Means::Released);
+        squeezed.map(|(&uid, escalation)| (uid, escalation.means)).collect()
     }
 
     /// Drops machines that are gone and adopts new ones.
-    fn age(&mut self, all: &[Rated], elapsed: Duration) {
-        let known = std::mem::take(&mut self.stages);
-        for rated in all {
-            let machine = rated.machine;
-            let mut stage = known.get(&machine.uid).copied().unwrap_or_else(|| Stage::adopt(machine));
-            stage.age(rated, elapsed);
-            self.stages.insert(machine.uid, stage);
+    fn update_escalations(&mut self, all: &[Assessment], elapsed: Duration) {
+        let known = std::mem::take(&mut self.escalations);
+        for assessment in all {
+            let machine = assessment.machine;
+            let mut escalation = known.get(&machine.uid).copied().unwrap_or_else(|| Escalation::adopt(machine));
+            escalation.update(assessment, elapsed);
+            self.escalations.insert(machine.uid, escalation);
         }
         self.since_pause = self.since_pause.saturating_add(elapsed);
         self.since_resume = self.since_resume.saturating_add(elapsed);
     }
 }
 
-/// One look at all machines.
-struct Look<'a> {
+/// The state of one cycle over all machines.
+struct Cycle<'a> {
     ladder: &'a mut Ladder,
     host: &'a HostView,
     level: Level,
     /// The machines, the idlest first.
-    ranked: Vec<Rated<'a>>,
+    ranked: Vec<Assessment<'a>>,
     steps: Steps,
 }
 
-impl Look<'_> {
+impl Cycle<'_> {
     /// Resumes a paused machine when a client waits for it, when the host is calm, or when its turn to pause is over.
     fn resume(&mut self) {
         // The reverse of the rank: the least idle machine first.
-        for rated in self.ranked.clone().iter().rev() {
-            let (machine, stage) = (rated.machine, self.stage(rated));
-            if stage.means != Means::Paused {
+        for assessment in self.ranked.clone().iter().rev() {
+            let (machine, escalation) = (assessment.machine, self.escalation(assessment));
+            if escalation.means != Means::Paused {
                 if machine.paused {
                     // Ordered before and not done yet.
                     self.steps.orders.push(Order::Resume { uid: machine.uid });
                 }
                 continue;
             }
-            let stood = stage.since.as_secs();
+            let paused_s = escalation.since.as_secs();
             let reason = if machine.needed {
                 "resumed: a client waits for this machine".into()
             } else if self.level == Level::Calm && self.ladder.since_resume >= RESUME_GAP {
                 self.enough()
-            } else if self.level != Level::Calm && stage.since >= PAUSE_MOST {
-                format!("resumed after a pause of {stood} s, although {}", self.shortage())
+            } else if self.level != Level::Calm && escalation.since >= PAUSE_MAX {
+                format!("resumed after a pause of {paused_s} s, although {}", self.shortage())
             } else {
                 continue;
             };
             let means = if self.level == Level::Calm { Means::Released } else { Means::Guest };
             self.ladder.since_resume = Duration::ZERO;
             self.steps.orders.push(Order::Resume { uid: machine.uid });
-            self.enter(rated, means, rated.target, reason);
+            self.enter(assessment, means, assessment.target, reason);
         }
     }
 
     /// Releases machines when the host is calm, or when they hold far less than their target.
     fn release(&mut self) {
-        for rated in self.ranked.clone() {
-            let stage = self.stage(&rated);
-            if matches!(stage.means, Means::Released | Means::Paused) {
+        for assessment in self.ranked.clone() {
+            let escalation = self.escalation(&assessment);
+            if matches!(escalation.means, Means::Released | Means::Paused) {
                 continue;
             }
             if self.level == Level::Calm {
-                self.enter(&rated, Means::Released, rated.target, self.enough());
-            } else if stage.since >= RELEASE_PATIENCE && rated.far_below_target() {
-                let (holds, target) = (mib(rated.machine.resident), mib(rated.target));
+                self.enter(&assessment, Means::Released, assessment.target, self.enough());
+            } else if escalation.since >= RELEASE_PATIENCE && assessment.far_below_target() {
+                let (holds, target) = (mib(assessment.machine.resident), mib(assessment.target));
                 let reason = format!("this machine holds {holds} MiB and may hold {target}");
-                self.enter(&rated, Means::Released, rated.target, reason);
+                self.enter(&assessment, Means::Released, assessment.target, reason);
             }
         }
     }
@@ -162,16 +162,16 @@ impl Look<'_> {
     /// Asks as many guests as needed to end the shortage, assuming that they do as asked.
     fn squeeze(&mut self) {
         let lack = deficit(self.host);
-        let asked = self.ranked.iter().filter(|rated| self.stage(rated).means != Means::Released);
-        let mut relief: u64 = asked.map(Rated::excess).sum();
-        for rated in self.ranked.clone() {
-            let excess = rated.excess();
-            if relief < lack && excess > 0 && self.stage(&rated).means == Means::Released {
+        let asked = self.ranked.iter().filter(|assessment| self.escalation(assessment).means != Means::Released);
+        let mut relief: u64 = asked.map(Assessment::excess).sum();
+        for assessment in self.ranked.clone() {
+            let excess = assessment.excess();
+            if relief < lack && excess > 0 && self.escalation(&assessment).means == Means::Released {
                 relief += excess;
-                let holds = mib(rated.machine.resident);
+                let holds = mib(assessment.machine.resident);
                 let reason =
                     format!("{}; this machine holds {holds} MiB, {} above its share", self.shortage(), mib(excess));
-                self.enter(&rated, Means::Guest, rated.target, reason);
+                self.enter(&assessment, Means::Guest, assessment.target, reason);
             }
         }
     }
@@ -182,29 +182,29 @@ impl Look<'_> {
         let pace = SWAP_PACE * elapsed.as_millis().min(1000) as u64 / 1000;
         let lack = swap_deficit(self.host, self.level);
         let mut budget = lack.min(pace).min(usable_swap(self.host));
-        for rated in self.ranked.clone() {
-            let (stage, excess) = (self.stage(&rated), rated.excess());
-            let ripe = match stage.means {
+        for assessment in self.ranked.clone() {
+            let (escalation, excess) = (self.escalation(&assessment), assessment.excess());
+            let ripe = match escalation.means {
                 Means::Released => false,
-                Means::Guest => stage.since >= patience,
+                Means::Guest => escalation.since >= patience,
                 Means::Swap | Means::Paused => true,
             };
             let bytes = excess.min(budget);
-            if !ripe || bytes < SWAP_LEAST {
+            if !ripe || bytes < SWAP_MIN {
                 continue;
             }
-            if stage.means == Means::Guest {
-                let waited = stage.since.as_secs();
+            if escalation.means == Means::Guest {
+                let waited = escalation.since.as_secs();
                 let reason = format!(
                     "{}; after {waited} s this machine's guest still holds {} MiB, {} above its share",
                     self.shortage(),
-                    mib(rated.machine.resident),
+                    mib(assessment.machine.resident),
                     mib(excess)
                 );
-                self.enter(&rated, Means::Swap, bytes, reason);
+                self.enter(&assessment, Means::Swap, bytes, reason);
             }
             budget -= bytes;
-            self.steps.orders.push(Order::Swap { uid: rated.machine.uid, bytes });
+            self.steps.orders.push(Order::Swap { uid: assessment.machine.uid, bytes });
         }
     }
 
@@ -212,51 +212,51 @@ impl Look<'_> {
     /// machine that no client waits for: one with the fewest pauses, and of these the one with the least CPU use. At
     /// least half of the machines continue to run.
     fn pause(&mut self) {
-        let hard_for = self.ladder.strain.hard_for();
-        let still = self.ladder.stages.values().filter(|stage| stage.means == Means::Paused).count();
-        let too_many = 2 * (still + 1) > self.ranked.len();
+        let hard_for = self.ladder.pressure.hard_for();
+        let paused = self.ladder.escalations.values().filter(|escalation| escalation.means == Means::Paused).count();
+        let too_many = 2 * (paused + 1) > self.ranked.len();
         if hard_for < SWAP_PATIENCE || self.ladder.since_pause < PAUSE_GAP || too_many {
             return;
         }
-        let candidates = self.ranked.iter().filter(|rated| self.may_stand_still(rated));
-        let turn = |rated: &&Rated| self.stage(rated).pauses;
+        let candidates = self.ranked.iter().filter(|assessment| self.can_be_paused(assessment));
+        let turn = |assessment: &&Assessment| self.escalation(assessment).pauses;
         let next = candidates
             .min_by(|one, other| turn(one).cmp(&turn(other)).then(one.machine.cpus.total_cmp(&other.machine.cpus)));
-        let Some(rated) = next.copied() else { return };
+        let Some(assessment) = next.copied() else { return };
         let reason = format!(
             "{} for {} s although it is swapped out; this machine uses {:.2} CPUs and no client waits for it",
             self.shortage(),
             hard_for.as_secs(),
-            rated.machine.cpus
+            assessment.machine.cpus
         );
         self.ladder.since_pause = Duration::ZERO;
-        self.steps.orders.push(Order::Pause { uid: rated.machine.uid });
-        self.enter(&rated, Means::Paused, rated.target, reason);
+        self.steps.orders.push(Order::Pause { uid: assessment.machine.uid });
+        self.enter(&assessment, Means::Paused, assessment.target, reason);
     }
 
-    fn may_stand_still(&self, rated: &Rated) -> bool {
-        let (machine, stage) = (rated.machine, self.stage(rated));
-        let squeezed = matches!(stage.means, Means::Guest | Means::Swap) && stage.since >= GUEST_PATIENCE;
+    fn can_be_paused(&self, assessment: &Assessment) -> bool {
+        let (machine, escalation) = (assessment.machine, self.escalation(assessment));
+        let squeezed = matches!(escalation.means, Means::Guest | Means::Swap) && escalation.since >= GUEST_PATIENCE;
         squeezed && !machine.needed && !machine.paused
     }
 
     /// Asks the guests, where their goal is new or must be repeated.
     fn ask(&mut self) {
-        for rated in &self.ranked {
-            let machine = rated.machine;
-            let stage = self.ladder.stages.get_mut(&machine.uid);
-            self.steps.orders.extend(stage.and_then(|stage| stage.ask(machine)));
+        for assessment in &self.ranked {
+            let machine = assessment.machine;
+            let escalation = self.ladder.escalations.get_mut(&machine.uid);
+            self.steps.orders.extend(escalation.and_then(|escalation| escalation.ask(machine)));
         }
     }
 
-    fn stage(&self, rated: &Rated) -> Stage {
-        self.ladder.stages[&rated.machine.uid]
+    fn escalation(&self, assessment: &Assessment) -> Escalation {
+        self.ladder.escalations[&assessment.machine.uid]
     }
 
-    fn enter(&mut self, rated: &Rated, means: Means, bytes: u64, reason: String) {
-        let uid = rated.machine.uid;
-        if let Some(stage) = self.ladder.stages.get_mut(&uid) {
-            stage.enter(means);
+    fn enter(&mut self, assessment: &Assessment, means: Means, bytes: u64, reason: String) {
+        let uid = assessment.machine.uid;
+        if let Some(escalation) = self.ladder.escalations.get_mut(&uid) {
+            escalation.enter(means);
         }
         self.steps.notices.push(Notice { uid, means, bytes, reason });
     }
@@ -308,17 +308,17 @@ mod tests {
         MachineView { uid, resident: resident * MIB, weight: 100, cpus, guest, ..MachineView::default() }
     }
 
-    /// Looks once a second. Returns the last steps, without squeezes of the guests.
-    fn look(ladder: &mut Ladder, host: &HostView, machines: &[MachineView], seconds: u32) -> Steps {
-        let rate = |machine| Rated { machine, target: 500 * MIB, working_set: 300 * MIB };
-        let rated: Vec<Rated> = machines.iter().map(rate).collect();
-        let steps = (0..seconds).map(|_| ladder.look(host, &rated, SECOND));
+    /// Runs one cycle per second. Returns the last steps, without squeezes of the guests.
+    fn run(ladder: &mut Ladder, host: &HostView, machines: &[MachineView], seconds: u32) -> Steps {
+        let assess = |machine| Assessment { machine, target: 500 * MIB, working_set: 300 * MIB };
+        let assessments: Vec<Assessment> = machines.iter().map(assess).collect();
+        let steps = (0..seconds).map(|_| ladder.decide(host, &assessments, SECOND));
         let mut steps = steps.last().unwrap_or_default();
         steps.orders.retain(|order| !matches!(order, Order::Squeeze { .. }));
         steps
     }
 
-    fn told(steps: &Steps) -> Vec<(u32, Means)> {
+    fn reported(steps: &Steps) -> Vec<(u32, Means)> {
         steps.notices.iter().map(|notice| (notice.uid, notice.means)).collect()
     }
 
@@ -332,18 +332,18 @@ mod tests {
             // 415 MiB are missing.
             (210, &[(3, Means::Guest), (2, Means::Guest)]),
         ] {
-            let steps = look(&mut Ladder::default(), &host(available), &machines, 1);
-            assert_eq!(told(&steps), squeezed, "{available}");
+            let steps = run(&mut Ladder::default(), &host(available), &machines, 1);
+            assert_eq!(reported(&steps), squeezed, "{available}");
         }
         let mut heavy = machines;
         heavy[2].weight = 1000;
-        assert_eq!(told(&look(&mut Ladder::default(), &host(400), &heavy, 1)), [(2, Means::Guest)]);
+        assert_eq!(reported(&run(&mut Ladder::default(), &host(400), &heavy, 1)), [(2, Means::Guest)]);
     }
 
     #[test]
     fn a_notice_has_the_numbers() {
         let host = HostView { pressure_some: Some(12.3), ..host(300) };
-        let steps = look(&mut Ladder::default(), &host, &[machine(1, 1620, 0.0)], 1);
+        let steps = run(&mut Ladder::default(), &host, &[machine(1, 1620, 0.0)], 1);
         let reason = "host memory is short: 300 of 4,000 MiB available, pressure 12 %; this machine holds 1,620 MiB, \
                       1,120 above its share";
         let notice = Notice { uid: 1, means: Means::Guest, bytes: 500 * MIB, reason: reason.into() };
@@ -362,72 +362,72 @@ mod tests {
             // 385 MiB are missing; at most 256 are swapped at once.
             (240, 2, swap(256)),
         ] {
-            let steps = look(&mut Ladder::default(), &host(available), &machines, seconds);
+            let steps = run(&mut Ladder::default(), &host(available), &machines, seconds);
             assert_eq!(steps.orders, orders, "{available} for {seconds} s");
         }
         let full = HostView { swap_free: 200 * MIB, ..host(240) };
-        assert_eq!(look(&mut Ladder::default(), &full, &machines, 10).orders, []);
+        assert_eq!(run(&mut Ladder::default(), &full, &machines, 10).orders, []);
     }
 
     #[test]
-    fn a_machine_stands_still_where_swapping_does_not_help() {
+    fn a_machine_is_paused_where_swapping_does_not_help() {
         let mut machines = [machine(1, 700, 0.3), machine(2, 700, 0.1), machine(3, 700, 0.0), machine(4, 400, 0.0)];
         machines[2].needed = true;
         let mut ladder = Ladder::default();
         let paused = |steps: &Steps| steps.orders.iter().any(|order| matches!(order, Order::Pause { .. }));
-        assert!(!paused(&look(&mut ladder, &host(100), &machines, 14)));
-        let steps = look(&mut ladder, &host(100), &machines, 1);
+        assert!(!paused(&run(&mut ladder, &host(100), &machines, 14)));
+        let steps = run(&mut ladder, &host(100), &machines, 1);
         assert_eq!(steps.orders.last(), Some(&Order::Pause { uid: 2 }));
         machines[1].paused = true;
-        assert!(!paused(&look(&mut ladder, &host(100), &machines, 9)));
-        assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 1 }));
+        assert!(!paused(&run(&mut ladder, &host(100), &machines, 9)));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 1 }));
         machines[0].paused = true;
         // At least half of the machines always run.
-        assert!(!paused(&look(&mut ladder, &host(100), &machines, 100)));
+        assert!(!paused(&run(&mut ladder, &host(100), &machines, 100)));
         machines[0].needed = true;
-        assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.first(), Some(&Order::Resume { uid: 1 }));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.first(), Some(&Order::Resume { uid: 1 }));
         machines[0].paused = false;
-        look(&mut ladder, &host(100), &machines, 6);
+        run(&mut ladder, &host(100), &machines, 6);
         (machines[0].needed, machines[2].needed, machines[2].cpus) = (false, false, 0.9);
         machines[1].resident = 900 * MIB;
         // The machine that was not paused yet is next, although it uses more CPU.
-        assert_eq!(look(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 3 }));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 3 }));
     }
 
     #[test]
-    fn all_is_given_back_when_the_host_is_calm() {
+    fn all_machines_are_released_when_the_host_is_calm() {
         let mut machines = [machine(1, 900, 0.0), machine(2, 900, 0.5)];
         let mut ladder = Ladder::default();
-        look(&mut ladder, &host(100), &machines, 15);
+        run(&mut ladder, &host(100), &machines, 15);
         assert_eq!(ladder.squeezed().into_values().collect::<Vec<_>>(), [Means::Paused, Means::Guest]);
         machines[0].paused = true;
-        assert_eq!(told(&look(&mut ladder, &host(2000), &machines, 9)), []);
-        let steps = look(&mut ladder, &host(2000), &machines, 1);
-        assert_eq!(told(&steps), [(1, Means::Released), (2, Means::Released)]);
+        assert_eq!(reported(&run(&mut ladder, &host(2000), &machines, 9)), []);
+        let steps = run(&mut ladder, &host(2000), &machines, 1);
+        assert_eq!(reported(&steps), [(1, Means::Released), (2, Means::Released)]);
         assert_eq!(steps.orders, [Order::Resume { uid: 1 }]);
         // The order is repeated until it is done.
-        assert_eq!(look(&mut ladder, &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(run(&mut ladder, &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
         assert!(ladder.squeezed().is_empty());
     }
 
     #[test]
-    fn who_holds_little_is_released_earlier() {
+    fn machine_far_below_its_target_is_released_earlier() {
         let mut machines = [machine(1, 900, 0.0), machine(2, 600, 0.0)];
         let mut ladder = Ladder::default();
-        look(&mut ladder, &host(400), &machines, 1);
+        run(&mut ladder, &host(400), &machines, 1);
         machines[0].resident = 100 * MIB;
-        assert_eq!(told(&look(&mut ladder, &host(400), &machines, 29)), []);
-        assert_eq!(told(&look(&mut ladder, &host(400), &machines, 1)), [(1, Means::Released)]);
+        assert_eq!(reported(&run(&mut ladder, &host(400), &machines, 29)), []);
+        assert_eq!(reported(&run(&mut ladder, &host(400), &machines, 1)), [(1, Means::Released)]);
     }
 
     #[test]
-    fn what_a_runner_before_has_paused_is_adopted() {
+    fn machine_paused_by_an_earlier_runner_is_adopted() {
         let machines = [MachineView { paused: true, ..machine(1, 400, 0.0) }, machine(2, 400, 0.5)];
         let mut ladder = Ladder::default();
-        assert_eq!(look(&mut ladder, &host(100), &machines, 10).orders, []);
+        assert_eq!(run(&mut ladder, &host(100), &machines, 10).orders, []);
         assert_eq!(ladder.squeezed(), BTreeMap::from([(1, Means::Paused)]));
-        assert_eq!(look(&mut ladder, &host(100), &machines, 290).orders, [Order::Resume { uid: 1 }]);
-        assert_eq!(look(&mut Ladder::default(), &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(run(&mut ladder, &host(100), &machines, 290).orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(run(&mut Ladder::default(), &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
     }
 
     #[test]

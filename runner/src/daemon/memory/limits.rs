@@ -15,15 +15,15 @@ const MIB: u64 = 1 << 20;
 /// Linux plugs and unplugs whole memory sections.
 const SECTION: u64 = 128 * MIB;
 /// Headroom: half of the used memory, at least this.
-const ROOM: u64 = 512 * MIB;
+const HEADROOM: u64 = 512 * MIB;
 /// Headroom of a squeezed machine: a quarter, at least this, because with less its agent reports a shortage.
-const TIGHT_ROOM: u64 = 256 * MIB;
+const HEADROOM_SQUEEZED: u64 = 256 * MIB;
 /// A limit is lowered by no less than this.
-const LEAST_STEP: u64 = 256 * MIB;
+const STEP_MIN: u64 = 256 * MIB;
 /// How long a limit must be too high before it is lowered.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The same for a machine that is squeezed.
-const TIGHT_PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE_SQUEEZED: Duration = Duration::from_secs(3);
 
 /// How long a guest may leave a part of its limit unplugged before the runner asks again. Plugging fails in a guest
 /// whose memory reserves are used up, and in a guest kernel of an earlier garret, which may not use them. Linux retries
@@ -63,11 +63,11 @@ impl Limit {
 
     /// The machine's new limit in bytes, if it should change: memory at boot plus whole sections, at most the promised
     /// memory. `squeezed` is the size to which a squeezed machine should shrink.
-    pub fn look(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
+    pub fn update(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
         let wanted = in_sections(machine, wanted(machine, squeezed));
         let (patience, least) = match squeezed {
-            None => (PATIENCE, LEAST_STEP.max(machine.limit / 4)),
-            Some(_) => (TIGHT_PATIENCE, LEAST_STEP),
+            None => (PATIENCE, STEP_MIN.max(machine.limit / 4)),
+            Some(_) => (PATIENCE_SQUEEZED, STEP_MIN),
         };
         let Some(excess) = machine.limit.checked_sub(wanted) else {
             *self = Self::default();
@@ -85,28 +85,30 @@ impl Limit {
 
 /// Used memory plus headroom.
 fn wanted(machine: &MachineView, squeezed: Option<u64>) -> u64 {
-    let roomy = roomy(machine);
-    squeezed.map_or(roomy, |target| roomy.min(target.max(with_room(taken(machine), 4, TIGHT_ROOM))))
+    let unsqueezed = unsqueezed(machine);
+    squeezed.map_or(unsqueezed, |target| {
+        unsqueezed.min(target.max(with_headroom(unreclaimable(machine), 4, HEADROOM_SQUEEZED)))
+    })
 }
 
-fn roomy(machine: &MachineView) -> u64 {
+fn unsqueezed(machine: &MachineView) -> u64 {
     let plugged = plugged(machine);
     let guest = machine.guest.unwrap_or_default();
     let warm = match machine.guest {
         Some(guest) => plugged.saturating_sub(guest.free).saturating_sub(guest.cold),
         None => 0,
     };
-    let wanted = with_room(warm.max(taken(machine)), 2, ROOM);
+    let wanted = with_headroom(warm.max(unreclaimable(machine)), 2, HEADROOM);
     match guest.short {
         // From the plugged memory, not from the limit: the guest may report a shortage many times before it has
         // plugged.
-        true => wanted.max(with_room(plugged, 2, ROOM)),
+        true => wanted.max(with_headroom(plugged, 2, HEADROOM)),
         false => wanted,
     }
 }
 
 /// Memory that the guest could not give up without swapping. For a silent guest: all that it holds.
-fn taken(machine: &MachineView) -> u64 {
+fn unreclaimable(machine: &MachineView) -> u64 {
     let plugged = plugged(machine);
     machine.guest.map_or(held(machine).min(plugged), |guest| plugged.saturating_sub(guest.available))
 }
@@ -115,7 +117,7 @@ fn plugged(machine: &MachineView) -> u64 {
     machine.plugged.max(machine.boot)
 }
 
-fn with_room(used: u64, divisor: u64, least: u64) -> u64 {
+fn with_headroom(used: u64, divisor: u64, least: u64) -> u64 {
     used.saturating_add(least.max(used / divisor))
 }
 
@@ -151,10 +153,10 @@ mod tests {
         MachineView { guest: machine.guest.map(|guest| GuestView { short: true, ..guest }), ..machine }
     }
 
-    /// The new limit in MiB after this many looks, one a second, at a machine that stays as it is.
-    fn after(looks: u32, machine: MachineView, squeezed: Option<u64>) -> Option<u64> {
+    /// The new limit in MiB after this many cycles, one a second, of a machine that stays as it is.
+    fn after(cycles: u32, machine: MachineView, squeezed: Option<u64>) -> Option<u64> {
         let mut limit = Limit::default();
-        let decisions = (0..looks).map(|_| limit.look(&machine, squeezed.map(|mib| mib * MIB), SECOND));
+        let decisions = (0..cycles).map(|_| limit.update(&machine, squeezed.map(|mib| mib * MIB), SECOND));
         decisions.last().flatten().filter(|&bytes| bytes != machine.limit).map(|bytes| bytes / MIB)
     }
 
@@ -192,7 +194,7 @@ mod tests {
 
     #[test]
     fn it_shrinks_late_and_seldom() {
-        for (looks, machine, squeezed, shrunk) in [
+        for (cycles, machine, squeezed, shrunk) in [
             (29, machine(4096, 1000, 0), None, None),
             (30, machine(4096, 1000, 0), None, Some(1536)),
             (30, machine(1920, 1000, 0), None, None),
@@ -202,7 +204,7 @@ mod tests {
             (3, machine(1500, 1000, 0), Some(700), None),
             (30, machine(512, 0, 0), None, None),
         ] {
-            assert_eq!(after(looks, machine, squeezed), shrunk, "{looks} {machine:?}");
+            assert_eq!(after(cycles, machine, squeezed), shrunk, "{cycles} {machine:?}");
         }
     }
 
@@ -211,7 +213,7 @@ mod tests {
         let mut limit = Limit::default();
         for second in 0..600 {
             let used = if second % 20 < 10 { 500 } else { 2600 };
-            let decision = limit.look(&machine(4096, used, 0), None, SECOND);
+            let decision = limit.update(&machine(4096, used, 0), None, SECOND);
             assert_eq!(decision.filter(|&bytes| bytes != 4096 * MIB), None, "second {second}");
         }
     }
@@ -220,8 +222,8 @@ mod tests {
     fn it_shrinks_to_the_most_that_was_used() {
         let mut limit = Limit::default();
         let used = |second| if second % 10 == 0 { 1500 } else { 500 };
-        let looks = (0..30).map(|second| limit.look(&machine(8192, used(second), 0), None, SECOND));
-        assert_eq!(looks.last().flatten(), Some(2304 * MIB));
+        let limits = (0..30).map(|second| limit.update(&machine(8192, used(second), 0), None, SECOND));
+        assert_eq!(limits.last().flatten(), Some(2304 * MIB));
     }
 
     #[test]
@@ -246,7 +248,7 @@ mod tests {
                 boot, promised: boot + more, limit, plugged, resident,
                 guest: speaks.then_some(guest), ..MachineView::default()
             };
-            if let Some(bytes) = Limit::default().look(&machine, squeezed, Duration::from_secs(60)) {
+            if let Some(bytes) = Limit::default().update(&machine, squeezed, Duration::from_secs(60)) {
                 prop_assert!(bytes >= boot && bytes <= machine.promised);
                 prop_assert!(bytes == machine.promised || (bytes - boot) % SECTION == 0);
             }

@@ -6,8 +6,10 @@
 
 mod actuators;
 mod arbiter;
+mod escalation;
 mod follow;
 mod host;
+mod idle_swap;
 mod ladder;
 mod latest_only;
 mod limits;
@@ -15,12 +17,10 @@ mod log_on_change;
 mod metrics;
 mod model;
 mod pause_control;
-mod resting;
+mod pressure;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
-mod stage;
-mod strain;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -52,34 +52,34 @@ use pause_control::PauseControl;
 use snapshot::{host_memory, machine_memory};
 use watched::Watched;
 
-/// The interval between two looks …
+/// The interval between two cycles …
 const INTERVAL: Duration = Duration::from_secs(1);
-/// … and the minimum, even when an event requests an earlier look.
+/// … and the minimum, even when an event requests an earlier cycle.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// The delay before a loop that died is restarted.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a request waits for the first look after the daemon starts.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How long a request waits for the first cycle after the daemon starts.
+const FIRST_CYCLE: Duration = Duration::from_secs(5);
 
 /// The state that the loop shares with the rest of the daemon.
 #[derive(Debug, Default)]
 pub struct Memory {
     /// Which machines are paused.
     pub pauses: PauseControl,
-    /// Requests a look before the interval ends.
+    /// Requests a cycle before the interval ends.
     pub wake: Notify,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
 }
 
 impl Memory {
-    /// The result of the last look; `None` if there was none within `FIRST_LOOK`.
+    /// The result of the last cycle; `None` if there was none within `FIRST_CYCLE`.
     pub async fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let mut snapshot = self.snapshot.subscribe();
-        let found = timeout(FIRST_LOOK, snapshot.wait_for(Option::is_some)).await.ok()?.ok()?;
+        let found = timeout(FIRST_CYCLE, snapshot.wait_for(Option::is_some)).await.ok()?.ok()?;
         (*found).clone()
     }
 
-    /// Publishes the result of a look to all readers.
+    /// Publishes the result of a cycle to all readers.
     pub fn publish(&self, snapshot: Snapshot) {
         self.snapshot.send_replace(Some(Arc::new(snapshot)));
     }
@@ -88,25 +88,25 @@ impl Memory {
 /// Runs the loop until the daemon ends, on a runtime apart from requests. Restarts the loop if it dies.
 pub async fn supervise(daemon: Arc<Daemon>) {
     loop {
-        if let Err(error) = run_apart("memory", Keeper::new(daemon.clone()).run()).await {
+        if let Err(error) = run_apart("memory", MemoryLoop::new(daemon.clone()).run()).await {
             tracing::error!("the loop that watches memory died: {error:#}");
         }
         sleep(RETRY).await;
     }
 }
 
-/// The loop and its state between two looks.
-struct Keeper {
+/// The loop and its state between two cycles.
+struct MemoryLoop {
     daemon: Arc<Daemon>,
     arbiter: Arbiter,
     watched: BTreeMap<u32, Watched>,
     squeezes: BTreeMap<(String, Means), u64>,
     last: Instant,
-    trouble: LogOnChange,
+    problem: LogOnChange,
     psi: LogOnChange,
 }
 
-impl Keeper {
+impl MemoryLoop {
     fn new(daemon: Arc<Daemon>) -> Self {
         Self {
             daemon,
@@ -114,7 +114,7 @@ impl Keeper {
             watched: BTreeMap::new(),
             squeezes: BTreeMap::new(),
             last: Instant::now(),
-            trouble: LogOnChange::of("watching memory"),
+            problem: LogOnChange::of("watching memory"),
             psi: LogOnChange::of("memory pressure of the host"),
         }
     }
@@ -122,22 +122,22 @@ impl Keeper {
     async fn run(mut self) {
         loop {
             let next = Instant::now() + INTERVAL;
-            let looked = self.look().await;
-            self.trouble.note(looked.err().map(|error| format!("{error:#}")));
+            let ran = self.run_cycle().await;
+            self.problem.note(ran.err().map(|error| format!("{error:#}")));
             sleep(INTERVAL_MIN).await;
-            // A wait that ends early means that a look was requested.
+            // A wait that ends early means that a cycle was requested.
             let _ = tokio::time::timeout_at(next, self.daemon.memory.wake.notified()).await;
         }
     }
 
-    async fn look(&mut self) -> anyhow::Result<()> {
+    async fn run_cycle(&mut self) -> anyhow::Result<()> {
         let (rows, busy) = self.daemon.read(|db| Ok((machines::all(db)?, environments::busy(db)?))).await?;
         self.watch(&rows);
         let host = self.measure().await?;
         let views = self.views(&rows, &busy).await;
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
-        let decision = self.arbiter.look(&host, &views, elapsed);
+        let decision = self.arbiter.decide(&host, &views, elapsed);
         for order in &decision.orders {
             tracing::debug!(?order);
             if let Some(watched) = self.watched.get(&uid(order)) {
@@ -145,7 +145,7 @@ impl Keeper {
             }
         }
         self.publish(&rows, &host, &views, &decision);
-        self.tell(&rows, decision.notices).await
+        self.report(&rows, decision.notices).await
     }
 
     /// Watches exactly the VMMs that exist.
@@ -160,25 +160,25 @@ impl Keeper {
     async fn measure(&self) -> anyhow::Result<HostView> {
         let reserve = self.daemon.host().reserve_mib << 20;
         let host = tokio::task::spawn_blocking(move || measure_host(reserve)).await??;
-        let untold = host.pressure_some.is_none();
-        self.psi.note(untold.then(|| "the kernel does not tell it (psi=1 would): free memory alone decides".into()));
+        let missing = host.pressure_some.is_none();
+        self.psi.note(missing.then(|| "the kernel does not tell it (psi=1 would): free memory alone decides".into()));
         Ok(host)
     }
 
-    /// Looks at all machines at once.
+    /// Measures all machines at once.
     async fn views(&mut self, rows: &[MachineRow], busy: &BTreeSet<u32>) -> Vec<MachineView> {
         let rows: BTreeMap<u32, &MachineRow> = rows.iter().map(|row| (row.uid, row)).collect();
-        let looks = self.watched.iter_mut().filter_map(|(uid, watched)| {
+        let measured = self.watched.iter_mut().filter_map(|(uid, watched)| {
             let row = *rows.get(uid)?;
-            Some(watched.look(&self.daemon, row, is_needed(row, busy)))
+            Some(watched.measure(&self.daemon, row, is_needed(row, busy)))
         });
-        join_all(looks).await.into_iter().flatten().collect()
+        join_all(measured).await.into_iter().flatten().collect()
     }
 
     fn publish(&self, rows: &[MachineRow], host: &HostView, views: &[MachineView], decision: &Decision) {
         let views_by_uid: BTreeMap<u32, &MachineView> = views.iter().map(|view| (view.uid, view)).collect();
-        let seen = || rows.iter().filter_map(|row| Some((row, self.watched.get(&row.uid)?.reports())));
-        let machines = seen().filter_map(|(row, reports)| {
+        let reports_of_rows = || rows.iter().filter_map(|row| Some((row, self.watched.get(&row.uid)?.reports())));
+        let machines = reports_of_rows().filter_map(|(row, reports)| {
             let view = views_by_uid.get(&row.uid)?;
             Some((row.uid, machine_memory(&row.owner, reports.oom_kills(), view, decision)))
         });
@@ -188,13 +188,13 @@ impl Keeper {
         self.daemon.memory.publish(Snapshot {
             host: host_memory(host, &promises, views),
             machines: machines.collect(),
-            broken_reports: seen().map(|(row, reports)| (row.owner.clone(), reports.broken())).collect(),
+            broken_reports: reports_of_rows().map(|(row, reports)| (row.owner.clone(), reports.broken())).collect(),
             squeezes: self.squeezes.clone(),
         });
     }
 
     /// Logs and counts the notices, and stores them as events.
-    async fn tell(&mut self, rows: &[MachineRow], notices: Vec<Notice>) -> anyhow::Result<()> {
+    async fn report(&mut self, rows: &[MachineRow], notices: Vec<Notice>) -> anyhow::Result<()> {
         // Also drops the counts of removed machines.
         self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.owner == *developer));
         for notice in &notices {

@@ -44,7 +44,7 @@ pub struct MachineView {
     pub resident: u64,
     /// Its memory that the host has swapped out.
     pub swapped: u64,
-    /// CPUs it used since the last look, measured by the host: 1.0 is one whole CPU.
+    /// CPUs it used since the last cycle, measured by the host: 1.0 is one whole CPU.
     pub cpus: f64,
     /// What the guest says; `None`: its agent is silent.
     pub guest: Option<GuestView>,
@@ -118,7 +118,7 @@ pub struct Notice {
     pub reason: String,
 }
 
-/// What the arbiter decided at one look.
+/// What the arbiter decided in one cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
     /// The host memory that each machine should hold.

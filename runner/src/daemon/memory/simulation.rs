@@ -23,7 +23,7 @@ const FAULT: u64 = 64 * MIB;
 /// Memory that a guest's kernel uses.
 const KERNEL: u64 = 32 * MIB;
 /// Memory that the host's own programs use.
-const HOST_OWN: u64 = 120 * MIB;
+const HOST_PROGRAMS: u64 = 120 * MIB;
 /// A guest that gets no memory for this many seconds kills a process.
 const KILLS_AFTER: u32 = 10;
 
@@ -77,7 +77,7 @@ fn chance(seed: u64) -> u64 {
 
 /// How a guest behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Manners {
+enum Behavior {
     /// Does as it is asked.
     Honest,
     /// Reports this and does not shrink.
@@ -90,7 +90,7 @@ enum Manners {
 struct Machine {
     view: MachineView,
     load: Load,
-    manners: Manners,
+    behavior: Behavior,
     active: u64,
     cold: u64,
     squeeze: Option<u64>,
@@ -106,7 +106,7 @@ impl Machine {
         let view = MachineView { uid, promised, guaranteed, weight: 100, boot, limit: boot, ..MachineView::default() };
         let view = MachineView { plugged: boot, ..view };
         let (active, cold, squeeze, short, short_for, changes) = (0, 0, None, false, 0, 0);
-        Self { view, load, manners: Manners::Honest, active, cold, squeeze, short, short_for, changes }
+        Self { view, load, behavior: Behavior::Honest, active, cold, squeeze, short, short_for, changes }
     }
 
     fn held(&self) -> u64 {
@@ -114,7 +114,7 @@ impl Machine {
     }
 
     /// Simulates one second. Returns how much faulted back.
-    fn live(&mut self, second: u64) -> u64 {
+    fn run(&mut self, second: u64) -> u64 {
         if self.view.paused {
             self.view.cpus = 0.0;
             return 0;
@@ -132,7 +132,7 @@ impl Machine {
 
     /// The driver follows the limit; it shrinks only as far as memory is not in use.
     fn plug(&mut self) {
-        if self.manners != Manners::Hung {
+        if self.behavior != Behavior::Hung {
             self.view.plugged = self.view.limit.max((self.active + KERNEL).min(self.view.plugged));
         }
         self.cold = self.cold.min(self.view.plugged - KERNEL - self.active);
@@ -149,7 +149,7 @@ impl Machine {
 
     /// The agent reclaims cold memory, slowly by itself and quickly when squeezed.
     fn reclaim(&mut self) {
-        if self.manners == Manners::Honest {
+        if self.behavior == Behavior::Honest {
             let above = self.squeeze.map_or(0, |target| self.held().saturating_sub(target).min(RECLAIM));
             self.cold = self.cold.saturating_sub(above.max(self.cold / 100));
         }
@@ -166,11 +166,11 @@ impl Machine {
             short: self.short,
             ..GuestView::default()
         };
-        self.view.guest = match self.manners {
+        self.view.guest = match self.behavior {
             _ if self.view.paused => None,
-            Manners::Honest => Some(honest),
-            Manners::Liar(word) => Some(word),
-            Manners::Hung => None,
+            Behavior::Honest => Some(honest),
+            Behavior::Liar(word) => Some(word),
+            Behavior::Hung => None,
         };
     }
 
@@ -204,12 +204,12 @@ impl Simulation {
     }
 
     fn step(&mut self) -> Decision {
-        let faulted: u64 = self.machines.iter_mut().map(|machine| machine.live(self.second)).sum();
+        let faulted: u64 = self.machines.iter_mut().map(|machine| machine.run(self.second)).sum();
         self.second += 1;
         self.kernel_swaps();
         self.measure(faulted);
         let views: Vec<MachineView> = self.machines.iter().map(|machine| machine.view).collect();
-        let decision = self.arbiter.look(&self.host, &views, SECOND);
+        let decision = self.arbiter.decide(&self.host, &views, SECOND);
         self.check(&views, &decision);
         decision.orders.iter().for_each(|order| self.apply(order));
         for notice in &decision.notices {
@@ -238,7 +238,7 @@ impl Simulation {
 
     /// The kernel's own reclaim when no memory is left: from all machines in proportion. There must be free swap.
     fn kernel_swaps(&mut self) {
-        let most = self.host.total - HOST_OWN - self.host.total / 50;
+        let most = self.host.total - HOST_PROGRAMS - self.host.total / 50;
         let (resident, swap_free) = (self.resident(), self.swap_free());
         let above = resident.saturating_sub(most);
         assert!(above <= swap_free, "second {}: the host's OOM killer would fire", self.second);
@@ -250,7 +250,7 @@ impl Simulation {
 
     fn measure(&mut self, faulted: u64) {
         let low = self.host.total / 20;
-        self.host.available = self.host.total.saturating_sub(HOST_OWN + self.resident());
+        self.host.available = self.host.total.saturating_sub(HOST_PROGRAMS + self.resident());
         self.host.swap_free = self.swap_free();
         let stalls = 40.0 * (low.saturating_sub(self.host.available) as f64 / low as f64);
         let some = (stalls + 5.0 * (faulted / FAULT) as f64).min(100.0);
@@ -279,7 +279,7 @@ impl Simulation {
         }
     }
 
-    /// Invariants that hold at every look.
+    /// Invariants that hold in every cycle.
     fn check(&self, views: &[MachineView], decision: &Decision) {
         let capacity = self.host.total - self.host.reserve;
         let guaranteed: u64 = views.iter().map(|view| view.guaranteed).sum();
@@ -310,8 +310,8 @@ impl Simulation {
         }
         assert!(swapped <= self.host.swap_free);
         let paused = decision.squeezed.values().filter(|&&means| means == Means::Paused).count();
-        assert!(2 * paused <= views.len(), "{paused} of {} stand still", views.len());
-        for machine in self.machines.iter().filter(|machine| machine.manners == Manners::Honest) {
+        assert!(2 * paused <= views.len(), "{paused} of {} are paused", views.len());
+        for machine in self.machines.iter().filter(|machine| machine.behavior == Behavior::Honest) {
             let (view, second) = (&machine.view, self.second);
             assert!(machine.short_for < KILLS_AFTER, "second {second}: a process of {view:?} is killed");
         }
@@ -366,7 +366,7 @@ fn the_idle_are_squeezed_before_the_busy() {
 }
 
 #[test]
-fn a_steady_load_comes_to_rest() {
+fn a_steady_load_ends_in_no_more_changes() {
     for loads in [[900, 700, 500, 70], [3000, 100, 100, 70], [70, 70, 70, 70], [1200, 1000, 700, 500]] {
         let mut simulation = Simulation::new(4000, steady(&loads));
         simulation.run(600);
@@ -422,13 +422,13 @@ fn a_leak_takes_nothing_that_others_use() {
 
 /// A guest whose agent and driver have stopped still shrinks, by host swap. Other machines are not swapped for it.
 #[test]
-fn a_hung_guest_comes_down() {
+fn a_hung_guest_is_swapped_out() {
     let mut machines = steady(&[3000, 800, 700, 70]);
     machines[1].load = Load::Shape(&[80, 1500], 100);
     machines[2].load = Load::Shape(&[80, 700], 90);
     let mut simulation = Simulation::new(4000, machines);
     simulation.run(90);
-    simulation.machine(1000).manners = Manners::Hung;
+    simulation.machine(1000).behavior = Behavior::Hung;
     simulation.machine(1000).load = IDLE;
     let decisions = simulation.run(100);
     let swapped = decisions.iter().flat_map(|decision| {
@@ -450,7 +450,7 @@ fn a_lying_guest_hurts_only_itself() {
     let cold = GuestView { cold: u64::MAX, ..most };
     for word in [most, none, cold, GuestView { short: true, ..most }, GuestView { short: true, ..none }] {
         let mut machines = steady(&[3800, 800, 700, 70]);
-        machines[0].manners = Manners::Liar(word);
+        machines[0].behavior = Behavior::Liar(word);
         let mut simulation = Simulation::new(4000, machines);
         for _ in 0..600 {
             let decision = simulation.step();
@@ -465,7 +465,7 @@ fn a_lying_guest_hurts_only_itself() {
 }
 
 #[test]
-fn who_is_needed_goes_on_at_once() {
+fn needed_machine_is_resumed_at_once() {
     let mut simulation = Simulation::new(4000, steady(&[2500, 2500, 2500, 2500]));
     let paused = (0..600).find_map(|_| {
         let squeezed = simulation.step().squeezed;
@@ -512,7 +512,7 @@ fn a_new_arbiter_reaches_the_same_end() {
 }
 
 #[test]
-fn who_was_paused_by_a_killed_runner_goes_on() {
+fn machine_paused_by_a_killed_runner_is_resumed() {
     let mut simulation = Simulation::new(4000, steady(&[70, 70]));
     simulation.run(10);
     simulation.machine(1001).view.paused = true;
@@ -533,7 +533,7 @@ fn any_load() -> impl Strategy<Value = Load> {
     ]
 }
 
-fn any_manners() -> impl Strategy<Value = Manners> {
+fn any_behavior() -> impl Strategy<Value = Behavior> {
     let words = (prop::array::uniform3(any::<u64>()), any::<bool>());
     let word = words.prop_map(|([free, available, cold], short)| GuestView {
         free,
@@ -542,15 +542,15 @@ fn any_manners() -> impl Strategy<Value = Manners> {
         short,
         ..GuestView::default()
     });
-    prop_oneof![20 => Just(Manners::Honest), 1 => Just(Manners::Hung), 1 => word.prop_map(Manners::Liar)]
+    prop_oneof![20 => Just(Behavior::Honest), 1 => Just(Behavior::Hung), 1 => word.prop_map(Behavior::Liar)]
 }
 
 fn any_machine() -> impl Strategy<Value = Machine> {
     let sizes = (1..=16u64, 1..=8u64, 1..=10_000u32, any::<bool>());
-    (sizes, any_load(), any_manners()).prop_map(|((promised, guaranteed, weight, needed), load, manners)| {
+    (sizes, any_load(), any_behavior()).prop_map(|((promised, guaranteed, weight, needed), load, behavior)| {
         let promised = 256 + promised * 512;
         let mut machine = Machine::new(0, promised, (guaranteed * 128).max(256).min(promised), load);
-        (machine.view.weight, machine.view.needed, machine.manners) = (weight, needed, manners);
+        (machine.view.weight, machine.view.needed, machine.behavior) = (weight, needed, behavior);
         machine
     })
 }

@@ -1,4 +1,4 @@
-//! The result of the last look, for requests and metrics.
+//! The result of the last cycle, for requests and metrics.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use garret_api::runner::{HostMemory, MachineMemory, Means, Top};
 use super::model::{Decision, HostView, MachineView};
 use crate::daemon::admission::Promises;
 
-/// The result of the last look.
+/// The result of the last cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The host's figures.

@@ -22,9 +22,9 @@ const UID: u32 = 7;
 
 struct Rig {
     _dir: TempDir,
-    keeper: Keeper,
+    memory_loop: MemoryLoop,
     /// Requests that the VMM received.
-    told: Arc<Mutex<Vec<String>>>,
+    received: Arc<Mutex<Vec<String>>>,
 }
 
 impl Rig {
@@ -33,11 +33,11 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let (daemon, _) = testing::daemon(dir.path(), NameService::default());
         let row = MachineRow { phase: MachinePhase::Running, desired: Desired::Running, ..machine(UID) };
-        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let received: Arc<Mutex<Vec<String>>> = Arc::default();
         let socket = daemon.paths(&row.name).api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         daemon.set_vmm(&row.name, Some(std::process::id()));
-        tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), vmm(told.clone())).into_future());
+        tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), vmm(received.clone())).into_future());
         daemon
             .write(move |db| {
                 machines::put(db, &row)?;
@@ -45,17 +45,17 @@ impl Rig {
             })
             .await
             .unwrap();
-        Self { _dir: dir, keeper: Keeper::new(daemon), told }
+        Self { _dir: dir, memory_loop: MemoryLoop::new(daemon), received }
     }
 
-    async fn until_told(&self, expected: &[&str]) {
+    async fn until_received(&self, expected: &[&str]) {
         let reached = async {
-            while *self.told.lock().unwrap() != expected {
+            while *self.received.lock().unwrap() != expected {
                 sleep(Duration::from_millis(5)).await;
             }
         };
         let reached = timeout(Duration::from_secs(20), reached).await;
-        assert!(reached.is_ok(), "{:?} instead of {expected:?}", self.told.lock().unwrap());
+        assert!(reached.is_ok(), "{:?} instead of {expected:?}", self.received.lock().unwrap());
     }
 }
 
@@ -78,10 +78,10 @@ pub fn machine_info(state: MachineState) -> MachineInfo {
     MachineInfo { version: "1".into(), pid: 1, state, config, landlock: None }
 }
 
-fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
+fn vmm(received: Arc<Mutex<Vec<String>>>) -> Router {
     let info = machine_info(MachineState::Paused);
     let memory = MemoryInfo { boot_mib: 512, size_mib: 1024, driver: true, ..MemoryInfo::default() };
-    let (resumed, limited) = (told.clone(), told);
+    let (resumed, limited) = (received.clone(), received);
     Router::new()
         .route("/v1/machine", get(async move || Json(info)))
         .route(
@@ -101,39 +101,39 @@ fn vmm(told: Arc<Mutex<Vec<String>>>) -> Router {
 }
 
 #[tokio::test]
-async fn a_look_finds_what_an_earlier_daemon_left() {
+async fn first_cycle_finds_what_an_earlier_daemon_left() {
     let mut rig = Rig::new().await;
-    rig.keeper.look().await.unwrap();
-    let memory = &rig.keeper.daemon.memory;
+    rig.memory_loop.run_cycle().await.unwrap();
+    let memory = &rig.memory_loop.daemon.memory;
     assert_eq!(memory.pauses.state(UID), State::Paused);
     let snapshot = memory.snapshot().await.unwrap();
     assert!(snapshot.host.total > 0 && snapshot.machines.is_empty(), "{snapshot:?}");
     assert_eq!(snapshot.broken_reports, [("dev7".to_string(), 0)].into());
-    rig.keeper.daemon.write(|db| machines::set_vmm(db, UID, None)).await.unwrap();
-    rig.keeper.look().await.unwrap();
-    assert!(rig.keeper.watched.is_empty());
+    rig.memory_loop.daemon.write(|db| machines::set_vmm(db, UID, None)).await.unwrap();
+    rig.memory_loop.run_cycle().await.unwrap();
+    assert!(rig.memory_loop.watched.is_empty());
 }
 
 #[tokio::test]
 async fn orders_reach_the_vmm() {
     let mut rig = Rig::new().await;
-    rig.keeper.look().await.unwrap();
-    let watched = &rig.keeper.watched[&UID];
+    rig.memory_loop.run_cycle().await.unwrap();
+    let watched = &rig.memory_loop.watched[&UID];
     watched.order(&Order::Limit { uid: UID, bytes: 769 << 20 });
-    rig.until_told(&["plug 256"]).await;
+    rig.until_received(&["plug 256"]).await;
     watched.order(&Order::Resume { uid: UID });
-    rig.until_told(&["plug 256", "resume"]).await;
-    assert_eq!(rig.keeper.daemon.memory.pauses.state(UID), State::Running);
+    rig.until_received(&["plug 256", "resume"]).await;
+    assert_eq!(rig.memory_loop.daemon.memory.pauses.state(UID), State::Running);
 }
 
 #[tokio::test]
 async fn a_notice_is_counted_and_kept_as_an_event() {
     let mut rig = Rig::new().await;
-    let rows = rig.keeper.daemon.read(machines::all).await.unwrap();
+    let rows = rig.memory_loop.daemon.read(machines::all).await.unwrap();
     let notice = |uid| Notice { uid, means: Means::Swap, bytes: 5, reason: "short".into() };
-    rig.keeper.tell(&rows, vec![notice(UID), notice(99)]).await.unwrap();
-    assert_eq!(rig.keeper.squeezes, [(("dev7".to_string(), Means::Swap), 1)].into());
-    let kept = rig.keeper.daemon.read(|db| events::after(db, 0, &Scope::All)).await.unwrap();
+    rig.memory_loop.report(&rows, vec![notice(UID), notice(99)]).await.unwrap();
+    assert_eq!(rig.memory_loop.squeezes, [(("dev7".to_string(), Means::Swap), 1)].into());
+    let kept = rig.memory_loop.daemon.read(|db| events::after(db, 0, &Scope::All)).await.unwrap();
     let what: Vec<_> = kept.into_iter().map(|event| event.what).collect();
     assert_eq!(what, [Happening::Squeeze { means: Means::Swap, bytes: 5, reason: "short".into() }]);
 }

@@ -16,12 +16,12 @@ use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, VmmId};
 use crate::host::{self, Usage};
 
-/// How long a VMM may take to report its state. All are asked at once: one that hangs delays a look by no more than
+/// How long a VMM may take to report its state. All are asked at once: one that hangs delays a cycle by no more than
 /// this.
-const LOOK: Duration = Duration::from_millis(300);
+const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
 const MIB: u64 = 1 << 20;
 
-/// The state of one machine between two looks.
+/// The state of one machine between two cycles.
 #[derive(Debug)]
 pub struct Watched {
     vmm: VmmId,
@@ -32,7 +32,7 @@ pub struct Watched {
     used: Option<(Instant, Duration)>,
     /// The value last written as the control group's memory protection.
     protected: Option<u64>,
-    trouble: LogOnChange,
+    problem: LogOnChange,
     actuators: Actuators,
     /// The tasks of the actuators and the follower. They end when this is dropped.
     _tasks: JoinSet<()>,
@@ -45,11 +45,11 @@ impl Watched {
         let mut tasks = JoinSet::new();
         let actuators = Actuators::new(daemon, uid, &name, &mut tasks);
         let (reports, squeeze) = (Reports::default(), actuators.squeeze.clone());
-        let trouble = LogOnChange::of(format!("memory of {name}"));
+        let problem = LogOnChange::of(format!("memory of {name}"));
         // An agent keeps a squeeze in its own memory. The follower repeats it to an agent that was restarted, or that
         // an earlier runner has squeezed.
         tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.repeat()));
-        Self { vmm, reports, info: None, used: None, protected: None, trouble, actuators, _tasks: tasks }
+        Self { vmm, reports, info: None, used: None, protected: None, problem, actuators, _tasks: tasks }
     }
 
     /// Whether this watches the given VMM.
@@ -63,22 +63,25 @@ impl Watched {
     }
 
     /// Measures the machine; `None` if it has just ended.
-    pub async fn look(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
-        let vmm = daemon.vmm(&machine.name, LOOK);
+    pub async fn measure(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
+        let vmm = daemon.vmm(&machine.name, REPORT_TIMEOUT);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
         let pauses = &daemon.memory.pauses;
-        let (usage, info, ()) =
-            tokio::join!(measure(&machine.name, protect), vmm.get("/v1/memory"), pauses.check(machine.uid, &vmm));
+        let (usage, info, ()) = tokio::join!(
+            measure_cgroup(&machine.name, protect),
+            vmm.get("/v1/memory"),
+            pauses.check(machine.uid, &vmm)
+        );
         match info {
             Ok(info) => self.info = Some(info),
             Err(error) => tracing::debug!(machine = machine.name, "no memory figures: {error}"),
         }
-        let (usage, trouble) = usage?;
-        if trouble.is_none() {
+        let (usage, problem) = usage?;
+        if problem.is_none() {
             self.protected = Some(guaranteed);
         }
-        self.trouble.note(trouble);
+        self.problem.note(problem);
         Some(MachineView {
             cpus: self.cpus(usage.cpu),
             guest: self.reports.fresh(),
@@ -88,7 +91,7 @@ impl Watched {
         })
     }
 
-    /// CPUs used since the last look.
+    /// CPUs used since the last cycle.
     fn cpus(&mut self, cpu: Duration) -> f64 {
         let now = Instant::now();
         let Some((then, before)) = self.used.replace((now, cpu)) else { return 0.0 };
@@ -139,7 +142,7 @@ fn sizes(machine: &MachineRow, info: Option<&MemoryInfo>, usage: &Usage) -> Mach
 }
 
 /// Reads the control group, and writes its memory protection if that has changed; `None` if the group is gone.
-async fn measure(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<String>)> {
+async fn measure_cgroup(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<String>)> {
     let name = machine.to_owned();
     let measured = tokio::task::spawn_blocking(move || {
         let usage = host::usage(&name).ok()?;

@@ -5,7 +5,7 @@ use super::model::{GuestView, MachineView};
 const MIB: u64 = 1 << 20;
 
 /// A machine that holds memory uses at least this much of it, whatever its guest reports.
-const LEAST: u64 = 64 * MIB;
+const WORKING_SET_MIN: u64 = 64 * MIB;
 
 /// In addition to its working set, a machine may claim a quarter of it, at least this much, as headroom.
 const HEADROOM: u64 = 64 * MIB;
@@ -16,7 +16,8 @@ pub fn held(machine: &MachineView) -> u64 {
 }
 
 /// The memory that it holds and uses: without memory that is free or cold in its guest. A silent guest does not report
-/// that. It then counts as using all it holds, or `LEAST` if `idle`. A paused machine counts as using `LEAST`.
+/// that. It then counts as using all it holds, or `WORKING_SET_MIN` if `idle`. A paused machine counts as using
+/// `WORKING_SET_MIN`.
 pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
     let held = held(machine);
     let used = match &machine.guest {
@@ -25,7 +26,7 @@ pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
         None if idle => 0,
         None => held,
     };
-    used.clamp(LEAST.min(held), held)
+    used.clamp(WORKING_SET_MIN.min(held), held)
 }
 
 /// The working set plus headroom: the memory a machine may claim while other machines want memory too.
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_word_counts_within_what_it_holds() {
+    fn guests_report_counts_only_within_what_it_holds() {
         for (resident, swapped, guest, idle, used) in [
             (1000, 0, Some((1048, 300)), false, 700),
             (1000, 200, Some((1048, 300)), false, 700),
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_stands_still_uses_nothing() {
+    fn a_paused_machine_uses_the_minimum() {
         let machine = MachineView { paused: true, ..machine(1000, 0, Some((0, 0))) };
         assert_eq!(working_set(&machine, false), 64 * MIB);
     }

@@ -8,42 +8,42 @@ use super::model::MachineView;
 
 const MIB: u64 = 1 << 20;
 /// How long a machine must have been idle. No client is connected by then, so no client notices.
-const AFTER: Duration = Duration::from_secs(10);
+const IDLE_MIN: Duration = Duration::from_secs(10);
 /// The interval between two steps, at first.
-const EVERY: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(5);
 /// The longest interval, after much memory was swapped in again.
-const EVERY_MOST: Duration = Duration::from_secs(640);
+const INTERVAL_MAX: Duration = Duration::from_secs(640);
 /// How much is swapped out in one step. The first steps yield little, because the kernel must first find untouched
 /// memory.
-const STEP: u64 = 32 * MIB;
+const STEP_MAX: u64 = 32 * MIB;
 /// How much stays in memory: an idle guest's kernel, agent and timers touch about as much.
-const LEFT: u64 = 16 * MIB;
+const RESIDENT_MIN: u64 = 16 * MIB;
 /// If no more than this is swapped in again, it is ignored. More means that the machine was not really idle, or that it
 /// wakes now and then.
-const BACK: u64 = 2 * MIB;
+const SWAP_IN_IGNORED: u64 = 2 * MIB;
 /// A smaller amount is not worth an order.
-const LEAST: u64 = MIB;
+const STEP_MIN: u64 = MIB;
 /// After the machine has been awake for this long, its next step is reported again. After no memory was swapped in for
-/// this long, the interval returns to [`EVERY`].
-const FORGET: Duration = Duration::from_secs(600);
+/// this long, the interval returns to [`INTERVAL`].
+const RESET_AFTER: Duration = Duration::from_secs(600);
 
 /// The state of one machine.
 #[derive(Clone, Copy, Debug)]
-pub struct Resting {
+pub struct IdleSwap {
     awake_for: Duration,
     quiet_for: Duration,
     since_step: Duration,
-    every: Duration,
+    interval: Duration,
     /// The largest amount that was swapped out of it.
     swapped: u64,
     /// Its first step was reported.
-    told: bool,
+    reported: bool,
 }
 
-impl Default for Resting {
+impl Default for IdleSwap {
     fn default() -> Self {
         let (awake_for, quiet_for, since_step) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
-        Self { awake_for, quiet_for, since_step, every: EVERY, swapped: 0, told: false }
+        Self { awake_for, quiet_for, since_step, interval: INTERVAL, swapped: 0, reported: false }
     }
 }
 
@@ -56,39 +56,45 @@ pub struct Step {
     pub first: bool,
 }
 
-impl Resting {
+impl IdleSwap {
     /// The next step, if one is due. `idle_for`: how long the machine has been idle; `room`: the swap it may use.
-    pub fn look(&mut self, machine: &MachineView, idle_for: Duration, room: u64, elapsed: Duration) -> Option<Step> {
-        if idle_for < AFTER || machine.needed {
-            self.wake(elapsed);
+    pub fn next_step(
+        &mut self,
+        machine: &MachineView,
+        idle_for: Duration,
+        room: u64,
+        elapsed: Duration,
+    ) -> Option<Step> {
+        if idle_for < IDLE_MIN || machine.needed {
+            self.suspend(elapsed);
             return None;
         }
         self.awake_for = Duration::ZERO;
         self.swapped = self.swapped.max(machine.swapped);
         (self.since_step, self.quiet_for) = (self.since_step + elapsed, self.quiet_for.saturating_add(elapsed));
-        if self.since_step < self.every {
+        if self.since_step < self.interval {
             return None;
         }
         self.since_step = Duration::ZERO;
-        if self.swapped - machine.swapped > BACK {
-            (self.every, self.swapped) = ((self.every * 2).min(EVERY_MOST), machine.swapped);
+        if self.swapped - machine.swapped > SWAP_IN_IGNORED {
+            (self.interval, self.swapped) = ((self.interval * 2).min(INTERVAL_MAX), machine.swapped);
             self.quiet_for = Duration::ZERO;
             return None;
         }
-        if self.quiet_for >= FORGET {
-            self.every = EVERY;
+        if self.quiet_for >= RESET_AFTER {
+            self.interval = INTERVAL;
         }
-        let bytes = machine.resident.saturating_sub(LEFT).min(STEP).min(room);
-        (bytes >= LEAST).then(|| Step { bytes, first: !std::mem::replace(&mut self.told, true) })
+        let bytes = machine.resident.saturating_sub(RESIDENT_MIN).min(STEP_MAX).min(room);
+        (bytes >= STEP_MIN).then(|| Step { bytes, first: !std::mem::replace(&mut self.reported, true) })
     }
 
     /// The machine is awake, or its memory is managed by another means. Memory swapped in meanwhile counts when it is
     /// idle again.
-    pub fn wake(&mut self, elapsed: Duration) {
+    pub fn suspend(&mut self, elapsed: Duration) {
         self.awake_for = self.awake_for.saturating_add(elapsed);
         self.quiet_for = self.quiet_for.saturating_add(elapsed);
         self.since_step = Duration::ZERO;
-        self.told &= self.awake_for < FORGET;
+        self.reported &= self.awake_for < RESET_AFTER;
     }
 }
 
@@ -105,11 +111,11 @@ mod tests {
     #[test]
     fn an_idle_machine_comes_down_step_by_step_and_keeps_a_little() {
         for (room, expected) in [(1 << 40, &[(14, 32, true), (19, 22, false)][..]), (3 * MIB, &[(14, 3, true)])] {
-            let mut resting = Resting::default();
+            let mut idle_swap = IdleSwap::default();
             let (mut machine, mut room) = (machine(70, 0), room);
             let mut steps = Vec::new();
             for second in 0..200 {
-                if let Some(step) = resting.look(&machine, SECOND * second, room, SECOND) {
+                if let Some(step) = idle_swap.next_step(&machine, SECOND * second, room, SECOND) {
                     steps.push((second, step.bytes / MIB, step.first));
                     (machine.resident, machine.swapped) = (machine.resident - step.bytes, machine.swapped + step.bytes);
                     room -= step.bytes;
@@ -120,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_makes_it_wait_longer_each_time() {
-        let mut resting = Resting::default();
+    fn memory_swapped_in_again_doubles_the_interval() {
+        let mut idle_swap = IdleSwap::default();
         let steps: Vec<u32> = (10..1000)
             .filter(|&second| {
                 // All that is swapped out comes back within half a minute.
                 let swapped = if second % 32 < 30 { 10 } else { 0 };
-                resting.look(&machine(70, swapped), SECOND * second, 1 << 40, SECOND).is_some()
+                idle_swap.next_step(&machine(70, swapped), SECOND * second, 1 << 40, SECOND).is_some()
             })
             .collect();
         // Without the longer interval, there would be a step every 5 s.
@@ -134,15 +140,15 @@ mod tests {
     }
 
     #[test]
-    fn who_wakes_again_and_again_is_mostly_left_alone_and_told_once() {
-        let mut resting = Resting::default();
+    fn often_awake_machine_is_rarely_swapped_and_reported_once() {
+        let mut idle_swap = IdleSwap::default();
         let (mut steps, mut machine, mut idle) = (Vec::new(), machine(70, 0), 0);
         for second in 0..3600 {
             // One second of work each minute, for which all memory is swapped in.
             if second % 60 == 0 {
                 (machine.resident, machine.swapped, idle) = (70 * MIB, 0, 0);
             }
-            if let Some(step) = resting.look(&machine, SECOND * idle, 1 << 40, SECOND) {
+            if let Some(step) = idle_swap.next_step(&machine, SECOND * idle, 1 << 40, SECOND) {
                 steps.push((second, step.first));
                 (machine.resident, machine.swapped) = (machine.resident - step.bytes, machine.swapped + step.bytes);
             }
@@ -154,13 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn machines_awake_or_awaited_are_left_alone() {
+    fn busy_or_needed_machines_are_not_swapped() {
         let needed = MachineView { needed: true, ..machine(70, 0) };
         let idle: fn(u32) -> u32 = |second| second;
         let busy: fn(u32) -> u32 = |second| second % 10;
         for (machine, idle) in [(machine(70, 0), busy), (needed, idle)] {
-            let mut resting = Resting::default();
-            assert!((0..1000).all(|second| resting.look(&machine, SECOND * idle(second), 1 << 40, SECOND).is_none()));
+            let mut idle_swap = IdleSwap::default();
+            assert!(
+                (0..1000).all(|second| idle_swap.next_step(&machine, SECOND * idle(second), 1 << 40, SECOND).is_none())
+            );
         }
     }
 }

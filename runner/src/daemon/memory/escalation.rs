@@ -15,7 +15,7 @@ const REPEAT: Duration = Duration::from_secs(10);
 
 /// A machine with its target and its working set.
 #[derive(Clone, Copy, Debug)]
-pub struct Rated<'a> {
+pub struct Assessment<'a> {
     /// The machine.
     pub machine: &'a MachineView,
     /// The memory it should hold.
@@ -24,7 +24,7 @@ pub struct Rated<'a> {
     pub working_set: u64,
 }
 
-impl Rated<'_> {
+impl Assessment<'_> {
     /// The memory it holds beyond its target. A small excess counts as 0, so that noise changes nothing.
     pub fn excess(&self) -> u64 {
         let excess = self.machine.resident.saturating_sub(self.target);
@@ -55,7 +55,7 @@ impl Rated<'_> {
 
 /// The means by which memory is taken from one machine, and since when.
 #[derive(Clone, Copy, Debug)]
-pub struct Stage {
+pub struct Escalation {
     /// The means by which memory is taken.
     pub means: Means,
     /// How long this means has been in use.
@@ -68,31 +68,31 @@ pub struct Stage {
     pub pauses: u32,
 }
 
-impl Stage {
-    /// The stage of a machine that is new to this runner. If the machine is paused, an earlier runner paused it.
+impl Escalation {
+    /// The escalation of a machine that is new to this runner. If the machine is paused, an earlier runner paused it.
     pub fn adopt(machine: &MachineView) -> Self {
         let means = if machine.paused { Means::Paused } else { Means::Released };
         Self { means, since: Duration::ZERO, goal: 0, asked: None, pauses: 0 }
     }
 
-    /// Updates the stage at the next look.
-    pub fn age(&mut self, rated: &Rated, elapsed: Duration) {
+    /// Updates the escalation in the next cycle.
+    pub fn update(&mut self, assessment: &Assessment, elapsed: Duration) {
         self.since = self.since.saturating_add(elapsed);
         self.asked = match self.asked {
             // A guest that was silent may have lost the request.
-            Some((goal, ago)) if rated.machine.guest.is_some() => Some((goal, ago.saturating_add(elapsed))),
+            Some((goal, ago)) if assessment.machine.guest.is_some() => Some((goal, ago.saturating_add(elapsed))),
             _ => None,
         };
         // A client needed the machine, so the machine was resumed.
-        if self.means == Means::Paused && !rated.machine.paused && self.since >= PAUSE_DELAY {
+        if self.means == Means::Paused && !assessment.machine.paused && self.since >= PAUSE_DELAY {
             self.means = Means::Swap;
         }
         // Small changes of the target do not move the goal. It moves down by more than the slack (8 times the slack
         // while the host swaps the excess), and up by more than 8 times the slack. A goal below the guarantee always
         // moves.
-        let (goal, slack) = (rated.goal(), rated.slack());
+        let (goal, slack) = (assessment.goal(), assessment.slack());
         let down = if self.means >= Means::Swap { 8 * slack } else { slack };
-        let low = self.goal < rated.machine.guaranteed;
+        let low = self.goal < assessment.machine.guaranteed;
         if low || self.goal > goal.saturating_add(down) || self.goal.saturating_add(8 * slack) < goal {
             self.goal = goal;
         }
@@ -134,12 +134,12 @@ mod tests {
         MachineView { uid: 7, resident, swapped, guaranteed, weight: 100, guest, ..MachineView::default() }
     }
 
-    fn rated(machine: &MachineView, target: u64) -> Rated<'_> {
-        Rated { machine, target: target * MIB, working_set: 0 }
+    fn assessment(machine: &MachineView, target: u64) -> Assessment<'_> {
+        Assessment { machine, target: target * MIB, working_set: 0 }
     }
 
-    fn stage(means: Means, goal: u64) -> Stage {
-        Stage { means, since: Duration::ZERO, goal: goal * MIB, asked: None, pauses: 0 }
+    fn escalation(means: Means, goal: u64) -> Escalation {
+        Escalation { means, since: Duration::ZERO, goal: goal * MIB, asked: None, pauses: 0 }
     }
 
     #[test]
@@ -147,7 +147,7 @@ mod tests {
         for (resident, target, excess) in
             [(1000, 1000, 0), (1020, 1000, 0), (1040, 1000, 40), (270, 256, 0), (280, 256, 24), (10_100, 10_000, 0)]
         {
-            assert_eq!(rated(&machine(resident, 0), target).excess(), excess * MIB, "{resident} of {target}");
+            assert_eq!(assessment(&machine(resident, 0), target).excess(), excess * MIB, "{resident} of {target}");
         }
     }
 
@@ -163,9 +163,9 @@ mod tests {
             (Means::Swap, 1000, 0, 700, 700),
             (Means::Guest, 250, 0, 260, 260),
         ] {
-            let (machine, mut stage) = (machine(2000, swapped), stage(means, goal));
-            stage.age(&rated(&machine, target), SECOND);
-            assert_eq!(stage.squeezed_to(), Some(followed * MIB), "{means:?} {goal} {swapped} {target}");
+            let (machine, mut escalation) = (machine(2000, swapped), escalation(means, goal));
+            escalation.update(&assessment(&machine, target), SECOND);
+            assert_eq!(escalation.squeezed_to(), Some(followed * MIB), "{means:?} {goal} {swapped} {target}");
         }
     }
 
@@ -174,34 +174,34 @@ mod tests {
         let speaking = machine(2000, 0);
         let silent = MachineView { guest: None, ..speaking };
         let paused = MachineView { paused: true, ..speaking };
-        let mut stage = stage(Means::Guest, 1000);
-        let asked = |stage: &mut Stage, machine: &MachineView| {
-            stage.age(&rated(machine, 1000), SECOND);
-            stage.ask(machine).map(|order| match order {
+        let mut escalation = escalation(Means::Guest, 1000);
+        let asked = |escalation: &mut Escalation, machine: &MachineView| {
+            escalation.update(&assessment(machine, 1000), SECOND);
+            escalation.ask(machine).map(|order| match order {
                 Order::Squeeze { target, .. } => target.map(|bytes| bytes / MIB),
                 other => panic!("{other:?}"),
             })
         };
-        assert_eq!(asked(&mut stage, &silent), None);
-        assert_eq!(asked(&mut stage, &speaking), Some(Some(1000)));
-        let again: Vec<_> = (0..20).filter(|_| asked(&mut stage, &speaking).is_some()).collect();
+        assert_eq!(asked(&mut escalation, &silent), None);
+        assert_eq!(asked(&mut escalation, &speaking), Some(Some(1000)));
+        let again: Vec<_> = (0..20).filter(|_| asked(&mut escalation, &speaking).is_some()).collect();
         assert_eq!(again, [9, 19]);
-        assert_eq!(asked(&mut stage, &silent), None);
-        assert_eq!(asked(&mut stage, &paused), None);
-        assert_eq!(asked(&mut stage, &speaking), Some(Some(1000)));
-        stage.enter(Means::Released);
-        assert_eq!(asked(&mut stage, &speaking), Some(None));
-        assert!((0..60).all(|_| asked(&mut stage, &speaking).is_none()), "released, it is not disturbed");
+        assert_eq!(asked(&mut escalation, &silent), None);
+        assert_eq!(asked(&mut escalation, &paused), None);
+        assert_eq!(asked(&mut escalation, &speaking), Some(Some(1000)));
+        escalation.enter(Means::Released);
+        assert_eq!(asked(&mut escalation, &speaking), Some(None));
+        assert!((0..60).all(|_| asked(&mut escalation, &speaking).is_none()), "released, it is not disturbed");
     }
 
     #[test]
-    fn who_was_let_go_on_by_others_is_not_paused() {
-        let mut stage = stage(Means::Paused, 1000);
+    fn machine_resumed_by_others_is_not_paused() {
+        let mut escalation = escalation(Means::Paused, 1000);
         let running = machine(2000, 0);
         let means: Vec<_> = (0..3)
             .map(|_| {
-                stage.age(&rated(&running, 1000), SECOND);
-                stage.means
+                escalation.update(&assessment(&running, 1000), SECOND);
+                escalation.means
             })
             .collect();
         assert_eq!(means, [Means::Paused, Means::Paused, Means::Swap]);

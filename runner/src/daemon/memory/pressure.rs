@@ -29,7 +29,7 @@ const RELAXED_PRESSURE: f64 = 0.5;
 const SETTLE: Duration = Duration::from_secs(10);
 /// Memory that is short again within this time was given back too early. The next wait is twice as long.
 const RELAPSE: Duration = Duration::from_secs(120);
-const SETTLE_MOST: Duration = Duration::from_secs(320);
+const SETTLE_MAX: Duration = Duration::from_secs(320);
 
 /// Memory that should stay available. Below this mark memory is short, below half of it very short. Half of the reserve
 /// is for the host's programs. The mark is the other half plus a tenth of the host's memory, at most 8 GiB.
@@ -89,9 +89,9 @@ fn level(host: &HostView, relaxed: bool) -> Level {
     }
 }
 
-/// The level with its history.
+/// The level of memory pressure with its history.
 #[derive(Clone, Copy, Debug)]
-pub struct Strain {
+pub struct Pressure {
     level: Level,
     /// How long the level has been the same.
     since: Duration,
@@ -103,22 +103,22 @@ pub struct Strain {
     hard_for: Duration,
 }
 
-impl Default for Strain {
+impl Default for Pressure {
     fn default() -> Self {
         let (better_for, hard_for) = (Duration::ZERO, Duration::ZERO);
         Self { level: Level::Calm, since: RELAPSE, better_for, settle: SETTLE, hard_for }
     }
 }
 
-impl Strain {
+impl Pressure {
     /// Updates the level and returns it.
-    pub fn look(&mut self, host: &HostView, elapsed: Duration) -> Level {
+    pub fn update(&mut self, host: &HostView, elapsed: Duration) -> Level {
         self.since = self.since.saturating_add(elapsed);
         let (worse, better) = (level(host, false), level(host, true));
         self.hard_for = if better == Level::Hard { self.hard_for.saturating_add(elapsed) } else { Duration::ZERO };
         if worse > self.level {
             if self.level == Level::Calm {
-                self.settle = if self.since < RELAPSE { (self.settle * 2).min(SETTLE_MOST) } else { SETTLE };
+                self.settle = if self.since < RELAPSE { (self.settle * 2).min(SETTLE_MAX) } else { SETTLE };
             }
             self.enter(worse);
         } else if better < self.level {
@@ -194,40 +194,40 @@ mod tests {
         }
     }
 
-    /// Looks once a second and returns the last level.
-    fn hold(strain: &mut Strain, available: u64, seconds: u32) -> Level {
-        let levels = (0..seconds).map(|_| strain.look(&host(available, None, None), Duration::from_secs(1)));
+    /// Updates it once a second and returns the last level.
+    fn hold(pressure: &mut Pressure, available: u64, seconds: u32) -> Level {
+        let levels = (0..seconds).map(|_| pressure.update(&host(available, None, None), Duration::from_secs(1)));
         levels.last().unwrap_or_default()
     }
 
     #[test]
     fn worse_at_once_and_better_after_a_while() {
-        let mut strain = Strain::default();
-        assert_eq!(hold(&mut strain, 490, 1), Level::Pressed);
-        assert_eq!(hold(&mut strain, 100, 1), Level::Hard);
-        assert_eq!(hold(&mut strain, 100, 20), Level::Hard);
-        assert_eq!(strain.hard_for(), Duration::from_secs(21));
-        assert_eq!(hold(&mut strain, 550, 9), Level::Hard);
-        assert_eq!(strain.hard_for(), Duration::ZERO);
-        assert_eq!(hold(&mut strain, 550, 1), Level::Pressed);
-        assert_eq!(hold(&mut strain, 550, 1000), Level::Pressed);
-        assert_eq!(hold(&mut strain, 700, 9), Level::Pressed);
-        assert_eq!(hold(&mut strain, 600, 1), Level::Pressed);
-        assert_eq!(hold(&mut strain, 700, 10), Level::Calm);
+        let mut pressure = Pressure::default();
+        assert_eq!(hold(&mut pressure, 490, 1), Level::Pressed);
+        assert_eq!(hold(&mut pressure, 100, 1), Level::Hard);
+        assert_eq!(hold(&mut pressure, 100, 20), Level::Hard);
+        assert_eq!(pressure.hard_for(), Duration::from_secs(21));
+        assert_eq!(hold(&mut pressure, 550, 9), Level::Hard);
+        assert_eq!(pressure.hard_for(), Duration::ZERO);
+        assert_eq!(hold(&mut pressure, 550, 1), Level::Pressed);
+        assert_eq!(hold(&mut pressure, 550, 1000), Level::Pressed);
+        assert_eq!(hold(&mut pressure, 700, 9), Level::Pressed);
+        assert_eq!(hold(&mut pressure, 600, 1), Level::Pressed);
+        assert_eq!(hold(&mut pressure, 700, 10), Level::Calm);
     }
 
     #[test]
-    fn who_relapses_settles_later_each_time() {
-        let mut strain = Strain::default();
+    fn each_relapse_doubles_the_wait_for_calm() {
+        let mut pressure = Pressure::default();
         let mut calm = Vec::new();
         for _ in 0..7 {
-            assert_eq!(hold(&mut strain, 400, 1), Level::Pressed);
-            calm.push((1..).find(|_| hold(&mut strain, 800, 1) == Level::Calm).unwrap());
-            hold(&mut strain, 800, 5);
+            assert_eq!(hold(&mut pressure, 400, 1), Level::Pressed);
+            calm.push((1..).find(|_| hold(&mut pressure, 800, 1) == Level::Calm).unwrap());
+            hold(&mut pressure, 800, 5);
         }
         assert_eq!(calm, [10, 20, 40, 80, 160, 320, 320]);
-        hold(&mut strain, 800, 200);
-        hold(&mut strain, 400, 1);
-        assert_eq!((1..).find(|_| hold(&mut strain, 800, 1) == Level::Calm), Some(10));
+        hold(&mut pressure, 800, 200);
+        hold(&mut pressure, 400, 1);
+        assert_eq!((1..).find(|_| hold(&mut pressure, 800, 1) == Level::Calm), Some(10));
     }
 }
