@@ -82,7 +82,7 @@ impl Executor {
 
     /// No measurement shows whether an agent received the order, so an agent that did not answer is asked again.
     async fn squeeze(self: Arc<Self>, target: Option<u64>) -> bool {
-        self.daemon.memory.pauses.running(self.uid).await;
+        self.daemon.memory.pauses.wait_until_running(self.uid).await;
         let squeeze = MemorySqueeze { target };
         let done = self.daemon.agent(&self.machine, CALL_TIMEOUT).send(Method::PUT, "/v1/memory", Some(&squeeze)).await;
         let answered = matches!(done, Ok(()) | Err(Error::Problem { .. }));

@@ -16,27 +16,27 @@ use super::model::GuestView;
 use crate::daemon::Daemon;
 
 /// The age at which a report is stale and the guest counts as silent.
-const FRESH: Duration = Duration::from_secs(15);
+const STALE_AFTER: Duration = Duration::from_secs(15);
 /// How long the agent may take to start its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A stream that is silent for longer is dropped; the agent promises a line every 10 s.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The minimum time between two lines that are read, so that a guest cannot flood the daemon.
-const PACE: Duration = Duration::from_millis(50);
+const LINE_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// The minimum time between two cycles that one guest can request.
-const CALL_PACE: Duration = Duration::from_secs(1);
+const WAKE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// The delay before a new stream. It doubles each time, which also bounds how much a guest can make the daemon log …
-const REST: Duration = Duration::from_secs(1);
-const REST_MAX: Duration = Duration::from_secs(10);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 /// … until a stream has lasted this long.
-const PROVEN: Duration = Duration::from_secs(60);
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// The reports of one guest.
 #[derive(Clone, Debug, Default)]
-pub struct Reports(Arc<Mutex<Heard>>);
+pub struct Reports(Arc<Mutex<Received>>);
 
 #[derive(Debug, Default)]
-struct Heard {
+struct Received {
     last: Option<(Instant, MemoryReport)>,
     broken: u64,
 }
@@ -44,20 +44,20 @@ struct Heard {
 impl Reports {
     /// The guest's latest report; `None` if it is silent.
     pub fn fresh(&self) -> Option<GuestView> {
-        self.heard().last.as_ref().filter(|(at, _)| at.elapsed() <= FRESH).map(|(_, report)| view(report))
+        self.received().last.as_ref().filter(|(at, _)| at.elapsed() <= STALE_AFTER).map(|(_, report)| view(report))
     }
 
     /// How many processes the guest's kernel has killed for lack of memory, by its last report.
     pub fn oom_kills(&self) -> u64 {
-        self.heard().last.as_ref().map_or(0, |(_, report)| report.oom_kills)
+        self.received().last.as_ref().map_or(0, |(_, report)| report.oom_kills)
     }
 
     /// How often the stream broke, or had a line that could not be parsed.
     pub fn broken(&self) -> u64 {
-        self.heard().broken
+        self.received().broken
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn received(&self) -> MutexGuard<'_, Received> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,12 +75,12 @@ fn view(report: &MemoryReport) -> GuestView {
 /// Follows the reports until the task is aborted. Calls `connected` whenever a new stream begins.
 pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
     let agent = daemon.agent(&machine, DEADLINE);
-    let trouble = LogOnChange::of(format!("memory reports of {machine}"));
-    let mut rest = REST;
+    let problem = LogOnChange::of(format!("memory reports of {machine}"));
+    let mut delay = RETRY_DELAY;
     let mut known = false;
     loop {
         // A paused guest does not answer, and connections to it would only accumulate.
-        daemon.memory.pauses.running(uid).await;
+        daemon.memory.pauses.wait_until_running(uid).await;
         let began = Instant::now();
         let ended = match agent.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await {
             Ok(lines) => {
@@ -90,41 +90,41 @@ pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Rep
             }
             // The guest is still booting. Its driver watches that.
             Err(_) if !known => {
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
             Err(error) => error.to_string(),
         };
-        if began.elapsed() >= PROVEN {
-            trouble.note(None);
-            rest = REST;
+        if began.elapsed() >= STABLE_AFTER {
+            problem.note(None);
+            delay = RETRY_DELAY;
         }
-        trouble.note(Some(one_line(&ended)));
-        tokio::time::sleep(rest).await;
-        rest = (rest * 2).min(REST_MAX);
+        problem.note(Some(one_line(&ended)));
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(RETRY_DELAY_MAX);
     }
 }
 
 /// Reads reports until the stream ends, breaks, is silent or has an invalid line. Returns the reason.
 async fn listen(wake: &Notify, reports: &Reports, mut lines: Lines<MemoryReport>) -> String {
-    let mut called: Option<Instant> = None;
+    let mut woken_at: Option<Instant> = None;
     loop {
-        let report = match tokio::time::timeout(SILENCE, lines.next()).await {
+        let report = match tokio::time::timeout(SILENCE_MAX, lines.next()).await {
             Ok(Ok(Some(report))) => report,
             Ok(Ok(None)) => return "the agent's answer has ended".into(),
             Ok(Err(error)) => {
-                reports.heard().broken += 1;
+                reports.received().broken += 1;
                 return error.to_string();
             }
-            Err(_) => return format!("nothing for {} s", SILENCE.as_secs()),
+            Err(_) => return format!("nothing for {} s", SILENCE_MAX.as_secs()),
         };
         let short = report.short;
-        reports.heard().last = Some((Instant::now(), report));
-        if short && called.is_none_or(|at| at.elapsed() >= CALL_PACE) {
-            called = Some(Instant::now());
+        reports.received().last = Some((Instant::now(), report));
+        if short && woken_at.is_none_or(|at| at.elapsed() >= WAKE_INTERVAL_MIN) {
+            woken_at = Some(Instant::now());
             wake.notify_one();
         }
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(LINE_INTERVAL_MIN).await;
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     /// What the follower makes of a guest that sends this text.
-    async fn hear(said: &'static str) -> (Reports, String, bool) {
+    async fn receive(said: &'static str) -> (Reports, String, bool) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("agent.sock")).unwrap();
         let router = Router::new().route("/v1/memory", get(async move || said));
@@ -157,21 +157,21 @@ mod tests {
     async fn the_last_report_counts_and_one_that_is_short_wakes() {
         let line = |rest: &str| -> &'static str { format!("{REPORT}{rest}\n").leak() };
         let calm = line(r#""short":false,"reclaimed":0,"oom_kills":0}"#);
-        let (reports, ended, woken) = hear(calm).await;
+        let (reports, ended, woken) = receive(calm).await;
         assert_eq!((ended.as_str(), woken), ("the agent's answer has ended", false));
         assert_eq!(reports.fresh().unwrap().available, 2);
         let pressure = r#"{"some_avg10":1e9,"some_total_us":0,"full_avg10":-1,"full_total_us":0}"#;
         let short = line(&format!(r#""pressure":{pressure},"short":true,"reclaimed":0,"oom_kills":6}}"#));
-        let (reports, _, woken) = hear(format!("{calm}{short}").leak()).await;
+        let (reports, _, woken) = receive(format!("{calm}{short}").leak()).await;
         assert!(woken);
         let fresh = reports.fresh().unwrap();
         assert_eq!((fresh.pressure_some, fresh.short, reports.oom_kills()), (Some(100.0), true, 6));
     }
 
     #[tokio::test]
-    async fn nonsense_is_counted_and_ends_the_stream() {
+    async fn invalid_report_is_counted_and_ends_the_stream() {
         for said in ["{}\n", "total\n", "{\"total\": -1}\n", "[1e999]\n", "{\"total"] {
-            let (reports, _, woken) = hear(said).await;
+            let (reports, _, woken) = receive(said).await;
             assert_eq!((reports.fresh(), reports.broken(), woken), (None, 1, false), "{said}");
         }
     }

@@ -41,7 +41,7 @@ pub use host::{measure as measure_host, meminfo};
 pub use log_on_change::LogOnChange;
 pub use metrics::render as render_metrics;
 pub use model::{Decision, HostView, MachineView, Notice, Order};
-pub use pause_control::{State, WakeGuard};
+pub use pause_control::{PauseState, WakeGuard};
 pub use snapshot::Snapshot;
 
 use super::Daemon;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use garret_api::client::{Client, Error};
 use garret_api::vmm::{MachineInfo, MachineState};
-use tokio::sync::{Mutex as Turn, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
 /// How long a machine counts as needed after the need has ended.
@@ -17,7 +17,7 @@ const LINGER: Duration = Duration::from_secs(10);
 
 /// Whether a machine is paused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
+pub enum PauseState {
     /// The runner has not asked the VMM yet, or the VMM did not answer a request to pause.
     #[default]
     Unknown,
@@ -30,46 +30,46 @@ pub enum State {
 /// All machines that have existed, by uid.
 #[derive(Debug)]
 pub struct PauseControl {
-    places: Mutex<HashMap<u32, Arc<Place>>>,
+    machines: Mutex<HashMap<u32, Arc<Machine>>>,
     /// How long a machine counts as needed after the need has ended.
     linger: Duration,
 }
 
 impl Default for PauseControl {
     fn default() -> Self {
-        Self { places: Mutex::default(), linger: LINGER }
+        Self { machines: Mutex::default(), linger: LINGER }
     }
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct Machine {
     needs: Mutex<Needs>,
-    state: watch::Sender<State>,
-    turn: Turn<()>,
+    state: watch::Sender<PauseState>,
+    transition: AsyncMutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Needs {
-    now: usize,
-    ended: Option<Instant>,
+    guards: usize,
+    last_dropped: Option<Instant>,
 }
 
 /// Marks the machine as needed until the guard is dropped.
 #[derive(Debug)]
-pub struct WakeGuard(Arc<Place>);
+pub struct WakeGuard(Arc<Machine>);
 
 impl WakeGuard {
-    fn new(place: Arc<Place>) -> Self {
-        place.needs().now += 1;
-        Self(place)
+    fn new(machine: Arc<Machine>) -> Self {
+        machine.needs().guards += 1;
+        Self(machine)
     }
 }
 
 impl Drop for WakeGuard {
     fn drop(&mut self) {
         let mut needs = self.0.needs();
-        needs.now -= 1;
-        needs.ended = Some(Instant::now());
+        needs.guards -= 1;
+        needs.last_dropped = Some(Instant::now());
     }
 }
 
@@ -78,7 +78,7 @@ impl PauseControl {
     ///
     /// If the VMM does not answer, that is logged. The caller's request to the guest then fails with its own reason.
     pub async fn wake(&self, uid: u32, vmm: &Client) -> WakeGuard {
-        let needed = WakeGuard::new(self.place(uid));
+        let needed = WakeGuard::new(self.machine(uid));
         if let Err(error) = needed.0.resume(vmm).await {
             tracing::warn!(uid, "cannot resume a machine that is needed: {error}");
         }
@@ -90,7 +90,7 @@ impl PauseControl {
     /// # Errors
     /// The VMM refuses or does not answer. A VMM that does not answer may still have paused: ask it.
     pub async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
-        self.place(uid).pause(vmm, self.linger).await
+        self.machine(uid).pause(vmm, self.linger).await
     }
 
     /// Resumes the machine.
@@ -98,77 +98,77 @@ impl PauseControl {
     /// # Errors
     /// The VMM refuses or does not answer.
     pub async fn resume(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
-        self.place(uid).resume(vmm).await
+        self.machine(uid).resume(vmm).await
     }
 
     /// A new VMM starts running, not paused.
     pub fn started(&self, uid: u32) {
-        self.place(uid).state.send_replace(State::Running);
+        self.machine(uid).state.send_replace(PauseState::Running);
     }
 
-    /// Asks the VMM of a machine that is not known to run. An earlier runner may have paused it, and the VMM resumes it by
-    /// itself when this runner was silent for longer than the machine's lease.
+    /// Asks the VMM of a machine that is not known to run. An earlier runner may have paused it, and the VMM resumes it
+    /// by itself when this runner was silent for longer than the machine's lease.
     pub async fn check(&self, uid: u32, vmm: &Client) {
-        self.place(uid).check(vmm).await;
+        self.machine(uid).check(vmm).await;
     }
 
     /// Whether the machine is paused.
-    pub fn state(&self, uid: u32) -> State {
-        *self.place(uid).state.borrow()
+    pub fn state(&self, uid: u32) -> PauseState {
+        *self.machine(uid).state.borrow()
     }
 
     /// Whether the machine is needed, or was a moment ago: commands often follow each other.
     pub fn is_needed(&self, uid: u32) -> bool {
-        self.place(uid).is_needed(self.linger)
+        self.machine(uid).is_needed(self.linger)
     }
 
     /// Returns when the machine is known to run.
-    pub async fn running(&self, uid: u32) {
-        let mut state = self.place(uid).state.subscribe();
-        // The sender is in a `Place`, which is never removed.
-        let _ = state.wait_for(|state| *state == State::Running).await;
+    pub async fn wait_until_running(&self, uid: u32) {
+        let mut state = self.machine(uid).state.subscribe();
+        // The sender is in a `Machine`, which is never removed.
+        let _ = state.wait_for(|state| *state == PauseState::Running).await;
     }
 
-    fn place(&self, uid: u32) -> Arc<Place> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default().clone()
+    fn machine(&self, uid: u32) -> Arc<Machine> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default().clone()
     }
 }
 
-impl Place {
+impl Machine {
     fn needs(&self) -> MutexGuard<'_, Needs> {
         self.needs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_needed(&self, linger: Duration) -> bool {
         let needs = self.needs();
-        needs.now > 0 || needs.ended.is_some_and(|at| at.elapsed() < linger)
+        needs.guards > 0 || needs.last_dropped.is_some_and(|at| at.elapsed() < linger)
     }
 
     async fn pause(&self, vmm: &Client, linger: Duration) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
-        if self.is_needed(linger) || *self.state.borrow() == State::Paused {
+        let _transition = self.transition.lock().await;
+        if self.is_needed(linger) || *self.state.borrow() == PauseState::Paused {
             return Ok(());
         }
         // Set before the request: a VMM may act on a request after the caller has given up waiting.
-        let before = self.state.send_replace(State::Paused);
+        let before = self.state.send_replace(PauseState::Paused);
         let paused = vmm.post("/v1/pause").await;
         match &paused {
             Ok(()) => {}
             Err(Error::Problem { .. } | Error::Connect { .. }) => drop(self.state.send_replace(before)),
-            Err(_) => drop(self.state.send_replace(State::Unknown)),
+            Err(_) => drop(self.state.send_replace(PauseState::Unknown)),
         }
         paused
     }
 
     async fn check(&self, vmm: &Client) {
         // While the state is being changed, the answer would be out of date.
-        let Ok(_turn) = self.turn.try_lock() else { return };
+        let Ok(_transition) = self.transition.try_lock() else { return };
         let before = *self.state.borrow();
-        if before == State::Running {
+        if before == PauseState::Running {
             return;
         }
         let Ok(info) = vmm.get::<MachineInfo>("/v1/machine").await else { return };
-        let now = if info.state == MachineState::Paused { State::Paused } else { State::Running };
+        let now = if info.state == MachineState::Paused { PauseState::Paused } else { PauseState::Running };
         self.state.send_if_modified(|state| {
             // A new VMM may have started during the request.
             let changes = *state == before && before != now;
@@ -180,12 +180,12 @@ impl Place {
     }
 
     async fn resume(&self, vmm: &Client) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
-        if *self.state.borrow() == State::Running {
+        let _transition = self.transition.lock().await;
+        if *self.state.borrow() == PauseState::Running {
             return Ok(());
         }
         vmm.post("/v1/resume").await?;
-        self.state.send_replace(State::Running);
+        self.state.send_replace(PauseState::Running);
         Ok(())
     }
 }
@@ -204,8 +204,8 @@ mod tests {
     /// A VMM that is slow to pause, and a record of the requests to it. Its state follows from the requests.
     fn vmm(pause: StatusCode) -> (TempDir, Client, Arc<Mutex<Vec<&'static str>>>) {
         let dir = tempfile::tempdir().unwrap();
-        let told: Arc<Mutex<Vec<&'static str>>> = Arc::default();
-        let (first, second, third) = (told.clone(), told.clone(), told.clone());
+        let requests: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+        let (first, second, third) = (requests.clone(), requests.clone(), requests.clone());
         let router = Router::new()
             .route(
                 "/v1/pause",
@@ -233,12 +233,12 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("api.sock")).unwrap();
         tokio::spawn(axum::serve(listener, router).into_future());
         let client = Client::unix(dir.path().join("api.sock"));
-        (dir, client, told)
+        (dir, client, requests)
     }
 
     #[tokio::test]
-    async fn who_is_needed_while_being_paused_runs_in_the_end() {
-        let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
+    async fn machine_needed_during_its_pause_is_resumed() {
+        let (_dir, vmm, requests) = vmm(StatusCode::NO_CONTENT);
         let pauses = Arc::new(PauseControl { linger: Duration::ZERO, ..PauseControl::default() });
         pauses.started(7);
         let (pausing, client) = (pauses.clone(), vmm.clone());
@@ -246,45 +246,45 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let needed = pauses.wake(7, &vmm).await;
         paused.await.unwrap().unwrap();
-        assert_eq!(*told.lock().unwrap(), ["pause", "resume"]);
-        assert_eq!((pauses.state(7), pauses.is_needed(7)), (State::Running, true));
+        assert_eq!(*requests.lock().unwrap(), ["pause", "resume"]);
+        assert_eq!((pauses.state(7), pauses.is_needed(7)), (PauseState::Running, true));
 
         pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!(pauses.state(7), State::Running, "it is needed");
+        assert_eq!(pauses.state(7), PauseState::Running, "it is needed");
         drop(needed);
         pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!((pauses.state(7), pauses.is_needed(7)), (State::Paused, false));
+        assert_eq!((pauses.state(7), pauses.is_needed(7)), (PauseState::Paused, false));
         pauses.resume(7, &vmm).await.unwrap();
-        pauses.running(7).await;
+        pauses.wait_until_running(7).await;
     }
 
     #[tokio::test]
-    async fn one_of_which_nothing_is_known_is_resumed_to_be_sure() {
-        let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
+    async fn machine_in_an_unknown_state_is_resumed() {
+        let (_dir, vmm, requests) = vmm(StatusCode::NO_CONTENT);
         let pauses = PauseControl::default();
         drop(pauses.wake(7, &vmm).await);
         drop(pauses.wake(7, &vmm).await);
-        assert_eq!(*told.lock().unwrap(), ["resume"]);
+        assert_eq!(*requests.lock().unwrap(), ["resume"]);
         pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!((pauses.state(7), pauses.is_needed(7)), (State::Running, true), "the need is still felt");
+        assert_eq!((pauses.state(7), pauses.is_needed(7)), (PauseState::Running, true), "the need lingers");
     }
 
     #[tokio::test]
-    async fn the_vmm_corrects_what_is_believed_of_a_machine_at_rest() {
-        let (_dir, vmm, told) = vmm(StatusCode::NO_CONTENT);
+    async fn check_corrects_the_state_of_a_paused_machine() {
+        let (_dir, vmm, requests) = vmm(StatusCode::NO_CONTENT);
         let pauses = PauseControl { linger: Duration::ZERO, ..PauseControl::default() };
-        told.lock().unwrap().push("pause");
+        requests.lock().unwrap().push("pause");
         pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), State::Paused, "an earlier runner left it");
+        assert_eq!(pauses.state(7), PauseState::Paused, "an earlier runner left it");
         pauses.resume(7, &vmm).await.unwrap();
         pauses.pause(7, &vmm).await.unwrap();
         pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), State::Paused);
-        told.lock().unwrap().push("resume"); // by itself: its lease expired
+        assert_eq!(pauses.state(7), PauseState::Paused);
+        requests.lock().unwrap().push("resume"); // by itself: its lease expired
         pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), State::Running);
+        assert_eq!(pauses.state(7), PauseState::Running);
         pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!(*told.lock().unwrap(), ["pause", "resume", "pause", "resume", "pause"]);
+        assert_eq!(*requests.lock().unwrap(), ["pause", "resume", "pause", "resume", "pause"]);
     }
 
     #[tokio::test]
@@ -296,7 +296,7 @@ mod tests {
         let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
         pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), State::Paused, "the VMM still says that it runs");
+        assert_eq!(pauses.state(7), PauseState::Paused, "the VMM still says that it runs");
         paused.await.unwrap().unwrap();
         // The state of another machine is unknown, and its old VMM answers "paused" after a new one has started.
         let (checking, client) = (pauses.clone(), vmm.clone());
@@ -304,7 +304,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(10)).await;
         pauses.started(8);
         check.await.unwrap();
-        assert_eq!(pauses.state(8), State::Running);
+        assert_eq!(pauses.state(8), PauseState::Running);
     }
 
     #[tokio::test]
@@ -313,12 +313,12 @@ mod tests {
         let pauses = PauseControl::default();
         pauses.started(7);
         assert!(pauses.pause(7, &refusing).await.is_err());
-        assert_eq!(pauses.state(7), State::Running);
-        let (_dir, slow, told) = vmm(StatusCode::NO_CONTENT);
+        assert_eq!(pauses.state(7), PauseState::Running);
+        let (_dir, slow, requests) = vmm(StatusCode::NO_CONTENT);
         assert!(pauses.pause(7, &slow.clone().with_deadline(Duration::from_millis(5))).await.is_err());
-        assert_eq!(pauses.state(7), State::Unknown);
-        told.lock().unwrap().push("pause");
+        assert_eq!(pauses.state(7), PauseState::Unknown);
+        requests.lock().unwrap().push("pause");
         pauses.check(7, &slow).await;
-        assert_eq!(pauses.state(7), State::Paused);
+        assert_eq!(pauses.state(7), PauseState::Paused);
     }
 }

@@ -105,7 +105,7 @@ async fn first_cycle_finds_what_an_earlier_daemon_left() {
     let mut rig = Rig::new().await;
     rig.memory_loop.run_cycle().await.unwrap();
     let memory = &rig.memory_loop.daemon.memory;
-    assert_eq!(memory.pauses.state(UID), State::Paused);
+    assert_eq!(memory.pauses.state(UID), PauseState::Paused);
     let snapshot = memory.snapshot().await.unwrap();
     assert!(snapshot.host.total > 0 && snapshot.machines.is_empty(), "{snapshot:?}");
     assert_eq!(snapshot.broken_reports, [("dev7".to_string(), 0)].into());
@@ -123,7 +123,7 @@ async fn orders_reach_the_vmm() {
     rig.until_received(&["plug 256"]).await;
     watched.order(&Order::Resume { uid: UID });
     rig.until_received(&["plug 256", "resume"]).await;
-    assert_eq!(rig.memory_loop.daemon.memory.pauses.state(UID), State::Running);
+    assert_eq!(rig.memory_loop.daemon.memory.pauses.state(UID), PauseState::Running);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::actuators::Actuators;
 use super::follow::{Reports, follow};
 use super::log_on_change::LogOnChange;
 use super::model::{MachineView, Order};
-use super::pause_control::State;
+use super::pause_control::PauseState;
 use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, VmmId};
 use crate::host::{self, Usage};
@@ -85,7 +85,7 @@ impl Watched {
         Some(MachineView {
             cpus: self.cpus(usage.cpu),
             guest: self.reports.fresh(),
-            paused: pauses.state(machine.uid) == State::Paused,
+            paused: pauses.state(machine.uid) == PauseState::Paused,
             needed: needed || pauses.is_needed(machine.uid),
             ..sizes(machine, self.info.as_ref(), &usage)
         })

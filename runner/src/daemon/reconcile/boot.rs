@@ -15,7 +15,7 @@ use super::disk_failures::DiskFailures;
 use super::driver::{Driver, Life};
 use super::plan::Wish;
 use crate::daemon::disk;
-use crate::daemon::memory::State;
+use crate::daemon::memory::PauseState;
 use crate::daemon::requests;
 use crate::daemon::state::{MachineRow, VmmId, environments, machines};
 use crate::daemon::vmm::{VmmProcess, boot_id};
@@ -35,8 +35,8 @@ const SETUP_PAUSE_MAX: Duration = Duration::from_secs(30);
 const SETUP_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Driver {
-    /// Retries until the adoption succeeds. A VMM that cannot be identified cannot be asked to stop: its power is cut once it
-    /// should have stopped for `stop_deadline_s`.
+    /// Retries until the adoption succeeds. A VMM that cannot be identified cannot be asked to stop: its power is cut
+    /// once it should have stopped for `stop_deadline_s`.
     pub(super) async fn adopt_with_retries(&mut self) {
         let (mut failures, mut unwanted_since) = (0, None);
         while let Err(error) = self.adopt().await {
@@ -192,7 +192,7 @@ impl Driver {
             () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
             info = async {
                 // An earlier runner may have left it paused: it answers when a client needs it, or memory is available.
-                self.daemon.memory.pauses.running(self.uid).await;
+                self.daemon.memory.pauses.wait_until_running(self.uid).await;
                 answer(&agent).await
             } => {
                 tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
@@ -214,7 +214,7 @@ impl Driver {
             return self.reject(format!("{what}: see `garret logs --machine`")).await;
         }
         self.since = Instant::now();
-        if self.daemon.memory.pauses.state(self.uid) == State::Paused {
+        if self.daemon.memory.pauses.state(self.uid) == PauseState::Paused {
             return Ok(());
         }
         let (uid, reason) = (self.uid, "running, but its agent does not answer");

@@ -19,7 +19,7 @@ use super::disk_failures::DiskFailures;
 use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
 use super::runs;
 use crate::daemon::Daemon;
-use crate::daemon::memory::State;
+use crate::daemon::memory::PauseState;
 use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::NetworkConfig;
@@ -352,7 +352,7 @@ impl Driver {
 
     /// Asks the agent for the state of its containers, and records those that stopped by themselves.
     pub(super) async fn refresh(&mut self, machine: &MachineRow) -> rusqlite::Result<()> {
-        if self.daemon.memory.pauses.state(self.uid) == State::Paused {
+        if self.daemon.memory.pauses.state(self.uid) == PauseState::Paused {
             return Ok(());
         }
         let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
@@ -376,7 +376,7 @@ impl Driver {
 
     /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later look.
     async fn tell_resolvers(&mut self, machine: &MachineRow) {
-        let paused = self.daemon.memory.pauses.state(self.uid) == State::Paused;
+        let paused = self.daemon.memory.pauses.state(self.uid) == PauseState::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {
             return;
         }
