@@ -198,7 +198,7 @@ impl Daemon {
     }
 
     /// Whether the machine must stop, whatever the state says.
-    fn must_stand(&self, uid: u32) -> bool {
+    fn must_stop(&self, uid: u32) -> bool {
         self.closing.load(Ordering::Relaxed)
             || self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }

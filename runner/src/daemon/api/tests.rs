@@ -329,7 +329,7 @@ async fn events_are_followed_as_they_happen() {
 }
 
 #[tokio::test]
-async fn a_removal_waits_for_the_driver_and_a_machine_that_stands_still_needs_none() {
+async fn removal_waits_for_the_driver_unless_the_machine_is_stopped() {
     let server = Server::start().await;
     let workspace = server.workspace(0, "w");
     let environment = server.up(0, &workspace).await.unwrap();
@@ -493,10 +493,10 @@ async fn a_stop_that_cannot_be_written_stops_all_the_same() {
     let (status, message) = refused(server.client().put::<Value>("/v1/machines/root", &stop).await);
     assert!(status == 500 && message.starts_with("the machine stops, but"), "{message}");
     assert_eq!(server.poked.recv().await, Some(0), "its driver looks");
-    assert!(server.daemon.must_stand(0));
+    assert!(server.daemon.must_stop(0));
     full(false).await.unwrap();
     server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
-    assert!(!server.daemon.must_stand(0));
+    assert!(!server.daemon.must_stop(0));
 }
 
 /// Starts with alice's machine, created under her name; then replaces the accounts with these.
@@ -657,7 +657,7 @@ async fn a_developer_keeps_bounded_text_in_the_state() {
 }
 
 #[tokio::test]
-async fn closing_waits_for_every_machine_and_changes_no_wish() {
+async fn closing_waits_for_every_machine_and_keeps_desired_states() {
     let mut server = Server::start().await;
     let request = json!({"desired": "running", "memory_mib": 1000});
     server.client().put::<Machine>("/v1/machines/root", &request).await.unwrap();

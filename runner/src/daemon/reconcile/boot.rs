@@ -12,8 +12,8 @@ use garret_api::{Problem, one_line};
 use tokio::time::Instant;
 
 use super::disk_failures::DiskFailures;
-use super::driver::{Driver, Life};
-use super::plan::Wish;
+use super::driver::{Driver, VmmState};
+use super::plan::Goal;
 use crate::daemon::disk;
 use crate::daemon::memory::PauseState;
 use crate::daemon::requests;
@@ -24,7 +24,7 @@ use crate::host::{self, Launch, Slot};
 /// The name of the machine's start step in the progress of its environments.
 pub(super) const START_STEP: &str = "start machine";
 /// Timeout of one request to the agent while it may not be up yet.
-const TRY: Duration = Duration::from_secs(2);
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause between two requests. There is no event to wait for: a connection to a port without a listener is closed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The same if a program that is not the agent answers.
@@ -43,18 +43,20 @@ impl Driver {
             failures += 1;
             tracing::error!(uid = self.uid, "cannot look for what an earlier daemon left: {error:#}");
             // A VMM that was found is driven, even if the state could not be written.
-            if self.lives() || (error.is::<CannotIdentifyVmm>() && self.cut_overdue(&mut unwanted_since).await) {
+            if self.has_vmm()
+                || (error.is::<CannotIdentifyVmm>() && self.cut_power_if_overdue(&mut unwanted_since).await)
+            {
                 return;
             }
-            self.pause(failures).await;
+            self.back_off(failures).await;
         }
     }
 
     /// Cuts the power of a machine that should have stopped `stop_deadline_s` ago; returns whether it did. The caller
     /// keeps `unwanted_since` between calls.
-    async fn cut_overdue(&mut self, unwanted_since: &mut Option<Instant>) -> bool {
-        let Ok(Some((machine, _))) = self.look().await else { return false };
-        if self.wish(&machine) == Wish::Run {
+    async fn cut_power_if_overdue(&mut self, unwanted_since: &mut Option<Instant>) -> bool {
+        let Ok(Some((machine, _))) = self.read_rows().await else { return false };
+        if self.goal(&machine) == Goal::Run {
             *unwanted_since = None;
             return false;
         }
@@ -65,7 +67,7 @@ impl Driver {
         let said = "power cut: the runner cannot identify the VMM to ask it to stop";
         self.report(&machine, Problem::new("power-cut", said)).await;
         // Cleaning up kills everything in the machine's control group.
-        (self.vmm, self.asked) = (Life::Dead, true);
+        (self.vmm, self.asked) = (VmmState::Dead, true);
         true
     }
 
@@ -78,17 +80,17 @@ impl Driver {
         self.since = Instant::now();
         let found = identify(&machine, &paths.api_socket()).await.map_err(CannotIdentifyVmm)?;
         self.vmm = match (found, &machine.vmm) {
-            (Some(process), _) => Life::Booting(process),
-            (None, None) => Life::Absent,
+            (Some(process), _) => VmmState::Booting(process),
+            (None, None) => VmmState::Absent,
             (None, Some(id)) if id.boot_id != boot_id()? => return self.forget_boot(&machine).await,
-            (None, Some(_)) => Life::Dead,
+            (None, Some(_)) => VmmState::Dead,
         };
-        self.adopted = matches!(self.vmm, Life::Booting(_));
-        if let Life::Booting(process) = &self.vmm {
+        self.adopted = matches!(self.vmm, VmmState::Booting(_));
+        if let VmmState::Booting(process) = &self.vmm {
             tracing::info!(machine = machine.name, pid = process.id.pid, "adopted");
             self.daemon.set_vmm(&machine.name, Some(process.id.pid));
-            self.remember(process.id.clone()).await?;
-        } else if matches!(self.vmm, Life::Absent) && machine.phase != MachinePhase::Failed {
+            self.record_vmm_id(process.id.clone()).await?;
+        } else if matches!(self.vmm, VmmState::Absent) && machine.phase != MachinePhase::Failed {
             // Whatever the earlier runner was doing, there is no VMM.
             let (uid, phase) = (self.uid, MachinePhase::Stopped);
             if machine.phase != phase {
@@ -100,7 +102,7 @@ impl Driver {
 
     /// The host has been restarted: nothing of the machine is left. It starts again if it should run.
     async fn forget_boot(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        self.vmm = Life::Absent;
+        self.vmm = VmmState::Absent;
         let (uid, desired) = (self.uid, machine.desired);
         self.daemon
             .write(move |db| {
@@ -115,7 +117,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn remember(&self, id: VmmId) -> rusqlite::Result<()> {
+    async fn record_vmm_id(&self, id: VmmId) -> rusqlite::Result<()> {
         let uid = self.uid;
         self.daemon.write(move |db| machines::set_vmm(db, uid, Some(&id))).await
     }
@@ -123,7 +125,7 @@ impl Driver {
     /// Starts the VMM.
     pub(super) async fn launch(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let uid = self.uid;
-        (self.since, self.adopted, self.asked, self.blame) = (Instant::now(), false, false, None);
+        (self.since, self.adopted, self.asked, self.failure) = (Instant::now(), false, false, None);
         self.disk = DiskFailures::of_new_vmm();
         self.daemon
             .write(move |db| {
@@ -139,10 +141,10 @@ impl Driver {
             Ok(pid) => {
                 tracing::info!(machine = machine.name, pid, "launched");
                 self.daemon.memory.pauses.started(uid);
-                (self.vmm, self.blame) = watched(VmmProcess::watch(pid));
-                if let Life::Booting(process) = &self.vmm {
+                (self.vmm, self.failure) = state_after_launch(VmmProcess::watch(pid));
+                if let VmmState::Booting(process) = &self.vmm {
                     self.daemon.set_vmm(&machine.name, Some(pid));
-                    self.remember(process.id.clone()).await?;
+                    self.record_vmm_id(process.id.clone()).await?;
                 }
                 Ok(())
             }
@@ -181,19 +183,19 @@ impl Driver {
         .await?
     }
 
-    /// Waits until the agent answers, then sends it the host's settings. A changed wish or the VMM's end interrupts
+    /// Waits until the agent answers, then sends it the host's settings. A changed goal or the VMM's end interrupts
     /// this.
-    pub(super) async fn greet(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        let agent = self.daemon.agent(&machine.name, TRY);
+    pub(super) async fn await_agent(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        let agent = self.daemon.agent(&machine.name, TRY_TIMEOUT);
         let deadline = Duration::from_secs(self.daemon.config.machine.boot_deadline_s);
         tokio::select! {
-            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.vmm.ended() => self.vmm = VmmState::Dead,
             () = self.poked() => {}
             () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
             info = async {
                 // An earlier runner may have left it paused: it answers when a client needs it, or memory is available.
                 self.daemon.memory.pauses.wait_until_running(self.uid).await;
-                answer(&agent).await
+                wait_for_answer(&agent).await
             } => {
                 tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
                 if API.overlaps(info.api) {
@@ -234,12 +236,12 @@ impl Driver {
 
     /// Ends a machine that did not start correctly.
     async fn reject(&mut self, why: String) -> anyhow::Result<()> {
-        if let Life::Booting(process) = &self.vmm {
+        if let VmmState::Booting(process) = &self.vmm {
             process.kill()?;
             process.ended().await;
         }
-        self.blame = Some(why);
-        self.vmm = Life::Dead;
+        self.failure = Some(why);
+        self.vmm = VmmState::Dead;
         Ok(())
     }
 
@@ -256,7 +258,7 @@ impl Driver {
             self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Running, &reason)).await?;
         }
         tokio::select! {
-            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.vmm.ended() => self.vmm = VmmState::Dead,
             () = self.poked() => {}
             () = tokio::time::sleep(setup_pause(self.since.elapsed())) => {}
         }
@@ -267,17 +269,17 @@ impl Driver {
         self.network.mark_unchanged();
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.name, SETUP_DEADLINE);
-        let told = tokio::select! {
+        let sent = tokio::select! {
             () = self.vmm.ended() => {
-                self.vmm = Life::Dead;
+                self.vmm = VmmState::Dead;
                 return Ok(());
             }
-            told = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)) => told,
+            sent = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)) => sent,
         };
-        if let Err(error) = told {
+        if let Err(error) = sent {
             return self.not_set_up(machine, format!("the agent refuses its setup: {error}")).await;
         }
-        self.arrive(machine).await?;
+        self.record_running(machine).await?;
         self.daemon.ask_landlock(&machine.name).await;
         if self.adopted {
             self.refresh(machine).await?;
@@ -286,9 +288,9 @@ impl Driver {
     }
 
     /// Records that the machine runs.
-    async fn arrive(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        self.vmm = match std::mem::replace(&mut self.vmm, Life::Absent) {
-            Life::Booting(process) => Life::Ready(process),
+    async fn record_running(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+        self.vmm = match std::mem::replace(&mut self.vmm, VmmState::Absent) {
+            VmmState::Booting(process) => VmmState::Ready(process),
             other => other,
         };
         let (uid, ms, adopted) = (self.uid, self.since.elapsed().as_millis() as u64, self.adopted);
@@ -351,11 +353,11 @@ async fn identify(machine: &MachineRow, api_socket: &Path) -> io::Result<Option<
     }
 }
 
-/// The life of a VMM that was just started. If it cannot be watched, it is killed, and the error is the reason.
-fn watched(process: io::Result<Option<VmmProcess>>) -> (Life, Option<String>) {
+/// The state of a VMM that was just started. If it cannot be watched, it is killed, and the error is the reason.
+fn state_after_launch(process: io::Result<Option<VmmProcess>>) -> (VmmState, Option<String>) {
     match process {
-        Ok(process) => (process.map_or(Life::Dead, Life::Booting), None),
-        Err(error) => (Life::Dead, Some(format!("cannot watch the VMM: {error}"))),
+        Ok(process) => (process.map_or(VmmState::Dead, VmmState::Booting), None),
+        Err(error) => (VmmState::Dead, Some(format!("cannot watch the VMM: {error}"))),
     }
 }
 
@@ -378,7 +380,7 @@ fn mismatch(agent: ApiRange, adopted: bool) -> String {
 }
 
 /// Asks until the agent answers.
-async fn answer(agent: &Client) -> AgentInfo {
+async fn wait_for_answer(agent: &Client) -> AgentInfo {
     loop {
         match agent.get("/v1/agent").await {
             Ok(info) => return info,
@@ -428,14 +430,14 @@ mod tests {
             let listener = UnixListener::bind(&socket).unwrap();
             let mut running = driver();
             running.adopt().await.unwrap();
-            let Life::Booting(process) = &running.vmm else { panic!("{:?}", running.vmm) };
+            let VmmState::Booting(process) = &running.vmm else { panic!("{:?}", running.vmm) };
             assert_eq!((process.id.pid, running.adopted), (std::process::id(), true));
 
             daemon.write(move |db| machines::set_vmm(db, 7, vmm.as_ref())).await.unwrap();
             drop(listener);
             let mut ended = driver();
             ended.adopt().await.unwrap();
-            assert_eq!(matches!(ended.vmm, Life::Absent), boot_id == "another", "{:?}", ended.vmm);
+            assert_eq!(matches!(ended.vmm, VmmState::Absent), boot_id == "another", "{:?}", ended.vmm);
         }
     }
 
@@ -454,13 +456,13 @@ mod tests {
 
         let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s);
         let mut unwanted_since = Some(Instant::now() - patience);
-        assert!(!driver.cut_overdue(&mut unwanted_since).await && unwanted_since.is_none(), "it should run");
+        assert!(!driver.cut_power_if_overdue(&mut unwanted_since).await && unwanted_since.is_none(), "it should run");
         daemon.write(|db| machines::set_desired(db, 7, Desired::Stopped)).await.unwrap();
-        assert!(!driver.cut_overdue(&mut unwanted_since).await, "the stop has its time from now on");
+        assert!(!driver.cut_power_if_overdue(&mut unwanted_since).await, "the stop has its time from now on");
         let since = unwanted_since.unwrap();
         unwanted_since = Some(since - patience);
-        assert!(driver.cut_overdue(&mut unwanted_since).await);
-        assert!(matches!(driver.vmm, Life::Dead) && driver.asked);
+        assert!(driver.cut_power_if_overdue(&mut unwanted_since).await);
+        assert!(matches!(driver.vmm, VmmState::Dead) && driver.asked);
         let scope = Scope::Developer(7);
         let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();
         assert!(format!("{events:?}").contains("power-cut"), "{events:?}");
@@ -478,14 +480,14 @@ mod tests {
 
     #[test]
     fn a_vmm_that_cannot_be_watched_is_ended() {
-        let (life, blame) = watched(Err(io::ErrorKind::Other.into()));
-        assert!(matches!(life, Life::Dead) && blame.unwrap().starts_with("cannot watch the VMM: "));
-        let (life, blame) = watched(Ok(None));
-        assert!(matches!(life, Life::Dead) && blame.is_none());
+        let (state, failure) = state_after_launch(Err(io::ErrorKind::Other.into()));
+        assert!(matches!(state, VmmState::Dead) && failure.unwrap().starts_with("cannot watch the VMM: "));
+        let (state, failure) = state_after_launch(Ok(None));
+        assert!(matches!(state, VmmState::Dead) && failure.is_none());
     }
 
     #[test]
-    fn an_agent_that_refuses_is_asked_ever_more_rarely() {
+    fn pauses_between_refused_setups_grow() {
         let (mut since, mut asked) = (Duration::ZERO, 0);
         while since < Duration::from_secs(3600) {
             since += setup_pause(since);

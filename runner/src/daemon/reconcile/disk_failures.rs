@@ -6,7 +6,7 @@ use garret_api::vmm::Metrics;
 use super::driver::{Driver, REFRESH_DEADLINE};
 use crate::daemon::state::MachineRow;
 
-/// The VMM's count at the last look. For an adopted VMM, the count is unknown before the first look.
+/// The VMM's count at the last check. For an adopted VMM, the count is unknown before the first check.
 #[derive(Debug, Default)]
 pub(super) struct DiskFailures {
     count: Option<u64>,
@@ -35,9 +35,9 @@ fn count(metrics: &Metrics) -> u64 {
 
 impl Driver {
     /// Asks the VMM whether the host failed to read or write its disk, and reports new failures.
-    pub(super) async fn look_at_disk(&mut self, machine: &MachineRow) {
+    pub(super) async fn check_disk(&mut self, machine: &MachineRow) {
         let vmm = self.daemon.vmm(&machine.name, REFRESH_DEADLINE);
-        // A VMM that does not answer is asked again at the next look.
+        // A VMM that does not answer is asked again at the next check.
         let Ok(metrics) = vmm.get::<Metrics>("/v1/metrics").await else { return };
         if self.disk.begin(count(&metrics)) {
             let said = "the host cannot write the machine's data disk, and what a program has synced is kept: if the host's \
@@ -54,20 +54,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_episode_begins_once_and_ends_with_a_look_that_finds_no_more() {
+    fn an_episode_begins_once_and_ends_with_a_check_without_failures() {
         let mut failures = DiskFailures::of_new_vmm();
-        for (look, (count, begins)) in
+        for (check, (count, begins)) in
             [(0, false), (3, true), (9, false), (9, false), (10, true), (10, false)].into_iter().enumerate()
         {
-            assert_eq!(failures.begin(count), begins, "look {look}");
+            assert_eq!(failures.begin(count), begins, "check {check}");
         }
     }
 
     #[test]
     fn failures_before_an_adoption_are_no_episode() {
         let mut failures = DiskFailures::default();
-        for (look, (count, begins)) in [(7, false), (7, false), (8, true)].into_iter().enumerate() {
-            assert_eq!(failures.begin(count), begins, "look {look}");
+        for (check, (count, begins)) in [(7, false), (7, false), (8, true)].into_iter().enumerate() {
+            assert_eq!(failures.begin(count), begins, "check {check}");
         }
     }
 

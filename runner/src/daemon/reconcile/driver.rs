@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::backoff::backoff;
 use super::boots::Boots;
 use super::disk_failures::DiskFailures;
-use super::plan::{self, Action, Observed, Vmm, Wish, Work, next_action};
+use super::plan::{self, Action, Goal, Observed, Vmm, Work, next_action};
 use super::runs;
 use crate::daemon::Daemon;
 use crate::daemon::memory::PauseState;
@@ -29,9 +29,9 @@ const REFRESH: Duration = Duration::from_secs(15);
 /// Timeout of that request: a guest that hangs delays only its own machine, and only for this long.
 pub(super) const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a booting machine keeps others from starting. A slower boot does not delay the rest.
-const START_TURN: Duration = Duration::from_secs(20);
+const START_PERMIT_TIME: Duration = Duration::from_secs(20);
 /// How long a starting environment keeps others of its machine from starting. Lifecycle commands may never end.
-const BEGIN_TURN: Duration = Duration::from_secs(60);
+const BEGINNING_TIME: Duration = Duration::from_secs(60);
 /// The longest pause after a step that failed, such as a write to a full disk.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The pause after work whose result could not be written to the state.
@@ -43,7 +43,7 @@ pub(super) struct Driver {
     pub(super) daemon: Arc<Daemon>,
     pub(super) uid: u32,
     poke: Arc<Notify>,
-    pub(super) vmm: Life,
+    pub(super) vmm: VmmState,
     /// When the VMM was launched or adopted.
     pub(super) since: Instant,
     /// The VMM was started before this driver.
@@ -51,52 +51,52 @@ pub(super) struct Driver {
     /// The coming end of the VMM was requested.
     pub(super) asked: bool,
     /// Why the runner itself ended the VMM without a request.
-    pub(super) blame: Option<String>,
+    pub(super) failure: Option<String>,
     pub(super) reboots: Vec<Instant>,
     pub(super) disk: DiskFailures,
     /// Changes when the machine needs other resolvers.
     pub(super) network: watch::Receiver<NetworkConfig>,
-    work: HashMap<String, Doing>,
+    work: HashMap<String, RunningWork>,
     tasks: JoinSet<()>,
     /// Limits how many machines start at once.
     starts: Arc<Semaphore>,
     /// This machine's permit to start; it ends by itself.
-    turn: JoinSet<()>,
+    start_permit: JoinSet<()>,
     /// The VMM was launched and its agent has not answered yet.
     booting: bool,
     boots: Boots,
 }
 
 /// A task that works on an environment.
-struct Doing {
+struct RunningWork {
     work: Work,
     since: Instant,
     task: AbortHandle,
 }
 
-/// The VMM's life.
+/// The VMM's state, with its process.
 #[derive(Debug)]
-pub(super) enum Life {
+pub(super) enum VmmState {
     Absent,
     Booting(VmmProcess),
     Ready(VmmProcess),
     Dead,
 }
 
-impl Life {
+impl VmmState {
     /// Returns when the VMM has ended; never returns if there is no VMM.
     pub(super) async fn ended(&self) {
         match self {
-            Life::Booting(process) | Life::Ready(process) => process.ended().await,
-            Life::Absent | Life::Dead => std::future::pending().await,
+            VmmState::Booting(process) | VmmState::Ready(process) => process.ended().await,
+            VmmState::Absent | VmmState::Dead => std::future::pending().await,
         }
     }
 }
 
-impl Doing {
+impl RunningWork {
     /// Whether it started so recently that other environments of its machine wait.
-    fn begins(&self) -> bool {
-        self.work.wish == Wish::Run && self.since.elapsed() < BEGIN_TURN
+    fn is_beginning(&self) -> bool {
+        self.work.goal == Goal::Run && self.since.elapsed() < BEGINNING_TIME
     }
 }
 
@@ -108,17 +108,17 @@ impl Driver {
             uid,
             poke,
             network,
-            vmm: Life::Absent,
+            vmm: VmmState::Absent,
             since: Instant::now(),
             adopted: false,
             asked: false,
-            blame: None,
+            failure: None,
             reboots: Vec::new(),
             disk: DiskFailures::default(),
             work: HashMap::new(),
             tasks: JoinSet::new(),
             starts,
-            turn: JoinSet::new(),
+            start_permit: JoinSet::new(),
             booting: false,
             boots: Boots::default(),
         }
@@ -132,7 +132,7 @@ impl Driver {
         loop {
             match self.step().await {
                 Ok(true) => failures = 0,
-                Ok(false) => return self.tell_life(false),
+                Ok(false) => return self.report_vmm(false),
                 Err(error) => {
                     failures += 1;
                     tracing::error!(
@@ -140,43 +140,43 @@ impl Driver {
                         failures,
                         "a step of the machine's driver failed; it is retried: {error:#}"
                     );
-                    self.pause(failures).await;
+                    self.back_off(failures).await;
                 }
             }
         }
     }
 
-    /// One look and one action. Returns false if the machine is gone.
+    /// Reads the state and carries out one action. Returns false if the machine is gone.
     async fn step(&mut self) -> anyhow::Result<bool> {
-        self.tell_life(self.lives());
-        // Only `rest` waits for these tasks to end.
+        self.report_vmm(self.has_vmm());
+        // Only `wait` waits for these tasks to end.
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.forget_work(ended);
         }
-        let Some((machine, environments)) = self.look().await? else { return Ok(false) };
-        let wish = self.wish(&machine);
-        self.count_boots(&machine, wish);
-        let noted = self.note(&machine).await;
-        let action = next_action(&self.observe(&machine, &environments), wish);
+        let Some((machine, environments)) = self.read_rows().await? else { return Ok(false) };
+        let goal = self.goal(&machine);
+        self.count_boots(&machine, goal);
+        let recorded = self.record_vmm(&machine).await;
+        let action = next_action(&self.observe(&machine, &environments), goal);
         tracing::debug!(machine = machine.name, ?action);
-        if action != Action::Launch && !matches!(self.vmm, Life::Booting(_)) {
-            self.turn = JoinSet::new();
+        if action != Action::Launch && !matches!(self.vmm, VmmState::Booting(_)) {
+            self.start_permit = JoinSet::new();
         }
         match action {
-            Action::Rest => {
-                noted?;
-                self.rest(&machine, &environments).await?;
+            Action::Wait => {
+                recorded?;
+                self.wait(&machine, &environments).await?;
             }
-            Action::Launch if self.turn.is_empty() => self.queue().await?,
+            Action::Launch if self.start_permit.is_empty() => self.acquire_start_permit().await?,
             Action::Launch => {
-                self.tell_life(true);
+                self.report_vmm(true);
                 self.booting = true;
                 self.launch(&machine).await?;
             }
-            Action::Greet => self.greet(&machine).await?,
+            Action::AwaitAgent => self.await_agent(&machine).await?,
             Action::Halt => self.halt(&machine).await?,
-            Action::Bury => self.bury(&machine).await?,
-            Action::Erase => self.erase(&machine).await?,
+            Action::CleanUp => self.clean_up(&machine).await?,
+            Action::Delete => self.delete(&machine).await?,
             Action::Cancel(id) => self.cancel(&id),
             Action::Begin(id, work) => {
                 let row = environments.into_iter().find(|row| row.id == id).context("a planned environment")?;
@@ -187,32 +187,32 @@ impl Driver {
     }
 
     /// Waits after a failed step; a poke or the VMM's end interrupts the wait.
-    pub(super) async fn pause(&mut self, failures: u32) {
+    pub(super) async fn back_off(&mut self, failures: u32) {
         tokio::select! {
             () = tokio::time::sleep(backoff(failures, PAUSE_MAX)) => {}
             () = self.poke.notified() => {}
-            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.vmm.ended() => self.vmm = VmmState::Dead,
         }
     }
 
-    pub(super) fn lives(&self) -> bool {
-        matches!(self.vmm, Life::Booting(_) | Life::Ready(_))
+    pub(super) fn has_vmm(&self) -> bool {
+        matches!(self.vmm, VmmState::Booting(_) | VmmState::Ready(_))
     }
 
     /// Reports to the daemon whether there is a VMM. The daemon may have to wait for its end when the state cannot be
     /// read.
-    fn tell_life(&self, lives: bool) {
+    fn report_vmm(&self, exists: bool) {
         let uid = self.uid;
-        self.daemon.live.send_if_modified(|live| if lives { live.insert(uid) } else { live.remove(&uid) });
+        self.daemon.live.send_if_modified(|live| if exists { live.insert(uid) } else { live.remove(&uid) });
     }
 
     /// Waits for a permit to start beside other starting machines.
-    async fn queue(&mut self) -> anyhow::Result<()> {
+    async fn acquire_start_permit(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             admitted = self.starts.clone().acquire_owned() => {
                 let admitted = admitted?;
-                self.turn.spawn(async move {
-                    tokio::time::sleep(START_TURN).await;
+                self.start_permit.spawn(async move {
+                    tokio::time::sleep(START_PERMIT_TIME).await;
                     drop(admitted);
                 });
             }
@@ -222,42 +222,42 @@ impl Driver {
     }
 
     /// Counts how the last boot ended.
-    fn count_boots(&mut self, machine: &MachineRow, wish: Wish) {
+    fn count_boots(&mut self, machine: &MachineRow, goal: Goal) {
         match self.vmm {
-            Life::Ready(_) => {
+            VmmState::Ready(_) => {
                 self.booting = false;
                 self.boots.reset();
             }
-            Life::Absent => {
+            VmmState::Absent => {
                 let ended = std::mem::take(&mut self.booting);
                 if ended && machine.phase == MachinePhase::Failed {
                     self.boots.fail(Instant::now());
                 }
             }
-            Life::Booting(_) | Life::Dead => {}
+            VmmState::Booting(_) | VmmState::Dead => {}
         }
-        if wish != Wish::Run {
+        if goal != Goal::Run {
             self.boots.reset();
         }
     }
 
     /// Writes facts about the VMM that an earlier step could not write.
-    async fn note(&self, machine: &MachineRow) -> rusqlite::Result<()> {
-        let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
-        let arrived = matches!(self.vmm, Life::Ready(_)) && machine.phase == MachinePhase::Starting;
-        if machine.vmm.as_ref() == Some(&process.id) && !arrived {
+    async fn record_vmm(&self, machine: &MachineRow) -> rusqlite::Result<()> {
+        let (VmmState::Booting(process) | VmmState::Ready(process)) = &self.vmm else { return Ok(()) };
+        let became_ready = matches!(self.vmm, VmmState::Ready(_)) && machine.phase == MachinePhase::Starting;
+        if machine.vmm.as_ref() == Some(&process.id) && !became_ready {
             return Ok(());
         }
         let (uid, id) = (self.uid, process.id.clone());
         self.daemon
             .write(move |db| {
                 machines::set_vmm(db, uid, Some(&id))?;
-                if arrived { machines::set_phase(db, uid, MachinePhase::Running, "running") } else { Ok(()) }
+                if became_ready { machines::set_phase(db, uid, MachinePhase::Running, "running") } else { Ok(()) }
             })
             .await
     }
 
-    pub(super) async fn look(&self) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>)>> {
+    pub(super) async fn read_rows(&self) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>)>> {
         let uid = self.uid;
         self.daemon
             .read(move |db| {
@@ -267,32 +267,32 @@ impl Driver {
             .await
     }
 
-    pub(super) fn wish(&self, machine: &MachineRow) -> Wish {
-        match Wish::new(machine.desired, machine.removed) {
-            Wish::Run if self.daemon.must_stand(self.uid) => Wish::Stand,
-            wish => wish,
+    pub(super) fn goal(&self, machine: &MachineRow) -> Goal {
+        match Goal::new(machine.desired, machine.removed) {
+            Goal::Run if self.daemon.must_stop(self.uid) => Goal::Stop,
+            goal => goal,
         }
     }
 
     fn observe(&self, machine: &MachineRow, environments: &[EnvironmentRow]) -> Observed {
         let vmm = match self.vmm {
-            Life::Absent => Vmm::Absent,
-            Life::Booting(_) if self.adopted => Vmm::Adopted,
-            Life::Booting(_) => Vmm::Booting,
-            Life::Ready(_) => Vmm::Ready,
-            Life::Dead => Vmm::Dead,
+            VmmState::Absent => Vmm::Absent,
+            VmmState::Booting(_) if self.adopted => Vmm::Adopted,
+            VmmState::Booting(_) => Vmm::Booting,
+            VmmState::Ready(_) => Vmm::Ready,
+            VmmState::Dead => Vmm::Dead,
         };
         let environments = environments
             .iter()
             .map(|row| {
-                let doing = self.work.get(&row.id);
+                let running = self.work.get(&row.id);
                 plan::Environment {
                     id: row.id.clone(),
-                    wish: Wish::new(row.desired, row.removed),
+                    goal: Goal::new(row.desired, row.removed),
                     generation: row.generation,
                     observed_generation: row.observed_generation,
-                    work: doing.map(|doing| doing.work),
-                    beginning: doing.is_some_and(Doing::begins),
+                    work: running.map(|running| running.work),
+                    beginning: running.is_some_and(RunningWork::is_beginning),
                 }
             })
             .collect();
@@ -301,20 +301,20 @@ impl Driver {
     }
 
     /// Waits until something changes.
-    async fn rest(&mut self, machine: &MachineRow, environments: &[EnvironmentRow]) -> anyhow::Result<()> {
-        if matches!(self.vmm, Life::Absent) && environments.iter().any(|row| !row.settled() && !row.removed) {
+    async fn wait(&mut self, machine: &MachineRow, environments: &[EnvironmentRow]) -> anyhow::Result<()> {
+        if matches!(self.vmm, VmmState::Absent) && environments.iter().any(|row| !row.settled() && !row.removed) {
             self.settle_absent().await?;
         }
-        let ready = matches!(self.vmm, Life::Ready(_));
+        let ready = matches!(self.vmm, VmmState::Ready(_));
         let next_boot = self.boots.next();
         tokio::select! {
             () = self.poke.notified() => {}
-            () = self.vmm.ended() => self.vmm = Life::Dead,
+            () = self.vmm.ended() => self.vmm = VmmState::Dead,
             Some(ended) = self.tasks.join_next_with_id() => self.forget_work(ended),
             () = tokio::time::sleep(REFRESH), if ready => {
                 self.refresh(machine).await?;
-                self.tell_resolvers(machine).await;
-                self.look_at_disk(machine).await;
+                self.send_resolvers(machine).await;
+                self.check_disk(machine).await;
             }
             () = tokio::time::sleep_until(next_boot.unwrap_or(self.since)), if next_boot.is_some() => {}
         }
@@ -326,7 +326,7 @@ impl Driver {
             Ok((task, ())) => task,
             Err(error) => error.id(),
         };
-        self.work.retain(|_, doing| doing.task.id() != task);
+        self.work.retain(|_, running| running.task.id() != task);
     }
 
     /// Ends runs that need a machine when there is none: a stop is done, and a start fails unless the machine will
@@ -375,16 +375,16 @@ impl Driver {
     }
 
     /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later look.
-    async fn tell_resolvers(&mut self, machine: &MachineRow) {
+    async fn send_resolvers(&mut self, machine: &MachineRow) {
         let paused = self.daemon.memory.pauses.state(self.uid) == PauseState::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {
             return;
         }
-        let told = self.network.borrow_and_update().clone();
+        let network = self.network.borrow_and_update().clone();
         let setup = self.machine_setup(machine).await;
         let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
         if let Err(error) = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)).await {
-            tracing::warn!(machine = machine.name, resolvers = ?told.resolvers, "the agent did not accept the new resolvers: {error}");
+            tracing::warn!(machine = machine.name, resolvers = ?network.resolvers, "the agent did not accept the new resolvers: {error}");
             self.network.mark_changed();
         }
     }
@@ -397,23 +397,23 @@ impl Driver {
         let handle = self.tasks.spawn(async move {
             let _needed = run.daemon.wake(&machine).await;
             let id = run.row.id.clone();
-            let done = match work.wish {
-                Wish::Run => run.share_and_bring_up(&machine).await,
-                Wish::Stand => run.stop().await,
-                Wish::Vanish => run.remove().await,
+            let done = match work.goal {
+                Goal::Run => run.share_and_bring_up(&machine).await,
+                Goal::Stop => run.stop().await,
+                Goal::Remove => run.remove().await,
             };
             if let Err(error) = done {
                 tracing::error!(environment = id, "cannot record the result: {error}");
                 tokio::time::sleep(WRITE_RETRY).await;
             }
         });
-        self.work.insert(id, Doing { work, since: Instant::now(), task: handle });
+        self.work.insert(id, RunningWork { work, since: Instant::now(), task: handle });
         Ok(())
     }
 
     pub(super) fn cancel(&mut self, id: &str) {
-        if let Some(doing) = self.work.remove(id) {
-            doing.task.abort();
+        if let Some(running) = self.work.remove(id) {
+            running.task.abort();
         }
     }
 

@@ -11,7 +11,7 @@ use garret_api::vmm::LastWords;
 use garret_api::{Problem, one_line};
 use tokio::time::Instant;
 
-use super::driver::{Driver, Life};
+use super::driver::{Driver, VmmState};
 use crate::daemon::power_off;
 use crate::daemon::state::{MachineRow, environments, events, machines};
 use crate::daemon::tail::read_tail;
@@ -36,7 +36,7 @@ impl Driver {
         if let Err(error) = said {
             tracing::warn!(machine = machine.name, "cannot write that it stops: {error}");
         }
-        let (Life::Booting(process) | Life::Ready(process)) = &self.vmm else { return Ok(()) };
+        let (VmmState::Booting(process) | VmmState::Ready(process)) = &self.vmm else { return Ok(()) };
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         let agent = self.daemon.agent(&machine.name, power_off::QUESTION);
         let vmm = self.daemon.vmm(&machine.name, power_off::QUESTION);
@@ -49,7 +49,7 @@ impl Driver {
             }
             never = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => match never {},
         }
-        self.vmm = Life::Dead;
+        self.vmm = VmmState::Dead;
         Ok(())
     }
 
@@ -75,7 +75,7 @@ impl Driver {
     }
 
     /// Finds out why the VMM ended, and removes its files on the host.
-    pub(super) async fn bury(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+    pub(super) async fn clean_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         self.cancel_all().await;
         let (daemon, row) = (self.daemon.clone(), machine.clone());
         let earlier_reboots = self.reboots.iter().map(|at| at.elapsed().as_secs()).collect();
@@ -95,7 +95,7 @@ impl Driver {
         })
         .await??;
         let mut verdict = judge(&end);
-        if let Some(why) = self.blame.clone() {
+        if let Some(why) = self.failure.clone() {
             verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
         }
         tracing::info!(machine = machine.name, phase = ?verdict.phase, "ended: {}", verdict.reason);
@@ -109,7 +109,7 @@ impl Driver {
         if verdict.next == Next::StartAgain {
             self.reboots.push(Instant::now());
         }
-        (self.asked, self.blame, self.vmm) = (false, None, Life::Absent);
+        (self.asked, self.failure, self.vmm) = (false, None, VmmState::Absent);
         Ok(())
     }
 
@@ -129,7 +129,7 @@ impl Driver {
     }
 
     /// Removes the machine and all its data.
-    pub(super) async fn erase(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
+    pub(super) async fn delete(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let (daemon, row) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
             let paths = daemon.paths(&row.name);

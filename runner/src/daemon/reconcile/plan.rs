@@ -34,7 +34,7 @@ pub struct Environment {
     /// Its id.
     pub id: String,
     /// Its desired state.
-    pub wish: Wish,
+    pub goal: Goal,
     /// The run that was requested last.
     pub generation: u64,
     /// The run that the status is about.
@@ -47,22 +47,22 @@ pub struct Environment {
 
 /// The desired state of a machine or an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Goal {
     /// It should run.
     Run,
     /// It should be stopped.
-    Stand,
+    Stop,
     /// It should be removed.
-    Vanish,
+    Remove,
 }
 
-impl Wish {
-    /// Reads the wish from the fields of a stored row.
+impl Goal {
+    /// Reads the goal from the fields of a stored row.
     pub fn new(desired: Desired, removed: bool) -> Self {
         match (removed, desired) {
-            (true, _) => Wish::Vanish,
-            (false, Desired::Running) => Wish::Run,
-            (false, Desired::Stopped) => Wish::Stand,
+            (true, _) => Goal::Remove,
+            (false, Desired::Running) => Goal::Run,
+            (false, Desired::Stopped) => Goal::Stop,
         }
     }
 }
@@ -70,8 +70,8 @@ impl Wish {
 /// Work on an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
-    /// The wish that it carries out.
-    pub wish: Wish,
+    /// The goal that it carries out.
+    pub goal: Goal,
     /// The run that it belongs to.
     pub generation: u64,
 }
@@ -80,17 +80,17 @@ pub struct Work {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing: wait until something changes.
-    Rest,
+    Wait,
     /// Start the VMM.
     Launch,
     /// Wait for the agent and send it the host's settings.
-    Greet,
+    AwaitAgent,
     /// Power the machine off.
     Halt,
     /// Find out why the VMM ended, and clean up.
-    Bury,
+    CleanUp,
     /// Remove the machine and its data.
-    Erase,
+    Delete,
     /// Cancel the work on this environment.
     Cancel(String),
     /// Start this work on this environment.
@@ -100,36 +100,36 @@ pub enum Action {
 /// How many environments of one machine start at once.
 const BEGINNING_MAX: usize = 4;
 
-/// Returns the next action. Carrying it out changes `observed`, so repeating this ends in `Rest`.
-pub fn next_action(observed: &Observed, wish: Wish) -> Action {
-    match (observed.vmm, wish) {
-        (Vmm::Dead, _) => Action::Bury,
-        (Vmm::Booting | Vmm::Adopted | Vmm::Ready, Wish::Stand | Wish::Vanish) => Action::Halt,
-        (Vmm::Absent, Wish::Vanish) => Action::Erase,
-        (Vmm::Absent, Wish::Stand) => Action::Rest,
-        (Vmm::Absent, Wish::Run) if observed.failed => Action::Rest,
-        (Vmm::Absent, Wish::Run) => Action::Launch,
-        (Vmm::Booting, Wish::Run) => Action::Greet,
+/// Returns the next action. Carrying it out changes `observed`, so repeating this ends in `Wait`.
+pub fn next_action(observed: &Observed, goal: Goal) -> Action {
+    match (observed.vmm, goal) {
+        (Vmm::Dead, _) => Action::CleanUp,
+        (Vmm::Booting | Vmm::Adopted | Vmm::Ready, Goal::Stop | Goal::Remove) => Action::Halt,
+        (Vmm::Absent, Goal::Remove) => Action::Delete,
+        (Vmm::Absent, Goal::Stop) => Action::Wait,
+        (Vmm::Absent, Goal::Run) if observed.failed => Action::Wait,
+        (Vmm::Absent, Goal::Run) => Action::Launch,
+        (Vmm::Booting, Goal::Run) => Action::AwaitAgent,
         // An agent that cannot be set up does not keep a workspace.
-        (Vmm::Adopted, Wish::Run) => {
-            let mut removed = observed.environments.iter().filter(|environment| environment.wish == Wish::Vanish);
-            removed.find_map(next_step).unwrap_or(Action::Greet)
+        (Vmm::Adopted, Goal::Run) => {
+            let mut removed = observed.environments.iter().filter(|environment| environment.goal == Goal::Remove);
+            removed.find_map(next_step).unwrap_or(Action::AwaitAgent)
         }
-        (Vmm::Ready, Wish::Run) => {
+        (Vmm::Ready, Goal::Run) => {
             let beginning = observed.environments.iter().filter(|environment| environment.beginning).count();
             let mut steps = observed.environments.iter().filter_map(next_step);
             let admitted = |step: &Action| match step {
-                Action::Begin(_, work) => work.wish != Wish::Run || beginning < BEGINNING_MAX,
+                Action::Begin(_, work) => work.goal != Goal::Run || beginning < BEGINNING_MAX,
                 _ => true,
             };
-            steps.find(admitted).unwrap_or(Action::Rest)
+            steps.find(admitted).unwrap_or(Action::Wait)
         }
     }
 }
 
 fn next_step(environment: &Environment) -> Option<Action> {
-    let wanted = Work { wish: environment.wish, generation: environment.generation };
-    let pending = environment.wish == Wish::Vanish || environment.generation != environment.observed_generation;
+    let wanted = Work { goal: environment.goal, generation: environment.generation };
+    let pending = environment.goal == Goal::Remove || environment.generation != environment.observed_generation;
     match environment.work {
         Some(work) if work == wanted => None,
         Some(_) => Some(Action::Cancel(environment.id.clone())),
@@ -150,74 +150,74 @@ mod tests {
 
     #[test]
     fn the_machine_comes_first() {
-        use {Action::*, Vmm::*, Wish::*};
-        for (vmm, failed, wish, action) in [
+        use {Action::*, Goal::*, Vmm::*};
+        for (vmm, failed, goal, action) in [
             (Absent, false, Run, Launch),
-            (Absent, true, Run, Rest),
-            (Absent, false, Stand, Rest),
-            (Absent, true, Stand, Rest),
-            (Absent, false, Vanish, Erase),
-            (Absent, true, Vanish, Erase),
-            (Booting, false, Run, Greet),
-            (Booting, false, Stand, Halt),
-            (Booting, false, Vanish, Halt),
-            (Adopted, false, Run, Greet),
-            (Adopted, false, Stand, Halt),
-            (Adopted, false, Vanish, Halt),
-            (Ready, false, Run, Rest),
-            (Ready, false, Stand, Halt),
-            (Ready, false, Vanish, Halt),
-            (Dead, false, Run, Bury),
-            (Dead, false, Stand, Bury),
-            (Dead, false, Vanish, Bury),
+            (Absent, true, Run, Wait),
+            (Absent, false, Stop, Wait),
+            (Absent, true, Stop, Wait),
+            (Absent, false, Remove, Delete),
+            (Absent, true, Remove, Delete),
+            (Booting, false, Run, AwaitAgent),
+            (Booting, false, Stop, Halt),
+            (Booting, false, Remove, Halt),
+            (Adopted, false, Run, AwaitAgent),
+            (Adopted, false, Stop, Halt),
+            (Adopted, false, Remove, Halt),
+            (Ready, false, Run, Wait),
+            (Ready, false, Stop, Halt),
+            (Ready, false, Remove, Halt),
+            (Dead, false, Run, CleanUp),
+            (Dead, false, Stop, CleanUp),
+            (Dead, false, Remove, CleanUp),
         ] {
-            assert_eq!(next_action(&observed(vmm, failed), wish), action, "{vmm:?} {failed} {wish:?}");
+            assert_eq!(next_action(&observed(vmm, failed), goal), action, "{vmm:?} {failed} {goal:?}");
         }
     }
 
     #[test]
-    fn an_environment_is_brought_where_it_should_be() {
-        let work = |wish, generation| Some(Work { wish, generation });
+    fn work_on_an_environment_follows_its_goal() {
+        let work = |goal, generation| Some(Work { goal, generation });
         let id = || "e".to_string();
-        for (wish, generation, seen, now, action) in [
-            (Wish::Run, 1, 0, None, Action::Begin(id(), work(Wish::Run, 1).unwrap())),
-            (Wish::Run, 1, 1, None, Action::Rest),
-            (Wish::Run, 1, 0, work(Wish::Run, 1), Action::Rest),
-            (Wish::Run, 2, 0, work(Wish::Run, 1), Action::Cancel(id())),
-            (Wish::Stand, 2, 1, None, Action::Begin(id(), work(Wish::Stand, 2).unwrap())),
-            (Wish::Stand, 2, 1, work(Wish::Run, 1), Action::Cancel(id())),
-            (Wish::Stand, 2, 2, None, Action::Rest),
-            (Wish::Vanish, 2, 2, None, Action::Begin(id(), work(Wish::Vanish, 2).unwrap())),
-            (Wish::Vanish, 2, 1, work(Wish::Run, 2), Action::Cancel(id())),
-            (Wish::Vanish, 2, 2, work(Wish::Vanish, 2), Action::Rest),
+        for (goal, generation, seen, now, action) in [
+            (Goal::Run, 1, 0, None, Action::Begin(id(), work(Goal::Run, 1).unwrap())),
+            (Goal::Run, 1, 1, None, Action::Wait),
+            (Goal::Run, 1, 0, work(Goal::Run, 1), Action::Wait),
+            (Goal::Run, 2, 0, work(Goal::Run, 1), Action::Cancel(id())),
+            (Goal::Stop, 2, 1, None, Action::Begin(id(), work(Goal::Stop, 2).unwrap())),
+            (Goal::Stop, 2, 1, work(Goal::Run, 1), Action::Cancel(id())),
+            (Goal::Stop, 2, 2, None, Action::Wait),
+            (Goal::Remove, 2, 2, None, Action::Begin(id(), work(Goal::Remove, 2).unwrap())),
+            (Goal::Remove, 2, 1, work(Goal::Run, 2), Action::Cancel(id())),
+            (Goal::Remove, 2, 2, work(Goal::Remove, 2), Action::Wait),
         ] {
             let environment =
-                Environment { id: id(), wish, generation, observed_generation: seen, work: now, beginning: false };
+                Environment { id: id(), goal, generation, observed_generation: seen, work: now, beginning: false };
             let observed = Observed { environments: vec![environment], ..observed(Vmm::Ready, false) };
-            assert_eq!(next_action(&observed, Wish::Run), action, "{observed:?}");
+            assert_eq!(next_action(&observed, Goal::Run), action, "{observed:?}");
         }
     }
 
     #[test]
     fn an_adopted_machine_loses_workspaces_before_its_agent_is_set_up() {
-        let environment = |wish, work| Environment {
+        let environment = |goal, work| Environment {
             id: "e".into(),
-            wish,
+            goal,
             generation: 1,
             observed_generation: 0,
             work,
             beginning: false,
         };
-        let work = Work { wish: Wish::Vanish, generation: 1 };
-        for (vmm, wish, now, action) in [
-            (Vmm::Adopted, Wish::Vanish, None, Action::Begin("e".into(), work)),
-            (Vmm::Adopted, Wish::Vanish, Some(work), Action::Greet),
-            (Vmm::Adopted, Wish::Run, None, Action::Greet),
-            (Vmm::Adopted, Wish::Stand, None, Action::Greet),
-            (Vmm::Booting, Wish::Vanish, None, Action::Greet),
+        let work = Work { goal: Goal::Remove, generation: 1 };
+        for (vmm, goal, now, action) in [
+            (Vmm::Adopted, Goal::Remove, None, Action::Begin("e".into(), work)),
+            (Vmm::Adopted, Goal::Remove, Some(work), Action::AwaitAgent),
+            (Vmm::Adopted, Goal::Run, None, Action::AwaitAgent),
+            (Vmm::Adopted, Goal::Stop, None, Action::AwaitAgent),
+            (Vmm::Booting, Goal::Remove, None, Action::AwaitAgent),
         ] {
-            let observed = Observed { environments: vec![environment(wish, now)], ..observed(vmm, false) };
-            assert_eq!(next_action(&observed, Wish::Run), action, "{observed:?}");
+            let observed = Observed { environments: vec![environment(goal, now)], ..observed(vmm, false) };
+            assert_eq!(next_action(&observed, Goal::Run), action, "{observed:?}");
         }
     }
 
@@ -225,30 +225,30 @@ mod tests {
     fn one_busy_environment_does_not_hold_up_another() {
         let run = |id: &str, work| Environment {
             id: id.into(),
-            wish: Wish::Run,
+            goal: Goal::Run,
             generation: 1,
             observed_generation: 0,
             work,
             beginning: work.is_some(),
         };
-        let busy = Some(Work { wish: Wish::Run, generation: 1 });
+        let busy = Some(Work { goal: Goal::Run, generation: 1 });
         let observed = Observed { environments: vec![run("a", busy), run("b", None)], ..observed(Vmm::Ready, false) };
-        assert!(matches!(next_action(&observed, Wish::Run), Action::Begin(id, _) if id == "b"));
+        assert!(matches!(next_action(&observed, Goal::Run), Action::Begin(id, _) if id == "b"));
     }
 
     #[test]
-    fn environments_come_up_a_few_at_a_time_while_others_stop() {
-        let environment = |at: usize, wish, busy: bool| {
-            let work = busy.then_some(Work { wish, generation: 1 });
-            Environment { id: at.to_string(), wish, generation: 1, observed_generation: 0, work, beginning: busy }
+    fn few_environments_start_at_once_while_others_stop() {
+        let environment = |at: usize, goal, busy: bool| {
+            let work = busy.then_some(Work { goal, generation: 1 });
+            Environment { id: at.to_string(), goal, generation: 1, observed_generation: 0, work, beginning: busy }
         };
         for (busy, waiting, begins) in
-            [(3, Wish::Run, true), (4, Wish::Run, false), (4, Wish::Stand, true), (4, Wish::Vanish, true)]
+            [(3, Goal::Run, true), (4, Goal::Run, false), (4, Goal::Stop, true), (4, Goal::Remove, true)]
         {
-            let mut environments: Vec<_> = (0..busy).map(|at| environment(at, Wish::Run, true)).collect();
+            let mut environments: Vec<_> = (0..busy).map(|at| environment(at, Goal::Run, true)).collect();
             environments.push(environment(busy, waiting, false));
             let observed = Observed { environments, ..observed(Vmm::Ready, false) };
-            let action = next_action(&observed, Wish::Run);
+            let action = next_action(&observed, Goal::Run);
             assert_eq!(matches!(action, Action::Begin(..)), begins, "{busy} {waiting:?}");
         }
     }
@@ -259,11 +259,11 @@ mod tests {
             observed.environments.iter().position(|environment| environment.id == id).unwrap()
         };
         match action {
-            Action::Rest | Action::Erase => {}
+            Action::Wait | Action::Delete => {}
             Action::Launch => observed.vmm = Vmm::Booting,
-            Action::Greet => observed.vmm = Vmm::Ready,
+            Action::AwaitAgent => observed.vmm = Vmm::Ready,
             Action::Halt => observed.vmm = Vmm::Dead,
-            Action::Bury => {
+            Action::CleanUp => {
                 observed.vmm = Vmm::Absent;
                 observed.environments.iter_mut().for_each(|environment| environment.work = None);
             }
@@ -273,50 +273,50 @@ mod tests {
             }
             Action::Begin(id, work) => {
                 let at = find(observed, id);
-                match work.wish {
-                    Wish::Vanish => drop(observed.environments.remove(at)),
+                match work.goal {
+                    Goal::Remove => drop(observed.environments.remove(at)),
                     _ => observed.environments[at].observed_generation = work.generation,
                 }
             }
         }
     }
 
-    fn wishes() -> impl Strategy<Value = Wish> {
-        prop_oneof![Just(Wish::Run), Just(Wish::Stand), Just(Wish::Vanish)]
+    fn goals() -> impl Strategy<Value = Goal> {
+        prop_oneof![Just(Goal::Run), Just(Goal::Stop), Just(Goal::Remove)]
     }
 
     proptest! {
         #[test]
-        fn it_comes_to_rest(
+        fn actions_end_in_wait(
             vmm in prop_oneof![
                 Just(Vmm::Absent), Just(Vmm::Booting), Just(Vmm::Adopted), Just(Vmm::Ready), Just(Vmm::Dead)
             ],
             failed: bool,
-            wish in wishes(),
-            environments in prop::collection::vec((wishes(), 0u64..3, 0u64..3, prop::option::of((wishes(), 0u64..3))), 0..4),
+            goal in goals(),
+            environments in prop::collection::vec((goals(), 0u64..3, 0u64..3, prop::option::of((goals(), 0u64..3))), 0..4),
         ) {
             let environments = environments
                 .into_iter()
                 .enumerate()
-                .map(|(at, (wish, generation, observed_generation, work))| Environment {
+                .map(|(at, (goal, generation, observed_generation, work))| Environment {
                     id: at.to_string(),
-                    wish,
+                    goal,
                     generation,
                     observed_generation,
-                    work: work.map(|(wish, generation)| Work { wish, generation }),
+                    work: work.map(|(goal, generation)| Work { goal, generation }),
                     beginning: false,
                 })
                 .collect();
             let mut observed = Observed { vmm, failed, environments };
             for _ in 0..20 {
-                let action = next_action(&observed, wish);
-                if matches!(action, Action::Rest | Action::Erase) {
-                    prop_assert_eq!(action == Action::Erase, wish == Wish::Vanish);
+                let action = next_action(&observed, goal);
+                if matches!(action, Action::Wait | Action::Delete) {
+                    prop_assert_eq!(action == Action::Delete, goal == Goal::Remove);
                     return Ok(());
                 }
                 carry_out(&mut observed, &action);
             }
-            prop_assert!(false, "no rest: {:?}", observed);
+            prop_assert!(false, "no end: {:?}", observed);
         }
     }
 }

@@ -83,7 +83,7 @@ impl axum::serve::Listener for Vsock {
         loop {
             let (mut stream, _) = self.0.accept().await.unwrap();
             // A caller may disconnect at its deadline.
-            if greet(&mut stream).await.is_ok() {
+            if handshake(&mut stream).await.is_ok() {
                 return (stream, ());
             }
         }
@@ -94,7 +94,7 @@ impl axum::serve::Listener for Vsock {
     }
 }
 
-async fn greet(stream: &mut UnixStream) -> std::io::Result<()> {
+async fn handshake(stream: &mut UnixStream) -> std::io::Result<()> {
     while stream.read_u8().await? != b'\n' {}
     stream.write_all(b"OK 1\n").await
 }

@@ -116,7 +116,8 @@ pub fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> 
     Ok(())
 }
 
-/// Writes a new machine, or the part of an old one that a request may change (wish and figures, not what is observed).
+/// Writes a new machine, or the part of an old one that a request may change (desired state and figures, not what is
+/// observed).
 pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO machines (uid, gid, name, owner, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
