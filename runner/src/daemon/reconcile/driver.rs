@@ -14,10 +14,10 @@ use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::backoff::backoff;
-use super::boots::Boots;
+use super::boot_retry::BootRetry;
 use super::disk_failures::DiskFailures;
+use super::environment_run;
 use super::plan::{self, Action, Goal, Observed, Vmm, Work, next_action};
-use super::runs;
 use crate::daemon::Daemon;
 use crate::daemon::memory::PauseState;
 use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
@@ -64,7 +64,7 @@ pub(super) struct Driver {
     start_permit: JoinSet<()>,
     /// The VMM was launched and its agent has not answered yet.
     booting: bool,
-    boots: Boots,
+    boot_retry: BootRetry,
 }
 
 /// A task that works on an environment.
@@ -120,7 +120,7 @@ impl Driver {
             starts,
             start_permit: JoinSet::new(),
             booting: false,
-            boots: Boots::default(),
+            boot_retry: BootRetry::default(),
         }
     }
 
@@ -155,7 +155,7 @@ impl Driver {
         }
         let Some((machine, environments)) = self.read_rows().await? else { return Ok(false) };
         let goal = self.goal(&machine);
-        self.count_boots(&machine, goal);
+        self.track_boot(&machine, goal);
         let recorded = self.record_vmm(&machine).await;
         let action = next_action(&self.observe(&machine, &environments), goal);
         tracing::debug!(machine = machine.name, ?action);
@@ -221,23 +221,23 @@ impl Driver {
         Ok(())
     }
 
-    /// Counts how the last boot ended.
-    fn count_boots(&mut self, machine: &MachineRow, goal: Goal) {
+    /// Records how the last boot ended.
+    fn track_boot(&mut self, machine: &MachineRow, goal: Goal) {
         match self.vmm {
             VmmState::Ready(_) => {
                 self.booting = false;
-                self.boots.reset();
+                self.boot_retry.reset();
             }
             VmmState::Absent => {
                 let ended = std::mem::take(&mut self.booting);
                 if ended && machine.phase == MachinePhase::Failed {
-                    self.boots.fail(Instant::now());
+                    self.boot_retry.fail(Instant::now());
                 }
             }
             VmmState::Booting(_) | VmmState::Dead => {}
         }
         if goal != Goal::Run {
-            self.boots.reset();
+            self.boot_retry.reset();
         }
     }
 
@@ -296,7 +296,7 @@ impl Driver {
                 }
             })
             .collect();
-        let failed = machine.phase == MachinePhase::Failed && !self.boots.due(Instant::now());
+        let failed = machine.phase == MachinePhase::Failed && !self.boot_retry.due(Instant::now());
         Observed { vmm, failed, environments }
     }
 
@@ -306,7 +306,7 @@ impl Driver {
             self.settle_absent().await?;
         }
         let ready = matches!(self.vmm, VmmState::Ready(_));
-        let next_boot = self.boots.next();
+        let next_boot = self.boot_retry.next();
         tokio::select! {
             () = self.poke.notified() => {}
             () = self.vmm.ended() => self.vmm = VmmState::Dead,
@@ -367,7 +367,7 @@ impl Driver {
             },
         };
         let uid = self.uid;
-        let changed = self.daemon.read(move |db| runs::observe_all(db, uid, statuses)).await?;
+        let changed = self.daemon.read(move |db| environment_run::observe_all(db, uid, statuses)).await?;
         if changed {
             self.daemon.changes.send_modify(|count| *count = count.wrapping_add(1));
         }
@@ -392,7 +392,7 @@ impl Driver {
     /// Starts work on an environment.
     async fn begin(&mut self, machine: &MachineRow, row: EnvironmentRow, work: Work) -> anyhow::Result<()> {
         let id = row.id.clone();
-        let run = runs::Run { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
+        let run = environment_run::EnvironmentRun { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
         let machine = machine.clone();
         let handle = self.tasks.spawn(async move {
             let _needed = run.daemon.wake(&machine).await;

@@ -2,13 +2,13 @@
 
 mod backoff;
 mod boot;
-mod boots;
+mod boot_retry;
 mod disk_failures;
 mod driver;
 mod ending;
+mod environment_run;
 mod liveness;
 mod plan;
-mod runs;
 mod sharing;
 
 use std::collections::HashMap;

@@ -3,11 +3,11 @@
 use garret_api::Problem;
 use garret_api::agent::Progress;
 
-use super::runs::{Run, finish};
+use super::environment_run::{EnvironmentRun, finish};
 use crate::daemon::state::MachineRow;
 use crate::host::share::{Found, MountFor, ShareSpec};
 
-impl Run {
+impl EnvironmentRun {
     /// Opens the workspace again with its developer's rights, shares it, and brings the environment up.
     pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
         let shared = match self.share(machine).await {

@@ -20,30 +20,31 @@ use crate::daemon::testing;
 use crate::daemon::vmm::VmmProcess;
 
 #[test]
-fn what_the_agent_says_is_kept_in_measure() {
-    assert_eq!(cut("aä".into(), 2), "a");
-    assert_eq!(cut("aä".into(), 3), "aä");
-    let Progress::Output { text, .. } = tame(Progress::Output { step: "s".into(), text: "ü".repeat(1 << 20) }) else {
+fn reports_of_the_agent_are_truncated() {
+    assert_eq!(truncate("aä".into(), 2), "a");
+    assert_eq!(truncate("aä".into(), 3), "aä");
+    let Progress::Output { text, .. } = sanitize(Progress::Output { step: "s".into(), text: "ü".repeat(1 << 20) })
+    else {
         panic!("another kind");
     };
     assert_eq!(text.len(), OUTPUT_MAX);
     let problem = Problem::new("x", "two\nlines\u{7}");
-    assert_eq!(tame(failed("a\nb", problem)), failed("a b", Problem::new("x", "two lines")));
+    assert_eq!(sanitize(failed("a\nb", problem)), failed("a b", Problem::new("x", "two lines")));
 }
 
 #[test]
-fn output_is_cut_by_what_is_kept_of_it() {
+fn output_is_truncated_by_its_json_length() {
     let all: String = (0..=0x2100).filter_map(char::from_u32).collect();
-    assert_eq!(kept_length(&all), serde_json::to_string(&all).unwrap().len() - 2);
+    assert_eq!(json_length(&all), serde_json::to_string(&all).unwrap().len() - 2);
     for text in ["\u{1b}", "\n", "x", "€", "\"x"] {
-        let kept = serde_json::to_string(&cut_output(text.repeat(OUTPUT_MAX))).unwrap().len() - 2;
+        let kept = serde_json::to_string(&truncate_output(text.repeat(OUTPUT_MAX))).unwrap().len() - 2;
         assert!((OUTPUT_MAX - 6..=OUTPUT_MAX).contains(&kept), "{kept} of {text:?}");
     }
-    assert_eq!(cut_output("a\n".into()), "a\n");
+    assert_eq!(truncate_output("a\n".into()), "a\n");
 }
 
 #[tokio::test]
-async fn output_of_two_steps_in_turn_is_paced_and_kept_whole() {
+async fn output_of_alternating_steps_is_paced_and_complete() {
     let dir = tempfile::tempdir().unwrap();
     let info = serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true});
     let line =
@@ -56,7 +57,7 @@ async fn output_of_two_steps_in_turn_is_paced_and_kept_whole() {
     let run = run(dir.path(), environment(7, "w"), router).await;
     let begun = Instant::now();
     run.bring_up().await.unwrap();
-    assert!(begun.elapsed() >= 3 * GATHER, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= 3 * MERGE_TIME, "{:?}", begun.elapsed());
     let steps: Vec<String> = outcome(&run)
         .await
         .0
@@ -100,7 +101,7 @@ async fn handshake(stream: &mut UnixStream) -> std::io::Result<()> {
 }
 
 /// The current run of `row`, in a machine whose agent is `router`.
-async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> Run {
+async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> EnvironmentRun {
     let (daemon, _poked) = testing::daemon(folder, NameService::default());
     let kept = row.clone();
     daemon.write(move |db| machines::put(db, &machine(7)).and_then(|()| environments::put(db, &kept))).await.unwrap();
@@ -108,7 +109,7 @@ async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> Run {
     fs::create_dir_all(socket.parent().unwrap()).unwrap();
     tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
     daemon.set_vmm("dev7", Some(std::process::id()));
-    Run { daemon, machine: "dev7".into(), row }
+    EnvironmentRun { daemon, machine: "dev7".into(), row }
 }
 
 /// The requests that a run of generation 5 sends to an agent with these capabilities whose first answer breaks off.
@@ -143,7 +144,7 @@ async fn lost_answer_rebuilds_again_only_with_generations() {
 }
 
 #[tokio::test]
-async fn an_agent_of_many_words_is_lost_in_one_short_line() {
+async fn long_error_of_a_lost_agent_is_truncated() {
     let dir = tempfile::tempdir().unwrap();
     let info = serde_json::json!({"version": "v", "boot_id": "b", "set_up": true, "pid": "x".repeat(900_000)});
     let router = Router::new().route("/v1/agent", routing::get(async move || axum::Json(info)));
@@ -164,7 +165,7 @@ async fn an_agent_of_many_words_is_lost_in_one_short_line() {
 }
 
 /// The environment's events and its stored row.
-async fn outcome(run: &Run) -> (Vec<Happening>, Option<EnvironmentRow>) {
+async fn outcome(run: &EnvironmentRun) -> (Vec<Happening>, Option<EnvironmentRow>) {
     let (scope, id) = (Scope::Environment(run.row.uid, run.row.id.clone()), run.row.id.clone());
     let read = run.daemon.read(move |db| Ok((events::after(db, 0, &scope)?, environments::get(db, &id)?)));
     let (events, row) = read.await.unwrap();

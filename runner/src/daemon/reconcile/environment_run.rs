@@ -25,46 +25,46 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// A step may print nothing for hours. After this much silence, the agent is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How often a run is resumed after its connection broke (the agent was restarted).
-const TRIES: u32 = 5;
+const TRIES_MAX: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest pause before an agent that refuses or is silent is asked again to stop or remove something.
-const INSIST_PAUSE_MAX: Duration = Duration::from_secs(60);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The most output of a step in one event, in bytes of the stored JSON text.
 const OUTPUT_MAX: usize = 32 * 1024;
-/// Output is gathered for this long, which bounds how much a guest can make the daemon write per second.
-const GATHER: Duration = Duration::from_millis(30);
+/// Output is merged for this long, which bounds how much a guest can make the daemon write per second.
+const MERGE_TIME: Duration = Duration::from_millis(30);
 /// The most events other than output a run may have.
 const STEPS_MAX: u32 = 2000;
 /// The longest name or value from the agent, in characters.
-const WORD_MAX: usize = 4096;
+const FIELD_MAX: usize = 4096;
 
 /// One environment and the machine it is in.
-pub(super) struct Run {
+pub(super) struct EnvironmentRun {
     pub(super) daemon: Arc<Daemon>,
     pub(super) machine: String,
     pub(super) row: EnvironmentRow,
 }
 
 /// How following the agent ended.
-enum Followed {
+enum FollowResult {
     /// With this last line.
     Ended(Progress),
     /// With an unknown end: the connection broke.
     Lost(Error),
 }
 
-impl Run {
+impl EnvironmentRun {
     /// Brings the environment up and stores every step.
     pub(super) async fn bring_up(&self) -> rusqlite::Result<()> {
         let mut spec = self.spec();
-        for attempt in 1..=TRIES {
+        for attempt in 1..=TRIES_MAX {
             match self.attempt(&mut spec).await? {
-                Followed::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
-                Followed::Lost(error) if attempt == TRIES => {
+                FollowResult::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
+                FollowResult::Lost(error) if attempt == TRIES_MAX => {
                     let problem = Problem::new("unavailable", format!("the agent is lost: {error}")).clipped();
                     return finish(&self.daemon, &self.row, failed("agent", problem)).await;
                 }
-                Followed::Lost(error) => {
+                FollowResult::Lost(error) => {
                     tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
                     tokio::time::sleep(RETRY).await;
                     // An agent that does not count runs may have started this one: a second removal would delete the
@@ -88,54 +88,54 @@ impl Run {
     }
 
     /// One try. The agent may have been replaced since the last try, so its capabilities are read each time.
-    async fn attempt(&self, spec: &mut EnvironmentSpec) -> rusqlite::Result<Followed> {
+    async fn attempt(&self, spec: &mut EnvironmentSpec) -> rusqlite::Result<FollowResult> {
         let info = match self.info().await {
             Ok(info) => info,
-            Err(error) => return Ok(Followed::Lost(error)),
+            Err(error) => return Ok(FollowResult::Lost(error)),
         };
         spec.generation = if info.can(GENERATIONS) { self.row.generation } else { 0 };
         self.follow(spec).await
     }
 
-    async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<Followed> {
+    async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<FollowResult> {
         let lines = match self.agent().lines::<Progress, _>(Method::PUT, &self.path(""), Some(spec)).await {
             Ok(lines) => lines,
             Err(Error::Problem { problem, .. }) => {
-                return Ok(Followed::Ended(failed("environment", problem.clipped())));
+                return Ok(FollowResult::Ended(failed("environment", problem.clipped())));
             }
-            Err(error) => return Ok(Followed::Lost(error)),
+            Err(error) => return Ok(FollowResult::Lost(error)),
         };
         let mut steps = 0;
         let mut pending = None;
-        let mut lines = Gathered { lines, pending: &mut pending };
+        let mut lines = MergedLines { lines, pending: &mut pending };
         loop {
             let next = match wait_while_alive(lines.next(), SILENCE, || self.check_agent()).await {
                 Ok(next) => next,
-                Err(error) => return Ok(Followed::Lost(error)),
+                Err(error) => return Ok(FollowResult::Lost(error)),
             };
             match next {
                 Ok(Some(last @ (Progress::Failed { .. } | Progress::Ready { .. }))) => {
-                    return Ok(Followed::Ended(last));
+                    return Ok(FollowResult::Ended(last));
                 }
                 Ok(Some(progress)) => {
                     steps += u32::from(!matches!(progress, Progress::Output { .. }));
                     if steps > STEPS_MAX {
                         let problem =
                             Problem::new("internal", format!("the agent tells of more than {STEPS_MAX} steps"));
-                        return Ok(Followed::Ended(failed("agent", problem)));
+                        return Ok(FollowResult::Ended(failed("agent", problem)));
                     }
-                    self.keep(progress).await?;
+                    self.store(progress).await?;
                 }
                 Ok(None) => {
                     let detail = "the agent's answer has no end".to_string();
-                    return Ok(Followed::Lost(Error::Broken { target: self.machine.clone(), detail }));
+                    return Ok(FollowResult::Lost(Error::Broken { target: self.machine.clone(), detail }));
                 }
-                Err(error) => return Ok(Followed::Lost(error)),
+                Err(error) => return Ok(FollowResult::Lost(error)),
             }
         }
     }
 
-    async fn keep(&self, progress: Progress) -> rusqlite::Result<()> {
+    async fn store(&self, progress: Progress) -> rusqlite::Result<()> {
         let row = self.row.clone();
         self.daemon.write(move |db| environments::add_progress(db, &row, progress)).await
     }
@@ -168,8 +168,9 @@ impl Run {
 
     /// Asks the agent to remove the container and to release the workspace, until it has done both.
     async fn release(&self, refusals: &mut u32) -> rusqlite::Result<()> {
-        self.insist("remove", Method::DELETE, &self.path(""), refusals).await?;
-        self.insist("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id), refusals).await
+        self.retry_until_done("remove", Method::DELETE, &self.path(""), refusals).await?;
+        self.retry_until_done("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id), refusals)
+            .await
     }
 
     /// Takes the workspace out of the machine, and reports if the machine still uses it. Retries until it is unmounted.
@@ -199,7 +200,7 @@ impl Run {
         if let Some(what) = what {
             let problem = Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`"));
             tracing::warn!("{problem}");
-            self.tell(problem).await?;
+            self.report(problem).await?;
         }
         // Otherwise a later removal of the same folder must find those files too. All notes are removed when the
         // machine ends.
@@ -212,7 +213,7 @@ impl Run {
     /// Asks the agent to stop the container. The timeout is that of stopping a whole machine.
     pub(super) async fn stop_container(&self) -> rusqlite::Result<Result<(), Problem>> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        match timeout(deadline, self.insist("stop", Method::POST, &self.path("/stop"), &mut 0)).await {
+        match timeout(deadline, self.retry_until_done("stop", Method::POST, &self.path("/stop"), &mut 0)).await {
             Ok(done) => done.map(Ok),
             Err(_) => {
                 let waited = deadline.as_secs();
@@ -226,7 +227,13 @@ impl Run {
 
     /// Repeats the request until the agent has carried it out. A 404 means that there is nothing to do. `refusals`
     /// counts the refusals of the run.
-    async fn insist(&self, what: &str, method: Method, path: &str, refusals: &mut u32) -> rusqlite::Result<()> {
+    async fn retry_until_done(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        refusals: &mut u32,
+    ) -> rusqlite::Result<()> {
         let agent = self.agent();
         loop {
             let error = match agent.send::<()>(method.clone(), path, None).await {
@@ -250,13 +257,13 @@ impl Run {
         *failures += 1;
         if *failures == 1 {
             tracing::warn!("{problem}");
-            self.tell(problem).await?;
+            self.report(problem).await?;
         }
-        tokio::time::sleep(backoff(*failures, INSIST_PAUSE_MAX)).await;
+        tokio::time::sleep(backoff(*failures, RETRY_PAUSE_MAX)).await;
         Ok(())
     }
 
-    async fn tell(&self, problem: Problem) -> rusqlite::Result<()> {
+    async fn report(&self, problem: Problem) -> rusqlite::Result<()> {
         let (uid, id) = (self.row.uid, self.row.id.clone());
         self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
     }
@@ -286,28 +293,28 @@ impl Run {
 }
 
 /// The agent's lines, with the output of a step merged into larger pieces.
-struct Gathered<'a> {
+struct MergedLines<'a> {
     lines: Lines<Progress>,
-    /// A line that was read during gathering and is not part of the output.
+    /// A line that was read during merging and is not part of the output.
     pending: &'a mut Option<Progress>,
 }
 
-impl Gathered<'_> {
+impl MergedLines<'_> {
     async fn next(&mut self) -> garret_api::client::Result<Option<Progress>> {
         let first = match self.pending.take() {
             Some(progress) => Some(progress),
-            None => self.lines.next().await?.map(tame),
+            None => self.lines.next().await?.map(sanitize),
         };
         let Some(Progress::Output { step, mut text }) = first else { return Ok(first) };
-        let until = Instant::now() + GATHER;
-        let mut length = kept_length(&text);
+        let until = Instant::now() + MERGE_TIME;
+        let mut length = json_length(&text);
         loop {
             match tokio::time::timeout_at(until, self.lines.next()).await {
-                Ok(Ok(Some(next))) => match tame(next) {
+                Ok(Ok(Some(next))) => match sanitize(next) {
                     Progress::Output { step: same, text: more }
-                        if same == step && length + kept_length(&more) <= OUTPUT_MAX =>
+                        if same == step && length + json_length(&more) <= OUTPUT_MAX =>
                     {
-                        length += kept_length(&more);
+                        length += json_length(&more);
                         text.push_str(&more);
                     }
                     // The piece is full early, or the line is of another step: a guest that prints faster than this
@@ -348,14 +355,14 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
 }
 
 /// Stores what the agent reports about settled environments; returns whether anything has changed.
-pub(super) fn observe_all(db: &Connection, uid: u32, told: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
+pub(super) fn observe_all(db: &Connection, uid: u32, reported: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
     let mut changed = false;
     for row in environments::of_machine(db, uid)? {
         if !row.settled() || row.removed || row.desired != Desired::Running {
             continue;
         }
-        let status = match told.iter().find(|status| status.id == row.id) {
-            Some(status) => tame_status(status.clone()),
+        let status = match reported.iter().find(|status| status.id == row.id) {
+            Some(status) => sanitize_status(status.clone()),
             None => EnvironmentStatus { phase: EnvironmentPhase::Stopped, container_id: None, ..row.status.clone() },
         };
         // A failed run stays failed and keeps its reason until a client requests another.
@@ -372,21 +379,21 @@ fn failed(step: &str, problem: Problem) -> Progress {
 }
 
 /// Clips the agent's report.
-fn tame(progress: Progress) -> Progress {
+fn sanitize(progress: Progress) -> Progress {
     match progress {
         Progress::Started { step } => Progress::Started { step: one_line(&step) },
-        Progress::Output { step, text } => Progress::Output { step: one_line(&step), text: cut_output(text) },
+        Progress::Output { step, text } => Progress::Output { step: one_line(&step), text: truncate_output(text) },
         Progress::Finished { step, ms } => Progress::Finished { step: one_line(&step), ms },
         Progress::Failed { step, problem } => Progress::Failed { step: one_line(&step), problem: problem.clipped() },
-        Progress::Ready { environment } => Progress::Ready { environment: tame_status(environment) },
+        Progress::Ready { environment } => Progress::Ready { environment: sanitize_status(environment) },
         Progress::Unknown => Progress::Unknown,
     }
 }
 
-fn tame_status(status: EnvironmentStatus) -> EnvironmentStatus {
-    let word = |word: Option<String>| word.map(|word| cut(word, WORD_MAX));
+fn sanitize_status(status: EnvironmentStatus) -> EnvironmentStatus {
+    let word = |word: Option<String>| word.map(|word| truncate(word, FIELD_MAX));
     EnvironmentStatus {
-        id: cut(status.id, WORD_MAX),
+        id: truncate(status.id, FIELD_MAX),
         phase: status.phase,
         container_id: word(status.container_id),
         remote_user: word(status.remote_user),
@@ -396,10 +403,10 @@ fn tame_status(status: EnvironmentStatus) -> EnvironmentStatus {
 }
 
 /// Clips text to the most output that one event may hold.
-fn cut_output(mut text: String) -> String {
+fn truncate_output(mut text: String) -> String {
     let mut length = 0;
     let end = text.char_indices().find_map(|(at, char)| {
-        length += kept_bytes(char);
+        length += json_bytes(char);
         (length > OUTPUT_MAX).then_some(at)
     });
     text.truncate(end.unwrap_or(text.len()));
@@ -407,12 +414,12 @@ fn cut_output(mut text: String) -> String {
 }
 
 /// The length of the text in JSON, in bytes.
-fn kept_length(text: &str) -> usize {
-    text.chars().map(kept_bytes).sum()
+fn json_length(text: &str) -> usize {
+    text.chars().map(json_bytes).sum()
 }
 
 /// The length of a character in JSON (RFC 8259, 7), in bytes.
-fn kept_bytes(char: char) -> usize {
+fn json_bytes(char: char) -> usize {
     match char {
         '"' | '\\' | '\u{8}' | '\t' | '\n' | '\u{c}' | '\r' => 2,
         '\0'..='\u{1f}' => 6,
@@ -421,12 +428,12 @@ fn kept_bytes(char: char) -> usize {
 }
 
 /// At most `max` bytes, whole characters.
-fn cut(mut text: String, max: usize) -> String {
+fn truncate(mut text: String, max: usize) -> String {
     let end = (0..=max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.truncate(end);
     text
 }
 
 #[cfg(test)]
-#[path = "runs_test.rs"]
+#[path = "environment_run_test.rs"]
 mod tests;

@@ -11,12 +11,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// The failed boots of one machine in a row.
 #[derive(Debug, Default)]
-pub(super) struct Boots {
+pub(super) struct BootRetry {
     failed: u32,
     next: Option<Instant>,
 }
 
-impl Boots {
+impl BootRetry {
     /// Counts a failed boot.
     pub(super) fn fail(&mut self, now: Instant) {
         self.failed = self.failed.saturating_add(1);
@@ -47,20 +47,20 @@ mod tests {
     #[test]
     fn a_failed_boot_is_tried_again_later_each_time() {
         let start = Instant::now();
-        let mut boots = Boots::default();
-        assert!(!boots.due(start));
+        let mut boot_retry = BootRetry::default();
+        assert!(!boot_retry.due(start));
         for seconds in [1, 2, 4, 8] {
-            boots.fail(start);
+            boot_retry.fail(start);
             let due = start + Duration::from_secs(seconds);
-            assert!(!boots.due(due - Duration::from_millis(1)) && boots.due(due), "{seconds}");
+            assert!(!boot_retry.due(due - Duration::from_millis(1)) && boot_retry.due(due), "{seconds}");
         }
         for _ in 0..20 {
-            boots.fail(start);
+            boot_retry.fail(start);
         }
-        assert_eq!(boots.next(), Some(start + PAUSE_MAX));
-        boots.reset();
-        assert_eq!(boots.next(), None);
-        boots.fail(start);
-        assert_eq!(boots.next(), Some(start + Duration::from_secs(1)));
+        assert_eq!(boot_retry.next(), Some(start + PAUSE_MAX));
+        boot_retry.reset();
+        assert_eq!(boot_retry.next(), None);
+        boot_retry.fail(start);
+        assert_eq!(boot_retry.next(), Some(start + Duration::from_secs(1)));
     }
 }
