@@ -18,12 +18,12 @@ const FRESH: Duration = Duration::from_secs(10);
 /// How long the name service may take.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// The most concurrent queries about uids that have a machine, names and groups.
-const ASKING_MAX: usize = 6;
+const QUERIES_MAX: usize = 6;
 /// The most concurrent queries about uids that have no machine. One account may have thousands of them (subuid(5)).
-const ASKING_STRANGE_MAX: usize = 2;
+const UNKNOWN_QUERIES_MAX: usize = 2;
 /// The most cached answers about uids with a machine, names and groups; and about uids without a machine.
 const ANSWERS_MAX: usize = 8192;
-const STRANGE_ANSWERS_MAX: usize = 1024;
+const UNKNOWN_ANSWERS_MAX: usize = 1024;
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,46 +42,46 @@ pub struct Account {
 #[derive(Debug)]
 pub struct NameService {
     getent: PathBuf,
-    known: Lane,
-    strange: Lane,
+    known: QueryQueue,
+    unknown: QueryQueue,
     /// How long an answer is reused.
     keep: Duration,
     /// How long a query may wait for its turn, and again for its answer.
     deadline: Duration,
 }
 
-/// Queries that wait for each other, and their cached answers. However many there are, they do not delay another lane's
-/// queries or evict its answers.
+/// Queries that wait for each other, and their cached answers. However many there are, they do not delay another
+/// queue's queries or evict its answers.
 #[derive(Debug)]
-struct Lane {
-    asking: Semaphore,
-    answers: Mutex<HashMap<Question, (Instant, Answer)>>,
+struct QueryQueue {
+    permits: Semaphore,
+    answers: Mutex<HashMap<Query, (Instant, Answer)>>,
     answers_max: usize,
 }
 
-impl Lane {
-    fn new(asking_max: usize, answers_max: usize) -> Self {
-        Self { asking: Semaphore::new(asking_max), answers: Mutex::default(), answers_max }
+impl QueryQueue {
+    fn new(queries_max: usize, answers_max: usize) -> Self {
+        Self { permits: Semaphore::new(queries_max), answers: Mutex::default(), answers_max }
     }
 
-    fn get(&self, question: &Question) -> Option<(Instant, Answer)> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(question).cloned()
+    fn get(&self, query: &Query) -> Option<(Instant, Answer)> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(query).cloned()
     }
 
     /// Caches an answer; evicts the oldest one if the cache is full.
-    fn put(&self, question: Question, answer: Answer) {
+    fn put(&self, query: Query, answer: Answer) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= self.answers_max && !answers.contains_key(&question) {
-            let oldest = answers.iter().min_by_key(|(_, (at, _))| *at).map(|(question, _)| question.clone());
+        if answers.len() >= self.answers_max && !answers.contains_key(&query) {
+            let oldest = answers.iter().min_by_key(|(_, (at, _))| *at).map(|(query, _)| query.clone());
             oldest.and_then(|oldest| answers.remove(&oldest));
         }
-        answers.insert(question, (Instant::now(), answer));
+        answers.insert(query, (Instant::now(), answer));
     }
 }
 
 /// A database of the name service, and a key in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Question {
+struct Query {
     database: &'static str,
     key: String,
 }
@@ -110,8 +110,8 @@ impl NameService {
     pub fn with_program(getent: impl Into<PathBuf>) -> Self {
         Self {
             getent: getent.into(),
-            known: Lane::new(ASKING_MAX, ANSWERS_MAX),
-            strange: Lane::new(ASKING_STRANGE_MAX, STRANGE_ANSWERS_MAX),
+            known: QueryQueue::new(QUERIES_MAX, ANSWERS_MAX),
+            unknown: QueryQueue::new(UNKNOWN_QUERIES_MAX, UNKNOWN_ANSWERS_MAX),
             keep: FRESH,
             deadline: DEADLINE,
         }
@@ -129,21 +129,21 @@ impl NameService {
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
-    pub async fn by_strange_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
-        let question = Question { database: "passwd", key: uid.to_string() };
+    pub async fn by_unknown_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
+        let query = Query { database: "passwd", key: uid.to_string() };
         // An account was found before, so the uid is no longer unknown.
-        if self.known.get(&question).is_some() {
+        if self.known.get(&query).is_some() {
             return self.by_uid(uid).await;
         }
-        let account = self.account_in(&self.strange, uid).await;
-        if let (Ok(Some(_)), Some((_, answer))) = (&account, self.strange.get(&question)) {
-            self.known.put(question, answer);
+        let account = self.account_in(&self.unknown, uid).await;
+        if let (Ok(Some(_)), Some((_, answer))) = (&account, self.unknown.get(&query)) {
+            self.known.put(query, answer);
         }
         account
     }
 
-    async fn account_in(&self, lane: &Lane, uid: u32) -> Result<Option<Account>, Unanswered> {
-        let line = self.ask_in(lane, "passwd", &uid.to_string()).await?;
+    async fn account_in(&self, queue: &QueryQueue, uid: u32) -> Result<Option<Account>, Unanswered> {
+        let line = self.ask_in(queue, "passwd", &uid.to_string()).await?;
         Ok(line.as_deref().and_then(parse_account).filter(|account| account.uid == uid))
     }
 
@@ -193,32 +193,32 @@ impl NameService {
     }
 
     /// The line of one entry. A recent answer is reused.
-    async fn ask_in(&self, lane: &Lane, database: &'static str, key: &str) -> Answer {
-        let question = Question { database, key: key.to_owned() };
-        let fresh = || lane.get(&question).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer);
+    async fn ask_in(&self, queue: &QueryQueue, database: &'static str, key: &str) -> Answer {
+        let query = Query { database, key: key.to_owned() };
+        let fresh = || queue.get(&query).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer);
         if let Some(answer) = fresh() {
             return answer;
         }
-        let older = || lane.get(&question).and_then(|(_, answer)| answer.ok().flatten());
-        let Ok(_asking) = timeout(self.deadline, lane.asking.acquire()).await else {
-            return without_answer(&question, older(), ErrorKind::TimedOut.into());
+        let older = || queue.get(&query).and_then(|(_, answer)| answer.ok().flatten());
+        let Ok(_permit) = timeout(self.deadline, queue.permits.acquire()).await else {
+            return fallback_answer(&query, older(), ErrorKind::TimedOut.into());
         };
         if let Some(answer) = fresh() {
             return answer;
         }
         let answer = run(&self.getent, database, key, self.deadline).await;
-        let answer = answer.or_else(|why| without_answer(&question, older(), why));
-        lane.put(question, answer.clone());
+        let answer = answer.or_else(|why| fallback_answer(&query, older(), why));
+        queue.put(query, answer.clone());
         answer
     }
 }
 
 /// Returns an older answer, or that of the files. If neither has the entry, this is an error unless `getent` is
 /// missing.
-fn without_answer(question: &Question, older: Option<String>, why: io::Error) -> Answer {
-    let line = older.or_else(|| AccountFiles::read().line(question));
+fn fallback_answer(query: &Query, older: Option<String>, why: io::Error) -> Answer {
+    let line = older.or_else(|| AccountFiles::read().line(query));
     if line.is_none() && why.kind() != ErrorKind::NotFound {
-        let Question { database, key } = question.clone();
+        let Query { database, key } = query.clone();
         return Err(Unanswered { database, key, why: Arc::new(why) });
     }
     Ok(line)
@@ -251,7 +251,7 @@ impl AccountFiles {
     }
 
     /// The line that `getent` would print.
-    fn line(&self, Question { database, key }: &Question) -> Option<String> {
+    fn line(&self, Query { database, key }: &Query) -> Option<String> {
         let is_account = |line: &str| {
             parse_account(line).is_some_and(|account| account.name == *key || account.uid.to_string() == *key)
         };
@@ -381,27 +381,27 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_failing_name_service_gets_each_question_only_a_few_times() {
+    async fn a_failing_name_service_gets_each_query_only_a_few_times() {
         let dir = tempfile::tempdir().unwrap();
         let names = name_service(dir.path(), &format!("echo >>{}/asked; exit 1", dir.path().display()));
         let forever = Duration::from_secs(1000);
         let names = NameService { keep: forever, deadline: forever, ..names };
-        let answers = join_all((0..5 * ASKING_MAX).map(|_| names.by_uid(4_000_000))).await;
+        let answers = join_all((0..5 * QUERIES_MAX).map(|_| names.by_uid(4_000_000))).await;
         assert!(answers.iter().all(Result::is_err));
         let asked = fs::read_to_string(dir.path().join("asked")).unwrap().lines().count();
-        assert!((1..=ASKING_MAX).contains(&asked), "asked {asked} times");
+        assert!((1..=QUERIES_MAX).contains(&asked), "asked {asked} times");
     }
 
     #[tokio::test]
-    async fn many_strangers_delay_no_developer() {
+    async fn many_unknown_uids_delay_no_developer() {
         let dir = tempfile::tempdir().unwrap();
         let names = name_service(dir.path(), "sleep 0.1");
-        let strangers = join_all((100_000..101_000).map(|uid| names.by_strange_uid(uid)));
+        let unknown = join_all((100_000..101_000).map(|uid| names.by_unknown_uid(uid)));
         let begun = Instant::now();
         // A thousand queries, two at a time, take 50 s.
         let alice = tokio::select! {
             biased;
-            _ = strangers => panic!("all strangers were asked for first"),
+            _ = unknown => panic!("all unknown uids were queried first"),
             alice = names.by_uid(1000) => alice,
         };
         assert_eq!(alice.unwrap().unwrap().name, "alice");
@@ -409,26 +409,26 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn an_older_answer_outlives_those_of_strangers() {
+    async fn an_older_answer_outlives_those_for_unknown_uids() {
         let dir = tempfile::tempdir().unwrap();
         let mut names = name_service(dir.path(), "");
         assert!(names.by_uid(1000).await.unwrap().is_some());
-        for uid in 0..2 * STRANGE_ANSWERS_MAX {
-            names.strange.put(Question { database: "passwd", key: uid.to_string() }, Ok(None));
+        for uid in 0..2 * UNKNOWN_ANSWERS_MAX {
+            names.unknown.put(Query { database: "passwd", key: uid.to_string() }, Ok(None));
         }
-        assert_eq!(names.strange.answers.lock().unwrap().len(), STRANGE_ANSWERS_MAX);
+        assert_eq!(names.unknown.answers.lock().unwrap().len(), UNKNOWN_ANSWERS_MAX);
         names.getent = "/bin/false".into();
         assert_eq!(names.by_uid(1000).await.unwrap().unwrap().name, "alice");
     }
 
     #[test]
-    fn the_oldest_answer_goes_where_there_is_no_room() {
-        let lane = Lane::new(1, 3);
-        let question = |key: &str| Question { database: "passwd", key: key.into() };
+    fn a_full_cache_evicts_the_oldest_answer() {
+        let queue = QueryQueue::new(1, 3);
+        let query = |key: &str| Query { database: "passwd", key: key.into() };
         for key in ["a", "b", "c", "a", "d"] {
-            lane.put(question(key), Ok(None));
+            queue.put(query(key), Ok(None));
         }
-        let kept: Vec<_> = ["a", "b", "c", "d"].into_iter().filter(|key| lane.get(&question(key)).is_some()).collect();
+        let kept: Vec<_> = ["a", "b", "c", "d"].into_iter().filter(|key| queue.get(&query(key)).is_some()).collect();
         assert_eq!(kept, ["a", "c", "d"]);
     }
 
@@ -442,7 +442,7 @@ pub(crate) mod tests {
     #[test]
     fn the_files_answer_as_getent_does() {
         let files = AccountFiles { passwd: PASSWD.into(), group: GROUP.into() };
-        let line = |database, key: &str| files.line(&Question { database, key: key.into() });
+        let line = |database, key: &str| files.line(&Query { database, key: key.into() });
         assert_eq!(line("passwd", "1003"), line("passwd", "bob.b"));
         assert_eq!(parse_account(&line("passwd", "1002").unwrap()).unwrap().name, "1001");
         assert_eq!(parse_group(&line("group", "garret").unwrap()).unwrap().1, 50);

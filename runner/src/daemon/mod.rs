@@ -1,9 +1,10 @@
 //! The host daemon: stores the desired state and reconciles actual state toward it.
 
 mod admission;
-mod apart;
 mod api;
+mod dedicated_runtime;
 mod disk;
+mod keyed_semaphore;
 mod memory;
 mod notify;
 mod power_off;
@@ -17,7 +18,6 @@ mod sweep;
 mod tail;
 #[cfg(test)]
 mod testing;
-mod turns;
 mod verdict;
 mod vmm;
 mod workspace;
@@ -251,7 +251,7 @@ impl Daemon {
     /// The name service does not answer, and the files do not have it.
     async fn account(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
         let known = uid == 0 || self.read(move |db| machines::get(db, uid)).await.is_ok_and(|row| row.is_some());
-        if known { self.names.by_uid(uid).await } else { self.names.by_strange_uid(uid).await }
+        if known { self.names.by_uid(uid).await } else { self.names.by_unknown_uid(uid).await }
     }
 
     /// The developer's identity, as the kernel checks it. If the name service does not answer: only the primary group.

@@ -13,26 +13,26 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::turns::{Turn, Turns};
+use super::keyed_semaphore::{KeyedSemaphore, Permit};
 use crate::host::share::{self, Found, ShareSpec};
 use crate::host::{self, MachinePaths};
 
 /// The most folders of one developer that are being opened at a time, including calls that hang.
-const AT_ONCE: usize = 4;
+const CONCURRENT_MAX: usize = 4;
 /// The same for all developers together: each call is a root process. The number is large because a server that is down
 /// makes a developer's whole share hang, while other developers have workspaces elsewhere.
-const AT_ONCE_OF_ALL: usize = 256;
+const CONCURRENT_TOTAL_MAX: usize = 256;
 
 /// The process's answer; `None`: none within its deadline.
 type Answer = io::Result<Option<Result<Found, Problem>>>;
 
 /// How long a killed process may take to end. One that takes longer hangs in a call to the folder's file system, and
 /// makes no other call after it, so it mounts nothing more.
-const KILLED: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the VMM may take to close its last file after the guest has released a workspace.
-const RELEASE: Duration = Duration::from_secs(10);
-/// The pause between two looks.
-const LOOK_PAUSE: Duration = Duration::from_millis(100);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause between two scans.
+const SCAN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether a machine still uses a workspace that was taken out of it.
 #[derive(Debug)]
@@ -50,22 +50,22 @@ pub struct Workspaces {
     /// The program with the subcommand `share`.
     program: PathBuf,
     deadline: Duration,
-    /// Turns of each uid.
-    turns: Turns<u32>,
-    turns_of_all: Arc<Semaphore>,
-    /// One turn for each mount point: a late mount would undo an unmount, or lie on top of another mount.
-    mounts: Turns<PathBuf>,
-    /// Turns for reading the open files of a VMM, which may be many, per uid.
-    looks: Turns<u32>,
+    /// Permits of each uid.
+    permits: KeyedSemaphore<u32>,
+    permits_of_all: Arc<Semaphore>,
+    /// One permit for each mount point: a late mount would undo an unmount, or lie on top of another mount.
+    mounts: KeyedSemaphore<PathBuf>,
+    /// Permits for reading the open files of a VMM, which may be many, per uid.
+    scans: KeyedSemaphore<u32>,
 }
 
-/// The turns that a process holds while it opens a folder.
+/// The permits that a process holds while it opens a folder.
 #[derive(Debug)]
-struct Places {
+struct HeldPermits {
     /// Held until the process has ended.
-    turns: (Turn, Turn),
+    permits: (Permit, Permit),
     /// Held until the process cannot mount any more.
-    mount: Option<Turn>,
+    mount: Option<Permit>,
 }
 
 impl Default for Workspaces {
@@ -77,9 +77,9 @@ impl Default for Workspaces {
 
 impl Workspaces {
     fn new(program: PathBuf, deadline: Duration) -> Self {
-        let turns_of_all = Arc::new(Semaphore::new(AT_ONCE_OF_ALL));
-        let (turns, looks) = (Turns::new(AT_ONCE), Turns::new(AT_ONCE));
-        Self { program, deadline, turns, turns_of_all, mounts: Turns::new(1), looks }
+        let permits_of_all = Arc::new(Semaphore::new(CONCURRENT_TOTAL_MAX));
+        let (permits, scans) = (KeyedSemaphore::new(CONCURRENT_MAX), KeyedSemaphore::new(CONCURRENT_MAX));
+        Self { program, deadline, permits, permits_of_all, mounts: KeyedSemaphore::new(1), scans }
     }
 
     /// Carries out `spec` in a process of its own.
@@ -95,40 +95,40 @@ impl Workspaces {
                 format!("workspace {folder}: its file system did not answer within {seconds} s"),
             )
         };
-        let Ok(Some(places)) = timeout(self.deadline, self.places(&spec)).await else { return Err(late()) };
-        match self.carry_out(spec, places).await {
+        let Ok(Some(held)) = timeout(self.deadline, self.acquire_permits(&spec)).await else { return Err(late()) };
+        match self.carry_out(spec, held).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(late()),
             Err(error) => Err(Problem::new("internal", format!("workspace {folder}: {error}"))),
         }
     }
 
-    async fn places(&self, spec: &ShareSpec) -> Option<Places> {
-        // The developer's own turn first, so that a request that waits for it holds no shared turn.
-        let turn = self.turns.take(spec.developer.uid).await?;
-        let turns = (turn, self.turns_of_all.clone().acquire_owned().await.ok()?);
+    async fn acquire_permits(&self, spec: &ShareSpec) -> Option<HeldPermits> {
+        // The developer's own permit first, so that a request that waits for it holds no shared permit.
+        let permit = self.permits.acquire(spec.developer.uid).await?;
+        let permits = (permit, self.permits_of_all.clone().acquire_owned().await.ok()?);
         // The mount point comes last: a removal waits only for the process that holds it.
         let mount = match (&spec.mount, &spec.mount_point) {
-            (Some(_), Some(mount_point)) => Some(self.mounts.take(mount_point.clone()).await?),
+            (Some(_), Some(mount_point)) => Some(self.mounts.acquire(mount_point.clone()).await?),
             _ => None,
         };
-        Some(Places { turns, mount })
+        Some(HeldPermits { permits, mount })
     }
 
-    /// The process is killed when its caller is dropped. A process that hangs in the kernel holds its turns until it
+    /// The process is killed when its caller is dropped. A process that hangs in the kernel holds its permits until it
     /// has ended.
-    async fn carry_out(&self, spec: ShareSpec, places: Places) -> Answer {
+    async fn carry_out(&self, spec: ShareSpec, held: HeldPermits) -> Answer {
         #[cfg(test)]
         if self.program == Path::new("/proc/self/exe") {
             // Unit tests have no `garret` to run.
-            let share = move || (share::share(&spec), places);
+            let share = move || (share::share(&spec), held);
             return Ok(Some(tokio::task::spawn_blocking(share).await?.0));
         }
         let (mut answered, answer) = oneshot::channel();
         let mut child = spawn(&self.program, &spec)?;
         let deadline = self.deadline;
         tokio::spawn(async move {
-            let Places { turns, mount } = places;
+            let HeldPermits { permits, mount } = held;
             let result = tokio::select! {
                 result = timeout(deadline, read_answer(&mut child)) => Some(result),
                 () = answered.closed() => None,
@@ -136,14 +136,14 @@ impl Workspaces {
             if !matches!(result, Some(Ok(_))) {
                 let _ended_already = child.start_kill();
             }
-            let _hangs = timeout(KILLED, child.wait()).await;
+            let _hangs = timeout(KILL_TIMEOUT, child.wait()).await;
             drop(mount);
             if let Some(result) = result {
                 // A caller that was dropped meanwhile needs no answer.
                 let _ = answered.send(result);
             }
             let _ = child.wait().await;
-            drop(turns);
+            drop(permits);
         });
         match answer.await.map_err(io::Error::other)? {
             Ok(answer) => answer.map(Some),
@@ -163,25 +163,25 @@ impl Workspaces {
         environment: &str,
         vmm: Option<u32>,
     ) -> anyhow::Result<Revoked> {
-        let mount = self.mounts.take(paths.workspace(environment)).await;
+        let mount = self.mounts.acquire(paths.workspace(environment)).await;
         let (paths, environment) = (paths.clone(), environment.to_owned());
         let revoke = move || (host::revoke_workspace(&paths, &environment, vmm), mount);
         let users = match tokio::task::spawn_blocking(revoke).await?.0? {
             Ok(users) => users,
             Err(error) => return Ok(Revoked::Unknown(error)),
         };
-        let until = Instant::now() + RELEASE;
-        let _turn = self.looks.take(uid).await;
+        let until = Instant::now() + RELEASE_TIMEOUT;
+        let _permit = self.scans.acquire(uid).await;
         let users = Arc::new(users);
         loop {
-            let looked_at = users.clone();
-            let open = tokio::task::spawn_blocking(move || looked_at.open_files()).await?;
+            let scanned = users.clone();
+            let open = tokio::task::spawn_blocking(move || scanned.open_files()).await?;
             let late = Instant::now() > until;
             match open {
                 Ok(0) => return Ok(Revoked::Unused),
                 Ok(open) if late => return Ok(Revoked::Held(open)),
                 Err(error) if late => return Ok(Revoked::Unknown(error)),
-                _ => sleep(LOOK_PAUSE).await,
+                _ => sleep(SCAN_PAUSE).await,
             }
         }
     }
@@ -252,16 +252,16 @@ mod tests {
         let (_dir, hangs) = workspaces("exec sleep 1000", 100);
         let problem = hangs.share(spec()).await.unwrap_err();
         assert!(problem.message.contains("did not answer"), "{problem}");
-        // The turn is returned when the process ends.
-        for _ in 0..AT_ONCE {
-            hangs.turns.take(UID).await.unwrap().forget();
+        // The permit is returned when the process ends.
+        for _ in 0..CONCURRENT_MAX {
+            hangs.permits.acquire(UID).await.unwrap().forget();
         }
     }
 
     #[tokio::test]
     async fn all_developers_together_have_so_many_processes() {
         let (dir, begins) = workspaces("touch begun; sleep 0.1; echo '{\"Ok\":\"same\"}'", 500);
-        let others = begins.turns_of_all.clone().acquire_many_owned(AT_ONCE_OF_ALL as u32).await.unwrap();
+        let others = begins.permits_of_all.clone().acquire_many_owned(CONCURRENT_TOTAL_MAX as u32).await.unwrap();
         assert!(begins.share(spec()).await.is_err());
         assert!(!dir.path().join("begun").exists());
         drop(others);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     /// Starts a call with this script, whose first command must be `touch begun`, and drops it.
-    async fn go_away(dir: &Path, workspaces: &Workspaces, spec: ShareSpec) {
+    async fn start_and_drop(dir: &Path, workspaces: &Workspaces, spec: ShareSpec) {
         let begun = async {
             while !dir.join("begun").exists() {
                 sleep(Duration::from_millis(5)).await;
@@ -284,9 +284,9 @@ mod tests {
     #[tokio::test]
     async fn a_process_ends_with_its_caller() {
         let (dir, hangs) = workspaces("touch begun; exec sleep 1000", 60_000);
-        go_away(dir.path(), &hangs, spec()).await;
-        for _ in 0..AT_ONCE {
-            timeout(Duration::from_secs(10), hangs.turns.take(UID)).await.unwrap().unwrap().forget();
+        start_and_drop(dir.path(), &hangs, spec()).await;
+        for _ in 0..CONCURRENT_MAX {
+            timeout(Duration::from_secs(10), hangs.permits.acquire(UID)).await.unwrap().unwrap().forget();
         }
     }
 
@@ -302,7 +302,7 @@ mod tests {
     async fn share_whose_caller_left_mounts_nothing() {
         let (dir, mounts) = workspaces("touch begun; sleep 0.3; mkdir -p machines/m/workspaces/w", 60_000);
         let (paths, spec) = mounting(dir.path());
-        go_away(dir.path(), &mounts, spec).await;
+        start_and_drop(dir.path(), &mounts, spec).await;
         assert!(matches!(mounts.revoke(UID, &paths, "w", None).await.unwrap(), Revoked::Unused));
         sleep(Duration::from_millis(600)).await;
         assert!(!paths.workspace("w").exists());
@@ -313,7 +313,7 @@ mod tests {
         let (dir, mounts) = workspaces("exit 3", 60_000);
         let (paths, _) = mounting(dir.path());
         fs::create_dir_all(paths.workspace("w")).unwrap();
-        let mount = mounts.mounts.take(paths.workspace("w")).await.unwrap();
+        let mount = mounts.mounts.acquire(paths.workspace("w")).await.unwrap();
         let mut revoke = Box::pin(mounts.revoke(UID, &paths, "w", None));
         assert!(timeout(Duration::from_millis(50), &mut revoke).await.is_err());
         assert!(paths.workspace("w").exists());
@@ -335,9 +335,9 @@ mod tests {
         let (paths, _) = mounting(dir.path());
         fs::create_dir_all(paths.workspace("w")).unwrap();
         let mut taken = Vec::new();
-        for turns in [&mounts.turns, &mounts.looks] {
-            for _ in 0..AT_ONCE {
-                taken.push(turns.take(UID).await.unwrap());
+        for permits in [&mounts.permits, &mounts.scans] {
+            for _ in 0..CONCURRENT_MAX {
+                taken.push(permits.acquire(UID).await.unwrap());
             }
         }
         let gone = async {
@@ -348,7 +348,7 @@ mod tests {
         tokio::select! {
             _ = mounts.revoke(UID, &paths, "w", None) => {}
             () = gone => {}
-            () = sleep(Duration::from_secs(10)) => panic!("it waits for a turn"),
+            () = sleep(Duration::from_secs(10)) => panic!("it waits for a permit"),
         }
         assert!(!paths.workspace("w").exists());
     }

@@ -45,7 +45,7 @@ pub use pause_control::{PauseState, WakeGuard};
 pub use snapshot::Snapshot;
 
 use super::Daemon;
-use super::apart::run_apart;
+use super::dedicated_runtime::run_on_dedicated_runtime;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
 use pause_control::PauseControl;
@@ -85,10 +85,10 @@ impl Memory {
     }
 }
 
-/// Runs the loop until the daemon ends, on a runtime apart from requests. Restarts the loop if it dies.
+/// Runs the loop until the daemon ends, on a dedicated runtime. Restarts the loop if it dies.
 pub async fn supervise(daemon: Arc<Daemon>) {
     loop {
-        if let Err(error) = run_apart("memory", MemoryLoop::new(daemon.clone()).run()).await {
+        if let Err(error) = run_on_dedicated_runtime("memory", MemoryLoop::new(daemon.clone()).run()).await {
             tracing::error!("the loop that watches memory died: {error:#}");
         }
         sleep(RETRY).await;

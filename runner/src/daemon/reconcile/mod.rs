@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::Daemon;
-use super::apart::run_apart;
+use super::dedicated_runtime::run_on_dedicated_runtime;
 use super::state::machines;
 use driver::Driver;
 
@@ -28,9 +28,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Machines that start at once: one for each CPU, and on the smallest host two.
 const STARTS_MIN: u32 = 2;
 
-/// Runs a driver for every present and future machine until the daemon ends, on a runtime apart from requests.
+/// Runs a driver for every present and future machine until the daemon ends, on a dedicated runtime.
 pub async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
-    run_apart("drivers", drive_all(daemon, poked)).await?
+    run_on_dedicated_runtime("drivers", drive_all(daemon, poked)).await?
 }
 
 async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {

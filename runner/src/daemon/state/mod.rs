@@ -2,8 +2,8 @@
 
 pub mod environments;
 pub mod events;
+mod free_pages;
 pub mod machines;
-mod room;
 mod schema;
 #[cfg(test)]
 pub mod tests;
@@ -26,8 +26,8 @@ pub use machines::{MachineRow, VmmId};
 
 /// The longest text of a guest in one row, in bytes. One thread reads the rows of all developers.
 const TEXT_MAX: usize = 256 * 1024;
-/// The number of jobs between two checks of the remaining room.
-const ROOM_INTERVAL: usize = 64;
+/// The number of jobs between two checks of the free pages.
+const FREE_PAGES_INTERVAL: usize = 64;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -46,16 +46,16 @@ impl Store {
         let mut connection =
             Connection::open(path).with_context(|| format!("cannot open the state in {}", path.display()))?;
         schema::prepare(&mut connection).with_context(|| format!("cannot use the state in {}", path.display()))?;
-        if let Err(error) = room::make(&connection) {
+        if let Err(error) = free_pages::reserve(&connection) {
             tracing::error!("no room on the disk for the state in {}: {error}", path.display());
         }
         let (jobs, inbox) = mpsc::channel::<Job>();
         thread::Builder::new().name("state".into()).spawn(move || {
             for (count, job) in inbox.into_iter().enumerate() {
                 job(&mut connection);
-                if count % ROOM_INTERVAL == 0 {
+                if count % FREE_PAGES_INTERVAL == 0 {
                     // On a full disk this fails; the jobs themselves report the error.
-                    let _ = room::keep(&connection);
+                    let _ = free_pages::replenish(&connection);
                 }
             }
         })?;

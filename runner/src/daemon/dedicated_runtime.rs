@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 ///
 /// # Errors
 /// The thread cannot be made, or the part panics.
-pub async fn run_apart<T: Send + 'static>(
+pub async fn run_on_dedicated_runtime<T: Send + 'static>(
     name: &str,
     part: impl Future<Output = T> + Send + 'static,
 ) -> anyhow::Result<T> {
@@ -40,7 +40,7 @@ mod tests {
     use tokio::task::spawn_blocking;
     use tokio::time::{sleep, timeout};
 
-    use super::run_apart;
+    use super::run_on_dedicated_runtime;
     use crate::accounts::tests::name_service_with;
     use crate::daemon::state::tests::machine;
     use crate::daemon::state::{MachineRow, machines};
@@ -48,14 +48,14 @@ mod tests {
 
     const UID: u32 = 4_000_000;
 
-    /// Returns when memory has been looked at twice.
+    /// Returns when memory has been measured twice.
     async fn arbiter_ticks(daemon: &Daemon) {
-        let mut looks = Vec::new();
-        while looks.len() < 2 {
+        let mut snapshots = Vec::new();
+        while snapshots.len() < 2 {
             sleep(Duration::from_millis(10)).await;
-            let Some(look) = daemon.memory.snapshot().await else { continue };
-            if !looks.iter().any(|seen| Arc::ptr_eq(seen, &look)) {
-                looks.push(look);
+            let Some(snapshot) = daemon.memory.snapshot().await else { continue };
+            if !snapshots.iter().any(|seen| Arc::ptr_eq(seen, &snapshot)) {
+                snapshots.push(snapshot);
             }
         }
     }
@@ -74,14 +74,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_a_part_is_told_even_if_it_panics_while_a_thread_blocks() {
-        assert_eq!(run_apart("part", async { 7 }).await.unwrap(), 7);
+        assert_eq!(run_on_dedicated_runtime("part", async { 7 }).await.unwrap(), 7);
         let (_release, released) = std::sync::mpsc::channel::<()>();
         let part = async move {
             spawn_blocking(move || released.recv());
             tokio::task::yield_now().await;
             panic!("on purpose");
         };
-        assert!(run_apart::<()>("part", part).await.unwrap_err().to_string().contains("panic"));
+        assert!(run_on_dedicated_runtime::<()>("part", part).await.unwrap_err().to_string().contains("panic"));
     }
 
     #[test]

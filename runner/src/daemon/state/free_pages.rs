@@ -4,16 +4,16 @@
 use rusqlite::Connection;
 
 /// The reserved room, in bytes: enough for hundreds of changes.
-const ROOM: u64 = 4 << 20;
+const RESERVED_BYTES: u64 = 4 << 20;
 
 /// Reserves the room again if less than half of it is left.
 ///
 /// # Errors
 /// The disk is full already.
-pub(super) fn keep(db: &Connection) -> rusqlite::Result<()> {
+pub(super) fn replenish(db: &Connection) -> rusqlite::Result<()> {
     let pages: u64 = db.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
     let page_size: u64 = db.pragma_query_value(None, "page_size", |row| row.get(0))?;
-    if pages * page_size < ROOM / 2 { make(db) } else { Ok(()) }
+    if pages * page_size < RESERVED_BYTES / 2 { reserve(db) } else { Ok(()) }
 }
 
 /// Reserves the room. Pages of a dropped table stay in the database, and the log keeps its length; both are reused in
@@ -21,10 +21,10 @@ pub(super) fn keep(db: &Connection) -> rusqlite::Result<()> {
 ///
 /// # Errors
 /// The disk is full already.
-pub(super) fn make(db: &Connection) -> rusqlite::Result<()> {
+pub(super) fn reserve(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(&format!(
         "DROP TABLE IF EXISTS room;
-         BEGIN; CREATE TABLE room (bytes BLOB); INSERT INTO room VALUES (zeroblob({ROOM})); COMMIT;
+         BEGIN; CREATE TABLE room (bytes BLOB); INSERT INTO room VALUES (zeroblob({RESERVED_BYTES})); COMMIT;
          DROP TABLE room;"
     ))
 }
