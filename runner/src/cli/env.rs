@@ -11,11 +11,11 @@ use super::target::Target;
 #[derive(Debug, Args)]
 pub struct Env {
     #[command(subcommand)]
-    what: What,
+    command: EnvCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum EnvCommand {
     /// List the names.
     Ls(Target),
     /// Remove them, and the consent to give credentials to the workspace. A container keeps what it was made with until
@@ -25,8 +25,8 @@ enum What {
 
 impl Env {
     pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
-        match self.what {
-            What::Ls(target) => {
+        match self.command {
+            EnvCommand::Ls(target) => {
                 let path = format!("/v1/environments/{}/local-env", target.find(client).await?.id);
                 let names: Vec<String> = client.get(&path).await?;
                 match json {
@@ -34,7 +34,7 @@ impl Env {
                     false => output::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?,
                 }
             }
-            What::Clear(target) => {
+            EnvCommand::Clear(target) => {
                 let environment = target.find(client).await?;
                 client.delete(&format!("/v1/environments/{}/local-env", environment.id)).await?;
                 Consent::read()?.clear(&environment.workspace)?;

@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 /// The object is read when no event has arrived for this long, at first and later.
-const FIRST_LOOK: Duration = Duration::from_millis(200);
-const LOOK: Duration = Duration::from_secs(5);
+const FIRST_READ_AFTER: Duration = Duration::from_millis(200);
+const READ_AFTER: Duration = Duration::from_secs(5);
 
 /// Waits until `judge` returns a value for the object at `path` (`None`: the object is gone), and passes the events
 /// after number `after` to `seen`.
@@ -58,16 +58,16 @@ async fn watch<O: DeserializeOwned, T>(
 ) -> Result<T, Error> {
     let url = format!("{path}/events?after={after}&follow=true");
     let mut lines = client.lines::<Value, ()>(Method::GET, &url, None).await?;
-    let mut quiet = FIRST_LOOK;
+    let mut quiet = FIRST_READ_AFTER;
     loop {
-        let look = match timeout(quiet, lines.next()).await {
+        let must_read = match timeout(quiet, lines.next()).await {
             Ok(Ok(Some(line))) => show(line, after, seen),
             Ok(Ok(None)) => return Err(Error::Broken { target: "the daemon".into(), detail: "it ended".into() }),
             Ok(Err(error)) => return Err(error),
             Err(_) => true,
         };
-        if look {
-            quiet = LOOK;
+        if must_read {
+            quiet = READ_AFTER;
             let object = client.get(path).await?;
             *lost_since = None;
             if let Some(value) = judge(&object) {
@@ -83,14 +83,14 @@ fn show(line: Value, after: &mut u64, seen: &mut impl FnMut(&Event)) -> bool {
     match serde_json::from_value::<Event>(line) {
         Ok(event) => {
             seen(&event);
-            is_turn(&event.what)
+            is_state_change(&event.what)
         }
         Err(_) => true,
     }
 }
 
 /// Whether an event means that an object has changed its state.
-fn is_turn(what: &Happening) -> bool {
+fn is_state_change(what: &Happening) -> bool {
     match what {
         Happening::Environment { progress, .. } => matches!(progress, Progress::Ready { .. } | Progress::Failed { .. }),
         // An unknown event may mean anything.
@@ -107,10 +107,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_turn_needs_a_look_and_an_unknown_event_may_be_one() {
+    fn only_changes_and_unknown_events_need_a_read() {
         let event = |what: Value| json!({"id": 7, "at_ms": 1, "developer": "a", "what": what});
         let step = |progress: Value| event(json!({"type": "environment", "generation": 1, "progress": progress}));
-        for (line, look, shown) in [
+        for (line, must_read, shown) in [
             (event(json!({"type": "machine", "phase": "stopped", "reason": "x"})), true, true),
             (event(json!({"type": "stopped", "generation": 1})), true, true),
             (event(json!({"type": "removed", "generation": 1})), true, true),
@@ -124,9 +124,9 @@ mod tests {
             (json!({"id": 7, "what": 3}), true, false),
         ] {
             let (mut after, mut count) = (3, 0);
-            assert_eq!(show(line.clone(), &mut after, &mut |_| count += 1), look, "{line}");
+            assert_eq!(show(line.clone(), &mut after, &mut |_| count += 1), must_read, "{line}");
             assert_eq!((after, count == 1), (7, shown), "{line}");
         }
-        assert!(is_turn(&Happening::Machine { phase: MachinePhase::Running, reason: String::new() }));
+        assert!(is_state_change(&Happening::Machine { phase: MachinePhase::Running, reason: String::new() }));
     }
 }

@@ -30,14 +30,14 @@ impl Logs {
             None => format!("/v1/environments/{}/log", self.target.find(client).await?.id),
         };
         let mut shown = client.text(&path).await?;
-        output::print_foreign(&shown)?;
+        output::print_untrusted(&shown)?;
         if !self.follow {
             return Ok(0);
         }
         loop {
             tokio::time::sleep(INTERVAL).await;
             let text = client.text(&path).await?;
-            output::print_foreign(new_part(&shown, &text))?;
+            output::print_untrusted(new_part(&shown, &text))?;
             shown = text;
         }
     }

@@ -25,7 +25,7 @@ fn render(machines: &[Machine], environments: &[Environment]) -> String {
     rows.extend(machines.iter().map(|machine| {
         vec![
             machine.developer.clone(),
-            output::word(&machine.phase),
+            output::wire_name(&machine.phase),
             machine.vcpus.to_string(),
             format!("{} MiB", machine.memory_mib),
             machine.reason.clone(),
@@ -36,7 +36,7 @@ fn render(machines: &[Machine], environments: &[Environment]) -> String {
     rows.extend(environments.iter().map(|environment| {
         vec![
             environment.id.clone(),
-            output::word(&environment.status.phase),
+            output::wire_name(&environment.status.phase),
             environment.developer.clone(),
             environment.workspace.display().to_string(),
         ]

@@ -15,15 +15,15 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Prints text that a guest may control: on a terminal, its control sequences are made visible.
-pub fn print_foreign(text: &str) -> anyhow::Result<()> {
+pub fn print_untrusted(text: &str) -> anyhow::Result<()> {
     match io::stdout().is_terminal() {
-        true => print(&harmless(text)),
+        true => print(&escape_controls(text)),
         false => print(text),
     }
 }
 
 /// The text with its control characters made visible, as `cat -v` shows them, except line ends, tabs and colors.
-pub fn harmless(text: &str) -> String {
+pub fn escape_controls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
@@ -56,7 +56,7 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// A wire type's name, as in its JSON.
-pub fn word(value: &impl Serialize) -> String {
+pub fn wire_name(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         other => format!("{other:?}"),
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(table(&rows), "A     B\nlong  ü\n");
         assert_eq!(table(&[]), "");
         assert_eq!(table(&[vec!["a\u{1b}]0;x\u{7}\nb".into()]]), "a\u{fffd}]0;x\u{fffd}\u{fffd}b\n");
-        assert_eq!(word(&MachinePhase::Running), "running");
+        assert_eq!(wire_name(&MachinePhase::Running), "running");
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
             ("\u{1b}[31", "^[[31"),
             ("\u{1b}", "^["),
         ] {
-            assert_eq!(harmless(text), shown);
+            assert_eq!(escape_controls(text), shown);
         }
     }
 }

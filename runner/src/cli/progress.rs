@@ -7,19 +7,19 @@ use std::time::Duration;
 use garret_api::agent::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::harmless;
+use super::output::escape_controls;
 
 /// A line longer than this, in bytes, is shown before it is complete.
 const LINE_MAX: usize = 64 * 1024;
 
 /// The displayed steps and the current line.
-pub struct Show {
+pub struct ProgressDisplay {
     bar: Option<ProgressBar>,
     /// Output of a step that is not a whole line yet.
     rest: String,
 }
 
-impl Show {
+impl ProgressDisplay {
     /// Detects whether standard error is a terminal.
     pub fn new() -> Self {
         let bar = io::stderr().is_terminal().then(ProgressBar::new_spinner);
@@ -68,14 +68,14 @@ impl Show {
 
     fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.println(harmless(line)),
+            Some(bar) => bar.println(escape_controls(line)),
             // The command continues when the reader of its progress has exited.
             None => drop(writeln!(io::stderr(), "{line}")),
         }
     }
 }
 
-impl Drop for Show {
+impl Drop for ProgressDisplay {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

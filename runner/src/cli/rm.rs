@@ -8,7 +8,7 @@ use garret_api::client::{Client, Lines};
 use garret_api::runner::{Environment, Event, Happening, Machine};
 use hyper::Method;
 
-use super::output::harmless;
+use super::output::escape_controls;
 use super::target::{MachineFlag, Target};
 
 /// Remove an environment: its container and what belongs to it. The workspace itself stays as it is.
@@ -45,7 +45,8 @@ impl Rm {
     }
 }
 
-/// Removes the environment, then prints the problems that the removal reported, such as files that the VMM still has open.
+/// Removes the environment, then prints the problems that the removal reported, such as files that the VMM still has
+/// open.
 async fn remove_environment(client: &Client, environment: &Environment) -> anyhow::Result<()> {
     let path = format!("/v1/environments/{}", environment.id);
     let removed = client.clone().with_deadline(super::REMOVAL).delete(&path).await;
@@ -64,7 +65,7 @@ async fn print_problems(client: &Client, environment: &Environment) -> anyhow::R
         match event.what {
             _ if event.environment.as_ref() != Some(&environment.id) => {}
             Happening::Problem { problem } => {
-                writeln!(io::stderr(), "garret: {}", harmless(&problem.to_string()))?;
+                writeln!(io::stderr(), "garret: {}", escape_controls(&problem.to_string()))?;
             }
             Happening::Removed { .. } => break,
             _ => {}

@@ -44,9 +44,9 @@ fn machine_rows(machine: &Machine) -> Vec<Vec<String>> {
     let mut rows = vec![
         row("developer", &machine.developer),
         row("uid", machine.uid),
-        row("state", output::word(&machine.phase)),
+        row("state", output::wire_name(&machine.phase)),
         row("why", &machine.reason),
-        row("desired", output::word(&machine.desired)),
+        row("desired", output::wire_name(&machine.desired)),
         row("cpus", machine.vcpus),
         row("memory", format!("{} MiB", machine.memory_mib)),
         row("guaranteed", format!("{} MiB", machine.guaranteed_mib)),
@@ -71,8 +71,8 @@ fn environment_rows(environment: &Environment) -> Vec<Vec<String>> {
         row("environment", &environment.id),
         row("workspace", environment.workspace.display()),
         row("machine", &environment.developer),
-        row("state", output::word(&status.phase)),
-        row("desired", output::word(&environment.desired)),
+        row("state", output::wire_name(&status.phase)),
+        row("desired", output::wire_name(&environment.desired)),
     ];
     rows.extend(status.problem.as_ref().map(|problem| row("problem", problem)));
     rows.extend(status.container_id.as_ref().map(|id| row("container", id)));

@@ -9,7 +9,7 @@ use garret_api::runner::{
 };
 
 use super::follow::follow;
-use super::output::harmless;
+use super::output::escape_controls;
 use super::target::{MachineFlag, Target, me};
 
 /// Stop the machine with all its environments; with an ENVIRONMENT, only that one. Nothing is removed.
@@ -40,7 +40,7 @@ async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
     if machine.phase == MachinePhase::Failed {
-        eprintln!("{}", harmless(&format!("the machine had ended already: {}", machine.reason)));
+        eprintln!("{}", escape_controls(&format!("the machine had ended already: {}", machine.reason)));
         return Ok(());
     }
     match follow(client, &path, machine.last_event, |_| {}, judge_machine).await? {
@@ -72,7 +72,7 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
     let environment: Environment = client.put(&path, &request).await?;
     let seen = |event: &Event| {
         if let Happening::Problem { problem } = &event.what {
-            eprintln!("{}", harmless(&problem.message));
+            eprintln!("{}", escape_controls(&problem.message));
         }
     };
     match follow(client, &path, environment.last_event, seen, judge_environment).await? {

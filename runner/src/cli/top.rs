@@ -161,7 +161,12 @@ impl Squeezes {
     fn note(&mut self, event: &Event) {
         self.after = event.id;
         if let Happening::Squeeze { means, bytes, reason } = &event.what {
-            self.lines.push_front(format!("{}: {}, {}: {reason}", event.developer, output::word(means), size(*bytes)));
+            self.lines.push_front(format!(
+                "{}: {}, {}: {reason}",
+                event.developer,
+                output::wire_name(means),
+                size(*bytes)
+            ));
             self.lines.truncate(RECENT);
         }
     }

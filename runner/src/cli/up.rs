@@ -13,7 +13,7 @@ use rustix::process::geteuid;
 
 use super::exec::Process;
 use super::follow::follow;
-use super::progress::Show;
+use super::progress::ProgressDisplay;
 use super::{local_env, output, target};
 use crate::environment_id::environment_id;
 
@@ -61,7 +61,7 @@ impl Up {
             desired: Desired::Running,
             config: self.config.as_ref().map(|_| config),
             local_env: Some(local_env),
-            rebuild: if self.rebuild { Some(order()?) } else { None },
+            rebuild: if self.rebuild { Some(rebuild_key()?) } else { None },
         };
         let id = environment_id(geteuid().as_raw(), &workspace);
         let environment: Environment = client.put(&format!("/v1/environments/{id}"), &request).await?;
@@ -77,7 +77,7 @@ impl Up {
 }
 
 /// A key that no other rebuild request has.
-fn order() -> anyhow::Result<String> {
+fn rebuild_key() -> anyhow::Result<String> {
     let source = "/proc/sys/kernel/random/uuid";
     Ok(fs::read_to_string(source).with_context(|| format!("cannot read {source}"))?.trim().to_owned())
 }
@@ -92,7 +92,7 @@ pub async fn wait_until_ready(client: &Client, environment: &Environment) -> any
     if settled && environment.status.phase == EnvironmentPhase::Ready {
         return Ok(());
     }
-    let mut show = Show::new();
+    let mut show = ProgressDisplay::new();
     let path = format!("/v1/environments/{}", environment.id);
     let seen = |event: &Event| match &event.what {
         Happening::Environment { generation, progress } if *generation >= environment.generation => show.step(progress),
@@ -152,6 +152,6 @@ mod tests {
 
     #[test]
     fn each_order_has_a_word_of_its_own() {
-        assert_ne!(order().unwrap(), order().unwrap());
+        assert_ne!(rebuild_key().unwrap(), rebuild_key().unwrap());
     }
 }

@@ -35,7 +35,7 @@ pub struct Promises {
 
 /// The memory that one machine asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ask {
+pub struct Demand {
     /// The most memory that it can have, in MiB.
     pub promised_mib: u64,
     /// The memory that its VMM may need in addition, in MiB.
@@ -87,14 +87,14 @@ fn meminfo_mib(meminfo: &str, name: &str) -> u64 {
 /// Checks whether a machine may run beside those that should run. The error is the reason, with figures. The host's
 /// memory plus swap may be promised. Guarantees, plus each machine's overhead, may use the memory without the host's
 /// reserve.
-pub fn admit(host: &Host, already: Promises, asked: Ask) -> Result<(), String> {
+pub fn admit(host: &Host, already: Promises, asked: Demand) -> Result<(), String> {
     admit_promise(host, already.promised_mib, asked)?;
     admit_guarantee(host, already, asked.guaranteed_mib)
 }
 
-fn admit_promise(host: &Host, promised_mib: u64, asked: Ask) -> Result<(), String> {
+fn admit_promise(host: &Host, promised_mib: u64, asked: Demand) -> Result<(), String> {
     let there = host.memory_mib + host.swap_mib;
-    let Ask { promised_mib: asked_mib, vmm_mib, .. } = asked;
+    let Demand { promised_mib: asked_mib, vmm_mib, .. } = asked;
     if promised_mib + asked_mib + vmm_mib <= there {
         return Ok(());
     }
@@ -132,8 +132,8 @@ mod tests {
     #[test]
     fn memory_and_swap_may_be_promised_and_no_more() {
         for (already, asked, fits) in [(0, 5000, true), (0, 5001, false), (3000, 2000, true), (3000, 2001, false)] {
-            let ask = Ask { promised_mib: asked, ..Ask::default() };
-            assert_eq!(admit(&HOST, promised(already), ask).is_ok(), fits, "{already} + {asked}");
+            let demand = Demand { promised_mib: asked, ..Demand::default() };
+            assert_eq!(admit(&HOST, promised(already), demand).is_ok(), fits, "{already} + {asked}");
         }
     }
 
@@ -143,23 +143,23 @@ mod tests {
             [(0, 0, 3720, true), (0, 0, 3721, false), (1000, 4, 2624, true), (1000, 4, 2625, false)]
         {
             let already = Promises { promised_mib: 0, guaranteed_mib, machines };
-            let ask = Ask { promised_mib: asked, vmm_mib: 0, guaranteed_mib: asked };
-            assert_eq!(admit(&HOST, already, ask).is_ok(), fits, "{already:?} + {asked}");
+            let demand = Demand { promised_mib: asked, vmm_mib: 0, guaranteed_mib: asked };
+            assert_eq!(admit(&HOST, already, demand).is_ok(), fits, "{already:?} + {asked}");
         }
         let all_reserved = Host { reserve_mib: 9000, ..HOST };
-        let least = Ask { promised_mib: 256, vmm_mib: 0, guaranteed_mib: 256 };
+        let least = Demand { promised_mib: 256, vmm_mib: 0, guaranteed_mib: 256 };
         assert!(admit(&all_reserved, Promises::default(), least).is_err());
     }
 
     #[test]
     fn a_refusal_has_the_numbers() {
-        let ask = Ask { promised_mib: 2500, vmm_mib: 100, guaranteed_mib: 256 };
+        let demand = Demand { promised_mib: 2500, vmm_mib: 100, guaranteed_mib: 256 };
         let already = Promises { promised_mib: 3000, guaranteed_mib: 3400, machines: 4 };
-        let refusal = admit(&HOST, already, ask).unwrap_err();
+        let refusal = admit(&HOST, already, demand).unwrap_err();
         for number in ["2500 MiB", "3000 of", "5000 MiB", "memory 4000", "swap 1000", "memory_mib"] {
             assert!(refusal.contains(number), "{refusal}");
         }
-        let refusal = admit(&HOST, already, Ask { promised_mib: 512, ..ask }).unwrap_err();
+        let refusal = admit(&HOST, already, Demand { promised_mib: 512, ..demand }).unwrap_err();
         for number in ["256 MiB", "24 for itself", "3496 of", "3744 MiB", "reserve 256", "4 others", "guaranteed_mib"] {
             assert!(refusal.contains(number), "{refusal}");
         }

@@ -53,7 +53,7 @@ use workspace::Workspaces;
 /// The largest answer that is read from a VMM or a guest, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 /// How long a VMM may take to report its state, or to resume its machine.
-const WAKE: Duration = Duration::from_secs(5);
+const VMM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first uid of machines that have uids of their own; each has this one plus its slot. The range lies above the
 /// uids that systemd assigns to containers and SSSD to a directory's accounts (up to 2,000,200,000), and below those
@@ -75,9 +75,9 @@ struct Daemon {
     workspaces: Workspaces,
     /// Each running machine's VMM, by the machine's name.
     vmms: Mutex<HashMap<String, RunningVmm>>,
-    /// Counts writes to the state, so that followers look again.
+    /// Counts writes to the state, so that followers read them.
     changes: watch::Sender<u64>,
-    /// Machines whose driver should look again.
+    /// Machines whose driver should read the state again.
     pokes: mpsc::UnboundedSender<u32>,
     /// The host shuts down: machines stop, and should run again after the next boot.
     closing: AtomicBool,
@@ -164,9 +164,9 @@ impl Daemon {
         written
     }
 
-    /// Asks the machine's driver to look again.
+    /// Asks the machine's driver to read the state again.
     fn poke(&self, uid: u32) {
-        // Without a supervisor (the daemon is ending), there is no driver to look.
+        // Without a supervisor (the daemon is ending), there is no driver to ask.
         let _ = self.pokes.send(uid);
     }
 
@@ -235,7 +235,7 @@ impl Daemon {
 
     /// Asks the VMM how far Landlock confines it, and warns if not entirely.
     async fn ask_landlock(&self, machine: &str) {
-        let Ok(info) = self.vmm(machine, WAKE).get::<MachineInfo>("/v1/machine").await else { return };
+        let Ok(info) = self.vmm(machine, VMM_TIMEOUT).get::<MachineInfo>("/v1/machine").await else { return };
         if matches!(info.landlock, Some(Landlock::Partial | Landlock::Absent)) {
             tracing::warn!(machine, landlock = ?info.landlock, "Landlock does not confine the VMM entirely");
         }
@@ -316,10 +316,10 @@ impl Daemon {
 
     /// A client of this machine's VMM. It accepts no other process as its peer.
     fn vmm(&self, machine: &str, deadline: Duration) -> Client {
-        self.proven(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
+        self.bound_to_vmm(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
     }
 
-    fn proven(&self, machine: &str, client: Client) -> Client {
+    fn bound_to_vmm(&self, machine: &str, client: Client) -> Client {
         /// No process has this id: without a VMM, every peer is rejected.
         const NONE: u32 = 0;
         client.of_process(self.vmm_pid(machine).unwrap_or(NONE)).with_body_max(ANSWER_MAX)
@@ -328,12 +328,12 @@ impl Daemon {
     /// Resumes the machine if it is paused, and keeps it running until the guard is dropped. A request to the guest
     /// needs a guard.
     async fn wake(&self, machine: &MachineRow) -> WakeGuard {
-        self.memory.pauses.wake(machine.uid, &self.vmm(&machine.name, WAKE)).await
+        self.memory.pauses.wake(machine.uid, &self.vmm(&machine.name, VMM_TIMEOUT)).await
     }
 
     /// A client of the agent in this machine.
     fn agent(&self, machine: &str, deadline: Duration) -> Client {
         let client = Client::vsock(self.paths(machine).vsock_socket(), agent::PORT);
-        self.proven(machine, client).with_deadline(deadline)
+        self.bound_to_vmm(machine, client).with_deadline(deadline)
     }
 }

@@ -2,7 +2,7 @@
 
 use garret_api::runner::Desired;
 
-use super::admission::{Ask, Promises};
+use super::admission::{Demand, Promises};
 use super::state::MachineRow;
 
 /// The memory promised to those of `machines` that run or should run, including what their VMMs need. A machine that is
@@ -15,17 +15,17 @@ pub fn promises<'a>(
 ) -> Promises {
     let should_run = |machine: &MachineRow| machine.desired == Desired::Running && !machine.removed;
     let running = machines.into_iter().filter(|machine| machine.vmm.is_some() || should_run(machine));
-    let asks = running.map(|machine| ask(machine, started_mib(machine), overhead_mib));
-    asks.fold(Promises::default(), |sum, ask| Promises {
-        promised_mib: sum.promised_mib + ask.promised_mib + ask.vmm_mib,
-        guaranteed_mib: sum.guaranteed_mib + ask.guaranteed_mib,
+    let demands = running.map(|machine| demand(machine, started_mib(machine), overhead_mib));
+    demands.fold(Promises::default(), |sum, demand| Promises {
+        promised_mib: sum.promised_mib + demand.promised_mib + demand.vmm_mib,
+        guaranteed_mib: sum.guaranteed_mib + demand.guaranteed_mib,
         machines: sum.machines + 1,
     })
 }
 
 /// The memory that one machine asks for.
-pub fn ask(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Ask {
-    Ask {
+pub fn demand(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Demand {
+    Demand {
         promised_mib: machine.memory_mib.max(started_mib).into(),
         vmm_mib: overhead_mib.into(),
         guaranteed_mib: machine.guaranteed_mib.into(),

@@ -15,12 +15,12 @@ const INTERVAL: Duration = Duration::from_secs(5);
 pub async fn follow(daemon: Arc<Daemon>) {
     let problem = LogOnChange::of("following the host's resolvers");
     loop {
-        problem.note(look(&daemon).await.err().map(|error| format!("{error:#}")));
+        problem.note(poll(&daemon).await.err().map(|error| format!("{error:#}")));
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-async fn look(daemon: &Daemon) -> anyhow::Result<()> {
+async fn poll(daemon: &Daemon) -> anyhow::Result<()> {
     let now = daemon.network();
     let next = tokio::task::spawn_blocking(config::host_resolvers).await?;
     let next: NetworkConfig = daemon.config.network(next)?;

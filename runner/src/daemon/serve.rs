@@ -19,7 +19,7 @@ use crate::config::{self, Config};
 use crate::host;
 
 /// How long open calls may continue when the daemon ends.
-const LAST_CALLS: Duration = Duration::from_millis(500);
+const OPEN_CALLS_TIME: Duration = Duration::from_millis(500);
 /// How much longer than its deadline a machine's stop may take: for work in progress when it begins, and for the power
 /// cut.
 const STOP_SLACK: Duration = Duration::from_secs(40);
@@ -29,7 +29,7 @@ const STOP_SLACK: Duration = Duration::from_secs(40);
 /// # Errors
 /// The host cannot be prepared, another daemon runs, or the state cannot be used.
 pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
-    outlive_terminals()?;
+    ignore_hangups()?;
     for (folder, mode) in [(&config.state, 0o700), (&config.run, 0o755)] {
         fs::DirBuilder::new()
             .recursive(true)
@@ -69,7 +69,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     if host_shuts_down().await {
         tracing::info!("the host shuts down: the machines stop");
         let closing = stop_deadline + STOP_SLACK;
-        notify::ask_for_time(closing + LAST_CALLS)?;
+        notify::ask_for_time(closing + OPEN_CALLS_TIME)?;
         tokio::select! {
             closed = tokio::time::timeout(closing, daemon.close()) => {
                 if closed.is_err() {
@@ -81,13 +81,13 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     } else {
         tracing::info!("ends; the machines continue");
     }
-    tokio::time::sleep(LAST_CALLS).await;
+    tokio::time::sleep(OPEN_CALLS_TIME).await;
     Ok(())
 }
 
 /// A closing terminal sends SIGHUP. It would end the daemon, and the service manager would count that as a requested
 /// end.
-fn outlive_terminals() -> anyhow::Result<()> {
+fn ignore_hangups() -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {

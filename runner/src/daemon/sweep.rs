@@ -47,10 +47,10 @@ async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool
         Ok(None) => return true,
         Err(_) => return false,
     };
-    let proven =
+    let bound_to_vmm =
         |client: Client| client.of_process(process.id.pid).with_deadline(power_off::QUESTION).with_body_max(ANSWER_MAX);
-    let vmm = proven(Client::unix(paths.api_socket()));
-    let agent = proven(Client::vsock(paths.vsock_socket(), agent::PORT));
+    let vmm = bound_to_vmm(Client::unix(paths.api_socket()));
+    let agent = bound_to_vmm(Client::vsock(paths.vsock_socket(), agent::PORT));
     tokio::select! {
         () = process.ended() => true,
         () = sleep_until(deadline) => false,

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::keyed_semaphore::{KeyedSemaphore, Permit};
-use crate::host::share::{self, Found, ShareSpec};
+use crate::host::share::{self, ExistingMount, ShareSpec};
 use crate::host::{self, MachinePaths};
 
 /// The most folders of one developer that are being opened at a time, including calls that hang.
@@ -24,7 +24,7 @@ const CONCURRENT_MAX: usize = 4;
 const CONCURRENT_TOTAL_MAX: usize = 256;
 
 /// The process's answer; `None`: none within its deadline.
-type Answer = io::Result<Option<Result<Found, Problem>>>;
+type Answer = io::Result<Option<Result<ExistingMount, Problem>>>;
 
 /// How long a killed process may take to end. One that takes longer hangs in a call to the folder's file system, and
 /// makes no other call after it, so it mounts nothing more.
@@ -86,7 +86,7 @@ impl Workspaces {
     ///
     /// # Errors
     /// One line for the developer: what is wrong with the folder, or that its file system does not answer.
-    pub async fn share(&self, spec: ShareSpec) -> Result<Found, Problem> {
+    pub async fn share(&self, spec: ShareSpec) -> Result<ExistingMount, Problem> {
         let folder = spec.folder.display().to_string();
         let late = || {
             let seconds = self.deadline.as_secs();
@@ -198,7 +198,7 @@ fn spawn(program: &Path, spec: &ShareSpec) -> io::Result<Child> {
         .spawn()
 }
 
-async fn read_answer(child: &mut Child) -> io::Result<Result<Found, Problem>> {
+async fn read_answer(child: &mut Child) -> io::Result<Result<ExistingMount, Problem>> {
     let mut printed = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_end(&mut printed).await?;
@@ -214,7 +214,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::share::{Identity, MountFor};
+    use crate::host::share::{Identity, MountRequest};
     use crate::test_program;
 
     const UID: u32 = 7;
@@ -235,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_passed_on_and_a_process_without_one_is_reported() {
         let (_dir, answers) = workspaces(r#"echo '{"Ok":"same"}'"#, 60_000);
-        assert_eq!(answers.share(spec()).await, Ok(Found::Same));
+        assert_eq!(answers.share(spec()).await, Ok(ExistingMount::Same));
         let (_dir, refuses) = workspaces(r#"echo '{"Err":{"code":"invalid","message":"no such folder"}}'"#, 60_000);
         assert_eq!(refuses.share(spec()).await.unwrap_err().message, "no such folder");
         let (_dir, dies) = workspaces("exit 3", 60_000);
@@ -265,7 +265,7 @@ mod tests {
         assert!(begins.share(spec()).await.is_err());
         assert!(!dir.path().join("begun").exists());
         drop(others);
-        assert_eq!(begins.share(spec()).await, Ok(Found::Same));
+        assert_eq!(begins.share(spec()).await, Ok(ExistingMount::Same));
     }
 
     /// Starts a call with this script, whose first command must be `touch begun`, and drops it.
@@ -294,7 +294,7 @@ mod tests {
     fn mounting(dir: &Path) -> (MachinePaths, ShareSpec) {
         let paths = MachinePaths::new(dir, "m");
         let mount_point = Some(paths.workspace("w"));
-        let mount = Some(MountFor { vmm_uid: UID, vmm_pid: None, note: paths.revocation("w") });
+        let mount = Some(MountRequest { vmm_uid: UID, vmm_pid: None, note: paths.revocation("w") });
         (paths, ShareSpec { mount_point, mount, ..spec() })
     }
 
@@ -326,7 +326,7 @@ mod tests {
         let script = "mkdir mounting || exit 3; sleep 0.1; rmdir mounting; echo '{\"Ok\":\"same\"}'";
         let (dir, mounts) = workspaces(script, 60_000);
         let share = || mounts.share(mounting(dir.path()).1);
-        assert_eq!(tokio::join!(share(), share()), (Ok(Found::Same), Ok(Found::Same)));
+        assert_eq!(tokio::join!(share(), share()), (Ok(ExistingMount::Same), Ok(ExistingMount::Same)));
     }
 
     #[tokio::test]

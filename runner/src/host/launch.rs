@@ -28,8 +28,8 @@ const CMDLINE: &str = "init=/usr/lib/garret/garret-agent quiet memory_hotplug.on
 const SECTION_MIB: u32 = 128;
 
 /// Seconds without a request from the runner after which a paused machine resumes, and after which a machine may use
-/// all the memory that it was promised. The memory loop asks every VMM each second. A restart of the runner, which takes
-/// a few seconds, must change nothing.
+/// all the memory that it was promised. The memory loop asks every VMM each second. A restart of the runner, which
+/// takes a few seconds, must change nothing.
 const LEASE_S: u32 = 30;
 
 /// The files from which machines are made.
@@ -100,7 +100,7 @@ fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
     let root_bytes = fs::metadata(&launch.artifacts.root)?.len();
     cgroup::create(launch.name, (memory_mib << 20) + root_bytes)?;
     network::create(launch.name, launch.slot, launch.identity.uid, launch.network)?;
-    give(launch.data_disk, 0o600, launch.identity)?;
+    set_owner(launch.data_disk, 0o600, launch.identity)?;
     fs::write(launch.paths.config(), serde_json::to_vec_pretty(&machine_config(launch))?)?;
     spawn(&jail_spec(launch), &launch.paths.vmm_log())
 }
@@ -111,7 +111,7 @@ fn make_folders(launch: &Launch<'_>) -> anyhow::Result<()> {
     for folder in [&paths.jail(), &paths.vm()] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    give(&paths.vm(), 0o700, launch.identity)?;
+    set_owner(&paths.vm(), 0o700, launch.identity)?;
     // The logs of an earlier VMM may have used all the room.
     remove_file(&paths.vmm_log())?;
     clear_vm_folder(paths, launch.identity)?;
@@ -136,7 +136,7 @@ fn clear_vm_folder(paths: &MachinePaths, identity: &Identity) -> anyhow::Result<
 }
 
 /// Assigns a file to the VMM alone.
-fn give(path: &Path, mode: u32, owner: &Identity) -> anyhow::Result<()> {
+fn set_owner(path: &Path, mode: u32, owner: &Identity) -> anyhow::Result<()> {
     chown(path, Some(owner.uid), Some(owner.gid))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot change the mode of {}", path.display()))
@@ -245,8 +245,8 @@ fn spawn(spec: &JailSpec, log: &Path) -> anyhow::Result<u32> {
     printed.trim().parse().with_context(|| format!("the jail printed `{printed}` instead of a process id"))
 }
 
-/// Removes what a machine had on the host: processes, control group, network, mounts, sockets. Its data disk and its logs
-/// stay.
+/// Removes what a machine had on the host: processes, control group, network, mounts, sockets. Its data disk and its
+/// logs stay.
 pub fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<()> {
     cgroup::remove(name)?;
     network::remove(name, slot)?;

@@ -49,12 +49,12 @@ pub struct ShareSpec {
     /// Where it is mounted, or is to be mounted; `None`: it is only opened.
     pub mount_point: Option<PathBuf>,
     /// Mount it unless it is mounted already; `None`: do not mount it.
-    pub mount: Option<MountFor>,
+    pub mount: Option<MountRequest>,
 }
 
 /// The VMM that a workspace is mounted for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountFor {
+pub struct MountRequest {
     /// The uid with which it runs. Inside the mount, the files belong to this uid, if it is not the developer's.
     pub vmm_uid: u32,
     /// The VMM's process id, if it runs.
@@ -66,7 +66,7 @@ pub struct MountFor {
 /// The earlier mount at the mount point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Found {
+pub enum ExistingMount {
     /// There was no mount.
     Nothing,
     /// The same folder.
@@ -75,7 +75,8 @@ pub enum Found {
     Other,
 }
 
-/// Carries out the specification and prints a JSON `Result<Found, Problem>`. `daemon` is the parent's process id.
+/// Carries out the specification and prints a JSON `Result<ExistingMount, Problem>`. `daemon` is the parent's process
+/// id.
 ///
 /// # Errors
 /// The specification is invalid, or the daemon has died.
@@ -94,19 +95,19 @@ pub fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
 
 /// # Errors
 /// One line for the developer.
-pub(crate) fn share(spec: &ShareSpec) -> Result<Found, Problem> {
+pub(crate) fn share(spec: &ShareSpec) -> Result<ExistingMount, Problem> {
     let folder = open_as(&spec.developer, &spec.folder)?;
     let internal =
         |error: anyhow::Error| Problem::new("internal", format!("cannot share {}: {error:#}", spec.folder.display()));
-    let Some(mount_point) = &spec.mount_point else { return Ok(Found::Nothing) };
-    let found = look(&folder, mount_point).map_err(internal)?;
-    if let Some(MountFor { vmm_uid, vmm_pid, note }) = &spec.mount
-        && found != Found::Same
+    let Some(mount_point) = &spec.mount_point else { return Ok(ExistingMount::Nothing) };
+    let found = find_existing_mount(&folder, mount_point).map_err(internal)?;
+    if let Some(MountRequest { vmm_uid, vmm_pid, note }) = &spec.mount
+        && found != ExistingMount::Same
     {
         let swap = (*vmm_uid != spec.developer.uid).then_some((spec.developer.uid, *vmm_uid));
-        let mount = detached(&folder, swap).map_err(|error| explain_mount(&spec.folder, error))?;
-        if let (Found::Other, Some(vmm_pid)) = (found, vmm_pid) {
-            note_former(note, *vmm_pid).map_err(internal)?;
+        let mount = detached_mount(&folder, swap).map_err(|error| explain_mount(&spec.folder, error))?;
+        if let (ExistingMount::Other, Some(vmm_pid)) = (found, vmm_pid) {
+            record_former_mounts(note, *vmm_pid).map_err(internal)?;
         }
         attach(&mount, mount_point, found).map_err(internal)?;
     }
@@ -147,25 +148,25 @@ fn become_user(developer: &Identity) -> Result<(), Errno> {
 }
 
 /// Examines the mount at `mount_point`. A mounted folder keeps its inode, so no new folder can have the same one.
-fn look(folder: &OwnedFd, mount_point: &Path) -> anyhow::Result<Found> {
+fn find_existing_mount(folder: &OwnedFd, mount_point: &Path) -> anyhow::Result<ExistingMount> {
     let parent = mount_point.parent().context("the mount point has no parent")?;
     let stat = |path: &Path| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID);
     let there = match stat(mount_point) {
         Ok(there) => there,
-        Err(Errno::NOENT) => return Ok(Found::Nothing),
+        Err(Errno::NOENT) => return Ok(ExistingMount::Nothing),
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", mount_point.display())),
     };
     if there.stx_mnt_id == stat(parent)?.stx_mnt_id {
-        return Ok(Found::Nothing);
+        return Ok(ExistingMount::Nothing);
     }
     let ours = statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
     let same = (ours.stx_dev_major, ours.stx_dev_minor, ours.stx_ino)
         == (there.stx_dev_major, there.stx_dev_minor, there.stx_ino);
-    Ok(if same { Found::Same } else { Found::Other })
+    Ok(if same { ExistingMount::Same } else { ExistingMount::Other })
 }
 
 /// Creates a detached mount of the folder, so that it gets its flags before it is visible.
-fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedFd> {
+fn detached_mount(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let mount = open_tree(folder, "", flags)?;
     idmap::set_attributes(mount.as_fd(), swap)?;
@@ -174,13 +175,13 @@ fn detached(folder: &OwnedFd, swap: Option<(u32, u32)>) -> anyhow::Result<OwnedF
 
 /// Records the mounts of the earlier folder. The VMM may keep its files open, and the removal of the environment must
 /// find them.
-fn note_former(note: &Path, vmm_pid: u32) -> anyhow::Result<()> {
+fn record_former_mounts(note: &Path, vmm_pid: u32) -> anyhow::Result<()> {
     let users = mount_users(note, vmm_pid).context("cannot read the VMM's mounts")?;
     write_note(note, &users).with_context(|| format!("cannot write {}", note.display()))
 }
 
-fn attach(mount: &OwnedFd, mount_point: &Path, found: Found) -> anyhow::Result<()> {
-    if found == Found::Other {
+fn attach(mount: &OwnedFd, mount_point: &Path, found: ExistingMount) -> anyhow::Result<()> {
+    if found == ExistingMount::Other {
         unmount(mount_point, UnmountFlags::DETACH).context("cannot unmount the former folder")?;
     }
     fs::create_dir_all(mount_point)?;

@@ -20,14 +20,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 }
 
 /// A query.
-pub struct Asked<T>(pub T);
+pub struct Parameters<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
         Query::try_from_uri(&parts.uri)
-            .map(|Query(query)| Asked(query))
+            .map(|Query(query)| Parameters(query))
             .map_err(|error| Refusal::invalid(error.to_string().replace('\n', " ")))
     }
 }

@@ -14,22 +14,22 @@ use rusqlite::Connection;
 
 use super::body::Body;
 use super::identity::Owner;
-use super::machines::{require_running, want};
+use super::machines::{request_machine, require_running};
 use super::{Peer, Refusal, proxy};
 use crate::daemon::state::{EnvironmentRow, MachineRow, Scope, environments, events, machines};
 use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
-use crate::host::share::{Found, ShareSpec};
+use crate::host::share::{ExistingMount, ShareSpec};
 
-/// How much longer than `stop_deadline_s` a removal may take before the request fails. The agent has `stop_deadline_s` to release
-/// the workspace; the VMM needs some seconds more.
+/// How much longer than `stop_deadline_s` a removal may take before the request fails. The agent has `stop_deadline_s`
+/// to release the workspace; the VMM needs some seconds more.
 const REMOVAL_SLACK: Duration = Duration::from_secs(20);
 /// The most environments of one machine.
 const ENVIRONMENTS_MAX: usize = 256;
 /// The most that their variables take together, in bytes: the state is read often.
 const LOCAL_ENV_ALL_MAX: usize = 1 << 20;
 /// How long the agent may take to report a container's state.
-const GLANCE: Duration = Duration::from_secs(3);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[utoipa::path(
     get,
@@ -94,12 +94,12 @@ pub async fn put(
             let spec = ShareSpec { folder: request.workspace.clone(), developer, mount_point, mount: None };
             daemon.workspaces.share(spec).await?
         }
-        Desired::Stopped => Found::Nothing,
+        Desired::Stopped => ExistingMount::Nothing,
     };
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
-    let machine = want(&daemon, &owned_by, MachineRequest { desired, ..Default::default() }).await?;
+    let machine = request_machine(&daemon, &owned_by, MachineRequest { desired, ..Default::default() }).await?;
     // If the workspace was created again since, its container still has the earlier folder, so it is started again.
-    let stopped = found == Found::Other || container_has_stopped(&daemon, &machine, &id).await;
+    let stopped = found == ExistingMount::Other || container_has_stopped(&daemon, &machine, &id).await;
     let policy = daemon.config.policy.clone();
     let environment = daemon
         .write(move |db| {
@@ -169,7 +169,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
         return false;
     }
     let _needed = daemon.wake(machine).await;
-    let agent = daemon.agent(&machine.name, GLANCE);
+    let agent = daemon.agent(&machine.name, STATUS_TIMEOUT);
     match agent.get::<EnvironmentStatus>(&format!("/v1/environments/{id}")).await {
         Ok(status) => status.phase == EnvironmentPhase::Stopped,
         Err(error) => error.status() == Some(404),
@@ -289,7 +289,7 @@ pub async fn exec(
     tracing::info!(uid = peer.uid, environment = row.id, "exec");
     let needed = daemon.wake(&machine).await;
     let agent = daemon.agent(&machine.name, proxy::DEADLINE);
-    proxy::pass_on(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
+    proxy::forward_upgrade(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
 }
 
 /// The environment and its machine, if the peer may see them. Otherwise the result is the same as if it did not exist.

@@ -13,16 +13,16 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-use super::body::Asked;
+use super::body::Parameters;
 use super::{Peer, Refusal, environments, machines};
 use crate::daemon::Daemon;
 use crate::daemon::state::{Scope, events};
 
-/// Which events.
+/// The query of a request for events.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Which {
+pub struct EventParameters {
     /// Only events with a larger number.
     #[serde(default)]
     after: u64,
@@ -34,7 +34,7 @@ pub struct Which {
 #[utoipa::path(
     get,
     path = "/v1/environments/{id}/events",
-    params(("id" = String, Path, description = "The environment's id."), Which),
+    params(("id" = String, Path, description = "The environment's id."), EventParameters),
     responses(
         (status = 200, description = "One event per line, of this environment and no earlier one of the same id.",
             body = Event, content_type = "application/x-ndjson"),
@@ -45,19 +45,19 @@ pub async fn of_environment(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
-    Asked(which): Asked<Which>,
+    Parameters(parameters): Parameters<EventParameters>,
 ) -> Result<Response, Refusal> {
     let (row, _) = environments::find(&daemon, peer, &id).await?;
     let (uid, id) = (row.uid, row.id.clone());
     let removal = daemon.read(move |db| events::last_removal(db, uid, &id)).await?;
-    let which = Which { after: which.after.max(removal), ..which };
-    Ok(answer(daemon, Scope::Environment(row.uid, row.id), which, true))
+    let parameters = EventParameters { after: parameters.after.max(removal), ..parameters };
+    Ok(answer(daemon, Scope::Environment(row.uid, row.id), parameters, true))
 }
 
 #[utoipa::path(
     get,
     path = "/v1/machines/{developer}/events",
-    params(("developer" = String, Path, description = "The developer's name, or uid."), Which),
+    params(("developer" = String, Path, description = "The developer's name, or uid."), EventParameters),
     responses(
         (status = 200, description = "One event per line, of the machine and its environments.", body = Event,
             content_type = "application/x-ndjson"),
@@ -68,40 +68,40 @@ pub async fn of_machine(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
-    Asked(which): Asked<Which>,
+    Parameters(parameters): Parameters<EventParameters>,
 ) -> Result<Response, Refusal> {
     let machine = machines::find(&daemon, peer, &developer).await?;
-    Ok(answer(daemon, Scope::Developer(machine.uid), which, true))
+    Ok(answer(daemon, Scope::Developer(machine.uid), parameters, true))
 }
 
 #[utoipa::path(
     get,
     path = "/v1/events",
-    params(Which),
+    params(EventParameters),
     responses((status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"))
 )]
 pub async fn of_all(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Asked(which): Asked<Which>,
+    Parameters(parameters): Parameters<EventParameters>,
 ) -> Result<Response, Refusal> {
-    Ok(answer(daemon, peer.scope(), which, false))
+    Ok(answer(daemon, peer.scope(), parameters, false))
 }
 
 struct Follower {
     daemon: Arc<Daemon>,
     changes: watch::Receiver<u64>,
     scope: Scope,
-    which: Which,
+    parameters: EventParameters,
     /// The answer ends when its machine or environment is gone.
     ends: bool,
 }
 
 /// Reads one page at a time from the state, woken by changes. A slow reader misses nothing, and nothing is buffered for
 /// it.
-fn answer(daemon: Arc<Daemon>, scope: Scope, which: Which, ends: bool) -> Response {
+fn answer(daemon: Arc<Daemon>, scope: Scope, parameters: EventParameters, ends: bool) -> Response {
     let changes = daemon.changes.subscribe();
-    let follower = Follower { daemon, changes, scope, which, ends };
+    let follower = Follower { daemon, changes, scope, parameters, ends };
     let pages = stream::try_unfold(follower, async |mut follower| {
         Ok::<_, rusqlite::Error>(follower.page().await?.map(|page| (page, follower)))
     });
@@ -112,16 +112,16 @@ impl Follower {
     async fn page(&mut self) -> rusqlite::Result<Option<String>> {
         loop {
             self.changes.borrow_and_update();
-            let (after, scope) = (self.which.after, self.scope.clone());
+            let (after, scope) = (self.parameters.after, self.scope.clone());
             let (page, over) = self
                 .daemon
                 .read(move |db| Ok((events::after(db, after, &scope)?, events::is_over(db, &scope)?)))
                 .await?;
             if let Some(last) = page.last() {
-                self.which.after = last.id;
+                self.parameters.after = last.id;
                 return Ok(Some(page.iter().map(line).collect()));
             }
-            if (over && self.ends) || !self.which.follow || self.changes.changed().await.is_err() {
+            if (over && self.ends) || !self.parameters.follow || self.changes.changed().await.is_err() {
                 return Ok(None);
             }
         }

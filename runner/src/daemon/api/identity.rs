@@ -55,11 +55,11 @@ impl Owner {
 ///
 /// # Errors
 /// They may be another person.
-pub async fn recognize(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
+pub async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
     let uid = owner.uid;
     let Some(machine) = daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
-    if !is_same(&machine, owner.account.as_ref()) {
-        return Err(stranger(&machine, owner).into());
+    if !is_same_person(&machine, owner.account.as_ref()) {
+        return Err(owned_by_another(&machine, owner).into());
     }
     let known = owner.of(machine.clone());
     if known != machine {
@@ -68,7 +68,7 @@ pub async fn recognize(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn is_same(machine: &MachineRow, account: Option<&Account>) -> bool {
+fn is_same_person(machine: &MachineRow, account: Option<&Account>) -> bool {
     match (&machine.account, account) {
         (None, None) => true,
         (Some(was), Some(account)) => {
@@ -84,7 +84,7 @@ fn is_personal(home: &Path) -> bool {
     home.starts_with("/home") && home.components().count() > 2
 }
 
-fn stranger(machine: &MachineRow, owner: &Owner) -> Problem {
+fn owned_by_another(machine: &MachineRow, owner: &Owner) -> Problem {
     let MachineRow { uid, account, .. } = machine;
     let was = account.as_ref().map_or("that of a uid without an account".into(), |name| format!("{name}'s"));
     let message = match &owner.account {
@@ -122,7 +122,7 @@ mod tests {
             (None, None, Some(account("bob", "/home/bob")), false),
         ] {
             let machine = MachineRow { account: was.map(String::from), home: home.map(Into::into), ..machine(7) };
-            assert_eq!(is_same(&machine, now.as_ref()), same, "{was:?} {home:?} {now:?}");
+            assert_eq!(is_same_person(&machine, now.as_ref()), same, "{was:?} {home:?} {now:?}");
         }
     }
 }

@@ -13,11 +13,11 @@ use hyper::StatusCode;
 use rusqlite::Connection;
 
 use super::body::Body;
-use super::identity::{Owner, recognize};
+use super::identity::{Owner, check_owner};
 use super::{Peer, Refusal, proxy};
 use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
-use crate::daemon::promises::{ask, promises};
+use crate::daemon::promises::{demand, promises};
 use crate::daemon::state::{MachineRow, Scope, events, machines, now_ms};
 use crate::daemon::{Daemon, requests, tail};
 
@@ -92,7 +92,7 @@ pub async fn put(
     {
         return Err(Refusal::invalid(format!("owner: uid {uid} is not the account {name}")));
     }
-    let machine = want(&daemon, &owner, request).await?;
+    let machine = request_machine(&daemon, &owner, request).await?;
     show_machine(&daemon, machine).await
 }
 
@@ -164,7 +164,7 @@ pub async fn exec(
     tracing::info!(uid = peer.uid, machine = machine.name, "exec in the guest");
     let needed = daemon.wake(&machine).await;
     let agent = daemon.agent(&machine.name, proxy::DEADLINE);
-    proxy::pass_on(&agent, "/v1/exec", request, needed).await
+    proxy::forward_upgrade(&agent, "/v1/exec", request, needed).await
 }
 
 /// Rejects requests to a machine that does not run.
@@ -193,7 +193,7 @@ async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<
     if let Some(account) = account {
         let owner = Owner { uid: account.uid, gid: account.gid, account: Some(account) };
         // A machine that may be another person's is visible to the administrator, under its earlier name.
-        let _other = recognize(daemon, &owner).await;
+        let _other = check_owner(daemon, &owner).await;
         return Ok(Some(owner.uid));
     }
     let name = developer.to_owned();
@@ -210,19 +210,20 @@ pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Machin
 }
 
 /// Stores what this request wants of the owner's machine, creates the machine if needed, and starts the work.
-pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
+pub async fn request_machine(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
     let (uid, owner) = (owner.uid, owner.clone());
     let (host, slots) = (daemon.host(), daemon.network().slots());
     // A developer who may no longer have a machine may still stop an existing one.
     let limits = daemon.limits(uid).await;
     let started = daemon.started();
-    let fresh = limits.as_ref().map(|limits| fresh(daemon, &owner, &request, limits)).map_err(Problem::clone);
+    let new_machine =
+        limits.as_ref().map(|limits| new_machine(daemon, &owner, &request, limits)).map_err(Problem::clone);
     let overhead_mib = daemon.config.machine.memory_overhead_mib;
     let desired = request.desired;
     let written = daemon
         .write(move |db| {
             let kept = machines::get(db, uid)?;
-            let mut base = match kept.clone().map_or(fresh, Ok) {
+            let mut base = match kept.clone().map_or(new_machine, Ok) {
                 Ok(base) => base,
                 Err(problem) => return Ok(Err(problem)),
             };
@@ -248,7 +249,7 @@ pub async fn want(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Re
                 }
                 let all = machines::all(db)?;
                 let others = promises(all.iter().filter(|row| row.uid != uid), &started, overhead_mib);
-                if let Err(refusal) = admission::admit(&host, others, ask(&wanted, started(&wanted), overhead_mib)) {
+                if let Err(refusal) = admission::admit(&host, others, demand(&wanted, started(&wanted), overhead_mib)) {
                     return Ok(Err(Problem::new("no-memory", refusal)));
                 }
             }
@@ -286,7 +287,7 @@ fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
 }
 
 /// A machine that did not exist before.
-fn fresh(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
+fn new_machine(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
     let (defaults, host) = (&daemon.config.machine, &daemon.host());
     let memory_mib = limits.memory_mib.clip(defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib()));
     let vcpus = limits.vcpus.clip(defaults.vcpus.unwrap_or_else(|| host.default_vcpus()).into());

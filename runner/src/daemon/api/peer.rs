@@ -10,7 +10,7 @@ use hyper::http::request::Parts;
 use tokio::net::UnixListener;
 
 use super::Refusal;
-use super::identity::{Owner, recognize};
+use super::identity::{Owner, check_owner};
 use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, Scope};
 
@@ -67,7 +67,7 @@ impl FromRequestParts<Arc<Daemon>> for Peer {
             return Ok(Self { uid, gid, administrator: true });
         }
         let owner = Owner::find(daemon, uid, gid).await?;
-        recognize(daemon, &owner).await?;
+        check_owner(daemon, &owner).await?;
         let administrator = match &owner.account {
             Some(account) => daemon.names.is_member(account, ADMINISTRATORS).await,
             None => Ok(false),
@@ -83,14 +83,14 @@ mod tests {
     use crate::daemon::state::tests::machine;
 
     #[test]
-    fn a_strangers_machine_looks_as_if_it_were_not_there() {
+    fn machine_of_another_developer_looks_absent() {
         let alice = Peer { uid: 1000, gid: 1000, administrator: false };
         let admin = Peer { administrator: true, ..alice };
         assert!(alice.admit(Some(machine(1000)), "alice").is_ok());
         assert!(admin.admit(Some(machine(1001)), "bob").is_ok());
-        let stranger = alice.admit(Some(machine(1001)), "bob").unwrap_err();
+        let hidden = alice.admit(Some(machine(1001)), "bob").unwrap_err();
         let nothing = alice.admit(None, "bob").unwrap_err();
-        assert_eq!(format!("{stranger:?}"), format!("{nothing:?}"));
+        assert_eq!(format!("{hidden:?}"), format!("{nothing:?}"));
         assert_eq!(alice.scope(), Scope::Developer(1000));
         assert_eq!(admin.scope(), Scope::All);
     }

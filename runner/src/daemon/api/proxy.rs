@@ -32,7 +32,12 @@ const HANDSHAKE: [HeaderName; 6] = [
 
 /// Passes the request on to `path` of the agent. The machine is needed until the stream ends. The stream's content is
 /// not parsed: its two ends agree on it.
-pub async fn pass_on(agent: &Client, path: &str, mut request: Request, needed: WakeGuard) -> Result<Response, Refusal> {
+pub async fn forward_upgrade(
+    agent: &Client,
+    path: &str,
+    mut request: Request,
+    needed: WakeGuard,
+) -> Result<Response, Refusal> {
     if !request.headers().contains_key(header::UPGRADE) {
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid", "this is a WebSocket: ask for an upgrade"));
     }

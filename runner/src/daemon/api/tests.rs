@@ -359,10 +359,10 @@ async fn a_failed_machine_is_retried_on_request() {
     let workspace = server.workspace(0, "w");
     server.up(0, &workspace).await.unwrap();
     server.daemon.write(|db| machine_table::set_phase(db, 0, MachinePhase::Failed, "killed")).await.unwrap();
-    let look = MachineRequest::default();
-    let machine: Machine = server.client().put("/v1/machines/root", &look).await.unwrap();
+    let unchanged = MachineRequest::default();
+    let machine: Machine = server.client().put("/v1/machines/root", &unchanged).await.unwrap();
     assert_eq!((machine.phase, machine.reason.as_str()), (MachinePhase::Failed, "killed"));
-    let start = MachineRequest { desired: Some(Desired::Running), ..look };
+    let start = MachineRequest { desired: Some(Desired::Running), ..unchanged };
     let machine: Machine = server.client().put("/v1/machines/root", &start).await.unwrap();
     assert_eq!(machine.phase, MachinePhase::Stopped);
     let shown: Machine = server.client().get("/v1/machines/root").await.unwrap();
@@ -492,7 +492,7 @@ async fn a_stop_that_cannot_be_written_stops_all_the_same() {
     let stop = json!({"desired": "stopped"});
     let (status, message) = refused(server.client().put::<Value>("/v1/machines/root", &stop).await);
     assert!(status == 500 && message.starts_with("the machine stops, but"), "{message}");
-    assert_eq!(server.poked.recv().await, Some(0), "its driver looks");
+    assert_eq!(server.poked.recv().await, Some(0), "its driver is poked");
     assert!(server.daemon.must_stop(0));
     full(false).await.unwrap();
     server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
@@ -665,7 +665,7 @@ async fn closing_waits_for_every_machine_and_keeps_desired_states() {
     assert_eq!(server.poked.recv().await, Some(0));
     let daemon = server.daemon.clone();
     let closing = tokio::spawn(async move { daemon.close().await });
-    assert_eq!(server.poked.recv().await, Some(0), "its driver looks again");
+    assert_eq!(server.poked.recv().await, Some(0), "its driver is poked again");
     assert!(!closing.is_finished());
     server.daemon.live.send_modify(|live| assert!(live.remove(&0)));
     closing.await.unwrap();

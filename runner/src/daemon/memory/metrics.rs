@@ -105,7 +105,7 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
     let name = "garret_squeezes_total";
     page.family(name, "counter", "Times memory was taken from a machine, by means, since the daemon started.");
     for ((developer, means), count) in &snapshot.squeezes {
-        page.sample(name, &[("developer", developer), ("means", word(*means))], count);
+        page.sample(name, &[("developer", developer), ("means", means_name(*means))], count);
     }
 }
 
@@ -121,7 +121,7 @@ fn sizes(machine: &MachineMemory) -> [(&'static str, u64); 6] {
 }
 
 /// The name of the means in the API.
-fn word(means: Means) -> &'static str {
+fn means_name(means: Means) -> &'static str {
     match means {
         Means::Released => "released",
         Means::Guest => "guest",

@@ -1,4 +1,4 @@
-//! The driver of one machine. It looks at the state, chooses an action with [`next_action`], carries it out, and
+//! The driver of one machine. It reads the state, chooses an action with [`next_action`], carries it out, and
 //! repeats.
 
 use std::collections::HashMap;
@@ -374,7 +374,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later look.
+    /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later refresh.
     async fn send_resolvers(&mut self, machine: &MachineRow) {
         let paused = self.daemon.memory.pauses.state(self.uid) == PauseState::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {

@@ -5,15 +5,15 @@ use garret_api::agent::Progress;
 
 use super::environment_run::{EnvironmentRun, finish};
 use crate::daemon::state::MachineRow;
-use crate::host::share::{Found, MountFor, ShareSpec};
+use crate::host::share::{ExistingMount, MountRequest, ShareSpec};
 
 impl EnvironmentRun {
     /// Opens the workspace again with its developer's rights, shares it, and brings the environment up.
     pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
         let shared = match self.share(machine).await {
             // A container keeps using the folder that it was started with.
-            Ok(Found::Other) => self.stop_container().await?,
-            Ok(Found::Nothing | Found::Same) => Ok(()),
+            Ok(ExistingMount::Other) => self.stop_container().await?,
+            Ok(ExistingMount::Nothing | ExistingMount::Same) => Ok(()),
             Err(problem) => Err(problem),
         };
         match shared {
@@ -25,13 +25,13 @@ impl EnvironmentRun {
         }
     }
 
-    async fn share(&self, machine: &MachineRow) -> Result<Found, Problem> {
+    async fn share(&self, machine: &MachineRow) -> Result<ExistingMount, Problem> {
         let paths = self.daemon.paths(&self.machine);
         let spec = ShareSpec {
             folder: self.row.workspace.clone(),
             developer: self.daemon.developer(self.row.uid, machine.gid).await,
             mount_point: Some(paths.workspace(&self.row.id)),
-            mount: Some(MountFor {
+            mount: Some(MountRequest {
                 vmm_uid: self.daemon.vmm_uid(machine).await,
                 vmm_pid: self.daemon.vmm_pid(&self.machine),
                 note: paths.revocation(&self.row.id),

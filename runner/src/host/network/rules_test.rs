@@ -9,7 +9,7 @@ use super::{NetworkConfig, TAP};
 
 /// The three namespaces; the script runs in that of the host. No server is needed: a closed port that is reached
 /// refuses the connection.
-const STAGE: &str = r#"
+const SETUP: &str = r#"
 set -eu
 mount -t tmpfs none /run; mkdir /run/netns
 ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -36,14 +36,14 @@ reached() { guest bash -c "answers $1 $2" && echo "$1:$2" || true; }
 
 /// Runs the script in these namespaces with the rules of this configuration; returns its output. `load changed` loads
 /// the rules with other resolvers.
-fn on_stage(network: &NetworkConfig, script: &str) -> String {
+fn run_in_namespaces(network: &NetworkConfig, script: &str) -> String {
     let rules = tempfile::tempdir().unwrap();
     let changed = NetworkConfig { resolvers: vec!["10.1.2.4".parse().unwrap()], ..network.clone() };
     for (name, network) in [("rules", network), ("changed", &changed)] {
         std::fs::write(rules.path().join(name), host_rules(network, &[])).unwrap();
     }
     let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "bash", "-c", &format!("{STAGE}{script}")])
+        .args(["--user", "--map-root-user", "--net", "--mount", "bash", "-c", &format!("{SETUP}{script}")])
         .env("RULES", rules.path())
         .output()
         .unwrap();
@@ -55,7 +55,7 @@ fn on_stage(network: &NetworkConfig, script: &str) -> String {
 #[test]
 fn private_networks_answer_only_where_allowed() {
     let allow = ["10.1.2.3:5000", "10.5.5.0/24", "10.5.5.5:80"].map(|entry| entry.parse().unwrap()).into();
-    let reached = on_stage(
+    let reached = run_in_namespaces(
         &NetworkConfig { allow, ..network() },
         "reached 192.31.196.7 80; reached 10.1.2.3 5000; reached 10.1.2.3 5001; reached 10.1.2.4 5000
          reached 169.254.169.254 80; reached 10.0.0.2 53; reached 10.0.0.2 80
@@ -66,7 +66,7 @@ fn private_networks_answer_only_where_allowed() {
 
 #[test]
 fn denied_connections_are_refused_at_once_up_to_a_rate() {
-    let printed = on_stage(
+    let printed = run_in_namespaces(
         &network(),
         "refusal 10.1.2.3 5000; refusal 192.31.196.1 80
          guest bash -c 'for port in {1..2000}; do echo >/dev/udp/10.1.2.3/$port; done' 2>/dev/null || true
@@ -81,7 +81,7 @@ fn denied_connections_are_refused_at_once_up_to_a_rate() {
 #[test]
 fn no_answer_says_which_machines_run() {
     // A second machine runs: slot 1 of the pool, whose addresses end in 10, 13 and 14. Slot 2 is empty.
-    let answered = on_stage(
+    let answered = run_in_namespaces(
         &network(),
         "ip link add grt1 type veth peer name other; ip link set other up
          ip address add 100.96.0.13/30 dev grt1; ip link set grt1 up; ip route add 100.96.0.10/32 via 100.96.0.14
@@ -97,7 +97,7 @@ fn no_answer_says_which_machines_run() {
 
 #[test]
 fn a_flood_keeps_to_the_machines_share_of_connections() {
-    let count = on_stage(
+    let count = run_in_namespaces(
         &NetworkConfig { connections_max: 256, ..network() },
         "flood 1000 2999
          cat /proc/sys/net/netfilter/nf_conntrack_count
@@ -114,7 +114,7 @@ fn a_flood_keeps_to_the_machines_share_of_connections() {
 
 #[test]
 fn rules_loaded_again_hold_at_once_and_forget_no_connection() {
-    let printed = on_stage(
+    let printed = run_in_namespaces(
         &NetworkConfig { connections_max: 256, ..network() },
         "load changed; reached 10.0.0.2 53; reached 10.1.2.4 53
          flood 1000 1199; load changed; flood 2000 2199; load rules; flood 3000 3199
@@ -129,7 +129,7 @@ fn rules_loaded_again_hold_at_once_and_forget_no_connection() {
 #[test]
 fn connections_of_a_machine_that_has_ended_do_not_count_against_the_next() {
     let forget = FORGET.join(" ");
-    let printed = on_stage(
+    let printed = run_in_namespaces(
         &NetworkConfig { connections_max: 20, ..network() },
         &format!(
             "count() {{ cat /proc/sys/net/netfilter/nf_conntrack_count; }}
@@ -190,7 +190,7 @@ fn few_fragments_leave_a_machine() {
         (format!("400 4000 {TCP} 1500"), 0..1, 400),
     ] {
         let script = format!("NAMESPACE_RULES={}{NAMESPACE}begin; raw {sent}; seen", rules.path().display());
-        let seen = on_stage(&network(), &script);
+        let seen = run_in_namespaces(&network(), &script);
         let counts: Vec<u32> = seen.split_whitespace().map(|count| count.parse().unwrap()).collect();
         assert!(fragments.contains(&counts[0]) && counts[1] == others, "{sent}: {counts:?}");
     }
@@ -198,7 +198,7 @@ fn few_fragments_leave_a_machine() {
 
 #[test]
 fn new_connections_come_at_a_bounded_rate() {
-    let counts = on_stage(
+    let counts = run_in_namespaces(
         &NetworkConfig { connections_max: 1_000_000, ..network() },
         "flood 1000 12000
          cat /proc/sys/net/netfilter/nf_conntrack_count
