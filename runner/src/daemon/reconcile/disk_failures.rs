@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_episode_begins_once_and_ends_with_a_check_without_failures() {
+    fn an_episode_begins_once_and_ends_with_a_clean_check() {
         let mut failures = DiskFailures::of_new_vmm();
         for (check, (count, begins)) in
             [(0, false), (3, true), (9, false), (9, false), (10, true), (10, false)].into_iter().enumerate()
