@@ -20,7 +20,10 @@ exec 9>"$cache/lock"; flock 9                 # two builds at once would fight f
 if [ -f "$out/vmlinux" ]; then echo "$out"; exit 0; fi
 work=$(mktemp -d "$cache/build.XXXXXX"); trap 'rm -rf "$work"' EXIT
 echo "guest-kernel: building $version (about 9 minutes on two idle cores; log: $cache/build.log)" >&2
-{
+# Not `{ … } || …`: bash would switch off errexit inside, and a patch that does not apply would go unnoticed.
+set +e
+(
+  set -e
   mkdir "$work/src" "$work/obj"
   tar -xJf "$tarball" -C "$work/src" --strip-components=1
   find "$here/patches" -name '*.patch' -print0 | sort -z | xargs -0rn1 patch -d "$work/src" -p1 -i
@@ -31,7 +34,10 @@ echo "guest-kernel: building $version (about 9 minutes on two idle cores; log: $
   [ -z "$lost" ] || { echo "kernel.config asks for what this kernel cannot have:"; echo "$lost"; exit 1; }
   make -C "$work/src" O="$work/obj" -j"$(nproc)" vmlinux
   strip --strip-debug -o "$work/vmlinux" "$work/obj/vmlinux"
-} >"$cache/build.log" 2>&1 || { tail -n 30 "$cache/build.log" >&2; echo "guest-kernel: the build failed; log: $cache/build.log" >&2; exit 1; }
+) >"$cache/build.log" 2>&1
+status=$?
+set -e
+[ "$status" = 0 ] || { tail -n 30 "$cache/build.log" >&2; echo "guest-kernel: the build failed; log: $cache/build.log" >&2; exit 1; }
 mkdir -p "$out.part" && cp "$work/vmlinux" "$out.part/vmlinux" && cp "$work/obj/.config" "$out.part/config"
 mv -T "$out.part" "$out"
 echo "$out"

@@ -8,4 +8,9 @@ arguments=(host)
 if [ -n "${SHARE:-}" ]; then arguments+=(--run-as-developer --share "$SHARE"); fi
 if [ -n "${ICOUNT:-}" ]; then arguments+=(--icount); fi
 if [ -n "${CMD:-}" ]; then arguments+=(-- "$CMD"); fi
-as_root "$here/../target/x86_64-unknown-linux-gnu/release/garret-integration" "${arguments[@]}"
+# The driver reads these; sudo would drop them.
+variables=()
+for name in DEADLINE LOGS MEMORY SWAP; do
+  if [ -n "${!name:-}" ]; then variables+=("$name=${!name}"); fi
+done
+as_root env "${variables[@]}" "$here/../target/x86_64-unknown-linux-gnu/release/garret-integration" "${arguments[@]}"

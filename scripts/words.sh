@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finds some of the words that docs/style.md rules out, in all text files and in names. Prints file:line:text of each hit and
+# Finds some of the words that docs/style.md rules out, in our text files and in names. Prints file:line:text of each hit and
 # ends with 1 if there is any. The account `nobody` is no hit: `nobody` in backquotes, nobody-here and NOBODY.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +7,9 @@ export LC_ALL=C.UTF-8                                   # without it grep takes 
 
 words='(?i:whoever|somebody|someone|whom|anew|for[ _]ever|can[ _]not)|(?!NOBODY(?![A-Za-z]))(?<!`)(?i:nobody)(?!`|-here\b)'
 
-listed=$(git -c core.quotePath=off ls-files --cached --others --exclude-standard -- . ':!docs/style.md' ':!scripts/words.sh')
+# The license is the Apache Software Foundation's text.
+others=(':!docs/style.md' ':!scripts/words.sh' ':!LICENSE')
+listed=$(git -c core.quotePath=off ls-files --cached --others --exclude-standard -- . "${others[@]}")
 files=()
 while IFS= read -r file; do
   [ ! -f "$file" ] || files+=("$file")                  # it may be removed already, or be no file

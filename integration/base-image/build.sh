@@ -80,14 +80,14 @@ log: { level: warn }
 storage: { filesystem: { rootdirectory: $out } }
 http: { addr: "127.0.0.1:$port" }
 YAML
-  docker-registry serve "$work/registry.yml" & local registry=$!
+  docker-registry serve "$work/registry.yml" &
+  trap "kill $!" EXIT                                     # also after a failure: it holds the lock of build_once
   curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
   # A pull of zstd costs a fraction of one of gzip, which counts where the processor is emulated.
   push() { skopeo copy --dest-tls-verify=false --dest-compress-format zstd "oci:$work/oci:$1" "docker://127.0.0.1:$port/$2"; }
   push base devcontainers/base:debian
   push postgres library/postgres:17
   push busybox library/busybox:latest
-  kill $registry
 }
 
 build_once registry "$(digest "$here/packages" "$here/postgres-entrypoint" "$here/build.sh" "$here/../../scripts/debian.sh" /bin/busybox </dev/null)" build_storage

@@ -41,7 +41,7 @@ pub fn pull_failed(image: &str, engine_says: &str) -> String {
     {
         ("cannot be reached", "check the machine's network, or set a mirror for it in garret's configuration")
     } else {
-        ("did not give it", "see the output above")
+        ("did not return it", "see the output above")
     };
     let reason = engine_says.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given");
     let reason = reason.strip_prefix("Error: ").unwrap_or(reason);
@@ -94,7 +94,7 @@ mod tests {
             ("Error: ... pinging container registry x: dial tcp: lookup x: no such host", "cannot be reached"),
             ("Error: ... requested access to the resource is denied", "refuses access"),
             ("Error: ... tls: failed to verify certificate: x509: ...", "certificate"),
-            ("", "did not give it"),
+            ("", "did not return it"),
         ] {
             let line = pull_failed("docker.io/a:9", says);
             assert!(line.starts_with("image docker.io/a:9: registry docker.io ") && line.contains(expected), "{line}");

@@ -124,7 +124,7 @@ impl Up {
         let changed = self.entry.with(|record| record.config.as_ref().is_some_and(|config| *config != read.text));
         if changed && !self.spec.rebuild {
             output.line(
-                "warning: devcontainer.json has changed; what it says of the container takes effect with --rebuild",
+                "warning: devcontainer.json has changed: its changes to the container take effect with --rebuild",
             );
         }
         Ok(read)

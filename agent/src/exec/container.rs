@@ -240,7 +240,7 @@ fn failure_of(log: &str, program: &str) -> Problem {
         .lines()
         .rev()
         .find_map(|line| Some(serde_json::from_str::<Value>(line).ok()?.get("msg")?.as_str()?.to_owned()))
-        .unwrap_or_else(|| "the container's runtime ended without a word".into());
+        .unwrap_or_else(|| "the container's runtime ended without a message".into());
     if message.contains("not found in $PATH") || (message.contains(program) && message.contains("No such file")) {
         return Problem::new(stream::NO_SUCH_PROGRAM, format!("{program}: no such program in the container"));
     }

@@ -18,13 +18,13 @@ fn beyond_memory_and_swap_a_machine_is_refused_with_numbers() {
     NEWCOMER.make_account();
     NEWCOMER.garret(&["start", "--machine", "--memory", &asked]).fails_with(&[
         &format!("{asked} MiB"),
-        "are promised already",
+        "are already promised",
         &there.to_string(),
     ]);
     // The memory that only it may use cannot be had either.
     NEWCOMER
         .garret(&["start", "--machine", "--memory", "1700", "--guaranteed", "1600"])
-        .fails_with(&["1600 MiB", "are guaranteed to 4 others already"]);
+        .fails_with(&["1600 MiB", "are already guaranteed to 4 others"]);
     let _made_by_the_request = NEWCOMER.garret(&["rm", "--machine", "--yes"]);
     team.all_well();
 }

@@ -13,10 +13,10 @@ use crate::config::{CONFIG, Config};
 /// Run the host daemon. It needs root, and /dev/kvm for the machines.
 #[derive(Debug, Args)]
 pub struct Daemon {
-    /// The configuration; without this file all defaults apply.
+    /// The configuration file. Without it, all defaults apply.
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
-    /// What is logged: `info`, `debug`, or a list such as `garret=debug,hyper=info`.
+    /// Which messages are logged: `info`, `debug`, or a list such as `garret=debug,hyper=info`.
     #[arg(long, value_name = "FILTER", env = "GARRET_LOG", default_value = "info")]
     log: String,
 }

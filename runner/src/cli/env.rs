@@ -16,9 +16,9 @@ pub struct Env {
 
 #[derive(Debug, Subcommand)]
 enum EnvCommand {
-    /// List the names.
+    /// List the names of the variables.
     Ls(Target),
-    /// Remove them, and the consent to give credentials to the workspace. A container keeps what it was made with until
+    /// Remove the variables, and the consent to send credentials to the workspace. A container keeps its variables until
     /// `garret up --rebuild`.
     Clear(Target),
 }

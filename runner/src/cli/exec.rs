@@ -12,7 +12,8 @@ use super::{stream, terminal};
 
 /// Run a command in a devcontainer, as its remote user in the workspace's folder.
 ///
-/// Standard input, output and error are the command's, and so is the exit status. On a terminal it gets one of its own.
+/// Standard input, output and error are connected to the command, and its exit status is returned. If garret runs on a
+/// terminal, the command gets a terminal of its own.
 #[derive(Debug, Args)]
 pub struct Exec {
     #[command(flatten)]
@@ -29,7 +30,7 @@ pub struct Exec {
 /// How a process is to be run.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ProcessOptions {
-    /// Set a variable; without a value it is the caller's.
+    /// Set a variable. Without a value, the command gets the caller's value.
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
     /// Run as this user.

@@ -25,7 +25,7 @@ pub fn collect(
 ) -> anyhow::Result<BTreeMap<String, String>> {
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
     let ask = |name: &str| {
-        let question = format!("{config} asks for {name}, which looks like a credential. Give it to the devcontainer?");
+        let question = format!("{config} asks for {name}, which looks like a credential. Send it to the devcontainer?");
         if terminal { confirmed(&question).map(Some) } else { Ok(None) }
     };
     let set: BTreeMap<String, String> =
@@ -56,7 +56,7 @@ fn admitted(
             Some(false) => drop(set.remove(&name)),
             None => bail!(
                 "devcontainer.json asks for the variable {name}, which looks like a credential: \
-                 `--allow-env {name}` gives it to this workspace, `env -u {name} garret up …` does not"
+                 send it with `--allow-env {name}`, or leave it out with `env -u {name} garret up …`"
             ),
         }
     }

@@ -11,14 +11,14 @@ use super::target::{MachineFlag, Target};
 /// How often a followed log is read again.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Show what an environment's container printed, or the machine's console.
+/// Show the output of an environment's container, or of the machine's console.
 #[derive(Debug, Args)]
 pub struct Logs {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
     machine: MachineFlag,
-    /// Go on with what is printed from now on.
+    /// Continue with new output until interrupted.
     #[arg(short, long)]
     follow: bool,
 }

@@ -38,7 +38,8 @@ const REMOVAL: Duration = Duration::from_secs(3600);
 
 /// One virtual machine per developer, devcontainers inside.
 ///
-/// An ENVIRONMENT is a folder (its own, or one it is in) or an id, as `garret ls` shows it; by default the current folder.
+/// An ENVIRONMENT is an id from `garret ls`, or a folder: the workspace, or a folder inside it. The default is the current
+/// folder.
 #[derive(Debug, Parser)]
 #[command(name = "garret", version, disable_help_subcommand = true)]
 struct Arguments {
@@ -66,7 +67,7 @@ enum Command {
     Show(show::Show),
     /// Show the memory of the host and of the running machines, live.
     Top(top::Top),
-    /// Show what a container, or a machine's console, printed.
+    /// Show the output of a container, or of a machine's console.
     Logs(logs::Logs),
     /// Stop the machine with all its environments, or one environment. Nothing is removed.
     Stop(stop::Stop),
@@ -81,7 +82,7 @@ enum Command {
     /// Make a jail and run a VMM in it.
     #[command(hide = true)]
     Jail {
-        /// What it is made of.
+        /// The specification of the jail, as JSON.
         spec: String,
     },
     /// Open a workspace as its developer, and mount it into their machine.
@@ -89,7 +90,7 @@ enum Command {
     Share {
         /// Process id of the daemon.
         daemon: i32,
-        /// Which, and where.
+        /// The specification of the workspace and its place, as JSON.
         spec: String,
     },
 }

@@ -11,16 +11,16 @@ use hyper::Method;
 use super::output::escape_controls;
 use super::target::{MachineFlag, Target};
 
-/// Remove an environment: its container and what belongs to it. The workspace itself stays as it is.
+/// Remove an environment: its container and what belongs to it. The workspace's files stay.
 ///
-/// With --machine the whole machine goes, and with it its data disk: containers, images, home folders.
+/// With --machine, remove the machine and its data disk: all containers, images and home folders.
 #[derive(Debug, Args)]
 pub struct Rm {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
     machine: MachineFlag,
-    /// Do not ask; needed for a machine where there is no terminal to ask on.
+    /// Do not ask for confirmation. Required to remove a machine without a terminal.
     #[arg(short, long)]
     yes: bool,
 }

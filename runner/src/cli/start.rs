@@ -16,16 +16,16 @@ pub struct Start {
     target: Target,
     #[command(flatten)]
     machine: MachineFlag,
-    /// Virtual CPUs from now on.
+    /// Virtual CPUs. Takes effect at the machine's next start.
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     cpus: Option<u8>,
-    /// The most memory it can have, from its next start on.
+    /// Promised memory: the most that the machine can have. Takes effect at its next start.
     #[arg(long, value_name = "MIB", conflicts_with = "environment")]
     memory: Option<u32>,
-    /// Memory that is its own whatever the others do, at once.
+    /// Guaranteed memory, which no other machine can take. Takes effect immediately.
     #[arg(long, value_name = "MIB", conflicts_with = "environment")]
     guaranteed: Option<u32>,
-    /// Its share of what is left beyond the guarantees, at once; 100 is usual. Needs an administrator.
+    /// Weight for memory beyond the guarantees; the default is 100. Takes effect immediately. Administrators only.
     #[arg(long, value_name = "N", conflicts_with = "environment")]
     weight: Option<u32>,
     /// Assign the machine to this account, which must have the machine's uid. Administrators only.

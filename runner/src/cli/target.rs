@@ -11,7 +11,7 @@ use rustix::process::geteuid;
 /// `[ENVIRONMENT]`
 #[derive(Clone, Debug, Default, Args)]
 pub struct Target {
-    /// The environment: a folder or an id; by default the current folder.
+    /// The environment: a folder or an id. The default is the current folder.
     #[arg(value_name = "ENVIRONMENT")]
     pub environment: Option<String>,
 }
@@ -19,7 +19,7 @@ pub struct Target {
 /// `[--machine[=DEVELOPER]]`
 #[derive(Clone, Debug, Default, Args)]
 pub struct MachineFlag {
-    /// The machine itself; another developer's needs an administrator.
+    /// The machine itself, not an environment. Another developer's machine requires an administrator.
     #[arg(
         long,
         value_name = "DEVELOPER",

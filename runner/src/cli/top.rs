@@ -20,10 +20,10 @@ const EVENTS: u64 = 256;
 
 /// Show the memory of the host and of the running machines; an administrator sees all machines.
 ///
-/// On a terminal the picture is drawn again each second, until Ctrl-C.
+/// On a terminal, the display is updated each second until Ctrl-C.
 #[derive(Debug, Args)]
 pub struct Top {
-    /// Print one picture and end.
+    /// Print once and exit.
     #[arg(long)]
     once: bool,
 }
@@ -90,7 +90,7 @@ fn render(memory: &Memory) -> String {
 fn head(host: &HostMemory, machines: usize) -> String {
     let pressure = match host.pressure_some {
         Some(_) => format!("{} some, {} full", percent(host.pressure_some), percent(host.pressure_full)),
-        None => "not told by this kernel".into(),
+        None => "not reported by this kernel".into(),
     };
     format!(
         "host      {}, {} available; swap {}, {} free; pressure {pressure}\n\
@@ -234,7 +234,7 @@ mod tests {
         let host = HostMemory { pressure_some: None, ..memory().host };
         let text = render(&Memory { host, machines: Vec::new() });
         assert!(
-            text.contains("pressure not told by this kernel") && text.ends_with("\nno machine of yours runs\n"),
+            text.contains("pressure not reported by this kernel") && text.ends_with("\nno machine of yours runs\n"),
             "{text}"
         );
     }

@@ -17,9 +17,9 @@ use super::progress::ProgressDisplay;
 use super::{local_env, output, target};
 use crate::environment_id::environment_id;
 
-/// Bring a workspace's devcontainer up, starting the machine if need be, and run a command in it.
+/// Bring a workspace's devcontainer up, starting the machine if necessary, and run a command in it.
 ///
-/// What is already there is used as it is. Progress goes to standard error; standard output and the exit status are the
+/// An existing container is used unchanged. Progress goes to standard error; standard output and the exit status are the
 /// command's.
 #[derive(Debug, Args)]
 pub struct Up {
@@ -32,7 +32,7 @@ pub struct Up {
     /// Remove the container first and build everything again.
     #[arg(long)]
     rebuild: bool,
-    /// Give the devcontainer a variable that it asks for although its name looks like a credential; asked only once.
+    /// Consent to send this variable, whose name looks like a credential. The consent is kept for the workspace.
     #[arg(long, value_name = "NAME")]
     allow_env: Vec<String>,
     /// What to run in the container.
@@ -103,14 +103,14 @@ pub async fn wait_until_ready(client: &Client, environment: &Environment) -> any
     match ended? {
         Some(Ok(())) => Ok(()),
         Some(Err(problem)) => bail!("{problem}"),
-        None => bail!("{} was removed while it came up", environment.id),
+        None => bail!("{} was removed while it was starting", environment.id),
     }
 }
 
 /// The result of a run. `None` while it is in progress.
 fn judge(environment: &Environment) -> Option<Result<(), Problem>> {
     if environment.desired == Desired::Stopped {
-        return Some(Err(Problem::new("cancelled", format!("{} was stopped while it came up", environment.id))));
+        return Some(Err(Problem::new("cancelled", format!("{} was stopped while it was starting", environment.id))));
     }
     if environment.observed_generation < environment.generation {
         return None;
@@ -139,8 +139,8 @@ mod tests {
             (Desired::Running, 3, 2, Starting, None, None),
             (Desired::Running, 2, 2, Failed, problem(), Some(Err("build image: exit status 1"))),
             (Desired::Running, 2, 2, Stopped, None, Some(Err("w-1 has stopped"))),
-            (Desired::Stopped, 3, 2, Starting, None, Some(Err("w-1 was stopped while it came up"))),
-            (Desired::Stopped, 3, 3, Stopped, None, Some(Err("w-1 was stopped while it came up"))),
+            (Desired::Stopped, 3, 2, Starting, None, Some(Err("w-1 was stopped while it was starting"))),
+            (Desired::Stopped, 3, 3, Stopped, None, Some(Err("w-1 was stopped while it was starting"))),
         ] {
             let mut one = environment("w-1", "alice", "/w");
             (one.desired, one.generation, one.observed_generation) = (desired, generation, observed);

@@ -99,8 +99,8 @@ fn admit_promise(host: &Host, promised_mib: u64, asked: Demand) -> Result<(), St
         return Ok(());
     }
     Err(format!(
-        "the machine asks for {asked_mib} MiB and {vmm_mib} for its VMM, but {promised_mib} of the host's {there} MiB (memory {}, swap {}) are \
-         promised already: ask for less with memory_mib, stop another machine, or add swap",
+        "the machine asks for {asked_mib} MiB and its VMM needs {vmm_mib} MiB, but {promised_mib} of the host's {there} MiB \
+         (memory {}, swap {}) are already promised: ask for less with memory_mib, stop another machine, or add swap",
         host.memory_mib, host.swap_mib
     ))
 }
@@ -112,8 +112,8 @@ fn admit_guarantee(host: &Host, already: Promises, asked_mib: u64) -> Result<(),
         return Ok(());
     }
     Err(format!(
-        "the machine asks for a guarantee of {asked_mib} MiB and takes {MACHINE_OVERHEAD_MIB} for itself, but \
-         {guaranteed} of the {capacity} MiB for machines (memory {}, reserve {}) are guaranteed to {} others already: \
+        "the machine asks for a guarantee of {asked_mib} MiB and its VMM needs {MACHINE_OVERHEAD_MIB} MiB, but \
+         {guaranteed} of the {capacity} MiB for machines (memory {}, reserve {}) are already guaranteed to {} others: \
          ask for less with guaranteed_mib, or stop another machine",
         host.memory_mib, host.reserve_mib, already.machines
     ))
@@ -160,7 +160,7 @@ mod tests {
             assert!(refusal.contains(number), "{refusal}");
         }
         let refusal = admit(&HOST, already, Demand { promised_mib: 512, ..demand }).unwrap_err();
-        for number in ["256 MiB", "24 for itself", "3496 of", "3744 MiB", "reserve 256", "4 others", "guaranteed_mib"] {
+        for number in ["256 MiB", "needs 24 MiB", "3496 of", "3744 MiB", "reserve 256", "4 others", "guaranteed_mib"] {
             assert!(refusal.contains(number), "{refusal}");
         }
     }

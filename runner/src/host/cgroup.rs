@@ -104,7 +104,7 @@ pub fn reclaim(name: &str, bytes: u64) -> anyhow::Result<()> {
     let mut file = File::options()
         .write(true)
         .open(&path)
-        .with_context(|| format!("cannot reclaim by {}: it takes Linux 5.19", path.display()))?;
+        .with_context(|| format!("cannot reclaim by {}: Linux 5.19 or later is required", path.display()))?;
     let (until, mut left) = (Instant::now() + RECLAIM_TIME, bytes);
     while left > 0 && Instant::now() < until {
         let piece = left.min(RECLAIM_PIECE);

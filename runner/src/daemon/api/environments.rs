@@ -70,7 +70,7 @@ pub async fn show(
         (status = 200, description = "The environment, as it will be made.", body = Environment),
         (status = 400, body = Problem),
         (status = 403, description = "The caller may not read and write the workspace, or may have no machine.", body = Problem),
-        (status = 409, description = "The host has not the memory, or the machine is being removed.", body = Problem),
+        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = Problem),
     )
 )]
 pub async fn put(
@@ -107,7 +107,8 @@ pub async fn put(
                 Some(row) if row.uid != owner => return Ok(Err(taken(&id))),
                 Some(row) => row,
                 None if environments::of_machine(db, owner)?.len() >= ENVIRONMENTS_MAX => {
-                    let said = format!("{ENVIRONMENTS_MAX} environments are the most of one machine: `garret rm` one");
+                    let said =
+                        format!("a machine has at most {ENVIRONMENTS_MAX} environments: remove one with `garret rm`");
                     return Ok(Err(Problem::new("conflict", said)));
                 }
                 None => requests::new_environment(&id, owner, &request),
@@ -128,7 +129,7 @@ pub async fn put(
                 return Ok(Err(Problem::new("conflict", said)));
             }
             if row.generation != kept.generation {
-                environments::cancel_run(db, &kept, "another request took the place of this run")?;
+                environments::cancel_run(db, &kept, "another request replaced this run")?;
             }
             environments::put(db, &row)?;
             show_row(db, row).map(Ok)

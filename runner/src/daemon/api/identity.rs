@@ -89,12 +89,14 @@ fn owned_by_another(machine: &MachineRow, owner: &Owner) -> Problem {
     let was = account.as_ref().map_or("that of a uid without an account".into(), |name| format!("{name}'s"));
     let message = match &owner.account {
         Some(account) => format!(
-            "the machine of uid {uid} was {was}, and the uid is {0}'s now: an administrator removes it (`garret rm \
-             --machine={uid}`) or gives it to {0} (`garret start --machine={uid} --owner={0}`)",
+            "the machine of uid {uid} was {was}, and the uid is {0}'s now: an administrator can remove it (`garret rm \
+             --machine={uid}`) or assign it to {0} (`garret start --machine={uid} --owner={0}`)",
             account.name
         ),
         None => {
-            format!("the machine of uid {uid} was {was}, and the uid has no account now: an administrator may use it")
+            format!(
+                "the machine of uid {uid} was {was}, and the uid has no account now: only an administrator can use it"
+            )
         }
     };
     Problem::new("forbidden", message)

@@ -64,7 +64,7 @@ pub async fn show(
         (status = 200, description = "The machine, as it will be made.", body = Machine),
         (status = 400, body = Problem),
         (status = 403, body = Problem),
-        (status = 409, description = "The host has not the memory, or the machine is being removed.", body = Problem),
+        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = Problem),
     )
 )]
 pub async fn put(

@@ -231,7 +231,7 @@ async fn memory_beyond_the_hosts_is_refused_with_numbers() {
     put(ALICE, 2000, 1500).await.unwrap();
     let (status, message) = refused(put(BOB, 1800, 256).await);
     assert_eq!(status, 409);
-    for number in ["1800 MiB", "256 for its VMM", "2256 of", "4000 MiB"] {
+    for number in ["1800 MiB", "needs 256 MiB", "2256 of", "4000 MiB"] {
         assert!(message.contains(number), "{message}");
     }
     put(BOB, 1000, 256).await.unwrap();

@@ -121,7 +121,7 @@ impl EnvironmentRun {
                     steps += u32::from(!matches!(progress, Progress::Output { .. }));
                     if steps > STEPS_MAX {
                         let problem =
-                            Problem::new("internal", format!("the agent tells of more than {STEPS_MAX} steps"));
+                            Problem::new("internal", format!("the agent reports more than {STEPS_MAX} steps"));
                         return Ok(FollowResult::Ended(failed("agent", problem)));
                     }
                     self.store(progress).await?;

@@ -72,7 +72,7 @@ pub fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
     connection.pragma_update(None, "foreign_keys", "ON")?;
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > MIGRATIONS.len() {
-        anyhow::bail!("a newer garret has written it (version {version}): install that one again");
+        anyhow::bail!("a newer garret has written it (version {version}): install the newer garret again");
     }
     migrate(connection, MIGRATIONS.len())
 }
