@@ -53,7 +53,7 @@ enum SelfTest {
 fn main() -> ExitCode {
     let began = Instant::now();
     thread::share_heap();
-    // Other processes of this uid must not look into this one. `execve` has made it possible again.
+    // Other processes of this uid must not read this one's memory; `execve` has reset this setting.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         eprintln!("garret-vmm: PR_SET_DUMPABLE: {error}");
         return ExitCode::FAILURE;
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     ExitCode::from(words.reason.status())
 }
 
-/// The error and its causes, each said once: most of our errors name their cause themselves.
+/// The error and its causes on one line. A cause whose text is already on the line is left out.
 fn one_line(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
         "" => cause,
@@ -103,9 +103,9 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     Ok(words)
 }
 
-/// Logging to standard error. What a guest can cause is limited where it is logged; the lines of virtiofsd and virtio-queue
-/// are not, and left out. A panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives
-/// on).
+/// Sets up logging to standard error. Lines that a guest can cause are limited where they are logged. The lines of
+/// virtiofsd and virtio-queue are not, so they are dropped. Panic messages are limited here: a panic in a worker is a
+/// bug, but the machine continues, and its guest may cause more of them.
 fn limit_output() {
     use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::prelude::*;
@@ -124,7 +124,7 @@ fn limit_output() {
     }));
 }
 
-/// Shared folders keep many files open; the hard limit is the caller's decision.
+/// Raises the limit of open files to the hard limit, which the caller has set: shared folders keep many files open.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

@@ -1,4 +1,5 @@
-//! Whether an ELF file is whole and fits, told apart: the loader's errors do not tell a short file from a small machine.
+//! Checks whether an ELF file is complete and fits into guest memory. The loader's errors do not distinguish a
+//! truncated file from a machine that is too small.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use vm_memory::ByteValued;
 
-/// What is wrong with a file.
+/// Why a file cannot be loaded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Wrong {
     Damaged(String),

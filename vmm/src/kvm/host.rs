@@ -1,4 +1,4 @@
-//! Whether this host can run guests at all.
+//! Checks whether this host can run guests.
 
 use std::arch::x86_64::{__cpuid, __get_cpuid_max};
 
@@ -6,7 +6,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::Error;
 
-/// What we cannot do without, and its name for the error.
+/// The required KVM capabilities, each with its name for the error.
 const NEEDED: &[(Cap, &str)] = &[
     (Cap::Irqchip, "the in-kernel interrupt controllers (KVM_CAP_IRQCHIP)"),
     (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
@@ -19,8 +19,8 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
 ];
 
-/// Opens `/dev/kvm` after making sure that it can run Linux. The processor decides, not the device node: some hosts have a
-/// `/dev/kvm` that interprets a few instructions and nothing more.
+/// Opens `/dev/kvm` and checks that it can run Linux. The processor's features decide: on some hosts there is a
+/// `/dev/kvm` that emulates only a few instructions.
 pub fn open(vcpus: u8) -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|error| explain(error.into()))?;
     if !hardware() {
@@ -52,8 +52,8 @@ fn explain(source: std::io::Error) -> Error {
     Error::Open { source, hint }
 }
 
-/// Whether the processor has VT-x (leaf 1, ECX bit 5) or AMD-V (leaf 0x8000_0001, ECX bit 2). Asked of the processor: the
-/// jail has no /proc.
+/// Whether the processor has VT-x (leaf 1, ECX bit 5) or AMD-V (leaf 0x8000_0001, ECX bit 2). Executes CPUID, because
+/// the jail has no `/proc/cpuinfo`.
 fn hardware() -> bool {
     let vmx = __cpuid(1).ecx & (1 << 5) != 0;
     let (max_extended, _) = __get_cpuid_max(0x8000_0000);

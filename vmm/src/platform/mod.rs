@@ -1,5 +1,5 @@
-//! The few devices at fixed ports and with wired interrupts: serial port, power, reset, power button, panic, and answers for
-//! what a PC would have and this machine has not.
+//! The devices at fixed ports or with wired interrupts: serial port, power, reset, power button, panic device, and
+//! placeholders for PC devices that this machine lacks.
 
 mod absent;
 pub mod ports;
@@ -17,21 +17,21 @@ use crate::console_log::ConsoleLog;
 use crate::control::Events;
 use crate::kvm::{self, Vm};
 
-/// The platform could not be put together.
+/// Why the platform devices could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// KVM refused a wired interrupt.
+    /// KVM rejected a wired interrupt.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
-    /// Two devices at one port.
+    /// Two devices have the same port.
     #[error(transparent)]
     Bus(#[from] Overlap),
-    /// No descriptor for a wired interrupt.
+    /// The event descriptor for a wired interrupt could not be created.
     #[error("cannot create an event descriptor for an interrupt: {0}")]
     Wire(#[from] std::io::Error),
 }
 
-/// Everything at fixed ports.
+/// Builds the bus with all devices at fixed ports.
 pub fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
     let range = |range: std::ops::Range<u16>| u64::from(range.start)..u64::from(range.end);
     let one = |port: u16| u64::from(port)..u64::from(port) + 1;

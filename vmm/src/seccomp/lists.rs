@@ -1,4 +1,5 @@
-//! The lists: a call that is not here ends the process. Sorted; one line says why where it is not plain.
+//! The lists of permitted system calls: every other call ends the process. Sorted; a comment gives the reason for a
+//! call if it is not obvious.
 
 use ioctls::*;
 use syscalls::Sysno;
@@ -9,7 +10,7 @@ use super::Role;
 /// The descriptor of a mapping without a file.
 const NO_FILE: u64 = u32::MAX as u64;
 
-/// What the run-time of every thread needs: memory, locks, time, its own end.
+/// The calls that every thread's runtime needs: memory, locks, time, and the end of the thread.
 pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::brk),
     Any(Sysno::clock_gettime), // where the vDSO cannot answer
@@ -40,7 +41,7 @@ pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::writev),
 ];
 
-/// What `role` needs beyond [`COMMON`].
+/// The calls that `role` needs in addition to [`COMMON`].
 pub(super) fn of(role: Role) -> &'static [Allow] {
     match role {
         Role::Main => MAIN,
@@ -93,7 +94,7 @@ const BLOCK: &[Allow] = &[
 
 const NET: &[Allow] = &[Only(Sysno::ioctl, 1, &[TUNSETOFFLOAD]), Any(Sysno::readv), Any(Sysno::timerfd_settime)];
 
-/// What virtiofsd's passthrough file system does on behalf of the guest, beneath its folder.
+/// The calls that virtiofsd's passthrough file system makes for the guest, below its folder.
 const FS: &[Allow] = &[
     Any(Sysno::copy_file_range),
     Any(Sysno::dup), // a flush closes a copy
