@@ -1,8 +1,8 @@
 //! Landlock: the process reaches the files its configuration names, and nothing else of the file system.
 //!
-//! Entered before the first file of the configuration is opened, so every thread is under it. The kernel may be older than a
-//! right we ask for; then the rest holds (the runner's jail has no other files anyway), the log warns, and `GET /v1/machine`
-//! says so.
+//! Entered before the first file of the configuration is opened, so every thread is under it. The kernel may be older
+//! than a right we ask for; then the rest holds (the runner's jail has no other files anyway), the log warns, and `GET
+//! /v1/machine` says so.
 
 use std::path::{Path, PathBuf};
 

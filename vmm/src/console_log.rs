@@ -1,7 +1,7 @@
-//! Where the guest's consoles go: a file that keeps the last part of what was printed, whatever the guest prints.
+//! The log of the guest's consoles: a file of bounded size that keeps the newest output.
 //!
-//! The file is a journal in two halves: when it is full its older half is dropped. So it never exceeds its limit and, once
-//! full, always holds at least half of it. It also listens for the kernel's last line.
+//! When the file is full, its older half is dropped. So it never exceeds its limit and, once it was full, always holds
+//! at least half of it. The log also detects the kernel's panic message.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -11,10 +11,10 @@ use std::sync::Mutex;
 
 use garret_api::vmm::CONSOLE_LOG_MAX;
 
-/// What a dying Linux prints.
+/// The beginning of the message that Linux prints when it panics.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 
-/// A shared console log. Errors of the file (a full disk) are swallowed: a guest's printing must not end its machine.
+/// A shared console log. Errors of the file (a full disk) are ignored: the machine must continue.
 pub struct ConsoleLog {
     inner: Mutex<Inner>,
     panicked: Box<dyn Fn() + Send + Sync>,
@@ -31,7 +31,8 @@ enum Sink {
 }
 
 impl ConsoleLog {
-    /// Opens (and empties) the log, or takes standard output. `panicked` is called when a kernel panic is seen, once.
+    /// Opens and empties the file at `path`; without a path, prints to standard output. `panicked` is called once, at
+    /// the first panic message.
     pub fn open(path: Option<&Path>, panicked: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let sink = match path {
             None => Sink::Stdout,

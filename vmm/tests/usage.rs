@@ -1,5 +1,5 @@
-//! What a person sees who starts the program with something wrong: one clear line, and the same in the last words. None of
-//! these gets as far as needing KVM.
+//! What a person sees who starts the program with something wrong: one clear line, and the same in the last words. None
+//! of these gets as far as needing KVM.
 
 use std::path::Path;
 use std::process::{Command, Output};

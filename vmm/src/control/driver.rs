@@ -84,8 +84,8 @@ impl Driver {
         Ok(match event {
             Event::PowerOff => words(ExitReason::PowerOff, "the guest powered off"),
             Event::Panicked => words(ExitReason::Panic, "the guest's kernel panicked: see the console log"),
-            // A kernel without a driver for the panic device, or one that panics before it has loaded that driver, prints
-            // the panic and then resets.
+            // A kernel without a driver for the panic device, or one that panics before it has loaded that driver,
+            // prints the panic and then resets.
             Event::Reset if self.panic_printed => {
                 words(ExitReason::Panic, "the guest's kernel panicked and reset the machine: see the console log")
             }

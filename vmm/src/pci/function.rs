@@ -16,7 +16,7 @@ use crate::virtio::{Busy, GuestRam, QueueState, Ring, Start, VirtioDevice, check
 /// The size and alignment of the BAR, in bytes.
 pub const BAR_SIZE: u64 = 0x4000;
 
-// What lies where in the BAR: a page each for what drivers map apart.
+// The layout of the BAR. Parts that drivers map separately are in separate pages.
 const COMMON: u64 = 0x000;
 const ISR: u64 = 0x100;
 const DEVICE: u64 = 0x400;
@@ -63,7 +63,8 @@ enum Life {
 }
 
 impl Function {
-    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`], and its configuration space at `config_at`, a page's address.
+    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`], and its configuration space at `config_at`, a page's
+    /// address.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         bar: u32,
@@ -155,8 +156,8 @@ impl Function {
         }
     }
 
-    /// Takes the rings back from the workers so that the device stops; waits at most `deadline`. If the workers are still
-    /// busy, call it again, or call [`resume`](Self::resume).
+    /// Takes the rings back from the workers so that the device stops; waits at most `deadline`. If the workers are
+    /// still busy, call it again, or call [`resume`](Self::resume).
     pub fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
         self.finish_reset(deadline);
         match self.life {
@@ -265,14 +266,15 @@ fn config_space(device_type: u32, bar: u32, queues: u16) -> (ConfigSpace, usize)
     };
     let mut config = ConfigSpace::new(ids, bar, BAR_SIZE as u32);
     let mut body = Vec::new();
-    // There is one vector more than queues, and the field holds the number of vectors minus one; both tables are in BAR 0.
+    // There is one vector more than queues, and the field holds the number of vectors minus one; both tables are in BAR
+    // 0.
     body.extend(queues.to_le_bytes());
     body.extend((MSIX_TABLE as u32).to_le_bytes());
     body.extend((MSIX_PENDING as u32).to_le_bytes());
     let msix = config.add_capability(CAPABILITY_MSIX, &body);
     config.allow(msix + 2, &msix::CONTROL_WRITABLE.to_le_bytes());
-    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that cannot map a BAR, is left out: there is no
-    // such firmware here, and every capability costs each boot a dozen exits.
+    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that cannot map a BAR, is left out: there is
+    // no such firmware here, and every capability costs each boot a dozen exits.
     for (cfg_type, offset, length) in [
         (1, COMMON, super::registers::SIZE),
         (2, NOTIFY, u64::from(queues) * NOTIFY_STEP),

@@ -56,7 +56,8 @@ pub struct StillBusy(pub String);
 /// The bus: slot 0 is the device added first.
 pub struct PciBus {
     functions: Vec<Mutex<Function>>,
-    /// Names and counters by slot, separate from the functions: a function may be locked for as long as its device is busy.
+    /// Names and counters by slot, separate from the functions: a function may be locked for as long as its device is
+    /// busy.
     counters: Vec<(String, Arc<Counters>)>,
     mem: Arc<GuestRam>,
     wiring: Arc<dyn Wiring>,
@@ -120,7 +121,8 @@ impl PciBus {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic of another vCPU thread ends the process. Until then the state is no worse than what the guest itself could cause.
+    // A panic of another vCPU thread ends the process. Until then the state is no worse than what the guest itself
+    // could cause.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

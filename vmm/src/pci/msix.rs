@@ -1,5 +1,5 @@
-//! MSI-X (PCI Local Bus 3.0, §6.8.2): a table of vectors in a BAR, each an event descriptor connected to KVM while it is
-//! unmasked.
+//! MSI-X (PCI Local Bus 3.0, §6.8.2): a table of vectors in a BAR, each an event descriptor connected to KVM while it
+//! is unmasked.
 //!
 //! A masked vector is not connected. A write to its event stays pending there, so the event *is* the pending bit. KVM
 //! sends the interrupt when the vector is connected again.

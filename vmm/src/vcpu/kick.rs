@@ -43,7 +43,8 @@ pub fn kick<T>(thread: &JoinHandle<T>) {
 extern "C" fn handle(_signal: libc::c_int, _info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let run = RUN.get();
     if !run.is_null() {
-        // SAFETY: `run` is the mapping of this thread's vCPU, which outlives its `Kickable`; the kernel only reads the byte.
+        // SAFETY: `run` is the mapping of this thread's vCPU, which outlives its `Kickable`; the kernel only reads the
+        // byte.
         unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
     }
 }

@@ -24,7 +24,8 @@ struct Inner {
 }
 
 impl ConfigInterrupt {
-    /// Notes that the device's configuration space has changed. Call it after the change is visible to [`ConfigSpace::read`].
+    /// Notes that the device's configuration space has changed. Call it after the change is visible to
+    /// [`ConfigSpace::read`].
     ///
     /// [`ConfigSpace::read`]: super::ConfigSpace::read
     pub fn changed(&self) {

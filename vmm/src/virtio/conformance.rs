@@ -24,8 +24,8 @@ pub type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
 pub struct Subject {
     /// Builds a new device.
     pub build: fn() -> Built,
-    /// Requests that a driver that has just started the device may send, in this order. Every request is answered without
-    /// any action of the host.
+    /// Requests that a driver that has just started the device may send, in this order. Every request is answered
+    /// without any action of the host.
     pub session: Vec<Request>,
 }
 

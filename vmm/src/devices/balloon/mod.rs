@@ -170,8 +170,8 @@ impl Backend for BalloonBackend {
     }
 }
 
-/// Releases the pages of all requests that wait in `ring` together, in as few calls as possible; returns their bytes. No
-/// request is answered before that, because the driver may use the pages again after the answer.
+/// Releases the pages of all requests that wait in `ring` together, in as few calls as possible; returns their bytes.
+/// No request is answered before that, because the driver may use the pages again after the answer.
 fn release_all(ring: &mut Ring, pages: impl Fn(&Chain) -> Result<Vec<Range<u64>>, Fault>) -> Result<u64, Fault> {
     let (mut ranges, mut done) = (Vec::new(), Vec::new());
     while let Some(chain) = ring.take()? {

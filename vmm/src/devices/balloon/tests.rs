@@ -7,14 +7,14 @@ use crate::virtio::testing::{BUFFER, DriverQueue, HUNG, Rig, ram};
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
-/// Where Linux has it.
+/// The queue of reports, as Linux numbers it.
 const REPORT: usize = 3;
 
 fn config() -> BalloonConfig {
     BalloonConfig { deflate_on_oom: true, free_page_reporting: true, statistics_interval_s: 1 }
 }
 
-/// Page numbers far behind the test's memory, and some of everything else.
+/// Page numbers far beyond the test's memory; the first and the last are equal.
 const PFNS: [u8; 12] = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x80, 0xFF, 0xFF, 0xFF, 0xFF];
 
 pub fn subject() -> Subject {
@@ -49,7 +49,7 @@ impl Guest {
         assert!(self.rig.queues[queue].wait_used().bytes.is_empty());
     }
 
-    /// A page no ring lies in.
+    /// The address of a page that holds no ring.
     fn page(&self, index: u16) -> u64 {
         self.rig.queues[DEFLATE].buffer(10 + index)
     }

@@ -1,11 +1,11 @@
 //! virtio-blk over a raw file (§5.2).
 //!
-//! [`request`] checks a request and turns it into a [`job::Job`]. io_uring carries it out, or the worker's thread if the
-//! host has no io_uring. Discarded ranges are punched out of the file, so the image shrinks with its contents.
+//! [`request`] checks a request and turns it into a [`job::Job`]. io_uring carries it out, or the worker's thread if
+//! the host has no io_uring. Discarded ranges are punched out of the file, so the image shrinks with its contents.
 //!
 //! The image is sparse, so the host can run out of space for it. A write that finds no space waits and is retried: an
-//! error would make the guest's file system fail, and with it everything in the machine. A flush is not retried: the host
-//! reports a failed flush once and may have dropped the data, so that the next flush would succeed.
+//! error would make the guest's file system fail, and with it everything in the machine. A flush is not retried: the
+//! host reports a failed flush once and may have dropped the data, so that the next flush would succeed.
 
 mod config;
 mod failures;
@@ -328,7 +328,8 @@ impl Backend for BlockBackend {
             TOKENS_FLOWED => self.limiter.elapsed(),
             RETRY => self.try_again(&mut rings[0])?,
             _ => {
-                // Clear the event before taking completions: a completion that arrives in between raises the event again.
+                // Clear the event before taking completions: a completion that arrives in between raises the event
+                // again.
                 if let Some(uring) = &mut self.uring {
                     uring.acknowledge();
                 }
@@ -341,8 +342,8 @@ impl Backend for BlockBackend {
 
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let mut result = Ok(());
-        // Finish all requests, whatever the state of the ring: a request left over would be mistaken for one of the next
-        // driver.
+        // Finish all requests, whatever the state of the ring: a request left over would be mistaken for one of the
+        // next driver.
         loop {
             while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
                 let waited = uring.wait().map_err(Fault::from);

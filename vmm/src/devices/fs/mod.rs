@@ -1,8 +1,8 @@
 //! The file system device (virtio 1.2 §5.11): one folder of the host, shared by FUSE.
 //!
-//! The server is virtiofsd's, in this process. [`guard`] rejects requests that a hostile guest must not make, [`owners`]
-//! maps the owners of files, and [`request`] checks a message before it is served. [`files`] holds the server, [`pool`]
-//! the threads that may wait for the disk, and [`backend`] the queues.
+//! The server is virtiofsd's, in this process. [`guard`] rejects requests that a hostile guest must not make,
+//! [`owners`] maps the owners of files, and [`request`] checks a message before it is served. [`files`] holds the
+//! server, [`pool`] the threads that may wait for the disk, and [`backend`] the queues.
 
 mod backend;
 mod files;

@@ -1,5 +1,5 @@
-//! The threads that serve requests that may wait for the disk, so that an fsync does not block an `ls`. They never access
-//! a ring: the ring's owner passes them chains and completes the answers.
+//! The threads that serve requests that may wait for the disk, so that an fsync does not block an `ls`. They never
+//! access a ring: the ring's owner passes them chains and completes the answers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -64,7 +64,8 @@ impl Done {
     fn push(&self, answer: Answer) {
         let mut answers = lock(&self.answers);
         answers.push(answer);
-        // Answers that are already queued have raised the event. The thread that clears the event takes all of them afterwards.
+        // Answers that are already queued have raised the event. The thread that clears the event takes all of them
+        // afterwards.
         if answers.len() == 1 {
             // The write fails only if the counter is full: then the event is raised.
             let _ = self.event.write(1);
@@ -143,7 +144,7 @@ impl Queue {
     }
 }
 
-/// Gives the calling thread its own umask, and sets it to 0: the guest's kernel has already applied its process's umask.
+/// Unshares the calling thread's umask and sets it to 0: the guest's kernel has already applied its process's umask.
 #[allow(unsafe_code)]
 pub fn own_umask() -> io::Result<()> {
     // SAFETY: the call is unsafe only if it unshares the descriptor table, which CLONE_FS does not do.

@@ -10,11 +10,12 @@ use crate::virtio::{Chain, FRONT_MAX, Fault, Reader};
 /// Which thread serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// The ring's own thread: the request reads names and attributes, which the host has in memory or reads in one operation.
+    /// The ring's own thread: the request reads names and attributes, which the host has in memory or reads in one
+    /// operation.
     Quick,
-    /// The ring's own thread if no other request waits in the ring, else the pool. The request changes data in the host's
-    /// memory and rarely waits for the disk. Using another thread costs five more system calls and two more context
-    /// switches.
+    /// The ring's own thread if no other request waits in the ring, else the pool. The request changes data in the
+    /// host's memory and rarely waits for the disk. Using another thread costs five more system calls and two more
+    /// context switches.
     Brief,
     /// The pool: the request waits for the disk.
     Slow,
@@ -30,7 +31,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// Reads and judges the request in `chain`.
+    /// Reads and checks the request in `chain`.
     pub fn admit(chain: &Chain) -> Result<Self, Fault> {
         let mut reader = chain.reader();
         let header: InHeader = reader.read_obj()?;

@@ -5,9 +5,9 @@
 //! memory.
 //!
 //! A hostile guest can hold more memory than it was allowed. It can access whole granules, including the unplugged rest
-//! of granules in use. After a request to unplug, it can keep all its memory, because the host cannot take plugged memory
-//! away. It also keeps data that a request in flight wrote to memory that was unplugged meanwhile. The machine's control
-//! group limits all of this.
+//! of granules in use. After a request to unplug, it can keep all its memory, because the host cannot take plugged
+//! memory away. It also keeps data that a request in flight wrote to memory that was unplugged meanwhile. The machine's
+//! control group limits all of this.
 
 mod plan;
 mod protocol;

@@ -180,8 +180,8 @@ mod tests {
     }
 
     proptest! {
-        /// For any requests: the plugged memory never exceeds the requested size, it is exactly the acknowledged memory,
-        /// and a range is only changed as a whole.
+        /// For any requests: the plugged memory never exceeds the requested size, it is exactly the acknowledged
+        /// memory, and a range is only changed as a whole.
         #[test]
         fn no_driver_gets_more_than_is_requested(steps in steps()) {
             let (map, mut requested) = (Plugged::new(SIZE), 0);

@@ -63,8 +63,8 @@ impl Region {
     /// still access a granule, which it must not use. That granule is then already present when it is plugged again.
     pub fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
         let active: Vec<usize> = self.map.granules_of(range).filter(|granule| self.map.is_active(*granule)).collect();
-        // The map first, then the slots: after that, no thread begins to use the memory. The host's memory last, because
-        // it could be touched again before.
+        // The map first, then the slots: after that, no thread begins to use the memory. The host's memory last,
+        // because it could be touched again before.
         self.map.set(range, false);
         let idle: Vec<usize> = active.into_iter().filter(|granule| !self.map.is_active(*granule)).collect();
         let hidden = self.hide(&idle);

@@ -138,7 +138,8 @@ impl VsockBackend {
 
 impl Backend for VsockBackend {
     fn reset(&mut self) {
-        // A driver that starts again has no connections. A driver restored with a new device has some, and must drop them.
+        // A driver that starts again has no connections. A driver restored with a new device has some, and must drop
+        // them.
         self.announce_reset = self.muxer.forget_all();
     }
 

@@ -1,6 +1,6 @@
-//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O. It decides which
-//! packets the guest must get, how many bytes each side may still send (virtio 1.2 §5.10.6.3), and when the connection is
-//! over.
+//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O. It decides
+//! which packets the guest must get, how many bytes each side may still send (virtio 1.2 §5.10.6.3), and when the
+//! connection is over.
 
 use std::collections::VecDeque;
 
@@ -34,7 +34,8 @@ pub struct Connection {
     /// A `CreditRequest` has been sent and not answered.
     asked: bool,
     owed: Owed,
-    /// `SHUTDOWN_*` bits: the directions the guest has closed, those the host has closed, and those announced to the guest.
+    /// `SHUTDOWN_*` bits: the directions the guest has closed, those the host has closed, and those announced to the
+    /// guest.
     guest_closed: u32,
     host_closed: u32,
     announced: u32,
@@ -176,7 +177,8 @@ impl Connection {
 
     /// The number of bytes that the guest has room for.
     fn credit(&self) -> u32 {
-        // A guest that claims to have taken more than it was sent gets no credit: the difference wraps to a huge number.
+        // A guest that claims to have taken more than it was sent gets no credit: the difference wraps to a huge
+        // number.
         self.peer_buffer.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded))
     }
 
@@ -270,13 +272,14 @@ impl Connection {
         self.owed.credit = false;
     }
 
-    /// Whether the connection is finished: a reset was sent, or one was received and the host has all the guest's bytes.
+    /// Whether the connection is finished: a reset was sent, or one was received and the host has all the guest's
+    /// bytes.
     pub fn over(&self) -> bool {
         self.reset_sent || (self.reset_received && self.backlog.is_empty())
     }
 
-    /// Whether it waits for something that may never come: the guest's answer, its last reset, or the host's reader after
-    /// the guest has closed. Such a wait needs a deadline.
+    /// Whether it waits for something that may never come: the guest's answer, its last reset, or the host's reader
+    /// after the guest has closed. Such a wait needs a deadline.
     pub fn in_limbo(&self) -> bool {
         !self.established
             || self.announced == SHUTDOWN_BOTH

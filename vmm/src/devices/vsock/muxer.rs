@@ -39,8 +39,8 @@ const LISTENER: u64 = 0;
 pub struct Muxer {
     guest_cid: u64,
     host: Host,
-    /// Watches the listener and every socket. Separate from the worker's epoll, because it must exist while the device is
-    /// paused.
+    /// Watches the listener and every socket. Separate from the worker's epoll, because it must exist while the device
+    /// is paused.
     epoll: Epoll,
     owners: HashMap<u64, Owner>,
     next_token: u64,
@@ -101,7 +101,7 @@ impl Muxer {
         &self.epoll
     }
 
-    /// Connections there are.
+    /// The number of connections.
     #[cfg(test)]
     pub fn connections(&self) -> usize {
         self.peers.len()
@@ -124,7 +124,8 @@ impl Muxer {
         had
     }
 
-    /// Handles a bounded batch of the kernel's events. If there are more, [`events`](Self::events) becomes readable again.
+    /// Handles a bounded batch of the kernel's events. If there are more, [`events`](Self::events) becomes readable
+    /// again.
     pub fn handle_events(&mut self, now: Instant) -> io::Result<()> {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         let count = match self.epoll.wait(0, &mut events) {
@@ -336,7 +337,8 @@ impl Muxer {
         None
     }
 
-    /// Reports the result of the read for [`Outgoing::Data`]. Returns the header to put before the bytes, if there are any.
+    /// Reports the result of the read for [`Outgoing::Data`]. Returns the header to put before the bytes, if there are
+    /// any.
     pub fn was_read(&mut self, key: Key, result: io::Result<usize>, now: Instant) -> Option<Header> {
         let peer = self.peers.get_mut(&key)?;
         let header = match result {
@@ -366,7 +368,7 @@ impl Muxer {
         header
     }
 
-    /// Does what a change of the connection makes possible: write to the host, wait for a turn, or end.
+    /// Applies the consequences of a change of the connection: writes to the host, waits for a turn, or ends it.
     fn settle(&mut self, key: Key, now: Instant) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.flush();

@@ -32,7 +32,8 @@ pub struct Peer {
 impl Peer {
     /// A connection over `stream`, whose events have `token`.
     pub fn new(connection: Connection, stream: UnixStream, token: u64) -> Self {
-        // Earlier events may already be consumed, so assume that the socket is ready; if it is not, it returns `EAGAIN`.
+        // Earlier events may already be consumed, so assume that the socket is ready; if it is not, it returns
+        // `EAGAIN`.
         let (readable, writable) = (true, true);
         Self { connection, stream, token, readable, writable, hung_up: false, queued: false, counted: 0 }
     }

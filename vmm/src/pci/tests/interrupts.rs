@@ -36,7 +36,7 @@ fn what_comes_while_masked_is_pending_and_sent_later() {
     guest.set_up();
     guest.write32(TABLE + 16 + 12, 1);
     guest.ask(16);
-    // The answer is there, its interrupt is not.
+    // The answer has arrived, but not its interrupt.
     while guest.queues[0].device_used_idx() == 0 {
         std::thread::yield_now();
     }

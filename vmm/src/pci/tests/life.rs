@@ -98,7 +98,7 @@ fn a_queue_in_a_wrong_place_needs_a_reset_at_once() {
         guest.write64(at, value);
         guest.write16(0x1C, 1);
         assert_eq!((guest.read16(0x1C), guest.status() & NEEDS_RESET), (0, NEEDS_RESET), "{at:#x} {value:#x}");
-        // It does not start before it is reset.
+        // The device does not start before it is reset.
         guest.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         guest.ask(8);
         guest.bus.pause(HUNG).unwrap();
@@ -141,7 +141,7 @@ fn a_fault_raises_the_configuration_interrupt() {
     while guest.status() & NEEDS_RESET == 0 {
         std::thread::yield_now();
     }
-    // Until the reset nothing is served, also after a pause.
+    // Until the reset no request is served, not even after a pause.
     guest.bus.pause(HUNG).unwrap();
     guest.bus.resume();
     assert_ne!(guest.status() & NEEDS_RESET, 0);

@@ -54,7 +54,7 @@ impl Switchboard {
         self.state.lock().unwrap().connected.iter().map(|(gsi, (msi, _))| (*gsi, *msi)).collect()
     }
 
-    /// Interrupts sent by `gsi` since the last look.
+    /// The number of interrupts that `gsi` has sent since the last call.
     fn sent(&self, gsi: u32) -> u64 {
         self.state.lock().unwrap().connected.get(&gsi).map_or(0, |(_, event)| event.read().unwrap_or(0))
     }
@@ -126,7 +126,7 @@ impl Guest {
         Self::new(vec![Box::new(crate::devices::rng::new().unwrap())])
     }
 
-    /// What the guest reads: from the page where it is shown one, else from the bus.
+    /// The value that the guest reads: from the mapped page if there is one, else from the bus.
     fn config(&self, slot: u32, register: u32, len: usize) -> u32 {
         let mut data = [0; 4];
         let offset = u64::from(slot) * DEVICE_SIZE + u64::from(register);
@@ -229,7 +229,7 @@ impl Guest {
         self.set_config(0, self.capability(0x11, 0) + 2, &0x8000u16.to_le_bytes());
     }
 
-    /// The whole way to DRIVER_OK: the configuration on vector 0, queue `n` on vector `n + 1`.
+    /// All steps to DRIVER_OK: the configuration on vector 0, queue `n` on vector `n + 1`.
     fn set_up(&mut self) {
         self.negotiate();
         self.open_vectors();
@@ -239,7 +239,7 @@ impl Guest {
         assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
-    /// Where the capability of this id and virtio type begins.
+    /// The offset of the capability of this id and virtio type.
     fn capability(&self, id: u8, cfg_type: u8) -> u32 {
         let mut at = self.config(0, 0x34, 1);
         while at != 0 {
@@ -252,7 +252,7 @@ impl Guest {
         panic!("no capability {id:#x} of type {cfg_type}");
     }
 
-    /// Asks the rng for `len` bytes and rings; the interrupt goes to this queue's own event in the tests' driver.
+    /// Requests `len` bytes from the rng and kicks the queue.
     fn ask(&mut self, len: u32) {
         self.queues[0].add(&[], &[len]);
         self.window.write(NOTIFY, &0u16.to_le_bytes());
