@@ -1,4 +1,4 @@
-//! Sockets that the process was started with: bound by the process that made its jail, under a number that both know.
+//! Sockets that the process inherits: the process that created its jail has bound them to known descriptor numbers.
 
 #![allow(unsafe_code)]
 

@@ -23,8 +23,8 @@ pub(super) struct Entry {
     pub id: String,
     store: Store,
     record: Mutex<Record>,
-    /// Held while the record is written or removed, so that the newest record is written last. That may take as long as
-    /// the disk hangs: only a thread that may block locks it.
+    /// Held while the record is written or removed, so that the newest record is written last. A disk that hangs holds
+    /// it as long: only a thread that may block locks it.
     writing: Mutex<()>,
     /// Whether the record has been removed from the disk.
     removed: AtomicBool,
@@ -79,7 +79,7 @@ impl Entry {
     /// Changes the record in memory and on the disk.
     ///
     /// # Errors
-    /// The record could not be written to the disk; the record in memory has changed all the same.
+    /// The record could not be written to the disk; the record in memory has changed nevertheless.
     pub async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
         change(&mut lock(&self.record));
         let entry = self.clone();
@@ -98,7 +98,7 @@ impl Entry {
         if self.is_removed() { Ok(()) } else { self.store.save(&record) }
     }
 
-    /// Removes the record from the disk, for good.
+    /// Removes the record from the disk, permanently.
     pub async fn delete_record(self: &Arc<Self>) -> Result<(), Problem> {
         let entry = self.clone();
         let delete = move || {
@@ -115,7 +115,8 @@ impl Entry {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// Returns the run of `generation`, and whether it is new. A newer generation cancels the run in progress and replaces it.
+    /// Returns the run of `generation`, and whether it is new. A newer generation cancels the run in progress and
+    /// replaces it.
     ///
     /// # Errors
     /// `conflict`: a newer generation has already started.

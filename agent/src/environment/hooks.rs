@@ -15,9 +15,9 @@ use crate::exec::{self, ProcessSpec};
 /// The most characters of a command that an error shows.
 const SHOWN_MAX: usize = 120;
 
-/// Runs `command` of `stage`: one process, or several in parallel, each as a separate step. `prepare` builds the process
-/// from program and arguments. If several fail, the first one in the order of the file is returned as the failure. All
-/// are waited for.
+/// Runs `command` of `stage`: one process, or several in parallel, each as a separate step. `prepare` builds the
+/// process from program and arguments. If several fail, the first one in the order of the file is returned as the
+/// failure. All are waited for.
 pub async fn run(
     journal: &Arc<Journal>,
     stage: Stage,

@@ -160,7 +160,8 @@ impl Environments {
         remote::process(&container, &remote::users(running.pid).await?, request)
     }
 
-    /// Stops the containers of every environment whose workspace is `share`, because that folder is about to be removed.
+    /// Stops the containers of every environment whose workspace is `share`, because that folder is about to be
+    /// removed.
     pub async fn release(&self, share: &str) -> Result<(), Problem> {
         let all = self.all();
         let of_share = all.iter().filter(|entry| entry.with(|record| record.share == share));
@@ -187,7 +188,8 @@ impl Environments {
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
         podman.remove_containers_of(&entry.id).await?;
-        // A container has no label if podman was killed while it created the container, or if podman's database lost it.
+        // A container has no label if podman was killed while it created the container, or if podman's database lost
+        // it.
         podman.remove_containers([plan::container_name(&entry.id)]).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {

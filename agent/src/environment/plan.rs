@@ -51,7 +51,8 @@ pub struct BuildPlan<'a> {
     pub context: &'a str,
     /// The other build properties.
     pub build: &'a Build,
-    /// Environment variables of the build's commands. The proxies are not included: the engine passes them on by itself.
+    /// Environment variables of the build's commands. The proxies are not included: the engine passes them on by
+    /// itself.
     pub env: &'a BTreeMap<String, String>,
     /// The path of the file with [`Variables::file`] of the build's arguments.
     pub arg_file: &'a str,

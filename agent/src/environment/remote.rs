@@ -70,8 +70,8 @@ pub fn process(container: &ContainerRecord, users: &Users, request: ExecRequest)
     Ok(ProcessSpec { place, args, env, cwd, credentials: user.credentials, terminal: request.terminal })
 }
 
-/// Reads the environment that the remote user's shell sets. Returns `None`, and reports the reason through `tell`, if the
-/// shell did not print it.
+/// Reads the environment that the remote user's shell sets. Returns `None`, and reports the reason through `tell`, if
+/// the shell did not print it.
 pub async fn probe(
     container: &ContainerRecord,
     users: &Users,
@@ -127,8 +127,8 @@ fn parse(said: &str, container_path: Option<&str>, root: bool) -> Option<BTreeMa
     Some(env)
 }
 
-/// The shell's `PATH` plus the folders that only the container's `PATH` has, each inserted after its predecessor there. A
-/// login shell's startup files often reset the image's value. `sbin` folders are inserted for root only.
+/// The shell's `PATH` plus the folders that only the container's `PATH` has, each inserted after its predecessor there.
+/// A login shell's startup files often reset the image's value. `sbin` folders are inserted for root only.
 fn merged_path(probed: &str, container: &str, root: bool) -> String {
     let mut path: Vec<&str> = probed.split(':').collect();
     let mut insert_at = 0;

@@ -73,7 +73,7 @@ impl Up {
             record.problem = None;
         })
         .await?;
-        // Asked after the record was written, which waits for a removal that is still writing.
+        // Checked after the record was written, because that waits for a removal that is still writing.
         if self.entry.is_removed() {
             let problem = Problem::new("conflict", "the environment was removed; bring it up again");
             return Err(StepFailed { step: "up".into(), problem });
@@ -180,7 +180,7 @@ impl Up {
             .await
     }
 
-    /// Takes over a container that is missing in the record: it may hold a day's work.
+    /// Adopts a container that is missing in the record: it may hold a day's work.
     async fn adopt(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let lost = self.journal.quiet_step("find container", async || self.find_lost().await).await?;
         match lost {
@@ -320,8 +320,8 @@ impl Up {
         Err(problem)
     }
 
-    /// Whether the name is taken by a container that podman was killed while creating. A recorded container was created
-    /// completely, whatever podman knows of it now: it may hold a day's work.
+    /// Whether the name belongs to a container that podman was killed while creating. A recorded container was created
+    /// completely, even if podman has lost it since: it may hold a day's work.
     fn is_half_made(&self, failure: &Failure, name: &str) -> bool {
         failure.external_container(name).is_some_and(|id| self.entry.container_id().as_deref() != Some(id))
     }

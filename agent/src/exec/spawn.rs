@@ -96,8 +96,8 @@ impl Streams {
         Ok(Self { stdin, outputs: vec![(stream::STDOUT, stdout)], master: Some(master), theirs })
     }
 
-    /// Passes the process's ends to `command`. The agent must not keep them open, or it never sees the end of the output:
-    /// the caller drops `command` and `self.theirs` before it reads.
+    /// Passes the process's ends to `command`. The agent must not keep them open, or it never sees the end of the
+    /// output: the caller drops `command` and `self.theirs` before it reads.
     pub fn attach(&self, command: &mut Command) -> io::Result<()> {
         let [stdin, stdout, stderr] = &self.theirs;
         command.stdin(Stdio::from(stdin.try_clone()?));
@@ -125,8 +125,8 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
         if let Some(identity) = &identity {
             identity.assume()?;
         }
-        // Last, because a change of identity clears this setting. When the agent is killed, the process gets a hangup, as
-        // after a lost connection.
+        // Last, because a change of identity clears this setting. When the agent is killed, the process gets a hangup,
+        // as after a lost connection.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::HUP))?;
         Ok(())
     };
@@ -137,8 +137,8 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     Ok((child, pid))
 }
 
-/// Allows the kernel to kill `command` for lack of memory. The agent itself is exempt, and its children would inherit the
-/// exemption.
+/// Allows the kernel to kill `command` for lack of memory. The agent itself is exempt, and its children would inherit
+/// the exemption.
 pub fn allow_oom_kill(command: &mut Command) {
     let prepare = || {
         lower_guard();
@@ -155,7 +155,7 @@ pub fn end_with_agent(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Runs in the single thread after a fork. The write may fail; then there was no exemption either (tests on a plain host).
+/// Runs in the single thread after a fork. The write may fail if the agent has no exemption (tests on a plain host).
 fn lower_guard() {
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         rustix::io::write(file, b"0").ok();
@@ -194,7 +194,8 @@ impl Identity {
         }
     }
 
-    /// Runs in the single thread after a fork. Sets the groups first, because changing the user removes the right to do it.
+    /// Runs in the single thread after a fork. Sets the groups first, because changing the user removes the right to do
+    /// it.
     fn assume(&self) -> rustix::io::Result<()> {
         if self.change {
             rustix::thread::set_thread_groups(&self.groups)?;

@@ -1,4 +1,5 @@
-//! PID 1: mounts, cgroups and settings, then one loop that reaps processes, keeps the agent running and ends the machine.
+//! PID 1: mounts, cgroups and settings, then one loop that reaps processes, keeps the agent running and ends the
+//! machine.
 //!
 //! Single-threaded and without tokio: no part of it can wait for another part. Signals are the interface:
 //!

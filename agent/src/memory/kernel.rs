@@ -65,7 +65,8 @@ impl Kernel {
         text.map(|text| generations::parse(&text))
     }
 
-    /// Writes a command to the generations. The group may have been removed, or the generation evicted, since they were read.
+    /// Writes a command to the generations. The group may have been removed, or the generation evicted, since they were
+    /// read.
     pub fn command(&mut self, command: &str) {
         let result = match fs::write(LRU_GEN, command) {
             Err(error) if is_stale(&error) => Ok(()),
@@ -74,7 +75,8 @@ impl Kernel {
         self.tell("a command to lru_gen", result);
     }
 
-    /// Reclaims from all groups; returns whether more may be reclaimable. It is no error if less was reclaimed than requested.
+    /// Reclaims from all groups; returns whether more may be reclaimable. It is no error if less was reclaimed than
+    /// requested.
     pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) -> bool {
         let swappiness = if anon { "" } else { " swappiness=0" };
         let result = match fs::write(RECLAIM, format!("{bytes}{swappiness}")) {

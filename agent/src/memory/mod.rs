@@ -32,10 +32,10 @@
 //! - The agent and commands that run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): the loop
 //!   takes only page cache from that control group. Containers in total are protected up to a quarter of memory
 //!   (`memory.low`, in `kernel`), so that an image pull beside them does not evict the pages they use.
-//! - Against the kernel's out-of-memory killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are exempt by
-//!   themselves), and the processes it starts are not. A terminal's shell has no score of its own, because every compiler
-//!   started from it would inherit that score. The killer selects the largest process, so it kills the compiler and not
-//!   the shell.
+//! - Against the kernel's out-of-memory killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are exempt
+//!   by themselves), and the processes it starts are not. A terminal's shell has no score of its own, because every
+//!   compiler started from it would inherit that score. The killer selects the largest process, so it kills the
+//!   compiler and not the shell.
 
 mod backoff;
 mod compaction;
@@ -83,8 +83,8 @@ impl Memory {
         Self { orders: Arc::default(), figures, sampler }
     }
 
-    /// Starts the loop in a separate thread that ends with the process. For use only in a garret guest, because the loop
-    /// changes the kernel's settings.
+    /// Starts the loop in a separate thread that ends with the process. For use only in a garret guest, because the
+    /// loop changes the kernel's settings.
     ///
     /// # Errors
     /// No thread could be created.
@@ -103,8 +103,8 @@ impl Memory {
         self.sampler.follow()
     }
 
-    /// Makes the loop reduce memory in use (total less free: what the host sees) to `target` bytes, or ends this. A
-    /// target above the current use needs nothing. If the target cannot be reached, the loop retries after growing
+    /// Makes the loop reduce memory in use (total minus free, as the host sees it) to `target` bytes, or ends this. A
+    /// target above the current use has no effect. If the target cannot be reached, the loop retries after growing
     /// pauses.
     ///
     /// # Errors

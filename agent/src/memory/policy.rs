@@ -12,8 +12,8 @@ use super::readings::Meminfo;
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
-/// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is cold
-/// when the next one was created at least `cold` ago.
+/// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is
+/// cold when the next one was created at least `cold` ago.
 #[derive(Clone, Copy)]
 struct Ages {
     /// Interval between two generations.
@@ -32,7 +32,8 @@ const STALL_MAX: f64 = 0.01;
 const STALL_MAX_SQUEEZED: f64 = 10.0;
 /// Refaults per second: at 100 µs each, this is 0.6 % of the time.
 const REFAULTS_MAX: f64 = 64.0;
-/// The same when the host wants memory. Pages that come back faster are in use, and the host has other means of getting memory.
+/// The same when the host wants memory. Pages that come back faster are in use, and the host has other means of getting
+/// memory.
 const REFAULTS_MAX_SQUEEZED: f64 = 512.0;
 
 /// A round takes this fraction of memory, within these bounds in bytes.
@@ -65,8 +66,8 @@ const SHARE_SQUEEZED: f64 = 0.2;
 /// The share for creating generations alone, which is useful only later.
 const SHARE_AGING: f64 = 0.0025;
 
-/// The shortest time between two rounds: usually, when there is nothing to do, when there is more to take, when the host
-/// wants memory.
+/// The shortest time between two rounds: usually, when there is nothing to do, when there is more to take, when the
+/// host wants memory.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_IDLE: Duration = Duration::from_secs(10);
 const PAUSE_MORE: Duration = Duration::from_secs(1);
@@ -219,7 +220,7 @@ impl Policy {
         plan.pause.max(outcome.all.div_f64(plan.share))
     }
 
-    /// Notes the evictions that were carried out: in order, as far as the time allowed.
+    /// Notes the evictions that were carried out: the first `pages` pages of the plan.
     fn note_taken(&mut self, plan: &Plan, mut pages: u64) {
         for eviction in &plan.evict {
             let done = eviction.pages.min(pages);
@@ -230,8 +231,8 @@ impl Policy {
         }
     }
 
-    /// Groups that have cold pages, the largest amount first. Page cache counts only as far as it was present during the
-    /// whole period ([`LowWater`]).
+    /// Groups that have cold pages, the largest amount first. Page cache counts only as far as it was present during
+    /// the whole period ([`LowWater`]).
     fn cold<'a>(&mut self, seen: &'a Seen, ages: Ages) -> Vec<Cold<'a>> {
         let lrus = seen.lrus.as_deref().unwrap_or_default();
         let mut files = std::mem::take(&mut self.files);
@@ -378,7 +379,7 @@ fn take(plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
     }
 }
 
-/// Adds to the reclaim of the plan. The sum may be of the kinds of both.
+/// Adds to the reclaim of the plan. The sum includes anonymous memory if either part does.
 fn add_reclaim(plan: &mut Plan, more: Reclaim) {
     let have = plan.reclaim.unwrap_or(Reclaim { bytes: 0, anon: false });
     plan.reclaim = Some(Reclaim { bytes: have.bytes + more.bytes, anon: have.anon || more.anon });

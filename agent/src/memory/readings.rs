@@ -29,7 +29,7 @@ pub struct Meminfo {
 }
 
 impl Meminfo {
-    /// Memory in use, page cache included: what the host sees of the guest.
+    /// Memory in use, page cache included, as the host sees it.
     pub fn in_use(&self) -> u64 {
         self.total.saturating_sub(self.free)
     }

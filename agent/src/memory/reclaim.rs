@@ -16,8 +16,8 @@ const FAILED: Duration = Duration::from_secs(10);
 const PAGE: u64 = 4096;
 /// The number of pages in one request to the kernel …
 const PIECE: u64 = 64;
-/// … repeated for up to this time in a round. The time per page is not known in advance: a page that the host has swapped
-/// out must be read back first.
+/// … repeated for up to this time in a round. The time per page is not known in advance: a page that the host has
+/// swapped out must be read back first.
 const TIME: Duration = Duration::from_millis(250);
 
 /// The loop's figures for the reports, in bytes.
@@ -105,7 +105,8 @@ impl Reclaimer {
         })
     }
 
-    /// Carries out the plan, as far as the time allows. Returns the bytes that were asked for, and the bytes evicted meanwhile.
+    /// Carries out the plan, as far as the time allows. Returns the bytes that were asked for, and the bytes evicted
+    /// meanwhile.
     fn take(&mut self, plan: &Plan, before: readings::Vmstat) -> std::io::Result<(u64, u64)> {
         if plan.drop_slab {
             self.kernel.drop_slab();

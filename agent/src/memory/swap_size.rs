@@ -1,8 +1,10 @@
-/// The most swap devices. Each is at least as large as all earlier ones together, so this allows growth by a factor of 2,048.
+/// The most swap devices. Each is at least as large as all earlier ones together, so this allows growth by a factor of
+/// 2,048.
 const DEVICES_MAX: usize = 12;
 const PAGE: u64 = 4096;
 
-/// The size in bytes of the swap device to add for `total` bytes of memory, when there are `devices` of `swap` bytes in total.
+/// The size in bytes of the swap device to add for `total` bytes of memory, when there are `devices` of `swap` bytes in
+/// total.
 ///
 /// Swap in compressed memory should be about as large as memory. A device cannot grow, so there are several, each at
 /// least as large as all earlier ones together: an empty device costs 16 bytes per page.

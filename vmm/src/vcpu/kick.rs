@@ -1,4 +1,4 @@
-//! Bringing a vCPU out of the guest: a signal whose handler also makes the next entry return at once.
+//! Brings a vCPU out of the guest: by a signal whose handler also makes the next entry return at once.
 //!
 //! The signal alone could arrive just before the entry and be lost. The handler runs on the vCPU's own thread and sets
 //! `immediate_exit` in its `kvm_run`, so an entry after the signal comes back with EINTR as one before it does.
