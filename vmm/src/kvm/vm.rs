@@ -41,7 +41,7 @@ pub struct Vm {
     routes: Mutex<BTreeMap<u32, Msi>>,
     next_slot: AtomicU32,
     /// Kept alive: the guest reads these pages as long as the machine exists.
-    shown: Mutex<Vec<Arc<SharedPage>>>,
+    mapped_pages: Mutex<Vec<Arc<SharedPage>>>,
     /// Kept alive: the guest uses this memory as long as the machine exists.
     memory: GuestRam,
     /// The slot of the hotplug region's first granule; the others follow.
@@ -50,7 +50,7 @@ pub struct Vm {
 
 impl Vm {
     /// Creates a machine with `memory` and the in-kernel interrupt controllers, but without processors. The guest
-    /// cannot access the hotplug region before [`Vm::show_granule`].
+    /// cannot access the hotplug region before [`Vm::set_granule_mapped`].
     pub fn new(kvm: Kvm, memory: GuestRam) -> Result<Self, Error> {
         let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(failed("place the identity map"))?;
@@ -72,7 +72,7 @@ impl Vm {
             next_gsi: IO_APIC_PINS.into(),
             routes: Mutex::default(),
             next_slot: AtomicU32::new(slots + granules),
-            shown: Mutex::default(),
+            mapped_pages: Mutex::default(),
             memory,
             first_granule: slots,
         };
@@ -151,7 +151,7 @@ impl Vm {
 
     /// Maps `page` read-only at `address`: the guest reads it without an exit. A write there causes an exit and does
     /// not change the page.
-    pub fn show_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
+    pub fn map_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
         let slot = kvm_userspace_memory_region {
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             flags: KVM_MEM_READONLY,
@@ -159,20 +159,20 @@ impl Vm {
             memory_size: PAGE as u64,
             userspace_addr: page.address(),
         };
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(page);
-        // SAFETY: the page lives as long as this machine, in `shown`, and is only ever written with atomic stores. KVM
+        self.mapped_pages.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+        // SAFETY: the page lives as long as this machine, in `mapped_pages`, and is only ever written with atomic stores. KVM
         // refuses an address that another slot has.
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("show the machine a page"))
     }
 
     /// Maps granule `index` of the hotplug region for the guest, or unmaps it, so that an access causes an exit.
     /// Mapping a mapped granule has no effect; unmapping an unmapped granule is an error.
-    pub fn show_granule(&self, index: usize, shown: bool) -> Result<(), Error> {
+    pub fn set_granule_mapped(&self, index: usize, mapped: bool) -> Result<(), Error> {
         let granules = self.memory.hotplug().and_then(|region| Some((region, region.plugged()?)));
         let (region, plugged) =
             granules.filter(|(_, plugged)| index < plugged.granules()).ok_or(Error::NoGranule(index))?;
         let mut slot = memory_slot(self.first_granule + index as u32, region, &plugged.granule_range(index));
-        if !shown {
+        if !mapped {
             slot.memory_size = 0; // that is how a slot is removed
         }
         // SAFETY: the range lies in one mapping, kept alive by `memory`; granules and regions do not overlap.

@@ -18,7 +18,7 @@ impl SharedPage {
     }
 
     /// Writes the whole words of `bytes` to the beginning of the page; bytes beyond the page are left out.
-    pub fn show(&self, bytes: &[u8]) {
+    pub fn write(&self, bytes: &[u8]) {
         for (word, bytes) in self.0.0.iter().zip(bytes.as_chunks().0) {
             word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
         }
@@ -47,9 +47,9 @@ mod tests {
     fn what_is_shown_is_there_and_the_rest_is_zero() {
         let page = SharedPage::default();
         assert_eq!(page.address() % PAGE as u64, 0);
-        page.show(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        page.write(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(page.bytes()[..10], [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]);
-        page.show(&vec![0xFF; 2 * PAGE]);
+        page.write(&vec![0xFF; 2 * PAGE]);
         assert_eq!(page.bytes(), vec![0xFF; PAGE]);
     }
 }
