@@ -73,7 +73,7 @@ pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
     if let Some(hotplug) = &config.hotplug {
         check.hotplug(hotplug);
     }
-    if let Err(error) = cmdline::of(config) {
+    if let Err(error) = cmdline::build(config) {
         check.mistake("kernel.cmdline", error);
     }
     check.at_most("disks", config.disks.len(), 8);

@@ -22,7 +22,7 @@ pub struct ConsoleLog {
 
 struct Inner {
     sink: Sink,
-    watch: Option<Watch>,
+    panic_matcher: Option<PanicMatcher>,
 }
 
 enum Sink {
@@ -41,7 +41,10 @@ impl ConsoleLog {
                 Sink::File { file, len: 0, max: CONSOLE_LOG_MAX }
             }
         };
-        Ok(Self { inner: Mutex::new(Inner { sink, watch: Some(Watch::default()) }), panicked: Box::new(panicked) })
+        Ok(Self {
+            inner: Mutex::new(Inner { sink, panic_matcher: Some(PanicMatcher::default()) }),
+            panicked: Box::new(panicked),
+        })
     }
 
     /// Appends.
@@ -49,8 +52,8 @@ impl ConsoleLog {
         let mut inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = inner.sink.append(bytes);
         // Once: a guest that repeats the line must not fill the queue of events.
-        if inner.watch.as_mut().is_some_and(|watch| watch.sees(bytes)) {
-            inner.watch = None;
+        if inner.panic_matcher.as_mut().is_some_and(|panic_matcher| panic_matcher.find_in(bytes)) {
+            inner.panic_matcher = None;
             (self.panicked)();
         }
     }
@@ -96,12 +99,12 @@ fn keep_newest(file: &File, len: &mut u64, keep: u64) -> io::Result<()> {
 
 /// Finds [`PANIC`] in a stream that comes in pieces of any size.
 #[derive(Default)]
-struct Watch {
+struct PanicMatcher {
     matched: usize,
 }
 
-impl Watch {
-    fn sees(&mut self, bytes: &[u8]) -> bool {
+impl PanicMatcher {
+    fn find_in(&mut self, bytes: &[u8]) -> bool {
         let mut seen = false;
         for byte in bytes {
             // The first byte does not occur again in the text's matched part, so a mismatch starts over at this byte.
@@ -130,10 +133,10 @@ mod tests {
     fn a_panic_is_seen_in_pieces_of_any_size() {
         let text = b"x\r\n[    1.0] Kernel panKernel panic - not syncing: VFS: Unable to mount root fs\r\n";
         for piece in 1..text.len() {
-            let mut watch = Watch::default();
-            assert_eq!(text.chunks(piece).filter(|chunk| watch.sees(chunk)).count(), 1, "pieces of {piece}");
+            let mut panic_matcher = PanicMatcher::default();
+            assert_eq!(text.chunks(piece).filter(|chunk| panic_matcher.find_in(chunk)).count(), 1, "pieces of {piece}");
         }
-        assert!(!Watch::default().sees(b"Kernel panic - no"));
+        assert!(!PanicMatcher::default().find_in(b"Kernel panic - no"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Machine {
     /// Configuration → memory → KVM → kernel → devices → vCPUs. When this returns, all descriptors of the machine are
     /// open and all its threads exist.
     pub fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
-        let cmdline = boot::cmdline::of(config).map_err(boot::Error::from)?;
+        let cmdline = boot::cmdline::build(config).map_err(boot::Error::from)?;
         let log = console_log(config, events)?;
         let kvm = kvm::open(config.vcpus)?;
 
@@ -95,7 +95,7 @@ impl Machine {
     }
 
     /// Resumes devices that were too busy for a pause. Returns true when none remain.
-    pub fn settle(&self) -> bool {
+    pub fn resume_devices(&self) -> bool {
         self.pci.resume()
     }
 

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use garret_api::vmm::{ExitReason, LastWords, SocketAt};
 use garret_vmm::api_server::{self, ApiServer};
 use garret_vmm::control::{self, Events};
-use garret_vmm::last_words::Epitaph;
+use garret_vmm::last_words::LastWordsFile;
 use garret_vmm::machine::Machine;
 use garret_vmm::seccomp::Role;
 use garret_vmm::{config, confine, thread};
@@ -63,8 +63,8 @@ fn main() -> ExitCode {
         return seccomp_test(role);
     }
     let Some(run) = cli.run else { return ExitCode::from(2) };
-    let epitaph = match Epitaph::open(run.last_words.as_deref()) {
-        Ok(epitaph) => epitaph,
+    let last_words = match LastWordsFile::open(run.last_words.as_deref()) {
+        Ok(last_words) => last_words,
         Err(error) => {
             eprintln!("garret-vmm: last words {}: {error}", run.last_words.unwrap_or_default().display());
             return ExitCode::FAILURE;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     };
     let words = run_machine(&run, began)
         .unwrap_or_else(|error| LastWords { reason: ExitReason::Failed, message: one_line(&error) });
-    epitaph.write(words.reason, &words.message);
+    last_words.write(words.reason, &words.message);
     ExitCode::from(words.reason.status())
 }
 
@@ -92,13 +92,13 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     api_server::ending_signals().thread_block().context("cannot block signals")?;
     let landlock = confine::confine(&config, run.api.path()).context("cannot confine the process (Landlock)")?;
 
-    let (events, happenings) = Events::channel();
+    let (events, receiver) = Events::channel();
     let mut machine = Machine::assemble(&config, landlock, &events)?;
     let api = ApiServer::spawn(run.api.clone(), events).with_context(|| format!("API socket {}", run.api))?;
     Role::Main.enter()?;
 
     machine.start(began);
-    let words = control::drive(machine, &happenings);
+    let words = control::drive(machine, &receiver);
     api.end();
     Ok(words)
 }

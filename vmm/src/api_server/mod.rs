@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 pub use openapi::document;
 
-use self::limit::Limited;
+use self::limit::LimitedListener;
 use crate::control::{Event, Events};
 use crate::inherited;
 use crate::seccomp::Role;
@@ -101,7 +101,7 @@ fn serve(prepared: Prepared, events: Events, ended: oneshot::Receiver<()>) {
     let app = routes::router(events.clone());
     runtime.block_on(async move {
         let (last_call, closing) = oneshot::channel::<()>();
-        let server = axum::serve(Limited::new(listener, CONNECTIONS_MAX), app).with_graceful_shutdown(async {
+        let server = axum::serve(LimitedListener::new(listener, CONNECTIONS_MAX), app).with_graceful_shutdown(async {
             let _ = closing.await;
         });
         let server = tokio::spawn(server.into_future());

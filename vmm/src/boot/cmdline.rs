@@ -25,7 +25,7 @@ const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1";
 const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 
 /// The complete command line for `config`.
-pub fn of(config: &MachineConfig) -> Result<String, Error> {
+pub fn build(config: &MachineConfig) -> Result<String, Error> {
     let own = &config.kernel.cmdline;
     if let Some(at) = own.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
         return Err(Error::Unprintable(at));
@@ -50,18 +50,18 @@ mod tests {
 
     #[test]
     fn the_callers_words_come_last_and_win() {
-        assert_eq!(of(&config(false, "")).unwrap(), BASE);
-        assert_eq!(of(&config(false, " init=/x quiet ")).unwrap(), format!("{BASE} init=/x quiet"));
-        assert_eq!(of(&config(true, "quiet")).unwrap(), format!("{BASE} {ROOT} quiet"));
+        assert_eq!(build(&config(false, "")).unwrap(), BASE);
+        assert_eq!(build(&config(false, " init=/x quiet ")).unwrap(), format!("{BASE} init=/x quiet"));
+        assert_eq!(build(&config(true, "quiet")).unwrap(), format!("{BASE} {ROOT} quiet"));
     }
 
     #[test]
     fn limits() {
         let room = MAX - BASE.len() - 1;
-        assert!(of(&config(false, &"x".repeat(room))).is_ok());
-        assert_eq!(of(&config(false, &"x".repeat(room + 1))), Err(Error::TooLong(MAX + 1)));
+        assert!(build(&config(false, &"x".repeat(room))).is_ok());
+        assert_eq!(build(&config(false, &"x".repeat(room + 1))), Err(Error::TooLong(MAX + 1)));
         for (line, at) in [("a\nb", 1), ("\0", 0), ("abé", 2)] {
-            assert_eq!(of(&config(false, line)), Err(Error::Unprintable(at)));
+            assert_eq!(build(&config(false, line)), Err(Error::Unprintable(at)));
         }
     }
 }

@@ -137,11 +137,11 @@ fn load_kernel(memory: &GuestRam, path: &Path) -> Result<KernelLoaderResult, Err
     let himem = Some(GuestAddress(layout::HIGH_KERNEL));
     let loaded = match format(&head).ok_or_else(|| Error::NotAKernel(path.to_owned()))? {
         Format::Elf => {
-            let wrong = elf::check(&file, |start, end| in_ram(memory, start, end)).map_err(unreadable)?;
-            if let Some(wrong) = wrong {
-                return Err(match wrong {
-                    elf::Wrong::Damaged(reason) => Error::Damaged { path: path.to_owned(), reason },
-                    elf::Wrong::TooLarge => too_large(memory, "kernel", path),
+            let defect = elf::check(&file, |start, end| in_ram(memory, start, end)).map_err(unreadable)?;
+            if let Some(defect) = defect {
+                return Err(match defect {
+                    elf::Defect::Damaged(reason) => Error::Damaged { path: path.to_owned(), reason },
+                    elf::Defect::TooLarge => too_large(memory, "kernel", path),
                 });
             }
             Elf::load(memory, None, &mut file, himem)

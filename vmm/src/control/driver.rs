@@ -12,13 +12,14 @@ use crate::machine::Machine;
 /// How long devices may take to finish the requests in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Poll interval for devices whose pause timed out.
-const SETTLE: Duration = Duration::from_millis(50);
+/// The interval between attempts to resume devices whose pause timed out.
+const RESUME_RETRY: Duration = Duration::from_millis(50);
 
 /// Runs `machine` until it ends, and returns the reason.
 pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
     let lease = machine.lease().map(|length| Lease::new(length, Instant::now()));
-    let mut driver = Driver { machine, state: MachineState::Running, settled: true, lease, panic_printed: false };
+    let mut driver =
+        Driver { machine, state: MachineState::Running, devices_resumed: true, lease, panic_printed: false };
     let words = loop {
         let Some(event) = driver.next(events) else {
             break words(ExitReason::Failed, "nothing can reach the machine any more");
@@ -40,7 +41,7 @@ struct Driver {
     machine: Machine,
     state: MachineState,
     /// Whether no device is left paused by a failed pause.
-    settled: bool,
+    devices_resumed: bool,
     lease: Option<Lease>,
     panic_printed: bool,
 }
@@ -54,13 +55,15 @@ impl Driver {
         loop {
             let lease = self.lease_left();
             if lease.is_some_and(|left| left.is_zero()) {
-                self.give_back();
+                self.expire_lease();
                 continue;
             }
-            let settle = (!self.settled).then_some(SETTLE);
-            match receive(events, settle.into_iter().chain(lease).min()) {
+            let retry = (!self.devices_resumed).then_some(RESUME_RETRY);
+            match receive(events, retry.into_iter().chain(lease).min()) {
                 Ok(event) => return Some(event),
-                Err(RecvTimeoutError::Timeout) => self.settled = self.settled || self.machine.settle(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.devices_resumed = self.devices_resumed || self.machine.resume_devices()
+                }
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
@@ -73,7 +76,7 @@ impl Driver {
     }
 
     /// No API request came within the lease: resumes the machine and allows all the memory it was promised.
-    fn give_back(&mut self) {
+    fn expire_lease(&mut self) {
         tracing::warn!("no API request within the lease: the machine runs and may plug all its memory");
         self.resume();
         self.machine.allow_all_memory();
@@ -140,7 +143,7 @@ impl Driver {
     fn pause(&mut self) -> Result<(), Refused> {
         if self.state == MachineState::Running {
             let paused = self.machine.pause(STOP_DEADLINE);
-            self.settled = paused.is_ok();
+            self.devices_resumed = paused.is_ok();
             paused.map_err(|busy| Refused::Failed(busy.to_string()))?;
             self.state = MachineState::Paused;
         }

@@ -10,18 +10,18 @@ use crate::control::{Event, Events};
 const PULSE_RESET: u8 = 0xFE;
 
 /// Every register reads as zero.
-pub struct Absent {
+pub struct AbsentDevice {
     events: Events,
 }
 
-impl Absent {
+impl AbsentDevice {
     /// `events` receives a reset by the keyboard controller.
     pub fn new(events: Events) -> Self {
         Self { events }
     }
 }
 
-impl BusDevice for Absent {
+impl BusDevice for AbsentDevice {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }

@@ -8,7 +8,7 @@ mod serial;
 
 use std::sync::Arc;
 
-pub use absent::Absent;
+pub use absent::AbsentDevice;
 pub use power::{PanicPort, PowerButton, PowerPorts};
 pub use serial::SerialPort;
 
@@ -35,7 +35,7 @@ pub enum Error {
 pub fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
     let range = |range: std::ops::Range<u16>| u64::from(range.start)..u64::from(range.end);
     let one = |port: u16| u64::from(port)..u64::from(port) + 1;
-    let absent = Arc::new(Absent::new(events.clone()));
+    let absent = Arc::new(AbsentDevice::new(events.clone()));
     let mut bus = Bus::default();
     bus.add(range(ports::SERIAL), Arc::new(SerialPort::new(vm, log)?))?;
     bus.add(range(ports::SLEEP_CONTROL..ports::RESET + 1), Arc::new(PowerPorts::new(events.clone())))?;

@@ -27,7 +27,7 @@ impl PowerPorts {
 }
 
 /// The event that a write to a power register requests; `offset` counts from the sleep control register.
-fn asked(offset: u64, value: u8) -> Option<Event> {
+fn requested_event(offset: u64, value: u8) -> Option<Event> {
     const RESET: u64 = (ports::RESET - ports::SLEEP_CONTROL) as u64;
     let sleep_type = (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK;
     match offset {
@@ -43,7 +43,7 @@ impl BusDevice for PowerPorts {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some(event) = data.first().and_then(|value| asked(offset, *value)) {
+        if let Some(event) = data.first().and_then(|value| requested_event(offset, *value)) {
             self.events.send(event);
         }
     }
@@ -109,7 +109,7 @@ mod tests {
             (2, 0, None),
         ] {
             assert_eq!(
-                asked(offset, value).map(|event| format!("{event:?}")),
+                requested_event(offset, value).map(|event| format!("{event:?}")),
                 expected.map(|event: Event| format!("{event:?}")),
                 "{offset} {value:#x}"
             );

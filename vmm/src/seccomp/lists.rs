@@ -42,7 +42,7 @@ pub(super) const COMMON: &[Allow] = &[
 ];
 
 /// The calls that `role` needs in addition to [`COMMON`].
-pub(super) fn of(role: Role) -> &'static [Allow] {
+pub(super) fn for_role(role: Role) -> &'static [Allow] {
     match role {
         Role::Main => MAIN,
         Role::Api => API,

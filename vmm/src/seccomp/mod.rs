@@ -92,7 +92,7 @@ impl Role {
 
     fn rules(self) -> BTreeMap<i64, Vec<SeccompRule>> {
         let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
-        for allow in lists::COMMON.iter().chain(lists::of(self)) {
+        for allow in lists::COMMON.iter().chain(lists::for_role(self)) {
             match allow {
                 // An empty list of rules permits any arguments.
                 Allow::Any(call) => _ = rules.insert(i64::from(call.id()), vec![]),

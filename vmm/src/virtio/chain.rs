@@ -51,15 +51,15 @@ impl Chain {
             Self { mem: mem.clone(), ticket, segments: Vec::new(), readable: 0, readable_len: 0, writable_len: 0 };
         // At a loop, a bad index or a bad table, the iterator ends without an error: then the last descriptor still has
         // NEXT.
-        let mut goes_on = false;
+        let mut continues = false;
         for descriptor in raw {
             if chain.segments.len() == usize::from(queue_size) {
                 return Err(broken(ChainFault::TooLong));
             }
             chain.push(descriptor.addr(), descriptor.len(), descriptor.is_write_only()).map_err(broken)?;
-            goes_on = descriptor.has_next();
+            continues = descriptor.has_next();
         }
-        match (chain.segments.is_empty(), goes_on) {
+        match (chain.segments.is_empty(), continues) {
             (true, _) => Err(broken(ChainFault::Empty)),
             (false, true) => Err(broken(ChainFault::Endless)),
             (false, false) => Ok(chain),

@@ -27,7 +27,7 @@ use self::region::Region;
 use self::shared::Shared;
 use crate::memory::GuestRegion;
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, Chain, Device, Fault, Fds, Identity, Limited, Ring, Served};
+use crate::virtio::{self, Backend, Chain, Device, Fault, Fds, Identity, LogLimiter, Ring, Served};
 
 pub use self::region::Slots;
 pub use self::shared::{Hotplug, TargetRefused};
@@ -60,7 +60,7 @@ pub fn new(config: &HotplugConfig, region: &GuestRegion, slots: Arc<dyn Slots>) 
         queue_sizes: vec![QUEUE_SIZE],
         config: shared.clone(),
     };
-    let backend = MemBackend { region, shared: shared.clone(), log: Limited::default() };
+    let backend = MemBackend { region, shared: shared.clone(), log: LogLimiter::default() };
     let device = Device::new(identity, vec![(backend, 0..1)], Role::Mem)?;
     let interrupt = virtio::VirtioDevice::config_interrupt(&device).clone();
     Ok((device, Hotplug::new(shared, interrupt)))
@@ -70,7 +70,7 @@ pub fn new(config: &HotplugConfig, region: &GuestRegion, slots: Arc<dyn Slots>) 
 struct MemBackend {
     region: Region,
     shared: Arc<Shared>,
-    log: Limited,
+    log: LogLimiter,
 }
 
 impl Backend for MemBackend {
