@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// An episode is over when nothing has failed for this time.
-const QUIET: Duration = Duration::from_secs(60);
+const EPISODE_GAP: Duration = Duration::from_secs(60);
 
 /// The time of the host's last failure.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Failures {
     /// Notes a failure. Returns true if it begins an episode.
     pub fn begin(&mut self, now: Instant) -> bool {
         let before = self.0.replace(now);
-        before.is_none_or(|before| now.duration_since(before) >= QUIET)
+        before.is_none_or(|before| now.duration_since(before) >= EPISODE_GAP)
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Job {
     /// The index of its ring in the ring owner's list.
     pub ring: usize,
     /// The destination of the answer.
-    pub done: Arc<Done>,
+    pub completions: Arc<Completions>,
 }
 
 /// A served request, returned to the owner of its ring.
@@ -39,12 +39,12 @@ pub struct Answer {
 }
 
 /// The answers for one ring's owner.
-pub struct Done {
+pub struct Completions {
     answers: Mutex<Vec<Answer>>,
     event: EventFd,
 }
 
-impl Done {
+impl Completions {
     /// Creates an empty set of answers.
     pub fn new() -> io::Result<Self> {
         Ok(Self { answers: Mutex::default(), event: EventFd::new(libc::EFD_CLOEXEC)? })
@@ -98,7 +98,7 @@ impl Pool {
         for number in 0..count {
             let (queue, files) = (pool.queue.clone(), files.clone());
             let prepare = move || {
-                own_umask()?;
+                unshare_umask()?;
                 // The server must be created by a thread that does not share its umask.
                 if number == 0 {
                     files.renew()?;
@@ -131,9 +131,9 @@ impl Drop for Pool {
 
 impl Queue {
     fn serve(&self, files: &Files, mut table: RawTable) {
-        while let Some(Job { message, chain, ring, done }) = self.next() {
+        while let Some(Job { message, chain, ring, completions }) = self.next() {
             let result = files.serve(&message, &chain, &mut table);
-            done.push(Answer { ring, head: chain.head(), result });
+            completions.push(Answer { ring, head: chain.head(), result });
         }
     }
 
@@ -146,7 +146,7 @@ impl Queue {
 
 /// Unshares the calling thread's umask and sets it to 0: the guest's kernel has already applied its process's umask.
 #[allow(unsafe_code)]
-pub fn own_umask() -> io::Result<()> {
+pub fn unshare_umask() -> io::Result<()> {
     // SAFETY: the call is unsafe only if it unshares the descriptor table, which CLONE_FS does not do.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     rustix::process::umask(Mode::empty());
