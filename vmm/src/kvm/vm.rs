@@ -160,8 +160,8 @@ impl Vm {
             userspace_addr: page.address(),
         };
         self.mapped_pages.lock().unwrap_or_else(PoisonError::into_inner).push(page);
-        // SAFETY: the page lives as long as this machine, in `mapped_pages`, and is only ever written with atomic stores. KVM
-        // refuses an address that another slot has.
+        // SAFETY: the page lives as long as this machine, in `mapped_pages`, and is only ever written with atomic
+        // stores. KVM refuses an address that another slot has.
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("show the machine a page"))
     }
 
