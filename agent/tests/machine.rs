@@ -18,7 +18,7 @@ async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, St
     );
     let answer = tokio::task::spawn_blocking(move || {
         let mut stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(common::TIMEOUT)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -55,7 +55,7 @@ async fn statistics_are_the_kernels() {
 /// Opens `GET /v1/memory` and reads its first report.
 fn first_report(socket: &std::path::Path) -> (UnixStream, MemoryReport) {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(common::TIMEOUT)).unwrap();
     stream.write_all(b"GET /v1/memory HTTP/1.1\r\nHost: guest\r\n\r\n").unwrap();
     let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
     let line = lines.into_iter().find(|line| line.starts_with('{')).unwrap();

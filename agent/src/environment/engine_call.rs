@@ -19,7 +19,7 @@ use crate::blocking::Blocking;
 use crate::processes::descendants;
 
 /// How long a call may take to end after SIGTERM, before it is killed.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const TERM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest interval between two checks of a call.
 const POLL_MAX: Duration = Duration::from_secs(5);
 /// The temporary folder of calls that unpack images: on the data disk, because images are large.
@@ -128,7 +128,7 @@ impl EngineProcess {
                 .collect();
             // The process has not been reaped yet, so no other process has its number.
             rustix::process::kill_process(pid, Signal::TERM).ok();
-            if timeout(END_PATIENCE, self.child.wait()).await.is_err() {
+            if timeout(TERM_TIMEOUT, self.child.wait()).await.is_err() {
                 self.child.kill().await.ok();
             }
             for child in children {

@@ -31,14 +31,14 @@ pub async fn run(
         journal
             .step(&step, async |output| {
                 let outcome = exec::run(&prepare(request)?, |bytes| output.bytes(bytes)).await?;
-                verdict(&step, single, &outcome)
+                check_outcome(&step, single, &outcome)
             })
             .await
     });
     join_all(runs).await.into_iter().collect()
 }
 
-fn verdict(step: &str, single: &Single, outcome: &Outcome) -> Result<(), Problem> {
+fn check_outcome(step: &str, single: &Single, outcome: &Outcome) -> Result<(), Problem> {
     let how = match outcome {
         Outcome::Exited(0) => return Ok(()),
         Outcome::Exited(code) => format!("failed with exit code {code}"),

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 /// How long a step may take before the test fails; no test depends on the actual time.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 type Socket = WebSocketStream<UnixStream>;
 
@@ -120,8 +120,8 @@ impl Session {
         self.socket.as_mut().unwrap().send(message).await.unwrap();
     }
 
-    pub async fn control(&mut self, said: Control) {
-        self.send(control(&said)).await;
+    pub async fn control(&mut self, message: Control) {
+        self.send(control(&message)).await;
     }
 
     /// Reads until standard output contains `text`.
@@ -134,14 +134,14 @@ impl Session {
                 assert!(!early.take(message), "it ended: {:?}", early.outcome);
             }
         };
-        tokio::time::timeout(PATIENCE, reading).await.expect("the output did not come");
+        tokio::time::timeout(TIMEOUT, reading).await.expect("the output did not come");
     }
 
     pub async fn end(&mut self) -> End {
         let mut end = std::mem::replace(&mut self.early, End::new());
         let socket = self.socket.as_mut().unwrap();
         let reading = async { while !end.take(socket.next().await.unwrap().unwrap()) {} };
-        tokio::time::timeout(PATIENCE, reading).await.expect("the stream did not end");
+        tokio::time::timeout(TIMEOUT, reading).await.expect("the stream did not end");
         end
     }
 
@@ -158,7 +158,7 @@ impl Session {
 pub async fn collect(mut source: SplitStream<Socket>) -> End {
     let mut end = End::new();
     let reading = async { while !end.take(source.next().await.unwrap().unwrap()) {} };
-    tokio::time::timeout(PATIENCE, reading).await.expect("the stream did not end");
+    tokio::time::timeout(TIMEOUT, reading).await.expect("the stream did not end");
     end
 }
 
@@ -169,7 +169,7 @@ pub async fn eventually(mut so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("it never came true");
+    tokio::time::timeout(TIMEOUT, waiting).await.expect("it never came true");
 }
 
 /// Waits until the value has not changed for a while, and returns it.
