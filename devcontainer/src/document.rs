@@ -45,7 +45,7 @@ impl Document {
             // An editor marks a missing comma at the value behind it, but the parser names the end of the value before
             // it.
             let skipped = match error.kind() {
-                ParseErrorKind::ExpectedComma => blank(&text[error.range().start..]),
+                ParseErrorKind::ExpectedComma => leading_white_space(&text[error.range().start..]),
                 _ => 0,
             };
             let place = Lines::of(text).place(error.range().start + skipped);
@@ -128,7 +128,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, (Place, String)> {
 }
 
 /// The length of the white space at the beginning; 0 if nothing follows it.
-fn blank(text: &str) -> usize {
+fn leading_white_space(text: &str) -> usize {
     let rest = text.trim_start();
     if rest.is_empty() { 0 } else { text.len() - rest.len() }
 }

@@ -33,7 +33,7 @@ impl Document {
     /// The file has a property without which the container would not be the one that it describes.
     pub fn notices(&self) -> Result<Vec<Notice>, Error> {
         for (property, instead) in REFUSED {
-            if self.value().get(property).is_some_and(says_something) {
+            if self.value().get(property).is_some_and(is_set) {
                 return Err(Error::Unsupported {
                     file: self.file().to_owned(),
                     place: self.place(property),
@@ -42,7 +42,7 @@ impl Document {
                 });
             }
         }
-        let set = WITHOUT_EFFECT.into_iter().filter(|property| self.value().get(property).is_some_and(says_something));
+        let set = WITHOUT_EFFECT.into_iter().filter(|property| self.value().get(property).is_some_and(is_set));
         let notice = |property| {
             Notice(format!(
                 "{}:{}: {property} is not supported yet and has no effect",
@@ -54,7 +54,7 @@ impl Document {
     }
 }
 
-fn says_something(value: &Value) -> bool {
+fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Array(items) => !items.is_empty(),

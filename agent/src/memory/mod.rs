@@ -21,7 +21,7 @@
 //! | `readings` | reads `/proc` |
 //! | `kernel` | the kernel's files that the loop writes |
 //! | `zram` | swap in compressed memory |
-//! | `orders` | passes the target to the loop |
+//! | `shared_target` | passes the target to the loop |
 //! | `sampler` | one sampler that makes the reports of all listeners |
 //! | `pace` | when a report is due, and when memory is short: pure |
 //! | `trigger` | the kernel's event when memory is short |
@@ -44,12 +44,12 @@ mod generations;
 mod kernel;
 mod low_water;
 mod oom;
-mod orders;
 mod pace;
 mod policy;
 mod readings;
 mod reclaim;
 mod sampler;
+mod shared_target;
 mod swap_size;
 mod trigger;
 mod zones;
@@ -61,16 +61,16 @@ use garret_api::Problem;
 use garret_api::agent::{MemoryReport, MemorySqueeze};
 use tokio::sync::watch;
 
-use orders::Orders;
 use reclaim::{Figures, Reclaimer};
 use sampler::Sampler;
+use shared_target::SharedTarget;
 
 /// The smallest target, in bytes.
 const TARGET_MIN: u64 = 64 << 20;
 
 /// The guest's memory, as the API shows it.
 pub struct Memory {
-    orders: Arc<Orders>,
+    shared_target: Arc<SharedTarget>,
     figures: watch::Sender<Figures>,
     sampler: Arc<Sampler>,
 }
@@ -80,7 +80,7 @@ impl Memory {
     pub fn new() -> Self {
         let figures = watch::Sender::new(Figures::default());
         let sampler = Sampler::start(figures.subscribe());
-        Self { orders: Arc::default(), figures, sampler }
+        Self { shared_target: Arc::default(), figures, sampler }
     }
 
     /// Starts the loop in a separate thread that ends with the process. For use only in a garret guest, because the
@@ -89,9 +89,9 @@ impl Memory {
     /// # Errors
     /// No thread could be created.
     pub fn start_loop(&self) -> std::io::Result<()> {
-        let (orders, figures) = (self.orders.clone(), self.figures.clone());
+        let (shared_target, figures) = (self.shared_target.clone(), self.figures.clone());
         let go = move || {
-            reclaim::run(&orders, Reclaimer::new(), |now| {
+            reclaim::run(&shared_target, Reclaimer::new(), |now| {
                 figures.send_replace(now);
             })
         };
@@ -115,7 +115,7 @@ impl Memory {
                 format!("target: {target} bytes are below {TARGET_MIN} (64 MiB), the least a guest can run with");
             return Err(Problem::new("invalid", message));
         }
-        self.orders.set(target);
+        self.shared_target.set(target);
         Ok(())
     }
 }
@@ -128,5 +128,5 @@ impl Default for Memory {
 
 /// Runs only the loop and never returns: for a guest without the rest of the agent.
 pub fn run_loop() -> ! {
-    reclaim::run(&Orders::default(), Reclaimer::new(), |_| {})
+    reclaim::run(&SharedTarget::default(), Reclaimer::new(), |_| {})
 }
