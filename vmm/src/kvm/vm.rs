@@ -173,7 +173,7 @@ impl Vm {
             granules.filter(|(_, plugged)| index < plugged.granules()).ok_or(Error::NoGranule(index))?;
         let mut slot = memory_slot(self.first_granule + index as u32, region, &plugged.granule_range(index));
         if !mapped {
-            slot.memory_size = 0; // that is how a slot is removed
+            slot.memory_size = 0; // removes the slot
         }
         // SAFETY: the range lies in one mapping, kept alive by `memory`; granules and regions do not overlap.
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("switch the machine's plugged memory"))

@@ -35,7 +35,7 @@ pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::rt_sigprocmask),
     Any(Sysno::rt_sigreturn),
     Any(Sysno::sched_yield),
-    Any(Sysno::sigaltstack), // a thread's end
+    Any(Sysno::sigaltstack), // the end of a thread
     Any(Sysno::tgkill),      // abort
     Any(Sysno::write),
     Any(Sysno::writev),
@@ -81,7 +81,7 @@ const VCPU: &[Allow] = &[
 ];
 
 const BLOCK: &[Allow] = &[
-    Any(Sysno::clock_nanosleep), // before it asks io_uring again
+    Any(Sysno::clock_nanosleep), // before it calls io_uring again
     Any(Sysno::fallocate),
     Any(Sysno::fdatasync),
     Any(Sysno::io_uring_enter),
@@ -116,7 +116,7 @@ const FS: &[Allow] = &[
     Any(Sysno::mknodat),
     Any(Sysno::openat),
     Any(Sysno::openat2),
-    Any(Sysno::preadv), // what glibc makes of the next without flags
+    Any(Sysno::preadv), // glibc calls it for `preadv2` without flags
     Any(Sysno::preadv2),
     Any(Sysno::pwritev),
     Any(Sysno::pwritev2),
@@ -125,7 +125,7 @@ const FS: &[Allow] = &[
     Any(Sysno::statx),
     Any(Sysno::symlinkat),
     Any(Sysno::syncfs),
-    Any(Sysno::umask), // a driver that begins gets a new server
+    Any(Sysno::umask), // a new driver gets a new server
     Any(Sysno::unlinkat),
     Any(Sysno::utimensat),
 ];

@@ -40,7 +40,7 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
         // SAFETY: the handler is async-signal-safe (see the head of this file).
         result = unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop).map_err(Error::Handler);
     });
-    ROLE.set(role.name()); // also the first access, which may initialise: not left to the handler
+    ROLE.set(role.name()); // also the first access, which may initialize it: not in the handler
     result
 }
 

@@ -113,7 +113,7 @@ impl MemBackend {
             },
             Plan::Unplug(range) => {
                 if let Err(error) = self.region.unplug(&range) {
-                    self.warn("unplug", &error); // it is unplugged all the same, see there
+                    self.warn("unplug", &error); // the memory is unplugged nevertheless, see `Region::unplug`
                 }
                 Response::Ack
             }

@@ -103,7 +103,7 @@ mod tests {
         let end = SIZE / BLOCK;
         for (request, expected) in [
             (Request::Plug(blocks(10, 3)), Plan::Plug(range(10, 13))),
-            (Request::Plug(blocks(64, 118)), Plan::Plug(range(64, 182))), // up to what is requested
+            (Request::Plug(blocks(64, 118)), Plan::Plug(range(64, 182))), // up to the requested size
             (Request::Plug(blocks(64, 119)), answer(Response::Nack)),
             (Request::Plug(blocks(9, 2)), answer(Response::Error)), // one is plugged
             (Request::Plug(blocks(10, 0)), answer(Response::Error)),

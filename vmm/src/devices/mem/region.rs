@@ -51,7 +51,7 @@ impl Region {
         let idle: Vec<usize> = self.map.granules_of(range).filter(|granule| !self.map.is_active(*granule)).collect();
         for (at, granule) in idle.iter().enumerate() {
             if let Err(error) = self.slots.set_mapped(*granule, true) {
-                let _ = self.unmap(&idle[..at]); // the first error is the one to tell
+                let _ = self.unmap(&idle[..at]); // only the first error is reported
                 return Err(error);
             }
         }
