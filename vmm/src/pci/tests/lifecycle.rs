@@ -167,7 +167,7 @@ fn a_pause_holds_everything_and_a_resume_goes_on() {
     }
 }
 
-/// Its `stop` takes as long as the test wants: it raises `stopping`, then waits for `release`.
+/// Its `stop` takes as long as the test needs: it raises `stopping`, then waits for `release`.
 struct Slow {
     stopping: Arc<EventFd>,
     release: Arc<EventFd>,
