@@ -164,7 +164,7 @@ impl BringUp {
     async fn existing(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let recorded = self.entry.with(|record| record.container.clone());
         let started = match recorded {
-            Some(container) => self.started(container).await?,
+            Some(container) => self.ensure_started(container).await?,
             None => None,
         };
         if started.is_some() { Ok(started) } else { self.adopt().await }
@@ -184,7 +184,7 @@ impl BringUp {
     async fn adopt(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let lost = self.journal.quiet_step("find container", async || self.find_lost().await).await?;
         match lost {
-            Some(container) => self.started(container).await,
+            Some(container) => self.ensure_started(container).await,
             None => Ok(None),
         }
     }
@@ -207,7 +207,7 @@ impl BringUp {
         Ok(Some(container))
     }
 
-    async fn started(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, StepFailed> {
+    async fn ensure_started(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, StepFailed> {
         if runtime::is_running(&container.id) {
             return Ok(Some(container));
         }
@@ -287,7 +287,7 @@ impl BringUp {
         self.leftovers.creating.store(true, Ordering::Relaxed);
         let podman = self.podman.with_env(env);
         let mut ran = podman.output(args).await;
-        if ran.as_ref().is_err_and(|failure| self.is_half_made(failure, &name)) {
+        if ran.as_ref().is_err_and(|failure| self.is_partly_created(failure, &name)) {
             ran = match self.podman.remove_containers([name.clone()]).await {
                 Ok(()) => podman.output(args).await,
                 Err(failure) => Err(failure),
@@ -322,18 +322,18 @@ impl BringUp {
                 failure.problem("engine-failed", || format!("the container could not be created: {failure}"))
             }
         };
-        self.remove_unknown().await;
+        self.remove_unrecorded().await;
         Err(problem)
     }
 
     /// Whether the name belongs to a container that podman was killed while creating. A recorded container was created
     /// completely, even if podman has lost it since: it may hold a day's work.
-    fn is_half_made(&self, failure: &Failure, name: &str) -> bool {
+    fn is_partly_created(&self, failure: &Failure, name: &str) -> bool {
         failure.external_container(name).is_some_and(|id| self.entry.container_id().as_deref() != Some(id))
     }
 
     /// Removes the remains of a failed call that creates a container.
-    async fn remove_unknown(&self) {
+    async fn remove_unrecorded(&self) {
         let known = self.entry.container_id();
         let mut found = self.podman.containers(self.id()).await.unwrap_or_default();
         found.retain(|id| Some(id) != known.as_ref());
@@ -357,7 +357,7 @@ impl BringUp {
     pub async fn clean_up(&self, begun: SystemTime) {
         self.podman.idle().await;
         if self.leftovers.creating.load(Ordering::Relaxed) {
-            self.remove_unknown().await;
+            self.remove_unrecorded().await;
         }
         if self.leftovers.building.load(Ordering::Relaxed) {
             let since = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();

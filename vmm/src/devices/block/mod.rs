@@ -239,7 +239,7 @@ impl BlockBackend {
     }
 
     fn warn(&mut self, outcome: Outcome, error: &io::Error) {
-        if self.failures.begin(Instant::now()) {
+        if self.failures.note(Instant::now()) {
             let waits = outcome == Outcome::Wait;
             let consequence = if waits { "it waits for space" } else { "an I/O error for the guest" };
             tracing::warn!(disk = self.id, "the host fails a request, {consequence}: {error}");

@@ -3,16 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
-use super::files::Files;
 use super::pool::{Completions, Job, Pool, unshare_umask};
 use super::request::{Dispatch, Message};
+use super::share_server::ShareServer;
 use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
 
 const COMPLETIONS: Token = Token(0);
 
 /// Serves quick requests itself, and passes the others to the pool.
 pub struct FsBackend {
-    files: Arc<Files>,
+    server: Arc<ShareServer>,
     pool: Arc<Pool>,
     completions: Arc<Completions>,
     table: RawTable,
@@ -20,8 +20,8 @@ pub struct FsBackend {
 }
 
 impl FsBackend {
-    pub(super) fn new(files: Arc<Files>, pool: Arc<Pool>) -> io::Result<Self> {
-        Ok(Self { files, pool, completions: Arc::new(Completions::new()?), table: RawTable::new()?, in_flight: 0 })
+    pub(super) fn new(server: Arc<ShareServer>, pool: Arc<Pool>) -> io::Result<Self> {
+        Ok(Self { server, pool, completions: Arc::new(Completions::new()?), table: RawTable::new()?, in_flight: 0 })
     }
 
     fn complete(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -45,13 +45,13 @@ impl Backend for FsBackend {
     }
 
     fn reset(&mut self) {
-        if let Err(error) = self.files.reset() {
+        if let Err(error) = self.server.reset() {
             tracing::warn!("the file server could not be restarted: {error}");
         }
     }
 
     fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
-        self.files.started();
+        self.server.started();
         Ok(fds.add(self.completions.event(), COMPLETIONS, EventSet::IN)?)
     }
 
@@ -60,11 +60,11 @@ impl Backend for FsBackend {
         while let Some(chain) = ring.take()? {
             let message = Message::admit(&chain)?;
             if message.is_init() {
-                self.files.renew()?;
+                self.server.renew()?;
             }
             let dispatch = message.dispatch();
             if dispatch == Dispatch::Inline || (dispatch == Dispatch::InlineIfAlone && !ring.has_more()?) {
-                let written = self.files.serve(&message, &chain, &mut self.table)?;
+                let written = self.server.serve(&message, &chain, &mut self.table)?;
                 ring.complete(chain.head(), written)?;
             } else {
                 self.in_flight += 1;
@@ -84,7 +84,7 @@ impl Backend for FsBackend {
         while self.in_flight > 0 {
             result = result.and(self.complete(rings));
         }
-        self.files.stopped();
+        self.server.stopped();
         result
     }
 }

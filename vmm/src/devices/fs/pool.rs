@@ -10,8 +10,8 @@ use rustix::fs::Mode;
 use rustix::thread::UnshareFlags;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::files::Files;
 use super::request::Message;
+use super::share_server::ShareServer;
 use crate::seccomp::Role;
 use crate::thread;
 use crate::virtio::{Chain, Fault, RawTable};
@@ -92,20 +92,20 @@ struct Waiting {
 }
 
 impl Pool {
-    /// Starts `count` threads named after `device` that serve `files`.
-    pub fn start(device: &str, count: usize, files: &Arc<Files>) -> io::Result<Self> {
+    /// Starts `count` threads named after `device` that serve requests with `server`.
+    pub fn start(device: &str, count: usize, server: &Arc<ShareServer>) -> io::Result<Self> {
         let mut pool = Self { queue: Arc::default(), threads: Vec::new() };
         for number in 0..count {
-            let (queue, files) = (pool.queue.clone(), files.clone());
+            let (queue, server) = (pool.queue.clone(), server.clone());
             let prepare = move || {
                 unshare_umask()?;
                 // The server must be created by a thread that does not share its umask.
                 if number == 0 {
-                    files.renew()?;
+                    server.renew()?;
                 }
-                Ok((files, RawTable::new()?))
+                Ok((server, RawTable::new()?))
             };
-            let body = move |(files, table): (Arc<Files>, RawTable)| queue.serve(&files, table);
+            let body = move |(server, table): (Arc<ShareServer>, RawTable)| queue.serve(&server, table);
             pool.threads.push(thread::spawn_prepared(&format!("{device}-{number}"), Role::Fs, prepare, body)?);
         }
         Ok(pool)
@@ -130,9 +130,9 @@ impl Drop for Pool {
 }
 
 impl Queue {
-    fn serve(&self, files: &Files, mut table: RawTable) {
+    fn serve(&self, server: &ShareServer, mut table: RawTable) {
         while let Some(Job { message, chain, ring, completions }) = self.next() {
-            let result = files.serve(&message, &chain, &mut table);
+            let result = server.serve(&message, &chain, &mut table);
             completions.push(Answer { ring, head: chain.head(), result });
         }
     }

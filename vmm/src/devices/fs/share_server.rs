@@ -22,7 +22,7 @@ use crate::virtio::{Chain, Fault, RawTable};
 
 /// Serves one folder. Each new driver (FUSE_INIT, or a reset of the device) gets a new server. The files of the
 /// previous one are closed first, so there are never more than `fd_limit`.
-pub struct Files {
+pub struct ShareServer {
     /// The served folder, and `/proc/self/fd`, through which the server reopens known files. Opened before the jail
     /// closes.
     root: File,
@@ -36,7 +36,7 @@ pub struct Files {
     stopped: AtomicBool,
 }
 
-impl Files {
+impl ShareServer {
     /// Opens the folder of `config`; the guest may have `fd_limit` files open.
     pub fn open(config: &ShareConfig, fd_limit: u64) -> io::Result<Self> {
         Ok(Self {
