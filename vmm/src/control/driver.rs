@@ -21,13 +21,13 @@ pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
     let mut driver =
         Driver { machine, state: MachineState::Running, devices_resumed: true, lease, panic_printed: false };
     let words = loop {
-        let Some(event) = driver.next(events) else {
+        let Some(event) = driver.next_event(events) else {
             break words(ExitReason::Failed, "nothing can reach the machine any more");
         };
-        match driver.ended(event) {
-            Ok(words) => break words,
-            Err(Some(command)) => driver.serve(command),
-            Err(None) => {}
+        match driver.next_step(event) {
+            NextStep::End(words) => break words,
+            NextStep::Serve(command) => driver.serve(command),
+            NextStep::Continue => {}
         }
         if driver.state == MachineState::Stopping {
             break words(ExitReason::Asked, "stopped as asked by the API");
@@ -46,12 +46,19 @@ struct Driver {
     panic_printed: bool,
 }
 
+/// What the driver does after an event.
+enum NextStep {
+    End(LastWords),
+    Serve(Command),
+    Continue,
+}
+
 fn words(reason: ExitReason, message: impl Into<String>) -> LastWords {
     LastWords { reason, message: message.into() }
 }
 
 impl Driver {
-    fn next(&mut self, events: &Receiver<Event>) -> Option<Event> {
+    fn next_event(&mut self, events: &Receiver<Event>) -> Option<Event> {
         loop {
             let lease = self.lease_left();
             if lease.is_some_and(|left| left.is_zero()) {
@@ -82,9 +89,8 @@ impl Driver {
         self.machine.allow_all_memory();
     }
 
-    /// Returns the last words if `event` ends the machine, else the command that is left to carry out.
-    fn ended(&mut self, event: Event) -> Result<LastWords, Option<Command>> {
-        Ok(match event {
+    fn next_step(&mut self, event: Event) -> NextStep {
+        let last_words = match event {
             Event::PowerOff => words(ExitReason::PowerOff, "the guest powered off"),
             Event::Panicked => words(ExitReason::Panic, "the guest's kernel panicked: see the console log"),
             // A kernel without a driver for the panic device, or one that panics before it has loaded that driver,
@@ -97,10 +103,11 @@ impl Driver {
             Event::Terminate => words(ExitReason::Asked, "stopped as asked by a signal"),
             Event::PanicPrinted => {
                 self.panic_printed = true;
-                return Err(None);
+                return NextStep::Continue;
             }
-            Event::Command(command) => return Err(Some(command)),
-        })
+            Event::Command(command) => return NextStep::Serve(command),
+        };
+        NextStep::End(last_words)
     }
 
     fn serve(&mut self, command: Command) {
