@@ -80,7 +80,7 @@ fn main() -> ExitCode {
 fn one_line(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
         "" => cause,
-        said if said.contains(&cause) => line,
+        line_so_far if line_so_far.contains(&cause) => line,
         _ => format!("{line}: {cause}"),
     })
 }

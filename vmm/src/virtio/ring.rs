@@ -124,7 +124,7 @@ impl Ring {
                 Served::Used(written) => self.complete(ticket.head, written)?,
                 Served::Later => {}
                 Served::Stop => {
-                    self.untake(ticket)?;
+                    self.undo_take(ticket)?;
                     break;
                 }
             }
@@ -198,10 +198,10 @@ impl Ring {
     /// Puts back a chain as if it had not been taken. Only the last chain taken can be put back, so several must be put
     /// back in reverse order.
     pub fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
-        self.untake(chain.ticket())
+        self.undo_take(chain.ticket())
     }
 
-    fn untake(&mut self, ticket: Ticket) -> Result<(), Fault> {
+    fn undo_take(&mut self, ticket: Ticket) -> Result<(), Fault> {
         if ticket.position != self.queue.next_avail() {
             return Err(Fault::Bug("only the chain taken last can be put back"));
         }

@@ -46,7 +46,7 @@ impl Guest {
         self.host_buffer - self.sent.wrapping_sub(self.host_forwarded)
     }
 
-    fn sees(&mut self, connection: &mut Connection, header: &mut Header) {
+    fn receive_packet(&mut self, connection: &mut Connection, header: &mut Header) {
         connection.write_credit(header);
         self.host_buffer = header.buf_alloc.get();
         self.host_forwarded = header.fwd_cnt.get();
@@ -103,7 +103,7 @@ impl Harness {
         let mut connection = Connection::incoming(&guest.packet(Op::Request));
         assert_eq!(connection.take_control(), Some((Op::Response, 0)));
         let mut harness = Self { connection, guest, to_host: 0, host_heard: 0, to_guest: 0, guest_heard: 0 };
-        harness.guest.sees(&mut harness.connection, &mut packet(Op::Response, 0, (0, 0)));
+        harness.guest.receive_packet(&mut harness.connection, &mut packet(Op::Response, 0, (0, 0)));
         harness
     }
 
@@ -127,7 +127,7 @@ impl Harness {
             Step::HostSends(len) => {
                 let len = len.min(self.connection.window());
                 self.connection.sent(len);
-                self.guest.sees(&mut self.connection, &mut packet(Op::Data, 0, (0, 0)));
+                self.guest.receive_packet(&mut self.connection, &mut packet(Op::Data, 0, (0, 0)));
                 self.guest.unread.extend(bytes(self.to_guest, len as usize));
                 self.to_guest += u64::from(len);
                 assert!(self.guest.unread.len() <= self.guest.buffer as usize, "the guest's buffer is overrun");
@@ -147,7 +147,7 @@ impl Harness {
             Step::HostAnswers => {
                 while let Some((op, flags)) = self.connection.take_control() {
                     assert!(matches!(op, Op::CreditUpdate | Op::CreditRequest), "{op:?}");
-                    self.guest.sees(&mut self.connection, &mut packet(op, flags, (0, 0)));
+                    self.guest.receive_packet(&mut self.connection, &mut packet(op, flags, (0, 0)));
                     if op == Op::CreditRequest {
                         self.step(&Step::GuestTellsCredit);
                     }
