@@ -5,8 +5,8 @@ use std::time::Duration;
 use garret_api::Problem;
 use tokio::sync::Semaphore;
 
-/// One kind of work that may block. A caller waits at most `deadline`. Work that does not return keeps its thread and its
-/// slot; the number of slots is bounded, so it cannot take all threads.
+/// One kind of work that may block. A caller waits at most `deadline`. Work that does not return keeps its thread and
+/// its slot; the number of slots is bounded, so it cannot take all threads.
 pub struct Blocking {
     what: &'static str,
     deadline: Duration,

@@ -49,12 +49,14 @@ fn main() -> ExitCode {
 }
 
 fn agent() -> ExitCode {
-    // Init's blocked signals are inherited; the agent and all processes it starts, including containers, must receive them.
+    // Init's blocked signals are inherited; the agent and all processes it starts, including containers, must receive
+    // them.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         eprintln!("garret-agent: cannot unblock signals: {error}");
     }
     log(LevelFilter::INFO);
-    // The kernel's out-of-memory killer must not kill the agent. Its child processes reset this (`exec::allow_oom_kill`).
+    // The kernel's out-of-memory killer must not kill the agent. Its child processes reset this
+    // (`exec::allow_oom_kill`).
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("the agent may be killed for lack of memory: {error}");
     }

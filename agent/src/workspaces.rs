@@ -26,16 +26,16 @@ pub fn check_name(share: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Kills the processes that still use `folder` (containers have been stopped before), unmounts it and drops the kernel's
-/// caches of it.
+/// Kills the processes that still use `folder` (containers have been stopped before), unmounts it and drops the
+/// kernel's caches of it.
 pub async fn release(folder: PathBuf) -> Result<(), Problem> {
     RELEASE.run(move || release_now(&folder)).await?
 }
 
 fn release_now(folder: &Path) -> Result<(), Problem> {
     let Ok(metadata) = fs::metadata(folder) else { return Ok(()) };
-    // Each workspace is a separate file system that the server announces. Its device number identifies its users in every
-    // mount namespace. A plain folder of the share has no number of its own.
+    // Each workspace is a separate file system that the server announces. Its device number identifies its users in
+    // every mount namespace. A plain folder of the share has no number of its own.
     let parent = folder.parent().and_then(|parent| fs::metadata(parent).ok());
     let device = parent.filter(|parent| parent.dev() != metadata.dev()).map(|_| metadata.dev());
     users(folder, device).into_iter().for_each(end);

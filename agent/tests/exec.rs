@@ -62,10 +62,10 @@ async fn megabytes_of_bytes_pass_both_ways_unchanged() {
 
 #[tokio::test]
 async fn a_slow_reader_stops_the_process_and_loses_nothing() {
-    // `dd` reports on stderr only once everything is written; the sum is of everything.
+    // `written` is printed only after everything is written; the checksum covers everything.
     let command = "dd if=/dev/zero bs=65536 count=256 2>/dev/null; echo written >&2";
     let mut session = Session::open(request(&["sh", "-c", command])).await;
-    // Nothing is read here until the writer stands still: its counter of written bytes does not move any more.
+    // Nothing is read here until the writer blocks: its counter of written bytes does not change any more.
     let pid = common::child_named("dd").await;
     let written = common::settled(|| common::written_bytes(pid)).await;
     assert!(written < 8 << 20, "{written} bytes were buffered for a client that does not read");
@@ -89,7 +89,7 @@ async fn a_process_that_reads_nothing_can_still_be_signalled() {
 async fn a_signal_overtakes_unread_input() {
     let mut session = Session::open_with_credits(request(&["sh", "-c", "echo ready; exec sleep 1000"])).await;
     session.await_output("ready").await;
-    // The whole window is more than the pipe takes.
+    // The whole window is more than the pipe holds.
     for _ in 0..STDIN_WINDOW {
         session.send(Message::binary(vec![STDIN; FRAME_MAX])).await;
     }
@@ -116,7 +116,7 @@ async fn a_client_beyond_its_grant_is_hung_up() {
     let mut session = Session::open_with_credits(request(&["sh", "-c", &command])).await;
     session.await_output("ready").await;
     let (mut sink, _source) = session.split();
-    // The server closes when it has had enough.
+    // The server closes the connection after too many frames.
     while sink.send(Message::binary(vec![STDIN; FRAME_MAX])).await.is_ok() {}
     let pid = std::fs::read_to_string(&pid_file).unwrap();
     common::eventually(|| !std::path::Path::new("/proc").join(pid.trim()).exists()).await;
@@ -168,7 +168,7 @@ async fn a_lost_connection_hangs_the_process_up() {
     for terminal in [None, SIZE] {
         let folder = tempfile::tempdir().unwrap();
         let told = folder.path().join("told");
-        // The shell's own message about its killed child must not go to a pipe that has no reader any more.
+        // The shell's message about its killed child must not be written to a pipe without a reader.
         let command = format!(
             "exec 2>/dev/null; trap 'echo hup > {}; exit' HUP; echo ready; while :; do sleep 0.01; done",
             told.display()
@@ -187,7 +187,7 @@ async fn a_lost_client_is_noticed_while_its_input_is_stuck() {
     let command = format!("echo $$ > {}; echo ready; exec sleep 1000", pid_file.display());
     let mut session = Session::open(request(&["sh", "-c", &command])).await;
     session.await_output("ready").await;
-    // More than all buffers on the way hold; the send below is cut off, and the connection with it.
+    // More than all buffers in between hold; the send below is cut off, and the connection with it.
     let flood = async {
         loop {
             session.send(Message::binary(vec![STDIN; FRAME_MAX])).await;

@@ -9,7 +9,7 @@ use common::Server;
 use garret_api::Problem;
 use garret_api::agent::{AgentInfo, MemoryReport, Statistics};
 
-/// One HTTP/1.1 request; status and body.
+/// Sends one HTTP/1.1 request; returns the status and the body.
 async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
     let socket = server.socket();
     let length = body.len();
@@ -18,7 +18,7 @@ async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, St
     );
     let answer = tokio::task::spawn_blocking(move || {
         let mut stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(common::TIMEOUT)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -43,7 +43,7 @@ async fn statistics_are_the_kernels() {
     let server = Server::start();
     let (status, body) = call(&server, "GET", "/v1/statistics", "").await;
     if !std::path::Path::new("/proc/pressure/cpu").exists() {
-        // A kernel without PSI: told, not made up.
+        // A kernel without PSI: the agent reports an error, not invented figures.
         assert_eq!(status, 500);
         return;
     }
@@ -55,7 +55,7 @@ async fn statistics_are_the_kernels() {
 /// Opens `GET /v1/memory` and reads its first report.
 fn first_report(socket: &std::path::Path) -> (UnixStream, MemoryReport) {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(common::TIMEOUT)).unwrap();
     stream.write_all(b"GET /v1/memory HTTP/1.1\r\nHost: guest\r\n\r\n").unwrap();
     let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
     let line = lines.into_iter().find(|line| line.starts_with('{')).unwrap();
@@ -67,7 +67,7 @@ async fn every_listener_gets_a_report_at_once() {
     let server = Server::start();
     let socket = server.socket();
     let reading = tokio::task::spawn_blocking(move || {
-        // The second comes while the first is there, the third after both have gone.
+        // The second listener comes while the first is connected, the third after both have disconnected.
         let (first, second) = (first_report(&socket), first_report(&socket));
         drop(first);
         drop(second.0);

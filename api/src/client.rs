@@ -1,9 +1,9 @@
 //! One client for all three APIs: HTTP/1.1 over a Unix socket, or over a machine's vsock socket after its handshake.
 //!
-//! Each call opens a connection of its own: a call that hangs or a guest that misbehaves disturbs no other call. Whatever
-//! the peer sends is bounded, for the peer may be a guest: answers by [`BODY_MAX`], lines by [`LINE_MAX`], WebSocket frames
-//! by [`FRAME_MAX`](crate::stream::FRAME_MAX), what an [`Error`] quotes of it by [`one_line`], and waiting by the client's
-//! deadline.
+//! Each call opens a separate connection: a call that hangs or a guest that misbehaves disturbs no other call. The peer
+//! may be a guest, so everything that it sends is bounded: answers by [`BODY_MAX`], lines by [`LINE_MAX`], WebSocket
+//! frames by [`FRAME_MAX`](crate::stream::FRAME_MAX), quotations in an [`Error`] by [`one_line`], and waiting by the
+//! client's deadline.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -28,18 +28,18 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use crate::stream::{FRAME_MAX, STDIN_CREDITS};
 use crate::{Problem, one_line};
 
-/// The largest answer that is read whole, in bytes, unless [`Client::with_body_max`] says otherwise.
+/// The largest answer that is read whole, in bytes, unless it is set by [`Client::with_body_max`].
 pub const BODY_MAX: usize = 16 << 20;
-/// The largest answer that says what is wrong, in bytes.
+/// The largest error response, in bytes.
 const REFUSAL_MAX: usize = 64 << 10;
 /// The longest line of a stream of JSON lines, in bytes.
 pub const LINE_MAX: usize = 1 << 20;
-/// Empty lines in a row: a peer that sends nothing else would keep its reader busy.
+/// The most consecutive empty lines: a peer that sends nothing else would keep its reader busy.
 const BLANK_MAX: u32 = 100;
-/// How long a call may take unless [`Client::with_deadline`] says otherwise. Streams have it only until they begin.
+/// How long a call may take, unless it is set by [`Client::with_deadline`]. For streams it ends when they begin.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An open WebSocket: what exec streams run over.
+/// An open WebSocket, which carries an exec stream.
 pub type WebSocket = WebSocketStream<UnixStream>;
 
 /// Why a call failed.
@@ -50,7 +50,7 @@ pub enum Error {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// The machine runs, but nothing in it listens on the port (yet).
@@ -59,26 +59,26 @@ pub enum Error {
         /// The vsock port.
         port: u32,
     },
-    /// The other side refused, and says why.
+    /// The server rejected the request.
     #[error("{problem}")]
     Problem {
         /// The HTTP status.
         status: u16,
-        /// Why.
+        /// The reason.
         problem: Problem,
     },
     /// No answer in time.
     #[error("{target} did not answer within {} s", deadline.as_secs())]
     Deadline {
-        /// Who was asked.
+        /// The server.
         target: String,
-        /// How long was waited.
+        /// The time that was waited.
         deadline: Duration,
     },
-    /// The connection broke, or what came over it is not what was agreed.
+    /// The connection broke, or the server broke the protocol.
     #[error("{target}: {detail}")]
     Broken {
-        /// Who was asked.
+        /// The server.
         target: String,
         /// What went wrong.
         detail: String,
@@ -86,7 +86,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The HTTP status, when the other side answered with one.
+    /// The HTTP status, if the server returned one.
     pub fn status(&self) -> Option<u16> {
         match self {
             Error::Problem { status, .. } => Some(*status),
@@ -94,7 +94,7 @@ impl Error {
         }
     }
 
-    /// The problem the other side named, or this error as one.
+    /// The problem that the server returned, or this error as a problem.
     pub fn into_problem(self) -> Problem {
         match self {
             Error::Problem { problem, .. } => problem,
@@ -103,10 +103,10 @@ impl Error {
     }
 }
 
-/// What a call gives.
+/// The result of a call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Where the API is.
+/// The address of the API.
 #[derive(Clone, Debug)]
 enum Target {
     Unix(PathBuf),
@@ -154,7 +154,7 @@ impl Client {
         Self::new(Target::Vsock { socket: socket.into(), port })
     }
 
-    /// The same, refusing every peer but the process with this id, by the socket's credentials.
+    /// The same, but rejects every peer except the process with this id, by the socket's credentials.
     pub fn of_process(mut self, pid: u32) -> Self {
         self.process = Some(pid);
         self
@@ -166,7 +166,7 @@ impl Client {
         self
     }
 
-    /// The same, reading no larger answers, in bytes: for a peer that is not trusted.
+    /// The same with another limit for answers, in bytes: for a peer that is not trusted.
     pub fn with_body_max(mut self, body_max: usize) -> Self {
         self.body_max = body_max;
         self
@@ -182,13 +182,13 @@ impl Client {
         self.json(self.unary(Method::PUT, path, Some(self.encode(body)?)).await?)
     }
 
-    /// Any call whose answer has no body that matters.
+    /// Any call; the body of the response is ignored.
     pub async fn send<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> Result<()> {
         let body = body.map(|body| self.encode(body)).transpose()?;
         self.unary(method, path, body).await.map(drop)
     }
 
-    /// `POST` without a body and without an answer that matters.
+    /// `POST` without a body; the body of the response is ignored.
     pub async fn post(&self, path: &str) -> Result<()> {
         self.send::<()>(Method::POST, path, None).await
     }
@@ -198,7 +198,7 @@ impl Client {
         self.send::<()>(Method::DELETE, path, None).await
     }
 
-    /// `GET`, answered by text; what is not UTF-8 is replaced.
+    /// `GET`, answered by text; bytes that are not UTF-8 are replaced.
     pub async fn text(&self, path: &str) -> Result<String> {
         let body = self.unary(Method::GET, path, None).await?;
         Ok(String::from_utf8_lossy(&body).into_owned())
@@ -249,7 +249,7 @@ impl Client {
         self.in_time(handshake).await
     }
 
-    /// Sends a request as it is over a connection of its own, which the answer may upgrade: what a proxy needs.
+    /// Sends a request unchanged over a separate connection, which the response may upgrade: for proxies.
     pub async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
         self.in_time(self.exchange(request)).await
     }
@@ -284,7 +284,7 @@ impl Client {
         let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
-        // Ends by itself when the request and the answer's body have been dropped. Its error, if any, shows there too.
+        // The task ends when the request and the response's body have been dropped; these also report its error.
         tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(|error| self.broken(error))
     }
@@ -305,7 +305,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// Writes `CONNECT <port>` and reads `OK <n>`, byte by byte, so that nothing behind it is taken away.
+    /// Writes `CONNECT <port>` and reads `OK <n>`, byte by byte, so that no later bytes are consumed.
     async fn shake_hands(&self, stream: &mut UnixStream, port: u32) -> Result<()> {
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(|error| self.broken(error))?;
         let mut answer = Vec::new();
@@ -343,12 +343,12 @@ impl Client {
 }
 
 fn broken(target: &Target, detail: impl fmt::Display) -> Error {
-    // A parser's error quotes the value that it refuses, which may be as large as the answer.
+    // A parser's error quotes the value that it rejects, which may be as large as the answer.
     Error::Broken { target: target.to_string(), detail: one_line(&detail.to_string()) }
 }
 
-/// The error an answer other than 2xx stands for; its body should be a [`Problem`]. It becomes one line: a guest must not be
-/// able to write lines of its own into a log.
+/// Converts a response other than 2xx to an error; its body should be a [`Problem`]. The message becomes one line, so
+/// that a guest cannot write additional lines into a log.
 fn refusal(status: StatusCode, body: &[u8]) -> Error {
     let problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);
@@ -363,8 +363,8 @@ fn refusal(status: StatusCode, body: &[u8]) -> Error {
 pub struct Lines<T> {
     target: Target,
     body: Incoming,
-    /// What has come; `start..searched` is known to hold no end of line. Offsets, because shifting or searching the whole
-    /// buffer again for each piece would let a peer that sends tiny pieces burn our CPU.
+    /// The received bytes; `start..searched` contains no end of line. Offsets, because moving or searching the whole
+    /// buffer again for each piece would let a peer that sends tiny pieces waste our CPU time.
     buffer: Vec<u8>,
     start: usize,
     searched: usize,
@@ -402,7 +402,7 @@ impl<T: DeserializeOwned> Lines<T> {
         }
     }
 
-    /// Takes the next whole line; without one, what is left moves to the buffer's front.
+    /// Takes the next whole line. If there is none, moves the rest to the buffer's front.
     fn line(&mut self) -> Option<std::ops::Range<usize>> {
         let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') else {
             self.buffer.drain(..self.start);

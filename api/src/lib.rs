@@ -7,7 +7,7 @@
 //! | host | `garret daemon` | Unix socket | [`runner`] |
 //!
 //! Everything is HTTP/1.1 with JSON; streams are newline-delimited JSON (events) or WebSocket ([`stream`]: terminals,
-//! commands). This crate is data: nothing in it does I/O except [`client`].
+//! commands). This crate contains data types; only [`client`] does I/O.
 
 pub mod agent;
 pub mod client;

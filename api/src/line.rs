@@ -1,7 +1,7 @@
-/// The longest line that is made of what a peer says, in characters.
+/// The longest line, in characters.
 const LINE_MAX: usize = 500;
 
-/// What a peer says as one line: at most 500 characters, and none of them a control character.
+/// Converts a peer's text to one line: at most 500 characters, none of them a control character.
 pub fn one_line(text: &str) -> String {
     let words = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty());
     words.flat_map(|word| std::iter::once(' ').chain(word.chars())).skip(1).take(LINE_MAX).collect()

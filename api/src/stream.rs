@@ -1,13 +1,14 @@
 //! The WebSocket protocol of commands and terminals, the same on the agent's and the runner's API.
 //!
-//! The client opens the WebSocket and sends one text frame, the request (an [`ExecRequest`](crate::agent::ExecRequest)).
-//! After it:
+//! The client opens the WebSocket and sends one text frame, the request (an
+//! [`ExecRequest`](crate::agent::ExecRequest)). After it:
 //! - binary frames carry bytes; their first byte names the channel ([`STDIN`], [`STDOUT`], [`STDERR`]), the rest is data;
 //! - text frames carry a [`Control`] (client to server) or an [`Outcome`] (server to client, exactly one, last).
 //!
-//! A client that offers the WebSocket subprotocol [`STDIN_CREDITS`], to a server that selects it, sends at most [`STDIN_WINDOW`]
-//! frames of standard input, and one more for each that the server grants by `{"credit": n}`. So the server always reads,
-//! and a signal passes input that the process does not take. Without it, the server reads on only when the process does.
+//! A client that offers the WebSocket subprotocol [`STDIN_CREDITS`], to a server that selects it, sends at most
+//! [`STDIN_WINDOW`] frames of standard input, and one more for each that the server grants by `{"credit": n}`. So the
+//! server always reads, and a signal overtakes input that the process does not read. Without it, the server reads only
+//! as the process reads.
 //!
 //! With a terminal everything the process prints is on [`STDOUT`]. Either side may close; a closed connection sends the
 //! process `SIGHUP`.
@@ -33,7 +34,7 @@ pub const NO_SUCH_PROGRAM: &str = "no-such-program";
 /// Code of the [`Problem`](crate::Problem) when the program cannot be executed; a shell reports it as 126.
 pub const NOT_EXECUTABLE: &str = "not-executable";
 
-/// What the client may say while the process runs.
+/// A message of the client while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
@@ -58,7 +59,7 @@ pub struct WindowSize {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ServerMessage {
-    /// So many more frames of standard input may be sent.
+    /// The client may send this many more frames of standard input.
     Credit {
         /// 1 to [`STDIN_WINDOW`].
         credit: u32,

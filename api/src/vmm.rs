@@ -316,7 +316,7 @@ pub enum Landlock {
 pub enum MachineState {
     /// The vCPUs run.
     Running,
-    /// The vCPUs and the devices stand still.
+    /// The vCPUs and the devices are paused.
     Paused,
     /// It is going away.
     Stopping,

@@ -9,9 +9,9 @@ use crate::{Command, Error, Metadata};
 /// One devcontainer.json.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// What only the file can say.
+    /// Properties that only the file can have.
     pub own: Own,
-    /// What an image's label can say as well.
+    /// Properties that an image's label can have as well.
     pub metadata: Metadata,
 }
 
@@ -29,9 +29,9 @@ pub struct Own {
     pub docker_file: Option<String>,
     /// The older form of `build.context`.
     pub context: Option<String>,
-    /// Where work begins in the container.
+    /// The working folder in the container.
     pub workspace_folder: Option<String>,
-    /// How the workspace gets into the container, in the form of `--mount`; empty: not at all.
+    /// The workspace's mount, in the form of `--mount`; empty: the workspace is not mounted.
     pub workspace_mount: Option<String>,
     /// More arguments for the engine's `run`.
     pub run_args: Vec<String>,
@@ -58,7 +58,7 @@ pub struct Build {
     pub options: Vec<String>,
 }
 
-/// What the container is made from.
+/// The source of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// This image.
@@ -69,16 +69,16 @@ pub enum Source {
         dockerfile: String,
         /// The context; `.` unless given.
         context: String,
-        /// The rest.
+        /// The other build properties.
         build: Build,
     },
 }
 
 impl Config {
-    /// What the container is made from; a Dockerfile wins over an image, as in the reference implementation.
+    /// The source of the container; a Dockerfile wins over an image, as in the reference implementation.
     ///
     /// # Errors
-    /// Nothing is named; `file` is how the error names the devcontainer.json.
+    /// Neither is named. The error names the devcontainer.json as `file`.
     pub fn source(&self, file: &str) -> Result<Source, Error> {
         let own = &self.own;
         let build = own.build.clone().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The text of a devcontainer.json: JSON with comments and trailing commas, and where each value stands.
+//! The text of a devcontainer.json: JSON with comments and trailing commas, and the place of each value.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub struct Document {
     places: BTreeMap<String, Place>,
 }
 
-/// What JSONC adds to JSON, and nothing more: an editor would mark the rest as an error too.
+/// The additions of JSONC to JSON, and no others: an editor would mark the others as errors too.
 const OPTIONS: ParseOptions = ParseOptions {
     allow_comments: true,
     allow_trailing_commas: true,
@@ -34,7 +34,7 @@ const OPTIONS: ParseOptions = ParseOptions {
 };
 
 impl Document {
-    /// Parses `text`; `file` is how errors name it.
+    /// Parses `text`; errors name it as `file`.
     ///
     /// # Errors
     /// The text is not UTF-8, not JSON with comments, or not an object.
@@ -42,9 +42,10 @@ impl Document {
         let syntax = |place, message: String| Error::Syntax { file: file.to_owned(), place, message };
         let text = utf8(text).map_err(|(place, message)| syntax(place, message))?;
         let parsed = parse_to_ast(text, &CollectOptions::default(), &OPTIONS).map_err(|error| {
-            // A missing comma is noticed at what follows, where an editor marks it; the parser names the end of what precedes.
+            // An editor marks a missing comma at the value behind it, but the parser names the end of the value before
+            // it.
             let skipped = match error.kind() {
-                ParseErrorKind::ExpectedComma => blank(&text[error.range().start..]),
+                ParseErrorKind::ExpectedComma => leading_white_space(&text[error.range().start..]),
                 _ => 0,
             };
             let place = Lines::of(text).place(error.range().start + skipped);
@@ -62,12 +63,12 @@ impl Document {
         Ok(Self { file: file.to_owned(), value, places: walk.places })
     }
 
-    /// How errors name the file.
+    /// The file's name in errors.
     pub fn file(&self) -> &str {
         &self.file
     }
 
-    /// What the file says, as written: no variable is replaced.
+    /// The file's value as written: no variable is replaced.
     pub fn value(&self) -> &Value {
         &self.value
     }
@@ -102,7 +103,8 @@ impl Document {
         }
     }
 
-    /// Where a property stands; where the nearest one around it does if it is inside a value that is read as a whole.
+    /// The place of a property. If it is inside a value that is read as a whole: the place of the nearest enclosing
+    /// property.
     pub(crate) fn place(&self, property: &str) -> Place {
         let mut path = property;
         loop {
@@ -125,8 +127,8 @@ fn utf8(bytes: &[u8]) -> Result<&str, (Place, String)> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-/// The length of the white space at the beginning; of nothing if nothing follows it.
-fn blank(text: &str) -> usize {
+/// The length of the white space at the beginning; 0 if nothing follows it.
+fn leading_white_space(text: &str) -> usize {
     let rest = text.trim_start();
     if rest.is_empty() { 0 } else { text.len() - rest.len() }
 }
@@ -136,7 +138,7 @@ fn decapitalized(message: &str) -> String {
     rest.next().map(|first| first.to_lowercase().chain(rest).collect()).unwrap_or_default()
 }
 
-/// Offsets to places.
+/// Converts offsets to places.
 struct Lines<'a> {
     text: &'a str,
     starts: Vec<usize>,

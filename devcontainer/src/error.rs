@@ -15,7 +15,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What can be wrong with a devcontainer.json: each is one line that says where and what.
+/// Why a devcontainer.json cannot be used. Each message is one line with the place and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The workspace has none.
@@ -26,7 +26,7 @@ pub enum Error {
     /// There are several below `.devcontainer/`, and none was chosen.
     #[error("several devcontainer.json and none chosen: name one of {}", .0.join(", "))]
     Several(Vec<String>),
-    /// The chosen one is not there, or is not a relative path inside the workspace.
+    /// The chosen one does not exist, or is not a relative path inside the workspace.
     #[error("{0}: no such file in the workspace")]
     NoSuchFile(String),
     /// It is not JSON with comments.
@@ -34,33 +34,33 @@ pub enum Error {
     Syntax {
         /// The file as the caller named it.
         file: String,
-        /// Where.
+        /// The place in the file.
         place: Place,
-        /// What is wrong.
+        /// The reason.
         message: String,
     },
-    /// A property has a value it cannot have.
+    /// A property has an invalid value.
     #[error("{file}:{place}: {property}: {message}")]
     Property {
         /// The file as the caller named it.
         file: String,
-        /// Where.
+        /// The place in the file.
         place: Place,
         /// The property's path, such as `build.args.VERSION` or `mounts[1]`.
         property: String,
-        /// What is wrong.
+        /// The reason.
         message: String,
     },
-    /// A property of the specification that this version cannot honour.
+    /// A property of the specification that this version does not support.
     #[error("{file}:{place}: {property} is not supported yet: {instead}")]
     Unsupported {
         /// The file as the caller named it.
         file: String,
-        /// Where.
+        /// The place in the file.
         place: Place,
         /// The property.
         property: String,
-        /// What to do instead.
+        /// The alternative for the user.
         instead: String,
     },
     /// Neither an image nor a Dockerfile is named.
@@ -69,7 +69,7 @@ pub enum Error {
         /// The file as the caller named it.
         file: String,
     },
-    /// A variable lacks the name it stands for.
+    /// A variable lacks the name of an environment variable.
     #[error("{file}: ${{{variable}}} names no environment variable: write ${{{variable}:NAME}}")]
     NoVariableName {
         /// The file as the caller named it.
@@ -77,12 +77,12 @@ pub enum Error {
         /// The variable, such as `localEnv`.
         variable: String,
     },
-    /// The image's metadata label has a value it cannot have.
+    /// The image's metadata label has an invalid value.
     #[error("image label devcontainer.metadata: entry {entry}: {message}")]
     Metadata {
-        /// Which entry, from 0.
+        /// The index of the entry, from 0.
         entry: usize,
-        /// What is wrong.
+        /// The reason.
         message: String,
     },
 }

@@ -1,8 +1,8 @@
-//! Which devcontainer.json a workspace means.
+//! Finds the devcontainer.json of a workspace.
 
 use crate::Error;
 
-/// What [`find`] asks of a workspace. Paths are relative to it and use `/`.
+/// The files of a workspace, as [`find`] reads them. Paths are relative to the workspace and use `/`.
 pub trait Files {
     /// Whether `path` is a file, or a link to one.
     fn is_file(&self, path: &str) -> bool;
@@ -10,12 +10,12 @@ pub trait Files {
     fn folders(&self, path: &str) -> Vec<String>;
 }
 
-/// The places of a workspace's only devcontainer.json, best first. The last one is garret's own: a plain file in a folder
-/// that is nothing but a workspace.
+/// The places of a workspace's only devcontainer.json, in order of preference. The last one is garret's own: a plain
+/// file in the workspace's root.
 const PLACES: [&str; 3] = [".devcontainer/devcontainer.json", ".devcontainer.json", "devcontainer.json"];
 
-/// The devcontainer.json to use, relative to the workspace: the `chosen` one, or the first of the usual places, or the only
-/// `.devcontainer/<name>/devcontainer.json`. `chosen` may also be the `<name>`.
+/// The devcontainer.json to use, relative to the workspace: the `chosen` one, or the first of the usual places, or the
+/// only `.devcontainer/<name>/devcontainer.json`. `chosen` may also be the `<name>`.
 ///
 /// # Errors
 /// There is none, the chosen one is missing or outside the workspace, or there are several named ones and no choice.

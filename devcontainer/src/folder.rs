@@ -10,7 +10,7 @@ use crate::find::Files;
 /// The largest devcontainer.json, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
 
-/// A workspace folder, as the search for its devcontainer.json asks for it.
+/// A workspace folder, in which a devcontainer.json is searched.
 #[derive(Clone, Copy, Debug)]
 pub struct Folder<'a>(pub &'a Path);
 
@@ -30,7 +30,7 @@ impl Folder<'_> {
     /// The text of a devcontainer.json that [`find`](crate::find()) has found.
     ///
     /// # Errors
-    /// It cannot be read, is no regular file, or is larger than 1 MiB.
+    /// It cannot be read, is not a regular file, or is larger than 1 MiB.
     pub fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         // A file that became a FIFO since it was found must not block.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(self.0.join(path))?;

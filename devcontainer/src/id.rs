@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-/// `${devcontainerId}` for a container found by these labels: the SHA-256 of the labels as compact JSON with sorted keys,
-/// as a number in base 32 (digits `0-9a-v`), padded to 52 digits (specification, "devcontainerId").
+/// `${devcontainerId}` for a container found by these labels: the SHA-256 of the labels as compact JSON with sorted
+/// keys, as a number in base 32 (digits `0-9a-v`), padded to 52 digits (specification, "devcontainerId").
 pub fn devcontainer_id(labels: &BTreeMap<String, String>) -> String {
     let json = serde_json::to_vec(labels).expect("a map of strings is JSON");
     base_32(&Sha256::digest(&json))

@@ -1,16 +1,17 @@
-//! `devcontainer.json`: find, parse, validate, substitute, merge. A pure library: it runs nothing and asks its caller for
-//! every fact of the outside. Only [`Folder`], for callers that have the workspace on disk, reads files.
+//! `devcontainer.json`: find, parse, validate, substitute, merge. A pure library: it starts no program, and its caller
+//! passes all facts from outside. Only [`Folder`], for callers that have the workspace on disk, reads files.
 //!
 //! The order of use is the order of the modules:
 //!
-//! 1. [`find`]: which file of a workspace is meant;
-//! 2. [`Document::parse`]: its text, with the place of every value; [`Document::config`]: its properties, typed;
-//! 3. [`resolve`]: variables replaced, defaults of the workspace filled in;
-//! 4. [`Resolved::merge`]: together with the image's metadata label;
-//! 5. [`Merged::remote_env_in`]: what needs the running container's environment.
+//! 1. [`find`] selects the file of a workspace;
+//! 2. [`Document::parse`] parses its text and keeps the place of every value;
+//!    [`Document::config`] returns its typed properties;
+//! 3. [`resolve`] replaces variables and fills in the defaults of the workspace;
+//! 4. [`Resolved::merge`] merges it with the image's metadata label;
+//! 5. [`Merged::remote_env_in`] replaces variables that need the running container's environment.
 //!
-//! The specification is the one of containers.dev; where it is silent, the reference implementation decides, and
-//! `tests/oracle.rs` compares with it.
+//! The specification is that of containers.dev. Where it leaves something open, the reference implementation decides,
+//! and `tests/oracle.rs` compares with it.
 
 mod config;
 mod document;

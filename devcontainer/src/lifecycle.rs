@@ -4,17 +4,17 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
-/// When a lifecycle command runs; in this order.
+/// When a lifecycle command runs. The stages are in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stage {
-    /// Before there is a container, outside of it.
+    /// Before the container exists, outside of it.
     InitializeCommand,
     /// Once, in the new container.
     OnCreateCommand,
-    /// Once after it; also when the workspace's content has changed, where content is prebuilt.
+    /// Once, after `onCreateCommand`; with prebuilt content, also when the workspace's content has changed.
     UpdateContentCommand,
-    /// Once after it, with the user's own secrets.
+    /// Once, after `updateContentCommand`, with the user's own secrets.
     PostCreateCommand,
     /// Each time the container starts.
     PostStartCommand,
@@ -65,7 +65,7 @@ pub enum Single {
 }
 
 impl Command {
-    /// The commands to run at the same time, each with its name in the object form; what is blank is left out.
+    /// The commands to run at the same time, each with its name in the object form. Blank commands are left out.
     pub fn singles(&self) -> Vec<(Option<&str>, &Single)> {
         let all: Vec<_> = match self {
             Command::One(single) => vec![(None, single)],

@@ -1,4 +1,4 @@
-//! Several sources of the same properties become one (specification, "merge logic").
+//! Merges several sources of the same properties (specification, "merge logic").
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use crate::{Command, Error, Metadata, MountEntry, Stage, UserEnvProbe, Variables};
 
-/// The image's metadata and the file together. It serializes with the names that the reference implementation shows.
+/// The image's metadata merged with the file. It serializes with the names that the reference implementation uses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Merged {
     /// Run an init process.
     pub init: bool,
-    /// All rights in the machine.
+    /// Run the container privileged.
     pub privileged: bool,
     /// Capabilities added.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -39,13 +39,13 @@ pub struct Merged {
     /// The stage after which the container may be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_for: Option<Stage>,
-    /// Who runs commands; absent: the container's user.
+    /// The user that runs commands; absent: the container's user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remote_user: Option<String>,
-    /// Who runs the container's own process; absent: the image's user.
+    /// The user that runs the container's own process; absent: the image's user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_user: Option<String>,
-    /// Which shell tells the remote user's environment.
+    /// The shell that reports the remote user's environment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_env_probe: Option<UserEnvProbe>,
     /// Variables of remote processes.
@@ -100,7 +100,7 @@ fn union(sources: &[Metadata], property: impl Fn(&Metadata) -> &Option<Vec<Strin
     all
 }
 
-/// All mounts in order; of those with the same target only the last stays.
+/// All mounts in order; of mounts with the same target, only the last is kept.
 fn mounts(sources: &[Metadata]) -> Vec<MountEntry> {
     let mut kept: Vec<MountEntry> = Vec::new();
     for entry in sources.iter().filter_map(|source| source.mounts.as_ref()).flatten() {
@@ -131,7 +131,7 @@ impl Merged {
     /// The variables of remote processes in a container with this environment: `${containerEnv:…}` replaced.
     ///
     /// # Errors
-    /// `${containerEnv}` without a name; `file` is how the error names the devcontainer.json.
+    /// `${containerEnv}` without a name. The error names the devcontainer.json as `file`.
     pub fn remote_env_in(
         &self,
         file: &str,

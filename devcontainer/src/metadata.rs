@@ -1,4 +1,4 @@
-//! The properties that an image's label may carry as well as the file (specification, "image metadata").
+//! The properties that both the file and an image's label may have (specification, "image metadata").
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub const METADATA_LABEL: &str = "devcontainer.metadata";
 pub struct Metadata {
     /// Run an init process.
     pub init: Option<bool>,
-    /// All rights in the machine.
+    /// Run the container privileged.
     pub privileged: Option<bool>,
     /// Capabilities added.
     pub cap_add: Option<Vec<String>>,
@@ -38,13 +38,13 @@ pub struct Metadata {
     pub post_attach_command: Option<Command>,
     /// The stage after which the container may be used.
     pub wait_for: Option<Stage>,
-    /// Who runs the lifecycle commands and everything else later.
+    /// The user that runs the lifecycle commands and all later commands.
     pub remote_user: Option<String>,
-    /// Who runs the container's own process.
+    /// The user that runs the container's own process.
     pub container_user: Option<String>,
-    /// Which shell tells the remote user's environment.
+    /// The shell that reports the remote user's environment.
     pub user_env_probe: Option<UserEnvProbe>,
-    /// Variables of remote processes; one that is `null` is taken away from the environment.
+    /// Variables of remote processes; `null` removes a variable from the environment.
     pub remote_env: BTreeMap<String, Option<String>>,
     /// Variables of the container.
     pub container_env: BTreeMap<String, String>,
@@ -55,15 +55,15 @@ pub struct Metadata {
     pub update_remote_user_uid: Option<bool>,
 }
 
-/// Which shell tells the remote user's environment.
+/// The shell that reports the remote user's environment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum UserEnvProbe {
-    /// None: the container's environment is taken as it is.
+    /// No shell: the container's environment is used as it is.
     None,
     /// A login shell.
     LoginShell,
-    /// A shell that is both; the default.
+    /// A shell that is both login and interactive; the default.
     #[default]
     LoginInteractiveShell,
     /// An interactive shell.
@@ -84,7 +84,7 @@ impl Metadata {
     }
 }
 
-/// The entries of an image's label: an array of objects, or one object. An unreadable label is no entry at all, as in the
+/// The entries of an image's label: an array of objects, or one object. An unreadable label has no entries, as in the
 /// reference implementation; the image still runs.
 pub(crate) fn label_entries(label: Option<&str>) -> Vec<Value> {
     match label.and_then(|label| serde_json::from_str(label).ok()) {

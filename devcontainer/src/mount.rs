@@ -5,13 +5,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// One mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mount {
-    /// `bind`, `volume`, `tmpfs`, …; `volume` unless given, as the engines have it.
+    /// `bind`, `volume`, `tmpfs`, …; the default is `volume`, as in the engines.
     pub kind: String,
-    /// A folder, a file, or a volume's name; absent: an anonymous volume, or none needed.
+    /// A folder, a file, or a volume's name; absent: an anonymous volume, or a kind without a source.
     pub source: Option<String>,
-    /// Where in the container.
+    /// The path in the container.
     pub target: String,
-    /// Everything else, in order: `readonly`, `consistency=cached`, ….
+    /// The other options, in order: `readonly`, `consistency=cached`, ….
     pub options: Vec<String>,
 }
 
@@ -19,7 +19,7 @@ impl Mount {
     /// Parses the string form.
     ///
     /// # Errors
-    /// One line: a quote without its pair, or no target.
+    /// An unpaired quote, or no target; the message is one line.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut mount = Mount { kind: "volume".into(), ..Mount::default() };
         let mut target = None;
@@ -45,7 +45,7 @@ impl Mount {
     }
 }
 
-/// Comma-separated fields; a field in double quotes may hold commas, and quotes written twice (RFC 4180).
+/// Comma-separated fields; a field in double quotes may contain commas, and quotes that are written twice (RFC 4180).
 fn fields(text: &str) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut field = String::new();
@@ -74,7 +74,7 @@ fn quoted(field: &str) -> String {
     }
 }
 
-/// A mount as it is written, for the merged configuration shows it so.
+/// A mount as it is written, because the merged configuration shows it in this form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountEntry {
     /// `"type=…,…"`, which has been parsed.

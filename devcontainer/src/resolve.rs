@@ -1,4 +1,4 @@
-//! A file and its workspace: variables replaced, defaults filled in.
+//! Resolves a file for its workspace: replaces variables and fills in defaults.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use crate::merge::merge;
 use crate::metadata::{label_entries, typed_entry};
 use crate::{Config, Document, Error, Merged, Notice, Variables, devcontainer_id, substitute};
 
-/// The label that says from which workspace a container is.
+/// The label for the path of a container's workspace.
 pub const LOCAL_FOLDER_LABEL: &str = "devcontainer.local_folder";
-/// The label that says from which devcontainer.json a container is.
+/// The label for the path of a container's devcontainer.json.
 pub const CONFIG_FILE_LABEL: &str = "devcontainer.config_file";
 
-/// What a file is resolved against.
+/// The workspace that a file is resolved for.
 #[derive(Clone, Debug)]
 pub struct Workspace {
-    /// The workspace's absolute path, where the developer sees it.
+    /// The workspace's absolute path, as the developer sees it.
     pub local_folder: String,
     /// The devcontainer.json's path relative to it.
     pub config_file: String,
@@ -24,31 +24,31 @@ pub struct Workspace {
     pub local_env: BTreeMap<String, String>,
 }
 
-/// A devcontainer.json that waits for its image only.
+/// A resolved devcontainer.json; only its image's metadata is missing.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// The properties, with their variables replaced except `${containerEnv:…}`.
     pub config: Config,
-    /// What has no effect yet.
+    /// The properties that have no effect yet.
     pub notices: Vec<Notice>,
-    /// Where the workspace is in the container.
+    /// The workspace's path in the container.
     pub workspace_folder: String,
-    /// How it gets there, in the form of `--mount`; absent: not at all.
+    /// The workspace's mount, in the form of `--mount`; absent: the workspace is not mounted.
     pub workspace_mount: Option<String>,
     /// `${devcontainerId}`.
     pub id: String,
-    /// The labels the container is found by.
+    /// The labels that identify the container.
     pub labels: BTreeMap<String, String>,
     file: String,
     workspace: Workspace,
 }
 
-/// Replaces the variables of `document` and fills in where the workspace goes.
+/// Replaces the variables of `document` and fills in the workspace's folder and mount.
 ///
 /// # Errors
-/// Everything that can be wrong with a property, as one line with its place.
+/// A property is invalid; the message is one line with its place.
 pub fn resolve(document: &Document, workspace: Workspace) -> Result<Resolved, Error> {
-    // Types first: their places are those of the text as written.
+    // Check the types first: the places of their errors are those of the text as written.
     let written = document.config()?;
     let notices = document.notices()?;
     let local = workspace.local_folder.trim_end_matches('/').to_owned();
@@ -68,7 +68,7 @@ pub fn resolve(document: &Document, workspace: Workspace) -> Result<Resolved, Er
         workspace: Workspace { local_folder: local, ..workspace },
     };
     if let Some(folder) = resolved.config.own.workspace_folder.clone().filter(|folder| !folder.is_empty()) {
-        // It may name every variable but itself.
+        // The workspace folder may use every variable except its own.
         resolved.workspace_folder =
             Variables { container_workspace_folder: None, ..resolved.variables() }.replace(&folder)?;
     }
@@ -91,7 +91,7 @@ fn default_mount(source: &str, target: &str) -> String {
 }
 
 impl Resolved {
-    /// Merges with the image's [`METADATA_LABEL`](crate::METADATA_LABEL), whose variables are replaced as the file's are.
+    /// Merges with the image's [`METADATA_LABEL`](crate::METADATA_LABEL), whose variables are replaced like the file's.
     ///
     /// # Errors
     /// An entry of the label has a property of the wrong type.
@@ -102,7 +102,7 @@ impl Resolved {
         Ok(merge(&sources))
     }
 
-    /// How errors name the file.
+    /// The file's name in errors.
     pub fn file(&self) -> &str {
         &self.file
     }

@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::Error;
 
-/// What variables stand for. What is `None` is not known yet: its variables stay as written, for a later pass.
+/// The values of variables. `None` means not known yet: these variables stay as written, for a later pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Variables<'a> {
-    /// The file, as errors name it.
+    /// The file's name in errors.
     pub file: &'a str,
-    /// `${localEnv:NAME}`, also spelt `${env:NAME}`.
+    /// `${localEnv:NAME}`, also written `${env:NAME}`.
     pub local_env: Option<&'a BTreeMap<String, String>>,
     /// `${localWorkspaceFolder}`, and its last part `${localWorkspaceFolderBasename}`.
     pub local_workspace_folder: Option<&'a str>,
@@ -23,8 +23,8 @@ pub struct Variables<'a> {
     pub container_env: Option<&'a BTreeMap<String, String>>,
 }
 
-/// `value` with the variables of all its strings replaced; names of members stay. What a variable stands for is not looked
-/// at again.
+/// `value` with the variables of all its strings replaced; names of members stay. The inserted values are not
+/// substituted again.
 ///
 /// # Errors
 /// `${localEnv}` or `${containerEnv}` without a name.
@@ -89,7 +89,8 @@ impl Variables<'_> {
         })
     }
 
-    /// The default ends at the next colon and an absent variable without a default is empty: so does the reference.
+    /// The default ends at the next colon, and an absent variable without a default is empty, as in the reference
+    /// implementation.
     fn variable_of(
         &self,
         env: Option<&BTreeMap<String, String>>,
@@ -189,7 +190,7 @@ mod tests {
             let env = env();
             let variables = Variables { local_env: Some(&env), container_env: Some(&env), ..Variables::default() };
             if let Ok(once) = variables.replace(&text) {
-                // What holds no variable any more stays as it is.
+                // Text without variables stays as it is.
                 let open = once.contains("${");
                 prop_assert!(open || variables.replace(&once).unwrap() == once);
             }

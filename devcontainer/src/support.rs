@@ -1,20 +1,20 @@
-//! What of the specification this version does not honour: nothing is ignored in silence.
+//! The properties of the specification that this version does not support: none of them is ignored silently.
 
 use serde_json::Value;
 
 use crate::{Document, Error};
 
-/// A property that has no effect yet, as one line for a person.
+/// A property that has no effect yet, as one line for the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice(pub String);
 
-/// Without these the container would be another one than the file asks for: (property, what to do instead).
+/// Properties without which the container would not be the one that the file describes: (property, alternative).
 const REFUSED: [(&str, &str); 2] = [
     ("dockerComposeFile", "name an \"image\" or a \"build\""),
     ("features", "install what they bring in a Dockerfile and name it in \"build\""),
 ];
 
-/// Without these it is the right container, but something around it is missing.
+/// Properties without which the container is correct, but something around it is missing.
 const WITHOUT_EFFECT: [&str; 8] = [
     "appPort",
     "forwardPorts",
@@ -30,10 +30,10 @@ impl Document {
     /// The properties that have no effect yet.
     ///
     /// # Errors
-    /// One without which the container would be another one.
+    /// The file has a property without which the container would not be the one that it describes.
     pub fn notices(&self) -> Result<Vec<Notice>, Error> {
         for (property, instead) in REFUSED {
-            if self.value().get(property).is_some_and(says_something) {
+            if self.value().get(property).is_some_and(is_set) {
                 return Err(Error::Unsupported {
                     file: self.file().to_owned(),
                     place: self.place(property),
@@ -42,7 +42,7 @@ impl Document {
                 });
             }
         }
-        let set = WITHOUT_EFFECT.into_iter().filter(|property| self.value().get(property).is_some_and(says_something));
+        let set = WITHOUT_EFFECT.into_iter().filter(|property| self.value().get(property).is_some_and(is_set));
         let notice = |property| {
             Notice(format!(
                 "{}:{}: {property} is not supported yet and has no effect",
@@ -54,7 +54,7 @@ impl Document {
     }
 }
 
-fn says_something(value: &Value) -> bool {
+fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Array(items) => !items.is_empty(),

@@ -1,7 +1,8 @@
-//! Every case is also given to the reference implementation, and both must say the same.
+//! Every case is also passed to the reference implementation, and both must return the same.
 //!
-//! The reference is an npm package of one pinned version, installed once into the cache folder; node and npm come with the
-//! project's setup script. It runs against a stand-in for the engine's command that answers `inspect` with the case's image.
+//! The reference is an npm package of one pinned version, installed once into the cache folder; node and npm come with
+//! the project's setup script. It runs against a stand-in for the engine's command that answers `inspect` with the
+//! case's image.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,7 +97,7 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// What the merged configuration is compared by: all properties this library merges.
+/// The compared properties of the merged configuration: all that this library merges.
 const MERGED: &[&str] = &[
     "init",
     "privileged",
@@ -134,8 +135,8 @@ fn says_what_the_reference_says() {
 
 #[test]
 fn the_id_is_the_references() {
-    // What the reference shows: its configuration with the id replaced is only in the merge with a container, so the id is
-    // computed by its published algorithm, here in JavaScript.
+    // What the reference shows: its configuration with the id replaced is only in the merge with a container, so the id
+    // is computed by its published algorithm, here in JavaScript.
     let labels = BTreeMap::from([
         ("devcontainer.local_folder".to_owned(), "/home/me/\"q\" ü\t\u{7f}".to_owned()),
         ("devcontainer.config_file".to_owned(), "/home/me/.devcontainer.json".to_owned()),
@@ -234,5 +235,5 @@ impl Reference {
     }
 }
 
-/// No container is there, and every image is the case's.
+/// There is no container, and every image is the case's.
 const ENGINE: &str = "#!/bin/sh\ncase \"$1\" in inspect) cat \"$GARRET_TEST_IMAGE\";; esac\n";

@@ -1,6 +1,6 @@
-//! The few ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): processors and interrupt controller (MADT), power and
-//! reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port, panic device and power button
-//! (DSDT). What is absent is declared absent, so that no guest polls for it.
+//! The few ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): processors and interrupt controller (MADT), power
+//! and reset registers (FADT), PCI configuration space (MCFG), host bridge, motherboard, serial port, panic device and
+//! power button (DSDT). The tables declare which devices are absent, so that no guest polls for them.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
@@ -89,7 +89,7 @@ fn madt(vcpus: u8) -> MADT {
     table
 }
 
-/// Where configuration space is: segment 0, bus 0.
+/// The address of PCI configuration space: segment 0, bus 0.
 fn mcfg() -> MCFG {
     let mut table = MCFG::new(OEM, TABLE, REVISION);
     table.add_ecam(layout::PCI_CONFIG.start, 0, 0, 0);
@@ -113,7 +113,7 @@ fn dsdt() -> Sdt {
     table
 }
 
-/// A device of the system bus with its properties.
+/// Writes a device of the system bus with its properties.
 fn device(sink: &mut dyn AmlSink, name: &str, properties: &[(&str, &dyn Aml)]) {
     let properties: Vec<_> = properties.iter().map(|(name, value)| Name::new(Path::new(name), *value)).collect();
     let device = Device::new(Path::new(name), properties.iter().map(|property| property as &dyn Aml).collect());
@@ -137,7 +137,8 @@ fn host_bridge(sink: &mut dyn AmlSink) {
     device(sink, "PCI0", &properties);
 }
 
-/// Who else uses memory: Linux believes the MCFG table only where a device of this kind says the same (PCI Firmware 3.0, §4.1.2).
+/// Reserves PCI configuration space: Linux uses the MCFG table only if a motherboard device reserves the same range
+/// (PCI Firmware 3.0, §4.1.2).
 fn motherboard(sink: &mut dyn AmlSink) {
     let (start, len) = (layout::PCI_CONFIG.start as u32, (layout::PCI_CONFIG.end - layout::PCI_CONFIG.start) as u32);
     let memory = Memory32Fixed::new(true, start, len);
@@ -145,7 +146,7 @@ fn motherboard(sink: &mut dyn AmlSink) {
     device(sink, "MBRD", &[("_HID", &EISAName::new("PNP0C02")), ("_CRS", &resources)]);
 }
 
-/// Its interrupt is wired: without it a guest hangs at its first write to the terminal from user space.
+/// The port has a wired interrupt: without it, a guest hangs at its first write to the terminal from user space.
 fn serial_port(sink: &mut dyn AmlSink) {
     let start = ports::SERIAL.start;
     let interrupt = Interrupt::new(true, true, false, false, ports::SERIAL_GSI);
@@ -154,7 +155,7 @@ fn serial_port(sink: &mut dyn AmlSink) {
     device(sink, "COM1", &[("_HID", &EISAName::new("PNP0501")), ("_UID", &0u8), ("_CRS", &resources)]);
 }
 
-/// pvpanic: Linux writes to its port when the kernel dies.
+/// pvpanic: Linux writes to its port when the kernel panics.
 fn panic_device(sink: &mut dyn AmlSink) {
     let port = IO::new(ports::PANIC, ports::PANIC, 1, 1);
     let resources = ResourceTemplate::new(vec![&port]);
@@ -164,8 +165,8 @@ fn panic_device(sink: &mut dyn AmlSink) {
 /// The notification value of a pressed power button (ACPI 6.5 §4.8.2.2.1.2).
 const BUTTON_PRESSED: u8 = 0x80;
 
-/// A control-method power button. A hardware-reduced machine has no fixed one: a generic event device (§5.6.9) turns the
-/// interrupt into the notification.
+/// A control-method power button. A hardware-reduced machine has no fixed one: a generic event device (§5.6.9) turns
+/// the interrupt into the notification.
 fn power_button(sink: &mut dyn AmlSink) {
     device(sink, "PWRB", &[("_HID", &EISAName::new("PNP0C0C")), ("_UID", &0u8)]);
     let interrupt = Interrupt::new(true, true, false, false, ports::POWER_BUTTON_GSI);

@@ -1,20 +1,21 @@
-//! Port and memory-mapped I/O: which device answers for which address.
+//! Port and memory-mapped I/O: finds the device at an address.
 //!
-//! A bus does not change once the vCPUs run, so looking a device up takes no lock; a device that has state locks itself.
+//! A bus does not change once the vCPUs run, so looking a device up takes no lock; a device that has state locks
+//! itself.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What answers at a range of addresses. `offset` counts from the start of the range; `data` has 1 to 8 bytes and lies
+/// A device at a range of addresses. `offset` counts from the start of the range; `data` has 1 to 8 bytes and lies
 /// wholly inside it.
 pub trait BusDevice: Send + Sync {
     /// Fills all of `data`.
     fn read(&self, offset: u64, data: &mut [u8]);
-    /// Takes `data`.
+    /// Writes `data`.
     fn write(&self, offset: u64, data: &[u8]);
 }
 
-/// Two devices want the same address.
+/// The ranges of two devices overlap.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("addresses {0:#x}..{1:#x} are taken already")]
 pub struct Overlap(u64, u64);

@@ -1,4 +1,4 @@
-//! The machine's configuration file: read, then checked as a whole, each mistake with its own line.
+//! Reads the machine's configuration file and checks it as a whole: the error has one line per mistake.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -8,7 +8,7 @@ use garret_api::vmm::{DiskConfig, HotplugConfig, MachineConfig, NetConfig, RateL
 
 use crate::boot::cmdline;
 
-/// The file cannot be used.
+/// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
@@ -16,7 +16,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The host's error.
         source: std::io::Error,
     },
     /// It is not a machine's configuration. The parser's message ends with line and column.
@@ -24,15 +24,15 @@ pub enum Error {
     Parse {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// Values are out of range: a line for each.
+    /// Values are out of range: one line for each.
     #[error("{}", lines(path, mistakes))]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The wrong values.
         mistakes: Vec<Mistake>,
     },
 }
@@ -65,7 +65,7 @@ pub fn load(path: &Path) -> Result<MachineConfig, Error> {
     if mistakes.is_empty() { Ok(config) } else { Err(Error::Invalid { path, mistakes }) }
 }
 
-/// Everything that is wrong with `config`; nothing is opened for it.
+/// Returns every mistake in `config`. Opens no file.
 pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
     let mut check = Check(Vec::new());
     check.within("vcpus", config.vcpus, 1, 32);
@@ -73,7 +73,7 @@ pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
     if let Some(hotplug) = &config.hotplug {
         check.hotplug(hotplug);
     }
-    if let Err(error) = cmdline::of(config) {
+    if let Err(error) = cmdline::build(config) {
         check.mistake("kernel.cmdline", error);
     }
     check.at_most("disks", config.disks.len(), 8);
@@ -146,7 +146,7 @@ impl Check {
     }
 
     fn net(&mut self, index: usize, net: &NetConfig) {
-        // The kernel's limit for interface names, less the final NUL.
+        // The kernel's limit for interface names, minus the final NUL.
         if net.tap.is_empty()
             || net.tap.len() > 15
             || net.tap.bytes().any(|byte| byte == b'/' || byte.is_ascii_whitespace())
@@ -204,7 +204,7 @@ mod tests {
     use serde_json::{Value, json};
     use std::io::Write;
 
-    /// A sound configuration with the value at `pointer` replaced.
+    /// A valid configuration with the value at `pointer` replaced.
     fn changed(pointer: &str, value: Value) -> String {
         let mut config = json!({
             "vcpus": 2,

@@ -1,8 +1,8 @@
 //! Landlock: the process reaches the files its configuration names, and nothing else of the file system.
 //!
-//! Entered before the first file of the configuration is opened, so every thread is under it. The kernel may be older than a
-//! right we ask for; then the rest holds (the runner's jail has no other files anyway), the log warns, and `GET /v1/machine`
-//! says so.
+//! The process enters the rules before it opens the first file of the configuration, so they hold for every thread. The
+//! kernel may not know some of the rights. Then the others still hold (the runner's jail has no other files anyway),
+//! the log has a warning, and `GET /v1/machine` reports it.
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +12,15 @@ use landlock::{
     path_beneath_rules,
 };
 
-/// The newest set of rights we know; refer (renames between folders) needs the second.
+/// The newest supported set of rights. Renames between folders (`refer`) need the second set.
 const RIGHTS: ABI = ABI::V5;
 
-/// Confines the calling thread and all it will make. `api`: the path of the API socket, if it has one.
+/// Confines the calling thread and all threads that it creates later. `api`: the path of the API socket, if it has one.
 pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Landlock, RulesetError> {
     let rules = rules(config, api);
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;
     for (access, paths) in rules {
-        // A path that is not there gets no rule; opening it then says so.
+        // A path that does not exist gets no rule; the later open reports it.
         ruleset = ruleset.add_rules(path_beneath_rules(paths, access))?;
     }
     let landlock = reached(ruleset.restrict_self()?.ruleset);
@@ -93,7 +93,7 @@ mod tests {
             "shares": [{"tag": "w", "path": path("share")}],
         });
         let config = serde_json::from_value(config).unwrap();
-        // On a thread of its own: it cannot be undone.
+        // On a separate thread, because it cannot be undone.
         let confined = std::thread::spawn(move || {
             let landlock = confine(&config, Some(&path("run/api.sock"))).unwrap();
             assert_ne!(landlock, Landlock::Absent, "this host has no Landlock: the test needs it");
@@ -110,7 +110,7 @@ mod tests {
                 fs::read("/etc/passwd").err(),
                 fs::rename(path("share/file"), path("run/file")).err(),
             ] {
-                // A rename between two sets of rights is refused as one between two file systems.
+                // A rename between two sets of rights fails like one between two file systems.
                 let kind = refused.map(|error| error.kind());
                 assert!(matches!(kind, Some(ErrorKind::PermissionDenied | ErrorKind::CrossesDevices)), "{kind:?}");
             }

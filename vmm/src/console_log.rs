@@ -1,7 +1,7 @@
-//! Where the guest's consoles go: a file that keeps the last part of what was printed, whatever the guest prints.
+//! The log of the guest's consoles: a file of bounded size that keeps the newest output.
 //!
-//! The file is a journal in two halves: when it is full its older half is dropped. So it never exceeds its limit and, once
-//! full, always holds at least half of it. It also listens for the kernel's last line.
+//! When the file is full, its older half is dropped. So it never exceeds its limit and, once it was full, always holds
+//! at least half of it. The log also detects the kernel's panic message.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -11,10 +11,10 @@ use std::sync::Mutex;
 
 use garret_api::vmm::CONSOLE_LOG_MAX;
 
-/// What a dying Linux prints.
+/// The beginning of the message that Linux prints when it panics.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 
-/// A shared console log. Errors of the file (a full disk) are swallowed: a guest's printing must not end its machine.
+/// A shared console log. Errors of the file (a full disk) are ignored: the machine must continue.
 pub struct ConsoleLog {
     inner: Mutex<Inner>,
     panicked: Box<dyn Fn() + Send + Sync>,
@@ -22,7 +22,7 @@ pub struct ConsoleLog {
 
 struct Inner {
     sink: Sink,
-    watch: Option<Watch>,
+    panic_matcher: Option<PanicMatcher>,
 }
 
 enum Sink {
@@ -31,7 +31,8 @@ enum Sink {
 }
 
 impl ConsoleLog {
-    /// Opens (and empties) the log, or takes standard output. `panicked` is called when a kernel panic is seen, once.
+    /// Opens and empties the file at `path`; without a path, prints to standard output. `panicked` is called once, at
+    /// the first panic message.
     pub fn open(path: Option<&Path>, panicked: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let sink = match path {
             None => Sink::Stdout,
@@ -40,7 +41,10 @@ impl ConsoleLog {
                 Sink::File { file, len: 0, max: CONSOLE_LOG_MAX }
             }
         };
-        Ok(Self { inner: Mutex::new(Inner { sink, watch: Some(Watch::default()) }), panicked: Box::new(panicked) })
+        Ok(Self {
+            inner: Mutex::new(Inner { sink, panic_matcher: Some(PanicMatcher::default()) }),
+            panicked: Box::new(panicked),
+        })
     }
 
     /// Appends.
@@ -48,8 +52,8 @@ impl ConsoleLog {
         let mut inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = inner.sink.append(bytes);
         // Once: a guest that repeats the line must not fill the queue of events.
-        if inner.watch.as_mut().is_some_and(|watch| watch.sees(bytes)) {
-            inner.watch = None;
+        if inner.panic_matcher.as_mut().is_some_and(|panic_matcher| panic_matcher.find_in(bytes)) {
+            inner.panic_matcher = None;
             (self.panicked)();
         }
     }
@@ -95,12 +99,12 @@ fn keep_newest(file: &File, len: &mut u64, keep: u64) -> io::Result<()> {
 
 /// Finds [`PANIC`] in a stream that comes in pieces of any size.
 #[derive(Default)]
-struct Watch {
+struct PanicMatcher {
     matched: usize,
 }
 
-impl Watch {
-    fn sees(&mut self, bytes: &[u8]) -> bool {
+impl PanicMatcher {
+    fn find_in(&mut self, bytes: &[u8]) -> bool {
         let mut seen = false;
         for byte in bytes {
             // The first byte does not occur again in the text's matched part, so a mismatch starts over at this byte.
@@ -129,10 +133,10 @@ mod tests {
     fn a_panic_is_seen_in_pieces_of_any_size() {
         let text = b"x\r\n[    1.0] Kernel panKernel panic - not syncing: VFS: Unable to mount root fs\r\n";
         for piece in 1..text.len() {
-            let mut watch = Watch::default();
-            assert_eq!(text.chunks(piece).filter(|chunk| watch.sees(chunk)).count(), 1, "pieces of {piece}");
+            let mut panic_matcher = PanicMatcher::default();
+            assert_eq!(text.chunks(piece).filter(|chunk| panic_matcher.find_in(chunk)).count(), 1, "pieces of {piece}");
         }
-        assert!(!Watch::default().sees(b"Kernel panic - no"));
+        assert!(!PanicMatcher::default().find_in(b"Kernel panic - no"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Sockets that the process was started with: bound by the process that made its jail, under a number that both know.
+//! Sockets that the process inherits: the process that created its jail has bound them to known descriptor numbers.
 
 #![allow(unsafe_code)]
 
@@ -14,9 +14,11 @@ const LISTEN_BACKLOG: i32 = 128;
 /// The smaller numbers are the standard streams.
 const NUMBER_MIN: RawFd = 3;
 
-/// Listens on the inherited socket `number`; non-blocking. Call it once for each number, before other descriptors are opened.
+/// Listens on the inherited socket `number`; non-blocking. Call it once for each number, before other descriptors are
+/// opened.
 ///
-/// It calls `listen` even if the socket already listens: `SO_PEERCRED` shows clients which process called `listen` last.
+/// It calls `listen` even if the socket already listens: `SO_PEERCRED` shows clients which process called `listen`
+/// last.
 ///
 /// # Errors
 /// There is no such descriptor, or it is no bound Unix stream socket.

@@ -8,9 +8,9 @@ use std::path::Path;
 use garret_api::vmm::{ExitReason, LastWords};
 
 /// Where the last words go; without a file only to standard error.
-pub struct Epitaph(Option<File>);
+pub struct LastWordsFile(Option<File>);
 
-impl Epitaph {
+impl LastWordsFile {
     /// Creates the file, empty: it stays empty if the VMM is killed. A forbidden system call writes there too.
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
         let file = path.map(File::create).transpose()?;
@@ -38,9 +38,9 @@ mod tests {
     fn the_file_is_empty_until_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("last-words.json");
-        let epitaph = Epitaph::open(Some(&path)).unwrap();
+        let file = LastWordsFile::open(Some(&path)).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"");
-        epitaph.write(ExitReason::PowerOff, "the guest powered off");
+        file.write(ExitReason::PowerOff, "the guest powered off");
         let words: LastWords = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(words, LastWords { reason: ExitReason::PowerOff, message: "the guest powered off".into() });
     }

@@ -1,6 +1,6 @@
-//! One process is one machine: this library builds it, runs it and answers for it.
+//! One process is one machine: this library builds it, runs it and serves its API.
 //!
-//! A machine is assembled in [`machine`], which reads top to bottom as the boot does; [`control`] holds its state.
+//! [`machine`] assembles the machine, in the order of the boot; [`control`] holds its state.
 
 pub mod acpi;
 pub mod api_server;

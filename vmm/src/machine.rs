@@ -48,10 +48,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Configuration → memory → KVM → kernel → devices → vCPUs. All its descriptors are open and all its threads exist
-    /// when this returns.
+    /// Configuration → memory → KVM → kernel → devices → vCPUs. When this returns, all descriptors of the machine are
+    /// open and all its threads exist.
     pub fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
-        let cmdline = boot::cmdline::of(config).map_err(boot::Error::from)?;
+        let cmdline = boot::cmdline::build(config).map_err(boot::Error::from)?;
         let log = console_log(config, events)?;
         let kvm = kvm::open(config.vcpus)?;
 
@@ -74,8 +74,8 @@ impl Machine {
         self.vcpus.resume();
     }
 
-    /// Stops the vCPUs first, then the devices. So no new request arrives, and the requests in flight are finished. Each
-    /// of the two steps may take up to `deadline`.
+    /// Stops the vCPUs first, then the devices. So no new request arrives, and the requests in flight are finished.
+    /// Each of the two steps may take up to `deadline`.
     pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
         // A stopping device serves no request, including reads, until its waiting writes are done.
         if let Some(device) = self.pci.device_waiting_for_space() {
@@ -95,11 +95,12 @@ impl Machine {
     }
 
     /// Resumes devices that were too busy for a pause. Returns true when none remain.
-    pub fn settle(&self) -> bool {
+    pub fn resume_devices(&self) -> bool {
         self.pci.resume()
     }
 
-    /// Ends the machine. The vCPUs get `deadline` to stop; then the requests in flight get the same time to reach the disk.
+    /// Ends the machine. The vCPUs get `deadline` to stop; then the requests in flight get the same time to reach the
+    /// disk.
     pub fn end(self, deadline: Duration) {
         if !self.vcpus.stop(deadline) {
             tracing::warn!("a virtual CPU did not stop in time");

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use garret_api::vmm::{ExitReason, LastWords, SocketAt};
 use garret_vmm::api_server::{self, ApiServer};
 use garret_vmm::control::{self, Events};
-use garret_vmm::last_words::Epitaph;
+use garret_vmm::last_words::LastWordsFile;
 use garret_vmm::machine::Machine;
 use garret_vmm::seccomp::Role;
 use garret_vmm::{config, confine, thread};
@@ -53,7 +53,7 @@ enum SelfTest {
 fn main() -> ExitCode {
     let began = Instant::now();
     thread::share_heap();
-    // Other processes of this uid must not look into this one. `execve` has made it possible again.
+    // Other processes of this uid must not read this one's memory; `execve` has reset this setting.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         eprintln!("garret-vmm: PR_SET_DUMPABLE: {error}");
         return ExitCode::FAILURE;
@@ -63,8 +63,8 @@ fn main() -> ExitCode {
         return seccomp_test(role);
     }
     let Some(run) = cli.run else { return ExitCode::from(2) };
-    let epitaph = match Epitaph::open(run.last_words.as_deref()) {
-        Ok(epitaph) => epitaph,
+    let last_words = match LastWordsFile::open(run.last_words.as_deref()) {
+        Ok(last_words) => last_words,
         Err(error) => {
             eprintln!("garret-vmm: last words {}: {error}", run.last_words.unwrap_or_default().display());
             return ExitCode::FAILURE;
@@ -72,15 +72,15 @@ fn main() -> ExitCode {
     };
     let words = run_machine(&run, began)
         .unwrap_or_else(|error| LastWords { reason: ExitReason::Failed, message: one_line(&error) });
-    epitaph.write(words.reason, &words.message);
+    last_words.write(words.reason, &words.message);
     ExitCode::from(words.reason.status())
 }
 
-/// The error and its causes, each said once: most of our errors name their cause themselves.
+/// The error and its causes on one line. A cause whose text is already on the line is left out.
 fn one_line(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
         "" => cause,
-        said if said.contains(&cause) => line,
+        line_so_far if line_so_far.contains(&cause) => line,
         _ => format!("{line}: {cause}"),
     })
 }
@@ -92,20 +92,20 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     api_server::ending_signals().thread_block().context("cannot block signals")?;
     let landlock = confine::confine(&config, run.api.path()).context("cannot confine the process (Landlock)")?;
 
-    let (events, happenings) = Events::channel();
+    let (events, receiver) = Events::channel();
     let mut machine = Machine::assemble(&config, landlock, &events)?;
     let api = ApiServer::spawn(run.api.clone(), events).with_context(|| format!("API socket {}", run.api))?;
     Role::Main.enter()?;
 
     machine.start(began);
-    let words = control::drive(machine, &happenings);
+    let words = control::drive(machine, &receiver);
     api.end();
     Ok(words)
 }
 
-/// Logging to standard error. What a guest can cause is limited where it is logged; the lines of virtiofsd and virtio-queue
-/// are not, and left out. A panicking worker's message is (it means a bug, the device asks for a reset, and the machine lives
-/// on).
+/// Sets up logging to standard error. Lines that a guest can cause are limited where they are logged. The lines of
+/// virtiofsd and virtio-queue are not, so they are dropped. Panic messages are limited here: a panic in a worker is a
+/// bug, but the machine continues, and its guest may cause more of them.
 fn limit_output() {
     use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::prelude::*;
@@ -124,7 +124,7 @@ fn limit_output() {
     }));
 }
 
-/// Shared folders keep many files open; the hard limit is the caller's decision.
+/// Raises the limit of open files to the hard limit, which the caller has set: shared folders keep many files open.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

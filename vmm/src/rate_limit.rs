@@ -1,7 +1,7 @@
 //! A token bucket for each of bytes and operations, and the timer that wakes a worker when tokens have flowed in again.
 //!
-//! A request is let through while its buckets hold anything at all, and is then charged in full, if need be into debt. So a
-//! request larger than the burst is never stuck, and the rate over time is exact.
+//! A request passes while its buckets hold any tokens. It is then charged in full, even if a level becomes negative. So
+//! a request larger than the burst is never stuck, and the rate over time is exact.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -28,7 +28,7 @@ impl TokenBucket {
         Self { per_second: i128::from(bucket.per_second.max(1)), full, level: full, refilled: Duration::ZERO }
     }
 
-    /// How long to wait until the level is above nothing; `None` when it is.
+    /// The time until the level is above zero; `None` if it is.
     fn wait(&mut self, now: Duration) -> Option<Duration> {
         let elapsed = now.saturating_sub(self.refilled);
         // Above 10^9 seconds of refill the bucket is full anyway; the bound keeps the product inside 128 bits.
@@ -47,7 +47,7 @@ impl TokenBucket {
     }
 }
 
-/// The pure part: time goes in as the time since the start.
+/// Both buckets. Pure: the caller passes the time since the start.
 #[derive(Debug)]
 struct Buckets {
     bytes: Option<TokenBucket>,
@@ -83,8 +83,8 @@ impl Buckets {
 /// Limits the requests of one worker.
 ///
 /// Before a request: [`RateLimiter::blocked`]; after it is taken: [`RateLimiter::charge`]. When blocked, the timer's
-/// descriptor becomes readable as soon as a request would pass: the worker registers it, and calls [`RateLimiter::elapsed`]
-/// when it fires.
+/// descriptor becomes readable as soon as a request would pass: the worker registers it, and calls
+/// [`RateLimiter::elapsed`] when it fires.
 #[derive(Debug)]
 pub struct RateLimiter {
     buckets: Buckets,
@@ -94,12 +94,12 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// No limit when `limit` is absent or holds none. The error is the kernel's refusal of a timer.
+    /// No limit if `limit` is absent or empty. Fails if the kernel does not create a timer.
     pub fn new(limit: Option<RateLimit>) -> io::Result<Self> {
         Ok(Self { buckets: Buckets::new(limit), start: Instant::now(), timer: Timer::new()?, armed: false })
     }
 
-    /// Whether the next request has to wait; if so the timer is running.
+    /// Whether the next request has to wait; if so, the timer is running.
     pub fn blocked(&mut self) -> bool {
         if self.armed {
             return true;
@@ -113,12 +113,12 @@ impl RateLimiter {
         self.armed
     }
 
-    /// Counts one operation of so many bytes.
+    /// Counts one operation of `bytes` bytes.
     pub fn charge(&mut self, bytes: u64) {
         self.buckets.charge(bytes);
     }
 
-    /// To be called when the timer's descriptor is readable.
+    /// Must be called when the timer's descriptor is readable.
     pub fn elapsed(&mut self) {
         self.timer.clear();
         self.armed = false;
@@ -202,7 +202,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked and whenever: over any span no more passes than burst + rate x time + one request.
+        /// For any requests at any times: over any span, at most burst + rate x time + one request passes.
         #[test]
         fn never_faster_than_the_rate(
             per_second in 1..10_000_u64,
@@ -223,7 +223,7 @@ mod tests {
             }
         }
 
-        /// The wait it names is enough, and extreme limits do not overflow.
+        /// The returned wait is long enough, and extreme limits do not overflow.
         #[test]
         fn the_wait_is_enough(per_second in 1..=u64::MAX, burst in 1..=u64::MAX, bytes in any::<u64>(), now in any::<u32>()) {
             let mut buckets = buckets(bucket(per_second, burst), None);
@@ -231,7 +231,7 @@ mod tests {
             buckets.wait(now);
             buckets.charge(bytes);
             if let Some(wait) = buckets.wait(now) {
-                // Longer than the bound on one refill only if the debt is beyond a lifetime.
+                // A longer wait may exceed the bound on one refill.
                 if wait < Duration::from_secs(1_000_000_000) {
                     prop_assert_eq!(buckets.wait(now + wait), None);
                 }

@@ -1,8 +1,8 @@
 //! Threads of a machine: named, with small stacks, each under its role's filter.
 //!
-//! All threads are created while the machine is assembled: a thread inherits its creator's filter, and no role may create
-//! threads. They inherit the signal mask of the main thread, so that only the main thread receives SIGTERM and similar
-//! signals.
+//! All threads are created while the machine is assembled: a thread inherits its creator's filter, and no role may
+//! create threads. They also inherit the signal mask of the main thread, which blocks SIGTERM and SIGINT. Only the
+//! API's thread unblocks these signals.
 
 use std::io;
 use std::sync::mpsc;
@@ -33,7 +33,8 @@ pub fn spawn<T: Send + 'static>(
     spawn_prepared(name, role, || Ok(()), |()| body())
 }
 
-/// Like [`spawn`], with a first step that runs on the new thread before its filter closes. Returns the error of that step.
+/// Like [`spawn`], with a first step that runs on the new thread before its filter closes. Returns the error of that
+/// step.
 pub fn spawn_prepared<P: 'static, T: Send + 'static>(
     name: &str,
     role: Role,

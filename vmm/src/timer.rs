@@ -11,13 +11,13 @@ use rustix::time::{
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// See the module. It never blocks. Several descriptors may wake a worker at once. The worker may then stop or reset
-/// the timer for another of them before it handles the timer's own wake-up.
+/// See the module. No call blocks. Several descriptors may wake a worker at once. The worker may then stop or set the
+/// timer for another of them before it handles the timer's own wake-up.
 #[derive(Debug)]
 pub struct Timer(OwnedFd);
 
 impl Timer {
-    /// A timer that does not run. The error is the kernel's refusal.
+    /// Creates a stopped timer. Fails if the kernel rejects it.
     pub fn new() -> io::Result<Self> {
         Ok(Self(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?))
     }
@@ -28,14 +28,14 @@ impl Timer {
         self.settime(wait.clamp(Duration::from_nanos(1), LONGEST), interval)
     }
 
-    /// Fires no more, and has not fired.
+    /// Stops the timer. If it has fired, its descriptor is not readable any more.
     pub fn stop(&self) -> io::Result<()> {
         self.settime(Duration::ZERO, Duration::ZERO)
     }
 
-    /// Takes note that it has fired, if it has: its descriptor is not readable any more.
+    /// Clears the event if the timer has fired: its descriptor is not readable any more.
     pub fn clear(&self) {
-        // The count does not matter, and EAGAIN means that there was nothing to note.
+        // The count does not matter, and EAGAIN means that the timer has not fired.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
 
-    /// How long a test waits at most.
+    /// The longest wait of a test.
     const LONG: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
     fn fired(timer: &Timer, timeout: &Timespec) -> bool {

@@ -1,10 +1,10 @@
-//! Each thread role's filter: a forbidden call ends the process, and says which one it was.
+//! The filter of each thread role: a forbidden call ends the process, and its name is reported.
 
 use std::process::Command;
 
 const ROLES: [&str; 9] = ["main", "api", "vcpu", "block", "net", "fs", "vsock", "mem", "quiet"];
 
-/// The longest list a role may have; a longer one is a decision to take here.
+/// The longest permitted list of a role. To allow a longer list, change this number.
 const LIST_MAX: usize = 64;
 
 fn forbidden_call_in(role: &str) {

@@ -1,5 +1,4 @@
-//! What a person sees who starts the program with something wrong: one clear line, and the same in the last words. None of
-//! these gets as far as needing KVM.
+//! Wrong usage: the program prints one clear line, and writes the same to the last words. No test here needs KVM.
 
 use std::path::Path;
 use std::process::{Command, Output};

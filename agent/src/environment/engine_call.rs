@@ -19,14 +19,14 @@ use crate::blocking::Blocking;
 use crate::processes::descendants;
 
 /// How long a call may take to end after SIGTERM, before it is killed.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const TERM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest interval between two checks of a call.
 const POLL_MAX: Duration = Duration::from_secs(5);
 /// The temporary folder of calls that unpack images: on the data disk, because images are large.
 const SCRATCH: &str = "/var/tmp";
 const SCRATCH_PREFIX: &str = "garret-podman-";
-/// Fewer bytes than this within the whole silence limit do not count as progress: an idle engine also reads and computes
-/// a little.
+/// Fewer bytes than this within the whole silence limit do not count as progress: an idle engine also reads and
+/// computes a little.
 const BYTES_MIN: u64 = 64 * 1024;
 const CPU_TICKS_MIN: u64 = 100;
 
@@ -66,7 +66,8 @@ pub(super) struct Call {
 
 struct EngineProcess {
     child: Child,
-    /// Ending the call also ends the processes it started (a build's commands, but not the container that `run` leaves behind).
+    /// Ending the call also ends the processes it started (a build's commands, but not the container that `run` leaves
+    /// behind).
     with_children: bool,
     scratch: Option<TempDir>,
     _permit: OwnedSemaphorePermit,
@@ -127,7 +128,7 @@ impl EngineProcess {
                 .collect();
             // The process has not been reaped yet, so no other process has its number.
             rustix::process::kill_process(pid, Signal::TERM).ok();
-            if timeout(END_PATIENCE, self.child.wait()).await.is_err() {
+            if timeout(TERM_TIMEOUT, self.child.wait()).await.is_err() {
                 self.child.kill().await.ok();
             }
             for child in children {
@@ -154,8 +155,8 @@ static MEASURE: Blocking = Blocking::new("measuring the engine", 16, Duration::f
 /// Checks a running call until its limit is reached.
 pub(super) struct LimitTimer {
     limit: Limit,
-    /// Time since the start, or since the last progress. It counts checks, so that the pause of a machine does not count
-    /// as waiting.
+    /// Time since the start, or since the last progress. It counts checks, so that the pause of a machine does not
+    /// count as waiting.
     spent: Duration,
     next: Instant,
     seen: Activity,
@@ -237,7 +238,8 @@ fn bytes(io: &str) -> u64 {
     fields.filter_map(|number| number.trim().parse::<u64>().ok()).sum()
 }
 
-/// `utime` and `stime` of `/proc/<pid>/stat`, the 14th and 15th field; the 2nd, a name in parentheses, may hold anything.
+/// `utime` and `stime` of `/proc/<pid>/stat`, the 14th and 15th field; the 2nd, a name in parentheses, may hold
+/// anything.
 fn cpu_ticks(stat: &str) -> u64 {
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     rest.split_whitespace().skip(11).take(2).filter_map(|number| number.parse::<u64>().ok()).sum()

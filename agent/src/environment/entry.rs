@@ -23,25 +23,25 @@ pub(super) struct Entry {
     pub id: String,
     store: Store,
     record: Mutex<Record>,
-    /// Held while the record is written or removed, so that the newest record is written last. That may take as long as
-    /// the disk hangs: only a thread that may block locks it.
+    /// Held while the record is written or removed, so that the newest record is written last. A disk that hangs holds
+    /// it as long: only a thread that may block locks it.
     writing: Mutex<()>,
     /// Whether the record has been removed from the disk.
     removed: AtomicBool,
-    way: Mutex<Option<Way>>,
+    run: Mutex<Option<RunHandle>>,
     /// Held while the environment's container is changed.
     pub gate: tokio::sync::Mutex<()>,
 }
 
-/// A run of `up` in progress.
+/// A handle to a run of `up` in progress.
 #[derive(Clone, Debug)]
-pub(super) struct Way {
+pub(super) struct RunHandle {
     pub generation: u64,
     pub journal: Arc<Journal>,
     cancel: Arc<watch::Sender<Option<&'static str>>>,
 }
 
-impl Way {
+impl RunHandle {
     fn new(generation: u64) -> Self {
         Self { generation, journal: Journal::new(), cancel: Arc::new(watch::Sender::new(None)) }
     }
@@ -61,7 +61,7 @@ impl Entry {
             record: Mutex::new(record),
             writing: Mutex::default(),
             removed: AtomicBool::default(),
-            way: Mutex::default(),
+            run: Mutex::default(),
             gate: Default::default(),
         })
     }
@@ -79,7 +79,7 @@ impl Entry {
     /// Changes the record in memory and on the disk.
     ///
     /// # Errors
-    /// The record could not be written to the disk; the record in memory has changed all the same.
+    /// The record could not be written to the disk; the record in memory has changed nevertheless.
     pub async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
         change(&mut lock(&self.record));
         let entry = self.clone();
@@ -93,16 +93,16 @@ impl Entry {
     }
 
     fn save(&self) -> io::Result<()> {
-        let _alone = lock(&self.writing);
+        let _guard = lock(&self.writing);
         let record = lock(&self.record).clone();
         if self.is_removed() { Ok(()) } else { self.store.save(&record) }
     }
 
-    /// Removes the record from the disk, for good.
+    /// Removes the record from the disk, permanently.
     pub async fn delete_record(self: &Arc<Self>) -> Result<(), Problem> {
         let entry = self.clone();
         let delete = move || {
-            let _alone = lock(&entry.writing);
+            let _guard = lock(&entry.writing);
             entry.store.remove(&entry.id)?;
             entry.removed.store(true, Ordering::Release);
             Ok(())
@@ -115,37 +115,38 @@ impl Entry {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// Returns the run of `generation`, and whether it is new. A newer generation cancels the run in progress and replaces it.
+    /// Returns the run of `generation`, and whether it is new. A newer generation cancels the run in progress and
+    /// replaces it.
     ///
     /// # Errors
     /// `conflict`: a newer generation has already started.
-    pub fn begin(&self, generation: u64) -> Result<(Way, bool), Problem> {
-        let mut way = lock(&self.way);
+    pub fn begin(&self, generation: u64) -> Result<(RunHandle, bool), Problem> {
+        let mut run = lock(&self.run);
         let recorded = self.with(|record| record.generation);
-        let newest = way.as_ref().map_or(recorded, |way| way.generation.max(recorded));
+        let newest = run.as_ref().map_or(recorded, |run| run.generation.max(recorded));
         if generation != 0 && generation < newest {
             return Err(outdated(&self.id, generation, newest));
         }
-        if let Some(current) = &*way {
+        if let Some(current) = &*run {
             if generation == 0 || generation == current.generation {
                 return Ok((current.clone(), false));
             }
             current.cancel.send_replace(Some("a newer request replaced this run"));
         }
-        let new = Way::new(generation);
-        *way = Some(new.clone());
+        let new = RunHandle::new(generation);
+        *run = Some(new.clone());
         Ok((new, true))
     }
 
     /// Notes that the run `ended` is over.
-    pub fn end(&self, ended: &Way) {
-        lock(&self.way).take_if(|way| Arc::ptr_eq(&way.journal, &ended.journal));
+    pub fn end(&self, ended: &RunHandle) {
+        lock(&self.run).take_if(|run| Arc::ptr_eq(&run.journal, &ended.journal));
     }
 
     /// Cancels the run in progress, if there is one. To wait for its end, lock the gate.
     pub fn cancel(&self) {
-        if let Some(way) = &*lock(&self.way) {
-            way.cancel.send_replace(Some("the environment was stopped while it was starting"));
+        if let Some(run) = &*lock(&self.run) {
+            run.cancel.send_replace(Some("the environment was stopped while it was starting"));
         }
     }
 }

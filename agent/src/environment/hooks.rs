@@ -15,9 +15,9 @@ use crate::exec::{self, ProcessSpec};
 /// The most characters of a command that an error shows.
 const SHOWN_MAX: usize = 120;
 
-/// Runs `command` of `stage`: one process, or several in parallel, each as a separate step. `prepare` builds the process
-/// from program and arguments. If several fail, the first one in the order of the file is returned as the failure. All
-/// are waited for.
+/// Runs `command` of `stage`: one process, or several in parallel, each as a separate step. `prepare` builds the
+/// process from program and arguments. If several fail, the first one in the order of the file is returned as the
+/// failure. All are waited for.
 pub async fn run(
     journal: &Arc<Journal>,
     stage: Stage,
@@ -31,14 +31,14 @@ pub async fn run(
         journal
             .step(&step, async |output| {
                 let outcome = exec::run(&prepare(request)?, |bytes| output.bytes(bytes)).await?;
-                verdict(&step, single, &outcome)
+                check_outcome(&step, single, &outcome)
             })
             .await
     });
     join_all(runs).await.into_iter().collect()
 }
 
-fn verdict(step: &str, single: &Single, outcome: &Outcome) -> Result<(), Problem> {
+fn check_outcome(step: &str, single: &Single, outcome: &Outcome) -> Result<(), Problem> {
     let how = match outcome {
         Outcome::Exited(0) => return Ok(()),
         Outcome::Exited(code) => format!("failed with exit code {code}"),

@@ -24,7 +24,8 @@ pub fn repository(image: &str) -> &str {
     }
 }
 
-/// The reason why `image` could not be pulled, on one line: the image, its registry, the engine's message and what to do.
+/// The reason why `image` could not be pulled, on one line: the image, its registry, the engine's message and what to
+/// do.
 pub fn pull_failed(image: &str, engine_says: &str) -> String {
     let registry = registry(image);
     let says = |needles: &[&str]| {

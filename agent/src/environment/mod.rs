@@ -40,11 +40,11 @@ use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, ExecRequest, LOG_MAX, Progress};
 use tokio::sync::{mpsc, watch};
 
-use self::entry::{Entry, Way};
+use self::entry::{Entry, RunHandle};
 use self::journal::StepFailed;
 use self::podman::{Podman, keep_end};
 use self::record::{Record, Store};
-use self::up::{Leftovers, Up};
+use self::up::{BringUp, Leftovers};
 use crate::exec::ProcessSpec;
 use crate::setup::HostFacts;
 
@@ -88,19 +88,19 @@ impl Environments {
     pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
         check_id(id)?;
         let entry = self.entry_or_new(id, &spec);
-        let (way, new) = entry.begin(spec.generation)?;
-        let lines = way.journal.follow();
+        let (handle, new) = entry.begin(spec.generation)?;
+        let lines = handle.journal.follow();
         if new {
-            let up = Up {
+            let run = BringUp {
                 dirs: self.dirs.clone(),
                 facts: self.facts.borrow().clone(),
                 podman: self.podman(),
                 entry,
-                journal: way.journal.clone(),
+                journal: handle.journal.clone(),
                 spec,
                 leftovers: Leftovers::default(),
             };
-            tokio::spawn(go_up(up, way));
+            tokio::spawn(bring_up(run, handle));
         }
         Ok(lines)
     }
@@ -127,7 +127,7 @@ impl Environments {
         // An environment without a record may still have left containers or volumes.
         let entry = self.entry(id).unwrap_or_else(|_| Entry::new(self.store.clone(), Record::new(id, "")));
         entry.cancel();
-        let _alone = entry.gate.lock().await;
+        let _guard = entry.gate.lock().await;
         self.remove_parts(&entry).await?;
         entry.delete_record().await?;
         let mut entries = self.lock();
@@ -160,7 +160,8 @@ impl Environments {
         remote::process(&container, &remote::users(running.pid).await?, request)
     }
 
-    /// Stops the containers of every environment whose workspace is `share`, because that folder is about to be removed.
+    /// Stops the containers of every environment whose workspace is `share`, because that folder is about to be
+    /// removed.
     pub async fn release(&self, share: &str) -> Result<(), Problem> {
         let all = self.all();
         let of_share = all.iter().filter(|entry| entry.with(|record| record.share == share));
@@ -187,7 +188,8 @@ impl Environments {
     async fn remove_parts(&self, entry: &Entry) -> Result<(), Problem> {
         let podman = self.podman();
         podman.remove_containers_of(&entry.id).await?;
-        // A container has no label if podman was killed while it created the container, or if podman's database lost it.
+        // A container has no label if podman was killed while it created the container, or if podman's database lost
+        // it.
         podman.remove_containers([plan::container_name(&entry.id)]).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
@@ -202,7 +204,7 @@ impl Environments {
 
     async fn stop_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
-        let _alone = entry.gate.lock().await;
+        let _guard = entry.gate.lock().await;
         if let Some(container) = entry.container_id() {
             self.podman().output(["stop", "--ignore", "--time", STOP_SECONDS, &container]).await?;
         }
@@ -252,21 +254,21 @@ pub fn clean_up() {
 }
 
 /// Runs all of `up`, including its last line.
-async fn go_up(mut up: Up, way: Way) {
-    let entry = up.entry.clone();
-    let alone = entry.gate.lock().await;
+async fn bring_up(mut run: BringUp, handle: RunHandle) {
+    let entry = run.entry.clone();
+    let guard = entry.gate.lock().await;
     let begun = SystemTime::now();
     let result = tokio::select! {
         biased;
-        reason = way.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new("conflict", reason) }),
-        result = up.run() => result,
+        reason = handle.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new("conflict", reason) }),
+        result = run.execute() => result,
     };
-    up.clean_up(begun).await;
-    let result = up.conclude(result).await;
-    drop(alone);
+    run.clean_up(begun).await;
+    let result = run.record_result(result).await;
+    drop(guard);
     // Before the last line: a client that reads it and asks again must get a new run.
-    entry.end(&way);
-    way.journal.write(match result {
+    entry.end(&handle);
+    handle.journal.write(match result {
         Ok(()) => Progress::Ready { environment: status(&entry) },
         Err(StepFailed { step, problem }) => Progress::Failed { step, problem },
     });

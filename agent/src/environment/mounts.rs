@@ -11,14 +11,14 @@ const SOCKET_NAMES: [&str; 4] =
 
 /// The location of a workspace, on the host and in the guest.
 #[derive(Clone, Copy, Debug)]
-pub struct Shared<'a> {
+pub struct WorkspacePaths<'a> {
     /// On the host, without a trailing slash.
     pub host: &'a str,
     /// In the guest.
     pub guest: &'a str,
 }
 
-impl Shared<'_> {
+impl WorkspacePaths<'_> {
     /// A bind mount's source in the guest.
     ///
     /// # Errors
@@ -105,26 +105,27 @@ impl Shared<'_> {
 mod tests {
     use super::*;
 
-    const SHARED: Shared<'_> = Shared { host: "/home/ann/my project", guest: "/workspaces/p-1" };
+    const WORKSPACE_PATHS: WorkspacePaths<'_> =
+        WorkspacePaths { host: "/home/ann/my project", guest: "/workspaces/p-1" };
 
     #[test]
     fn sources_inside_are_found_in_the_share() {
-        assert_eq!(SHARED.source("/home/ann/my project").unwrap(), "/workspaces/p-1");
-        assert_eq!(SHARED.source("/home/ann/my project/a/b").unwrap(), "/workspaces/p-1/a/b");
-        assert_eq!(SHARED.source("/var/run/docker.sock").unwrap(), ENGINE_SOCKET);
+        assert_eq!(WORKSPACE_PATHS.source("/home/ann/my project").unwrap(), "/workspaces/p-1");
+        assert_eq!(WORKSPACE_PATHS.source("/home/ann/my project/a/b").unwrap(), "/workspaces/p-1/a/b");
+        assert_eq!(WORKSPACE_PATHS.source("/var/run/docker.sock").unwrap(), ENGINE_SOCKET);
     }
 
     #[test]
     fn sources_outside_are_one_clear_error() {
         for source in ["/home/ann/.ssh", "/home/ann/my project 2", "/home/ann/my project/../x", "relative", ""] {
-            let message = SHARED.source(source).unwrap_err().message;
+            let message = WORKSPACE_PATHS.source(source).unwrap_err().message;
             assert!(message.contains("outside the workspace") && !message.contains('\n'), "{message}");
         }
     }
 
     #[test]
     fn only_bind_mounts_have_paths() {
-        let mount = |text: &str| SHARED.mount(&Mount::parse(text).unwrap()).map(|mount| mount.to_argument());
+        let mount = |text: &str| WORKSPACE_PATHS.mount(&Mount::parse(text).unwrap()).map(|mount| mount.to_argument());
         assert_eq!(mount("type=volume,source=cache,target=/c").unwrap(), "type=volume,source=cache,target=/c");
         assert_eq!(
             mount("type=bind,source=/home/ann/my project/x,target=/x,readonly").unwrap(),
@@ -146,7 +147,7 @@ mod tests {
         ]
         .map(str::to_owned);
         assert_eq!(
-            SHARED.run_args(&args).unwrap(),
+            WORKSPACE_PATHS.run_args(&args).unwrap(),
             [
                 "--network=host",
                 "-v",
@@ -157,6 +158,6 @@ mod tests {
                 "-v"
             ]
         );
-        assert!(SHARED.run_args(&["-v".into(), "/etc:/e".into()]).is_err());
+        assert!(WORKSPACE_PATHS.run_args(&["-v".into(), "/etc:/e".into()]).is_err());
     }
 }

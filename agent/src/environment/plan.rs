@@ -6,7 +6,7 @@ use garret_api::Problem;
 use garret_devcontainer::{Build, Merged, Mount, Resolved};
 
 use super::image::repository;
-use super::mounts::Shared;
+use super::mounts::WorkspacePaths;
 use super::podman::Config;
 use super::record::ImageRecord;
 
@@ -51,7 +51,8 @@ pub struct BuildPlan<'a> {
     pub context: &'a str,
     /// The other build properties.
     pub build: &'a Build,
-    /// Environment variables of the build's commands. The proxies are not included: the engine passes them on by itself.
+    /// Environment variables of the build's commands. The proxies are not included: the engine passes them on by
+    /// itself.
     pub env: &'a BTreeMap<String, String>,
     /// The path of the file with [`Variables::file`] of the build's arguments.
     pub arg_file: &'a str,
@@ -90,7 +91,7 @@ pub struct RunPlan<'a> {
     /// The environment.
     pub id: &'a str,
     /// The workspace.
-    pub shared: Shared<'a>,
+    pub workspace: WorkspacePaths<'a>,
     /// The configuration of devcontainer.json.
     pub resolved: &'a Resolved,
     /// The configuration merged with the image's metadata.
@@ -136,18 +137,18 @@ pub fn variables(env: &BTreeMap<String, String>) -> Variables {
 /// # Errors
 /// A mount's source is outside the workspace.
 pub fn run_args(plan: &RunPlan<'_>) -> Result<Vec<String>, Problem> {
-    let RunPlan { id, shared, resolved, merged, image, config, env_file } = *plan;
+    let RunPlan { id, workspace, resolved, merged, image, config, env_file } = *plan;
     let mut args = words(&["run", "--detach", "--pull=never", "--name", &container_name(id)]);
     args.extend(words(&["--log-driver", "k8s-file", "--log-opt", &format!("max-size={LOG_FILE_MAX}")]));
     args.push(format!("--label={}", label(id)));
     args.extend(resolved.labels.iter().map(|(name, value)| format!("--label={name}={value}")));
     for mount in all_mounts(resolved, merged)? {
-        args.push(format!("--mount={}", shared.mount(&mount)?.to_argument()));
+        args.push(format!("--mount={}", workspace.mount(&mount)?.to_argument()));
     }
     args.push(format!("--env-file={env_file}"));
     args.extend(variables(&merged.container_env).inherited.into_keys().map(|name| format!("--env={name}")));
     args.extend(merged.container_user.iter().map(|user| format!("--user={user}")));
-    args.extend(shared.run_args(&resolved.config.own.run_args)?);
+    args.extend(workspace.run_args(&resolved.config.own.run_args)?);
     args.extend(merged.init.then(|| "--init".to_owned()));
     args.extend(merged.privileged.then(|| "--privileged".to_owned()));
     args.extend(merged.cap_add.iter().map(|capability| format!("--cap-add={capability}")));

@@ -3,12 +3,12 @@ use garret_devcontainer::{Document, Workspace, resolve};
 use super::*;
 use crate::environment::podman::OneOrMany;
 
-const SHARED: Shared<'_> = Shared { host: "/home/ann/p", guest: "/workspaces/p-1" };
+const WORKSPACE_PATHS: WorkspacePaths<'_> = WorkspacePaths { host: "/home/ann/p", guest: "/workspaces/p-1" };
 
 fn resolved(text: &str) -> Resolved {
     let document = Document::parse("d", text.as_bytes()).unwrap();
     let workspace = Workspace {
-        local_folder: SHARED.host.into(),
+        local_folder: WORKSPACE_PATHS.host.into(),
         config_file: ".devcontainer.json".into(),
         local_env: BTreeMap::new(),
     };
@@ -33,7 +33,7 @@ fn run(text: &str, label: Option<&str>) -> Result<Vec<String>, Problem> {
     let merged = merge(&resolved, &image(label))?;
     run_args(&RunPlan {
         id: "p-1",
-        shared: SHARED,
+        workspace: WORKSPACE_PATHS,
         resolved: &resolved,
         merged: &merged,
         image: "img",

@@ -49,16 +49,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The id of a container that has this name and is known only to podman's storage, because podman was killed while it
-    /// created the container. Matches the text of podman's error.
+    /// The id of a container that has this name and is known only to podman's storage, because podman was killed while
+    /// it created the container. Matches the text of podman's error.
     pub fn external_container(&self, name: &str) -> Option<&str> {
         let (_, text) = self.stderr.split_once(&format!("the container name \"{name}\" is already in use by "))?;
         let (id, rest) = text.split_once('.')?;
         rest.contains("by an external entity").then_some(id)
     }
 
-    /// The problem to report for this failure. `message` adds details, except when the disk is full, which always has the
-    /// same message.
+    /// The problem to report for this failure. `message` adds details, except when the disk is full, which always has
+    /// the same message.
     pub fn problem(&self, code: &str, message: impl FnOnce() -> String) -> Problem {
         if self.stderr.to_lowercase().contains("no space left on device") {
             return disk_full();
@@ -155,8 +155,9 @@ impl Podman {
         Ok(self.json::<Vec<Container>, _>(["container", "inspect", id]).await?.into_iter().next())
     }
 
-    /// Removes the containers that builds started at `since` (seconds since 1970) or later have left. The engine does not
-    /// list them, but they hold layers. While another build runs, they may belong to it; a later call removes them then.
+    /// Removes the containers that builds started at `since` (seconds since 1970) or later have left. The engine does
+    /// not list them, but they hold layers. While another build runs, they may belong to it; a later call removes them
+    /// then.
     pub async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
         if PROCESS_SCAN.run(another_build_runs).await.unwrap_or(true) {
             return Ok(());
@@ -189,7 +190,8 @@ impl Podman {
         }
     }
 
-    /// Runs until the call ends or reaches its limit; returns true if the status is 0. Dropping the future ends the call.
+    /// Runs until the call ends or reaches its limit; returns true if the status is 0. Dropping the future ends the
+    /// call.
     async fn call<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,

@@ -56,8 +56,8 @@ pub struct ContainerRecord {
     pub remote_env: BTreeMap<String, Option<String>>,
     /// The environment that the remote user's shell reported last.
     pub probed: Option<Probed>,
-    /// The lifecycle commands that have run to their end: once per container, except `postStartCommand`, which runs once
-    /// per start. The value records the start's time.
+    /// The lifecycle commands that have run to their end: once per container, except `postStartCommand`, which runs
+    /// once per start. The value records the start's time.
     pub done: BTreeMap<String, String>,
     /// Whether the container has passed the stage after which it may be used, since its last start.
     #[serde(skip)]
@@ -189,8 +189,8 @@ impl Store {
         // A power cut may have left a file that was being written.
         remove_file(&self.temporary(id))?;
         remove_file(&self.path(id))?;
-        // The runner counts the environment's runs from 1 again. A record that came back after a power cut would refuse them. The
-        // disk's one journal also commits what was removed before: the container.
+        // The runner counts the environment's runs from 1 again. A record that came back after a power cut would refuse
+        // them. The disk's one journal also commits what was removed before: the container.
         match File::open(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             folder => folder?.sync_all(),

@@ -23,7 +23,7 @@ const PROBE_MAX: usize = 1 << 20;
 /// Surrounds the environment in the probe's output, because a shell's startup files may print text before and after it.
 const MARK: &str = "\u{1}garret-environment\u{1}";
 /// Variables that describe only the probing shell.
-const OF_THE_SHELL: [&str; 4] = ["OLDPWD", "PWD", "SHLVL", "_"];
+const SHELL_VARIABLES: [&str; 4] = ["OLDPWD", "PWD", "SHLVL", "_"];
 
 /// Reading user files of a container or an image: a file system that is mounted there may never respond.
 pub static USER_FILES: Blocking = Blocking::new("reading the container's user files", 16, Duration::from_secs(10));
@@ -70,13 +70,13 @@ pub fn process(container: &ContainerRecord, users: &Users, request: ExecRequest)
     Ok(ProcessSpec { place, args, env, cwd, credentials: user.credentials, terminal: request.terminal })
 }
 
-/// Reads the environment that the remote user's shell sets. Returns `None`, and reports the reason through `tell`, if the
-/// shell did not print it.
+/// Reads the environment that the remote user's shell sets. Returns `None`, and reports the reason through `report`, if
+/// the shell did not print it.
 pub async fn probe(
     container: &ContainerRecord,
     users: &Users,
     kind: UserEnvProbe,
-    tell: impl Fn(&str),
+    report: impl Fn(&str),
 ) -> Result<Option<BTreeMap<String, String>>, Problem> {
     let flags = match kind {
         UserEnvProbe::None => return Ok(Some(BTreeMap::new())),
@@ -91,44 +91,44 @@ pub async fn probe(
     let unprobed = ContainerRecord { probed: None, remote_env: BTreeMap::new(), ..container.clone() };
     let cwd = Some("/".to_owned());
     let spec = process(&unprobed, users, ExecRequest { command, cwd, ..ExecRequest::default() })?;
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     let running = exec::run(&spec, |bytes| {
-        if said.len() < PROBE_MAX {
-            said.extend_from_slice(bytes);
+        if output.len() < PROBE_MAX {
+            output.extend_from_slice(bytes);
         }
     });
     match tokio::time::timeout(PROBE_TIMEOUT, running).await {
         Err(_) => {
             let shell = user.shell.display();
-            tell(&format!(
+            report(&format!(
                 "{shell} took longer than {} s to start: its environment is not used",
                 PROBE_TIMEOUT.as_secs()
             ));
             Ok(None)
         }
         Ok(Err(problem)) => {
-            tell(&format!("{}: its environment is not used", problem.message));
+            report(&format!("{}: its environment is not used", problem.message));
             Ok(None)
         }
-        Ok(Ok(_)) => Ok(parse(&String::from_utf8_lossy(&said), container.env.get("PATH").map(String::as_str), root)),
+        Ok(Ok(_)) => Ok(parse(&String::from_utf8_lossy(&output), container.env.get("PATH").map(String::as_str), root)),
     }
 }
 
 /// The variables between the marks.
-fn parse(said: &str, container_path: Option<&str>, root: bool) -> Option<BTreeMap<String, String>> {
-    let (_, rest) = said.split_once(MARK)?;
+fn parse(output: &str, container_path: Option<&str>, root: bool) -> Option<BTreeMap<String, String>> {
+    let (_, rest) = output.split_once(MARK)?;
     let (text, _) = rest.split_once(MARK)?;
     let pairs = text.split('\0').filter_map(|pair| pair.split_once('='));
     let mut env: BTreeMap<String, String> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    env.retain(|name, _| !OF_THE_SHELL.contains(&name.as_str()));
+    env.retain(|name, _| !SHELL_VARIABLES.contains(&name.as_str()));
     if let (Some(probed), Some(container)) = (env.get_mut("PATH"), container_path) {
         *probed = merged_path(probed, container, root);
     }
     Some(env)
 }
 
-/// The shell's `PATH` plus the folders that only the container's `PATH` has, each inserted after its predecessor there. A
-/// login shell's startup files often reset the image's value. `sbin` folders are inserted for root only.
+/// The shell's `PATH` plus the folders that only the container's `PATH` has, each inserted after its predecessor there.
+/// A login shell's startup files often reset the image's value. `sbin` folders are inserted for root only.
 fn merged_path(probed: &str, container: &str, root: bool) -> String {
     let mut path: Vec<&str> = probed.split(':').collect();
     let mut insert_at = 0;
@@ -193,8 +193,8 @@ mod tests {
 
     #[test]
     fn the_environment_is_between_the_marks() {
-        let said = format!("motd\n{MARK}A=1=2\0PWD=/\0B=\0_=x\0PATH=/home/me/bin:/bin{MARK}bye");
-        let env = parse(&said, Some("/opt/x/bin:/bin:/sbin"), false).unwrap();
+        let output = format!("motd\n{MARK}A=1=2\0PWD=/\0B=\0_=x\0PATH=/home/me/bin:/bin{MARK}bye");
+        let env = parse(&output, Some("/opt/x/bin:/bin:/sbin"), false).unwrap();
         let env: Vec<_> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(env, ["A=1=2", "B=", "PATH=/opt/x/bin:/home/me/bin:/bin"]);
         assert_eq!(parse("no marks", None, false), None);

@@ -12,64 +12,64 @@ use super::plan::{self, BuildPlan};
 use super::podman::Image;
 use super::remote::USER_FILES;
 use super::renumber::{Renumbered, renumber};
-use super::up::{Read, Up, WORKSPACE};
+use super::up::{BringUp, Read, WORKSPACE};
 use crate::users::Users;
 
 /// The image that devcontainer.json asks for, and the name to run it by.
-pub(super) async fn image(up: &Up, read: &Read) -> Result<(String, Image), StepFailed> {
+pub(super) async fn image(run: &BringUp, read: &Read) -> Result<(String, Image), StepFailed> {
     let source = read.resolved.config.source(read.resolved.file());
     match source {
         Err(error) => Err(StepFailed {
             step: "read devcontainer.json".into(),
             problem: Problem::new("invalid", error.to_string()),
         }),
-        Ok(Source::Image(image)) => pulled(up, image.trim()).await,
+        Ok(Source::Image(image)) => pulled(run, image.trim()).await,
         Ok(Source::Dockerfile { dockerfile, context, build }) => {
-            up.journal
-                .step("build image", async |output| built(up, read, &dockerfile, &context, &build, output).await)
+            run.journal
+                .step("build image", async |output| built(run, read, &dockerfile, &context, &build, output).await)
                 .await
         }
     }
 }
 
 /// A local image is used as it is, under the name as written (the guest's own images) or under the full name.
-async fn pulled(up: &Up, image: &str) -> Result<(String, Image), StepFailed> {
+async fn pulled(run: &BringUp, image: &str) -> Result<(String, Image), StepFailed> {
     let full = full_name(image);
-    if !up.spec.rebuild {
-        let find = async || -> Result<_, Problem> { Ok(up.podman.image(&full).await?) };
-        if let Some(found) = up.journal.quiet_step("find image", find).await? {
+    if !run.spec.rebuild {
+        let find = async || -> Result<_, Problem> { Ok(run.podman.image(&full).await?) };
+        if let Some(found) = run.journal.quiet_step("find image", find).await? {
             return Ok((full, found));
         }
     }
-    up.journal
+    run.journal
         .step("pull image", async |output| {
             // The guest's own images have no registry.
             if full.starts_with("localhost/") {
-                return found(up, &full).await;
+                return found(run, &full).await;
             }
-            let pull = up.podman.stream(["pull", &full], |bytes| output.bytes(bytes)).await;
+            let pull = run.podman.stream(["pull", &full], |bytes| output.bytes(bytes)).await;
             pull.map_err(|failure| failure.problem("image-unavailable", || pull_failed(&full, &failure.stderr)))?;
-            found(up, &full).await
+            found(run, &full).await
         })
         .await
 }
 
-async fn found(up: &Up, name: &str) -> Result<(String, Image), Problem> {
-    let image = up.podman.image(name).await?;
+async fn found(run: &BringUp, name: &str) -> Result<(String, Image), Problem> {
+    let image = run.podman.image(name).await?;
     let image =
         image.ok_or_else(|| Problem::new("image-unavailable", format!("there is no image {name} in the machine")))?;
     Ok((name.to_owned(), image))
 }
 
 async fn built(
-    up: &Up,
+    run: &BringUp,
     read: &Read,
     dockerfile: &str,
     context: &str,
     build: &Build,
     output: &Output,
 ) -> Result<(String, Image), Problem> {
-    let workspace = up.workspace();
+    let workspace = run.workspace();
     let dockerfile = inside(&workspace, &read.folder, dockerfile, "build.dockerfile")?;
     let context = inside(&workspace, &read.folder, context, "build.context")?;
     let (file, folder) = (dockerfile.clone(), context.clone());
@@ -83,26 +83,26 @@ async fn built(
         let message = format!("build.context: there is no folder {:?} in the workspace", shown(&workspace, &context));
         return Err(Problem::new("invalid", message));
     }
-    let mut env = up.facts.env.clone();
-    env.retain(|name, _| !up.facts.engine_env.contains_key(name));
+    let mut env = run.facts.env.clone();
+    env.retain(|name, _| !run.facts.engine_env.contains_key(name));
     let variables = plan::variables(&build.args);
-    let arg_file = up.secret_file(&variables.file)?;
+    let arg_file = run.secret_file(&variables.file)?;
     let args = plan::build_args(&BuildPlan {
-        id: &up.entry.id,
+        id: &run.entry.id,
         dockerfile: &dockerfile.to_string_lossy(),
         context: &context.to_string_lossy(),
         build,
         env: &env,
         arg_file: &arg_file.path().to_string_lossy(),
-        no_cache: up.spec.rebuild,
+        no_cache: run.spec.rebuild,
     });
-    up.build(args, variables.inherited, output).await.map_err(|failure| {
+    run.build(args, variables.inherited, output).await.map_err(|failure| {
         failure.problem("build-failed", || {
             let dockerfile = shown(&workspace, &dockerfile);
             format!("the image could not be built from {dockerfile}: {failure}; its output is above")
         })
     })?;
-    found(up, &plan::built_image(&up.entry.id)).await
+    found(run, &plan::built_image(&run.entry.id)).await
 }
 
 /// A path relative to `folder` that stays in the workspace.
@@ -129,7 +129,7 @@ fn shown(workspace: &Path, path: &Path) -> String {
 
 /// The image, or a new image on top of it in which the remote user has the ids of the workspace's files.
 pub(super) async fn with_owner_ids(
-    up: &Up,
+    run: &BringUp,
     user: &str,
     merged: &Merged,
     name: String,
@@ -140,18 +140,18 @@ pub(super) async fn with_owner_ids(
     }
     let layers: Vec<PathBuf> = image.layers().into_iter().map(Path::to_owned).collect();
     let reading = USER_FILES.run(move || user_files(&layers)).await;
-    let (passwd, group) = up.journal.quiet_step("adapt user ids", async || reading).await?;
+    let (passwd, group) = run.journal.quiet_step("adapt user ids", async || reading).await?;
     let Some(renumbered) = renumber(&passwd, &group, user) else { return Ok(name) };
-    up.journal
+    run.journal
         .step("adapt user ids", async |output| {
             let internal = |error| Problem::new("internal", format!("cannot write an image's layer: {error}"));
-            let folder = tempfile::tempdir_in(&up.dirs.run).map_err(internal)?;
+            let folder = tempfile::tempdir_in(&run.dirs.run).map_err(internal)?;
             write_layer(folder.path(), &name, &image.config.user, &renumbered).map_err(internal)?;
-            let tag = plan::renumbered_image(&up.entry.id);
+            let tag = plan::renumbered_image(&run.entry.id);
             let context = folder.path().to_string_lossy();
-            let label = plan::label(&up.entry.id);
+            let label = plan::label(&run.entry.id);
             let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
-            up.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
+            run.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
                 failure.problem("build-failed", || {
                     let to_do = "set \"updateRemoteUserUID\" to false to continue without that";
                     format!("user {user} could not be given the workspace's owner: {failure}; {to_do}")

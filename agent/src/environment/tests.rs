@@ -8,12 +8,12 @@ use super::*;
 use crate::test_program;
 
 /// Environments in a folder of their own, with a workspace `p-1` that names an image.
-struct Stage {
+struct Fixture {
     folder: tempfile::TempDir,
     all: Arc<Environments>,
 }
 
-impl Stage {
+impl Fixture {
     /// `engine` is a shell script; `$1` is the engine's subcommand, and `$calls` the file that records all calls.
     fn new(engine: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -97,24 +97,24 @@ const STALLS: &str = "case $1 in ps) echo '[]';; image) echo image not known >&2
 
 #[tokio::test]
 async fn a_way_up_that_fails_is_recorded_and_survives() {
-    let mut stage = Stage::new("");
-    std::fs::remove_file(stage.folder.path().join("workspaces/p-1/devcontainer.json")).unwrap();
-    let all = &stage.all;
+    let mut fixture = Fixture::new("");
+    std::fs::remove_file(fixture.folder.path().join("workspaces/p-1/devcontainer.json")).unwrap();
+    let all = &fixture.all;
     let (one, two) = (all.up("p-1", spec(1)).await.unwrap(), all.up("p-1", spec(1)).await.unwrap());
     let Progress::Failed { step, problem } = last(one).await else { panic!("it must fail") };
     assert_eq!((step.as_str(), problem.code.as_str()), ("read devcontainer.json", "invalid"));
     assert_eq!(last(two).await, Progress::Failed { step, problem: problem.clone() });
-    stage.restart();
-    let status = stage.all.get("p-1").await.unwrap();
+    fixture.restart();
+    let status = fixture.all.get("p-1").await.unwrap();
     assert_eq!((status.phase, status.problem), (EnvironmentPhase::Failed, Some(problem)));
-    let refused = stage.all.exec("p-1", ExecRequest::default()).await.unwrap_err();
+    let refused = fixture.all.exec("p-1", ExecRequest::default()).await.unwrap_err();
     assert_eq!(refused.code, "conflict");
 }
 
 #[tokio::test]
 async fn what_is_not_there() {
-    let stage = Stage::new("");
-    let all = &stage.all;
+    let fixture = Fixture::new("");
+    let all = &fixture.all;
     assert_eq!(all.get("x").await.unwrap_err().code, "not-found");
     assert_eq!(all.exec("x", ExecRequest::default()).await.unwrap_err().code, "not-found");
     for id in ["", "-x", "a/b", "../x", "ü", &"x".repeat(101)] {
@@ -124,37 +124,37 @@ async fn what_is_not_there() {
 
 #[tokio::test]
 async fn a_newer_run_replaces_a_stalled_one_and_its_layers() {
-    let stage = Stage::new(STALLS);
-    let first = stage.all.up("p-1", spec(1)).await.unwrap();
-    stage.wait_for_call("/var/tmp").await;
-    let scratch = stage.calls().pop().unwrap();
+    let fixture = Fixture::new(STALLS);
+    let first = fixture.all.up("p-1", spec(1)).await.unwrap();
+    fixture.wait_for_call("/var/tmp").await;
+    let scratch = fixture.calls().pop().unwrap();
     // The file was invalid and has been corrected in the meantime.
-    let workspace = stage.folder.path().join("workspaces/p-1");
+    let workspace = fixture.folder.path().join("workspaces/p-1");
     std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "localhost/corrected"}"#).unwrap();
-    let (step, problem) = stage.up(EnvironmentSpec { rebuild: true, ..spec(2) }).await;
+    let (step, problem) = fixture.up(EnvironmentSpec { rebuild: true, ..spec(2) }).await;
     assert_eq!(step, "pull image");
     assert!(problem.message.contains("localhost/corrected"), "{problem}");
     let Progress::Failed { problem, .. } = last(first).await else { panic!("it was replaced") };
     assert_eq!(problem.message, "a newer request replaced this run");
     assert!(!Path::new(&scratch).exists(), "a cancelled pull left its layers in {scratch}");
-    assert_eq!(stage.all.up("p-1", spec(1)).await.unwrap_err().code, "conflict");
+    assert_eq!(fixture.all.up("p-1", spec(1)).await.unwrap_err().code, "conflict");
 }
 
 #[tokio::test]
 async fn a_rebuild_is_done_once_per_generation() {
-    let mut stage = Stage::new("case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;; esac");
-    stage.record_container();
+    let mut fixture = Fixture::new("case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;; esac");
+    fixture.record_container();
     let again = EnvironmentSpec { rebuild: true, ..spec(7) };
-    assert_eq!(stage.up(again).await.0, "read container");
-    assert!(!stage.called("rm") && !stage.called("pull"), "{:?}", stage.calls());
+    assert_eq!(fixture.up(again).await.0, "read container");
+    assert!(!fixture.called("rm") && !fixture.called("pull"), "{:?}", fixture.calls());
     let newer = EnvironmentSpec { rebuild: true, ..spec(8) };
-    assert_eq!(stage.up(newer.clone()).await.0, "pull image");
-    assert!(stage.called("rm --force --ignore --time 10 --volumes"), "{:?}", stage.calls());
+    assert_eq!(fixture.up(newer.clone()).await.0, "pull image");
+    assert!(fixture.called("rm --force --ignore --time 10 --volumes"), "{:?}", fixture.calls());
     // The next run completes what an interrupted rebuild has not done.
-    stage.restart();
-    let pulls = stage.calls().iter().filter(|call| call.starts_with("pull")).count();
-    stage.up(newer).await;
-    assert_eq!(stage.calls().iter().filter(|call| call.starts_with("pull")).count(), pulls + 1);
+    fixture.restart();
+    let pulls = fixture.calls().iter().filter(|call| call.starts_with("pull")).count();
+    fixture.up(newer).await;
+    assert_eq!(fixture.calls().iter().filter(|call| call.starts_with("pull")).count(), pulls + 1);
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn a_name_held_by_a_half_made_container_is_freed() {
     for (name, id, removed) in
         [("garret-p-1", "0baa", true), ("garret-p-1", "ab", false), ("garret-p-12", "0baa", false)]
     {
-        let mut stage = Stage::new(&format!(
+        let mut fixture = Fixture::new(&format!(
             r#"case "$1" in
                 ps) echo '[]';;
                 start) echo 'Error: no such container' >&2; exit 125;;
@@ -173,18 +173,23 @@ async fn a_name_held_by_a_half_made_container_is_freed() {
                     exit 125; }}; echo cd;;
             esac"#
         ));
-        stage.record_container();
-        let (_, problem) = stage.up(spec(8)).await;
-        assert_eq!(stage.called("rm --force --ignore --time 10 --volumes garret-p-1"), removed, "{:?}", stage.calls());
-        let runs = stage.calls().iter().filter(|call| call.starts_with("run")).count();
-        assert_eq!(runs, 1 + usize::from(removed), "{:?}", stage.calls());
+        fixture.record_container();
+        let (_, problem) = fixture.up(spec(8)).await;
+        assert_eq!(
+            fixture.called("rm --force --ignore --time 10 --volumes garret-p-1"),
+            removed,
+            "{:?}",
+            fixture.calls()
+        );
+        let runs = fixture.calls().iter().filter(|call| call.starts_with("run")).count();
+        assert_eq!(runs, 1 + usize::from(removed), "{:?}", fixture.calls());
         assert_eq!(problem.message.contains("--rebuild"), id == "ab", "{problem}");
     }
 }
 
 #[tokio::test]
 async fn a_container_that_the_record_lost_is_adopted() {
-    let stage = Stage::new(
+    let fixture = Fixture::new(
         r#"case "$1 $2" in
             "ps --all") echo '[{"Id": "old", "Created": 1}, {"Id": "new", "Created": 2}]';;
             "container inspect") echo '[{"Id": "new", "Image": "img", "Mounts": [
@@ -192,10 +197,10 @@ async fn a_container_that_the_record_lost_is_adopted() {
             "image inspect") echo '[{"Id": "img", "Config": {"User": "app"}}]';;
         esac"#,
     );
-    assert_eq!(stage.up(spec(1)).await.0, "read container");
-    assert!(stage.called("start new"), "{:?}", stage.calls());
-    assert!(!stage.called("run") && !stage.called("rm"), "{:?}", stage.calls());
-    let record = Store::new(stage.folder.path().join("state/environments")).load().remove(0);
+    assert_eq!(fixture.up(spec(1)).await.0, "read container");
+    assert!(fixture.called("start new"), "{:?}", fixture.calls());
+    assert!(!fixture.called("run") && !fixture.called("rm"), "{:?}", fixture.calls());
+    let record = Store::new(fixture.folder.path().join("state/environments")).load().remove(0);
     assert_eq!(
         record.container.map(|container| (container.id, container.image.user)),
         Some(("new".into(), "app".into()))
@@ -205,37 +210,37 @@ async fn a_container_that_the_record_lost_is_adopted() {
 
 #[tokio::test]
 async fn a_pull_into_a_full_disk_says_so() {
-    let stage = Stage::new(
+    let fixture = Fixture::new(
         "case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;;
             pull) echo 'Error: writing blob: write /x: no space left on device' >&2; exit 125;; esac",
     );
-    let (step, problem) = stage.up(spec(1)).await;
+    let (step, problem) = fixture.up(spec(1)).await;
     assert_eq!((step.as_str(), problem.code.as_str()), ("pull image", "disk-full"));
 }
 
 #[tokio::test]
 async fn a_record_that_cannot_be_written_fails_the_run() {
-    let stage = Stage::new(STALLS);
+    let fixture = Fixture::new(STALLS);
     // A file in place of the folder: no user can write below it, not even root.
-    std::fs::write(stage.folder.path().join("state"), "").unwrap();
-    assert_eq!(stage.up(spec(1)).await.0, "save state");
-    assert!(!stage.called("pull"));
+    std::fs::write(fixture.folder.path().join("state"), "").unwrap();
+    assert_eq!(fixture.up(spec(1)).await.0, "save state");
+    assert!(!fixture.called("pull"));
 }
 
 #[tokio::test]
 async fn what_is_removed_takes_its_unknown_containers_with_it() {
-    let stage = Stage::new("");
-    stage.all.delete("p-1").await.unwrap();
+    let fixture = Fixture::new("");
+    fixture.all.delete("p-1").await.unwrap();
     let all = "rm --force --ignore --time 10 --volumes --filter label=garret.environment=p-1";
-    assert!(stage.called(all), "{:?}", stage.calls());
+    assert!(fixture.called(all), "{:?}", fixture.calls());
 }
 
 #[tokio::test]
 async fn a_removal_whose_caller_gave_up_is_no_obstacle() {
-    let stage = Stage::new("");
-    stage.up(spec(1)).await;
+    let fixture = Fixture::new("");
+    fixture.up(spec(1)).await;
     // What the call has done when its caller goes: the record is gone, the entry is not.
-    stage.all.entry("p-1").unwrap().delete_record().await.unwrap();
-    let (step, problem) = stage.up(spec(2)).await;
+    fixture.all.entry("p-1").unwrap().delete_record().await.unwrap();
+    let (step, problem) = fixture.up(spec(2)).await;
     assert_ne!(step, "up", "{problem}");
 }

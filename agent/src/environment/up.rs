@@ -15,7 +15,7 @@ use garret_devcontainer::{
 
 use super::entry::Entry;
 use super::journal::{Journal, Output, StepFailed};
-use super::mounts::{ENGINE_SOCKET, Shared};
+use super::mounts::{ENGINE_SOCKET, WorkspacePaths};
 use super::plan::{self, RunPlan};
 use super::podman::{Failure, Image, Podman};
 use super::record::{ContainerRecord, ImageRecord, Probed, Record};
@@ -29,7 +29,7 @@ use crate::users::Users;
 /// Reading the workspace: its files are on another machine, possibly on a network file system of that machine.
 pub(super) static WORKSPACE: Blocking = Blocking::new("reading the workspace", 16, Duration::from_secs(60));
 
-pub(super) struct Up {
+pub(super) struct BringUp {
     pub dirs: Dirs,
     pub facts: Arc<HostFacts>,
     pub podman: Podman,
@@ -63,9 +63,9 @@ struct Container {
     started_at: String,
 }
 
-impl Up {
+impl BringUp {
     /// Runs all steps. The container stays if a step fails.
-    pub async fn run(&mut self) -> Result<(), StepFailed> {
+    pub async fn execute(&mut self) -> Result<(), StepFailed> {
         self.record(|record| {
             record.share.clone_from(&self.spec.share);
             record.generation = record.generation.max(self.spec.generation);
@@ -73,7 +73,7 @@ impl Up {
             record.problem = None;
         })
         .await?;
-        // Asked after the record was written, which waits for a removal that is still writing.
+        // Checked after the record was written, because that waits for a removal that is still writing.
         if self.entry.is_removed() {
             let problem = Problem::new("conflict", "the environment was removed; bring it up again");
             return Err(StepFailed { step: "up".into(), problem });
@@ -157,14 +157,14 @@ impl Up {
         if self.spec.rebuild {
             self.podman.prune_images(self.id()).await;
         }
-        self.journal.quiet_step("read container", async || self.take_up(read, container).await).await
+        self.journal.quiet_step("read container", async || self.record_settings(read, container).await).await
     }
 
     /// The recorded container, or one that is missing in the record; it has been started.
     async fn existing(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let recorded = self.entry.with(|record| record.container.clone());
         let started = match recorded {
-            Some(container) => self.started(container).await?,
+            Some(container) => self.ensure_started(container).await?,
             None => None,
         };
         if started.is_some() { Ok(started) } else { self.adopt().await }
@@ -180,11 +180,11 @@ impl Up {
             .await
     }
 
-    /// Takes over a container that is missing in the record: it may hold a day's work.
+    /// Adopts a container that is missing in the record: it may hold a day's work.
     async fn adopt(&self) -> Result<Option<ContainerRecord>, StepFailed> {
         let lost = self.journal.quiet_step("find container", async || self.find_lost().await).await?;
         match lost {
-            Some(container) => self.started(container).await,
+            Some(container) => self.ensure_started(container).await,
             None => Ok(None),
         }
     }
@@ -195,7 +195,8 @@ impl Up {
         tracing::warn!("{}: container {id} is not in its record and is adopted", self.id());
         let image = self.podman.image(&found.image).await?.unwrap_or_default();
         let engine_socket = found.mounts.iter().any(|mount| mount.source == ENGINE_SOCKET);
-        let container = ContainerRecord { id, image: said(&image), engine_socket, ..ContainerRecord::default() };
+        let container =
+            ContainerRecord { id, image: image_record(&image), engine_socket, ..ContainerRecord::default() };
         let volumes = found.mounts.into_iter().filter(|mount| mount.kind == "volume").map(|mount| mount.name);
         self.entry
             .update(|record| {
@@ -206,7 +207,7 @@ impl Up {
         Ok(Some(container))
     }
 
-    async fn started(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, StepFailed> {
+    async fn ensure_started(&self, container: ContainerRecord) -> Result<Option<ContainerRecord>, StepFailed> {
         if runtime::is_running(&container.id) {
             return Ok(Some(container));
         }
@@ -229,9 +230,9 @@ impl Up {
 
     async fn create(&self, read: &Read) -> Result<ContainerRecord, StepFailed> {
         let (name, image) = source::image(self, read).await?;
-        let said = said(&image);
-        let merged = self.journal.quiet_step("read image", async || plan::merge(&read.resolved, &said)).await?;
-        let user = plan::remote_user(&read.resolved, &merged, &said);
+        let image_record = image_record(&image);
+        let merged = self.journal.quiet_step("read image", async || plan::merge(&read.resolved, &image_record)).await?;
+        let user = plan::remote_user(&read.resolved, &merged, &image_record);
         let name = source::with_owner_ids(self, &user, &merged, name, &image).await?;
         self.journal
             .step("create container", async |_| {
@@ -240,7 +241,7 @@ impl Up {
                 let env_file = self.secret_file(&variables.file)?;
                 let args = plan::run_args(&RunPlan {
                     id: self.id(),
-                    shared: Shared { host: self.host_path(), guest: &workspace.to_string_lossy() },
+                    workspace: WorkspacePaths { host: self.host_path(), guest: &workspace.to_string_lossy() },
                     resolved: &read.resolved,
                     merged: &merged,
                     image: &name,
@@ -253,8 +254,13 @@ impl Up {
                 }
                 let id = self.run_container(&args, variables.inherited).await?;
                 let generation = self.spec.generation;
-                let container =
-                    ContainerRecord { id, generation, image: said, engine_socket, ..ContainerRecord::default() };
+                let container = ContainerRecord {
+                    id,
+                    generation,
+                    image: image_record,
+                    engine_socket,
+                    ..ContainerRecord::default()
+                };
                 self.entry.sync_disk().await?;
                 self.entry
                     .update(|record| {
@@ -281,7 +287,7 @@ impl Up {
         self.leftovers.creating.store(true, Ordering::Relaxed);
         let podman = self.podman.with_env(env);
         let mut ran = podman.output(args).await;
-        if ran.as_ref().is_err_and(|failure| self.is_half_made(failure, &name)) {
+        if ran.as_ref().is_err_and(|failure| self.is_partly_created(failure, &name)) {
             ran = match self.podman.remove_containers([name.clone()]).await {
                 Ok(()) => podman.output(args).await,
                 Err(failure) => Err(failure),
@@ -316,18 +322,18 @@ impl Up {
                 failure.problem("engine-failed", || format!("the container could not be created: {failure}"))
             }
         };
-        self.remove_unknown().await;
+        self.remove_unrecorded().await;
         Err(problem)
     }
 
-    /// Whether the name is taken by a container that podman was killed while creating. A recorded container was created
-    /// completely, whatever podman knows of it now: it may hold a day's work.
-    fn is_half_made(&self, failure: &Failure, name: &str) -> bool {
+    /// Whether the name belongs to a container that podman was killed while creating. A recorded container was created
+    /// completely, even if podman has lost it since: it may hold a day's work.
+    fn is_partly_created(&self, failure: &Failure, name: &str) -> bool {
         failure.external_container(name).is_some_and(|id| self.entry.container_id().as_deref() != Some(id))
     }
 
     /// Removes the remains of a failed call that creates a container.
-    async fn remove_unknown(&self) {
+    async fn remove_unrecorded(&self) {
         let known = self.entry.container_id();
         let mut found = self.podman.containers(self.id()).await.unwrap_or_default();
         found.retain(|id| Some(id) != known.as_ref());
@@ -351,7 +357,7 @@ impl Up {
     pub async fn clean_up(&self, begun: SystemTime) {
         self.podman.idle().await;
         if self.leftovers.creating.load(Ordering::Relaxed) {
-            self.remove_unknown().await;
+            self.remove_unrecorded().await;
         }
         if self.leftovers.building.load(Ordering::Relaxed) {
             let since = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -362,7 +368,7 @@ impl Up {
     }
 
     /// Records the settings that follow from the container and devcontainer.json together.
-    async fn take_up(&self, read: &Read, container: ContainerRecord) -> Result<Container, Problem> {
+    async fn record_settings(&self, read: &Read, container: ContainerRecord) -> Result<Container, Problem> {
         let merged = plan::merge(&read.resolved, &container.image)?;
         let running = runtime::running(&container.id)
             .ok_or_else(|| Problem::new("engine-failed", "the container has ended; its output is in its log"))?;
@@ -441,7 +447,7 @@ impl Up {
     }
 
     /// Records the run's result. A result that cannot be recorded is a failure.
-    pub async fn conclude(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
+    pub async fn record_result(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
         let problem = result.as_ref().err().map(|failed| failed.problem.clone());
         let recorded = self.record(|record| set_end(record, problem)).await;
         if let (Ok(()), Err(failed)) = (&result, &recorded) {
@@ -459,7 +465,7 @@ fn set_end(record: &mut Record, problem: Option<Problem>) {
     record.problem = problem;
 }
 
-fn said(image: &Image) -> ImageRecord {
+fn image_record(image: &Image) -> ImageRecord {
     let metadata = image.config.label(METADATA_LABEL).map(str::to_owned);
     ImageRecord { user: image.config.user.clone(), metadata }
 }

@@ -106,7 +106,8 @@ impl Files {
         };
         let (master, pid) = tokio::select! {
             started = started => started.map_err(|error| internal("the runtime's answer", error))?,
-            // The runtime reports the pid before it waits for the process. If the runtime ends first, it has started nothing.
+            // The runtime reports the pid before it waits for the process. If the runtime ends first, it has started
+            // nothing.
             () = starting.ended() => return Err(failure(&folder.path().join("log"), &spec.args[0])),
         };
         let (stdin, outputs) = match (&master, streams) {
@@ -154,7 +155,8 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// The process to run: the container's own process is the template (limits, capabilities, labels), and `spec` overrides it.
+/// The process to run: the container's own process is the template (limits, capabilities, labels), and `spec` overrides
+/// it.
 fn process(pattern: &Value, spec: &ProcessSpec) -> Value {
     let mut process = pattern.clone();
     process["args"] = json!(spec.args);

@@ -87,8 +87,8 @@ pub(super) fn set_size(terminal: impl AsFd, size: WindowSize) -> io::Result<()> 
 
 /// The two directions of a terminal's master side.
 ///
-/// They are not pipes, but tokio's pipe types (non-blocking read, write and readiness) also work for a terminal. A hangup
-/// is read as `EIO`.
+/// They are not pipes, but tokio's pipe types (non-blocking read, write and readiness) also work for a terminal. A
+/// hangup is read as `EIO`.
 pub(super) fn terminal_streams(master: &OwnedFd) -> io::Result<(pipe::Sender, pipe::Receiver)> {
     let flags = rustix::fs::fcntl_getfl(master)?;
     rustix::fs::fcntl_setfl(master, flags | rustix::fs::OFlags::NONBLOCK)?;

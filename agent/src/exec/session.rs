@@ -1,8 +1,9 @@
 //! One WebSocket, one process: the protocol of [`garret_api::stream`].
 //!
-//! Every buffer is bounded. A client that reads slowly stops the process's output. A process that reads slowly stops the
-//! client's input once [`STDIN_WINDOW`] frames wait. A client with flow-control credits stops by itself, so that the
-//! agent can still read its signals. The socket is pinged, so that a lost client is noticed even when no data is read.
+//! Every buffer is bounded. A client that reads slowly stops the process's output. A process that reads slowly stops
+//! the client's input once [`STDIN_WINDOW`] frames wait. A client with flow-control credits stops by itself, so that
+//! the agent can still read its signals. The socket is pinged, so that a lost client is noticed even when no data is
+//! read.
 
 use std::io;
 use std::pin::pin;
@@ -32,8 +33,8 @@ const EARLY_MAX: usize = 2 * INPUTS_MAX;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the client may take to send the first frame.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the streams may be silent after the process has ended, when other processes still hold them open, before the
-/// session ends.
+/// How long the streams may be silent after the process has ended, when other processes still hold them open, before
+/// the session ends.
 const LINGER: Duration = Duration::from_millis(200);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// A terminal's end-of-file character.
@@ -142,8 +143,8 @@ fn has_nul(request: &ExecRequest) -> bool {
     request.command.iter().chain(variables).chain(&request.cwd).any(|text| text.contains('\0'))
 }
 
-/// Relays until the process has ended and the client has received all its output. If the client is lost, the process gets
-/// a hangup.
+/// Relays until the process has ended and the client has received all its output. If the client is lost, the process
+/// gets a hangup.
 async fn relay(
     socket: WebSocket,
     early: Vec<Message>,
@@ -194,8 +195,8 @@ async fn relay(
     }
 }
 
-/// Copies one of the process's streams to the queue of frames, until the stream ends. After the process has ended, copies
-/// only while the stream still has output.
+/// Copies one of the process's streams to the queue of frames, until the stream ends. After the process has ended,
+/// copies only while the stream still has output.
 async fn pump_output(
     channel: u8,
     mut output: pipe::Receiver,

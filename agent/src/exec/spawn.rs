@@ -96,8 +96,8 @@ impl Streams {
         Ok(Self { stdin, outputs: vec![(stream::STDOUT, stdout)], master: Some(master), theirs })
     }
 
-    /// Passes the process's ends to `command`. The agent must not keep them open, or it never sees the end of the output:
-    /// the caller drops `command` and `self.theirs` before it reads.
+    /// Passes the process's ends to `command`. The agent must not keep them open, or it never sees the end of the
+    /// output: the caller drops `command` and `self.theirs` before it reads.
     pub fn attach(&self, command: &mut Command) -> io::Result<()> {
         let [stdin, stdout, stderr] = &self.theirs;
         command.stdin(Stdio::from(stdin.try_clone()?));
@@ -113,8 +113,8 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     let terminal = spec.is_some_and(|spec| spec.terminal.is_some());
     let identity = spec.map(|spec| Identity::new(&spec.credentials));
     let prepare = move || {
-        heed_signals()?;
-        lower_guard();
+        reset_signals()?;
+        reset_oom_score();
         rustix::process::setsid()?;
         if terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
@@ -123,10 +123,10 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
             rustix::io::write(cgroup, b"0")?;
         }
         if let Some(identity) = &identity {
-            identity.assume()?;
+            identity.apply()?;
         }
-        // Last, because a change of identity clears this setting. When the agent is killed, the process gets a hangup, as
-        // after a lost connection.
+        // Last, because a change of identity clears this setting. When the agent is killed, the process gets a hangup,
+        // as after a lost connection.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::HUP))?;
         Ok(())
     };
@@ -137,11 +137,11 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
     Ok((child, pid))
 }
 
-/// Allows the kernel to kill `command` for lack of memory. The agent itself is exempt, and its children would inherit the
-/// exemption.
+/// Allows the kernel to kill `command` for lack of memory. The agent itself is exempt, and its children would inherit
+/// the exemption.
 pub fn allow_oom_kill(command: &mut Command) {
     let prepare = || {
-        lower_guard();
+        reset_oom_score();
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes raw system calls and allocates nothing.
@@ -155,8 +155,8 @@ pub fn end_with_agent(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Runs in the single thread after a fork. The write may fail; then there was no exemption either (tests on a plain host).
-fn lower_guard() {
+/// Runs in the single thread after a fork. The write may fail if the agent has no exemption (tests on a plain host).
+fn reset_oom_score() {
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         rustix::io::write(file, b"0").ok();
     }
@@ -164,7 +164,7 @@ fn lower_guard() {
 
 /// A process's children inherit the ignored signals. The program that started the agent may have made it ignore SIGHUP
 /// (`nohup`) or SIGINT (a shell's `&`). The standard library resets only the blocked signals.
-fn heed_signals() -> io::Result<()> {
+fn reset_signals() -> io::Result<()> {
     for number in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
         // SAFETY: the default action runs no code of ours.
         unsafe { signal(number, SigHandler::SigDfl) }?;
@@ -194,8 +194,9 @@ impl Identity {
         }
     }
 
-    /// Runs in the single thread after a fork. Sets the groups first, because changing the user removes the right to do it.
-    fn assume(&self) -> rustix::io::Result<()> {
+    /// Runs in the single thread after a fork. Sets the groups first, because changing the user removes the right to do
+    /// it.
+    fn apply(&self) -> rustix::io::Result<()> {
         if self.change {
             rustix::thread::set_thread_groups(&self.groups)?;
             rustix::thread::set_thread_res_gid(self.gid, self.gid, self.gid)?;

@@ -8,7 +8,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::chores::Chore;
+use super::boot_tasks::BootTask;
 use super::kernel;
 use super::shutdown::Goal;
 
@@ -16,20 +16,20 @@ use super::shutdown::Goal;
 pub struct Children {
     signals: SignalFd,
     agent: Option<Pid>,
-    chores: Vec<(Pid, &'static str)>,
+    boot_tasks: Vec<(Pid, &'static str)>,
 }
 
-/// A known process that ended. A chore is reported only if it failed.
-pub enum Died {
+/// A known process that ended. A boot task is reported only if it failed.
+pub enum Ended {
     /// The agent: how it ended, and whether it ended successfully.
     Agent(String, bool),
-    /// A chore, and how it ended.
-    Chore(&'static str, String),
+    /// A boot task, and how it ended.
+    BootTask(&'static str, String),
 }
 
 impl Children {
     pub fn new(signals: SignalFd) -> Self {
-        Self { signals, agent: None, chores: Vec::new() }
+        Self { signals, agent: None, boot_tasks: Vec::new() }
     }
 
     /// Starts the agent in its own cgroup. No other process is in that cgroup, so the agent's death affects no other.
@@ -43,11 +43,11 @@ impl Children {
         Ok(())
     }
 
-    /// Starts a chore and does not wait for it.
-    pub fn start_chore(&mut self, mut chore: Chore) {
-        match chore.command.spawn() {
-            Ok(child) => self.chores.push((Pid::from_raw(child.id() as i32), chore.name)),
-            Err(error) => super::say(format_args!("{}: {error}", chore.name)),
+    /// Starts a boot task and does not wait for it.
+    pub fn start_boot_task(&mut self, mut task: BootTask) {
+        match task.command.spawn() {
+            Ok(child) => self.boot_tasks.push((Pid::from_raw(child.id() as i32), task.name)),
+            Err(error) => super::say(format_args!("{}: {error}", task.name)),
         }
     }
 
@@ -85,8 +85,8 @@ impl Children {
     }
 
     /// Reaps every process that has ended: known ones and orphans.
-    pub fn reap(&mut self) -> Vec<Died> {
-        let mut died = Vec::new();
+    pub fn reap(&mut self) -> Vec<Ended> {
+        let mut ended = Vec::new();
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let (pid, how, failed) = match status {
                 WaitStatus::Exited(pid, code) => (pid, format!("exit status {code}"), code != 0),
@@ -96,12 +96,12 @@ impl Children {
             };
             if self.agent == Some(pid) {
                 self.agent = None;
-                died.push(Died::Agent(how, !failed));
-            } else if let Some(at) = self.chores.iter().position(|(chore, _)| *chore == pid) {
-                let (_, name) = self.chores.swap_remove(at);
-                died.extend(failed.then_some(Died::Chore(name, how)));
+                ended.push(Ended::Agent(how, !failed));
+            } else if let Some(at) = self.boot_tasks.iter().position(|(task, _)| *task == pid) {
+                let (_, name) = self.boot_tasks.swap_remove(at);
+                ended.extend(failed.then_some(Ended::BootTask(name, how)));
             }
         }
-        died
+        ended
     }
 }

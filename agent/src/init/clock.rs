@@ -1,8 +1,8 @@
 //! The guest's clock follows the host's, which KVM shows as a PTP clock.
 //!
 //! Nothing else would keep the guest's clock right. The kernel takes the time from the host at the start of the boot,
-//! then counts timer interrupts until it has a clock source; a busy host delivers fewer of them. Later the guest's clock
-//! follows the host's counter, without the corrections that NTP makes on the host.
+//! then counts timer interrupts until it has a clock source; a busy host delivers fewer of them. Later the guest's
+//! clock follows the host's counter, without the corrections that NTP makes on the host.
 
 #![allow(unsafe_code)] // adjtimex has no safe wrapper
 
@@ -17,10 +17,11 @@ const HOST: &str = "/dev/ptp0";
 /// The first interval after a step; it doubles up to [`INTERVAL_MAX`], because an idle guest should sleep.
 const INTERVAL: Duration = Duration::from_secs(4);
 const INTERVAL_MAX: Duration = Duration::from_secs(64);
-/// An offset of at least this many nanoseconds is stepped, a smaller one is slewed: the kernel's loop accepts up to half
-/// a second.
+/// An offset of at least this many nanoseconds is stepped, a smaller one is slewed: the kernel's loop accepts up to
+/// half a second.
 const STEP: i64 = 100_000_000;
-/// The kernel's loop corrects a 2^(2 + this)th of the offset each second, and learns the frequency from the remaining offset.
+/// The kernel's loop corrects a 2^(2 + this)th of the offset each second, and learns the frequency from the remaining
+/// offset.
 const TIME_CONSTANT: libc::c_long = 2;
 /// Number of readings; the one that took the shortest time is used.
 const READINGS: usize = 5;
@@ -35,8 +36,8 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Sets the guest's clock to the host's. Returns `None` if the host has no clock to follow: KVM offers one only where
-    /// the host's own clock source is the TSC.
+    /// Sets the guest's clock to the host's. Returns `None` if the host has no clock to follow: KVM offers one only
+    /// where the host's own clock source is the TSC.
     pub fn open() -> Option<Self> {
         let host = File::open(HOST)
             .inspect_err(|error| super::say(format_args!("the clock does not follow the host's: {HOST}: {error}")));

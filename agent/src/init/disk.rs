@@ -49,11 +49,13 @@ pub fn may_grow() -> bool {
 }
 
 fn try_mount() -> rustix::io::Result<()> {
-    // `discard`: deleted data becomes a hole in the host's file. `errors=remount-ro`: never continue to write after damage.
+    // `discard`: deleted data becomes a hole in the host's file. `errors=remount-ro`: never continue to write after
+    // damage.
     mount_at(DEVICE, DATA, "ext4", MountFlags::NODEV | MountFlags::NOATIME, c"discard,errors=remount-ro")
 }
 
-/// e2fsck(8): 0 clean, 1 corrected, 2 corrected and a reboot is requested (for mounted file systems); above: not repaired.
+/// e2fsck(8): 0 clean, 1 corrected, 2 corrected and a reboot is requested (for mounted file systems); above: not
+/// repaired.
 fn check() -> anyhow::Result<()> {
     let mut command = super::program("e2fsck");
     let status = command.args(["-p", DEVICE]).stdin(Stdio::null()).status().context("e2fsck")?;
@@ -81,8 +83,8 @@ fn read_superblock(device: &File) -> anyhow::Result<Superblock> {
     parse_superblock(&bytes).context("holds no ext4 file system; give the machine a formatted image")
 }
 
-/// The kernel's Documentation/filesystems/ext4: s_blocks_count_lo 0x4, s_log_block_size 0x18, s_magic 0x38, s_state 0x3a,
-/// s_feature_incompat 0x60, s_blocks_count_hi 0x150; all little-endian.
+/// The kernel's Documentation/filesystems/ext4: s_blocks_count_lo 0x4, s_log_block_size 0x18, s_magic 0x38, s_state
+/// 0x3a, s_feature_incompat 0x60, s_blocks_count_hi 0x150; all little-endian.
 fn parse_superblock(bytes: &[u8; SUPERBLOCK_LENGTH]) -> Option<Superblock> {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |at: usize| u64::from(u16_at(at)) | u64::from(u16_at(at + 2)) << 16;
@@ -128,7 +130,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// PID 1 does not panic, whatever is on the disk.
+        /// PID 1 does not panic, for any contents of the disk.
         #[test]
         fn any_superblock_is_survived(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), SUPERBLOCK_LENGTH)) {
             let mut bytes: [u8; SUPERBLOCK_LENGTH] = bytes.try_into().unwrap();

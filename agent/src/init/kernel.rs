@@ -28,7 +28,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/ping_group_range", "0 2147483647"),
     // Databases map many files.
     ("vm/max_map_count", "1048576"),
-    // Plugging takes 2 MiB of the reserves at a time; with 512 MiB of memory, Linux by default reserves less than 3 MiB.
+    // Plugging takes 2 MiB of the reserves at a time; with 512 MiB of memory, Linux by default reserves less than 3
+    // MiB.
     ("vm/min_free_kbytes", "8192"),
     // Swap is compressed memory: reads are cheap, and read-ahead only costs time.
     ("vm/page-cluster", "0"),
@@ -75,8 +76,8 @@ fn set(name: &str, value: &str) {
     }
 }
 
-/// Creates `garret/agent` and `garret/exec` for the agent and its commands. Containers have their own groups with normal
-/// weights at the top level.
+/// Creates `garret/agent` and `garret/exec` for the agent and its commands. Containers have their own groups with
+/// normal weights at the top level.
 pub fn cgroups() -> anyhow::Result<()> {
     let top = Path::new(CGROUPS);
     let garret = top.join("garret");

@@ -1,4 +1,5 @@
-//! PID 1: mounts, cgroups and settings, then one loop that reaps processes, keeps the agent running and ends the machine.
+//! PID 1: mounts, cgroups and settings, then one loop that reaps processes, keeps the agent running and ends the
+//! machine.
 //!
 //! Single-threaded and without tokio: no part of it can wait for another part. Signals are the interface:
 //!
@@ -15,13 +16,13 @@
 //! | `clock` | the guest's clock follows the host's |
 //! | `kernel` | sysctls, limits, cgroups |
 //! | `promise` | the memory the machine was promised, and the kernel limits that follow it |
-//! | `chores` | small programs that run during the boot: loopback, growing a file system |
+//! | `boot_tasks` | small programs that run during the boot: loopback, growing a file system |
 //! | `supervisor` | when to start the agent again: pure |
 //! | `children` | the processes that the loop starts and reaps |
 //! | `shutdown` | ends the machine |
 
+mod boot_tasks;
 mod children;
-mod chores;
 mod clock;
 mod disk;
 mod kernel;
@@ -36,7 +37,7 @@ use std::time::Instant;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use children::{Children, Died};
+use children::{Children, Ended};
 use clock::Clock;
 pub use shutdown::unmount;
 use shutdown::{Ending, Goal};
@@ -99,7 +100,7 @@ fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut children = Children::new(signals);
     let mut supervisor = Supervisor::new(Instant::now());
-    let mut chores = chores::all();
+    let mut boot_tasks = boot_tasks::all();
     let mut ending: Option<Ending> = None;
     loop {
         let now = Instant::now();
@@ -111,8 +112,8 @@ fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
                     supervisor.died(now);
                 }
             }
-            // Start the chores after the agent, not before it: the host waits only for the agent.
-            chores.drain(..).for_each(|chore| children.start_chore(chore));
+            // Start the boot tasks after the agent, not before it: the host waits only for the agent.
+            boot_tasks.drain(..).for_each(|task| children.start_boot_task(task));
         }
         match ending.take_if(|ending| ending.over(now, &children)) {
             Some(ending) => return Ok(ending),
@@ -123,16 +124,16 @@ fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
             None => supervisor.deadline().into_iter().chain(clock.as_ref().map(Clock::deadline)).min(),
         };
         let requests = children.wait(deadline)?;
-        for died in children.reap() {
-            match died {
-                Died::Agent(how, well) => {
+        for ended in children.reap() {
+            match ended {
+                Ended::Agent(how, well) => {
                     match &mut ending {
                         Some(ending) => ending.agent_ended(well),
                         None => say(format_args!("the agent ended ({how}) and is started again")),
                     }
                     supervisor.died(Instant::now());
                 }
-                Died::Chore(name, how) => say(format_args!("{name}: {how}")),
+                Ended::BootTask(name, how) => say(format_args!("{name}: {how}")),
             }
         }
         if let (None, Some(goal)) = (&ending, requests) {

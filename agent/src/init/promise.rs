@@ -115,7 +115,7 @@ c0000000-dfffffff : PCI Bus 0000:00
     }
 
     proptest::proptest! {
-        /// PID 1 does not panic, whatever the kernel prints.
+        /// PID 1 does not panic, for any text from the kernel.
         #[test]
         fn any_iomem_is_survived(
             text in "([0-9a-f -]{0,40}( : (System RAM|virtio1))?\n?){0,8}",

@@ -14,7 +14,8 @@ use super::children::Children;
 const CONTAINERS: Duration = Duration::from_secs(20);
 /// Time for all other processes to end after SIGTERM.
 const TERMINATE: Duration = Duration::from_secs(2);
-/// The same if the agent did not stop the containers, for example because it hangs: the time that podman allows each container.
+/// The same if the agent did not stop the containers, for example because it hangs: the time that podman allows each
+/// container.
 const TERMINATE_CONTAINERS: Duration = Duration::from_secs(10);
 /// Time for killed processes to end.
 const KILL: Duration = Duration::from_secs(2);
@@ -66,7 +67,7 @@ impl Ending {
         self.deadline
     }
 
-    /// Whether the agent has ended, or did not end in time.
+    /// Whether the agent has ended or has exceeded its time.
     pub fn over(&self, now: Instant, children: &Children) -> bool {
         !children.has_agent() || self.deadline <= now
     }

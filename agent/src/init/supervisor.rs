@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// An agent that ran at least this long was healthy: the next pause is [`PAUSE`] again.
-const WELL: Duration = Duration::from_secs(10);
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
 /// Decides when to start the agent. Pure: the caller passes the time and starts the agent.
 pub struct Supervisor {
@@ -44,7 +44,7 @@ impl Supervisor {
     /// Notes that the agent ended or could not be started.
     pub fn died(&mut self, now: Instant) {
         if let State::Running { since } = self.state
-            && now.duration_since(since) >= WELL
+            && now.duration_since(since) >= HEALTHY_AFTER
         {
             self.failures = 0;
         }
@@ -66,7 +66,7 @@ mod tests {
         for _ in 0..9 {
             assert!(supervisor.due(now));
             supervisor.started(now);
-            assert!(!supervisor.due(now + WELL));
+            assert!(!supervisor.due(now + HEALTHY_AFTER));
             supervisor.died(now);
             let due = supervisor.deadline().unwrap();
             pauses.push(due.duration_since(now).as_millis());
@@ -75,7 +75,7 @@ mod tests {
         }
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         supervisor.started(now);
-        supervisor.died(now + WELL);
-        assert_eq!(supervisor.deadline(), Some(now + WELL + PAUSE));
+        supervisor.died(now + HEALTHY_AFTER);
+        assert_eq!(supervisor.deadline(), Some(now + HEALTHY_AFTER + PAUSE));
     }
 }

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-/// A pause that doubles after each resistance, and halves as long as there is none. All times count from one fixed start.
+/// A pause that doubles after each resistance, and halves as long as there is none. All times count from one fixed
+/// start.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,

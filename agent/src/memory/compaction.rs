@@ -7,33 +7,33 @@ const PAGE: u64 = 4096;
 const INTERVAL: Duration = Duration::from_secs(60);
 const INTERVAL_SQUEEZED: Duration = Duration::from_secs(30);
 /// The smallest amount of fragmented memory worth a compaction, in bytes and as a fraction of memory.
-const CRUMBS_MIN: u64 = 8 << 20;
-const CRUMBS_PART: u64 = 64;
+const FRAGMENTED_MIN: u64 = 8 << 20;
+const FRAGMENTED_PART: u64 = 64;
 
 /// When to compact, so that free memory is in blocks large enough to be returned to the host.
 #[derive(Debug, Default)]
 pub struct Compaction {
     last: Option<Duration>,
     /// The fragmented bytes that the last compaction could not merge.
-    stubborn: u64,
+    residual: u64,
     /// The next check is the first one after a compaction.
-    after: bool,
+    just_compacted: bool,
 }
 
 impl Compaction {
-    /// Whether a compaction is due: `crumbs` bytes are free in too small blocks, of `total` bytes of memory. The caller
-    /// must then compact.
-    pub fn due(&mut self, now: Duration, crumbs: u64, total: u64, squeezed: bool) -> bool {
-        if std::mem::take(&mut self.after) {
-            self.stubborn = crumbs;
+    /// Whether a compaction is due: `fragmented` bytes are free in too small blocks, of `total` bytes of memory. The
+    /// caller must then compact.
+    pub fn due(&mut self, now: Duration, fragmented: u64, total: u64, squeezed: bool) -> bool {
+        if std::mem::take(&mut self.just_compacted) {
+            self.residual = fragmented;
         }
-        self.stubborn = self.stubborn.min(crumbs);
+        self.residual = self.residual.min(fragmented);
         let interval = if squeezed { INTERVAL_SQUEEZED } else { INTERVAL };
         let rested = self.last.is_none_or(|last| now >= last + interval);
-        let due = rested && crumbs - self.stubborn >= CRUMBS_MIN.max(total / CRUMBS_PART);
+        let due = rested && fragmented - self.residual >= FRAGMENTED_MIN.max(total / FRAGMENTED_PART);
         if due {
             self.last = Some(now);
-            self.after = true;
+            self.just_compacted = true;
         }
         due
     }
@@ -41,7 +41,7 @@ impl Compaction {
 
 /// Bytes that are free in blocks smaller than 2 MiB, from the text of `/proc/buddyinfo`: for each zone, the number of
 /// blocks of 1, 2, 4 … pages.
-pub fn crumbs(text: &str) -> u64 {
+pub fn fragmented_bytes(text: &str) -> u64 {
     let zone = |line: &str| -> Option<u64> {
         let (_, counts) = line.split_once("zone")?;
         let counts = counts.split_whitespace().skip(1).take(REPORTED_ORDER).enumerate();
@@ -58,22 +58,22 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn crumbs_are_blocks_below_2_mib() {
+    fn blocks_below_2_mib_are_fragmented() {
         let text = "\
 Node 0, zone      DMA      0      0      0      0      0      0      0      0      1      1      3 
 Node 0, zone   Normal    225     19      2      1      3      1     70     87    309    754   3280 
 nonsense
 ";
         let pages = 256 + 225 + 2 * 19 + 4 * 2 + 8 + 16 * 3 + 32 + 64 * 70 + 128 * 87 + 256 * 309;
-        assert_eq!(crumbs(text), pages * PAGE);
+        assert_eq!(fragmented_bytes(text), pages * PAGE);
     }
 
-    fn at(compaction: &mut Compaction, seconds: u64, crumbs: u64, squeezed: bool) -> bool {
-        compaction.due(Duration::from_secs(seconds), crumbs * MIB, 1024 * MIB, squeezed)
+    fn at(compaction: &mut Compaction, seconds: u64, fragmented: u64, squeezed: bool) -> bool {
+        compaction.due(Duration::from_secs(seconds), fragmented * MIB, 1024 * MIB, squeezed)
     }
 
     #[test]
-    fn it_is_for_many_crumbs_and_rests_in_between() {
+    fn it_needs_much_fragmentation_and_a_pause() {
         let mut compaction = Compaction::default();
         assert!(!at(&mut compaction, 0, 15, false));
         assert!(at(&mut compaction, 1, 16, false));

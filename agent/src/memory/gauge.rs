@@ -23,7 +23,7 @@ pub struct Counters {
 
 /// The guest's state between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Mood {
+pub struct Load {
     /// The guest uses almost no CPU time.
     pub idle: bool,
     /// Tasks wait for CPUs.
@@ -34,32 +34,32 @@ pub struct Mood {
     pub refaults: f64,
 }
 
-/// Computes moods from counters.
+/// Computes loads from counters.
 #[derive(Debug, Default)]
 pub struct Gauge {
     from: Option<(Duration, Counters)>,
-    mood: Option<Mood>,
+    load: Option<Load>,
 }
 
 impl Gauge {
-    /// The mood of the last complete span up to `now`; `None` before the first span is complete.
-    pub fn look(&mut self, now: Duration, counters: Counters) -> Option<Mood> {
+    /// The load of the last complete span up to `now`; `None` before the first span is complete.
+    pub fn update(&mut self, now: Duration, counters: Counters) -> Option<Load> {
         match self.from {
             Some((from, before)) if now >= from + SPAN => {
-                self.mood = Some(mood(now - from, before, counters));
+                self.load = Some(load(now - from, before, counters));
                 self.from = Some((now, counters));
             }
             Some(_) => {}
             None => self.from = Some((now, counters)),
         }
-        self.mood
+        self.load
     }
 }
 
-fn mood(elapsed: Duration, before: Counters, after: Counters) -> Mood {
+fn load(elapsed: Duration, before: Counters, after: Counters) -> Load {
     let part = |before: Duration, after: Duration| after.saturating_sub(before).as_secs_f64() / elapsed.as_secs_f64();
     let stall = |before: Option<Duration>, after: Option<Duration>| before.zip(after).map_or(0.0, |(a, b)| part(a, b));
-    Mood {
+    Load {
         idle: part(before.busy, after.busy) < IDLE_CPUS,
         crowded: stall(before.cpu_stall, after.cpu_stall) > CROWDED,
         memory_stall: stall(before.memory_stall, after.memory_stall),
@@ -77,15 +77,15 @@ mod tests {
     }
 
     #[test]
-    fn a_mood_is_of_a_whole_span() {
+    fn a_load_is_of_a_whole_span() {
         let mut gauge = Gauge::default();
-        let mut look = |ms, counters| gauge.look(Duration::from_millis(ms), counters);
+        let mut look = |ms, counters| gauge.update(Duration::from_millis(ms), counters);
         assert_eq!(look(0, counters(Some(100), Some(0), 1000, 5)), None);
         assert_eq!(look(1000, counters(Some(9000), Some(0), 9000, 5)), None);
-        let busy = Mood { idle: false, crowded: true, memory_stall: 0.25, refaults: 5.0 };
+        let busy = Load { idle: false, crowded: true, memory_stall: 0.25, refaults: 5.0 };
         assert_eq!(look(4000, counters(Some(1100), Some(3000), 9000, 25)), Some(busy));
         assert_eq!(look(5000, counters(Some(1100), Some(3000), 9000, 2500)), Some(busy));
-        let idle = Mood { idle: true, crowded: false, memory_stall: 0.0, refaults: 0.0 };
+        let idle = Load { idle: true, crowded: false, memory_stall: 0.0, refaults: 0.0 };
         assert_eq!(look(14_000, counters(None, None, 9500, 25)), Some(idle));
     }
 }

@@ -82,8 +82,8 @@ impl Lru {
         self.generations[..count].iter().map(|generation| generation.pages).sum()
     }
 
-    /// The memory that no process has accessed for `age`, and the youngest generation of it. No process uses an orphan's
-    /// pages, so they are as old as their generation.
+    /// The memory that no process has accessed for `age`, and the youngest generation of it. No process uses an
+    /// orphan's pages, so they are as old as their generation.
     pub fn untouched(&self, age: Duration) -> Option<(u64, Pages)> {
         let old = if self.is_orphan() {
             self.generations.iter().take_while(|generation| generation.age >= age).count()
@@ -97,8 +97,8 @@ impl Lru {
     }
 
     /// The command that creates a new generation, after a walk through the page tables of the group's processes. With
-    /// `can_swap`, the ages of anonymous memory are updated too. It is forced: otherwise it has no effect once there are
-    /// four generations.
+    /// `can_swap`, the ages of anonymous memory are updated too. It is forced: otherwise it has no effect once there
+    /// are four generations.
     pub fn age_command(&self, can_swap: bool) -> Option<String> {
         let youngest = self.generations.last()?.seq;
         Some(format!("+ {} {} {youngest} {} 1", self.memcg, self.node, u8::from(can_swap)))
@@ -155,7 +155,8 @@ pub fn parse(text: &str) -> Vec<Lru> {
     lrus
 }
 
-/// Number, age in milliseconds, anonymous pages, page cache. Impossibly large counts are reduced, so that sums cannot overflow.
+/// Number, age in milliseconds, anonymous pages, page cache. Impossibly large counts are reduced, so that sums cannot
+/// overflow.
 fn parse_generation(line: &str) -> Option<Generation> {
     let mut figures = line.split_whitespace().map(str::parse::<u64>);
     let mut next = || figures.next()?.ok();

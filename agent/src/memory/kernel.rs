@@ -44,13 +44,13 @@ impl Kernel {
         if !Path::new(LRU_GEN).exists() {
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             let mounted = mount("debugfs", DEBUGFS, "debugfs", flags, c"mode=0700").map_err(io::Error::from);
-            kernel.tell("no debugfs", mounted);
+            kernel.log_once("no debugfs", mounted);
         }
         kernel
     }
 
     /// Logs a failure the first time it occurs.
-    pub fn tell<T>(&mut self, what: &'static str, result: io::Result<T>) -> Option<T> {
+    pub fn log_once<T>(&mut self, what: &'static str, result: io::Result<T>) -> Option<T> {
         if let Err(error) = &result
             && self.told.insert(what)
         {
@@ -61,39 +61,42 @@ impl Kernel {
 
     /// The generations; `None` if the kernel does not report them.
     pub fn lrus(&mut self) -> Option<Vec<Lru>> {
-        let text = self.tell("ages are not known, page cache is taken a little at a time", fs::read_to_string(LRU_GEN));
+        let text =
+            self.log_once("ages are not known, page cache is taken a little at a time", fs::read_to_string(LRU_GEN));
         text.map(|text| generations::parse(&text))
     }
 
-    /// Writes a command to the generations. The group may have been removed, or the generation evicted, since they were read.
+    /// Writes a command to the generations. The group may have been removed, or the generation evicted, since they were
+    /// read.
     pub fn command(&mut self, command: &str) {
         let result = match fs::write(LRU_GEN, command) {
             Err(error) if is_stale(&error) => Ok(()),
             result => result,
         };
-        self.tell("a command to lru_gen", result);
+        self.log_once("a command to lru_gen", result);
     }
 
-    /// Reclaims from all groups; returns whether more may be reclaimable. It is no error if less was reclaimed than requested.
+    /// Reclaims from all groups; returns whether more may be reclaimable. It is no error if less was reclaimed than
+    /// requested.
     pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) -> bool {
         let swappiness = if anon { "" } else { " swappiness=0" };
         let result = match fs::write(RECLAIM, format!("{bytes}{swappiness}")) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => return false,
             result => result,
         };
-        self.tell("memory.reclaim", result).is_some()
+        self.log_once("memory.reclaim", result).is_some()
     }
 
     /// Drops cached names and attributes of files that no process uses. Page cache stays.
     pub fn drop_slab(&mut self) {
         let result = fs::write("/proc/sys/vm/drop_caches", "2");
-        self.tell("drop_caches", result);
+        self.log_once("drop_caches", result);
     }
 
     /// Moves used pages together, so that free memory is in large blocks.
     pub fn compact(&mut self) {
         let result = fs::write("/proc/sys/vm/compact_memory", "1");
-        self.tell("compact_memory", result);
+        self.log_once("compact_memory", result);
     }
 
     /// Sets whether small free blocks are reported as well, or only large ones.
@@ -101,7 +104,7 @@ impl Kernel {
         let order = if small { SMALL } else { LARGE };
         if self.reported.replace(order) != Some(order) {
             let result = fs::write(REPORTED, order.to_string());
-            self.tell("free page reporting", result);
+            self.log_once("free page reporting", result);
         }
     }
 
@@ -112,7 +115,7 @@ impl Kernel {
         }
         self.protected = total;
         let result = fs::write(CONTAINERS_LOW, (total / CONTAINERS_PART).to_string());
-        self.tell("memory.low of containers", result);
+        self.log_once("memory.low of containers", result);
     }
 }
 
@@ -128,8 +131,8 @@ mod tests {
     fn a_failure_is_told_once() {
         let mut kernel = Kernel::default();
         let failed = || Err::<(), _>(io::Error::other("x"));
-        assert_eq!((kernel.tell("a", failed()), kernel.tell("a", failed())), (None, None));
-        assert_eq!(kernel.tell("b", Ok(1)), Some(1));
+        assert_eq!((kernel.log_once("a", failed()), kernel.log_once("a", failed())), (None, None));
+        assert_eq!(kernel.log_once("b", Ok(1)), Some(1));
         assert_eq!(kernel.told.len(), 1);
     }
 

@@ -3,9 +3,9 @@ use std::time::Duration;
 
 /// The minimum of a figure over a recent period: the part of a queue that was in it during the whole period.
 ///
-/// The kernel does not know that a file read through a descriptor is young: its pages enter one of the oldest generations
-/// at once, behind the existing pages. So only the number of pages that were in those generations during the whole period
-/// counts as cold.
+/// The kernel does not know that a file read through a descriptor is young: its pages enter one of the oldest
+/// generations at once, behind the existing pages. So only the number of pages that were in those generations during
+/// the whole period counts as cold.
 #[derive(Clone, Debug, Default)]
 pub struct LowWater {
     marks: VecDeque<(Duration, u64)>,

@@ -21,7 +21,7 @@
 //! | `readings` | reads `/proc` |
 //! | `kernel` | the kernel's files that the loop writes |
 //! | `zram` | swap in compressed memory |
-//! | `orders` | passes the target to the loop |
+//! | `shared_target` | passes the target to the loop |
 //! | `sampler` | one sampler that makes the reports of all listeners |
 //! | `pace` | when a report is due, and when memory is short: pure |
 //! | `trigger` | the kernel's event when memory is short |
@@ -32,10 +32,10 @@
 //! - The agent and commands that run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): the loop
 //!   takes only page cache from that control group. Containers in total are protected up to a quarter of memory
 //!   (`memory.low`, in `kernel`), so that an image pull beside them does not evict the pages they use.
-//! - Against the kernel's out-of-memory killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are exempt by
-//!   themselves), and the processes it starts are not. A terminal's shell has no score of its own, because every compiler
-//!   started from it would inherit that score. The killer selects the largest process, so it kills the compiler and not
-//!   the shell.
+//! - Against the kernel's out-of-memory killer: the agent is exempt (`oom_score_adj` −1000; PID 1 and conmon are exempt
+//!   by themselves), and the processes it starts are not. A terminal's shell has no score of its own, because every
+//!   compiler started from it would inherit that score. The killer selects the largest process, so it kills the
+//!   compiler and not the shell.
 
 mod backoff;
 mod compaction;
@@ -44,12 +44,12 @@ mod generations;
 mod kernel;
 mod low_water;
 mod oom;
-mod orders;
 mod pace;
 mod policy;
 mod readings;
 mod reclaim;
 mod sampler;
+mod shared_target;
 mod swap_size;
 mod trigger;
 mod zones;
@@ -61,16 +61,16 @@ use garret_api::Problem;
 use garret_api::agent::{MemoryReport, MemorySqueeze};
 use tokio::sync::watch;
 
-use orders::Orders;
 use reclaim::{Figures, Reclaimer};
 use sampler::Sampler;
+use shared_target::SharedTarget;
 
 /// The smallest target, in bytes.
 const TARGET_MIN: u64 = 64 << 20;
 
 /// The guest's memory, as the API shows it.
 pub struct Memory {
-    orders: Arc<Orders>,
+    shared_target: Arc<SharedTarget>,
     figures: watch::Sender<Figures>,
     sampler: Arc<Sampler>,
 }
@@ -80,18 +80,18 @@ impl Memory {
     pub fn new() -> Self {
         let figures = watch::Sender::new(Figures::default());
         let sampler = Sampler::start(figures.subscribe());
-        Self { orders: Arc::default(), figures, sampler }
+        Self { shared_target: Arc::default(), figures, sampler }
     }
 
-    /// Starts the loop in a separate thread that ends with the process. For use only in a garret guest, because the loop
-    /// changes the kernel's settings.
+    /// Starts the loop in a separate thread that ends with the process. For use only in a garret guest, because the
+    /// loop changes the kernel's settings.
     ///
     /// # Errors
     /// No thread could be created.
     pub fn start_loop(&self) -> std::io::Result<()> {
-        let (orders, figures) = (self.orders.clone(), self.figures.clone());
+        let (shared_target, figures) = (self.shared_target.clone(), self.figures.clone());
         let go = move || {
-            reclaim::run(&orders, Reclaimer::new(), |now| {
+            reclaim::run(&shared_target, Reclaimer::new(), |now| {
                 figures.send_replace(now);
             })
         };
@@ -103,8 +103,8 @@ impl Memory {
         self.sampler.follow()
     }
 
-    /// Makes the loop reduce memory in use (total less free: what the host sees) to `target` bytes, or ends this. A
-    /// target above the current use needs nothing. If the target cannot be reached, the loop retries after growing
+    /// Makes the loop reduce memory in use (total minus free, as the host sees it) to `target` bytes, or ends this. A
+    /// target above the current use has no effect. If the target cannot be reached, the loop retries after growing
     /// pauses.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ impl Memory {
                 format!("target: {target} bytes are below {TARGET_MIN} (64 MiB), the least a guest can run with");
             return Err(Problem::new("invalid", message));
         }
-        self.orders.set(target);
+        self.shared_target.set(target);
         Ok(())
     }
 }
@@ -128,5 +128,5 @@ impl Default for Memory {
 
 /// Runs only the loop and never returns: for a guest without the rest of the agent.
 pub fn run_loop() -> ! {
-    reclaim::run(&Orders::default(), Reclaimer::new(), |_| {})
+    reclaim::run(&SharedTarget::default(), Reclaimer::new(), |_| {})
 }

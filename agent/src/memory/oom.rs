@@ -40,7 +40,8 @@ impl OomKills {
     }
 }
 
-/// Each read returns one record, until there are no more. Records that were overwritten in the meantime are lost (`EPIPE`).
+/// Each read returns one record, until there are no more. Records that were overwritten in the meantime are lost
+/// (`EPIPE`).
 fn own_limit_kills(log: &mut impl Read) -> u64 {
     let mut record = [0; RECORD_MAX];
     let mut kills = 0;
@@ -56,8 +57,8 @@ fn own_limit_kills(log: &mut impl Read) -> u64 {
     kills
 }
 
-/// `priority,sequence,time,flags;text`. Priorities of 8 and above are other facilities: those records come from programs,
-/// not from the kernel.
+/// `priority,sequence,time,flags;text`. Priorities of 8 and above are other facilities: those records come from
+/// programs, not from the kernel.
 fn is_own_limit(record: &[u8]) -> bool {
     let Some(end) = record.iter().position(|byte| *byte == b';') else { return false };
     let kernels = record.get(1) == Some(&b',');

@@ -54,7 +54,7 @@ impl Pace {
         due
     }
 
-    /// Makes the next report due, whatever it contains.
+    /// Makes the next report due, even if nothing has changed.
     pub fn ask(&mut self) {
         self.last = None;
     }

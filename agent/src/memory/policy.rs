@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::gauge::{Counters, Gauge, Mood};
+use super::gauge::{Counters, Gauge, Load};
 use super::generations::{Eviction, Group, Lru, Pages};
 use super::low_water::LowWater;
 use super::readings::Meminfo;
@@ -12,8 +12,8 @@ use super::readings::Meminfo;
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
-/// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is cold
-/// when the next one was created at least `cold` ago.
+/// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is
+/// cold when the next one was created at least `cold` ago.
 #[derive(Clone, Copy)]
 struct Ages {
     /// Interval between two generations.
@@ -32,7 +32,8 @@ const STALL_MAX: f64 = 0.01;
 const STALL_MAX_SQUEEZED: f64 = 10.0;
 /// Refaults per second: at 100 µs each, this is 0.6 % of the time.
 const REFAULTS_MAX: f64 = 64.0;
-/// The same when the host wants memory. Pages that come back faster are in use, and the host has other means of getting memory.
+/// The same when the host wants memory. Pages that come back faster are in use, and the host has other means of getting
+/// memory.
 const REFAULTS_MAX_SQUEEZED: f64 = 512.0;
 
 /// A round takes this fraction of memory, within these bounds in bytes.
@@ -48,7 +49,7 @@ const AGE_MIN: u64 = 256;
 /// The most commands of one kind in a round.
 const COMMANDS_MAX: usize = 128;
 /// In a kernel without generations, a round takes this fraction of the inactive page cache.
-const BLIND_PART: u64 = 64;
+const WITHOUT_AGES_PART: u64 = 64;
 /// The fraction of swap that is kept free.
 const SWAP_PART: u64 = 16;
 
@@ -65,8 +66,8 @@ const SHARE_SQUEEZED: f64 = 0.2;
 /// The share for creating generations alone, which is useful only later.
 const SHARE_AGING: f64 = 0.0025;
 
-/// The shortest time between two rounds: usually, when there is nothing to do, when there is more to take, when the host
-/// wants memory.
+/// The shortest time between two rounds: usually, when there is nothing to do, when there is more to take, when the
+/// host wants memory.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_IDLE: Duration = Duration::from_secs(10);
 const PAUSE_MORE: Duration = Duration::from_secs(1);
@@ -77,7 +78,7 @@ const PROTECTED: &str = "/garret";
 
 /// The guest's state at the beginning of a round.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Snapshot {
     /// Time since the loop began.
     pub now: Duration,
     pub memory: Meminfo,
@@ -102,7 +103,7 @@ pub struct Plan {
     /// Drop the kernel's caches of names and attributes.
     pub drop_slab: bool,
     /// Whether compaction and reports of small blocks disturb no task now.
-    pub at_leisure: bool,
+    pub extra_work_allowed: bool,
     /// Whether the host wants memory.
     pub squeezed: bool,
     /// Bytes that are cold.
@@ -142,9 +143,9 @@ pub struct Policy {
     /// Backoff after refaults and pressure.
     backoff: Backoff,
     /// Backoff after a target that was not reached.
-    struggle: Backoff,
+    target_backoff: Backoff,
     /// Backoff after memory taken for a target came back.
-    thrash: Backoff,
+    thrash_backoff: Backoff,
     target: Option<u64>,
     files: BTreeMap<Group, LowWater>,
     idle_since: Option<Duration>,
@@ -166,8 +167,8 @@ impl Policy {
         Self {
             gauge: Gauge::default(),
             backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
-            struggle: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
-            thrash: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
+            target_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            thrash_backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
             target: None,
             files: BTreeMap::new(),
             idle_since: None,
@@ -178,28 +179,28 @@ impl Policy {
     }
 
     /// Plans a round.
-    pub fn plan(&mut self, seen: &Seen) -> Plan {
-        if self.target != seen.target {
-            self.target = seen.target;
-            self.struggle = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    pub fn plan(&mut self, snapshot: &Snapshot) -> Plan {
+        if self.target != snapshot.target {
+            self.target = snapshot.target;
+            self.target_backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         }
-        let mood = self.gauge.look(seen.now, seen.counters);
-        let idle = mood.is_some_and(|mood| mood.idle);
-        self.idle_since = idle.then(|| self.idle_since.unwrap_or(seen.now));
+        let load = self.gauge.update(snapshot.now, snapshot.counters);
+        let idle = load.is_some_and(|load| load.idle);
+        self.idle_since = idle.then(|| self.idle_since.unwrap_or(snapshot.now));
         let ages = if idle { IDLE } else { BUSY };
-        let colds = self.cold(seen, ages);
+        let colds = self.cold(snapshot, ages);
         let cold = colds.iter().map(|cold| cold.pages.all() * PAGE).sum();
-        let over = seen.target.map_or(0, |target| seen.memory.in_use().saturating_sub(target));
+        let over = snapshot.target.map_or(0, |target| snapshot.memory.in_use().saturating_sub(target));
         let mut plan = Plan { squeezed: over > 0, cold, pause: PAUSE, share: SHARE, ..Plan::default() };
-        if !mood.is_some_and(|mood| mood.crowded) {
-            plan.age = self.age(seen, ages);
+        if !load.is_some_and(|load| load.crowded) {
+            plan.age = self.age(snapshot, ages);
         }
         if plan.squeezed {
-            self.squeeze(&mut plan, seen, colds, mood, over);
+            self.plan_squeezed(&mut plan, snapshot, colds, load, over);
         } else {
-            self.relax(&mut plan, seen, colds, mood);
+            self.plan_normal(&mut plan, snapshot, colds, load);
         }
-        plan.at_leisure = plan.squeezed || idle;
+        plan.extra_work_allowed = plan.squeezed || idle;
         plan
     }
 
@@ -211,15 +212,15 @@ impl Policy {
         self.note_taken(plan, outcome.asked / PAGE);
         if plan.squeezed && outcome.asked > 0 {
             if outcome.reclaimed < outcome.asked / 4 {
-                self.struggle.resisted(now);
+                self.target_backoff.resisted(now);
             } else {
-                self.struggle = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+                self.target_backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
             }
         }
         plan.pause.max(outcome.all.div_f64(plan.share))
     }
 
-    /// Notes the evictions that were carried out: in order, as far as the time allowed.
+    /// Notes the evictions that were carried out: the first `pages` pages of the plan.
     fn note_taken(&mut self, plan: &Plan, mut pages: u64) {
         for eviction in &plan.evict {
             let done = eviction.pages.min(pages);
@@ -230,22 +231,22 @@ impl Policy {
         }
     }
 
-    /// Groups that have cold pages, the largest amount first. Page cache counts only as far as it was present during the
-    /// whole period ([`LowWater`]).
-    fn cold<'a>(&mut self, seen: &'a Seen, ages: Ages) -> Vec<Cold<'a>> {
-        let lrus = seen.lrus.as_deref().unwrap_or_default();
+    /// Groups that have cold pages, the largest amount first. Page cache counts only as far as it was present during
+    /// the whole period ([`LowWater`]).
+    fn cold<'a>(&mut self, snapshot: &'a Snapshot, ages: Ages) -> Vec<Cold<'a>> {
+        let lrus = snapshot.lrus.as_deref().unwrap_or_default();
         let mut files = std::mem::take(&mut self.files);
         let mut colds = Vec::new();
         for lru in lrus {
             let group = lru.group();
             let mut water = files.remove(&group).unwrap_or_default();
-            water.note(seen.now, lru.evictable().file, BUSY.cold);
+            water.note(snapshot.now, lru.evictable().file, BUSY.cold);
             if let Some((seq, mut pages)) = lru.untouched(ages.cold) {
                 if is_protected(lru) {
                     pages.anon = 0;
                 }
                 if !lru.is_orphan() {
-                    pages.file = pages.file.min(water.least(seen.now, ages.cold));
+                    pages.file = pages.file.min(water.least(snapshot.now, ages.cold));
                 }
                 colds.push(Cold { lru, seq, pages });
             }
@@ -257,87 +258,94 @@ impl Policy {
     }
 
     /// Commands to create generations, for groups whose youngest generation is old enough.
-    fn age(&self, seen: &Seen, ages: Ages) -> Vec<String> {
+    fn age(&self, snapshot: &Snapshot, ages: Ages) -> Vec<String> {
         let interval = ages.begin.max(self.aging.div_f64(SHARE_AGING));
         let due = |lru: &&Lru| {
             let large = lru.pages().all() >= AGE_MIN;
             large && !lru.is_orphan() && lru.youngest_age().is_some_and(|age| age >= interval)
         };
-        let lrus = seen.lrus.iter().flatten().filter(due).take(COMMANDS_MAX);
-        lrus.filter_map(|lru| lru.age_command(seen.memory.swap_total > 0)).collect()
+        let lrus = snapshot.lrus.iter().flatten().filter(due).take(COMMANDS_MAX);
+        lrus.filter_map(|lru| lru.age_command(snapshot.memory.swap_total > 0)).collect()
     }
 
     /// The host wants `over` bytes: takes cold pages first, then the coldest of the others.
-    fn squeeze(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>, over: u64) {
+    fn plan_squeezed(
+        &mut self,
+        plan: &mut Plan,
+        snapshot: &Snapshot,
+        colds: Vec<Cold<'_>>,
+        load: Option<Load>,
+        over: u64,
+    ) {
         plan.share = SHARE_SQUEEZED;
         plan.pause = PAUSE_MORE;
-        if mood.is_some_and(|mood| mood.refaults > REFAULTS_MAX_SQUEEZED) {
-            self.thrash.resisted(seen.now);
+        if load.is_some_and(|load| load.refaults > REFAULTS_MAX_SQUEEZED) {
+            self.thrash_backoff.resisted(snapshot.now);
         } else {
-            self.thrash.calm(seen.now);
+            self.thrash_backoff.calm(snapshot.now);
         }
-        let stalled = seen.stall_avg10.is_some_and(|stall| stall >= STALL_MAX_SQUEEZED);
-        if stalled || self.struggle.pausing(seen.now) || self.thrash.pausing(seen.now) {
+        let stalled = snapshot.stall_avg10.is_some_and(|stall| stall >= STALL_MAX_SQUEEZED);
+        if stalled || self.target_backoff.pausing(snapshot.now) || self.thrash_backoff.pausing(snapshot.now) {
             return;
         }
         plan.pause = PAUSE_SQUEEZED;
         let step = over.min(STEP_SQUEEZED);
-        take(plan, seen, colds, step);
+        take(plan, snapshot, colds, step);
         let rest = step - plan.asked.min(step);
         if rest >= TAKE_MIN * PAGE {
-            let anon = seen.memory.swap_free > seen.memory.swap_total / SWAP_PART;
+            let anon = snapshot.memory.swap_free > snapshot.memory.swap_total / SWAP_PART;
             add_reclaim(plan, Reclaim { bytes: rest, anon });
         }
     }
 
     /// Plans a round without a request of the host: only steps that do not disturb the guest.
-    fn relax(&mut self, plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, mood: Option<Mood>) {
-        if seen.target.is_some() {
+    fn plan_normal(&mut self, plan: &mut Plan, snapshot: &Snapshot, colds: Vec<Cold<'_>>, load: Option<Load>) {
+        if snapshot.target.is_some() {
             plan.pause = PAUSE_MORE;
         }
-        let Some(mood) = mood else { return };
-        if mood.idle {
+        let Some(load) = load else { return };
+        if load.idle {
             plan.share = SHARE_IDLE;
         }
         // Without PSI, a guest that has little available memory counts as under pressure.
-        let tight = seen.counters.memory_stall.is_none() && seen.memory.available < seen.memory.total / 8;
-        if mood.memory_stall > STALL_MAX || mood.refaults > REFAULTS_MAX || tight {
-            self.backoff.resisted(seen.now);
+        let tight = snapshot.counters.memory_stall.is_none() && snapshot.memory.available < snapshot.memory.total / 8;
+        if load.memory_stall > STALL_MAX || load.refaults > REFAULTS_MAX || tight {
+            self.backoff.resisted(snapshot.now);
         } else {
-            self.backoff.calm(seen.now);
+            self.backoff.calm(snapshot.now);
         }
-        if self.backoff.pausing(seen.now) {
+        if self.backoff.pausing(snapshot.now) {
             return;
         }
-        let step = (seen.memory.total / STEP_PART).clamp(STEP_MIN, STEP_MAX) / PAGE * PAGE;
-        match seen.lrus {
-            Some(_) => take(plan, seen, colds, step),
-            None => take_blindly(plan, seen),
+        let step = (snapshot.memory.total / STEP_PART).clamp(STEP_MIN, STEP_MAX) / PAGE * PAGE;
+        match snapshot.lrus {
+            Some(_) => take(plan, snapshot, colds, step),
+            None => take_without_ages(plan, snapshot),
         }
-        plan.drop_slab = self.slab_is_due(seen);
+        plan.drop_slab = self.slab_is_due(snapshot);
         if plan.asked >= step {
             plan.pause = PAUSE_MORE;
-        } else if mood.idle && plan.asked == 0 && seen.target.is_none() {
+        } else if load.idle && plan.asked == 0 && snapshot.target.is_none() {
             plan.pause = PAUSE_IDLE;
         }
     }
 
     /// Whether the slab caches must be dropped: after a long idle time and much growth.
-    fn slab_is_due(&mut self, seen: &Seen) -> bool {
-        let slab = seen.memory.slab;
+    fn slab_is_due(&mut self, snapshot: &Snapshot) -> bool {
+        let slab = snapshot.memory.slab;
         if std::mem::take(&mut self.slab_pending)
             && let Some((_, left)) = &mut self.slab_dropped
         {
             *left = slab;
         }
         let (rested, left) = match self.slab_dropped {
-            Some((at, left)) => (seen.now >= at + SLAB_INTERVAL, left),
+            Some((at, left)) => (snapshot.now >= at + SLAB_INTERVAL, left),
             None => (true, 0),
         };
-        let idle = self.idle_since.is_some_and(|since| seen.now >= since + SLAB_IDLE);
+        let idle = self.idle_since.is_some_and(|since| snapshot.now >= since + SLAB_IDLE);
         let due = idle && rested && slab.saturating_sub(left) >= SLAB_MIN;
         if due {
-            self.slab_dropped = Some((seen.now, slab));
+            self.slab_dropped = Some((snapshot.now, slab));
             self.slab_pending = true;
         }
         due
@@ -349,9 +357,9 @@ fn is_protected(lru: &Lru) -> bool {
 }
 
 /// Takes cold pages, up to `step` bytes.
-fn take(plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
+fn take(plan: &mut Plan, snapshot: &Snapshot, colds: Vec<Cold<'_>>, step: u64) {
     let mut left = step / PAGE;
-    let mut swap = seen.memory.swap_free.saturating_sub(seen.memory.swap_total / SWAP_PART) / PAGE;
+    let mut swap = snapshot.memory.swap_free.saturating_sub(snapshot.memory.swap_total / SWAP_PART) / PAGE;
     let mut orphaned = 0;
     for Cold { lru, seq, pages } in colds.into_iter().take(COMMANDS_MAX) {
         let file = pages.file.min(left);
@@ -378,7 +386,7 @@ fn take(plan: &mut Plan, seen: &Seen, colds: Vec<Cold<'_>>, step: u64) {
     }
 }
 
-/// Adds to the reclaim of the plan. The sum may be of the kinds of both.
+/// Adds to the reclaim of the plan. The sum includes anonymous memory if either part does.
 fn add_reclaim(plan: &mut Plan, more: Reclaim) {
     let have = plan.reclaim.unwrap_or(Reclaim { bytes: 0, anon: false });
     plan.reclaim = Some(Reclaim { bytes: have.bytes + more.bytes, anon: have.anon || more.anon });
@@ -386,8 +394,8 @@ fn add_reclaim(plan: &mut Plan, more: Reclaim) {
 }
 
 /// Without known ages: takes a little of the inactive page cache.
-fn take_blindly(plan: &mut Plan, seen: &Seen) {
-    let bytes = (seen.memory.inactive_file / BLIND_PART).min(STEP_MIN);
+fn take_without_ages(plan: &mut Plan, snapshot: &Snapshot) {
+    let bytes = (snapshot.memory.inactive_file / WITHOUT_AGES_PART).min(STEP_MIN);
     if bytes >= TAKE_MIN * PAGE {
         add_reclaim(plan, Reclaim { bytes, anon: false });
     }

@@ -59,7 +59,7 @@ impl Guest {
     fn after(&mut self, time: u64) -> Plan {
         self.now += time;
         self.busy += seconds(time).mul_f64(self.cpus);
-        self.policy.plan(&Seen {
+        self.policy.plan(&Snapshot {
             now: seconds(self.now),
             memory: self.memory,
             counters: Counters {
@@ -161,10 +161,10 @@ fn an_idle_guest_ages_faster_and_drops_names_after_a_while() {
     let mut guest = Guest::new(Some(vec![young]));
     guest.after(0);
     let plan = guest.after(5);
-    assert_eq!((plan.cold, plan.age.len(), plan.at_leisure), (0, 0, false));
+    assert_eq!((plan.cold, plan.age.len(), plan.extra_work_allowed), (0, 0, false));
     guest.cpus = 0.01;
     let plan = guest.after(5);
-    assert_eq!((plan.cold, plan.at_leisure), (5000 * PAGE, true));
+    assert_eq!((plan.cold, plan.extra_work_allowed), (5000 * PAGE, true));
     assert_eq!(plan.age, ["+ 7 0 7 1 1"]);
     guest.memory.slab = 100 * MIB;
     let drops: Vec<_> = (0..100).filter(|_| guest.after(10).drop_slab).collect();
@@ -191,9 +191,10 @@ fn tasks_that_wait_for_a_cpu_are_not_disturbed_by_looking_for_ages() {
     old.generations[3].age = seconds(40);
     let mut guest = Guest::new(Some(vec![old]));
     guest.after(5);
-    let mut seen = Seen { now: seconds(10), memory: guest.memory, lrus: guest.lrus.clone(), ..Seen::default() };
-    seen.counters.cpu_stall = Some(seconds(4));
-    assert_eq!(guest.policy.plan(&seen).age, [""; 0]);
+    let mut snapshot =
+        Snapshot { now: seconds(10), memory: guest.memory, lrus: guest.lrus.clone(), ..Snapshot::default() };
+    snapshot.counters.cpu_stall = Some(seconds(4));
+    assert_eq!(guest.policy.plan(&snapshot).age, [""; 0]);
 }
 
 #[test]
@@ -207,7 +208,7 @@ fn a_squeeze_takes_what_is_cold_and_then_the_coldest() {
     let plan = guest.after(0);
     assert_eq!(commands(&plan), ["- 7 0 5 0 5120"]);
     assert_eq!(plan.reclaim, Some(Reclaim { bytes: 12 * MIB, anon: true }));
-    assert_eq!((plan.asked, plan.squeezed, plan.at_leisure), (STEP_SQUEEZED, true, true));
+    assert_eq!((plan.asked, plan.squeezed, plan.extra_work_allowed), (STEP_SQUEEZED, true, true));
     guest.policy.note_taken(&plan, u64::MAX);
     guest.memory.free = 2096 * MIB;
     let plan = guest.after(5);
@@ -241,22 +242,23 @@ fn a_squeeze_that_yields_nothing_is_tried_ever_more_seldom() {
 #[test]
 fn a_squeeze_spares_a_guest_that_is_stalled_already() {
     let mut guest = Guest::new(Some(vec![]));
-    let mut seen = Seen { memory: guest.memory, stall_avg10: Some(12.0), target: Some(MIB), ..Seen::default() };
-    assert_eq!(guest.policy.plan(&seen).asked, 0);
-    seen.stall_avg10 = Some(9.0);
-    assert_eq!(guest.policy.plan(&seen).asked, STEP_SQUEEZED);
+    let mut snapshot =
+        Snapshot { memory: guest.memory, stall_avg10: Some(12.0), target: Some(MIB), ..Snapshot::default() };
+    assert_eq!(guest.policy.plan(&snapshot).asked, 0);
+    snapshot.stall_avg10 = Some(9.0);
+    assert_eq!(guest.policy.plan(&snapshot).asked, STEP_SQUEEZED);
 }
 
 #[test]
 fn a_squeeze_waits_longer_each_time_when_what_it_took_comes_back() {
     let mut guest = Guest::new(Some(vec![]));
-    let mut seen = Seen { memory: guest.memory, target: Some(64 * MIB), ..Seen::default() };
+    let mut snapshot = Snapshot { memory: guest.memory, target: Some(64 * MIB), ..Snapshot::default() };
     let mut taken = Vec::new();
     for second in 0..100 {
-        seen.now = seconds(second);
-        if guest.policy.plan(&seen).asked > 0 {
+        snapshot.now = seconds(second);
+        if guest.policy.plan(&snapshot).asked > 0 {
             taken.push(second);
-            seen.counters.refaults += 5000;
+            snapshot.counters.refaults += 5000;
         }
     }
     assert_eq!(taken, [0, 1, 13, 35, 77]);
@@ -286,14 +288,14 @@ fn pages_of_groups_that_are_gone_are_reclaimed_as_files() {
 fn without_generations_and_pressure_a_little_is_taken_while_there_is_enough() {
     let guest = Guest::new(None);
     let mut policy = Policy::new();
-    let mut seen = Seen { memory: guest.memory, ..Seen::default() };
-    policy.plan(&seen);
-    seen.now = seconds(5);
-    let plan = policy.plan(&seen);
+    let mut snapshot = Snapshot { memory: guest.memory, ..Snapshot::default() };
+    policy.plan(&snapshot);
+    snapshot.now = seconds(5);
+    let plan = policy.plan(&snapshot);
     assert_eq!((plan.cold, plan.reclaim), (0, Some(Reclaim { bytes: 10 * MIB, anon: false })));
-    seen.now = seconds(10);
-    seen.memory.available = 500 * MIB;
-    assert_eq!(policy.plan(&seen).reclaim, None);
+    snapshot.now = seconds(10);
+    snapshot.memory.available = 500 * MIB;
+    assert_eq!(policy.plan(&snapshot).reclaim, None);
 }
 
 #[test]

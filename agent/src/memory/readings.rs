@@ -29,7 +29,7 @@ pub struct Meminfo {
 }
 
 impl Meminfo {
-    /// Memory in use, page cache included: what the host sees of the guest.
+    /// Memory in use, page cache included, as the host sees it.
     pub fn in_use(&self) -> u64 {
         self.total.saturating_sub(self.free)
     }
@@ -71,7 +71,7 @@ pub fn memory_pressure() -> Option<Pressure> {
     pressure("memory")
 }
 
-/// The counters from which a mood is computed.
+/// The counters from which a load is computed.
 pub fn counters(memory: Option<Pressure>, vmstat: Vmstat) -> io::Result<Counters> {
     let stall = |pressure: Pressure| Duration::from_micros(pressure.some_total_us);
     let busy = parse_busy(&fs::read_to_string("/proc/stat")?, rustix::param::clock_ticks_per_second());

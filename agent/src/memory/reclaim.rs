@@ -4,9 +4,9 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 use super::compaction::{self, Compaction};
 use super::kernel::Kernel;
-use super::orders::Orders;
-use super::policy::{Outcome, Plan, Policy, Reclaim, Seen};
+use super::policy::{Outcome, Plan, Policy, Reclaim, Snapshot};
 use super::readings;
+use super::shared_target::SharedTarget;
 use super::zram::Zram;
 
 /// The first round waits until the machine has started.
@@ -16,8 +16,8 @@ const FAILED: Duration = Duration::from_secs(10);
 const PAGE: u64 = 4096;
 /// The number of pages in one request to the kernel …
 const PIECE: u64 = 64;
-/// … repeated for up to this time in a round. The time per page is not known in advance: a page that the host has swapped
-/// out must be read back first.
+/// … repeated for up to this time in a round. The time per page is not known in advance: a page that the host has
+/// swapped out must be read back first.
 const TIME: Duration = Duration::from_millis(250);
 
 /// The loop's figures for the reports, in bytes.
@@ -29,14 +29,14 @@ pub struct Figures {
     pub reclaimed: u64,
 }
 
-/// Runs the loop and never returns. Calls `tell` with the figures after each round.
-pub fn run(orders: &Orders, mut reclaimer: Reclaimer, tell: impl Fn(Figures)) -> ! {
+/// Runs the loop and never returns. Calls `report` with the figures after each round.
+pub fn run(shared_target: &SharedTarget, mut reclaimer: Reclaimer, report: impl Fn(Figures)) -> ! {
     let mut pause = FIRST;
     loop {
-        let target = orders.wait(pause);
+        let target = shared_target.wait(pause);
         let round = reclaimer.round(target);
-        pause = reclaimer.kernel.tell("a round failed", round).unwrap_or(FAILED);
-        tell(reclaimer.figures);
+        pause = reclaimer.kernel.log_once("a round failed", round).unwrap_or(FAILED);
+        report(reclaimer.figures);
     }
 }
 
@@ -66,16 +66,16 @@ impl Reclaimer {
     fn round(&mut self, target: Option<u64>) -> std::io::Result<Duration> {
         let begun = cpu_time();
         let before = readings::vmstat()?;
-        let seen = self.look(target, before)?;
+        let snapshot = self.snapshot(target, before)?;
         self.follow_growth();
-        let plan = self.policy.plan(&seen);
+        let plan = self.policy.plan(&snapshot);
         self.figures.cold = plan.cold;
         let aging_begun = cpu_time();
         plan.age.iter().for_each(|command| self.kernel.command(command));
         let aging = cpu_time().saturating_sub(aging_begun);
         let (asked, reclaimed) = self.take(&plan, before)?;
-        self.compact(&plan, seen.now, seen.memory.total)?;
-        self.kernel.report_small(plan.at_leisure);
+        self.compact(&plan, snapshot.now, snapshot.memory.total)?;
+        self.kernel.report_small(plan.extra_work_allowed);
         let outcome = Outcome { asked, reclaimed, aging, all: cpu_time().saturating_sub(begun) };
         Ok(self.policy.done(self.begun.elapsed(), &plan, &outcome))
     }
@@ -85,17 +85,17 @@ impl Reclaimer {
         let info = rustix::system::sysinfo();
         let total = info.totalram.saturating_mul(info.mem_unit.into());
         let grown = self.zram.follow(total);
-        self.kernel.tell("swap in zram", grown);
+        self.kernel.log_once("swap in zram", grown);
         self.kernel.protect_containers(total);
     }
 
-    fn look(&mut self, target: Option<u64>, vmstat: readings::Vmstat) -> std::io::Result<Seen> {
+    fn snapshot(&mut self, target: Option<u64>, vmstat: readings::Vmstat) -> std::io::Result<Snapshot> {
         let pressure = readings::memory_pressure();
         if pressure.is_none() {
             let missing = Err::<(), _>(std::io::ErrorKind::NotFound.into());
-            self.kernel.tell("pressure is not known, available memory and refaults alone decide", missing);
+            self.kernel.log_once("pressure is not known, available memory and refaults alone decide", missing);
         }
-        Ok(Seen {
+        Ok(Snapshot {
             now: self.begun.elapsed(),
             memory: readings::meminfo()?,
             counters: readings::counters(pressure, vmstat)?,
@@ -105,7 +105,8 @@ impl Reclaimer {
         })
     }
 
-    /// Carries out the plan, as far as the time allows. Returns the bytes that were asked for, and the bytes evicted meanwhile.
+    /// Carries out the plan, as far as the time allows. Returns the bytes that were asked for, and the bytes evicted
+    /// meanwhile.
     fn take(&mut self, plan: &Plan, before: readings::Vmstat) -> std::io::Result<(u64, u64)> {
         if plan.drop_slab {
             self.kernel.drop_slab();
@@ -142,9 +143,9 @@ impl Reclaimer {
 
     /// Compacts last, because reclaim leaves fragments.
     fn compact(&mut self, plan: &Plan, now: Duration, total: u64) -> std::io::Result<()> {
-        if plan.at_leisure {
-            let crumbs = compaction::crumbs(&std::fs::read_to_string("/proc/buddyinfo")?);
-            if self.compaction.due(now, crumbs, total, plan.squeezed) {
+        if plan.extra_work_allowed {
+            let fragmented = compaction::fragmented_bytes(&std::fs::read_to_string("/proc/buddyinfo")?);
+            if self.compaction.due(now, fragmented, total, plan.squeezed) {
                 self.kernel.compact();
             }
         }

@@ -1,8 +1,10 @@
-/// The most swap devices. Each is at least as large as all earlier ones together, so this allows growth by a factor of 2,048.
+/// The most swap devices. Each is at least as large as all earlier ones together, so this allows growth by a factor of
+/// 2,048.
 const DEVICES_MAX: usize = 12;
 const PAGE: u64 = 4096;
 
-/// The size in bytes of the swap device to add for `total` bytes of memory, when there are `devices` of `swap` bytes in total.
+/// The size in bytes of the swap device to add for `total` bytes of memory, when there are `devices` of `swap` bytes in
+/// total.
 ///
 /// Swap in compressed memory should be about as large as memory. A device cannot grow, so there are several, each at
 /// least as large as all earlier ones together: an empty device costs 16 bytes per page.
@@ -38,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_that_grows_by_crumbs_stays_covered_and_not_by_too_much() {
+    fn a_memory_that_grows_in_small_steps_stays_covered_and_not_by_too_much() {
         let (mut total, mut swap, mut devices) = (512 * MIB, 0, 0);
         while total < 1 << 40 {
             while let Some(size) = missing(total, swap, devices) {

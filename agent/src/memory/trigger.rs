@@ -10,8 +10,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Asks the kernel for an event when some task has waited for memory for 50 ms within half a second
-/// (Documentation/accounting/psi.rst). The terminating zero byte is part of the string. While no task waits, the trigger
-/// costs the kernel nothing.
+/// (Documentation/accounting/psi.rst). The terminating zero byte is part of the string. While no task waits, the
+/// trigger costs the kernel nothing.
 const STALL: &[u8] = b"some 50000 500000\0";
 
 /// The kernel's event that memory is short.

@@ -75,7 +75,8 @@ impl Setup {
     }
 }
 
-/// Writes all files below `root`. `image_certificates` is the copy of the image's own bundle, which the first setup replaces.
+/// Writes all files below `root`. `image_certificates` is the copy of the image's own bundle, which the first setup
+/// replaces.
 fn write_files(root: &Path, setup: &MachineSetup, facts: &HostFacts, image_certificates: &Path) -> io::Result<()> {
     let at = |path: &str| root.join(path.trim_start_matches('/'));
     write(&at("/etc/hostname"), &format!("{}\n", setup.hostname))?;

@@ -9,8 +9,8 @@ use toml::Value;
 
 use super::{FactMount, HostFacts};
 
-/// The merged certificates in the guest. Containers see the same file at [`CONTAINER_CERTIFICATES`]: a bind mount over a
-/// container's own bundle would make `update-ca-certificates` fail.
+/// The merged certificates in the guest. Containers see the same file at [`CONTAINER_CERTIFICATES`]: a bind mount over
+/// a container's own bundle would make `update-ca-certificates` fail.
 pub(super) const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub(super) const CONTAINER_CERTIFICATES: &str = "/run/garret/ca-certificates.crt";
 /// apt's settings are in a file and not in a variable, because `sudo apt-get` in a container drops variables.
@@ -123,8 +123,8 @@ pub(super) fn registries_conf(mirrors: &[RegistryMirror]) -> String {
     toml::to_string(&Registries { registry: registry.collect() }).expect("strings are valid TOML")
 }
 
-/// containers.conf(5): `append` keeps the entries of the image's own file. podman rejects a list that holds nothing else,
-/// so an empty list is left out.
+/// containers.conf(5): `append` keeps the entries of the image's own file. podman rejects a list that holds nothing
+/// else, so an empty list is left out.
 pub(super) fn containers_conf(facts: &HostFacts) -> String {
     let list = |values: Vec<String>| {
         let mut list: Vec<Value> = values.into_iter().map(Value::String).collect();

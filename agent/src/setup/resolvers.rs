@@ -1,4 +1,5 @@
-//! Updates the resolvers of running containers. podman writes a container's `resolv.conf` once, when the container starts.
+//! Updates the resolvers of running containers. podman writes a container's `resolv.conf` once, when the container
+//! starts.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -41,7 +42,8 @@ fn name_server() -> Option<Pid> {
     Pid::from_raw(pid).filter(|_| name.trim() == "aardvark-dns")
 }
 
-/// Changes the file in place, because a container has it mounted. It can be read at any time, because it is never empty.
+/// Changes the file in place, because a container has it mounted. It can be read at any time, because it is never
+/// empty.
 fn update(path: &Path, before: &[IpAddr], after: &[IpAddr]) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let mut text = String::new();

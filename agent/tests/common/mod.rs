@@ -15,12 +15,12 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-/// How long anything may take before a test fails; no test depends on how long it does take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a step may take before the test fails; no test depends on the actual time.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 type Socket = WebSocketStream<UnixStream>;
 
-/// A server of its own.
+/// A separate server for one test.
 pub struct Server {
     folder: tempfile::TempDir,
 }
@@ -47,14 +47,14 @@ pub fn control(control: &Control) -> Message {
     Message::text(serde_json::to_string(control).unwrap())
 }
 
-/// One exec stream with a server of its own.
+/// One exec stream, with a separate server.
 pub struct Session {
     _server: Server,
     socket: Option<Socket>,
     early: End,
 }
 
-/// All a stream said.
+/// Everything that a stream returned.
 pub struct End {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -68,7 +68,7 @@ impl End {
         Self { stdout: Vec::new(), stderr: Vec::new(), outcome: Outcome::Signaled(0), credit: 0 }
     }
 
-    /// Takes one frame in; whether it was the last.
+    /// Handles one frame; returns whether it was the last.
     fn take(&mut self, message: Message) -> bool {
         match message {
             Message::Binary(data) => match data[0] {
@@ -98,7 +98,7 @@ impl Session {
         Self { _server: server, socket: Some(socket), early: End::new() }
     }
 
-    /// A client that is granted its frames of input.
+    /// Opens a stream of a client with flow-control credits.
     pub async fn open_with_credits(request: ExecRequest) -> Self {
         let server = Server::start();
         let stream = UnixStream::connect(server.socket()).await.unwrap();
@@ -120,11 +120,11 @@ impl Session {
         self.socket.as_mut().unwrap().send(message).await.unwrap();
     }
 
-    pub async fn control(&mut self, said: Control) {
-        self.send(control(&said)).await;
+    pub async fn control(&mut self, message: Control) {
+        self.send(control(&message)).await;
     }
 
-    /// Reads until standard output holds `text`.
+    /// Reads until standard output contains `text`.
     pub async fn await_output(&mut self, text: &str) {
         let socket = self.socket.as_mut().unwrap();
         let early = &mut self.early;
@@ -134,14 +134,14 @@ impl Session {
                 assert!(!early.take(message), "it ended: {:?}", early.outcome);
             }
         };
-        tokio::time::timeout(PATIENCE, reading).await.expect("the output did not come");
+        tokio::time::timeout(TIMEOUT, reading).await.expect("the output did not come");
     }
 
     pub async fn end(&mut self) -> End {
         let mut end = std::mem::replace(&mut self.early, End::new());
         let socket = self.socket.as_mut().unwrap();
         let reading = async { while !end.take(socket.next().await.unwrap().unwrap()) {} };
-        tokio::time::timeout(PATIENCE, reading).await.expect("the stream did not end");
+        tokio::time::timeout(TIMEOUT, reading).await.expect("the stream did not end");
         end
     }
 
@@ -158,21 +158,21 @@ impl Session {
 pub async fn collect(mut source: SplitStream<Socket>) -> End {
     let mut end = End::new();
     let reading = async { while !end.take(source.next().await.unwrap().unwrap()) {} };
-    tokio::time::timeout(PATIENCE, reading).await.expect("the stream did not end");
+    tokio::time::timeout(TIMEOUT, reading).await.expect("the stream did not end");
     end
 }
 
-/// Waits until something outside is so.
+/// Waits until the condition is true.
 pub async fn eventually(mut so: impl FnMut() -> bool) {
     let waiting = async {
         while !so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("it never came true");
+    tokio::time::timeout(TIMEOUT, waiting).await.expect("it never came true");
 }
 
-/// The value once it has been the same for a while.
+/// Waits until the value has not changed for a while, and returns it.
 pub async fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
     let mut last = value();
     let mut same = 0;
@@ -185,7 +185,7 @@ pub async fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
     last
 }
 
-/// The process id of a descendant of this test with that name.
+/// The process id of the descendant of this test with this name.
 pub async fn child_named(name: &str) -> u32 {
     let mut found = None;
     eventually(|| {
@@ -208,7 +208,7 @@ fn descendants(pid: u32) -> Vec<u32> {
     children.iter().flat_map(|&child| [vec![child], descendants(child)].concat()).collect()
 }
 
-/// Bytes a process has written so far.
+/// The number of bytes that a process has written so far.
 pub fn written_bytes(pid: u32) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap_or_default()

@@ -11,18 +11,18 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub struct Limited {
+pub struct LimitedListener {
     listener: UnixListener,
     places: Arc<Semaphore>,
 }
 
-impl Limited {
+impl LimitedListener {
     pub fn new(listener: UnixListener, connections: usize) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(connections)) }
     }
 }
 
-impl Listener for Limited {
+impl Listener for LimitedListener {
     type Io = Connection;
     type Addr = SocketAddr;
 

@@ -20,16 +20,16 @@ use tokio::sync::oneshot;
 
 pub use openapi::document;
 
-use self::limit::Limited;
+use self::limit::LimitedListener;
 use crate::control::{Event, Events};
 use crate::inherited;
 use crate::seccomp::Role;
 use crate::thread;
 
-/// How long open connections may keep the process once the machine has ended.
+/// How long open connections may delay the end of the process after the machine has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Open connections at once: the runner has fewer than ten.
+/// The most open connections; the runner has fewer than ten.
 const CONNECTIONS_MAX: usize = 32;
 
 /// The running server.
@@ -39,7 +39,7 @@ pub struct ApiServer {
     socket: SocketAt,
 }
 
-/// What is made before the filter closes.
+/// The parts that are created before the filter is installed.
 struct Prepared {
     runtime: Runtime,
     listener: UnixListener,
@@ -47,7 +47,8 @@ struct Prepared {
 }
 
 impl ApiServer {
-    /// Listens on `socket`, and from now on turns SIGTERM and SIGINT into events. What was left at a path is replaced.
+    /// Listens on `socket`, and turns SIGTERM and SIGINT into events from now on. An existing file at its path is
+    /// replaced.
     pub fn spawn(socket: SocketAt, events: Events) -> io::Result<Self> {
         let (end, ended) = oneshot::channel();
         let at = socket.clone();
@@ -56,7 +57,7 @@ impl ApiServer {
         Ok(Self { thread, end, socket })
     }
 
-    /// Answers what has been asked, then closes the socket, and removes it if it has a path.
+    /// Answers pending requests, then closes the socket, and removes it if it has a path.
     pub fn end(self) {
         let _ = self.end.send(());
         let _ = self.thread.join();
@@ -66,7 +67,8 @@ impl ApiServer {
     }
 }
 
-/// The signals which end a machine. Blocked before the first thread is made, they reach the API's thread alone.
+/// The signals that end a machine. The main thread blocks them before it creates the first thread, and only the API's
+/// thread unblocks them.
 pub fn ending_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
 }
@@ -99,7 +101,7 @@ fn serve(prepared: Prepared, events: Events, ended: oneshot::Receiver<()>) {
     let app = routes::router(events.clone());
     runtime.block_on(async move {
         let (last_call, closing) = oneshot::channel::<()>();
-        let server = axum::serve(Limited::new(listener, CONNECTIONS_MAX), app).with_graceful_shutdown(async {
+        let server = axum::serve(LimitedListener::new(listener, CONNECTIONS_MAX), app).with_graceful_shutdown(async {
             let _ = closing.await;
         });
         let server = tokio::spawn(server.into_future());

@@ -1,4 +1,4 @@
-//! The API's description, from the handlers themselves.
+//! The API's OpenAPI description, generated from the handlers.
 
 use utoipa::OpenApi;
 

@@ -1,4 +1,4 @@
-//! Paths, bodies, statuses.
+//! The routes of the API, with their bodies and statuses.
 
 use axum::Router;
 use axum::body::Bytes;
@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use crate::control::{Command, Event, Events, Refused, Reply};
 
-/// Bytes of a request's body; every body of this API is much smaller.
+/// The largest body of a request, in bytes; every body of this API is much smaller.
 const BODY_MAX: usize = 16 << 10;
 
-/// The API, in front of `events`.
+/// The API, which sends its commands to `events`.
 pub fn router(events: Events) -> Router {
     Router::new()
         .route("/v1/machine", get(describe))
@@ -104,7 +104,7 @@ pub(super) async fn metrics(State(events): State<Events>) -> Response {
     ask(&events, Command::Metrics).await
 }
 
-/// Sends a command whose answer is a body.
+/// Sends a command; its response has a body.
 async fn ask<T: Serialize>(events: &Events, command: impl FnOnce(Reply<T>) -> Command) -> Response {
     match send(events, command).await {
         Ok(body) => json(StatusCode::OK, &body),
@@ -112,7 +112,7 @@ async fn ask<T: Serialize>(events: &Events, command: impl FnOnce(Reply<T>) -> Co
     }
 }
 
-/// Sends a command made from a body. Unknown fields are refused by the type; the parser's message has line and column.
+/// Sends a command made from a body. The body's type rejects unknown fields; the parser's message has line and column.
 async fn ask_with<B: DeserializeOwned, T: Serialize>(
     events: &Events,
     body: &[u8],
@@ -124,7 +124,7 @@ async fn ask_with<B: DeserializeOwned, T: Serialize>(
     }
 }
 
-/// Sends a command whose answer is that it is done.
+/// Sends a command; its response has no body.
 async fn order(events: &Events, command: impl FnOnce(Reply<()>) -> Command) -> Response {
     match send(events, command).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),

@@ -39,7 +39,7 @@ fn answer_all(events: Receiver<Event>, mut state: MachineState) {
     }
 }
 
-/// The server on a socket of its own, its driver, and a way to ask.
+/// A server on a separate socket, with its driver.
 struct Running {
     server: ApiServer,
     driver: std::thread::JoinHandle<()>,
@@ -57,7 +57,7 @@ impl Running {
         Self { server, driver, socket, _folder: folder }
     }
 
-    /// One request with HTTP's own words; the status and the body.
+    /// Sends one HTTP request as text; returns the status and the body.
     fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         let len = body.len();

@@ -1,11 +1,11 @@
-//! The kernel's command line: what the VMM is responsible for, then what the caller asked for.
+//! The kernel's command line: the VMM's own parameters, then the caller's.
 
 use garret_api::vmm::MachineConfig;
 
-/// The longest command line in all, in bytes: Linux takes 2,048 with the final NUL.
+/// The longest complete command line, in bytes. Linux accepts 2,048 with the final NUL.
 pub const MAX: usize = 2000;
 
-/// A command line Linux would not take.
+/// A command line that Linux would not accept.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Too long.
@@ -16,15 +16,16 @@ pub enum Error {
     Unprintable(usize),
 }
 
-/// Messages: warnings and worse, unless the caller says otherwise; said before the consoles, which print what waits for them.
-/// Console: the serial port until the virtio console is up, which takes a line per exit instead of a few exits per character.
-/// Panic: reset at once, should the panic device not have told us.
+/// `loglevel`: warnings and errors, unless the caller sets another level. It comes before the consoles, because a
+/// console that is registered prints the messages so far. `earlyprintk` and `console`: the serial port, which needs a
+/// few exits per character, then the virtio console, which needs one exit per line. `panic`: reset at once, in case the
+/// panic device has not reported the panic.
 const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1";
-/// The root image as `/dev/pmem0`, which appears a moment after the kernel looks for it.
+/// The root image as `/dev/pmem0`. `rootwait`: the device appears shortly after the kernel first looks for it.
 const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 
-/// The whole line for `config`.
-pub fn of(config: &MachineConfig) -> Result<String, Error> {
+/// The complete command line for `config`.
+pub fn build(config: &MachineConfig) -> Result<String, Error> {
     let own = &config.kernel.cmdline;
     if let Some(at) = own.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
         return Err(Error::Unprintable(at));
@@ -49,18 +50,18 @@ mod tests {
 
     #[test]
     fn the_callers_words_come_last_and_win() {
-        assert_eq!(of(&config(false, "")).unwrap(), BASE);
-        assert_eq!(of(&config(false, " init=/x quiet ")).unwrap(), format!("{BASE} init=/x quiet"));
-        assert_eq!(of(&config(true, "quiet")).unwrap(), format!("{BASE} {ROOT} quiet"));
+        assert_eq!(build(&config(false, "")).unwrap(), BASE);
+        assert_eq!(build(&config(false, " init=/x quiet ")).unwrap(), format!("{BASE} init=/x quiet"));
+        assert_eq!(build(&config(true, "quiet")).unwrap(), format!("{BASE} {ROOT} quiet"));
     }
 
     #[test]
     fn limits() {
         let room = MAX - BASE.len() - 1;
-        assert!(of(&config(false, &"x".repeat(room))).is_ok());
-        assert_eq!(of(&config(false, &"x".repeat(room + 1))), Err(Error::TooLong(MAX + 1)));
+        assert!(build(&config(false, &"x".repeat(room))).is_ok());
+        assert_eq!(build(&config(false, &"x".repeat(room + 1))), Err(Error::TooLong(MAX + 1)));
         for (line, at) in [("a\nb", 1), ("\0", 0), ("abé", 2)] {
-            assert_eq!(of(&config(false, line)), Err(Error::Unprintable(at)));
+            assert_eq!(build(&config(false, line)), Err(Error::Unprintable(at)));
         }
     }
 }

@@ -8,9 +8,9 @@ use vm_memory::GuestAddress;
 use super::{Error, Initrd, memory_map};
 use crate::memory::{GuestRam, layout};
 
-/// From a bzImage's load address to its 64-bit entry.
+/// The offset of the 64-bit entry from a bzImage's load address.
 pub(super) const ENTRY_64: u64 = 0x200;
-/// "Some other loader".
+/// `type_of_loader`: a boot loader without an assigned number.
 const LOADER: u8 = 0xFF;
 
 pub(super) fn write_zero_page(
@@ -25,7 +25,7 @@ pub(super) fn write_zero_page(
     page.hdr.cmd_line_ptr = layout::CMDLINE as u32;
     page.hdr.cmdline_size = cmdline_len as u32;
     if let Some(initrd) = initrd {
-        // Below 3 GiB, so 32 bits hold it.
+        // The initrd is below 3 GiB, so 32 bits are enough.
         page.hdr.ramdisk_image = initrd.at as u32;
         page.hdr.ramdisk_size = initrd.len as u32;
     }

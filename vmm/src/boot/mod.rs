@@ -1,4 +1,4 @@
-//! From files to a guest about to run its first instruction: kernel, initrd, command line, memory map.
+//! Loads the kernel, the initrd, the command line and the memory map into guest memory.
 
 pub mod cmdline;
 mod elf;
@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 use crate::kvm::registers::Entry;
 use crate::memory::{GuestRam, GuestRegion, layout};
 
-/// The machine cannot boot what it was given.
+/// Why the machine cannot boot.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be opened or read.
@@ -27,37 +27,37 @@ pub enum Error {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: std::io::Error,
     },
-    /// It is a file, but no kernel.
+    /// The file is not a kernel.
     #[error("kernel {path}: neither an ELF file nor a bzImage: name a vmlinux or a bzImage for x86-64", path = .0.display())]
     NotAKernel(PathBuf),
-    /// It is an ELF file for something else.
+    /// The file is an ELF file without a PVH entry.
     #[error(
         "kernel {path}: an ELF file without a PVH entry: build the kernel with CONFIG_PVH=y, or name its bzImage",
         path = .0.display()
     )]
     NoEntry(PathBuf),
-    /// The file ends early, or is damaged.
+    /// The file is truncated or damaged.
     #[error("kernel {path}: truncated or damaged ({reason}): build or copy it again", path = path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What the loader says.
+        /// The defect.
         reason: String,
     },
-    /// The machine is too small.
+    /// The file does not fit into the machine's memory.
     #[error("{what} {path}: does not fit into the machine's memory: give it more than {mib} MiB", path = path.display())]
     TooLarge {
         /// "kernel" or "initrd".
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The machine's low memory.
+        /// The size of the machine's low memory.
         mib: u64,
     },
-    /// The command line is too long or has bytes it cannot have.
+    /// The command line is too long or contains an invalid byte.
     #[error("kernel command line: {0}")]
     Cmdline(#[from] cmdline::Error),
     /// Boot data does not fit into low memory, which config validation excludes.
@@ -65,7 +65,7 @@ pub enum Error {
     Write(String),
 }
 
-/// Loads everything and says where the first processor starts.
+/// Loads all boot data. Returns the entry point of the first processor.
 pub fn load(memory: &GuestRam, config: &KernelConfig, cmdline: &str, rsdp: u64) -> Result<Entry, Error> {
     let kernel = load_kernel(memory, &config.image)?;
     let initrd = config.initrd.as_deref().map(|path| load_initrd(memory, path, kernel.kernel_end)).transpose()?;
@@ -83,29 +83,29 @@ pub fn load(memory: &GuestRam, config: &KernelConfig, cmdline: &str, rsdp: u64) 
     }
 }
 
-/// Where the initrd lies.
+/// The location of the initrd in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Initrd {
     at: u64,
     len: u64,
 }
 
-/// Kinds of memory in the map the guest gets, with the numbers of E820.
+/// The kinds of memory in the guest's memory map, with their E820 numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ram = 1,
     Reserved = 2,
 }
 
-/// The guest's RAM, less what firmware would own below 1 MiB (the ACPI tables lie there). Persistent memory and the hotplug
-/// region are not in it: the guest learns of these from their devices.
+/// The guest's memory map. All RAM is usable, except the area below 1 MiB that firmware owns on a PC (the ACPI tables
+/// are there). Persistent memory and the hotplug region are not in the map: their devices report them to the guest.
 fn memory_map(memory: &GuestRam) -> Vec<(Range<u64>, Kind)> {
     let low = low_end(memory);
     let mut map = vec![
         (0..layout::EBDA, Kind::Ram),
         (layout::EBDA..layout::HIGH_KERNEL, Kind::Reserved),
         (layout::HIGH_KERNEL..low, Kind::Ram),
-        // Before Linux has read the DSDT, it believes the MCFG table only where this map says the same.
+        // Until Linux has read the DSDT, it uses the MCFG table only if this map reserves the same range.
         (layout::PCI_CONFIG, Kind::Reserved),
     ];
     let is_ram = |region: &&GuestRegion| region.plugged().is_none() && region.file_offset().is_none();
@@ -114,14 +114,14 @@ fn memory_map(memory: &GuestRam) -> Vec<(Range<u64>, Kind)> {
     map
 }
 
-/// What a file is by its first bytes.
+/// The format of a kernel file.
 #[derive(Debug, PartialEq, Eq)]
 enum Format {
     Elf,
     BzImage,
 }
 
-/// `head`: the first 0x206 bytes or what there is of them.
+/// Detects the format. `head` holds the first 0x206 bytes of the file, or all of a shorter file.
 fn format(head: &[u8]) -> Option<Format> {
     if head.starts_with(b"\x7fELF") {
         return Some(Format::Elf);
@@ -137,11 +137,11 @@ fn load_kernel(memory: &GuestRam, path: &Path) -> Result<KernelLoaderResult, Err
     let himem = Some(GuestAddress(layout::HIGH_KERNEL));
     let loaded = match format(&head).ok_or_else(|| Error::NotAKernel(path.to_owned()))? {
         Format::Elf => {
-            let wrong = elf::check(&file, |start, end| in_ram(memory, start, end)).map_err(unreadable)?;
-            if let Some(wrong) = wrong {
-                return Err(match wrong {
-                    elf::Wrong::Damaged(reason) => Error::Damaged { path: path.to_owned(), reason },
-                    elf::Wrong::TooLarge => too_large(memory, "kernel", path),
+            let defect = elf::check(&file, |start, end| in_ram(memory, start, end)).map_err(unreadable)?;
+            if let Some(defect) = defect {
+                return Err(match defect {
+                    elf::Defect::Damaged(reason) => Error::Damaged { path: path.to_owned(), reason },
+                    elf::Defect::TooLarge => too_large(memory, "kernel", path),
                 });
             }
             Elf::load(memory, None, &mut file, himem)
@@ -164,13 +164,13 @@ fn low_end(memory: &GuestRam) -> u64 {
     memory.iter().next().map_or(0, |region| region.len())
 }
 
-/// As high as it goes below 3 GiB, so that the kernel can grow into what lies between.
+/// Loads the initrd at the end of low RAM, so that the kernel can grow into the memory below it.
 fn load_initrd(memory: &GuestRam, path: &Path, kernel_end: u64) -> Result<Initrd, Error> {
     let mut file = open("initrd", path)?;
     let unreadable = |source| Error::Read { what: "initrd", path: path.to_owned(), source };
     let len = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
     file.rewind().map_err(unreadable)?;
-    // A bzImage unpacks itself over what follows it; 64 MiB is more than any kernel needs for that.
+    // A bzImage unpacks itself over the memory behind it. No kernel needs more than 64 MiB for that.
     const UNPACKING: u64 = 64 << 20;
     let at = low_end(memory).checked_sub(len).map(|at| at & !0xFFF);
     let at = at.filter(|at| *at >= kernel_end.saturating_add(UNPACKING).min(low_end(memory) / 2).max(kernel_end));

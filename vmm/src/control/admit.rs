@@ -1,4 +1,4 @@
-//! Decides which command is possible in which state: the whole policy, and pure.
+//! Decides which commands are possible in which state. Pure.
 
 use garret_api::vmm::MachineState;
 
@@ -26,8 +26,8 @@ fn name(state: MachineState) -> &'static str {
     }
 }
 
-/// Reading is always possible; a machine that is stopping accepts no other command. Pausing a paused machine and resuming
-/// a running one succeed without effect, so that a caller may repeat a request.
+/// Reading is always possible; a machine that is stopping accepts no other command. Pausing a paused machine and
+/// resuming a running one succeed without effect, so that a caller may repeat a request.
 pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
     match (state, command) {
         (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_) | Command::Memory(_)) => Ok(()),

@@ -12,21 +12,22 @@ use crate::machine::Machine;
 /// How long devices may take to finish the requests in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Poll interval for devices whose pause timed out.
-const SETTLE: Duration = Duration::from_millis(50);
+/// The interval between attempts to resume devices whose pause timed out.
+const RESUME_RETRY: Duration = Duration::from_millis(50);
 
 /// Runs `machine` until it ends, and returns the reason.
 pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
     let lease = machine.lease().map(|length| Lease::new(length, Instant::now()));
-    let mut driver = Driver { machine, state: MachineState::Running, settled: true, lease, panic_printed: false };
+    let mut driver =
+        Driver { machine, state: MachineState::Running, devices_resumed: true, lease, panic_printed: false };
     let words = loop {
-        let Some(event) = driver.next(events) else {
+        let Some(event) = driver.next_event(events) else {
             break words(ExitReason::Failed, "nothing can reach the machine any more");
         };
-        match driver.ended(event) {
-            Ok(words) => break words,
-            Err(Some(command)) => driver.serve(command),
-            Err(None) => {}
+        match driver.next_step(event) {
+            NextStep::End(words) => break words,
+            NextStep::Serve(command) => driver.serve(command),
+            NextStep::Continue => {}
         }
         if driver.state == MachineState::Stopping {
             break words(ExitReason::Asked, "stopped as asked by the API");
@@ -40,9 +41,16 @@ struct Driver {
     machine: Machine,
     state: MachineState,
     /// Whether no device is left paused by a failed pause.
-    settled: bool,
+    devices_resumed: bool,
     lease: Option<Lease>,
     panic_printed: bool,
+}
+
+/// What the driver does after an event.
+enum NextStep {
+    End(LastWords),
+    Serve(Command),
+    Continue,
 }
 
 fn words(reason: ExitReason, message: impl Into<String>) -> LastWords {
@@ -50,17 +58,19 @@ fn words(reason: ExitReason, message: impl Into<String>) -> LastWords {
 }
 
 impl Driver {
-    fn next(&mut self, events: &Receiver<Event>) -> Option<Event> {
+    fn next_event(&mut self, events: &Receiver<Event>) -> Option<Event> {
         loop {
             let lease = self.lease_left();
             if lease.is_some_and(|left| left.is_zero()) {
-                self.give_back();
+                self.expire_lease();
                 continue;
             }
-            let settle = (!self.settled).then_some(SETTLE);
-            match receive(events, settle.into_iter().chain(lease).min()) {
+            let retry = (!self.devices_resumed).then_some(RESUME_RETRY);
+            match receive(events, retry.into_iter().chain(lease).min()) {
                 Ok(event) => return Some(event),
-                Err(RecvTimeoutError::Timeout) => self.settled = self.settled || self.machine.settle(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.devices_resumed = self.devices_resumed || self.machine.resume_devices()
+                }
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
@@ -73,19 +83,18 @@ impl Driver {
     }
 
     /// No API request came within the lease: resumes the machine and allows all the memory it was promised.
-    fn give_back(&mut self) {
+    fn expire_lease(&mut self) {
         tracing::warn!("no API request within the lease: the machine runs and may plug all its memory");
         self.resume();
         self.machine.allow_all_memory();
     }
 
-    /// Returns the last words if `event` ends the machine, else the command that is left to carry out.
-    fn ended(&mut self, event: Event) -> Result<LastWords, Option<Command>> {
-        Ok(match event {
+    fn next_step(&mut self, event: Event) -> NextStep {
+        let last_words = match event {
             Event::PowerOff => words(ExitReason::PowerOff, "the guest powered off"),
             Event::Panicked => words(ExitReason::Panic, "the guest's kernel panicked: see the console log"),
-            // A kernel without a driver for the panic device, or one that panics before it has loaded that driver, prints
-            // the panic and then resets.
+            // A kernel without a driver for the panic device, or one that panics before it has loaded that driver,
+            // prints the panic and then resets.
             Event::Reset if self.panic_printed => {
                 words(ExitReason::Panic, "the guest's kernel panicked and reset the machine: see the console log")
             }
@@ -94,10 +103,11 @@ impl Driver {
             Event::Terminate => words(ExitReason::Asked, "stopped as asked by a signal"),
             Event::PanicPrinted => {
                 self.panic_printed = true;
-                return Err(None);
+                return NextStep::Continue;
             }
-            Event::Command(command) => return Err(Some(command)),
-        })
+            Event::Command(command) => return NextStep::Serve(command),
+        };
+        NextStep::End(last_words)
     }
 
     fn serve(&mut self, command: Command) {
@@ -140,7 +150,7 @@ impl Driver {
     fn pause(&mut self) -> Result<(), Refused> {
         if self.state == MachineState::Running {
             let paused = self.machine.pause(STOP_DEADLINE);
-            self.settled = paused.is_ok();
+            self.devices_resumed = paused.is_ok();
             paused.map_err(|busy| Refused::Failed(busy.to_string()))?;
             self.state = MachineState::Paused;
         }

@@ -32,7 +32,7 @@ pub enum Event {
     Command(Command),
 }
 
-/// Where the response goes. It is no error if the requester no longer waits.
+/// The destination of the response. It is no error if the requester no longer waits.
 pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 /// A command of the API.

@@ -1,5 +1,5 @@
-//! The devices. Each folder has one constructor, `new`, which opens everything the device needs; what it does with its queues
-//! is a [`Backend`](crate::virtio::Backend).
+//! The devices. Each folder has one constructor, `new`, which opens all files of the device; a
+//! [`Backend`](crate::virtio::Backend) serves its queues.
 
 pub mod balloon;
 pub mod block;

@@ -1,5 +1,5 @@
-//! What the guest's processors say about themselves: what KVM supports here, with this machine's topology, less what a
-//! guest has no business with.
+//! The CPUID table of the guest's processors: the features that KVM supports on this host, with this machine's topology
+//! and without the features that a guest must not use.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
@@ -24,15 +24,15 @@ const SGX_LC: u32 = 1 << 30;
 const SVM: u32 = 1 << 2;
 const PERFORMANCE_COUNTERS: u32 = (1 << 23) | (1 << 24) | (1 << 28);
 
-/// The table KVM offers on this host.
+/// The CPUID table that KVM supports on this host.
 pub fn supported(kvm: &Kvm) -> Result<CpuId, Error> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("ask for the processor's features"))
 }
 
-/// `supported` for processor `index` of `vcpus`, which are cores of one package with one thread each.
+/// Adapts `supported` to processor `index` of `vcpus`. The processors are cores of one package, with one thread each.
 pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
     let mut table = supported.clone();
-    // Leaf 0x1F says the same as 0xB where both exist; one is enough, and it must not show the host's.
+    // Leaf 0x1F has the same contents as 0xB where both exist. One is enough, and it must not show the host's topology.
     table.retain(|entry| !matches!(entry.function, 0xB | 0x1F));
     let mut entries = table.as_slice().to_vec();
     for entry in &mut entries {
@@ -57,14 +57,15 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, vcpus: u32) {
             entry.eax = (entry.eax & 0x3FFF) | (sharing << 14) | ((vcpus - 1) << 26);
         }
         0x5 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0), // MONITOR/MWAIT
-        // No performance counters: they tell of the host, and of other guests. The leaves are Intel's and AMD's.
+        // No performance counters: they reveal activity of the host and of other guests. One leaf is Intel's, one is
+        // AMD's.
         0xA | 0x8000_0022 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         0x7 if entry.index == 0 => {
             entry.ebx &= !SGX;
             entry.ecx &= !SGX_LC;
         }
         0x8000_0001 => entry.ecx &= !(SVM | PERFORMANCE_COUNTERS),
-        // Cores less one, and the width of the APIC id's core part (0: derive it).
+        // The number of cores minus one. The width of the APIC id's core part is 0: the guest derives it.
         0x8000_0008 => entry.ecx = vcpus - 1,
         0x8000_000A => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0), // AMD-V
         0x8000_001D if entry.eax & 0x1F != 0 => {
@@ -78,7 +79,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, vcpus: u32) {
     }
 }
 
-/// Leaf 0xB: a thread level of one, a core level of all.
+/// Leaf 0xB: a thread level with one processor, and a core level with all processors.
 fn topology(index: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
     const SIGNIFICANT_INDEX: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
     let core_bits = vcpus.next_power_of_two().trailing_zeros();

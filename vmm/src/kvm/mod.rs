@@ -1,4 +1,4 @@
-//! The kernel's side of the machine: virtual machine, memory slots, interrupts, processors.
+//! The parts of the machine that KVM provides: the virtual machine, memory slots, interrupts and processors.
 
 pub mod cpuid;
 mod host;
@@ -8,7 +8,7 @@ mod vm;
 pub use host::open;
 pub use vm::{Msi, Vm};
 
-/// KVM is not usable, or refused something.
+/// KVM cannot be used, or it rejected a call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The processor cannot run guests.
@@ -19,23 +19,23 @@ pub enum Error {
     /// `/dev/kvm` could not be opened.
     #[error("/dev/kvm: {source}; {hint}")]
     Open {
-        /// The kernel's answer.
+        /// The kernel's error.
         source: std::io::Error,
-        /// What to do.
+        /// Advice for the user.
         hint: &'static str,
     },
-    /// The kernel's KVM is another one than ours.
+    /// The kernel's KVM has another version of the interface.
     #[error("/dev/kvm speaks version {0} of the interface, garret needs {expected}", expected = kvm_bindings::KVM_API_VERSION)]
     Version(i32),
-    /// The kernel's KVM lacks something.
+    /// The kernel's KVM lacks a required capability.
     #[error("/dev/kvm lacks {0}: use a newer kernel")]
     Lacks(&'static str),
-    /// There are more vCPUs than this host's KVM can give.
+    /// The machine has more vCPUs than this host's KVM supports.
     #[error("this host's KVM gives at most {max} vCPUs, the machine wants {wanted}")]
     TooManyVcpus {
-        /// What the machine wants.
+        /// The machine's number of vCPUs.
         wanted: u8,
-        /// What KVM gives.
+        /// The largest number that KVM supports.
         max: usize,
     },
     /// All interrupt numbers are in use.
@@ -44,17 +44,17 @@ pub enum Error {
     /// The hotplug region has no such granule.
     #[error("there is no granule {0} of pluggable memory")]
     NoGranule(usize),
-    /// One call failed.
+    /// A call failed.
     #[error("KVM: cannot {what}: {source}")]
     Call {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: std::io::Error,
     },
 }
 
-/// For `map_err`: names what was tried.
+/// For `map_err`: returns an error that names the attempted action.
 fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Call { what, source: source.into() }
 }

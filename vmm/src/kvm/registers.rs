@@ -1,4 +1,4 @@
-//! The first processor's registers at the kernel's entry, and what every processor starts with.
+//! The registers of the first processor at the kernel's entry, and the initial state of every processor.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -7,17 +7,17 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Error, failed};
 use crate::memory::{GuestRam, layout};
 
-/// How the kernel is entered.
+/// The protocol by which the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// 32-bit protected mode without paging; EBX holds the start info's address.
     Pvh {
-        /// The first instruction.
+        /// The address of the first instruction.
         at: u64,
     },
     /// The 64-bit Linux boot protocol; RSI holds the zero page's address.
     Linux64 {
-        /// The first instruction.
+        /// The address of the first instruction.
         at: u64,
     },
 }
@@ -43,18 +43,18 @@ const APIC_LVT1: usize = 0x360;
 const MODE_EXT_INT: u32 = 0x700;
 const MODE_NMI: u32 = 0x400;
 
-/// What every processor starts with, the waiting ones too.
+/// Sets the initial state of a processor, whether or not it waits for its start-up signal.
 pub fn set_common(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
     debug_assert!(cpuid.as_slice().len() <= KVM_MAX_CPUID_ENTRIES);
     vcpu.set_cpuid2(cpuid).map_err(failed("set a vCPU's features"))?;
-    // What firmware would have left: x87 and SSE exceptions masked.
+    // The state that firmware would leave: x87 and SSE exceptions are masked.
     let fpu = kvm_fpu { fcw: 0x37F, mxcsr: 0x1F80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(failed("set a vCPU's floating-point unit"))?;
     set_msrs(vcpu)?;
     set_local_interrupts(vcpu)
 }
 
-/// The first processor at the kernel's entry.
+/// Sets the first processor's registers for the kernel's entry.
 pub fn set_entry(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs().map_err(failed("read a vCPU's registers"))?;
     let regs = match entry {
@@ -86,7 +86,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     }
 }
 
-/// Pin 0 takes the legacy controller's interrupts, pin 1 is the NMI.
+/// Pin 0 receives the legacy controller's interrupts, pin 1 the NMI.
 fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
     let mut apic = vcpu.get_lapic().map_err(failed("read a vCPU's local APIC"))?;
     for (offset, mode) in [(APIC_LVT0, MODE_EXT_INT), (APIC_LVT1, MODE_NMI)] {
@@ -143,12 +143,12 @@ fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, data: kvm_segment) {
     for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *register = data;
     }
-    // A task register that is valid and busy; nothing switches tasks.
+    // KVM needs a valid, busy task register, although no code here switches tasks.
     sregs.tr = kvm_segment { selector: 0, type_: 0xB, present: 1, limit: 0x67, ..Default::default() };
 }
 
 fn write_gdt(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
-    // null, null, 64-bit code, data: the segments above in the processor's own form.
+    // null, null, 64-bit code, data: the segments of `long_mode` in the processor's format.
     for (index, descriptor) in [0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFFu64].into_iter().enumerate() {
         memory.write_obj(descriptor, GuestAddress(layout::GDT + 8 * index as u64))?;
     }

@@ -19,38 +19,38 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Error, failed};
 use crate::memory::{GuestRam, GuestRegion, PAGE, SharedPage, layout};
 
-/// Pins of the I/O APIC: wired interrupts are below, message-signalled ones from here on.
+/// The number of I/O APIC pins. Wired interrupts have numbers below it; message-signaled interrupts start at it.
 const IO_APIC_PINS: u32 = 24;
-/// One past the last interrupt number we hand out; KVM has 4096.
+/// One past the last interrupt number that is allocated; KVM has 4096.
 const GSI_END: u32 = 1024;
 
-/// Where a message-signalled interrupt goes.
+/// The write that signals an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msi {
-    /// The address the device would write to.
+    /// The address of the write.
     pub address: u64,
-    /// What it would write.
+    /// The written value.
     pub data: u32,
 }
 
-/// A virtual machine. Everything takes `&self` and may be called from any thread.
+/// A virtual machine. All methods take `&self` and may be called from any thread.
 pub struct Vm {
     fd: VmFd,
     kvm: Kvm,
     next_gsi: AtomicU32,
     routes: Mutex<BTreeMap<u32, Msi>>,
     next_slot: AtomicU32,
-    /// Kept: the guest reads these pages as long as the machine exists.
-    shown: Mutex<Vec<Arc<SharedPage>>>,
-    /// Kept: the guest uses this memory as long as the machine exists.
+    /// Kept alive: the guest reads these pages as long as the machine exists.
+    mapped_pages: Mutex<Vec<Arc<SharedPage>>>,
+    /// Kept alive: the guest uses this memory as long as the machine exists.
     memory: GuestRam,
     /// The slot of the hotplug region's first granule; the others follow.
     first_granule: u32,
 }
 
 impl Vm {
-    /// A machine with `memory` and the in-kernel interrupt controllers, and no processor yet. Of the hotplug region the guest
-    /// gets nothing before [`Vm::show_granule`].
+    /// Creates a machine with `memory` and the in-kernel interrupt controllers, but without processors. The guest
+    /// cannot access the hotplug region before [`Vm::set_granule_mapped`].
     pub fn new(kvm: Kvm, memory: GuestRam) -> Result<Self, Error> {
         let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(failed("place the identity map"))?;
@@ -72,7 +72,7 @@ impl Vm {
             next_gsi: IO_APIC_PINS.into(),
             routes: Mutex::default(),
             next_slot: AtomicU32::new(slots + granules),
-            shown: Mutex::default(),
+            mapped_pages: Mutex::default(),
             memory,
             first_granule: slots,
         };
@@ -80,24 +80,24 @@ impl Vm {
         Ok(vm)
     }
 
-    /// What this host's KVM offers.
+    /// The handle to this host's KVM.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
-    /// Makes processor `index`.
+    /// Creates processor `index`.
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, Error> {
         self.fd.create_vcpu(index.into()).map_err(failed("create a vCPU"))
     }
 
-    /// An interrupt number for one MSI-X vector.
+    /// Allocates an interrupt number for one MSI-X vector.
     pub fn allocate_gsi(&self) -> Result<u32, Error> {
         self.next_gsi
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |gsi| (gsi < GSI_END).then_some(gsi + 1))
             .map_err(|_| Error::NoGsi(GSI_END - IO_APIC_PINS))
     }
 
-    /// Where interrupt `gsi` goes; `None`: nowhere (it is masked). Costs a system call only when something changes.
+    /// Sets the message of interrupt `gsi`; `None` if it is masked. Makes a system call only if the message changes.
     pub fn set_msi_route(&self, gsi: u32, msi: Option<Msi>) -> Result<(), Error> {
         let mut routes = self.routes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let before = match msi {
@@ -108,7 +108,8 @@ impl Vm {
             return Ok(());
         }
         self.commit_routes(&routes).inspect_err(|_| {
-            // The guest chose a message that KVM refuses: it must not spoil the table for the other devices.
+            // KVM rejected the guest's message. It must not stay in the table, or later changes for other devices fail
+            // too.
             match before {
                 Some(before) => routes.insert(gsi, before),
                 None => routes.remove(&gsi),
@@ -116,7 +117,7 @@ impl Vm {
         })
     }
 
-    /// KVM_SET_GSI_ROUTING replaces the whole table, so the I/O APIC's pins are in it every time.
+    /// KVM_SET_GSI_ROUTING replaces the whole table, so every call includes the I/O APIC's pins.
     fn commit_routes(&self, routes: &BTreeMap<u32, Msi>) -> Result<(), Error> {
         let pins = (0..IO_APIC_PINS).map(pin_route);
         let entries: Vec<_> = pins.chain(routes.iter().map(|(gsi, msi)| msi_route(*gsi, *msi))).collect();
@@ -124,7 +125,7 @@ impl Vm {
         self.fd.set_gsi_routing(&table).map_err(failed("route the interrupts"))
     }
 
-    /// Interrupt `gsi` is raised when `fd` is written to.
+    /// Makes a write to `fd` raise interrupt `gsi`.
     pub fn register_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
         self.fd.register_irqfd(fd, gsi).map_err(failed("connect an interrupt"))
     }
@@ -134,7 +135,7 @@ impl Vm {
         self.fd.unregister_irqfd(fd, gsi).map_err(failed("disconnect an interrupt"))
     }
 
-    /// A write of any length by the guest at `address` writes to `fd`, without an exit to user space.
+    /// Makes a write of the guest at `address`, of any length, signal `fd` without an exit to user space.
     pub fn register_ioeventfd(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
         self.fd
             .register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
@@ -148,8 +149,9 @@ impl Vm {
             .map_err(failed("disconnect a queue's doorbell"))
     }
 
-    /// The guest reads `page` at `address` without an exit; a write there is an exit and changes nothing.
-    pub fn show_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
+    /// Maps `page` read-only at `address`: the guest reads it without an exit. A write there causes an exit and does
+    /// not change the page.
+    pub fn map_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
         let slot = kvm_userspace_memory_region {
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             flags: KVM_MEM_READONLY,
@@ -157,29 +159,29 @@ impl Vm {
             memory_size: PAGE as u64,
             userspace_addr: page.address(),
         };
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(page);
-        // SAFETY: the page lives as long as this machine, in `shown`, and is only ever written with atomic stores. KVM refuses
-        // an address that another slot has.
+        self.mapped_pages.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+        // SAFETY: the page lives as long as this machine, in `mapped_pages`, and is only ever written with atomic
+        // stores. KVM refuses an address that another slot has.
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("show the machine a page"))
     }
 
-    /// From now on the guest reaches granule `index` of the hotplug region, or finds nothing there: an access is an exit.
-    /// Showing what is shown does nothing; hiding what is hidden is an error.
-    pub fn show_granule(&self, index: usize, shown: bool) -> Result<(), Error> {
+    /// Maps granule `index` of the hotplug region for the guest, or unmaps it, so that an access causes an exit.
+    /// Mapping a mapped granule has no effect; unmapping an unmapped granule is an error.
+    pub fn set_granule_mapped(&self, index: usize, mapped: bool) -> Result<(), Error> {
         let granules = self.memory.hotplug().and_then(|region| Some((region, region.plugged()?)));
         let (region, plugged) =
             granules.filter(|(_, plugged)| index < plugged.granules()).ok_or(Error::NoGranule(index))?;
         let mut slot = memory_slot(self.first_granule + index as u32, region, &plugged.granule_range(index));
-        if !shown {
-            slot.memory_size = 0; // that is how a slot is removed
+        if !mapped {
+            slot.memory_size = 0; // removes the slot
         }
         // SAFETY: the range lies in one mapping, kept alive by `memory`; granules and regions do not overlap.
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("switch the machine's plugged memory"))
     }
 }
 
-/// Removing a slot takes all its pages from the guest, and by default those of all other slots too: each is a fault again.
-/// Linux 6.12 and later can do without; an older one is slower, not wrong.
+/// Removing a slot unmaps its pages from the guest, and by default also the pages of all other slots: the next access
+/// to each page faults. Linux 6.12 and later can unmap the removed slot only. Older versions are slower, but correct.
 fn zap_only_removed_slots(fd: &VmFd) {
     let quirks = fd.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into()) as u32;
     if quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL != 0 {
@@ -188,7 +190,8 @@ fn zap_only_removed_slots(fd: &VmFd) {
     }
 }
 
-/// AMD's first four counters exist whatever CPUID says. Linux before 5.18 cannot switch them off. Must precede the vCPUs.
+/// AMD's first four counters exist regardless of CPUID. Linux before 5.18 cannot disable them. Must be called before
+/// the first vCPU is created.
 fn disable_performance_counters(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
     let possible = fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32;
     if possible & KVM_PMU_CAP_DISABLE == 0 {
@@ -198,7 +201,7 @@ fn disable_performance_counters(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
     fd.enable_cap(&kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, args, ..Default::default() })
 }
 
-/// `range` counts from the region's beginning.
+/// `range` is in bytes from the region's beginning.
 fn memory_slot(slot: u32, region: &GuestRegion, range: &Range<u64>) -> kvm_userspace_memory_region {
     kvm_userspace_memory_region {
         slot,

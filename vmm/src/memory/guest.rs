@@ -24,7 +24,7 @@ pub struct GuestRegion {
 }
 
 impl GuestRegion {
-    /// Memory at `base` that is always there; `None`: it would reach beyond the largest address.
+    /// Memory at `base` that is always present. Returns `None` if it would extend beyond the largest address.
     pub fn new(mapping: MmapRegion<BitmapMmapRegion>, base: u64) -> Option<Self> {
         Some(Self { mapped: Arc::new(Mapped::new(mapping, GuestAddress(base))?), plugged: None })
     }
@@ -35,17 +35,17 @@ impl GuestRegion {
         Self { plugged, ..self }
     }
 
-    /// What is plugged, if this is the hotplug region.
+    /// The plugged blocks, if this is the hotplug region.
     pub fn plugged(&self) -> Option<&Arc<Plugged>> {
         self.plugged.as_ref()
     }
 
-    /// The mapping, whatever is plugged.
+    /// The whole mapping, plugged or not.
     pub(super) fn mapped(&self) -> &impl GuestMemoryRegion {
         &*self.mapped
     }
 
-    /// Where it is mapped in this process.
+    /// The address of the mapping in this process.
     pub fn host_address(&self) -> u64 {
         self.mapped.as_ptr() as u64
     }
@@ -119,8 +119,8 @@ impl GuestRam {
         self.iter().find(|region| region.plugged.is_some())
     }
 
-    /// The mappings, whatever is plugged: for a server that takes no other type, and of which only the buffers of a checked
-    /// chain are given to it.
+    /// The whole mappings, plugged or not: for a server that accepts no other type. It gets only the buffers of a
+    /// checked chain.
     pub fn mapped(&self) -> &GuestMemoryMmap<BitmapMmapRegion> {
         &self.mapped
     }

@@ -1,4 +1,4 @@
-//! Where things are in the guest's physical address space.
+//! The layout of the guest's physical address space.
 //!
 //! ```text
 //! 0            low memory: page tables, start info, command line, ACPI tables, then the kernel at its own address
@@ -32,7 +32,7 @@ pub const ZERO_PAGE: u64 = 0x6000;
 pub const PAGE_TABLES: u64 = 0xA000;
 /// The kernel's command line.
 pub const CMDLINE: u64 = 0x2_0000;
-/// Conventional memory ends here; up to 1 MiB follows what firmware would own.
+/// Conventional memory ends here. The area from here to 1 MiB belongs to firmware on a PC.
 pub const EBDA: u64 = 0x9_FC00;
 /// The ACPI tables' place.
 pub const ACPI: Range<u64> = 0xE_0000..0x10_0000;
@@ -60,13 +60,14 @@ pub fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
     vec![0..LOW_RAM_END, HIGH_RAM_START..HIGH_RAM_START + (bytes - LOW_RAM_END)]
 }
 
-/// Where the hotplug region goes: above all RAM, at a whole GiB (the guest kernel plugs 128 MiB at once, or more).
+/// The address of the hotplug region: above all RAM, at a whole GiB (the guest kernel plugs 128 MiB at once, or more).
 pub fn hotplug_base(ram_bytes: u64) -> u64 {
     let top = ram_ranges(ram_bytes).last().map_or(0, |range| range.end);
     top.max(HIGH_RAM_START).next_multiple_of(GIB)
 }
 
-/// Where persistent memory goes: above the hotplug region, at a whole GiB (the guest kernel wants sections of 128 MiB).
+/// The address of persistent memory: above the hotplug region, at a whole GiB (the guest kernel needs sections of 128
+/// MiB).
 pub fn pmem_base(ram_bytes: u64, hotplug_bytes: u64) -> u64 {
     (hotplug_base(ram_bytes) + hotplug_bytes).next_multiple_of(GIB)
 }

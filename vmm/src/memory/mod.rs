@@ -54,7 +54,8 @@ pub fn ram(bytes: u64) -> Result<GuestRam, Error> {
     GuestRam::new(regions).map_err(|source| Error::Place { address: 0, source })
 }
 
-/// `ram` with a hotplug region of `bytes` at `base`, of which nothing is plugged. What is not plugged costs address space only.
+/// `ram` with a hotplug region of `bytes` at `base`, of which nothing is plugged. What is not plugged costs address
+/// space only.
 pub fn with_hotplug(ram: &GuestRam, base: u64, bytes: u64) -> Result<GuestRam, Error> {
     ram.with(anonymous(base, bytes)?.hotplug()).map_err(|source| Error::Place { address: base, source })
 }
@@ -74,14 +75,15 @@ fn region(base: u64, mapping: MmapRegion<BitmapMmapRegion>) -> Result<GuestRegio
     GuestRegion::new(mapping, base).ok_or(beyond)
 }
 
-/// `len` bytes at a whole huge page. KVM uses a huge page only where guest and host address agree in their lower bits, and
-/// kernels before 6.7 do not see to it themselves. The mapping lasts as long as the process, as its machine does.
+/// Maps `len` bytes at a multiple of [`HUGE_PAGE`]. KVM uses a huge page only if the lower bits of guest address and
+/// host address match. Kernels before 6.7 do not align large mappings themselves. The mapping lasts as long as the
+/// process.
 fn reserve(len: usize) -> io::Result<MmapRegion<BitmapMmapRegion>> {
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
     // SAFETY: a new mapping at an address of the kernel's choice.
     let start = unsafe { mmap_anonymous(null_mut(), len + HUGE_PAGE, protection, flags) }?.cast::<u8>();
     let aligned = start.wrapping_add(start.align_offset(HUGE_PAGE));
-    // Without huge pages the machine is slower, not wrong: a refusal (a kernel without them) is not an error.
+    // Without huge pages the machine is slower, but correct: a rejected call (a kernel without them) is not an error.
     // SAFETY: `aligned..aligned + len` lies in the mapping, which no other code knows of yet.
     let _ = unsafe { madvise(aligned.cast(), len, Advice::LinuxHugepage) };
     let (protection, flags) = (protection.bits() as i32, flags.bits() as i32);

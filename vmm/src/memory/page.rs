@@ -12,13 +12,13 @@ struct Words([AtomicU32; PAGE / 4]);
 pub struct SharedPage(Box<Words>);
 
 impl SharedPage {
-    /// Where it is in this process.
+    /// The address of the page in this process.
     pub fn address(&self) -> u64 {
         (&raw const *self.0) as u64
     }
 
-    /// Puts `bytes` at its beginning; what is no whole word, or beyond the page, is left out.
-    pub fn show(&self, bytes: &[u8]) {
+    /// Writes the whole words of `bytes` to the beginning of the page; bytes beyond the page are left out.
+    pub fn write(&self, bytes: &[u8]) {
         for (word, bytes) in self.0.0.iter().zip(bytes.as_chunks().0) {
             word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
         }
@@ -27,7 +27,7 @@ impl SharedPage {
 
 #[cfg(test)]
 impl SharedPage {
-    /// All of it, as the guest reads it.
+    /// The whole page, as the guest reads it.
     pub fn bytes(&self) -> Vec<u8> {
         self.0.0.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect()
     }
@@ -47,9 +47,9 @@ mod tests {
     fn what_is_shown_is_there_and_the_rest_is_zero() {
         let page = SharedPage::default();
         assert_eq!(page.address() % PAGE as u64, 0);
-        page.show(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        page.write(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(page.bytes()[..10], [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]);
-        page.show(&vec![0xFF; 2 * PAGE]);
+        page.write(&vec![0xFF; 2 * PAGE]);
         assert_eq!(page.bytes(), vec![0xFF; PAGE]);
     }
 }

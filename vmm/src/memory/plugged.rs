@@ -1,5 +1,5 @@
-//! Which blocks of the hotplug region are plugged: one map for the device that plugs, for the guest's processors (memory
-//! slots) and for every device that reads or writes guest memory.
+//! Which blocks of the hotplug region are plugged: one map for the device that plugs, for the guest's processors
+//! (memory slots) and for every device that reads or writes guest memory.
 //!
 //! Positions are bytes from the region's beginning. One thread writes, the others read. A range is plugged as a whole
 //! before any reader sees it. A reader that still uses a range during its unplug can still access the memory.

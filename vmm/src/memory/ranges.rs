@@ -1,4 +1,4 @@
-//! Ranges of guest memory, in bytes: joined to as few as possible, and cut to what the host can release. Pure.
+//! Ranges of guest memory, in bytes: joins them, and reduces them to whole pages that the host can release. Pure.
 
 use std::ops::Range;
 
@@ -49,7 +49,7 @@ mod tests {
     }
 
     proptest! {
-        /// The same bytes, each once, in as few ranges as can be.
+        /// The same bytes, each once, in as few ranges as possible.
         #[test]
         fn joined_ranges_are_the_same_bytes(ranges in proptest::collection::vec((0..60u64, 0..10u64), 0..20)) {
             let ranges: Vec<_> = ranges.into_iter().map(|(start, len)| start..start + len).collect();

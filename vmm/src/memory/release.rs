@@ -15,7 +15,7 @@ pub fn release(ram: &GuestRam, ranges: &[Range<u64>]) -> u64 {
     pieces(ram, ranges).map(|(region, pages)| release_region(region, &pages)).sum()
 }
 
-/// What each call is for, in whole pages from the region's beginning.
+/// The region and the whole pages of each call, in bytes from the region's beginning.
 fn pieces<'r>(ram: &'r GuestRam, ranges: &'r [Range<u64>]) -> impl Iterator<Item = (&'r GuestRegion, Range<u64>)> {
     // The pages of a file are not RAM for the balloon, and releasing them would undo the guest's writes.
     let anonymous = || ram.iter().filter(|region| region.file_offset().is_none());
@@ -36,8 +36,8 @@ pub fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
     // Checks both ends, regardless of what is plugged.
     let Ok(slice) = region.mapped().get_slice(MemoryRegionAddress(pages.start), len as usize) else { return 0 };
     let host = slice.ptr_guard_mut().as_ptr();
-    // SAFETY: the slice lies inside the region, whose mapping the caller's borrow keeps alive. Its contents may change at any
-    // time, as the guest may write them at any time: nothing in this process holds a Rust reference into it.
+    // SAFETY: the slice lies inside the region, whose mapping the caller's borrow keeps alive. Its contents may change
+    // at any time, as the guest may write them at any time: nothing in this process holds a Rust reference into it.
     let released = unsafe { madvise(host.cast(), len as usize, Advice::LinuxDontNeed) };
     if released.is_ok() { len } else { 0 }
 }

@@ -57,7 +57,8 @@ impl ConfigSpace {
     /// Adds a capability; `body` holds the bytes after its id and its link. Returns its offset.
     pub fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
         let at = self.free;
-        // The link of the previous capability (or the header's pointer) points here; the link of this one ends the list.
+        // The link of the previous capability (or the header's pointer) points here; the link of this one ends the
+        // list.
         let link = if self.last_capability == CAPABILITIES { CAPABILITIES } else { self.last_capability + 1 };
         self.bytes[link] = at as u8;
         self.put(at, &[id, 0]);

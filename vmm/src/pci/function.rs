@@ -7,16 +7,16 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config_space::{ConfigSpace, Ids};
+use super::hypervisor::Hypervisor;
 use super::msix::{self, Msix};
 use super::registers::{Live, Registers, Request};
-use super::wiring::Wiring;
 use crate::memory::SharedPage;
 use crate::virtio::{Busy, GuestRam, QueueState, Ring, Start, VirtioDevice, check_queue};
 
 /// The size and alignment of the BAR, in bytes.
 pub const BAR_SIZE: u64 = 0x4000;
 
-// What lies where in the BAR: a page each for what drivers map apart.
+// The layout of the BAR. Parts that drivers map separately are in separate pages.
 const COMMON: u64 = 0x000;
 const ISR: u64 = 0x100;
 const DEVICE: u64 = 0x400;
@@ -45,11 +45,11 @@ pub struct Function {
     msix: Msix,
     doorbells: Vec<Arc<EventFd>>,
     mem: Arc<GuestRam>,
-    life: Life,
+    state: DeviceState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
+enum DeviceState {
     /// The driver is not ready.
     Idle,
     /// The workers have the rings.
@@ -63,13 +63,14 @@ enum Life {
 }
 
 impl Function {
-    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`], and its configuration space at `config_at`, a page's address.
+    /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`], and its configuration space at `config_at`, a page's
+    /// address.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         bar: u32,
         config_at: u64,
         mem: Arc<GuestRam>,
-        wiring: Arc<dyn Wiring>,
+        hypervisor: Arc<dyn Hypervisor>,
     ) -> io::Result<Self> {
         let identity = device.identity();
         let queues = identity.queue_sizes.len();
@@ -80,16 +81,26 @@ impl Function {
         let registers = Registers::new(identity.features, &identity.queue_sizes, queues as u16 + 1);
         let doorbells = (0..queues as u64).map(|queue| {
             let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-            wiring.connect_doorbell(u64::from(bar) + NOTIFY + queue * NOTIFY_STEP, &event)?;
+            hypervisor.connect_doorbell(u64::from(bar) + NOTIFY + queue * NOTIFY_STEP, &event)?;
             Ok(Arc::new(event))
         });
         let doorbells = doorbells.collect::<io::Result<_>>()?;
         let (config, msix_capability) = config_space(identity.device_type, bar, queues as u16);
         let config_page = Arc::new(SharedPage::default());
-        config_page.show(config.bytes());
-        wiring.show_page(config_at, &config_page)?;
-        let msix = Msix::new(queues + 1, wiring)?;
-        Ok(Self { device, config, config_page, msix_capability, registers, msix, doorbells, mem, life: Life::Idle })
+        config_page.write(config.bytes());
+        hypervisor.map_page(config_at, &config_page)?;
+        let msix = Msix::new(queues + 1, hypervisor)?;
+        Ok(Self {
+            device,
+            config,
+            config_page,
+            msix_capability,
+            registers,
+            msix,
+            doorbells,
+            mem,
+            state: DeviceState::Idle,
+        })
     }
 
     /// The device's name.
@@ -105,7 +116,7 @@ impl Function {
     /// Writes configuration space.
     pub fn write_config(&mut self, at: usize, data: &[u8]) {
         self.config.write(at, data);
-        self.config_page.show(self.config.bytes());
+        self.config_page.write(self.config.bytes());
         let control = self.msix_capability + 2;
         if at < control + 2 && control < at + data.len() {
             let mut bytes = [0; 2];
@@ -138,7 +149,7 @@ impl Function {
     /// Writes the BAR.
     pub fn write_bar(&mut self, offset: u64, data: &[u8]) {
         match offset {
-            COMMON..ISR if self.life != Life::Resetting => self.write_common(offset - COMMON, data),
+            COMMON..ISR if self.state != DeviceState::Resetting => self.write_common(offset - COMMON, data),
             DEVICE..NOTIFY => self.device.identity().config.write(offset - DEVICE, data),
             // Under KVM these writes never reach this code; KVM raises the same event.
             NOTIFY..MSIX_TABLE => {
@@ -155,18 +166,18 @@ impl Function {
         }
     }
 
-    /// Takes the rings back from the workers so that the device stops; waits at most `deadline`. If the workers are still
-    /// busy, call it again, or call [`resume`](Self::resume).
+    /// Takes the rings back from the workers so that the device stops; waits at most `deadline`. If the workers are
+    /// still busy, call it again, or call [`resume`](Self::resume).
     pub fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
         self.finish_reset(deadline);
-        match self.life {
-            Life::Idle | Life::Paused => Ok(()),
-            Life::Resetting => Err(Busy),
-            Life::Running | Life::Pausing => {
-                self.life = Life::Pausing;
+        match self.state {
+            DeviceState::Idle | DeviceState::Paused => Ok(()),
+            DeviceState::Resetting => Err(Busy),
+            DeviceState::Running | DeviceState::Pausing => {
+                self.state = DeviceState::Pausing;
                 let states = self.device.stop(deadline)?;
                 self.registers.set_queue_states(states);
-                self.life = Life::Paused;
+                self.state = DeviceState::Paused;
                 Ok(())
             }
         }
@@ -175,10 +186,10 @@ impl Function {
     /// Returns the rings to the workers. Workers that are still busy with a pause must finish it first, because a
     /// worker that was asked to stop cannot resume: call it again.
     pub fn resume(&mut self) -> Result<(), Busy> {
-        if self.life == Life::Pausing {
+        if self.state == DeviceState::Pausing {
             self.pause(Duration::ZERO)?;
         }
-        if self.life == Life::Paused {
+        if self.state == DeviceState::Paused {
             self.start(true);
         }
         Ok(())
@@ -189,7 +200,7 @@ impl Function {
         Live {
             generation: config_interrupt.generation(),
             needs_reset: config_interrupt.is_reset_needed(),
-            resetting: self.life == Life::Resetting,
+            resetting: self.state == DeviceState::Resetting,
         }
     }
 
@@ -203,7 +214,7 @@ impl Function {
             Request::Nothing => {}
             Request::Start => self.start(false),
             Request::Reset => {
-                self.life = Life::Resetting;
+                self.state = DeviceState::Resetting;
                 self.finish_reset(RESET_DEADLINE);
             }
             Request::BadQueue(queue) => self.fault(&format_args!("queue {queue} cannot be where the driver puts it")),
@@ -220,7 +231,7 @@ impl Function {
             .rings()
             .and_then(|rings| self.device.start(Start { features: self.registers.features(), rings, resumed }))
         {
-            Ok(()) => self.life = Life::Running,
+            Ok(()) => self.state = DeviceState::Running,
             Err(error) => self.fault(&error),
         }
     }
@@ -238,10 +249,10 @@ impl Function {
     }
 
     fn finish_reset(&mut self, deadline: Duration) {
-        if self.life == Life::Resetting && self.device.stop(deadline).is_ok() {
+        if self.state == DeviceState::Resetting && self.device.stop(deadline).is_ok() {
             self.registers.reset();
             self.device.config_interrupt().reset();
-            self.life = Life::Idle;
+            self.state = DeviceState::Idle;
         }
     }
 
@@ -265,14 +276,15 @@ fn config_space(device_type: u32, bar: u32, queues: u16) -> (ConfigSpace, usize)
     };
     let mut config = ConfigSpace::new(ids, bar, BAR_SIZE as u32);
     let mut body = Vec::new();
-    // There is one vector more than queues, and the field holds the number of vectors minus one; both tables are in BAR 0.
+    // There is one vector more than queues, and the field holds the number of vectors minus one; both tables are in BAR
+    // 0.
     body.extend(queues.to_le_bytes());
     body.extend((MSIX_TABLE as u32).to_le_bytes());
     body.extend((MSIX_PENDING as u32).to_le_bytes());
     let msix = config.add_capability(CAPABILITY_MSIX, &body);
     config.allow(msix + 2, &msix::CONTROL_WRITABLE.to_le_bytes());
-    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that cannot map a BAR, is left out: there is no
-    // such firmware here, and every capability costs each boot a dozen exits.
+    // §4.1.4: type, offset, length. VIRTIO_PCI_CAP_PCI_CFG, for firmware that cannot map a BAR, is left out: there is
+    // no such firmware here, and every capability costs each boot a dozen exits.
     for (cfg_type, offset, length) in [
         (1, COMMON, super::registers::SIZE),
         (2, NOTIFY, u64::from(queues) * NOTIFY_STEP),

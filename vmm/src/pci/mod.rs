@@ -6,9 +6,9 @@
 
 mod config_space;
 mod function;
+mod hypervisor;
 mod msix;
 mod registers;
-mod wiring;
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +25,7 @@ use crate::bus::BusDevice;
 use crate::memory::PAGE;
 use crate::virtio::{Counters, GuestRam, VirtioDevice};
 use function::{BAR_SIZE, Function};
-pub use wiring::{Msi, Wiring};
+pub use hypervisor::{Hypervisor, Msi};
 
 /// Devices on a bus.
 const SLOTS: usize = 32;
@@ -56,18 +56,19 @@ pub struct StillBusy(pub String);
 /// The bus: slot 0 is the device added first.
 pub struct PciBus {
     functions: Vec<Mutex<Function>>,
-    /// Names and counters by slot, separate from the functions: a function may be locked for as long as its device is busy.
+    /// Names and counters by slot, separate from the functions: a function may be locked for as long as its device is
+    /// busy.
     counters: Vec<(String, Arc<Counters>)>,
     mem: Arc<GuestRam>,
-    wiring: Arc<dyn Wiring>,
+    hypervisor: Arc<dyn Hypervisor>,
     window: Range<u64>,
     config: u64,
 }
 
 impl PciBus {
     /// An empty bus whose BARs lie in `window`, a range below 4 GiB, and whose configuration space begins at `config`.
-    pub fn new(wiring: Arc<dyn Wiring>, mem: GuestRam, window: Range<u64>, config: u64) -> Self {
-        Self { functions: Vec::new(), counters: Vec::new(), mem: Arc::new(mem), wiring, window, config }
+    pub fn new(hypervisor: Arc<dyn Hypervisor>, mem: GuestRam, window: Range<u64>, config: u64) -> Self {
+        Self { functions: Vec::new(), counters: Vec::new(), mem: Arc::new(mem), hypervisor, window, config }
     }
 
     /// Puts `device` into the next slot.
@@ -78,7 +79,7 @@ impl PciBus {
         let Some(place) = place.filter(|_| self.functions.len() < SLOTS) else { return Err(Error::Full(name)) };
         let counters = device.config_interrupt().counters().clone();
         let config = self.config + self.functions.len() as u64 * DEVICE_SIZE;
-        let function = Function::new(device, place, config, self.mem.clone(), self.wiring.clone());
+        let function = Function::new(device, place, config, self.mem.clone(), self.hypervisor.clone());
         let function = function.map_err(|source| Error::Host { device: name.clone(), source })?;
         self.functions.push(Mutex::new(function));
         self.counters.push((name, counters));
@@ -120,7 +121,8 @@ impl PciBus {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic of another vCPU thread ends the process. Until then the state is no worse than what the guest itself could cause.
+    // A panic of another vCPU thread ends the process. Until then the state is no worse than what the guest itself
+    // could cause.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,5 +1,5 @@
-//! MSI-X (PCI Local Bus 3.0, §6.8.2): a table of vectors in a BAR, each an event descriptor connected to KVM while it is
-//! unmasked.
+//! MSI-X (PCI Local Bus 3.0, §6.8.2): a table of vectors in a BAR, each an event descriptor connected to KVM while it
+//! is unmasked.
 //!
 //! A masked vector is not connected. A write to its event stays pending there, so the event *is* the pending bit. KVM
 //! sends the interrupt when the vector is connected again.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::wiring::{Msi, Wiring};
+use super::hypervisor::{Hypervisor, Msi};
 
 /// The most vectors a function has here; the table then fits half a page, and the pending bits two words.
 pub const VECTORS_MAX: usize = 128;
@@ -35,21 +35,25 @@ struct Vector {
 pub struct Msix {
     vectors: Vec<Vector>,
     control: u16,
-    wiring: Arc<dyn Wiring>,
+    hypervisor: Arc<dyn Hypervisor>,
 }
 
 impl Msix {
     /// `count` vectors, 1 to [`VECTORS_MAX`], all masked.
-    pub fn new(count: usize, wiring: Arc<dyn Wiring>) -> io::Result<Self> {
+    pub fn new(count: usize, hypervisor: Arc<dyn Hypervisor>) -> io::Result<Self> {
         let vector = |_| {
             Ok(Vector {
                 entry: [0, 0, 0, MASKED],
                 event: Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
-                gsi: wiring.allocate_gsi()?,
+                gsi: hypervisor.allocate_gsi()?,
                 connected: None,
             })
         };
-        Ok(Self { vectors: (0..count.min(VECTORS_MAX)).map(vector).collect::<io::Result<_>>()?, control: 0, wiring })
+        Ok(Self {
+            vectors: (0..count.min(VECTORS_MAX)).map(vector).collect::<io::Result<_>>()?,
+            control: 0,
+            hypervisor,
+        })
     }
 
     /// The event that raises `vector`; `None` when there is no such vector.
@@ -104,9 +108,9 @@ impl Msix {
         let wanted =
             (enabled && control & MASKED == 0).then(|| Msi { address: u64::from(high) << 32 | u64::from(low), data });
         match (vector.connected, wanted) {
-            (None, Some(msi)) => self.wiring.connect_interrupt(vector.gsi, &vector.event, msi)?,
-            (Some(_), None) => self.wiring.disconnect_interrupt(vector.gsi, &vector.event)?,
-            (Some(before), Some(msi)) if before != msi => self.wiring.reroute_interrupt(vector.gsi, msi)?,
+            (None, Some(msi)) => self.hypervisor.connect_interrupt(vector.gsi, &vector.event, msi)?,
+            (Some(_), None) => self.hypervisor.disconnect_interrupt(vector.gsi, &vector.event)?,
+            (Some(before), Some(msi)) if before != msi => self.hypervisor.reroute_interrupt(vector.gsi, msi)?,
             _ => {}
         }
         vector.connected = wanted;

@@ -1,7 +1,7 @@
 //! The common configuration structure (virtio 1.2, §4.1.4.3) and the device status machine (§2.1, §3.1): pure.
 //!
-//! The settings that the device uses never change while it uses them: features lock at FEATURES_OK, a queue's location at
-//! `queue_enable`, and everything at DRIVER_OK. Only a reset unlocks them.
+//! The settings that the device uses never change while it uses them: features lock at FEATURES_OK, a queue's location
+//! at `queue_enable`, and everything at DRIVER_OK. Only a reset unlocks them.
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -150,8 +150,8 @@ impl Registers {
         }
     }
 
-    /// Writes the register at `offset`. `is_valid` says whether a queue can lie where it is. Writes that come at the wrong time
-    /// or have the wrong length are dropped.
+    /// Writes the register at `offset`. `is_valid` says whether a queue can lie where it is. Writes that come at the
+    /// wrong time or have the wrong length are dropped.
     pub fn write(&mut self, offset: u64, len: usize, value: u32, is_valid: impl Fn(&QueueState) -> bool) -> Request {
         match (offset, len) {
             (0x00, 4) => self.offered_half = value,

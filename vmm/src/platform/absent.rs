@@ -1,27 +1,27 @@
-//! Devices a PC has and this machine has not: the keyboard controller and the CMOS clock.
+//! Devices that a PC has and this machine lacks: the keyboard controller and the CMOS clock.
 //!
-//! ACPI declares them absent. A kernel that asks all the same reads zeros, which mean "not busy" and "no update in
-//! progress"; all ones would mean the opposite, and a driver would poll ten thousand times.
+//! ACPI declares them absent. A kernel that still accesses them reads zeros, which mean "not busy" and "no update in
+//! progress". All ones would mean the opposite, and a driver would poll ten thousand times.
 
 use crate::bus::BusDevice;
 use crate::control::{Event, Events};
 
-/// The keyboard controller's command which pulses the processor's reset line: the oldest way to reboot a PC.
+/// The keyboard controller's command that pulses the processor's reset line: the oldest way to reboot a PC.
 const PULSE_RESET: u8 = 0xFE;
 
-/// Answers zero.
-pub struct Absent {
+/// Every register reads as zero.
+pub struct AbsentDevice {
     events: Events,
 }
 
-impl Absent {
-    /// `events` learns of a reset by keyboard controller.
+impl AbsentDevice {
+    /// `events` receives a reset by the keyboard controller.
     pub fn new(events: Events) -> Self {
         Self { events }
     }
 }
 
-impl BusDevice for Absent {
+impl BusDevice for AbsentDevice {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }

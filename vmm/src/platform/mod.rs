@@ -1,5 +1,5 @@
-//! The few devices at fixed ports and with wired interrupts: serial port, power, reset, power button, panic, and answers for
-//! what a PC would have and this machine has not.
+//! The devices at fixed ports or with wired interrupts: serial port, power, reset, power button, panic device, and
+//! placeholders for PC devices that this machine lacks.
 
 mod absent;
 pub mod ports;
@@ -8,7 +8,7 @@ mod serial;
 
 use std::sync::Arc;
 
-pub use absent::Absent;
+pub use absent::AbsentDevice;
 pub use power::{PanicPort, PowerButton, PowerPorts};
 pub use serial::SerialPort;
 
@@ -17,25 +17,25 @@ use crate::console_log::ConsoleLog;
 use crate::control::Events;
 use crate::kvm::{self, Vm};
 
-/// The platform could not be put together.
+/// Why the platform devices could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// KVM refused a wired interrupt.
+    /// KVM rejected a wired interrupt.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
-    /// Two devices at one port.
+    /// Two devices have the same port.
     #[error(transparent)]
     Bus(#[from] Overlap),
-    /// No descriptor for a wired interrupt.
+    /// The event descriptor for a wired interrupt could not be created.
     #[error("cannot create an event descriptor for an interrupt: {0}")]
     Wire(#[from] std::io::Error),
 }
 
-/// Everything at fixed ports.
+/// Builds the bus with all devices at fixed ports.
 pub fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
     let range = |range: std::ops::Range<u16>| u64::from(range.start)..u64::from(range.end);
     let one = |port: u16| u64::from(port)..u64::from(port) + 1;
-    let absent = Arc::new(Absent::new(events.clone()));
+    let absent = Arc::new(AbsentDevice::new(events.clone()));
     let mut bus = Bus::default();
     bus.add(range(ports::SERIAL), Arc::new(SerialPort::new(vm, log)?))?;
     bus.add(range(ports::SLEEP_CONTROL..ports::RESET + 1), Arc::new(PowerPorts::new(events.clone())))?;

@@ -1,14 +1,14 @@
-//! Port numbers, as the ACPI tables name them.
+//! The numbers of ports and wired interrupts, used by the devices and by the ACPI tables.
 
 use std::ops::Range;
 
-/// The first serial port, where every kernel looks for it.
+/// The first serial port, at its standard address.
 pub const SERIAL: Range<u16> = 0x3F8..0x400;
-/// Its interrupt.
+/// The serial port's interrupt.
 pub const SERIAL_GSI: u32 = 4;
-/// The interrupt that tells of a pressed power button.
+/// The power button's interrupt.
 pub const POWER_BUTTON_GSI: u32 = 5;
-/// pvpanic's customary port.
+/// pvpanic's usual port.
 pub const PANIC: u16 = 0x505;
 /// ACPI sleep control register; the status register and the reset register follow it.
 pub const SLEEP_CONTROL: u16 = 0x600;
@@ -16,7 +16,7 @@ pub const SLEEP_CONTROL: u16 = 0x600;
 pub const SLEEP_STATUS: u16 = 0x601;
 /// ACPI reset register.
 pub const RESET: u16 = 0x602;
-/// What resets the machine when written to [`RESET`].
+/// The value that resets the machine when written to [`RESET`].
 pub const RESET_VALUE: u8 = 1;
 /// The sleep type of S5, soft off.
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -24,5 +24,5 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 pub const I8042_DATA: u16 = 0x60;
 /// The keyboard controller's status and command port.
 pub const I8042_COMMAND: u16 = 0x64;
-/// The CMOS clock's index and data.
+/// The CMOS clock's index port and data port.
 pub const RTC: Range<u16> = 0x70..0x72;

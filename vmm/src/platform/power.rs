@@ -1,4 +1,4 @@
-//! Power-off and reset by the registers the FADT names, the power button, and the port to which a dying Linux writes.
+//! Power-off and reset through the FADT's registers, the power button, and the panic device.
 
 use std::io;
 
@@ -20,14 +20,14 @@ pub struct PowerPorts {
 }
 
 impl PowerPorts {
-    /// `events` learns of power-off and reset.
+    /// `events` receives power-off and reset.
     pub fn new(events: Events) -> Self {
         Self { events }
     }
 }
 
-/// What a write to the power registers asks for; `offset` counts from the sleep control register.
-fn asked(offset: u64, value: u8) -> Option<Event> {
+/// The event that a write to a power register requests; `offset` counts from the sleep control register.
+fn requested_event(offset: u64, value: u8) -> Option<Event> {
     const RESET: u64 = (ports::RESET - ports::SLEEP_CONTROL) as u64;
     let sleep_type = (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK;
     match offset {
@@ -43,7 +43,7 @@ impl BusDevice for PowerPorts {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some(event) = data.first().and_then(|value| asked(offset, *value)) {
+        if let Some(event) = data.first().and_then(|value| requested_event(offset, *value)) {
             self.events.send(event);
         }
     }
@@ -60,13 +60,13 @@ impl PowerButton {
         Ok(Self(wire))
     }
 
-    /// Asks the guest to power off. A guest whose kernel has not set up the interrupt yet does not see it.
+    /// Asks the guest to power off. A guest whose kernel has not set up the interrupt yet does not notice it.
     pub fn press(&self) -> io::Result<()> {
         self.0.write(1)
     }
 }
 
-/// pvpanic: a read tells which events the port understands, a write reports them.
+/// pvpanic: a read returns the supported events, a write reports events.
 pub struct PanicPort {
     events: Events,
 }
@@ -75,7 +75,7 @@ pub struct PanicPort {
 const PANICKED: u8 = 1;
 
 impl PanicPort {
-    /// `events` learns of the panic.
+    /// `events` receives the panic.
     pub fn new(events: Events) -> Self {
         Self { events }
     }
@@ -109,7 +109,7 @@ mod tests {
             (2, 0, None),
         ] {
             assert_eq!(
-                asked(offset, value).map(|event| format!("{event:?}")),
+                requested_event(offset, value).map(|event| format!("{event:?}")),
                 expected.map(|event: Event| format!("{event:?}")),
                 "{offset} {value:#x}"
             );

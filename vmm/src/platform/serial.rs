@@ -16,7 +16,7 @@ pub struct SerialPort {
     uart: Mutex<Serial<Wire, NoEvents, Output>>,
 }
 
-/// The interrupt line, an edge each time.
+/// The interrupt line; each trigger is an edge.
 struct Wire(EventFd);
 
 impl Trigger for Wire {
@@ -27,7 +27,7 @@ impl Trigger for Wire {
     }
 }
 
-/// The transmitter's other end.
+/// The destination of the transmitted bytes.
 struct Output(Arc<ConsoleLog>);
 
 impl Write for Output {
@@ -42,7 +42,7 @@ impl Write for Output {
 }
 
 impl SerialPort {
-    /// A port that prints to `log`.
+    /// Creates a port that prints to `log`.
     pub fn new(vm: &Vm, log: Arc<ConsoleLog>) -> Result<Self, Error> {
         let wire = EventFd::new(EFD_NONBLOCK)?;
         vm.register_irqfd(&wire, ports::SERIAL_GSI)?;
@@ -64,7 +64,7 @@ impl BusDevice for SerialPort {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let [value] = data {
-            // Fails only if the event counter is full, and then the interrupt is pending anyway.
+            // It fails only if the event counter is full: then the interrupt is already pending.
             let _ = self.uart().write(offset as u8, *value);
         }
     }

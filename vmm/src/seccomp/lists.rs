@@ -1,4 +1,5 @@
-//! The lists: a call that is not here ends the process. Sorted; one line says why where it is not plain.
+//! The lists of permitted system calls: every other call ends the process. Sorted; a comment gives the reason for a
+//! call if it is not obvious.
 
 use ioctls::*;
 use syscalls::Sysno;
@@ -9,7 +10,7 @@ use super::Role;
 /// The descriptor of a mapping without a file.
 const NO_FILE: u64 = u32::MAX as u64;
 
-/// What the run-time of every thread needs: memory, locks, time, its own end.
+/// The calls that every thread's runtime needs: memory, locks, time, and the end of the thread.
 pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::brk),
     Any(Sysno::clock_gettime), // where the vDSO cannot answer
@@ -34,14 +35,14 @@ pub(super) const COMMON: &[Allow] = &[
     Any(Sysno::rt_sigprocmask),
     Any(Sysno::rt_sigreturn),
     Any(Sysno::sched_yield),
-    Any(Sysno::sigaltstack), // a thread's end
+    Any(Sysno::sigaltstack), // the end of a thread
     Any(Sysno::tgkill),      // abort
     Any(Sysno::write),
     Any(Sysno::writev),
 ];
 
-/// What `role` needs beyond [`COMMON`].
-pub(super) fn of(role: Role) -> &'static [Allow] {
+/// The calls that `role` needs in addition to [`COMMON`].
+pub(super) fn for_role(role: Role) -> &'static [Allow] {
     match role {
         Role::Main => MAIN,
         Role::Api => API,
@@ -80,7 +81,7 @@ const VCPU: &[Allow] = &[
 ];
 
 const BLOCK: &[Allow] = &[
-    Any(Sysno::clock_nanosleep), // before it asks io_uring again
+    Any(Sysno::clock_nanosleep), // before it calls io_uring again
     Any(Sysno::fallocate),
     Any(Sysno::fdatasync),
     Any(Sysno::io_uring_enter),
@@ -93,7 +94,7 @@ const BLOCK: &[Allow] = &[
 
 const NET: &[Allow] = &[Only(Sysno::ioctl, 1, &[TUNSETOFFLOAD]), Any(Sysno::readv), Any(Sysno::timerfd_settime)];
 
-/// What virtiofsd's passthrough file system does on behalf of the guest, beneath its folder.
+/// The calls that virtiofsd's passthrough file system makes for the guest, below its folder.
 const FS: &[Allow] = &[
     Any(Sysno::copy_file_range),
     Any(Sysno::dup), // a flush closes a copy
@@ -115,7 +116,7 @@ const FS: &[Allow] = &[
     Any(Sysno::mknodat),
     Any(Sysno::openat),
     Any(Sysno::openat2),
-    Any(Sysno::preadv), // what glibc makes of the next without flags
+    Any(Sysno::preadv), // glibc calls it for `preadv2` without flags
     Any(Sysno::preadv2),
     Any(Sysno::pwritev),
     Any(Sysno::pwritev2),
@@ -124,7 +125,7 @@ const FS: &[Allow] = &[
     Any(Sysno::statx),
     Any(Sysno::symlinkat),
     Any(Sysno::syncfs),
-    Any(Sysno::umask), // a driver that begins gets a new server
+    Any(Sysno::umask), // a new driver gets a new server
     Any(Sysno::unlinkat),
     Any(Sysno::utimensat),
 ];

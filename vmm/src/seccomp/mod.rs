@@ -1,4 +1,4 @@
-//! What each kind of thread may ask of the kernel. A forbidden call ends the process, and its name is logged.
+//! The system calls that each kind of thread may make. A forbidden call ends the process, and its name is logged.
 
 mod lists;
 mod trap;
@@ -12,7 +12,7 @@ use syscalls::Sysno;
 
 pub use trap::log_to;
 
-/// What a thread does.
+/// The kind of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Role {
     /// The state driver.
@@ -44,13 +44,13 @@ enum Allow {
     Only(Sysno, u8, &'static [u64]),
 }
 
-/// A filter could not be made or installed.
+/// A filter could not be created or installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The list does not compile.
     #[error("the seccomp list of role {0:?} is wrong: {1}")]
     List(Role, seccompiler::BackendError),
-    /// The kernel refused it.
+    /// The kernel rejected the filter.
     #[error("cannot install the seccomp filter of role {0:?}: {1}; the kernel needs CONFIG_SECCOMP_FILTER")]
     Install(Role, seccompiler::Error),
     /// The signal handler which names forbidden calls could not be installed.
@@ -78,23 +78,23 @@ impl Role {
         }
     }
 
-    /// Closes the calling thread's filter, for good. Threads made from now on inherit it.
+    /// Installs the filter on the calling thread, permanently. Threads that it creates afterwards inherit the filter.
     pub fn enter(self) -> Result<(), Error> {
         trap::install(self)?;
         let program = self.program()?;
         seccompiler::apply_filter(&program).map_err(|error| Error::Install(self, error))
     }
 
-    /// How many calls the role may make.
+    /// The number of different calls that the role may make.
     pub fn list_len(self) -> usize {
         self.rules().len()
     }
 
     fn rules(self) -> BTreeMap<i64, Vec<SeccompRule>> {
         let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
-        for allow in lists::COMMON.iter().chain(lists::of(self)) {
+        for allow in lists::COMMON.iter().chain(lists::for_role(self)) {
             match allow {
-                // No rule at all means: with any arguments.
+                // An empty list of rules permits any arguments.
                 Allow::Any(call) => _ = rules.insert(i64::from(call.id()), vec![]),
                 Allow::Only(call, index, values) => rules
                     .entry(i64::from(call.id()))
@@ -113,7 +113,7 @@ impl Role {
     }
 }
 
-/// ioctl numbers and the like are 32 bits wide; the kernel ignores the rest.
+/// Compares the lower 32 bits: the kernel ignores the upper bits of these arguments, such as ioctl numbers.
 fn equals(index: u8, value: u64) -> SeccompRule {
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
         .expect("an argument's index is at most 5");

@@ -1,7 +1,7 @@
-//! What happens at a forbidden call: its name goes to standard error and the last words, then the process ends.
+//! Handles a forbidden call: writes its name to standard error and to the last words, then ends the process.
 //!
-//! This runs in a signal handler, under the filter that has just said no: it allocates nothing, locks nothing, and uses
-//! only `write` and `exit_group`.
+//! This code runs in a signal handler, under the filter that has just rejected the call: it allocates nothing, locks
+//! nothing, and uses only `write` and `exit_group`.
 
 #![allow(unsafe_code)] // a signal handler
 
@@ -30,7 +30,7 @@ pub fn log_to(file: OwnedFd) {
     LAST_WORDS.store(raw, Ordering::Relaxed);
 }
 
-/// Names the calling thread's role and makes sure that SIGSYS is handled.
+/// Records the calling thread's role. The first call also installs the handler of SIGSYS.
 pub(super) fn install(role: Role) -> Result<(), Error> {
     static HANDLER: Once = Once::new();
     let mut result = Ok(());
@@ -40,7 +40,7 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
         // SAFETY: the handler is async-signal-safe (see the head of this file).
         result = unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop).map_err(Error::Handler);
     });
-    ROLE.set(role.name()); // also the first access, which may initialise: not left to the handler
+    ROLE.set(role.name()); // also the first access, which may initialize it: not in the handler
     result
 }
 
@@ -57,7 +57,7 @@ extern "C" fn forbidden(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
         r#"{{"reason":"failed","message":"thread role {role}: forbidden system call {name} ({number})"}}"#
     );
     put(LAST_WORDS.load(Ordering::Relaxed), &words);
-    // SAFETY: ends the process at once; nothing of it is used any more.
+    // SAFETY: the call ends the process at once; no other code of it runs.
     unsafe { libc::_exit(1) }
 }
 

@@ -16,10 +16,10 @@ pub enum Phase {
 
 struct State {
     phase: Phase,
-    /// The number of threads between [`Gate::join`] and the drop of their ticket, and the number of these that wait at
-    /// the gate.
+    /// The number of threads between [`Gate::join`] and the drop of their [`Membership`], and the number of these that
+    /// wait at the gate.
     members: usize,
-    standing: usize,
+    waiting: usize,
 }
 
 /// A gate for vCPU threads; it is closed at first.
@@ -29,31 +29,31 @@ pub struct Gate {
 }
 
 /// Membership of one vCPU thread.
-pub struct Ticket<'a>(&'a Gate);
+pub struct Membership<'a>(&'a Gate);
 
 impl Gate {
     /// A closed gate.
     pub fn new() -> Self {
-        Self { state: Mutex::new(State { phase: Phase::Paused, members: 0, standing: 0 }), changed: Condvar::new() }
+        Self { state: Mutex::new(State { phase: Phase::Paused, members: 0, waiting: 0 }), changed: Condvar::new() }
     }
 
     /// Adds the calling thread to those that [`Gate::close`] waits for.
-    pub fn join(&self) -> Ticket<'_> {
+    pub fn join(&self) -> Membership<'_> {
         self.lock().members += 1;
-        Ticket(self)
+        Membership(self)
     }
 
     /// Waits while paused; returns what to do then.
     pub fn wait(&self) -> Phase {
         let mut state = self.lock();
         if state.phase == Phase::Paused {
-            state.standing += 1;
+            state.waiting += 1;
             self.changed.notify_all();
             state = self
                 .changed
                 .wait_while(state, |state| state.phase == Phase::Paused)
                 .unwrap_or_else(PoisonError::into_inner);
-            state.standing -= 1;
+            state.waiting -= 1;
         }
         state.phase
     }
@@ -71,8 +71,8 @@ impl Gate {
         self.changed.notify_all();
         // A kick is never lost: it makes the next entry into the guest return at once.
         kick();
-        let moving = |state: &mut State| state.standing < state.members;
-        let waited = self.changed.wait_timeout_while(self.lock(), deadline, moving);
+        let running = |state: &mut State| state.waiting < state.members;
+        let waited = self.changed.wait_timeout_while(self.lock(), deadline, running);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
@@ -81,7 +81,7 @@ impl Gate {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Membership<'_> {
     fn drop(&mut self) {
         self.0.lock().members -= 1;
         self.0.changed.notify_all();
@@ -102,7 +102,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let _ticket = gate.join();
+                    let _membership = gate.join();
                     while gate.wait() == Phase::Running {
                         work.fetch_add(1, Ordering::SeqCst);
                     }
@@ -127,11 +127,11 @@ mod tests {
     fn closing_gives_up_at_the_deadline() {
         let gate = Gate::new();
         gate.open();
-        let ticket = gate.join(); // of a thread that never comes
+        let membership = gate.join(); // of a thread that never comes
         for phase in [Phase::Paused, Phase::Stopped] {
             assert!(!gate.close(phase, Duration::from_millis(1), || ()));
         }
-        drop(ticket);
+        drop(membership);
         assert!(gate.close(Phase::Stopped, LONG, || ()));
     }
 

@@ -1,4 +1,4 @@
-//! Bringing a vCPU out of the guest: a signal whose handler also makes the next entry return at once.
+//! Brings a vCPU out of the guest: by a signal whose handler also makes the next entry return at once.
 //!
 //! The signal alone could arrive just before the entry and be lost. The handler runs on the vCPU's own thread and sets
 //! `immediate_exit` in its `kvm_run`, so an entry after the signal comes back with EINTR as one before it does.
@@ -43,7 +43,8 @@ pub fn kick<T>(thread: &JoinHandle<T>) {
 extern "C" fn handle(_signal: libc::c_int, _info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let run = RUN.get();
     if !run.is_null() {
-        // SAFETY: `run` is the mapping of this thread's vCPU, which outlives its `Kickable`; the kernel only reads the byte.
+        // SAFETY: `run` is the mapping of this thread's vCPU, which outlives its `Kickable`; the kernel only reads the
+        // byte.
         unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
     }
 }

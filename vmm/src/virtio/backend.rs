@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::{ConfigInterrupt, EventSet, Fault, Fds, QueueState, Ring, Token};
 
-/// A device's handling of its queues. One worker thread owns it and calls one method at a time. It needs no knowledge of
-/// threads, notification suppression or interrupts. After every call the worker signals the rings that have completions.
+/// A device's handling of its queues. One worker thread owns it and calls one method at a time. It needs no knowledge
+/// of threads, notification suppression or interrupts. After every call the worker signals the rings that have
+/// completions.
 ///
-/// A `Fault` or a panic puts the device into DEVICE_NEEDS_RESET; after the driver's reset it starts again with [`reset`].
+/// A `Fault` or a panic puts the device into DEVICE_NEEDS_RESET; after the driver's reset it starts again with
+/// [`reset`].
 ///
 /// [`reset`]: Backend::reset
 pub trait Backend: Send + 'static {
@@ -28,7 +30,8 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// The driver made buffers available in `rings[queue]`. Also called once per enabled queue just after [`Backend::start`].
+    /// The driver made buffers available in `rings[queue]`. Also called once per enabled queue just after
+    /// [`Backend::start`].
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault>;
 
     /// One of the backend's own file descriptors is ready.
@@ -73,7 +76,8 @@ pub struct Identity {
     pub name: String,
     /// The virtio device type (§5).
     pub device_type: u32,
-    /// The device's own feature bits; [`COMMON_FEATURES`](super::COMMON_FEATURES) are added by [`Device`](super::Device).
+    /// The device's own feature bits; [`COMMON_FEATURES`](super::COMMON_FEATURES) are added by
+    /// [`Device`](super::Device).
     pub features: u64,
     /// The largest size of each queue: powers of two, at most [`QUEUE_SIZE_MAX`](super::QUEUE_SIZE_MAX).
     pub queue_sizes: Vec<u16>,

@@ -7,7 +7,8 @@ use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::{ChainFault, Fault, GuestRam, Reader, Writer};
 
-/// One buffer of a chain, at least one byte long. It lies in one region of guest memory and was plugged when it was checked.
+/// One buffer of a chain, at least one byte long. It lies in one region of guest memory and was plugged when it was
+/// checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its first address.
@@ -48,16 +49,17 @@ impl Chain {
         let broken = |why| Fault::Chain { head: ticket.head, why };
         let mut chain =
             Self { mem: mem.clone(), ticket, segments: Vec::new(), readable: 0, readable_len: 0, writable_len: 0 };
-        // At a loop, a bad index or a bad table, the iterator ends without an error: then the last descriptor still has NEXT.
-        let mut goes_on = false;
+        // At a loop, a bad index or a bad table, the iterator ends without an error: then the last descriptor still has
+        // NEXT.
+        let mut continues = false;
         for descriptor in raw {
             if chain.segments.len() == usize::from(queue_size) {
                 return Err(broken(ChainFault::TooLong));
             }
             chain.push(descriptor.addr(), descriptor.len(), descriptor.is_write_only()).map_err(broken)?;
-            goes_on = descriptor.has_next();
+            continues = descriptor.has_next();
         }
-        match (chain.segments.is_empty(), goes_on) {
+        match (chain.segments.is_empty(), continues) {
             (true, _) => Err(broken(ChainFault::Empty)),
             (false, true) => Err(broken(ChainFault::Endless)),
             (false, false) => Ok(chain),

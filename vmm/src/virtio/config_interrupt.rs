@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Counters, Limited};
+use super::{Counters, LogLimiter};
 
 /// A handle to a device's configuration interrupt; clones refer to the same device.
 #[derive(Clone, Debug, Default)]
@@ -20,11 +20,12 @@ struct Inner {
     /// The MSI-X vector's event; `None` while the driver is not ready for it.
     vector: Mutex<Option<Arc<EventFd>>>,
     counters: Arc<Counters>,
-    log: Limited,
+    log: LogLimiter,
 }
 
 impl ConfigInterrupt {
-    /// Notes that the device's configuration space has changed. Call it after the change is visible to [`ConfigSpace::read`].
+    /// Notes that the device's configuration space has changed. Call it after the change is visible to
+    /// [`ConfigSpace::read`].
     ///
     /// [`ConfigSpace::read`]: super::ConfigSpace::read
     pub fn changed(&self) {

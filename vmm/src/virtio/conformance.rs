@@ -24,8 +24,8 @@ pub type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
 pub struct Subject {
     /// Builds a new device.
     pub build: fn() -> Built,
-    /// Requests that a driver that has just started the device may send, in this order. Every request is answered without
-    /// any action of the host.
+    /// Requests that a driver that has just started the device may send, in this order. Every request is answered
+    /// without any action of the host.
     pub session: Vec<Request>,
 }
 
@@ -68,7 +68,7 @@ impl Trial {
     }
 
     /// Sends the session's requests one after another, and checks each answer.
-    fn converse(&mut self) {
+    fn run_session(&mut self) {
         for request in &self.subject.session {
             let head = request.add_to(&mut self.rig).unwrap();
             let rig = &mut self.rig;
@@ -84,7 +84,7 @@ impl Trial {
     fn assert_sound(&mut self) {
         self.rig.stop();
         self.rig.start();
-        self.converse();
+        self.run_session();
         assert!(!self.rig.is_broken());
         assert_eq!(self.panics_now(), self.panics, "a worker panicked");
         self.rig.stop();
@@ -112,7 +112,7 @@ pub fn start_stop_start(subject: Subject) {
     let mut trial = Trial::new(subject);
     for round in 0..3 {
         trial.rig.start();
-        trial.converse();
+        trial.run_session();
         let states = trial.rig.stop();
         assert_eq!(states.len(), trial.rig.queues.len());
         for queue in trial.served_queues() {
@@ -141,7 +141,7 @@ pub fn without_event_idx(subject: Subject) {
     let mut trial = Trial::new(subject);
     trial.rig.features &= !(1 << VIRTIO_RING_F_EVENT_IDX);
     trial.rig.start();
-    trial.converse();
+    trial.run_session();
     trial.assert_sound();
 }
 
@@ -229,7 +229,7 @@ pub fn chains_too_small(subject: Subject) {
                 // First the whole requests that precede it in the session.
                 trial.rig.start();
                 let rest = trial.subject.session.split_off(at);
-                trial.converse();
+                trial.run_session();
                 trial.subject.session.extend(rest);
 
                 let readable: Vec<Vec<u8>> =
@@ -270,7 +270,7 @@ pub fn any_descriptor_layout(subject: Subject) {
             request.writable.extend(Some(total - small * piece as u32).filter(|len| *len > 0));
             assert!(request.writable.iter().all(|len| *len <= BUFFER));
         }
-        trial.converse();
+        trial.run_session();
         trial.rig.stop();
     }
     trial.assert_sound();
@@ -281,7 +281,7 @@ pub fn reset_under_load(subject: Subject) {
     for round in 0..60 {
         trial.rig.start();
         if round % 2 == 0 {
-            trial.converse();
+            trial.run_session();
         }
         let mut sent = 0;
         'full: loop {
@@ -305,7 +305,7 @@ pub fn reset_under_load(subject: Subject) {
 pub fn save_and_restore(subject: Subject) {
     let mut trial = Trial::new(subject);
     trial.rig.start();
-    trial.converse();
+    trial.run_session();
     for _ in 0..5 {
         let states = trial.rig.stop();
         // Offered while no worker serves the queue. After the pause the worker finds it without a kick.
@@ -408,7 +408,7 @@ pub fn random_chains(subject: Subject) {
 }
 
 /// Runs this test again in a separate process, because it measures the whole process. Returns true in that process.
-fn is_alone() -> bool {
+fn is_child_process() -> bool {
     const MARK: &str = "GARRET_TEST_ALONE";
     if std::env::var_os(MARK).is_some() {
         return true;
@@ -432,7 +432,7 @@ fn footprint() -> (usize, usize, u64) {
 
 pub fn bounded_memory(subject: Subject) {
     const GROWTH_MAX: u64 = 4 << 20;
-    if !is_alone() {
+    if !is_child_process() {
         return;
     }
     let mut trial = Trial::new(subject);
@@ -440,7 +440,7 @@ pub fn bounded_memory(subject: Subject) {
         for _ in 0..count {
             trial.rig.start();
             for _ in 0..10 {
-                trial.converse();
+                trial.run_session();
             }
             // A request that causes a fault.
             let queue = &mut trial.rig.queues[0];

@@ -1,4 +1,5 @@
-//! Reads and writes a chain's bytes, whatever the layout of its descriptors (§2.7.4.3: a device must not assume a layout).
+//! Reads and writes a chain's bytes, whatever the layout of its descriptors (§2.7.4.3: a device must not assume a
+//! layout).
 
 use std::io;
 
@@ -141,7 +142,8 @@ impl<'c> Reader<'c> {
         self.cursor.pieces()
     }
 
-    /// Writes the remaining bytes to `to` and stops at a short write; the position advances by the number of bytes written.
+    /// Writes the remaining bytes to `to` and stops at a short write; the position advances by the number of bytes
+    /// written.
     pub fn copy_to(&mut self, to: &mut impl WriteVolatile) -> io::Result<usize> {
         self.cursor.each(|slice| to.write_volatile(&slice).map_err(io_error))
     }
@@ -222,7 +224,8 @@ impl<'c> Writer<'c> {
         Ok((Self { cursor: front, size: front.left }, Self { cursor: rest, size: rest.left }))
     }
 
-    /// Reads from `from` into the remaining space and stops at a short read; the position advances by the number of bytes read.
+    /// Reads from `from` into the remaining space and stops at a short read; the position advances by the number of
+    /// bytes read.
     pub fn copy_from(&mut self, from: &mut impl ReadVolatile) -> io::Result<usize> {
         self.cursor.each(|mut slice| from.read_volatile(&mut slice).map_err(io_error))
     }

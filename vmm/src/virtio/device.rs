@@ -71,8 +71,8 @@ enum Phase {
 }
 
 impl Device {
-    /// Builds a device with one kind of backend. `groups` lists the queues of each backend; together they are all queues
-    /// of `identity`, in order. Runs each backend's `prepare`.
+    /// Builds a device with one kind of backend. `groups` lists the queues of each backend; together they are all
+    /// queues of `identity`, in order. Runs each backend's `prepare`.
     pub fn new<B: Backend>(
         mut identity: Identity,
         groups: Vec<(B, Range<usize>)>,

@@ -48,7 +48,8 @@ pub enum ChainFault {
     /// It has no descriptor: an empty or nested indirect table, or one outside memory.
     #[error("it has no descriptor")]
     Empty,
-    /// It has a next descriptor that is not valid: a loop, an index or table out of bounds, or more than 4 GiB in total.
+    /// It has a next descriptor that is not valid: a loop, an index or table out of bounds, or more than 4 GiB in
+    /// total.
     #[error("it does not end")]
     Endless,
     /// More descriptors than the queue has.

@@ -50,8 +50,8 @@ impl Fds {
         Ok(())
     }
 
-    /// Calls the backend's `ready` with `token` whenever `fd` has one of `events`. Fails if `fd` is already in the set or
-    /// cannot be waited on.
+    /// Calls the backend's `ready` with `token` whenever `fd` has one of `events`. Fails if `fd` is already in the set
+    /// or cannot be waited on.
     pub fn add(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
         self.control(ControlOperation::Add, fd.as_raw_fd(), token.0.into(), events)?;
         self.added.insert(fd.as_raw_fd());

@@ -1,4 +1,5 @@
-//! Vectored system calls that read and write guest memory directly: no copy, no Rust reference to bytes the guest may change.
+//! Vectored system calls that read and write guest memory directly: no copy, no Rust reference to bytes the guest may
+//! change.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -30,7 +31,8 @@ fn result(returned: libc::ssize_t) -> io::Result<usize> {
 }
 
 pub(super) fn readv(fd: BorrowedFd<'_>, iov: &[libc::iovec]) -> io::Result<usize> {
-    // SAFETY: every iovec was made by `iovecs` from a checked slice of guest memory, which the caller's chain keeps mapped.
+    // SAFETY: every iovec was made by `iovecs` from a checked slice of guest memory, which the caller's chain keeps
+    // mapped.
     result(unsafe { libc::readv(fd.as_raw_fd(), iov.as_ptr(), count(iov)?) })
 }
 

@@ -1,9 +1,9 @@
 //! The virtio core: the parts that all devices share, without code for a single device.
 //!
-//! A device author writes a [`Backend`]. [`Device`] gives each queue group a [`worker`] thread that owns the backend and,
-//! while the device runs, its [`Ring`]s. `start` moves the rings to the worker, and `stop` returns them; reset, pause and
-//! snapshot all use that same `stop`. The transport (`pci`) defines how the driver reaches the device (registers,
-//! interrupts).
+//! A device author writes a [`Backend`]. [`Device`] gives each queue group a [`worker`] thread that owns the backend
+//! and, while the device runs, its [`Ring`]s. `start` moves the rings to the worker, and `stop` returns them; reset,
+//! pause and snapshot all use that same `stop`. The transport (`pci`) defines how the driver reaches the device
+//! (registers, interrupts).
 //!
 //! All code here follows Virtual I/O Device (VIRTIO) Version 1.2; section numbers in comments refer to that document.
 
@@ -16,7 +16,7 @@ mod device;
 mod fault;
 mod fds;
 mod iov;
-mod limited;
+mod log_limiter;
 mod raw;
 mod ring;
 mod worker;
@@ -37,7 +37,7 @@ pub use cursor::{Reader, Writer};
 pub use device::{BuildError, Device};
 pub use fault::{ChainFault, Fault};
 pub use fds::{Fds, Token};
-pub use limited::Limited;
+pub use log_limiter::LogLimiter;
 pub use raw::{FRONT_MAX, RawChain, RawTable};
 pub use ring::{Permit, Ring, Served, check_queue};
 pub use virtio_queue::QueueState;

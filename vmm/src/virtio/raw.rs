@@ -1,7 +1,7 @@
 //! Converts a checked [`Chain`] to the form that other rust-vmm crates use: the virtio-fs server builds its reader and
 //! writer from a `virtio_queue::DescriptorChain`, which walks descriptors in memory. It must not walk the guest's
-//! descriptors, because they may have changed since they were checked. So the checked copy is written to our own memory,
-//! together with the request's bytes that its device has checked: the server reads exactly the checked data.
+//! descriptors, because they may have changed since they were checked. So the checked copy is written to our own
+//! memory, together with the request's bytes that its device has checked: the server reads exactly the checked data.
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ pub struct RawChain {
     pub mem: GuestMemoryMmap<Bitmap>,
 }
 
-/// The largest front, in bytes: room for the longest path and two names. With one for each entry of a ring, this is 8 MiB.
+/// The largest front, in bytes: room for the longest path and two names. With one for each entry of a ring, this is 8
+/// MiB.
 pub const FRONT_MAX: usize = 8 << 10;
 
 /// The address of the table, after the available ring in the first pages.
@@ -47,8 +48,8 @@ impl RawTable {
         Ok(Self { mem: Arc::new(mem), front: Arc::new(front) })
     }
 
-    /// Writes `chain` to the table. Its readable bytes are `front`, 1 to [`FRONT_MAX`] bytes, then the remaining bytes of
-    /// `rest`. The result must be consumed before the next call.
+    /// Writes `chain` to the table. Its readable bytes are `front`, 1 to [`FRONT_MAX`] bytes, then the remaining bytes
+    /// of `rest`. The result must be consumed before the next call.
     pub fn lay_out(&mut self, chain: &Chain, front: &[u8], rest: &Reader<'_>) -> Result<RawChain, Fault> {
         let no_place = |_| Fault::Bug("guest memory has no place for a front");
         let mem = chain.mem().mapped().insert_region(self.front.clone()).map_err(no_place)?;

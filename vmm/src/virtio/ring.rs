@@ -1,8 +1,8 @@
 //! The device's end of one split virtqueue (§2.7). All details of the ring's protocol are here.
 //!
 //! A ring has one owner, so this code needs no locks. The work per call is bounded: between two calls of a backend, a
-//! ring returns at most as many chains as it has entries, then kicks itself. So a driver that never stops offering chains
-//! cannot keep a worker from its other work or from stopping.
+//! ring returns at most as many chains as it has entries, then kicks itself. So a driver that never stops offering
+//! chains cannot keep a worker from its other work or from stopping.
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -49,8 +49,8 @@ pub struct Ring {
     notified: bool,
 }
 
-/// Checks the location of an enabled queue: size, alignment and range of all three parts (§2.7). A queue that passes can
-/// be read and written without another check.
+/// Checks the location of an enabled queue: size, alignment and range of all three parts (§2.7). A queue that passes
+/// can be read and written without another check.
 pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
     let queue = Queue::try_from(*state)?;
     let size = u64::from(queue.size());
@@ -124,7 +124,7 @@ impl Ring {
                 Served::Used(written) => self.complete(ticket.head, written)?,
                 Served::Later => {}
                 Served::Stop => {
-                    self.untake(ticket)?;
+                    self.undo_take(ticket)?;
                     break;
                 }
             }
@@ -138,8 +138,8 @@ impl Ring {
     }
 
     /// Takes the next available chain, to be completed later. Returns `None` if there is none (then the driver is asked
-    /// to kick for the next one), or if this call has returned as many chains as the ring has entries (then the ring has
-    /// kicked itself).
+    /// to kick for the next one), or if this call has returned as many chains as the ring has entries (then the ring
+    /// has kicked itself).
     pub fn take(&mut self) -> Result<Option<Chain>, Fault> {
         if !self.queue.ready() {
             return Ok(None);
@@ -153,7 +153,8 @@ impl Ring {
             if let Some(chain) = self.pop()? {
                 return Ok(Some(chain));
             }
-            // Ask for kicks, fence, and check again: the driver may have added a chain just before it could see the request.
+            // Ask for kicks, fence, and check again: the driver may have added a chain just before it could see the
+            // request.
             self.notified = true;
             if !self.queue.enable_notification(&*self.mem)? {
                 return Ok(None);
@@ -197,10 +198,10 @@ impl Ring {
     /// Puts back a chain as if it had not been taken. Only the last chain taken can be put back, so several must be put
     /// back in reverse order.
     pub fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
-        self.untake(chain.ticket())
+        self.undo_take(chain.ticket())
     }
 
-    fn untake(&mut self, ticket: Ticket) -> Result<(), Fault> {
+    fn undo_take(&mut self, ticket: Ticket) -> Result<(), Fault> {
         if ticket.position != self.queue.next_avail() {
             return Err(Fault::Bug("only the chain taken last can be put back"));
         }
@@ -264,10 +265,11 @@ impl Ring {
         Ok(())
     }
 
-    /// §2.7.7.2. `Queue::needs_notification` is not used: it supports neither NO_INTERRUPT nor chains completed together.
+    /// §2.7.7.2. `Queue::needs_notification` is not used: it supports neither NO_INTERRUPT nor chains completed
+    /// together.
     fn wants_interrupt(&self, completed: u16) -> Result<bool, Fault> {
-        // The driver must see the index before this code reads the driver's setting: the driver writes its setting, then
-        // reads the index.
+        // The driver must see the index before this code reads the driver's setting: the driver writes its setting,
+        // then reads the index.
         fence(Ordering::SeqCst);
         let avail = GuestAddress(self.queue.avail_ring());
         let load = |at| self.mem.load(avail.unchecked_add(at), Ordering::Relaxed).map(u16::from_le);

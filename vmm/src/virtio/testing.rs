@@ -170,7 +170,8 @@ impl DriverQueue {
         fence(Ordering::SeqCst);
     }
 
-    /// Offers a chain of `readable` buffers, then `writable` ones of these lengths. Returns `None` if the queue is full.
+    /// Offers a chain of `readable` buffers, then `writable` ones of these lengths. Returns `None` if the queue is
+    /// full.
     pub fn try_add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> Option<u16> {
         let count = readable.len() + writable.len();
         if count == 0 || count > self.free.len() {

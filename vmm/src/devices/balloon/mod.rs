@@ -113,7 +113,7 @@ impl BalloonBackend {
 
     fn take_statistics(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         while let Some(chain) = ring.take()? {
-            self.shared.learn(statistics::parse(&read_up_to(&chain, STATISTICS_MAX)?));
+            self.shared.set_statistics(statistics::parse(&read_up_to(&chain, STATISTICS_MAX)?));
             // A driver has one buffer. If there are several, all but the last are completed at once.
             if let Some(former) = self.statistics.replace(chain) {
                 ring.complete(former.head(), 0)?;
@@ -126,7 +126,7 @@ impl BalloonBackend {
 impl Backend for BalloonBackend {
     fn reset(&mut self) {
         self.statistics = None;
-        self.shared.forget();
+        self.shared.reset();
     }
 
     fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
@@ -170,8 +170,8 @@ impl Backend for BalloonBackend {
     }
 }
 
-/// Releases the pages of all requests that wait in `ring` together, in as few calls as possible; returns their bytes. No
-/// request is answered before that, because the driver may use the pages again after the answer.
+/// Releases the pages of all requests that wait in `ring` together, in as few calls as possible; returns their bytes.
+/// No request is answered before that, because the driver may use the pages again after the answer.
 fn release_all(ring: &mut Ring, pages: impl Fn(&Chain) -> Result<Vec<Range<u64>>, Fault>) -> Result<u64, Fault> {
     let (mut ranges, mut done) = (Vec::new(), Vec::new());
     while let Some(chain) = ring.take()? {

@@ -10,7 +10,7 @@ use crate::virtio::{ConfigInterrupt, ConfigSpace};
 /// Balloon pages in a MiB.
 const PAGES_PER_MIB: u32 = 256;
 /// The least memory that the balloon must leave to the guest, in MiB.
-const LEAVE_MIB: u32 = 64;
+const GUEST_MIN_MIB: u32 = 64;
 
 /// The configuration space (§5.5.4) and the guest's reports. Relaxed, because each number is independent of the others.
 #[derive(Debug, Default)]
@@ -28,12 +28,12 @@ impl Shared {
     }
 
     /// Keeps the guest's last statistics.
-    pub fn learn(&self, statistics: GuestMemory) {
+    pub fn set_statistics(&self, statistics: GuestMemory) {
         *self.statistics() = Some(statistics);
     }
 
     /// A new driver has an empty balloon and has reported nothing.
-    pub fn forget(&self) {
+    pub fn reset(&self) {
         self.actual_pages.store(0, Ordering::Relaxed);
         *self.statistics() = None;
     }
@@ -86,7 +86,7 @@ impl Balloon {
 
     /// Requests this balloon size from the guest, which adapts when it can.
     pub fn set_target(&self, target: BalloonTarget) -> Result<(), TargetTooLarge> {
-        let most_mib = self.memory_mib.saturating_sub(LEAVE_MIB);
+        let most_mib = self.memory_mib.saturating_sub(GUEST_MIN_MIB);
         if target.target_mib > most_mib {
             return Err(TargetTooLarge { asked_mib: target.target_mib, most_mib });
         }
@@ -163,9 +163,9 @@ mod tests {
     fn a_new_driver_begins_empty() {
         let (shared, balloon) = balloon(256);
         shared.write(4, &[0, 1, 0, 0]);
-        shared.learn(GuestMemory { free: Some(1), ..GuestMemory::default() });
+        shared.set_statistics(GuestMemory { free: Some(1), ..GuestMemory::default() });
         assert_eq!(balloon.info().actual_mib, 1);
-        shared.forget();
+        shared.reset();
         assert_eq!((balloon.info().actual_mib, balloon.info().statistics), (0, None));
     }
 }

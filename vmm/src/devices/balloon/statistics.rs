@@ -1,4 +1,5 @@
-//! The guest's memory statistics (§5.5.6.4). Pure. The guest may report anything, and nothing is derived from the values here.
+//! The guest's memory statistics (§5.5.6.4). Pure. The guest may report anything, and nothing is derived from the
+//! values here.
 
 use garret_api::vmm::GuestMemory;
 
@@ -7,7 +8,8 @@ const ENTRY: usize = 10;
 /// The most bytes that are read; Linux sends up to 16 entries.
 pub const STATISTICS_MAX: usize = 64 * ENTRY;
 
-/// Parses the entries in `bytes`. Unknown tags and a trailing part of an entry are ignored; the last of equal tags counts.
+/// Parses the entries in `bytes`. Unknown tags and a trailing part of an entry are ignored; the last of equal tags
+/// counts.
 pub fn parse(bytes: &[u8]) -> GuestMemory {
     let mut memory = GuestMemory::default();
     for entry in bytes.chunks_exact(ENTRY) {

@@ -7,14 +7,14 @@ use crate::virtio::testing::{BUFFER, DriverQueue, HUNG, Rig, ram};
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
-/// Where Linux has it.
+/// The queue of reports, as Linux numbers it.
 const REPORT: usize = 3;
 
 fn config() -> BalloonConfig {
     BalloonConfig { deflate_on_oom: true, free_page_reporting: true, statistics_interval_s: 1 }
 }
 
-/// Page numbers far behind the test's memory, and some of everything else.
+/// Page numbers far beyond the test's memory; the first and the last are equal.
 const PFNS: [u8; 12] = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x80, 0xFF, 0xFF, 0xFF, 0xFF];
 
 pub fn subject() -> Subject {
@@ -42,14 +42,14 @@ impl Guest {
     }
 
     /// Sends page numbers and waits until the device is done with them.
-    fn tell(&mut self, queue: usize, pfns: &[u32]) {
+    fn send_pfns(&mut self, queue: usize, pfns: &[u32]) {
         let bytes = pfns.iter().flat_map(|pfn| pfn.to_le_bytes()).collect();
         self.rig.queues[queue].add(&[bytes], &[]);
         self.rig.queues[queue].kick();
         assert!(self.rig.queues[queue].wait_used().bytes.is_empty());
     }
 
-    /// A page no ring lies in.
+    /// The address of a page that holds no ring.
     fn page(&self, index: u16) -> u64 {
         self.rig.queues[DEFLATE].buffer(10 + index)
     }
@@ -85,12 +85,12 @@ fn inflated_pages_are_released_and_no_others() {
     let page = guest.page(0);
     guest.fill(page);
     let pfn = (page / 4096) as u32;
-    guest.tell(INFLATE, &[pfn + 3, pfn + 1, pfn + 1, u32::MAX, pfn + 2]);
+    guest.send_pfns(INFLATE, &[pfn + 3, pfn + 1, pfn + 1, u32::MAX, pfn + 2]);
     for (at, released) in [(0, false), (1, true), (2, true), (3, true), (4, false)] {
         let expected = if released { [0; 4096] } else { [0x5A; 4096] };
         assert_eq!(guest.bytes(page + at * 4096), expected, "page {at}");
     }
-    guest.tell(DEFLATE, &[pfn + 1]);
+    guest.send_pfns(DEFLATE, &[pfn + 1]);
     guest.fill(page);
     assert_eq!(guest.bytes(page + 4096), [0x5A; 4096], "the guest has it back");
 }
@@ -184,7 +184,7 @@ fn a_guest_may_give_away_its_own_rings() {
     }
     guest.rig.stop();
     guest.rig.start();
-    guest.tell(DEFLATE, &[1]);
+    guest.send_pfns(DEFLATE, &[1]);
 }
 
 #[test]

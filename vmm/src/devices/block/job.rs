@@ -50,7 +50,7 @@ impl Job {
             Action::Flush => Ok(fdatasync(file)?),
             Action::Punch { offset, len } => Ok(fallocate(file, PUNCH, offset, len)?),
             Action::Zero { offset, len } => match fallocate(file, ZERO, offset, len) {
-                // tmpfs supports only punching; the range reads as zeroes all the same.
+                // tmpfs supports only punching; the range also reads as zeroes.
                 Err(rustix::io::Errno::OPNOTSUPP) => Ok(fallocate(file, PUNCH, offset, len)?),
                 result => Ok(result?),
             },

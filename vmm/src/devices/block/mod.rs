@@ -1,11 +1,11 @@
 //! virtio-blk over a raw file (§5.2).
 //!
-//! [`request`] checks a request and turns it into a [`job::Job`]. io_uring carries it out, or the worker's thread if the
-//! host has no io_uring. Discarded ranges are punched out of the file, so the image shrinks with its contents.
+//! [`request`] checks a request and turns it into a [`job::Job`]. io_uring carries it out, or the worker's thread if
+//! the host has no io_uring. Discarded ranges are punched out of the file, so the image shrinks with its contents.
 //!
 //! The image is sparse, so the host can run out of space for it. A write that finds no space waits and is retried: an
-//! error would make the guest's file system fail, and with it everything in the machine. A flush is not retried: the host
-//! reports a failed flush once and may have dropped the data, so that the next flush would succeed.
+//! error would make the guest's file system fail, and with it everything in the machine. A flush is not retried: the
+//! host reports a failed flush once and may have dropped the data, so that the next flush would succeed.
 
 mod config;
 mod failures;
@@ -34,7 +34,7 @@ use self::flush_queue::FlushQueue;
 use self::image::{Image, ImageError};
 use self::job::Job;
 use self::outcome::{Outcome, OutcomePolicy};
-use self::request::{Action, Header, ID_LEN, Range, Shape, Status, judge};
+use self::request::{Action, Header, ID_LEN, Range, Shape, Status, validate};
 use self::uring::Uring;
 use crate::rate_limit::RateLimiter;
 use crate::seccomp::Role;
@@ -175,7 +175,7 @@ impl BlockBackend {
 
     fn accept(&mut self, chain: Chain, ring: &mut Ring) -> Result<(), Fault> {
         let (header, shape) = dissect(&chain)?;
-        let action = judge(header, shape, self.image.disk);
+        let action = validate(header, shape, self.image.disk);
         self.limiter.charge(action.map_or(0, |action| action.bytes()));
         match action {
             Err(status) => answer(&chain, status, ring),
@@ -239,7 +239,7 @@ impl BlockBackend {
     }
 
     fn warn(&mut self, outcome: Outcome, error: &io::Error) {
-        if self.failures.begin(Instant::now()) {
+        if self.failures.note(Instant::now()) {
             let waits = outcome == Outcome::Wait;
             let consequence = if waits { "it waits for space" } else { "an I/O error for the guest" };
             tracing::warn!(disk = self.id, "the host fails a request, {consequence}: {error}");
@@ -260,7 +260,7 @@ impl BlockBackend {
     }
 
     /// Retries the waiting writes. One attempt has few of them (a queue has 256), and a retry that fails loses no data.
-    fn try_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+    fn retry_waiting(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.retry.clear();
         std::mem::take(&mut self.waiting).into_iter().try_for_each(|job| self.begin(job, ring))
     }
@@ -280,7 +280,7 @@ impl BlockBackend {
                 // The rest of a short transfer, and actions that only plain system calls support, run on this thread:
                 // both are rare.
                 Ok(done) => job.run_rest(&self.image.file, done),
-                Err(error) if worth_another_try(&error) => job.run(&self.image.file, 0),
+                Err(error) if is_retryable(&error) => job.run(&self.image.file, 0),
                 Err(error) => Err(error),
             };
             self.finish(job, result, ring)?;
@@ -289,7 +289,7 @@ impl BlockBackend {
     }
 }
 
-fn worth_another_try(error: &io::Error) -> bool {
+fn is_retryable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::ECANCELED))
 }
 
@@ -326,9 +326,10 @@ impl Backend for BlockBackend {
     fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
         match fd {
             TOKENS_FLOWED => self.limiter.elapsed(),
-            RETRY => self.try_again(&mut rings[0])?,
+            RETRY => self.retry_waiting(&mut rings[0])?,
             _ => {
-                // Clear the event before taking completions: a completion that arrives in between raises the event again.
+                // Clear the event before taking completions: a completion that arrives in between raises the event
+                // again.
                 if let Some(uring) = &mut self.uring {
                     uring.acknowledge();
                 }
@@ -341,8 +342,8 @@ impl Backend for BlockBackend {
 
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let mut result = Ok(());
-        // Finish all requests, whatever the state of the ring: a request left over would be mistaken for one of the next
-        // driver.
+        // Finish all requests, whatever the state of the ring: a request left over would be mistaken for one of the
+        // next driver.
         loop {
             while let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
                 let waited = uring.wait().map_err(Fault::from);
@@ -356,7 +357,7 @@ impl Backend for BlockBackend {
             }
             // While the device stops, the timer's descriptor is not polled.
             uring::pause(RETRY_PAUSE);
-            result = result.and(self.try_again(&mut rings[0]));
+            result = result.and(self.retry_waiting(&mut rings[0]));
         }
     }
 }

@@ -18,7 +18,8 @@ pub enum Outcome {
 /// Decides the outcome of each request. Keeps a failed flush in mind until the device is reset.
 #[derive(Debug, Default)]
 pub struct OutcomePolicy {
-    /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without the data.
+    /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without the
+    /// data.
     flush_failed: bool,
 }
 

@@ -112,7 +112,7 @@ pub struct Shape {
 }
 
 /// Checks a request.
-pub fn judge(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status> {
+pub fn validate(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status> {
     match header.kind.get() {
         VIRTIO_BLK_T_IN => {
             let (offset, len) = extent(header.sector.get(), shape.writable, disk)?;
@@ -130,13 +130,13 @@ pub fn judge(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status>
         kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
             writable(disk)?;
             // The device offers only one range per request.
-            judge_range(kind, shape.range.ok_or(Status::IoError)?, disk)
+            validate_range(kind, shape.range.ok_or(Status::IoError)?, disk)
         }
         _ => Err(Status::Unsupported),
     }
 }
 
-fn judge_range(kind: u32, range: Range, disk: Disk) -> Result<Action, Status> {
+fn validate_range(kind: u32, range: Range, disk: Disk) -> Result<Action, Status> {
     let unmap = range.flags.get() & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
     let unknown = range.flags.get() & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
     // §5.2.6.2: unknown flags are unsupported, and so is "unmap" in a discard.
@@ -180,7 +180,7 @@ mod tests {
     const DISK: Disk = Disk { sectors: 100, read_only: false, discard: true };
 
     fn ask(kind: u32, sector: u64, shape: Shape, disk: Disk) -> Result<Action, Status> {
-        judge(Header { kind: kind.into(), reserved: 0.into(), sector: sector.into() }, shape, disk)
+        validate(Header { kind: kind.into(), reserved: 0.into(), sector: sector.into() }, shape, disk)
     }
 
     fn data(readable: u64, writable: u64) -> Shape {

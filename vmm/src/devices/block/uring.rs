@@ -86,9 +86,9 @@ impl Uring {
         let slot = usize::from(job.chain.head());
         let buffers = Buffers::of(&job)?;
         let entry = entry(job.action, &buffers.0).user_data(slot as u64);
-        // SAFETY: the kernel reads the entry no earlier than in `enter`. By then its buffers are in their slot. They stay
-        // there until the kernel has completed the job, even when this ring is dropped. The same holds for the job, whose
-        // chain keeps guest memory mapped.
+        // SAFETY: the kernel reads the entry no earlier than in `enter`. By then its buffers are in their slot. They
+        // stay there until the kernel has completed the job, even when this ring is dropped. The same holds for the
+        // job, whose chain keeps guest memory mapped.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // The queue has an entry per slot, and no slot has two jobs.
         pushed.map_err(|_| Fault::Bug("more jobs than slots"))?;

@@ -1,4 +1,4 @@
-//! virtio-console (virtio 1.2, §5.3), one port: what the guest writes goes to the console log. Nothing is ever typed.
+//! virtio-console (virtio 1.2, §5.3), one port: the guest's output goes to the console log. There is no input.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use crate::seccomp::Role;
 use crate::virtio::{Backend, BuildError, Chain, ConfigBytes, Device, Fault, Identity, Ring, Served};
 
 const TRANSMIT: usize = 1;
-/// The most of one request that is printed; the rest is lost.
+/// The most bytes of one request that are printed; the rest is lost.
 const REQUEST_MAX: usize = 64 << 10;
-/// One write to the log.
+/// The most bytes of one write to the log.
 const PIECE: usize = 4096;
 
 /// Builds the device.
@@ -23,7 +23,7 @@ pub fn new(log: Arc<ConsoleLog>) -> Result<Device, BuildError> {
         features: 0,
         // Receive, transmit.
         queue_sizes: vec![16, 64],
-        // Columns, rows, ports: of no meaning without the features that offer them.
+        // Columns, rows, ports: without meaning if their features are not offered.
         config: Arc::new(ConfigBytes(vec![0; 12])),
     };
     Device::new(identity, vec![(Console { log }, 0..2)], Role::Quiet)

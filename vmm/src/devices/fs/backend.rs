@@ -3,30 +3,30 @@
 use std::io;
 use std::sync::Arc;
 
-use super::files::Files;
-use super::pool::{Done, Job, Pool, own_umask};
-use super::request::{Lane, Message};
+use super::pool::{Completions, Job, Pool, unshare_umask};
+use super::request::{Dispatch, Message};
+use super::share_server::ShareServer;
 use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
 
-const DONE: Token = Token(0);
+const COMPLETIONS: Token = Token(0);
 
 /// Serves quick requests itself, and passes the others to the pool.
 pub struct FsBackend {
-    files: Arc<Files>,
+    server: Arc<ShareServer>,
     pool: Arc<Pool>,
-    done: Arc<Done>,
+    completions: Arc<Completions>,
     table: RawTable,
     in_flight: usize,
 }
 
 impl FsBackend {
-    pub(super) fn new(files: Arc<Files>, pool: Arc<Pool>) -> io::Result<Self> {
-        Ok(Self { files, pool, done: Arc::new(Done::new()?), table: RawTable::new()?, in_flight: 0 })
+    pub(super) fn new(server: Arc<ShareServer>, pool: Arc<Pool>) -> io::Result<Self> {
+        Ok(Self { server, pool, completions: Arc::new(Completions::new()?), table: RawTable::new()?, in_flight: 0 })
     }
 
     fn complete(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         let mut result = Ok(());
-        for answer in self.done.wait()? {
+        for answer in self.completions.wait()? {
             self.in_flight -= 1;
             // Takes all answers, also after a fault, because no later call returns the others.
             let completed = answer.result.and_then(|written| match rings.get_mut(answer.ring) {
@@ -41,18 +41,18 @@ impl FsBackend {
 
 impl Backend for FsBackend {
     fn prepare(&mut self) -> io::Result<()> {
-        own_umask()
+        unshare_umask()
     }
 
     fn reset(&mut self) {
-        if let Err(error) = self.files.reset() {
+        if let Err(error) = self.server.reset() {
             tracing::warn!("the file server could not be restarted: {error}");
         }
     }
 
     fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
-        self.files.started();
-        Ok(fds.add(self.done.event(), DONE, EventSet::IN)?)
+        self.server.started();
+        Ok(fds.add(self.completions.event(), COMPLETIONS, EventSet::IN)?)
     }
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -60,15 +60,15 @@ impl Backend for FsBackend {
         while let Some(chain) = ring.take()? {
             let message = Message::admit(&chain)?;
             if message.is_init() {
-                self.files.renew()?;
+                self.server.renew()?;
             }
-            let lane = message.lane();
-            if lane == Lane::Quick || (lane == Lane::Brief && !ring.has_more()?) {
-                let written = self.files.serve(&message, &chain, &mut self.table)?;
+            let dispatch = message.dispatch();
+            if dispatch == Dispatch::Inline || (dispatch == Dispatch::InlineIfAlone && !ring.has_more()?) {
+                let written = self.server.serve(&message, &chain, &mut self.table)?;
                 ring.complete(chain.head(), written)?;
             } else {
                 self.in_flight += 1;
-                self.pool.submit(Job { message, chain, ring: queue, done: self.done.clone() });
+                self.pool.submit(Job { message, chain, ring: queue, completions: self.completions.clone() });
             }
         }
         Ok(())
@@ -84,7 +84,7 @@ impl Backend for FsBackend {
         while self.in_flight > 0 {
             result = result.and(self.complete(rings));
         }
-        self.files.stopped();
+        self.server.stopped();
         result
     }
 }

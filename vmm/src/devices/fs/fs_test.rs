@@ -459,7 +459,8 @@ impl Lease {
     #[allow(unsafe_code)]
     fn take(path: &Path) -> Self {
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
-        // SAFETY: only plain integers are passed. The signal has no effect by default; it replaces SIGIO, which would kill.
+        // SAFETY: only plain integers are passed. The signal has no effect by default; it replaces SIGIO, which would
+        // kill.
         let taken = unsafe {
             libc::fcntl(file.as_raw_fd(), 10 /* F_SETSIG */, libc::SIGURG) == 0
                 && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
@@ -499,7 +500,8 @@ fn a_slow_request_stalls_no_other() {
     assert_eq!(client.rig.queues[REQUESTS].wait_used().head, head);
 }
 
-/// A second processor changes a request that waits for a thread: the server gets the request that the device has checked.
+/// A second processor changes a request that waits for a thread: the server gets the request that the device has
+/// checked.
 #[test]
 fn a_request_changed_after_it_was_judged_is_the_judged_one() {
     panics("fs");

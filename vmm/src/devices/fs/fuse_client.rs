@@ -1,4 +1,5 @@
-//! A FUSE client for tests: builds real messages, writes them into guest memory as descriptor chains, and reads the answers.
+//! A FUSE client for tests: builds real messages, writes them into guest memory as descriptor chains, and reads the
+//! answers.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
-//! Restricts the requests of a guest to the passthrough file system. The server behind it trusts its client's kernel: it
-//! joins names unchecked and panics at some numbers. This module rejects what a hostile kernel must not do, and sets the
-//! owners of files.
+//! Restricts the requests of a guest to the passthrough file system. The server behind it trusts its client's kernel:
+//! it joins names unchecked and panics at some numbers. This module rejects what a hostile kernel must not do, and sets
+//! the owners of files.
 
 use std::ffi::CStr;
 use std::io;
@@ -28,7 +28,8 @@ impl Guard {
         Self { files, negative_timeout }
     }
 
-    /// No file may run with another identity. A folder's set-group-id bit is allowed: it only selects the group of new files.
+    /// No file may run with another identity. A folder's set-group-id bit is allowed: it only selects the group of new
+    /// files.
     fn permitted_mode(&self, ctx: Context, inode: Inode, mode: u32) -> io::Result<u32> {
         let mode = mode & !libc::S_ISUID;
         if mode & libc::S_ISGID != 0 {
@@ -101,8 +102,8 @@ impl FileSystem for Guard {
 
     fn open(&self, ctx: Context, inode: Inode, kill: bool, flags: u32) -> io::Result<(Option<Handle>, OpenOptions)> {
         let (handle, mut options) = self.files.open(ctx, inode, kill, flags)?;
-        // After a read-only open, closing a copy of the descriptor cannot fail with a write error. This saves one request
-        // for every file that is read.
+        // After a read-only open, closing a copy of the descriptor cannot fail with a write error. This saves one
+        // request for every file that is read.
         options.set(OpenOptions::NOFLUSH, flags as i32 & libc::O_ACCMODE == libc::O_RDONLY);
         Ok((handle, options))
     }

@@ -1,15 +1,15 @@
 //! The file system device (virtio 1.2 §5.11): one folder of the host, shared by FUSE.
 //!
-//! The server is virtiofsd's, in this process. [`guard`] rejects requests that a hostile guest must not make, [`owners`]
-//! maps the owners of files, and [`request`] checks a message before it is served. [`files`] holds the server, [`pool`]
-//! the threads that may wait for the disk, and [`backend`] the queues.
+//! The server is virtiofsd's, in this process. [`guard`] rejects requests that a hostile guest must not make,
+//! [`owners`] maps the owners of files, and [`request`] checks a message before it is served. [`share_server`] holds
+//! the server, [`pool`] the threads that may wait for the disk, and [`backend`] the queues.
 
 mod backend;
-mod files;
 mod guard;
 mod owners;
 mod pool;
 mod request;
+mod share_server;
 
 #[cfg(test)]
 pub(crate) mod fs_test;
@@ -25,8 +25,8 @@ use rustix::process::Resource;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 pub use backend::FsBackend;
-use files::Files;
 use pool::Pool;
+use share_server::ShareServer;
 
 use crate::seccomp::Role;
 use crate::virtio::{self, ConfigBytes, Device, Identity};
@@ -103,7 +103,7 @@ pub fn new(number: usize, config: &ShareConfig) -> Result<Device, BuildError> {
     }
     check_descriptors(config)?;
     let identity = identity(number, config);
-    let files = Files::open(config, config.fd_limit).map(Arc::new).map_err(|source| BuildError::Folder {
+    let server = ShareServer::open(config, config.fd_limit).map(Arc::new).map_err(|source| BuildError::Folder {
         tag: tag.clone(),
         path: config.path.clone(),
         source,
@@ -111,11 +111,11 @@ pub fn new(number: usize, config: &ShareConfig) -> Result<Device, BuildError> {
     let host = |source| BuildError::Host { tag: tag.clone(), source };
     let queues = usize::from(config.queues);
     let threads = THREADS_PER_QUEUE * queues + THREADS_MORE;
-    let pool = Pool::start(&identity.name, threads, &files).map(Arc::new).map_err(host)?;
+    let pool = Pool::start(&identity.name, threads, &server).map(Arc::new).map_err(host)?;
     let groups = (0..queues).map(|queue| {
         // The first backend also has the high-priority queue, queue 0.
         let rings = if queue == 0 { 0..2 } else { queue + 1..queue + 2 };
-        Ok((FsBackend::new(files.clone(), pool.clone())?, rings))
+        Ok((FsBackend::new(server.clone(), pool.clone())?, rings))
     });
     let groups = groups.collect::<io::Result<_>>().map_err(host)?;
     Ok(Device::new(identity, groups, Role::Fs)?)

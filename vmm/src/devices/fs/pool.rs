@@ -1,5 +1,5 @@
-//! The threads that serve requests that may wait for the disk, so that an fsync does not block an `ls`. They never access
-//! a ring: the ring's owner passes them chains and completes the answers.
+//! The threads that serve requests that may wait for the disk, so that an fsync does not block an `ls`. They never
+//! access a ring: the ring's owner passes them chains and completes the answers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,8 +10,8 @@ use rustix::fs::Mode;
 use rustix::thread::UnshareFlags;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::files::Files;
 use super::request::Message;
+use super::share_server::ShareServer;
 use crate::seccomp::Role;
 use crate::thread;
 use crate::virtio::{Chain, Fault, RawTable};
@@ -25,7 +25,7 @@ pub struct Job {
     /// The index of its ring in the ring owner's list.
     pub ring: usize,
     /// The destination of the answer.
-    pub done: Arc<Done>,
+    pub completions: Arc<Completions>,
 }
 
 /// A served request, returned to the owner of its ring.
@@ -39,12 +39,12 @@ pub struct Answer {
 }
 
 /// The answers for one ring's owner.
-pub struct Done {
+pub struct Completions {
     answers: Mutex<Vec<Answer>>,
     event: EventFd,
 }
 
-impl Done {
+impl Completions {
     /// Creates an empty set of answers.
     pub fn new() -> io::Result<Self> {
         Ok(Self { answers: Mutex::default(), event: EventFd::new(libc::EFD_CLOEXEC)? })
@@ -64,7 +64,8 @@ impl Done {
     fn push(&self, answer: Answer) {
         let mut answers = lock(&self.answers);
         answers.push(answer);
-        // Answers that are already queued have raised the event. The thread that clears the event takes all of them afterwards.
+        // Answers that are already queued have raised the event. The thread that clears the event takes all of them
+        // afterwards.
         if answers.len() == 1 {
             // The write fails only if the counter is full: then the event is raised.
             let _ = self.event.write(1);
@@ -91,20 +92,20 @@ struct Waiting {
 }
 
 impl Pool {
-    /// Starts `count` threads named after `device` that serve `files`.
-    pub fn start(device: &str, count: usize, files: &Arc<Files>) -> io::Result<Self> {
+    /// Starts `count` threads named after `device` that serve requests with `server`.
+    pub fn start(device: &str, count: usize, server: &Arc<ShareServer>) -> io::Result<Self> {
         let mut pool = Self { queue: Arc::default(), threads: Vec::new() };
         for number in 0..count {
-            let (queue, files) = (pool.queue.clone(), files.clone());
+            let (queue, server) = (pool.queue.clone(), server.clone());
             let prepare = move || {
-                own_umask()?;
+                unshare_umask()?;
                 // The server must be created by a thread that does not share its umask.
                 if number == 0 {
-                    files.renew()?;
+                    server.renew()?;
                 }
-                Ok((files, RawTable::new()?))
+                Ok((server, RawTable::new()?))
             };
-            let body = move |(files, table): (Arc<Files>, RawTable)| queue.serve(&files, table);
+            let body = move |(server, table): (Arc<ShareServer>, RawTable)| queue.serve(&server, table);
             pool.threads.push(thread::spawn_prepared(&format!("{device}-{number}"), Role::Fs, prepare, body)?);
         }
         Ok(pool)
@@ -129,10 +130,10 @@ impl Drop for Pool {
 }
 
 impl Queue {
-    fn serve(&self, files: &Files, mut table: RawTable) {
-        while let Some(Job { message, chain, ring, done }) = self.next() {
-            let result = files.serve(&message, &chain, &mut table);
-            done.push(Answer { ring, head: chain.head(), result });
+    fn serve(&self, server: &ShareServer, mut table: RawTable) {
+        while let Some(Job { message, chain, ring, completions }) = self.next() {
+            let result = server.serve(&message, &chain, &mut table);
+            completions.push(Answer { ring, head: chain.head(), result });
         }
     }
 
@@ -143,9 +144,9 @@ impl Queue {
     }
 }
 
-/// Gives the calling thread its own umask, and sets it to 0: the guest's kernel has already applied its process's umask.
+/// Unshares the calling thread's umask and sets it to 0: the guest's kernel has already applied its process's umask.
 #[allow(unsafe_code)]
-pub fn own_umask() -> io::Result<()> {
+pub fn unshare_umask() -> io::Result<()> {
     // SAFETY: the call is unsafe only if it unshares the descriptor table, which CLONE_FS does not do.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     rustix::process::umask(Mode::empty());

@@ -9,15 +9,16 @@ use crate::virtio::{Chain, FRONT_MAX, Fault, Reader};
 
 /// Which thread serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// The ring's own thread: the request reads names and attributes, which the host has in memory or reads in one operation.
-    Quick,
-    /// The ring's own thread if no other request waits in the ring, else the pool. The request changes data in the host's
-    /// memory and rarely waits for the disk. Using another thread costs five more system calls and two more context
-    /// switches.
-    Brief,
+pub enum Dispatch {
+    /// The ring's own thread: the request reads names and attributes, which the host has in memory or reads in one
+    /// operation.
+    Inline,
+    /// The ring's own thread if no other request waits in the ring, else the pool. The request changes data in the
+    /// host's memory and rarely waits for the disk. Using another thread costs five more system calls and two more
+    /// context switches.
+    InlineIfAlone,
     /// The pool: the request waits for the disk.
-    Slow,
+    Pool,
 }
 
 /// An admitted request. The guest can change its memory at any time, so the server gets the copy that was checked. Data
@@ -30,7 +31,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// Reads and judges the request in `chain`.
+    /// Reads and checks the request in `chain`.
     pub fn admit(chain: &Chain) -> Result<Self, Fault> {
         let mut reader = chain.reader();
         let header: InHeader = reader.read_obj()?;
@@ -54,8 +55,8 @@ impl Message {
         Ok(chain.reader().split_at(self.front.len())?.1)
     }
 
-    pub fn lane(&self) -> Lane {
-        lane(self.opcode)
+    pub fn dispatch(&self) -> Dispatch {
+        dispatch(self.opcode)
     }
 
     /// Whether the request is FUSE_INIT, with which a driver begins.
@@ -78,20 +79,20 @@ fn has_answer(opcode: Option<Opcode>) -> bool {
     !matches!(opcode, Some(Forget | BatchForget | Interrupt | Destroy))
 }
 
-fn lane(opcode: Option<Opcode>) -> Lane {
+fn dispatch(opcode: Option<Opcode>) -> Dispatch {
     use Opcode::*;
     match opcode {
         Some(
             Lookup | Getattr | Readlink | Opendir | Readdir | Readdirplus | Releasedir | Statfs | Access | Getxattr
             | Listxattr | Interrupt,
         )
-        | None => Lane::Quick,
+        | None => Dispatch::Inline,
         // A forgotten or released file may be the last reference to a deleted file, which is freed then.
         Some(
             Create | Open | Mknod | Mkdir | Symlink | Link | Rename | Rename2 | Unlink | Rmdir | Setattr | Write
             | Flush | Release | Forget | BatchForget,
-        ) => Lane::Brief,
-        Some(_) => Lane::Slow,
+        ) => Dispatch::InlineIfAlone,
+        Some(_) => Dispatch::Pool,
     }
 }
 
@@ -102,13 +103,13 @@ mod tests {
     #[test]
     fn what_waits_for_the_disk_is_not_served_by_the_rings_thread() {
         for opcode in [Opcode::Read, Opcode::Fsync, Opcode::Fsyncdir, Opcode::Syncfs, Opcode::Fallocate, Opcode::Init] {
-            assert_eq!(lane(Some(opcode)), Lane::Slow, "{opcode:?}");
+            assert_eq!(dispatch(Some(opcode)), Dispatch::Pool, "{opcode:?}");
         }
         for opcode in [Opcode::Write, Opcode::Create, Opcode::Unlink, Opcode::Forget, Opcode::Release] {
-            assert_eq!(lane(Some(opcode)), Lane::Brief, "{opcode:?}");
+            assert_eq!(dispatch(Some(opcode)), Dispatch::InlineIfAlone, "{opcode:?}");
         }
         for opcode in [Opcode::Lookup, Opcode::Getattr, Opcode::Readdirplus] {
-            assert_eq!(lane(Some(opcode)), Lane::Quick, "{opcode:?}");
+            assert_eq!(dispatch(Some(opcode)), Dispatch::Inline, "{opcode:?}");
         }
     }
 

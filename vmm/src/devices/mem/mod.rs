@@ -5,9 +5,9 @@
 //! memory.
 //!
 //! A hostile guest can hold more memory than it was allowed. It can access whole granules, including the unplugged rest
-//! of granules in use. After a request to unplug, it can keep all its memory, because the host cannot take plugged memory
-//! away. It also keeps data that a request in flight wrote to memory that was unplugged meanwhile. The machine's control
-//! group limits all of this.
+//! of granules in use. After a request to unplug, it can keep all its memory, because the host cannot take plugged
+//! memory away. It also keeps data that a request in flight wrote to memory that was unplugged meanwhile. The machine's
+//! control group limits all of this.
 
 mod plan;
 mod protocol;
@@ -27,7 +27,7 @@ use self::region::Region;
 use self::shared::Shared;
 use crate::memory::GuestRegion;
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, Chain, Device, Fault, Fds, Identity, Limited, Ring, Served};
+use crate::virtio::{self, Backend, Chain, Device, Fault, Fds, Identity, LogLimiter, Ring, Served};
 
 pub use self::region::Slots;
 pub use self::shared::{Hotplug, TargetRefused};
@@ -60,7 +60,7 @@ pub fn new(config: &HotplugConfig, region: &GuestRegion, slots: Arc<dyn Slots>) 
         queue_sizes: vec![QUEUE_SIZE],
         config: shared.clone(),
     };
-    let backend = MemBackend { region, shared: shared.clone(), log: Limited::default() };
+    let backend = MemBackend { region, shared: shared.clone(), log: LogLimiter::default() };
     let device = Device::new(identity, vec![(backend, 0..1)], Role::Mem)?;
     let interrupt = virtio::VirtioDevice::config_interrupt(&device).clone();
     Ok((device, Hotplug::new(shared, interrupt)))
@@ -70,7 +70,7 @@ pub fn new(config: &HotplugConfig, region: &GuestRegion, slots: Arc<dyn Slots>) 
 struct MemBackend {
     region: Region,
     shared: Arc<Shared>,
-    log: Limited,
+    log: LogLimiter,
 }
 
 impl Backend for MemBackend {
@@ -113,7 +113,7 @@ impl MemBackend {
             },
             Plan::Unplug(range) => {
                 if let Err(error) = self.region.unplug(&range) {
-                    self.warn("unplug", &error); // it is unplugged all the same, see there
+                    self.warn("unplug", &error); // the memory is unplugged nevertheless, see `Region::unplug`
                 }
                 Response::Ack
             }

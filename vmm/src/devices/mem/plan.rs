@@ -103,7 +103,7 @@ mod tests {
         let end = SIZE / BLOCK;
         for (request, expected) in [
             (Request::Plug(blocks(10, 3)), Plan::Plug(range(10, 13))),
-            (Request::Plug(blocks(64, 118)), Plan::Plug(range(64, 182))), // up to what is requested
+            (Request::Plug(blocks(64, 118)), Plan::Plug(range(64, 182))), // up to the requested size
             (Request::Plug(blocks(64, 119)), answer(Response::Nack)),
             (Request::Plug(blocks(9, 2)), answer(Response::Error)), // one is plugged
             (Request::Plug(blocks(10, 0)), answer(Response::Error)),
@@ -180,8 +180,8 @@ mod tests {
     }
 
     proptest! {
-        /// For any requests: the plugged memory never exceeds the requested size, it is exactly the acknowledged memory,
-        /// and a range is only changed as a whole.
+        /// For any requests: the plugged memory never exceeds the requested size, it is exactly the acknowledged
+        /// memory, and a range is only changed as a whole.
         #[test]
         fn no_driver_gets_more_than_is_requested(steps in steps()) {
             let (map, mut requested) = (Plugged::new(SIZE), 0);

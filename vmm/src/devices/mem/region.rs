@@ -12,13 +12,13 @@ use crate::memory::{GuestRegion, Plugged, coalesce, release_region};
 
 /// Makes granules of the region accessible to the guest's processors.
 pub trait Slots: Send + Sync {
-    /// Shows granule `index` to them, or hides it.
-    fn show(&self, index: usize, shown: bool) -> io::Result<()>;
+    /// Maps granule `index` for them, or unmaps it.
+    fn set_mapped(&self, index: usize, mapped: bool) -> io::Result<()>;
 }
 
 impl Slots for Vm {
-    fn show(&self, index: usize, shown: bool) -> io::Result<()> {
-        self.show_granule(index, shown).map_err(io::Error::other)
+    fn set_mapped(&self, index: usize, mapped: bool) -> io::Result<()> {
+        self.set_granule_mapped(index, mapped).map_err(io::Error::other)
     }
 }
 
@@ -50,8 +50,8 @@ impl Region {
         // The slots before the map: a device may read a buffer only if the guest could have written it.
         let idle: Vec<usize> = self.map.granules_of(range).filter(|granule| !self.map.is_active(*granule)).collect();
         for (at, granule) in idle.iter().enumerate() {
-            if let Err(error) = self.slots.show(*granule, true) {
-                let _ = self.hide(&idle[..at]); // the first error is the one to tell
+            if let Err(error) = self.slots.set_mapped(*granule, true) {
+                let _ = self.unmap(&idle[..at]); // only the first error is reported
                 return Err(error);
             }
         }
@@ -63,21 +63,21 @@ impl Region {
     /// still access a granule, which it must not use. That granule is then already present when it is plugged again.
     pub fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
         let active: Vec<usize> = self.map.granules_of(range).filter(|granule| self.map.is_active(*granule)).collect();
-        // The map first, then the slots: after that, no thread begins to use the memory. The host's memory last, because
-        // it could be touched again before.
+        // The map first, then the slots: after that, no thread begins to use the memory. The host's memory last,
+        // because it could be touched again before.
         self.map.set(range, false);
         let idle: Vec<usize> = active.into_iter().filter(|granule| !self.map.is_active(*granule)).collect();
-        let hidden = self.hide(&idle);
-        // Of a hidden granule, also release memory that the guest touched though it was not plugged.
+        let unmapped = self.unmap(&idle);
+        // Of an unmapped granule, also release memory that the guest touched though it was not plugged.
         let granules = idle.iter().map(|granule| self.map.granule_range(*granule));
         for range in coalesce(granules.chain([range.clone()]).collect()) {
             release_region(&self.region, &range);
         }
-        hidden
+        unmapped
     }
 
-    /// Hides all of `granules` that can be hidden; returns the first error.
-    fn hide(&self, granules: &[usize]) -> io::Result<()> {
-        granules.iter().map(|granule| self.slots.show(*granule, false)).fold(Ok(()), Result::and)
+    /// Unmaps all of `granules` that can be unmapped; returns the first error.
+    fn unmap(&self, granules: &[usize]) -> io::Result<()> {
+        granules.iter().map(|granule| self.slots.set_mapped(*granule, false)).fold(Ok(()), Result::and)
     }
 }

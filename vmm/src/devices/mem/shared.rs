@@ -89,7 +89,8 @@ impl Hotplug {
         Self { shared, interrupt }
     }
 
-    /// Sets how much memory should be plugged. A running driver is notified at once; a driver that starts later reads it.
+    /// Sets how much memory should be plugged. A running driver is notified at once; a driver that starts later reads
+    /// it.
     pub fn set_target(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
         let (asked_mib, most_mib) = (target.requested_mib, self.size_mib());
         if asked_mib > most_mib {

@@ -17,18 +17,18 @@ const FIRST: Blocks = Blocks { address: HOTPLUG, count: 1 };
 
 /// Memory slots in place of KVM; it rejects what KVM would reject.
 #[derive(Default)]
-struct Switchboard {
-    shown: Mutex<Vec<usize>>,
+struct FakeSlots {
+    mapped: Mutex<Vec<usize>>,
     fails: AtomicBool,
 }
 
-impl Slots for Switchboard {
-    fn show(&self, index: usize, shown: bool) -> std::io::Result<()> {
+impl Slots for FakeSlots {
+    fn set_mapped(&self, index: usize, mapped: bool) -> std::io::Result<()> {
         if self.fails.load(Ordering::Relaxed) {
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
-        let mut slots = self.shown.lock().unwrap();
-        match (shown, slots.iter().position(|slot| *slot == index)) {
+        let mut slots = self.mapped.lock().unwrap();
+        match (mapped, slots.iter().position(|slot| *slot == index)) {
             (true, None) => slots.push(index),
             (true, Some(_)) => {}
             (false, Some(at)) => _ = slots.swap_remove(at),
@@ -38,7 +38,7 @@ impl Slots for Switchboard {
     }
 }
 
-fn device(ram: &GuestRam, slots: &Arc<Switchboard>, requested_mib: u32) -> (Device, Hotplug) {
+fn device(ram: &GuestRam, slots: &Arc<FakeSlots>, requested_mib: u32) -> (Device, Hotplug) {
     let config = HotplugConfig { size_mib: REGION_MIB as u32, requested_mib };
     new(&config, ram.hotplug().unwrap(), slots.clone()).unwrap()
 }
@@ -73,7 +73,7 @@ struct Guest {
     rig: Rig,
     hotplug: Hotplug,
     ram: GuestRam,
-    slots: Arc<Switchboard>,
+    slots: Arc<FakeSlots>,
 }
 
 impl Guest {
@@ -100,10 +100,10 @@ impl Guest {
         (info.requested_mib, info.plugged_mib, info.refused)
     }
 
-    fn shown(&self) -> Vec<usize> {
-        let mut shown = self.slots.shown.lock().unwrap().clone();
-        shown.sort_unstable();
-        shown
+    fn mapped(&self) -> Vec<usize> {
+        let mut mapped = self.slots.mapped.lock().unwrap().clone();
+        mapped.sort_unstable();
+        mapped
     }
 
     fn config(&self) -> [u64; CONFIG_LEN / 8] {
@@ -125,14 +125,14 @@ fn blocks(offset_mib: u64, mib: u64) -> Blocks {
 #[test]
 fn what_is_plugged_is_there_for_processors_and_devices_until_it_is_unplugged() {
     let mut guest = Guest::new(300);
-    assert_eq!((guest.shown(), guest.info()), (vec![], (300, 0, 0)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![], (300, 0, 0)));
     guest.expect(Request::Plug(blocks(120, 16)), Response::Ack);
-    assert_eq!((guest.shown(), guest.info()), (vec![0, 1], (300, 16, 0)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![0, 1], (300, 16, 0)));
     assert_eq!([119, 120, 135, 136].map(|mib| guest.reaches(mib * MIB)), [false, true, true, false]);
 
     guest.ram.write_obj(0x55_u8, GuestAddress(HOTPLUG + 130 * MIB)).unwrap();
     guest.expect(Request::Unplug(blocks(120, 8)), Response::Ack);
-    assert_eq!((guest.shown(), guest.info()), (vec![1], (300, 8, 0)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![1], (300, 8, 0)));
     assert!(!guest.reaches(120 * MIB) && guest.reaches(128 * MIB));
 
     guest.expect(Request::Unplug(blocks(130, 2)), Response::Ack);
@@ -140,7 +140,7 @@ fn what_is_plugged_is_there_for_processors_and_devices_until_it_is_unplugged() {
     assert_eq!(guest.ram.read_obj::<u8>(GuestAddress(HOTPLUG + 130 * MIB)).unwrap(), 0, "the host has it back");
     guest.expect(Request::UnplugAll, Response::Ack);
     guest.expect(Request::UnplugAll, Response::Ack);
-    assert_eq!((guest.shown(), guest.info()), (vec![], (300, 0, 0)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![], (300, 0, 0)));
 }
 
 #[test]
@@ -173,14 +173,14 @@ fn a_host_without_a_slot_left_plugs_nothing_and_the_guest_may_ask_again() {
     let mut guest = Guest::new(300);
     guest.slots.fails.store(true, Ordering::Relaxed);
     guest.expect(Request::Plug(blocks(120, 16)), Response::Busy);
-    assert_eq!((guest.shown(), guest.info()), (vec![], (300, 0, 1)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![], (300, 0, 1)));
     guest.slots.fails.store(false, Ordering::Relaxed);
     guest.expect(Request::Plug(blocks(120, 16)), Response::Ack);
 
     // A slot that cannot be removed stays, and is already present when the granule is plugged again.
     guest.slots.fails.store(true, Ordering::Relaxed);
     guest.expect(Request::UnplugAll, Response::Ack);
-    assert_eq!((guest.shown(), guest.info()), (vec![0, 1], (300, 0, 1)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![0, 1], (300, 0, 1)));
     assert!(!guest.reaches(120 * MIB));
     guest.slots.fails.store(false, Ordering::Relaxed);
     guest.expect(Request::Plug(blocks(120, 16)), Response::Ack);
@@ -228,7 +228,7 @@ fn a_reset_and_a_pause_change_nothing() {
     let states = guest.rig.stop();
     guest.hotplug.set_target(MemoryTarget { requested_mib: 16 }).unwrap();
     guest.rig.resume(states);
-    assert_eq!((guest.shown(), guest.info()), (vec![0], (16, 32, 0)));
+    assert_eq!((guest.mapped(), guest.info()), (vec![0], (16, 32, 0)));
     guest.rig.stop();
     guest.rig.start();
     guest.expect(Request::State(blocks(0, 32)), Response::State(State::Plugged));
@@ -279,5 +279,5 @@ fn ordinary_memory_is_not_plugged() {
     let ram = GuestRam::from_ranges(&[(0, 4096)]);
     let config = HotplugConfig { size_mib: 128, requested_mib: 0 };
     let region = vm_memory::GuestMemory::iter(&ram).next().unwrap();
-    assert!(matches!(new(&config, region, Arc::<Switchboard>::default()), Err(Error::NotPluggable(0))));
+    assert!(matches!(new(&config, region, Arc::<FakeSlots>::default()), Err(Error::NotPluggable(0))));
 }

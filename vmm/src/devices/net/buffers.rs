@@ -71,8 +71,8 @@ impl Buffers {
     pub fn read(&mut self, from: BorrowedFd<'_>, spill: &mut [u8]) -> io::Result<usize> {
         let count = self.pieces.len();
         self.pieces.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
-        // SAFETY: all pieces but the last are checked pieces of guest memory which the chains keep mapped, given to the kernel
-        // as raw addresses; the last is `spill`, borrowed for the call. Their number is at most 1024.
+        // SAFETY: all pieces but the last are checked pieces of guest memory which the chains keep mapped, given to the
+        // kernel as raw addresses; the last is `spill`, borrowed for the call. Their number is at most 1024.
         let read = unsafe { libc::readv(from.as_raw_fd(), self.pieces.as_ptr(), self.pieces.len() as i32) };
         self.pieces.truncate(count);
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
@@ -85,8 +85,8 @@ pub fn write(to: BorrowedFd<'_>, header: &[u8], rest: &Reader<'_>) -> io::Result
     let mut pieces = Vec::with_capacity(rest.len() + 1);
     pieces.push(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });
     pieces.extend(rest);
-    // SAFETY: the kernel only reads them: `header` is borrowed for the call, the others are checked pieces of guest memory,
-    // which the reader's chain keeps mapped. Their number is at most a queue's size and one.
+    // SAFETY: the kernel only reads them: `header` is borrowed for the call, the others are checked pieces of guest
+    // memory, which the reader's chain keeps mapped. Their number is at most a queue's size and one.
     let written = unsafe { libc::writev(to.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }

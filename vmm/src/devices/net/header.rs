@@ -16,8 +16,8 @@ pub const NUM_BUFFERS: usize = 10;
 const ETHERNET: usize = 18;
 /// The shortest Ethernet header.
 const ETHERNET_MIN: usize = 14;
-/// The smallest segment size that a TCP sender uses: the smallest MSS, 48 bytes, less 40 bytes of options. A smaller size
-/// would only make the host divide one packet into tens of thousands.
+/// The smallest segment size that a TCP sender uses: the smallest MSS, 48 bytes, less 40 bytes of options. A smaller
+/// size would only make the host divide one packet into tens of thousands.
 const SEGMENT_MIN: u16 = 8;
 /// The largest packet with its header: the largest input of segmentation offload.
 pub const PACKET_MAX: usize = HEADER + ETHERNET + 65536;
@@ -86,7 +86,8 @@ pub struct Offloads {
 }
 
 impl Offloads {
-    /// The offloads that the driver accepted. The kernel rejects segmentation without checksums, so it is not requested then.
+    /// The offloads that the driver accepted. The kernel rejects segmentation without checksums, so it is not requested
+    /// then.
     pub fn accepted(features: u64) -> Self {
         let has = |bit: u32| features & (1 << bit) != 0;
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);

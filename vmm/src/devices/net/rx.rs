@@ -1,8 +1,8 @@
 //! Packets from the TAP to the guest.
 //!
-//! Buffers are reserved first; then the packet is read straight into guest memory. A packet that does not fit yet waits,
-//! partly in its buffers and partly in the spill, until the guest offers more buffers. It is dropped only when the guest
-//! can offer no more.
+//! Buffers are reserved first; then the packet is read straight into guest memory. A packet that does not fit yet
+//! waits, partly in its buffers and partly in the spill, until the guest offers more buffers. It is dropped only when
+//! the guest can offer no more.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -57,8 +57,8 @@ impl Rx {
         self.waiting = None;
     }
 
-    /// Moves packets until there are no more, there is no room, or the rate limit is reached. The ring bounds the work of
-    /// one call.
+    /// Moves packets until there are no more, there is no room, or the rate limit is reached. The ring bounds the work
+    /// of one call.
     pub fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
         while !self.limiter.blocked() {
             self.gather(ring)?;

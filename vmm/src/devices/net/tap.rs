@@ -45,7 +45,8 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the existing interface `name`. No capability is needed if the interface belongs to this process's user.
+    /// Attaches to the existing interface `name`. No capability is needed if the interface belongs to this process's
+    /// user.
     pub fn attach(name: &str) -> Result<Self, TapError> {
         let failed = |step, source| TapError::Host { name: name.to_owned(), step, source };
         let mtu = mtu(name)?;
@@ -83,7 +84,8 @@ impl Tap {
     }
 }
 
-/// The interface's MTU. This also checks that the interface exists: attaching to an unknown name would create a new interface.
+/// The interface's MTU. This also checks that the interface exists: attaching to an unknown name would create a new
+/// interface.
 fn mtu(name: &str) -> Result<u16, TapError> {
     let failed = |source: io::Error| TapError::Host { name: name.to_owned(), step: "cannot ask for its MTU", source };
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(|errno| failed(errno.into()))?;

@@ -30,8 +30,8 @@ impl Tx {
         self.waiting = false;
     }
 
-    /// Moves packets until there are no more, the TAP accepts no more, or the rate limit is reached. The ring bounds the
-    /// work of one call.
+    /// Moves packets until there are no more, the TAP accepts no more, or the rate limit is reached. The ring bounds
+    /// the work of one call.
     pub fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
         self.waiting = false;
         ring.drain(|chain| {

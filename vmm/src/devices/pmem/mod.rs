@@ -67,7 +67,7 @@ pub enum Error {
     },
 }
 
-/// Maps the image for a guest: to be put into the guest's memory, where `new` says it lies.
+/// Maps the image, which the caller adds to the guest's memory at the address that it passes to [`new`].
 pub fn map(path: &Path) -> Result<MmapRegion<BitmapMmapRegion>, Error> {
     let (file, length) = open(path)?;
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);

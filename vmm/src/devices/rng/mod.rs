@@ -1,4 +1,4 @@
-//! virtio-rng (virtio 1.2, §5.4): the guest's buffers are filled from the host's random numbers.
+//! virtio-rng (virtio 1.2, §5.4): fills the guest's buffers with the host's random numbers.
 
 use std::io::{self, Write};
 use std::sync::Arc;

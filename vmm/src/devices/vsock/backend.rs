@@ -42,7 +42,7 @@ impl VsockBackend {
         self.announce(events)?;
         loop {
             let stuck = self.take_packets(from_guest, now)?;
-            self.give_packets(to_guest, now)?;
+            self.send_packets(to_guest, now)?;
             // Packets of the guest wait only for room for the answers that they may need.
             if !stuck || !self.muxer.can_take() {
                 break;
@@ -78,7 +78,7 @@ impl VsockBackend {
     }
 
     /// Reserves room in the ring first, then reads the bytes: data read from a socket always has a destination.
-    fn give_packets(&mut self, ring: &mut Ring, now: Instant) -> Result<(), Fault> {
+    fn send_packets(&mut self, ring: &mut Ring, now: Instant) -> Result<(), Fault> {
         while self.muxer.has_turns() {
             let Some(permit) = ring.reserve()? else { return Ok(()) };
             let room = permit.chain().writable_len() as usize;
@@ -138,7 +138,8 @@ impl VsockBackend {
 
 impl Backend for VsockBackend {
     fn reset(&mut self) {
-        // A driver that starts again has no connections. A driver restored with a new device has some, and must drop them.
+        // A driver that starts again has no connections. A driver restored with a new device has some, and must drop
+        // them.
         self.announce_reset = self.muxer.forget_all();
     }
 

@@ -1,6 +1,6 @@
-//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O. It decides which
-//! packets the guest must get, how many bytes each side may still send (virtio 1.2 §5.10.6.3), and when the connection is
-//! over.
+//! One stream between a port of the guest and a Unix socket of the host, as a state machine without I/O. It decides
+//! which packets the guest must get, how many bytes each side may still send (virtio 1.2 §5.10.6.3), and when the
+//! connection is over.
 
 use std::collections::VecDeque;
 
@@ -24,22 +24,23 @@ pub struct Connection {
     established: bool,
     /// Bytes from the guest that the host has not taken yet.
     backlog: VecDeque<u8>,
-    /// Bytes the host has taken, modulo 2³²; `told` is the value last sent to the guest.
+    /// Bytes the host has taken, modulo 2³²; `reported` is the value last sent to the guest.
     forwarded: u32,
-    told: u32,
+    reported: u32,
     /// Bytes sent to the guest, and the guest's last report about its buffer.
     sent: u32,
     peer_buffer: u32,
     peer_forwarded: u32,
     /// A `CreditRequest` has been sent and not answered.
-    asked: bool,
-    owed: Owed,
-    /// `SHUTDOWN_*` bits: the directions the guest has closed, those the host has closed, and those announced to the guest.
+    credit_requested: bool,
+    pending: PendingControl,
+    /// `SHUTDOWN_*` bits: the directions the guest has closed, those the host has closed, and those announced to the
+    /// guest.
     guest_closed: u32,
     host_closed: u32,
     announced: u32,
     /// The host's socket accepts no more bytes.
-    host_deaf: bool,
+    host_receive_closed: bool,
     /// The guest's end of stream was passed on to the host's socket.
     end_passed_on: bool,
     reset_received: bool,
@@ -48,7 +49,7 @@ pub struct Connection {
 
 /// Packets without payload that must be sent to the guest, each at most once.
 #[derive(Debug, Default)]
-struct Owed {
+struct PendingControl {
     request: bool,
     response: bool,
     reset: bool,
@@ -59,13 +60,16 @@ struct Owed {
 impl Connection {
     /// A connection that the host requests from the guest.
     pub fn outgoing() -> Self {
-        Self { owed: Owed { request: true, ..Owed::default() }, ..Self::default() }
+        Self { pending: PendingControl { request: true, ..PendingControl::default() }, ..Self::default() }
     }
 
     /// A connection that the guest requested with `request`; the host's socket is connected.
     pub fn incoming(request: &Header) -> Self {
-        let mut connection =
-            Self { established: true, owed: Owed { response: true, ..Owed::default() }, ..Self::default() };
+        let mut connection = Self {
+            established: true,
+            pending: PendingControl { response: true, ..PendingControl::default() },
+            ..Self::default()
+        };
         connection.note_credit(request);
         connection
     }
@@ -82,7 +86,7 @@ impl Connection {
         }
         self.note_credit(header);
         let result = match op {
-            Op::Response if !self.established && !self.owed.request => {
+            Op::Response if !self.established && !self.pending.request => {
                 self.established = true;
                 Ok(())
             }
@@ -99,14 +103,14 @@ impl Connection {
             }
             Op::CreditUpdate => Ok(()),
             Op::CreditRequest => {
-                self.owed.credit = true;
+                self.pending.credit = true;
                 Ok(())
             }
         };
         if result.is_err() {
             self.abort();
         }
-        self.settle();
+        self.check_shutdown();
         result
     }
 
@@ -115,7 +119,7 @@ impl Connection {
         if payload.len() > room || self.guest_closed & SHUTDOWN_SEND != 0 {
             return Err(Broken);
         }
-        if self.host_deaf {
+        if self.host_receive_closed {
             self.forward(payload.len());
         } else {
             self.backlog.extend(payload);
@@ -147,20 +151,20 @@ impl Connection {
             self.backlog.shrink_to((2 * self.backlog.len()).max(KEEP_CAPACITY));
         }
         self.forward(count);
-        self.settle();
+        self.check_shutdown();
     }
 
     fn forward(&mut self, count: usize) {
         // The counters are modulo 2³² by definition.
         self.forwarded = self.forwarded.wrapping_add(count as u32);
-        if self.forwarded.wrapping_sub(self.told) >= CREDIT_STEP {
-            self.owed.credit = true;
+        if self.forwarded.wrapping_sub(self.reported) >= CREDIT_STEP {
+            self.pending.credit = true;
         }
     }
 
     /// True once: the guest has ended its stream and the host has all its bytes, so the host's socket must see the end.
     pub fn pass_on_end(&mut self) -> bool {
-        let due = self.guest_closed & SHUTDOWN_SEND != 0 && self.backlog.is_empty() && !self.host_deaf;
+        let due = self.guest_closed & SHUTDOWN_SEND != 0 && self.backlog.is_empty() && !self.host_receive_closed;
         due && !std::mem::replace(&mut self.end_passed_on, true)
     }
 
@@ -170,13 +174,14 @@ impl Connection {
             && self.host_closed & SHUTDOWN_SEND == 0
             && self.guest_closed & SHUTDOWN_RECEIVE == 0
             && !self.ending()
-            && !self.owed.response;
+            && !self.pending.response;
         if open { self.credit() } else { 0 }
     }
 
     /// The number of bytes that the guest has room for.
     fn credit(&self) -> u32 {
-        // A guest that claims to have taken more than it was sent gets no credit: the difference wraps to a huge number.
+        // A guest that claims to have taken more than it was sent gets no credit: the difference wraps to a huge
+        // number.
         self.peer_buffer.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded))
     }
 
@@ -189,63 +194,63 @@ impl Connection {
     /// Notes that the host has more to send than the guest has room for.
     pub fn starved(&mut self) {
         let open = self.established && !self.ending() && self.guest_closed & SHUTDOWN_RECEIVE == 0;
-        if open && self.credit() == 0 && !std::mem::replace(&mut self.asked, true) {
-            self.owed.credit_request = true;
+        if open && self.credit() == 0 && !std::mem::replace(&mut self.credit_requested, true) {
+            self.pending.credit_request = true;
         }
     }
 
     /// Notes that the host's socket will send no more.
-    pub fn host_ended(&mut self) {
+    pub fn note_host_send_closed(&mut self) {
         self.host_closed |= SHUTDOWN_SEND;
-        self.settle();
+        self.check_shutdown();
     }
 
     /// Whether the host's socket was read to its end.
-    pub fn host_has_ended(&self) -> bool {
+    pub fn host_send_closed(&self) -> bool {
         self.host_closed & SHUTDOWN_SEND != 0
     }
 
     /// Whether the guest accepts no more bytes.
-    pub fn guest_is_deaf(&self) -> bool {
+    pub fn guest_receive_closed(&self) -> bool {
         self.guest_closed & SHUTDOWN_RECEIVE != 0
     }
 
     /// Notes that the host's socket accepts no more bytes.
-    pub fn host_deafened(&mut self) {
-        self.host_deaf = true;
+    pub fn note_host_receive_closed(&mut self) {
+        self.host_receive_closed = true;
         self.host_closed |= SHUTDOWN_RECEIVE;
         let unread = self.backlog.len();
         self.backlog = VecDeque::new();
         self.forward(unread);
-        self.settle();
+        self.check_shutdown();
     }
 
     /// Aborts the connection: the guest gets a reset.
     pub fn abort(&mut self) {
-        self.owed.reset = !self.reset_received;
+        self.pending.reset = !self.reset_received;
         self.backlog = VecDeque::new();
     }
 
     /// The next packet without payload for the guest, with its flags. It counts as sent.
     pub fn take_control(&mut self) -> Option<(Op, u32)> {
-        let owed = &mut self.owed;
+        let pending = &mut self.pending;
         if self.reset_received || self.reset_sent {
             return None;
         }
-        if std::mem::take(&mut owed.reset) {
+        if std::mem::take(&mut pending.reset) {
             self.reset_sent = true;
             return Some((Op::Reset, 0));
         }
-        for (debt, op) in [(&mut owed.request, Op::Request), (&mut owed.response, Op::Response)] {
-            if std::mem::take(debt) {
+        for (due, op) in [(&mut pending.request, Op::Request), (&mut pending.response, Op::Response)] {
+            if std::mem::take(due) {
                 return Some((op, 0));
             }
         }
         if !self.established {
             return None;
         }
-        for (debt, op) in [(&mut owed.credit, Op::CreditUpdate), (&mut owed.credit_request, Op::CreditRequest)] {
-            if std::mem::take(debt) {
+        for (due, op) in [(&mut pending.credit, Op::CreditUpdate), (&mut pending.credit_request, Op::CreditRequest)] {
+            if std::mem::take(due) {
                 return Some((op, 0));
             }
         }
@@ -256,28 +261,29 @@ impl Connection {
     }
 
     /// Whether [`take_control`](Self::take_control) would return a packet.
-    pub fn owes_control(&self) -> bool {
-        let Owed { request, response, reset, credit, credit_request } = self.owed;
+    pub fn has_pending_control(&self) -> bool {
+        let PendingControl { request, response, reset, credit, credit_request } = self.pending;
         let later = self.established && (credit || credit_request || self.host_closed != self.announced);
         !self.reset_received && !self.reset_sent && (reset || request || response || later)
     }
 
     /// Writes the credit fields that go into every packet.
-    pub fn stamp(&mut self, header: &mut Header) {
+    pub fn write_credit(&mut self, header: &mut Header) {
         header.buf_alloc = BUFFER.into();
         header.fwd_cnt = self.forwarded.into();
-        self.told = self.forwarded;
-        self.owed.credit = false;
+        self.reported = self.forwarded;
+        self.pending.credit = false;
     }
 
-    /// Whether the connection is finished: a reset was sent, or one was received and the host has all the guest's bytes.
+    /// Whether the connection is finished: a reset was sent, or one was received and the host has all the guest's
+    /// bytes.
     pub fn over(&self) -> bool {
         self.reset_sent || (self.reset_received && self.backlog.is_empty())
     }
 
-    /// Whether it waits for something that may never come: the guest's answer, its last reset, or the host's reader after
-    /// the guest has closed. Such a wait needs a deadline.
-    pub fn in_limbo(&self) -> bool {
+    /// Whether it waits for something that may never come: the guest's answer, its last reset, or the host's reader
+    /// after the guest has closed. Such a wait needs a deadline.
+    pub fn needs_deadline(&self) -> bool {
         !self.established
             || self.announced == SHUTDOWN_BOTH
             || self.guest_closed == SHUTDOWN_BOTH
@@ -290,22 +296,22 @@ impl Connection {
     }
 
     fn ending(&self) -> bool {
-        self.owed.reset || self.reset_received || self.reset_sent
+        self.pending.reset || self.reset_received || self.reset_sent
     }
 
     fn note_credit(&mut self, header: &Header) {
         self.peer_buffer = header.buf_alloc.get();
         self.peer_forwarded = header.fwd_cnt.get();
-        self.asked &= self.credit() == 0;
+        self.credit_requested &= self.credit() == 0;
     }
 
     /// Applies the consequences of a change: when both directions are closed, the connection ends (§5.10.6.6).
-    fn settle(&mut self) {
+    fn check_shutdown(&mut self) {
         if !self.backlog.is_empty() || self.ending() {
             return;
         }
         if self.guest_closed == SHUTDOWN_BOTH {
-            self.owed.reset = true;
+            self.pending.reset = true;
         } else if self.guest_closed & SHUTDOWN_SEND != 0 && self.host_closed & SHUTDOWN_SEND != 0 {
             self.host_closed = SHUTDOWN_BOTH;
         }

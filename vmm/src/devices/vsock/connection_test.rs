@@ -46,8 +46,8 @@ impl Guest {
         self.host_buffer - self.sent.wrapping_sub(self.host_forwarded)
     }
 
-    fn sees(&mut self, connection: &mut Connection, header: &mut Header) {
-        connection.stamp(header);
+    fn receive_packet(&mut self, connection: &mut Connection, header: &mut Header) {
+        connection.write_credit(header);
         self.host_buffer = header.buf_alloc.get();
         self.host_forwarded = header.fwd_cnt.get();
     }
@@ -103,7 +103,7 @@ impl Harness {
         let mut connection = Connection::incoming(&guest.packet(Op::Request));
         assert_eq!(connection.take_control(), Some((Op::Response, 0)));
         let mut harness = Self { connection, guest, to_host: 0, host_heard: 0, to_guest: 0, guest_heard: 0 };
-        harness.guest.sees(&mut harness.connection, &mut packet(Op::Response, 0, (0, 0)));
+        harness.guest.receive_packet(&mut harness.connection, &mut packet(Op::Response, 0, (0, 0)));
         harness
     }
 
@@ -127,7 +127,7 @@ impl Harness {
             Step::HostSends(len) => {
                 let len = len.min(self.connection.window());
                 self.connection.sent(len);
-                self.guest.sees(&mut self.connection, &mut packet(Op::Data, 0, (0, 0)));
+                self.guest.receive_packet(&mut self.connection, &mut packet(Op::Data, 0, (0, 0)));
                 self.guest.unread.extend(bytes(self.to_guest, len as usize));
                 self.to_guest += u64::from(len);
                 assert!(self.guest.unread.len() <= self.guest.buffer as usize, "the guest's buffer is overrun");
@@ -147,7 +147,7 @@ impl Harness {
             Step::HostAnswers => {
                 while let Some((op, flags)) = self.connection.take_control() {
                     assert!(matches!(op, Op::CreditUpdate | Op::CreditRequest), "{op:?}");
-                    self.guest.sees(&mut self.connection, &mut packet(op, flags, (0, 0)));
+                    self.guest.receive_packet(&mut self.connection, &mut packet(op, flags, (0, 0)));
                     if op == Op::CreditRequest {
                         self.step(&Step::GuestTellsCredit);
                     }
@@ -203,7 +203,7 @@ proptest! {
                     }
                 }
                 prop_assert!(owed <= 5, "{} packets are owed", owed);
-                prop_assert!(!connection.owes_control());
+                prop_assert!(!connection.has_pending_control());
             }
             if broken {
                 prop_assert!(connection.over());
@@ -215,12 +215,12 @@ proptest! {
 #[test]
 fn a_client_is_greeted_only_after_the_guests_response() {
     let mut connection = Connection::outgoing();
-    assert!(connection.in_limbo());
+    assert!(connection.needs_deadline());
     assert_eq!(connection.take_control(), Some((Op::Request, 0)));
     assert_eq!(connection.take_control(), None);
     assert_eq!(connection.window(), 0);
     receive(&mut connection, Op::Response, 0).unwrap();
-    assert!(connection.established() && !connection.in_limbo());
+    assert!(connection.established() && !connection.needs_deadline());
     assert_eq!(connection.window(), BUFFER);
 }
 
@@ -264,7 +264,7 @@ fn a_guest_that_closed_gets_its_reset_once_the_host_has_everything() {
     let mut connection = established();
     connection.receive(Op::Data, &packet(Op::Data, 0, (BUFFER, 0)), b"last").unwrap();
     receive(&mut connection, Op::Shutdown, SHUTDOWN_BOTH).unwrap();
-    assert!(connection.in_limbo());
+    assert!(connection.needs_deadline());
     assert_eq!(connection.take_control(), None);
     connection.delivered(4);
     assert_eq!(connection.take_control(), Some((Op::Reset, 0)));
@@ -286,20 +286,20 @@ fn a_guest_that_resets_does_not_cut_off_what_it_sent() {
 #[test]
 fn the_hosts_end_is_told_half_by_half() {
     let mut connection = established();
-    connection.host_ended();
+    connection.note_host_send_closed();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_SEND)));
     assert_eq!(connection.take_control(), None);
-    assert!(!connection.in_limbo(), "the guest may continue to send forever");
-    connection.host_deafened();
+    assert!(!connection.needs_deadline(), "the guest may continue to send forever");
+    connection.note_host_receive_closed();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_BOTH)));
-    assert!(connection.in_limbo());
+    assert!(connection.needs_deadline());
 }
 
 #[test]
 fn when_both_have_sent_everything_the_connection_closes() {
     let mut connection = established();
     receive(&mut connection, Op::Shutdown, SHUTDOWN_SEND).unwrap();
-    connection.host_ended();
+    connection.note_host_send_closed();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_BOTH)));
 }
 
@@ -315,14 +315,14 @@ fn a_guest_that_hears_no_more_is_sent_no_more() {
 #[test]
 fn what_a_deaf_host_does_not_hear_is_dropped_but_counted() {
     let mut connection = established();
-    connection.host_deafened();
+    connection.note_host_receive_closed();
     let header = packet(Op::Data, 0, (BUFFER, 0));
     for _ in 0..8 {
         connection.receive(Op::Data, &header, &vec![7; BUFFER as usize / 4]).unwrap();
         assert_eq!(connection.backlog_len(), 0);
     }
     let mut stamped = header;
-    connection.stamp(&mut stamped);
+    connection.write_credit(&mut stamped);
     assert_eq!(stamped.fwd_cnt.get(), 2 * BUFFER);
 }
 

@@ -1,12 +1,12 @@
 //! The socket device (virtio 1.2 §5.10): streams between the guest and Unix sockets of the host.
 //!
-//! A client connects to the machine's socket, writes `CONNECT <port>\n` and reads `OK <port>\n`. Then it has a stream to
-//! that port of the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if it
+//! A client connects to the machine's socket, writes `CONNECT <port>\n` and reads `OK <port>\n`. Then it has a stream
+//! to that port of the guest. A guest that connects to port P of the host reaches the Unix socket `<socket>_P`, if it
 //! exists. An inherited socket has no path, so the guest can reach no socket of the host.
 //!
-//! [`packet`] defines the wire format, [`connection`] the rules of one stream without I/O, and [`peer`] a stream with its
-//! socket. [`muxer`] holds all connections, [`host`] the sockets on the host's side, and [`backend`] the queues. A guest
-//! is limited to [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] waiting bytes per connection,
+//! [`packet`] defines the wire format, [`connection`] the rules of one stream without I/O, and [`peer`] a stream with
+//! its socket. [`muxer`] holds all connections, [`host`] the sockets on the host's side, and [`backend`] the queues. A
+//! guest is limited to [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] waiting bytes per connection,
 //! [`muxer::BACKLOG_MAX`] waiting bytes in total, and [`muxer::REFUSALS_MAX`] waiting resets.
 
 mod backend;

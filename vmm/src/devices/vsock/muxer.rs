@@ -26,7 +26,7 @@ pub const REFUSALS_MAX: usize = 256;
 /// exceed it is reset.
 pub const BACKLOG_MAX: usize = 64 << 20;
 /// How long a client may take to send its first line, the guest to answer, or a closed connection to make progress.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The first host port for connections that the host requests; it is above the ports of usual servers.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -39,8 +39,8 @@ const LISTENER: u64 = 0;
 pub struct Muxer {
     guest_cid: u64,
     host: Host,
-    /// Watches the listener and every socket. Separate from the worker's epoll, because it must exist while the device is
-    /// paused.
+    /// Watches the listener and every socket. Separate from the worker's epoll, because it must exist while the device
+    /// is paused.
     epoll: Epoll,
     owners: HashMap<u64, Owner>,
     next_token: u64,
@@ -54,7 +54,7 @@ pub struct Muxer {
     refusals: VecDeque<Key>,
     backlog: usize,
     /// Connections that wait for something that may never come: the start of the wait, and their progress then.
-    limbo: BTreeMap<Key, (Instant, u32)>,
+    timed_waits: BTreeMap<Key, (Instant, u32)>,
     scratch: Vec<u8>,
 }
 
@@ -91,7 +91,7 @@ impl Muxer {
             turns: VecDeque::new(),
             refusals: VecDeque::new(),
             backlog: 0,
-            limbo: BTreeMap::new(),
+            timed_waits: BTreeMap::new(),
             scratch: Vec::new(),
         })
     }
@@ -101,7 +101,7 @@ impl Muxer {
         &self.epoll
     }
 
-    /// Connections there are.
+    /// The number of connections.
     #[cfg(test)]
     pub fn connections(&self) -> usize {
         self.peers.len()
@@ -109,7 +109,7 @@ impl Muxer {
 
     /// Whether a deadline is pending: then [`expire`](Self::expire) must be called regularly.
     pub fn has_deadlines(&self) -> bool {
-        self.clients > 0 || self.listener_ready || !self.limbo.is_empty()
+        self.clients > 0 || self.listener_ready || !self.timed_waits.is_empty()
     }
 
     /// Drops every connection, because the guest's side of them is gone. Returns whether there were any.
@@ -119,12 +119,13 @@ impl Muxer {
         self.peers.clear();
         self.turns.clear();
         self.refusals.clear();
-        self.limbo.clear();
+        self.timed_waits.clear();
         self.backlog = 0;
         had
     }
 
-    /// Handles a bounded batch of the kernel's events. If there are more, [`events`](Self::events) becomes readable again.
+    /// Handles a bounded batch of the kernel's events. If there are more, [`events`](Self::events) becomes readable
+    /// again.
     pub fn handle_events(&mut self, now: Instant) -> io::Result<()> {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         let count = match self.epoll.wait(0, &mut events) {
@@ -148,19 +149,19 @@ impl Muxer {
 
     /// Ends waits that have reached their deadline.
     pub fn expire(&mut self, now: Instant) {
-        let late = |since: Instant| now.saturating_duration_since(since) >= PATIENCE;
+        let late = |since: Instant| now.saturating_duration_since(since) >= TIMEOUT;
         let count = self.owners.len();
         self.owners.retain(|_, owner| !matches!(owner, Owner::Client { since, .. } if late(*since)));
         self.clients -= count - self.owners.len();
-        let waiting: Vec<Key> = self.limbo.keys().copied().collect();
+        let waiting: Vec<Key> = self.timed_waits.keys().copied().collect();
         for key in waiting {
-            let (Some(peer), Some(limbo)) = (self.peers.get_mut(&key), self.limbo.get_mut(&key)) else { continue };
+            let (Some(peer), Some(wait)) = (self.peers.get_mut(&key), self.timed_waits.get_mut(&key)) else { continue };
             let progress = peer.connection.progress();
-            if limbo.1 != progress {
-                *limbo = (now, progress);
-            } else if late(limbo.0) {
-                peer.give_up();
-                self.settle(key, now);
+            if wait.1 != progress {
+                *wait = (now, progress);
+            } else if late(wait.0) {
+                peer.abort();
+                self.after_change(key, now);
             }
         }
         self.accept(now);
@@ -237,13 +238,13 @@ impl Muxer {
     fn adopt(&mut self, key: Key, connection: Connection, stream: UnixStream, token: u64, now: Instant) {
         self.owners.insert(token, Owner::Peer(key));
         self.peers.insert(key, Peer::new(connection, stream, token));
-        self.settle(key, now);
+        self.after_change(key, now);
     }
 
     fn wake(&mut self, key: Key, events: EventSet, now: Instant) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.wake(events);
-        self.settle(key, now);
+        self.after_change(key, now);
     }
 
     /// Whether there is room to take a packet from the guest.
@@ -258,7 +259,7 @@ impl Muxer {
         payload: impl FnOnce(&mut [u8]) -> io::Result<()>,
         now: Instant,
     ) -> io::Result<()> {
-        let (key, op) = match packet::judge(header, self.guest_cid) {
+        let (key, op) = match packet::classify(header, self.guest_cid) {
             Verdict::Take(key, op) => (key, op),
             Verdict::Refuse(key) => {
                 self.refusals.push_back(key);
@@ -282,11 +283,11 @@ impl Muxer {
             let was_established = peer.connection.established();
             let fits = len <= MAX_PAYLOAD as usize && self.backlog + len <= BACKLOG_MAX;
             if !fits || peer.connection.receive(op, header, &scratch).is_err() {
-                peer.give_up();
+                peer.abort();
             } else if peer.connection.established() != was_established {
-                peer.greet(key);
+                peer.send_ok(key);
             }
-            self.settle(key, now);
+            self.after_change(key, now);
         }
         self.scratch = scratch;
         Ok(())
@@ -322,8 +323,8 @@ impl Muxer {
             if let Some((op, flags)) = peer.connection.take_control() {
                 let mut header = packet::header(key, self.guest_cid, op, 0);
                 header.flags = flags.into();
-                peer.connection.stamp(&mut header);
-                self.settle(key, now);
+                peer.connection.write_credit(&mut header);
+                self.after_change(key, now);
                 return Some((key, Outgoing::Control(header)));
             }
             let limit = room.min(MAX_PAYLOAD as usize).min(peer.connection.window() as usize);
@@ -336,7 +337,8 @@ impl Muxer {
         None
     }
 
-    /// Reports the result of the read for [`Outgoing::Data`]. Returns the header to put before the bytes, if there are any.
+    /// Reports the result of the read for [`Outgoing::Data`]. Returns the header to put before the bytes, if there are
+    /// any.
     pub fn was_read(&mut self, key: Key, result: io::Result<usize>, now: Instant) -> Option<Header> {
         let peer = self.peers.get_mut(&key)?;
         let header = match result {
@@ -349,7 +351,7 @@ impl Muxer {
                 let count = count as u32;
                 peer.connection.sent(count);
                 let mut header = packet::header(key, self.guest_cid, Op::Data, count);
-                peer.connection.stamp(&mut header);
+                peer.connection.write_credit(&mut header);
                 Some(header)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -362,12 +364,12 @@ impl Muxer {
                 None
             }
         };
-        self.settle(key, now);
+        self.after_change(key, now);
         header
     }
 
-    /// Does what a change of the connection makes possible: write to the host, wait for a turn, or end.
-    fn settle(&mut self, key: Key, now: Instant) {
+    /// Applies the consequences of a change of the connection: writes to the host, waits for a turn, or ends it.
+    fn after_change(&mut self, key: Key, now: Instant) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.flush();
         let before = std::mem::replace(&mut peer.counted, peer.connection.backlog_len());
@@ -380,20 +382,20 @@ impl Muxer {
         if peer.readable {
             peer.connection.starved();
         }
-        if !peer.queued && (peer.connection.owes_control() || peer.readable && peer.connection.window() > 0) {
+        if !peer.queued && (peer.connection.has_pending_control() || peer.readable && peer.connection.window() > 0) {
             peer.queued = true;
             self.turns.push_back(key);
         }
-        if peer.connection.in_limbo() {
+        if peer.connection.needs_deadline() {
             let progress = peer.connection.progress();
-            self.limbo.entry(key).or_insert((now, progress));
+            self.timed_waits.entry(key).or_insert((now, progress));
         } else {
-            self.limbo.remove(&key);
+            self.timed_waits.remove(&key);
         }
     }
 
     fn remove(&mut self, key: Key) {
-        self.limbo.remove(&key);
+        self.timed_waits.remove(&key);
         if let Some(peer) = self.peers.remove(&key) {
             // Closing the socket removes it from the epoll set.
             self.owners.remove(&peer.token);

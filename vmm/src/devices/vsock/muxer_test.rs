@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::connection::BUFFER;
 use super::host::Host;
-use super::muxer::{CLIENTS_MAX, CONNECTIONS_MAX, Muxer, Outgoing, PATIENCE, REFUSALS_MAX};
+use super::muxer::{CLIENTS_MAX, CONNECTIONS_MAX, Muxer, Outgoing, REFUSALS_MAX, TIMEOUT};
 use super::packet::{self, HOST_CID, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const GUEST: u64 = 3;
@@ -363,9 +363,9 @@ fn a_guest_that_never_answers_is_given_up() {
     let client = rig.client("CONNECT 1024\n");
     let (key, ..) = rig.receive().unwrap();
     assert!(rig.muxer.has_deadlines());
-    rig.pass(PATIENCE / 2);
+    rig.pass(TIMEOUT / 2);
     assert_eq!(rig.muxer.connections(), 1);
-    rig.pass(PATIENCE / 2);
+    rig.pass(TIMEOUT / 2);
     assert_eq!(rig.receive_all(), [(key, Op::Reset.number())]);
     assert_eq!(rig.drain(&client), (vec![], true));
     assert!(!rig.muxer.has_deadlines());
@@ -380,7 +380,7 @@ fn a_closed_connection_waits_for_its_last_packet_up_to_a_limit() {
     rig.events();
     assert_eq!(rig.receive_all(), [(key, Op::Shutdown.number())]);
     assert!(rig.muxer.has_deadlines());
-    rig.pass(PATIENCE);
+    rig.pass(TIMEOUT);
     assert_eq!(rig.receive_all(), [(key, Op::Reset.number())]);
     assert_eq!(rig.muxer.connections(), 0);
 }
@@ -391,7 +391,7 @@ fn silent_clients_are_bounded_in_number_and_time() {
     let silent: Vec<UnixStream> = (0..CLIENTS_MAX).map(|_| rig.client("")).collect();
     let mut patient = rig.client("CONNECT 1024\n");
     assert_eq!(rig.receive_all(), [], "there is no room for it yet");
-    rig.pass(PATIENCE);
+    rig.pass(TIMEOUT);
     for client in &silent {
         assert_eq!(rig.drain(client), (vec![], true));
     }
@@ -452,7 +452,7 @@ fn a_guest_that_hears_no_more_learns_that_the_client_has_gone() {
 fn a_client_of_a_guest_that_takes_no_packets_is_let_go() {
     let mut rig = Rig::new();
     let client = rig.client("CONNECT 1024\n");
-    rig.pass(PATIENCE);
+    rig.pass(TIMEOUT);
     assert_eq!(rig.drain(&client), (vec![], true), "before the guest took its reset");
     assert!(rig.muxer.has_turns());
 }
@@ -570,7 +570,7 @@ proptest! {
         for _ in 0..10 {
             rig.events();
             while rig.receive().is_some() {}
-            rig.pass(PATIENCE);
+            rig.pass(TIMEOUT);
         }
         for key in keys {
             rig.muxer.take(&reset_from(key), |_| Ok(()), rig.now).unwrap();

@@ -106,7 +106,7 @@ pub enum Verdict {
 }
 
 /// Checks a header that the guest wrote.
-pub fn judge(header: &Header, guest_cid: u64) -> Verdict {
+pub fn classify(header: &Header, guest_cid: u64) -> Verdict {
     let key = Key { guest_port: header.src_port.get(), host_port: header.dst_port.get() };
     if header.src_cid.get() != guest_cid {
         return Verdict::Ignore;
@@ -173,10 +173,10 @@ mod tests {
         let key = Key { guest_port: 5, host_port: 6 };
         for (number, op) in Op::ALL {
             assert_eq!(op.number(), number);
-            assert_eq!(judge(&from_guest(number), GUEST), Verdict::Take(key, op));
+            assert_eq!(classify(&from_guest(number), GUEST), Verdict::Take(key, op));
         }
         for unknown in [0, 8, u16::MAX] {
-            assert_eq!(judge(&from_guest(unknown), GUEST), Verdict::Refuse(key));
+            assert_eq!(classify(&from_guest(unknown), GUEST), Verdict::Refuse(key));
         }
     }
 
@@ -184,13 +184,13 @@ mod tests {
     fn foreign_addresses_and_types_are_not_taken() {
         let key = Key { guest_port: 5, host_port: 6 };
         let sender = Header { src_cid: 4.into(), ..from_guest(1) };
-        assert_eq!(judge(&sender, GUEST), Verdict::Ignore);
+        assert_eq!(classify(&sender, GUEST), Verdict::Ignore);
         let receiver = Header { dst_cid: 7.into(), ..from_guest(1) };
-        assert_eq!(judge(&receiver, GUEST), Verdict::Refuse(key));
+        assert_eq!(classify(&receiver, GUEST), Verdict::Refuse(key));
         let datagram = Header { kind: 2.into(), ..from_guest(1) };
-        assert_eq!(judge(&datagram, GUEST), Verdict::Refuse(key));
+        assert_eq!(classify(&datagram, GUEST), Verdict::Refuse(key));
         let reset = Header { dst_cid: 7.into(), ..from_guest(3) };
-        assert_eq!(judge(&reset, GUEST), Verdict::Ignore);
+        assert_eq!(classify(&reset, GUEST), Verdict::Ignore);
     }
 
     proptest! {
@@ -198,7 +198,7 @@ mod tests {
         fn what_is_taken_is_a_stream_between_guest_and_host(bytes in prop::array::uniform32(any::<u8>()), tail in prop::array::uniform12(any::<u8>())) {
             let raw = [&bytes[..], &tail[..]].concat();
             let header = Header::read_from_bytes(&raw).unwrap();
-            if let Verdict::Take(key, op) = judge(&header, GUEST) {
+            if let Verdict::Take(key, op) = classify(&header, GUEST) {
                 prop_assert_eq!(header.src_cid.get(), GUEST);
                 prop_assert_eq!(header.dst_cid.get(), HOST_CID);
                 prop_assert_eq!(header.kind.get(), TYPE_STREAM);

@@ -32,7 +32,8 @@ pub struct Peer {
 impl Peer {
     /// A connection over `stream`, whose events have `token`.
     pub fn new(connection: Connection, stream: UnixStream, token: u64) -> Self {
-        // Earlier events may already be consumed, so assume that the socket is ready; if it is not, it returns `EAGAIN`.
+        // Earlier events may already be consumed, so assume that the socket is ready; if it is not, it returns
+        // `EAGAIN`.
         let (readable, writable) = (true, true);
         Self { connection, stream, token, readable, writable, hung_up: false, queued: false, counted: 0 }
     }
@@ -50,7 +51,7 @@ impl Peer {
     }
 
     /// Ends the connection: for the client at once, for the guest by a reset as soon as it takes one.
-    pub fn give_up(&mut self) {
+    pub fn abort(&mut self) {
         self.connection.abort();
         // It fails only if the other end is already closed.
         let _ = self.stream.shutdown(Shutdown::Both);
@@ -60,14 +61,14 @@ impl Peer {
     pub fn ended(&mut self, broken: bool) {
         self.readable = false;
         self.hung_up |= broken;
-        self.connection.host_ended();
+        self.connection.note_host_send_closed();
     }
 
     /// Notifies the client that the guest accepted. A new socket has room for one line.
-    pub fn greet(&mut self, key: Key) {
+    pub fn send_ok(&mut self, key: Key) {
         let line = handshake::accepted(key.host_port);
         if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
-            self.give_up();
+            self.abort();
         }
     }
 
@@ -79,19 +80,19 @@ impl Peer {
                 Ok(count) if count > 0 => self.connection.delivered(count),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
-                _ => self.connection.host_deafened(),
+                _ => self.connection.note_host_receive_closed(),
             }
         }
         if self.connection.pass_on_end() {
             // It fails only if the other end is closed, which the next event reports.
             let _ = self.stream.shutdown(Shutdown::Write);
         }
-        if self.hung_up && self.connection.guest_is_deaf() {
+        if self.hung_up && self.connection.guest_receive_closed() {
             // The guest will never read the rest, so the connection may report the client's end now.
-            self.connection.host_ended();
+            self.connection.note_host_send_closed();
         }
-        if self.hung_up && self.connection.host_has_ended() {
-            self.connection.host_deafened();
+        if self.hung_up && self.connection.host_send_closed() {
+            self.connection.note_host_receive_closed();
         }
     }
 }

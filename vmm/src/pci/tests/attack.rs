@@ -1,4 +1,4 @@
-//! A guest that writes anything anywhere.
+//! A guest that writes arbitrary values to arbitrary registers.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ use crate::virtio::testing::panics;
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// What is locked stays locked, whatever is written, until a reset.
+    /// For any writes, locked settings stay locked until a reset.
     #[test]
     fn locked_registers_stay_locked(
         writes in proptest::collection::vec(
@@ -19,7 +19,7 @@ proptest! {
         valid in any::<bool>(),
     ) {
         let mut registers = Registers::new(VERSION_1 | 0xFF, &[16, 256], 3);
-        // Halfway there, or hardly any sequence would get to DRIVER_OK.
+        // Some of the steps to DRIVER_OK: hardly any random sequence would get there from the start.
         for (at, len, value) in [(0x14, 1, 3), (0x08, 4, 1), (0x0C, 4, 1)] {
             registers.write(at, len, value, |_| valid);
         }
@@ -104,7 +104,7 @@ fn perform(guest: &mut Guest, access: Access) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Nothing panics, nothing is wired twice, and after a reset the device is as good as new.
+    /// Nothing panics, nothing is connected twice, and after a reset the device works like a new one.
     #[test]
     fn any_accesses_leave_a_device_that_can_be_reset(accesses in proptest::collection::vec(access(), 1..60)) {
         let before = panics("rng");

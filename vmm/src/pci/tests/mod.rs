@@ -1,8 +1,8 @@
-//! The transport as a guest sees it: by memory, with real devices behind it and a switchboard in KVM's place.
+//! The transport as a guest sees it: by memory, with real devices behind it and a fake hypervisor in KVM's place.
 
 mod attack;
 mod interrupts;
-mod life;
+mod lifecycle;
 mod scan;
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::wiring::{Msi, Wiring};
+use super::hypervisor::{Hypervisor, Msi};
 use super::{BarWindow, ConfigWindow, DEVICE_SIZE, PciBus};
 use crate::bus::BusDevice;
 use crate::memory::SharedPage;
@@ -35,26 +35,26 @@ const FEATURES_OK: u8 = 8;
 const NEEDS_RESET: u8 = 64;
 const VERSION_1: u64 = 1 << 32;
 
-/// What is connected to what; it refuses what KVM would refuse.
+/// The connections that KVM would have. It rejects the calls that KVM would reject.
 #[derive(Default)]
-struct Switchboard {
-    state: Mutex<Switches>,
+struct FakeHypervisor {
+    state: Mutex<FakeState>,
 }
 
 #[derive(Default)]
-struct Switches {
+struct FakeState {
     gsis: u32,
     doorbells: BTreeMap<u64, EventFd>,
     connected: BTreeMap<u32, (Msi, EventFd)>,
     pages: BTreeMap<u64, Arc<SharedPage>>,
 }
 
-impl Switchboard {
+impl FakeHypervisor {
     fn routes(&self) -> Vec<(u32, Msi)> {
         self.state.lock().unwrap().connected.iter().map(|(gsi, (msi, _))| (*gsi, *msi)).collect()
     }
 
-    /// Interrupts sent by `gsi` since the last look.
+    /// The number of interrupts that `gsi` has sent since the last call.
     fn sent(&self, gsi: u32) -> u64 {
         self.state.lock().unwrap().connected.get(&gsi).map_or(0, |(_, event)| event.read().unwrap_or(0))
     }
@@ -64,7 +64,7 @@ impl Switchboard {
     }
 }
 
-impl Wiring for Switchboard {
+impl Hypervisor for FakeHypervisor {
     fn allocate_gsi(&self) -> io::Result<u32> {
         let mut state = self.state.lock().unwrap();
         state.gsis += 1;
@@ -93,7 +93,7 @@ impl Wiring for Switchboard {
         Ok(())
     }
 
-    fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()> {
+    fn map_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()> {
         let before = self.state.lock().unwrap().pages.insert(address, page.clone());
         assert!(before.is_none(), "two pages at {address:#x}");
         Ok(())
@@ -105,33 +105,33 @@ struct Guest {
     bus: Arc<PciBus>,
     space: ConfigWindow,
     window: BarWindow,
-    wires: Arc<Switchboard>,
+    hypervisor: Arc<FakeHypervisor>,
     queues: Vec<DriverQueue>,
 }
 
 impl Guest {
     fn new(devices: Vec<Box<dyn VirtioDevice>>) -> Self {
-        let wires = Arc::new(Switchboard::default());
+        let hypervisor = Arc::new(FakeHypervisor::default());
         let sizes = devices[0].identity().queue_sizes.clone();
         let mem = ram(DriverQueue::SPACE * sizes.len() as u64);
         let places = (0..).step_by(DriverQueue::SPACE as usize);
         let queues = places.zip(sizes).map(|(base, size)| DriverQueue::new(mem.clone(), base, size)).collect();
-        let mut bus = PciBus::new(wires.clone(), (*mem).clone(), WINDOW, CONFIG);
+        let mut bus = PciBus::new(hypervisor.clone(), (*mem).clone(), WINDOW, CONFIG);
         devices.into_iter().for_each(|device| bus.add(device).unwrap());
         let bus = Arc::new(bus);
-        Self { bus: bus.clone(), space: ConfigWindow(bus.clone()), window: BarWindow(bus), wires, queues }
+        Self { bus: bus.clone(), space: ConfigWindow(bus.clone()), window: BarWindow(bus), hypervisor, queues }
     }
 
     fn rng() -> Self {
         Self::new(vec![Box::new(crate::devices::rng::new().unwrap())])
     }
 
-    /// What the guest reads: from the page where it is shown one, else from the bus.
+    /// The value that the guest reads: from the mapped page if there is one, else from the bus.
     fn config(&self, slot: u32, register: u32, len: usize) -> u32 {
         let mut data = [0; 4];
         let offset = u64::from(slot) * DEVICE_SIZE + u64::from(register);
         self.space.read(offset, &mut data[..len]);
-        if let Some(page) = self.wires.state.lock().unwrap().pages.get(&(CONFIG + u64::from(slot) * DEVICE_SIZE)) {
+        if let Some(page) = self.hypervisor.state.lock().unwrap().pages.get(&(CONFIG + u64::from(slot) * DEVICE_SIZE)) {
             let mut shown = [0; 4];
             shown[..len].copy_from_slice(&page.bytes()[register as usize..][..len]);
             assert_eq!(shown, data, "slot {slot}, register {register:#x}");
@@ -229,7 +229,7 @@ impl Guest {
         self.set_config(0, self.capability(0x11, 0) + 2, &0x8000u16.to_le_bytes());
     }
 
-    /// The whole way to DRIVER_OK: the configuration on vector 0, queue `n` on vector `n + 1`.
+    /// All steps to DRIVER_OK: the configuration on vector 0, queue `n` on vector `n + 1`.
     fn set_up(&mut self) {
         self.negotiate();
         self.open_vectors();
@@ -239,7 +239,7 @@ impl Guest {
         assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
-    /// Where the capability of this id and virtio type begins.
+    /// The offset of the capability of this id and virtio type.
     fn capability(&self, id: u8, cfg_type: u8) -> u32 {
         let mut at = self.config(0, 0x34, 1);
         while at != 0 {
@@ -252,15 +252,15 @@ impl Guest {
         panic!("no capability {id:#x} of type {cfg_type}");
     }
 
-    /// Asks the rng for `len` bytes and rings; the interrupt goes to this queue's own event in the tests' driver.
+    /// Requests `len` bytes from the rng and kicks the queue.
     fn ask(&mut self, len: u32) {
         self.queues[0].add(&[], &[len]);
         self.window.write(NOTIFY, &0u16.to_le_bytes());
     }
 
-    /// The answer, once its interrupt came through the switchboard.
+    /// The answer, once the fake hypervisor has its interrupt.
     fn answer(&mut self) -> Vec<u8> {
-        let event = self.wires.event(1);
+        let event = self.hypervisor.event(1);
         self.queues[0].interrupt = Arc::new(event);
         self.queues[0].wait_used().bytes
     }

@@ -18,7 +18,7 @@ fn a_scan_finds_each_device_once_and_nothing_else() {
         guest.space.write(offset, &[0; 4]);
     }
     assert_eq!(guest.config(0, 0x100, 4), 0, "no extended capabilities");
-    assert_eq!(guest.wires.state.lock().unwrap().pages.len(), 3);
+    assert_eq!(guest.hypervisor.state.lock().unwrap().pages.len(), 3);
     // One BAR each, inside the window, apart from each other; no wired interrupt.
     let bars: Vec<u32> = (0..3).map(|slot| guest.config(slot, 0x10, 4)).collect();
     assert_eq!(bars, [0xC000_0000, 0xC000_4000, 0xC000_8000]);
@@ -45,7 +45,7 @@ fn a_full_bus_says_so() {
     for (window, room) in
         [(WINDOW, SLOTS), (0xC000_0000..0xC000_0000 + 2 * BAR, 2), (0xC000_0001..0xC000_0000 + 2 * BAR, 1)]
     {
-        let mut bus = PciBus::new(Arc::new(Switchboard::default()), (*ram(4096)).clone(), window, CONFIG);
+        let mut bus = PciBus::new(Arc::new(FakeHypervisor::default()), (*ram(4096)).clone(), window, CONFIG);
         for _ in 0..room {
             bus.add(Box::new(crate::devices::rng::new().unwrap())).unwrap();
         }

@@ -48,7 +48,7 @@ fn no_interrupt_is_honoured_without_event_idx() {
 
 #[test]
 fn event_idx_asks_for_an_interrupt_at_an_index_also_around_the_wrap() {
-    // (index so far, index the driver waits for, completions, whether that wakes the driver)
+    // (index so far, index the driver waits for, completions, whether these wake the driver)
     for (start, used_event, count, wakes) in [
         (0u16, 0u16, 1u16, true),
         (0, 1, 1, false),

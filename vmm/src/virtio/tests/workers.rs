@@ -43,7 +43,7 @@ fn rig(queues: usize) -> Rig {
     rig
 }
 
-fn tell(rig: &mut Rig, queue: usize, byte: u8) -> bool {
+fn send_byte(rig: &mut Rig, queue: usize, byte: u8) -> bool {
     rig.queues[queue].add(&[vec![byte]], &[]);
     rig.queues[queue].kick();
     let interrupt = rig.device.config_interrupt().clone();
@@ -57,20 +57,20 @@ fn a_fault_and_a_panic_need_a_reset_and_a_reset_is_enough() {
         let mut rig = rig(1);
         let config = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         rig.device.config_interrupt().connect(Some(config.clone()));
-        assert!(tell(&mut rig, 0, b'x'));
-        assert!(!tell(&mut rig, 0, byte));
+        assert!(send_byte(&mut rig, 0, b'x'));
+        assert!(!send_byte(&mut rig, 0, byte));
         assert_eq!((rig.faults(), config.read().unwrap()), (1, 1));
         assert_eq!(panics("test") - before, usize::from(byte == b'p'));
         rig.stop();
         rig.start();
-        assert!(tell(&mut rig, 0, b'x'));
+        assert!(send_byte(&mut rig, 0, b'x'));
     }
 }
 
 #[test]
 fn a_worker_that_waits_for_its_reset_serves_nothing() {
     let mut rig = rig(1);
-    assert!(!tell(&mut rig, 0, b'f'));
+    assert!(!send_byte(&mut rig, 0, b'f'));
     rig.device.config_interrupt().reset();
     rig.queues[0].add(&[vec![b'x']], &[]);
     rig.queues[0].kick();
@@ -82,7 +82,7 @@ fn a_backend_that_forgets_a_chain_is_found_out() {
     let mut rig = rig(1);
     rig.queues[0].add(&[vec![b'l']], &[]);
     rig.queues[0].kick();
-    assert!(tell(&mut rig, 0, b'x'));
+    assert!(send_byte(&mut rig, 0, b'x'));
     assert!(!rig.is_broken());
     rig.stop();
     assert!(rig.is_broken());
@@ -91,7 +91,7 @@ fn a_backend_that_forgets_a_chain_is_found_out() {
 #[test]
 fn groups_work_side_by_side_and_their_states_come_in_order() {
     let mut rig = rig(3);
-    assert!(tell(&mut rig, 2, b'x') && tell(&mut rig, 2, b'x') && tell(&mut rig, 1, b'x'));
+    assert!(send_byte(&mut rig, 2, b'x') && send_byte(&mut rig, 2, b'x') && send_byte(&mut rig, 1, b'x'));
     assert_eq!(rig.stop().iter().map(|state| state.next_used).collect::<Vec<_>>(), [0, 1, 2]);
 }
 
@@ -123,13 +123,13 @@ fn a_worker_whose_preparation_fails_fails_the_build() {
 }
 
 /// Blocks in its stop until the test releases it, and reports its calls.
-struct Reluctant {
-    go_on: Receiver<()>,
+struct SlowToStop {
+    release: Receiver<()>,
     calls: Sender<&'static str>,
     own: EventFd,
 }
 
-impl Backend for Reluctant {
+impl Backend for SlowToStop {
     fn reset(&mut self) {
         self.calls.send("reset").unwrap();
     }
@@ -148,7 +148,7 @@ impl Backend for Reluctant {
         Ok(())
     }
     fn stop(&mut self, _: &mut [Ring]) -> Result<(), Fault> {
-        self.go_on.recv().unwrap();
+        self.release.recv().unwrap();
         self.calls.send("stop").unwrap();
         Ok(())
     }
@@ -156,10 +156,10 @@ impl Backend for Reluctant {
 
 #[test]
 fn stop_says_busy_in_time_and_succeeds_later() {
-    let ((go, go_on), (calls, called)) = (channel(), channel());
+    let ((go, release), (calls, called)) = (channel(), channel());
     let own = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     own.write(1).unwrap();
-    let backend = Reluctant { go_on, calls, own };
+    let backend = SlowToStop { release, calls, own };
     let mut rig = Rig::new(Box::new(Device::new(identity(1), vec![(backend, 0..1)], Role::Quiet).unwrap()));
     let called = || called.recv_timeout(HUNG).unwrap();
 

@@ -98,7 +98,7 @@ fn a_queue_in_a_wrong_place_needs_a_reset_at_once() {
         guest.write64(at, value);
         guest.write16(0x1C, 1);
         assert_eq!((guest.read16(0x1C), guest.status() & NEEDS_RESET), (0, NEEDS_RESET), "{at:#x} {value:#x}");
-        // It does not start before it is reset.
+        // The device does not start before it is reset.
         guest.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         guest.ask(8);
         guest.bus.pause(HUNG).unwrap();
@@ -134,14 +134,14 @@ fn a_fault_raises_the_configuration_interrupt() {
     guest.set_up();
     guest.queues[0].offer(u16::MAX);
     guest.window.write(NOTIFY, &[0, 0]);
-    let event = guest.wires.event(0);
+    let event = guest.hypervisor.event(0);
     guest.queues[0].interrupt = Arc::new(event);
     let bus = guest.bus.clone();
     assert_eq!(guest.queues[0].wait_used_unless(|| bus.metrics()["rng"].faults == 1), None);
     while guest.status() & NEEDS_RESET == 0 {
         std::thread::yield_now();
     }
-    // Until the reset nothing is served, also after a pause.
+    // Until the reset no request is served, not even after a pause.
     guest.bus.pause(HUNG).unwrap();
     guest.bus.resume();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
@@ -167,10 +167,10 @@ fn a_pause_holds_everything_and_a_resume_goes_on() {
     }
 }
 
-/// Its `stop` takes as long as the test wants: it raises `stopping`, then waits for `go_on`.
+/// Its `stop` takes as long as the test needs: it raises `stopping`, then waits for `release`.
 struct Slow {
     stopping: Arc<EventFd>,
-    go_on: Arc<EventFd>,
+    release: Arc<EventFd>,
 }
 
 impl Backend for Slow {
@@ -179,14 +179,14 @@ impl Backend for Slow {
     }
     fn stop(&mut self, _: &mut [Ring]) -> Result<(), Fault> {
         self.stopping.write(1)?;
-        self.go_on.read()?;
+        self.release.read()?;
         Ok(())
     }
 }
 
-/// A guest with a slow device, and the device's `stopping` and `go_on`; both block their readers.
+/// A guest with a slow device, and the device's `stopping` and `release`; both block their readers.
 fn slow() -> (Guest, Arc<EventFd>, Arc<EventFd>) {
-    let [stopping, go_on] = [(); 2].map(|()| Arc::new(EventFd::new(0).unwrap()));
+    let [stopping, release] = [(); 2].map(|()| Arc::new(EventFd::new(0).unwrap()));
     let identity = Identity {
         name: "slow".into(),
         device_type: 99,
@@ -194,21 +194,21 @@ fn slow() -> (Guest, Arc<EventFd>, Arc<EventFd>) {
         queue_sizes: vec![16],
         config: Arc::new(ConfigBytes(vec![1, 2, 3])),
     };
-    let backend = Slow { stopping: stopping.clone(), go_on: go_on.clone() };
+    let backend = Slow { stopping: stopping.clone(), release: release.clone() };
     let device = Device::new(identity, vec![(backend, 0..1)], Role::Quiet).unwrap();
-    (Guest::new(vec![Box::new(device)]), stopping, go_on)
+    (Guest::new(vec![Box::new(device)]), stopping, release)
 }
 
 #[test]
 fn a_reset_does_not_block_the_guest_and_shows_when_it_is_done() {
-    let (mut guest, _, go_on) = slow();
+    let (mut guest, _, release) = slow();
     guest.set_up();
     guest.set_status(0);
     assert_ne!(guest.status(), 0, "the worker still has the rings");
     guest.set_status(ACKNOWLEDGE);
     guest.write16(0x10, 1);
     assert_eq!(guest.bus.pause(Duration::ZERO), Err(StillBusy("slow".into())), "it could still write to memory");
-    go_on.write(1).unwrap();
+    release.write(1).unwrap();
     while guest.status() != 0 {
         std::thread::yield_now();
     }
@@ -216,24 +216,24 @@ fn a_reset_does_not_block_the_guest_and_shows_when_it_is_done() {
     guest.set_up();
     guest.ask(8);
     assert_eq!(guest.answer().len(), 8);
-    go_on.write(1).unwrap();
+    release.write(1).unwrap();
 }
 
 #[test]
 fn a_device_too_busy_to_pause_goes_on_when_it_is_done_and_can_be_looked_at() {
-    let (mut guest, stopping, go_on) = slow();
+    let (mut guest, stopping, release) = slow();
     guest.set_up();
     assert_eq!(guest.bus.pause(Duration::ZERO), Err(StillBusy("slow".into())));
     stopping.read().unwrap();
     assert!(!guest.bus.resume(), "it is still busy");
     assert_eq!(guest.bus.metrics().len(), 1);
-    go_on.write(1).unwrap();
+    release.write(1).unwrap();
     while !guest.bus.resume() {
         std::thread::yield_now();
     }
     guest.ask(8);
     assert_eq!(guest.answer().len(), 8);
-    go_on.write(1).unwrap();
+    release.write(1).unwrap();
 }
 
 #[test]

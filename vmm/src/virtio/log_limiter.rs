@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Admits [`LINES`] lines per [`WINDOW`]; one per kind of line and device.
 #[derive(Debug, Default)]
-pub struct Limited {
+pub struct LogLimiter {
     window: Mutex<Option<Window>>,
 }
 
@@ -21,7 +21,7 @@ struct Window {
     suppressed: u64,
 }
 
-impl Limited {
+impl LogLimiter {
     /// Calls `log` with the number of lines skipped since the last logged line, unless the limit is reached.
     pub fn log(&self, log: impl FnOnce(u64)) {
         if let Some(suppressed) = self.admit(Instant::now()) {
@@ -50,13 +50,13 @@ mod tests {
 
     #[test]
     fn lines_beyond_the_limit_are_counted_not_logged() {
-        let (limited, start) = (Limited::default(), Instant::now());
+        let (limiter, start) = (LogLimiter::default(), Instant::now());
         for _ in 0..LINES {
-            assert_eq!(limited.admit(start), Some(0));
+            assert_eq!(limiter.admit(start), Some(0));
         }
-        assert_eq!(limited.admit(start), None);
-        assert_eq!(limited.admit(start + WINDOW / 2), None);
-        assert_eq!(limited.admit(start + WINDOW), Some(2));
-        assert_eq!(limited.admit(start + WINDOW), Some(0));
+        assert_eq!(limiter.admit(start), None);
+        assert_eq!(limiter.admit(start + WINDOW / 2), None);
+        assert_eq!(limiter.admit(start + WINDOW), Some(2));
+        assert_eq!(limiter.admit(start + WINDOW), Some(0));
     }
 }

@@ -9,9 +9,9 @@ pub use crate::kvm::Msi;
 use crate::kvm::{Error, Vm};
 use crate::memory::SharedPage;
 
-/// Event descriptors in place of exits and injected interrupts.
-pub trait Wiring: Send + Sync {
-    /// Allocates a number for one message-signalled interrupt.
+/// Connects event descriptors, which replace exits and injected interrupts.
+pub trait Hypervisor: Send + Sync {
+    /// Allocates a number for one message-signaled interrupt.
     fn allocate_gsi(&self) -> io::Result<u32>;
     /// Connects `event`: a write to it sends `msi`. Earlier writes count too.
     fn connect_interrupt(&self, gsi: u32, event: &EventFd, msi: Msi) -> io::Result<()>;
@@ -22,14 +22,14 @@ pub trait Wiring: Send + Sync {
     /// Makes a write of the guest at `address` raise `event`.
     fn connect_doorbell(&self, address: u64, event: &EventFd) -> io::Result<()>;
     /// Lets the guest read `page` at `address` without an exit.
-    fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()>;
+    fn map_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()>;
 }
 
 fn other(error: Error) -> io::Error {
     io::Error::other(error)
 }
 
-impl Wiring for Vm {
+impl Hypervisor for Vm {
     fn allocate_gsi(&self) -> io::Result<u32> {
         self.allocate_gsi().map_err(other)
     }
@@ -52,7 +52,7 @@ impl Wiring for Vm {
         self.register_ioeventfd(event, address).map_err(other)
     }
 
-    fn show_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()> {
-        self.show_page(address, page.clone()).map_err(other)
+    fn map_page(&self, address: u64, page: &Arc<SharedPage>) -> io::Result<()> {
+        self.map_page(address, page.clone()).map_err(other)
     }
 }

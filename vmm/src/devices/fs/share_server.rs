@@ -20,10 +20,11 @@ use super::owners;
 use super::request::Message;
 use crate::virtio::{Chain, Fault, RawTable};
 
-/// Serves one folder. Each new driver (FUSE_INIT, or a reset of the device) gets a new server. The files of the previous
-/// one are closed first, so there are never more than `fd_limit`.
-pub struct Files {
-    /// The served folder, and `/proc/self/fd`, through which the server reopens known files. Opened before the jail closes.
+/// Serves one folder. Each new driver (FUSE_INIT, or a reset of the device) gets a new server. The files of the
+/// previous one are closed first, so there are never more than `fd_limit`.
+pub struct ShareServer {
+    /// The served folder, and `/proc/self/fd`, through which the server reopens known files. Opened before the jail
+    /// closes.
     root: File,
     proc_self_fd: File,
     timeout: Duration,
@@ -35,7 +36,7 @@ pub struct Files {
     stopped: AtomicBool,
 }
 
-impl Files {
+impl ShareServer {
     /// Opens the folder of `config`; the guest may have `fd_limit` files open.
     pub fn open(config: &ShareConfig, fd_limit: u64) -> io::Result<Self> {
         Ok(Self {
@@ -49,13 +50,14 @@ impl Files {
         })
     }
 
-    /// Waits for requests in flight, then replaces the server: no file is open or known. Sets the calling thread's umask to 0.
+    /// Waits for requests in flight, then replaces the server: no file is open or known. Sets the calling thread's
+    /// umask to 0.
     pub fn renew(&self) -> io::Result<()> {
         self.replace(&mut self.lock())
     }
 
-    /// Must be called on each worker when the device starts with a new driver. Only the first call renews the server: the
-    /// driver may already use the files through that worker's rings before the others start.
+    /// Must be called on each worker when the device starts with a new driver. Only the first call renews the server:
+    /// the driver may already use the files through that worker's rings before the others start.
     pub fn reset(&self) -> io::Result<()> {
         if !self.stopped.load(Ordering::Acquire) {
             return Ok(());

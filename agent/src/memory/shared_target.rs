@@ -3,7 +3,7 @@ use std::time::Duration;
 
 /// The target, passed from the API to the loop. The last one counts, and a new one wakes the loop.
 #[derive(Default)]
-pub struct Orders {
+pub struct SharedTarget {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -14,7 +14,7 @@ struct State {
     new: bool,
 }
 
-impl Orders {
+impl SharedTarget {
     /// Sets the target, in bytes. Setting the same target again has no effect.
     pub fn set(&self, target: Option<u64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,13 +40,13 @@ mod tests {
 
     #[test]
     fn a_new_target_ends_the_wait_and_stays() {
-        let orders = Orders::default();
-        assert_eq!(orders.wait(Duration::ZERO), None);
-        orders.set(Some(7));
-        assert_eq!(orders.wait(Duration::from_secs(60)), Some(7));
-        orders.set(Some(7));
-        assert_eq!(orders.wait(Duration::from_millis(1)), Some(7));
-        orders.set(None);
-        assert_eq!(orders.wait(Duration::from_secs(60)), None);
+        let shared_target = SharedTarget::default();
+        assert_eq!(shared_target.wait(Duration::ZERO), None);
+        shared_target.set(Some(7));
+        assert_eq!(shared_target.wait(Duration::from_secs(60)), Some(7));
+        shared_target.set(Some(7));
+        assert_eq!(shared_target.wait(Duration::from_millis(1)), Some(7));
+        shared_target.set(None);
+        assert_eq!(shared_target.wait(Duration::from_secs(60)), None);
     }
 }
