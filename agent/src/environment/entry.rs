@@ -103,6 +103,10 @@ impl Entry {
         let entry = self.clone();
         let delete = move || {
             let _guard = lock(&entry.writing);
+            // A second removal, which waited for the first, may come after a new environment with this id.
+            if entry.is_removed() {
+                return Ok(());
+            }
             entry.store.remove(&entry.id)?;
             entry.removed.store(true, Ordering::Release);
             Ok(())
@@ -221,6 +225,24 @@ mod tests {
         entry.delete_record().await.unwrap();
         entry.update(|_| ()).await.unwrap();
         assert!(entry.is_removed() && Store::new(folder.path().join("environments")).load().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_second_removal_leaves_the_next_environments_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let (removed, next) = (entry(folder.path()), entry(folder.path()));
+        removed.delete_record().await.unwrap();
+        next.update(|_| ()).await.unwrap();
+        removed.delete_record().await.unwrap();
+        assert_eq!(Store::new(folder.path().join("environments")).load().len(), 1);
+    }
+
+    #[test]
+    fn an_entry_can_be_read_while_the_disk_hangs() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = entry(folder.path());
+        let _hanging = lock(&entry.writing);
+        assert!(!entry.is_removed() && entry.container_id().is_none());
     }
 
     #[test]

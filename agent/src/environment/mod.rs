@@ -231,8 +231,10 @@ impl Environments {
     fn entry_or_new(&self, id: &str, spec: &EnvironmentSpec) -> Arc<Entry> {
         let mut entries = self.lock();
         // A removal whose caller gave up may have removed the record and left its entry.
-        if let Some(known) = entries.get(id).filter(|known| !known.is_removed()) {
-            return known.clone();
+        match entries.get(id) {
+            Some(known) if !known.is_removed() => return known.clone(),
+            Some(removed) => removed.cancel(),
+            None => {}
         }
         let new = Entry::new(self.store.clone(), Record::new(id, &spec.share));
         entries.insert(id.to_owned(), new.clone());

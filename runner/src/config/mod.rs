@@ -263,7 +263,14 @@ impl Config {
         {
             bail!("[machine] guaranteed_mib ({guaranteed}) must not be more than memory_mib ({memory})");
         }
-        parse_pool(&config.network.pool)?;
+        let pool = parse_pool(&config.network.pool)?;
+        let of_pool = format!("is in the pool {}, whose addresses are only for machines", config.network.pool);
+        if let Some(resolver) = config.network.resolvers.iter().find(|resolver| is_in(pool, **resolver)) {
+            bail!("[network] resolvers: {resolver} {of_pool}");
+        }
+        if let Some(allow) = config.network.allow.iter().find(|allow| allow.is_within(pool)) {
+            bail!("[network] allow: {allow} {of_pool}");
+        }
         if config.network.connections_max < CONNECTIONS_MIN {
             bail!("[network] connections_max must be {CONNECTIONS_MIN} or more");
         }
@@ -274,10 +281,13 @@ impl Config {
     /// resolvers.
     pub fn network(&self, host_resolvers: Vec<IpAddr>) -> anyhow::Result<host::NetworkConfig> {
         let resolvers = if self.network.resolvers.is_empty() { host_resolvers } else { self.network.resolvers.clone() };
+        let pool = parse_pool(&self.network.pool)?;
+        // Only those that machines reach, because each lookup would wait for the others: machines have no IPv6, and get
+        // no answer from the pool.
+        let reached = resolvers.into_iter().filter(|resolver| resolver.is_ipv4() && !is_in(pool, *resolver));
         Ok(host::NetworkConfig {
-            pool: parse_pool(&self.network.pool)?,
-            // IPv4 only: machines have no IPv6, and each lookup would wait for an IPv6 resolver that they cannot reach.
-            resolvers: resolvers.into_iter().filter(IpAddr::is_ipv4).take(3).collect(),
+            pool,
+            resolvers: reached.take(3).collect(),
             allow: self.network.allow.clone(),
             connections_max: self.network.connections_max,
         })
@@ -309,6 +319,10 @@ fn parse_pool(pool: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
         },
         _ => bail!("[network] pool must be an IPv4 network such as 100.96.0.0/16, not `{pool}`"),
     }
+}
+
+fn is_in((network, prefix): (Ipv4Addr, u8), address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if network_of(address, prefix) == network)
 }
 
 /// The address with its host bits set to 0.
@@ -389,9 +403,10 @@ mod tests {
         let network = config.network(vec!["9.9.9.9".parse().unwrap()]).unwrap();
         assert_eq!(network.pool, ("10.99.0.0".parse().unwrap(), 16));
         assert_eq!(network.resolvers, ["1.1.1.1".parse::<IpAddr>().unwrap()]);
-        let host = ["fd00::1", "9.9.9.9", "::1", "9.9.9.10", "9.9.9.11", "9.9.9.12"].map(|text| text.parse().unwrap());
+        let host = ["fd00::1", "100.96.3.3", "9.9.9.9", "::1", "9.9.9.10", "9.9.9.11", "9.9.9.12"]
+            .map(|text| text.parse().unwrap());
         let of_host = Config::default().network(host.into()).unwrap().resolvers;
-        assert_eq!(of_host, [host[1], host[3], host[4]]);
+        assert_eq!(of_host, [host[2], host[4], host[5]]);
         assert_eq!(network.allow, ["10.0.2.2:5000".parse().unwrap(), "10.20.0.0/16:443".parse().unwrap()]);
         assert_eq!(network.connections_max, 1000);
         assert!(config.registry_mirrors[0].insecure);
@@ -474,6 +489,8 @@ mod tests {
             ("[network]\npool = \"100.96.0.4/16\"\n", "not an address in one: 100.96.0.0/16, not `100.96.0.4/16`"),
             ("[network]\npool = \"10.0.128.0/16\"\n", "not an address in one: 10.0.0.0/16"),
             ("[network]\n\nallow = [\"host:80\"]\n", "line 3: `host:80`: the address is not an IPv4 address"),
+            ("[network]\nresolvers = [\"100.96.1.1\"]\n", "resolvers: 100.96.1.1 is in the pool 100.96.0.0/16"),
+            ("[network]\nallow = [\"100.96.8.0/24:80\"]\n", "allow: 100.96.8.0/24 is in the pool 100.96.0.0/16"),
             ("[network]\nconnections_max = 9\n", "connections_max must be 256 or more"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();

@@ -26,8 +26,8 @@ async fn poll(daemon: &Daemon) -> anyhow::Result<()> {
     let next: NetworkConfig = daemon.config.network(next)?;
     if next.resolvers.is_empty() {
         anyhow::bail!(
-            "the host names no IPv4 resolver but its own loopback address: machines keep {:?}; \
-             set [network] resolvers in the daemon's configuration",
+            "the host names no IPv4 resolver that machines can reach (loopback and the pool's addresses are not): machines \
+             keep {:?}; set [network] resolvers in the daemon's configuration",
             now.resolvers
         );
     }

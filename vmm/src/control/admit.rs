@@ -31,7 +31,7 @@ fn name(state: MachineState) -> &'static str {
 pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
     match (state, command) {
         (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_) | Command::Memory(_)) => Ok(()),
-        (MachineState::Stopping, _) => Err(Refused::State(state, "it accepts no more requests")),
+        (MachineState::Stopping, _) => Err(Refused::State(state, "it accepts only queries")),
         (MachineState::Running | MachineState::Paused, _) => Ok(()),
     }
 }

@@ -32,7 +32,7 @@ const RELAPSE: Duration = Duration::from_secs(120);
 const SETTLE_MAX: Duration = Duration::from_secs(320);
 
 /// Memory that should stay available. Below this mark memory is short, below half of it very short. Half of the reserve
-/// is for the host's programs. The mark is the other half plus a tenth of the host's memory, at most 8 GiB.
+/// is for the host's programs. The mark is the other half plus a tenth of the host's memory; the tenth is at most 8 GiB.
 fn high_mark(host: &HostView) -> u64 {
     host.reserve / 2 + (host.total / 10).min(8 * GIB)
 }

@@ -1,5 +1,6 @@
 //! One entry of `[network] allow`: a private network that machines may reach, and on which ports.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -23,9 +24,15 @@ impl Allow {
         self.prefix == 32
     }
 
+    /// Whether all its addresses are in this network.
+    pub fn is_within(&self, (network, prefix): (Ipv4Addr, u8)) -> bool {
+        let other_bits = u32::from(self.address) ^ u32::from(network);
+        self.prefix >= prefix && other_bits.checked_shr(32 - u32::from(prefix)).unwrap_or(0) == 0
+    }
+
     /// The condition of an nftables rule that matches this entry.
     pub fn condition(&self) -> String {
-        let network = format!("ip daddr {}/{}", self.address, self.prefix);
+        let network = format!("ip daddr {self}");
         if self.ports.is_empty() {
             return network;
         }
@@ -35,6 +42,13 @@ impl Allow {
             .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
             .collect();
         format!("{network} meta l4proto {{ tcp, udp }} th dport {{ {} }}", ports.join(", "))
+    }
+}
+
+/// Address and prefix length, without the ports.
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 
