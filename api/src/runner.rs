@@ -198,20 +198,20 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     /// What.
-    #[serde(deserialize_with = "happening")]
-    pub what: Happening,
+    #[serde(deserialize_with = "event_kind")]
+    pub what: EventKind,
 }
 
-/// Anything that this version does not know, however deep, is [`Happening::Unknown`].
-fn happening<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Happening, D::Error> {
+/// Anything that this version does not know, however deep, is [`EventKind::Unknown`].
+fn event_kind<'de, D: serde::Deserializer<'de>>(from: D) -> Result<EventKind, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
-    Ok(serde_json::from_value(value).unwrap_or(Happening::Unknown))
+    Ok(serde_json::from_value(value).unwrap_or(EventKind::Unknown))
 }
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "type")]
-pub enum Happening {
+pub enum EventKind {
     /// A machine came into a phase.
     Machine {
         /// The new phase.
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn an_event_of_a_newer_version_is_read() {
-        let event = |what: &str| -> Happening {
+        let event = |what: &str| -> EventKind {
             let text = format!(r#"{{"id": 1, "at_ms": 2, "developer": "ann", "new": 1, "what": {what}}}"#);
             serde_json::from_str::<Event>(&text).unwrap().what
         };
@@ -361,12 +361,12 @@ mod tests {
             r#"{"type": "squeeze", "means": "compressed", "bytes": 1, "reason": "r"}"#,
             r#"{"type": "unknown"}"#,
         ] {
-            assert_eq!(event(what), Happening::Unknown, "{what}");
+            assert_eq!(event(what), EventKind::Unknown, "{what}");
         }
         let phase = event(r#"{"type": "machine", "phase": "suspended", "reason": "r", "new": 1}"#);
-        assert_eq!(phase, Happening::Machine { phase: MachinePhase::Unknown, reason: "r".into() });
+        assert_eq!(phase, EventKind::Machine { phase: MachinePhase::Unknown, reason: "r".into() });
         let step = event(r#"{"type": "environment", "generation": 1, "progress": {"kind": "paused", "for": "x"}}"#);
-        assert_eq!(step, Happening::Environment { generation: 1, progress: Progress::Unknown });
+        assert_eq!(step, EventKind::Environment { generation: 1, progress: Progress::Unknown });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use garret_api::agent::Progress;
 use garret_api::client::Client;
-use garret_api::runner::{Environment, Event, Happening, SOCKET};
+use garret_api::runner::{Environment, Event, EventKind, SOCKET};
 use hyper::Method;
 
 use super::{Bench, Measurement, Sampled};
@@ -141,7 +141,7 @@ fn events(environment: &str) -> anyhow::Result<Vec<Event>> {
 fn steps(events: &[Event], run: u64) -> BTreeMap<String, u64> {
     let mut steps = BTreeMap::new();
     for event in events {
-        if let Happening::Environment { generation, progress: Progress::Finished { step, ms } } = &event.what
+        if let EventKind::Environment { generation, progress: Progress::Finished { step, ms } } = &event.what
             && *generation == run
         {
             *steps.entry(step.clone()).or_default() += ms;
@@ -175,7 +175,7 @@ mod tests {
             at_ms: 0,
             developer: "alice".into(),
             environment: None,
-            what: Happening::Environment { generation, progress: Progress::Finished { step: step.into(), ms } },
+            what: EventKind::Environment { generation, progress: Progress::Finished { step: step.into(), ms } },
         };
         let events = [event(1, "pull image", 500), event(2, "pull image", 7), event(2, "pull image", 3)];
         assert_eq!(steps(&events, 2), BTreeMap::from([("pull image".into(), 10)]));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use garret_api::agent::Progress;
 use garret_api::client::{Client, Error};
-use garret_api::runner::{Event, Happening};
+use garret_api::runner::{Event, EventKind};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -90,12 +90,12 @@ fn show(line: Value, after: &mut u64, seen: &mut impl FnMut(&Event)) -> bool {
 }
 
 /// Whether an event means that an object has changed its state.
-fn is_state_change(what: &Happening) -> bool {
+fn is_state_change(what: &EventKind) -> bool {
     match what {
-        Happening::Environment { progress, .. } => matches!(progress, Progress::Ready { .. } | Progress::Failed { .. }),
+        EventKind::Environment { progress, .. } => matches!(progress, Progress::Ready { .. } | Progress::Failed { .. }),
         // An unknown event may mean anything.
-        Happening::Machine { .. } | Happening::Stopped { .. } | Happening::Removed { .. } | Happening::Unknown => true,
-        Happening::Squeeze { .. } | Happening::Problem { .. } => false,
+        EventKind::Machine { .. } | EventKind::Stopped { .. } | EventKind::Removed { .. } | EventKind::Unknown => true,
+        EventKind::Squeeze { .. } | EventKind::Problem { .. } => false,
     }
 }
 
@@ -127,6 +127,6 @@ mod tests {
             assert_eq!(show(line.clone(), &mut after, &mut |_| count += 1), must_read, "{line}");
             assert_eq!((after, count == 1), (7, shown), "{line}");
         }
-        assert!(is_state_change(&Happening::Machine { phase: MachinePhase::Running, reason: String::new() }));
+        assert!(is_state_change(&EventKind::Machine { phase: MachinePhase::Running, reason: String::new() }));
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::bail;
 use clap::Args;
 use garret_api::client::{Client, Lines};
-use garret_api::runner::{Environment, Event, Happening, Machine};
+use garret_api::runner::{Environment, Event, EventKind, Machine};
 use hyper::Method;
 
 use super::output::escape_controls;
@@ -64,10 +64,10 @@ async fn print_problems(client: &Client, environment: &Environment) -> anyhow::R
     while let Some(event) = events.next().await? {
         match event.what {
             _ if event.environment.as_ref() != Some(&environment.id) => {}
-            Happening::Problem { problem } => {
+            EventKind::Problem { problem } => {
                 writeln!(io::stderr(), "garret: {}", escape_controls(&problem.to_string()))?;
             }
-            Happening::Removed { .. } => break,
+            EventKind::Removed { .. } => break,
             _ => {}
         }
     }

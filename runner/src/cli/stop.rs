@@ -5,7 +5,7 @@ use clap::Args;
 use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
 use garret_api::runner::{
-    Desired, Environment, EnvironmentRequest, Event, Happening, Machine, MachinePhase, MachineRequest,
+    Desired, Environment, EnvironmentRequest, Event, EventKind, Machine, MachinePhase, MachineRequest,
 };
 
 use super::follow::follow;
@@ -71,7 +71,7 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
     let path = format!("/v1/environments/{}", environment.id);
     let environment: Environment = client.put(&path, &request).await?;
     let seen = |event: &Event| {
-        if let Happening::Problem { problem } = &event.what {
+        if let EventKind::Problem { problem } = &event.what {
             eprintln!("{}", escape_controls(&problem.message));
         }
     };

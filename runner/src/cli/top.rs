@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use garret_api::client::{Client, Error, Lines};
-use garret_api::runner::{Event, Happening, HostMemory, Machine, MachineMemory, Means, Top as Memory};
+use garret_api::runner::{Event, EventKind, HostMemory, Machine, MachineMemory, Means, Top as Memory};
 use hyper::Method;
 
 use super::{output, terminal};
@@ -160,7 +160,7 @@ impl Squeezes {
 
     fn note(&mut self, event: &Event) {
         self.after = event.id;
-        if let Happening::Squeeze { means, bytes, reason } = &event.what {
+        if let EventKind::Squeeze { means, bytes, reason } = &event.what {
             self.lines.push_front(format!(
                 "{}: {}, {}: {reason}",
                 event.developer,
@@ -250,7 +250,7 @@ mod tests {
         let mut squeezes = Squeezes::default();
         assert_eq!(squeezes.render(), "");
         for id in 1..=20 {
-            let what = Happening::Squeeze { means: Means::Swap, bytes: id << 20, reason: "the host is short".into() };
+            let what = EventKind::Squeeze { means: Means::Swap, bytes: id << 20, reason: "the host is short".into() };
             squeezes.note(&Event { id, at_ms: 0, developer: "alice".into(), environment: None, what });
         }
         let text = squeezes.render();

@@ -7,7 +7,7 @@ use clap::Args;
 use garret_api::Problem;
 use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
-use garret_api::runner::{Desired, Environment, EnvironmentRequest, Event, Happening};
+use garret_api::runner::{Desired, Environment, EnvironmentRequest, Event, EventKind};
 use garret_devcontainer::{Folder, find};
 use rustix::process::geteuid;
 
@@ -95,7 +95,7 @@ pub async fn wait_until_ready(client: &Client, environment: &Environment) -> any
     let mut show = ProgressDisplay::new();
     let path = format!("/v1/environments/{}", environment.id);
     let seen = |event: &Event| match &event.what {
-        Happening::Environment { generation, progress } if *generation >= environment.generation => show.step(progress),
+        EventKind::Environment { generation, progress } if *generation >= environment.generation => show.step(progress),
         _ => {}
     };
     let ended = follow(client, &path, 0, seen, judge).await;

@@ -9,7 +9,7 @@ use std::thread;
 use garret_api::agent::{EnvironmentPhase, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{
-    Desired, Environment, EnvironmentRequest, Event, Happening, HostInfo, HostMemory, Machine, MachineMemory,
+    Desired, Environment, EnvironmentRequest, Event, EventKind, HostInfo, HostMemory, Machine, MachineMemory,
     MachinePhase, MachineRequest, Top,
 };
 use hyper::Method;
@@ -317,7 +317,7 @@ async fn events_are_followed_as_they_happen() {
         let expected = progress.clone();
         server.daemon.write(move |db| table::add_progress(db, &table::get(db, &id)?.unwrap(), progress)).await.unwrap();
         let event = lines.next().await.unwrap().unwrap();
-        assert_eq!(event.what, Happening::Environment { generation: 1, progress: expected });
+        assert_eq!(event.what, EventKind::Environment { generation: 1, progress: expected });
     }
     let all = format!("/v1/environments/{}/events", environment.id);
     let mut kept: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, &all, None).await.unwrap();
@@ -431,7 +431,7 @@ async fn every_run_ends_with_one_event_whatever_ends_it() {
     let mut cancelled = Vec::new();
     // The answer ends with the environment.
     while let Some(event) = lines.next().await.unwrap() {
-        let Happening::Environment { generation, progress: Progress::Failed { problem, .. } } = event.what else {
+        let EventKind::Environment { generation, progress: Progress::Failed { problem, .. } } = event.what else {
             panic!("{event:?}");
         };
         assert_eq!(problem.code, "cancelled");
@@ -451,7 +451,7 @@ async fn an_environment_made_again_has_no_events_of_the_former() {
         let mut row = table::get(db, &id)?.unwrap();
         row.status.phase = EnvironmentPhase::Ready;
         let progress = Progress::Ready { environment: row.status.clone() };
-        table::end_run(db, &row, &Happening::Environment { generation: row.generation, progress })
+        table::end_run(db, &row, &EventKind::Environment { generation: row.generation, progress })
     };
     assert!(server.daemon.write(end).await.unwrap());
     server.client().delete(&path).await.unwrap();
@@ -466,7 +466,7 @@ async fn an_environment_made_again_has_no_events_of_the_former() {
     let step = progress.clone();
     server.daemon.write(move |db| table::add_progress(db, &table::get(db, &again.id)?.unwrap(), step)).await.unwrap();
     let first = lines.next().await.unwrap().unwrap();
-    assert_eq!(first.what, Happening::Environment { generation: 1, progress });
+    assert_eq!(first.what, EventKind::Environment { generation: 1, progress });
 }
 
 #[tokio::test]
@@ -476,7 +476,7 @@ async fn events_of_a_machine_end_with_it() {
     let path = "/v1/machines/root/events?follow=true";
     let mut lines: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, path, None).await.unwrap();
     server.daemon.write(|db| machine_table::set_phase(db, 0, MachinePhase::Starting, "x")).await.unwrap();
-    assert!(matches!(lines.next().await.unwrap().unwrap().what, Happening::Machine { .. }));
+    assert!(matches!(lines.next().await.unwrap().unwrap().what, EventKind::Machine { .. }));
     server.daemon.write(|db| machine_table::forget(db, 0)).await.unwrap();
     assert_eq!(lines.next().await.unwrap(), None);
     assert_eq!(refused(server.client().get::<Value>(path).await).0, 404);

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use garret_api::runner::{Desired, Happening, MachinePhase, Means};
+use garret_api::runner::{Desired, EventKind, MachinePhase, Means};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -208,7 +208,7 @@ impl MemoryLoop {
         }
         let kept = self.daemon.write(move |db| {
             for Notice { uid, means, bytes, reason } in notices {
-                events::add(db, uid, None, &Happening::Squeeze { means, bytes, reason })?;
+                events::add(db, uid, None, &EventKind::Squeeze { means, bytes, reason })?;
             }
             Ok(())
         });

@@ -112,7 +112,7 @@ pub struct Notice {
     pub uid: u32,
     /// The means by which memory is taken now.
     pub means: Means,
-    /// As in [`garret_api::runner::Happening::Squeeze`].
+    /// As in [`garret_api::runner::EventKind::Squeeze`].
     pub bytes: u64,
     /// The reason, in one line with figures.
     pub reason: String,

@@ -135,7 +135,7 @@ async fn a_notice_is_counted_and_kept_as_an_event() {
     assert_eq!(rig.memory_loop.squeezes, [(("dev7".to_string(), Means::Swap), 1)].into());
     let kept = rig.memory_loop.daemon.read(|db| events::after(db, 0, &Scope::All)).await.unwrap();
     let what: Vec<_> = kept.into_iter().map(|event| event.what).collect();
-    assert_eq!(what, [Happening::Squeeze { means: Means::Swap, bytes: 5, reason: "short".into() }]);
+    assert_eq!(what, [EventKind::Squeeze { means: Means::Swap, bytes: 5, reason: "short".into() }]);
 }
 
 #[test]

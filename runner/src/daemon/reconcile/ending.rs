@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use garret_api::runner::{Desired, Happening, MachinePhase};
+use garret_api::runner::{Desired, EventKind, MachinePhase};
 use garret_api::vmm::LastWords;
 use garret_api::{Problem, one_line};
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ impl Driver {
     pub(super) async fn report(&self, machine: &MachineRow, problem: Problem) {
         tracing::warn!(machine = machine.name, "{}", problem.message);
         let uid = self.uid;
-        let written = self.daemon.write(move |db| events::add(db, uid, None, &Happening::Problem { problem })).await;
+        let written = self.daemon.write(move |db| events::add(db, uid, None, &EventKind::Problem { problem })).await;
         if let Err(error) = written {
             tracing::warn!(machine = machine.name, "cannot write the event: {error}");
         }

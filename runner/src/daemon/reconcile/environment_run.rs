@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use garret_api::agent::{API, AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
-use garret_api::runner::{Desired, Happening};
+use garret_api::runner::{Desired, EventKind};
 use garret_api::{Problem, one_line};
 use hyper::Method;
 use rusqlite::Connection;
@@ -147,7 +147,7 @@ impl EnvironmentRun {
         }
         let status = EnvironmentStatus { phase: EnvironmentPhase::Stopped, problem: None, ..self.row.status.clone() };
         let row = EnvironmentRow { status, rebuild: false, ..self.row.clone() };
-        let last = Happening::Stopped { generation: row.generation };
+        let last = EventKind::Stopped { generation: row.generation };
         self.daemon.write(move |db| environments::end_run(db, &row, &last).map(drop)).await
     }
 
@@ -265,7 +265,7 @@ impl EnvironmentRun {
 
     async fn report(&self, problem: Problem) -> rusqlite::Result<()> {
         let (uid, id) = (self.row.uid, self.row.id.clone());
-        self.daemon.write(move |db| events::add(db, uid, Some(&id), &Happening::Problem { problem })).await
+        self.daemon.write(move |db| events::add(db, uid, Some(&id), &EventKind::Problem { problem })).await
     }
 
     /// Queries the agent. A failed connection is no error: a VMM that ends is noticed elsewhere.
@@ -350,7 +350,7 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
         _ => return Ok(()),
     };
     let row = EnvironmentRow { status, rebuild: false, ..row.clone() };
-    let last = Happening::Environment { generation: row.generation, progress: last };
+    let last = EventKind::Environment { generation: row.generation, progress: last };
     daemon.write(move |db| environments::end_run(db, &row, &last).map(drop)).await
 }
 

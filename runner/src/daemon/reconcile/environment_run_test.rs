@@ -62,8 +62,8 @@ async fn output_of_alternating_steps_is_paced_and_complete() {
         .await
         .0
         .into_iter()
-        .filter_map(|happening| match happening {
-            Happening::Environment { progress: Progress::Output { step, text }, .. } => {
+        .filter_map(|kind| match kind {
+            EventKind::Environment { progress: Progress::Output { step, text }, .. } => {
                 assert_eq!(text.len(), 20_000);
                 Some(step)
             }
@@ -151,7 +151,7 @@ async fn long_error_of_a_lost_agent_is_truncated() {
     let run = run(dir.path(), EnvironmentRow { generation: 5, ..environment(7, "w") }, router).await;
     run.bring_up().await.unwrap();
     let (events, row) = outcome(&run).await;
-    let [Happening::Environment { progress: Progress::Failed { problem, .. }, .. }] = &events[..] else {
+    let [EventKind::Environment { progress: Progress::Failed { problem, .. }, .. }] = &events[..] else {
         panic!("{} events", events.len())
     };
     let kept = row.unwrap().status.problem.unwrap();
@@ -165,7 +165,7 @@ async fn long_error_of_a_lost_agent_is_truncated() {
 }
 
 /// The environment's events and its stored row.
-async fn outcome(run: &EnvironmentRun) -> (Vec<Happening>, Option<EnvironmentRow>) {
+async fn outcome(run: &EnvironmentRun) -> (Vec<EventKind>, Option<EnvironmentRow>) {
     let (scope, id) = (Scope::Environment(run.row.uid, run.row.id.clone()), run.row.id.clone());
     let read = run.daemon.read(move |db| Ok((events::after(db, 0, &scope)?, environments::get(db, &id)?)));
     let (events, row) = read.await.unwrap();
@@ -190,9 +190,9 @@ async fn a_stop_that_is_refused_ends_with_one_event_more() {
     run.stop().await.unwrap();
     assert!(asked.load(Ordering::Relaxed) > 1);
     let (events, row) = outcome(&run).await;
-    let [Happening::Problem { problem }, last] = &events[..] else { panic!("{events:?}") };
+    let [EventKind::Problem { problem }, last] = &events[..] else { panic!("{events:?}") };
     assert!(problem.message.starts_with("cannot stop w yet; trying again: "), "{problem}");
-    let Happening::Environment { generation: 2, progress: Progress::Failed { step, .. } } = last else {
+    let EventKind::Environment { generation: 2, progress: Progress::Failed { step, .. } } = last else {
         panic!("{last:?}")
     };
     let row = row.unwrap();
@@ -208,7 +208,7 @@ async fn a_stop_that_is_never_answered_ends() {
     let run = run(dir.path(), stopping(), Router::new().route("/v1/environments/{id}/stop", silent)).await;
     run.stop().await.unwrap();
     let (events, row) = outcome(&run).await;
-    assert!(matches!(&events[..], [Happening::Environment { progress: Progress::Failed { .. }, .. }]), "{events:?}");
+    assert!(matches!(&events[..], [EventKind::Environment { progress: Progress::Failed { .. }, .. }]), "{events:?}");
     assert!(row.unwrap().settled());
 }
 
@@ -226,7 +226,7 @@ async fn a_removal_is_tried_until_it_is_done_with_one_event_for_all_refusals() {
     let run = run(dir.path(), removed(), router).await;
     run.remove().await.unwrap();
     let (events, row) = outcome(&run).await;
-    assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { generation: 1 }]), "{events:?}");
+    assert!(matches!(&events[..], [EventKind::Problem { .. }, EventKind::Removed { generation: 1 }]), "{events:?}");
     assert!(row.is_none());
 }
 
@@ -255,7 +255,7 @@ async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
     assert!(!workspace.exists());
     assert_eq!(late.load(Ordering::Relaxed), 2);
     let (events, _) = outcome(&run).await;
-    assert!(matches!(&events[..], [Happening::Problem { .. }, Happening::Removed { .. }]), "{events:?}");
+    assert!(matches!(&events[..], [EventKind::Problem { .. }, EventKind::Removed { .. }]), "{events:?}");
 }
 
 #[tokio::test]
@@ -277,7 +277,7 @@ async fn not_found_of_an_incompatible_agent_removes_nothing() {
         () = revoked => {}
     }
     let (events, row) = outcome(&run).await;
-    assert!(matches!(&events[..], [Happening::Problem { .. }]), "{events:?}");
+    assert!(matches!(&events[..], [EventKind::Problem { .. }]), "{events:?}");
     assert!(row.is_some());
 }
 
@@ -296,7 +296,7 @@ async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
     let told = async {
         loop {
             let (events, row) = outcome(&run).await;
-            if let [Happening::Problem { problem }] = &events[..] {
+            if let [EventKind::Problem { problem }] = &events[..] {
                 return (problem.message.clone(), row);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

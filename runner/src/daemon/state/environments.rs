@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
-use garret_api::runner::{Desired, Happening};
+use garret_api::runner::{Desired, EventKind};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Json, bounded_json, events, json};
@@ -127,7 +127,7 @@ pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()
 
 /// Ends the run that `environment` is of, with the status it has and the run's one final event. Returns false, and
 /// changes nothing, if that run has ended before or a newer one has replaced it.
-pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &Happening) -> rusqlite::Result<bool> {
+pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &EventKind) -> rusqlite::Result<bool> {
     let ended = db
         .prepare_cached(
             "UPDATE environments SET observed_generation = generation, status = ?4, rebuild = ?5
@@ -211,7 +211,7 @@ pub fn end_without_machine(
     environment.status.problem = None;
     let generation = environment.generation;
     let last = match environment.desired {
-        Desired::Stopped => Happening::Stopped { generation },
+        Desired::Stopped => EventKind::Stopped { generation },
         Desired::Running => {
             let problem = problem.cloned().unwrap_or_else(|| Problem::new("stopped", "the machine was stopped"));
             environment.status.problem = Some(problem.clone());
@@ -231,9 +231,9 @@ pub fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Resul
     Ok(())
 }
 
-fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> Happening {
+fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> EventKind {
     let progress = Progress::Failed { step: step.into(), problem };
-    Happening::Environment { generation: environment.generation, progress }
+    EventKind::Environment { generation: environment.generation, progress }
 }
 
 /// Stores a step of the run that `environment` belongs to. A run that has ended or was replaced stores no more steps.
@@ -241,7 +241,7 @@ pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Pro
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let runs = get(db, id)?.is_some_and(|row| row.uid == *uid && row.generation == *generation && !row.settled());
     match runs {
-        true => events::add(db, *uid, Some(id), &Happening::Environment { generation: *generation, progress }),
+        true => events::add(db, *uid, Some(id), &EventKind::Environment { generation: *generation, progress }),
         false => Ok(()),
     }
 }
@@ -261,6 +261,6 @@ pub fn forget(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result
         .execute(params![id, uid, generation])?;
     match gone {
         0 => Ok(()),
-        _ => events::add(db, *uid, Some(id), &Happening::Removed { generation: *generation }),
+        _ => events::add(db, *uid, Some(id), &EventKind::Removed { generation: *generation }),
     }
 }

@@ -1,6 +1,6 @@
 //! The table of events: the newest [`EVENTS_MAX`] of each developer.
 
-use garret_api::runner::{Event, Happening};
+use garret_api::runner::{Event, EventKind};
 use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{bounded_json, environments, machines, now_ms};
@@ -29,17 +29,17 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Event> {
         at_ms: row.get(1)?,
         developer: row.get(2)?,
         environment: row.get(3)?,
-        what: happening(&row.get::<_, String>(4)?),
+        what: event_kind(&row.get::<_, String>(4)?),
     })
 }
 
 /// An event that only a newer runner understands must not hide the others.
-fn happening(text: &str) -> Happening {
-    serde_json::from_str(text).unwrap_or(Happening::Unknown)
+fn event_kind(text: &str) -> EventKind {
+    serde_json::from_str(text).unwrap_or(EventKind::Unknown)
 }
 
 /// Adds an event of this developer. Adds none if the machine's row does not exist.
-pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &Happening) -> rusqlite::Result<()> {
+pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO events (at_ms, uid, developer, environment, what)
          SELECT ?, uid, owner, ?, ? FROM machines WHERE uid = ?",
@@ -126,7 +126,7 @@ mod tests {
     fn add_output(db: &Connection, count: u64, text: &str) {
         machines::put(db, &machine(7)).unwrap();
         let progress = Progress::Output { step: "s".into(), text: text.into() };
-        let what = Happening::Environment { generation: 1, progress };
+        let what = EventKind::Environment { generation: 1, progress };
         (0..count).for_each(|_| add(db, 7, Some("e"), &what).unwrap());
     }
 
@@ -166,7 +166,7 @@ mod tests {
         assert!(few * 8 < all, "{few:?} where reading everything takes {all:?}");
 
         assert_eq!(last_removal(&db, 7, "e").unwrap(), 0);
-        add(&db, 7, Some("e"), &Happening::Removed { generation: u64::MAX >> 1 }).unwrap();
+        add(&db, 7, Some("e"), &EventKind::Removed { generation: u64::MAX >> 1 }).unwrap();
         let removal = last(&db, &Scope::All).unwrap();
         add_output(&db, 3, "x");
         assert_eq!(last_removal(&db, 7, "e").unwrap(), removal);

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use garret_api::runner::{Desired, Happening, MachinePhase};
+use garret_api::runner::{Desired, EventKind, MachinePhase};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
@@ -161,7 +161,7 @@ pub fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -
         now_ms() / 1000,
         uid
     ])?;
-    events::add(db, uid, None, &Happening::Machine { phase, reason: reason.into() })
+    events::add(db, uid, None, &EventKind::Machine { phase, reason: reason.into() })
 }
 
 /// Changes only the desired state.

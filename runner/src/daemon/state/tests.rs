@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
-use garret_api::runner::{Desired, Happening, MachinePhase};
+use garret_api::runner::{Desired, EventKind, MachinePhase};
 
 use super::events::EVENTS_MAX;
 use super::*;
@@ -107,9 +107,9 @@ fn a_text_without_bounds_is_not_kept() {
     let problem = garret_api::Problem::new("internal", "x".repeat(TEXT_MAX));
     let status = EnvironmentStatus { problem: Some(problem.clone()), ..row.status.clone() };
     let large = EnvironmentRow { status: status.clone(), ..row.clone() };
-    let last = Happening::Stopped { generation: 1 };
+    let last = EventKind::Stopped { generation: 1 };
     for refused in [
-        events::add(&db, 7, Some("e"), &Happening::Problem { problem }),
+        events::add(&db, 7, Some("e"), &EventKind::Problem { problem }),
         environments::observe(&db, &row, &status),
         environments::put(&db, &large),
         environments::end_run(&db, &large, &last).map(drop),
@@ -141,7 +141,7 @@ fn an_id_of_another_developer_is_not_written() {
     let theirs = EnvironmentRow { generation: 9, ..environment(8, "a") };
     assert!(environments::put(&db, &theirs).is_err());
     let ready = EnvironmentRow { generation: 1, ..theirs.clone() };
-    assert!(!environments::end_run(&db, &ready, &Happening::Stopped { generation: 1 }).unwrap());
+    assert!(!environments::end_run(&db, &ready, &EventKind::Stopped { generation: 1 }).unwrap());
     environments::observe(&db, &EnvironmentRow { generation: 0, ..theirs.clone() }, &theirs.status).unwrap();
     environments::add_progress(&db, &ready, Progress::Started { step: "x".into() }).unwrap();
     environments::remove(&db, 8, "a").unwrap();
@@ -150,19 +150,19 @@ fn an_id_of_another_developer_is_not_written() {
     assert_eq!(happened(&db), []);
 }
 
-fn happened(db: &Connection) -> Vec<Happening> {
+fn happened(db: &Connection) -> Vec<EventKind> {
     events::after(db, 0, &Scope::All).unwrap().into_iter().map(|event| event.what).collect()
 }
 
 /// The final events, as `generation: result`.
 fn finals(db: &Connection) -> Vec<String> {
     let last = |what| match what {
-        Happening::Environment { generation, progress: Progress::Ready { .. } } => Some(format!("{generation}: ready")),
-        Happening::Environment { generation, progress: Progress::Failed { problem, .. } } => {
+        EventKind::Environment { generation, progress: Progress::Ready { .. } } => Some(format!("{generation}: ready")),
+        EventKind::Environment { generation, progress: Progress::Failed { problem, .. } } => {
             Some(format!("{generation}: {}", problem.code))
         }
-        Happening::Stopped { generation } => Some(format!("{generation}: stopped")),
-        Happening::Removed { generation } => Some(format!("{generation}: removed")),
+        EventKind::Stopped { generation } => Some(format!("{generation}: stopped")),
+        EventKind::Removed { generation } => Some(format!("{generation}: removed")),
         _ => None,
     };
     happened(db).into_iter().filter_map(last).collect()
@@ -176,7 +176,7 @@ fn a_run_ends_once_and_nothing_follows_its_end() {
     environments::put(&db, &row).unwrap();
     let ready = EnvironmentStatus { phase: EnvironmentPhase::Ready, ..row.status.clone() };
     let done = EnvironmentRow { status: ready.clone(), rebuild: false, ..row.clone() };
-    let last = Happening::Environment { generation: 1, progress: Progress::Ready { environment: ready.clone() } };
+    let last = EventKind::Environment { generation: 1, progress: Progress::Ready { environment: ready.clone() } };
     assert!(environments::end_run(&db, &done, &last).unwrap());
     assert!(!environments::end_run(&db, &done, &last).unwrap());
     environments::add_progress(&db, &row, Progress::Started { step: "late".into() }).unwrap();
@@ -193,7 +193,7 @@ fn a_replaced_run_is_cancelled_and_its_end_changes_nothing() {
     environments::put(&db, &old).unwrap();
     environments::cancel_run(&db, &old, "another run was asked for").unwrap();
     environments::put(&db, &EnvironmentRow { generation: 2, ..old.clone() }).unwrap();
-    let last = Happening::Environment { generation: 1, progress: Progress::Ready { environment: old.status.clone() } };
+    let last = EventKind::Environment { generation: 1, progress: Progress::Ready { environment: old.status.clone() } };
     assert!(!environments::end_run(&db, &old, &last).unwrap());
     environments::add_progress(&db, &old, Progress::Started { step: "late".into() }).unwrap();
     assert!(!environments::get(&db, "a").unwrap().unwrap().settled());
@@ -284,7 +284,7 @@ fn events_are_bounded_per_developer() {
     let db = memory();
     machines::put(&db, &machine(1)).unwrap();
     machines::put(&db, &machine(2)).unwrap();
-    let what = |step: &str| Happening::Environment { generation: 1, progress: Progress::Started { step: step.into() } };
+    let what = |step: &str| EventKind::Environment { generation: 1, progress: Progress::Started { step: step.into() } };
     events::add(&db, 2, Some("quiet"), &what("kept")).unwrap();
     for _ in 0..EVENTS_MAX + 500 {
         events::add(&db, 1, Some("noisy"), &what("noise")).unwrap();
@@ -304,7 +304,7 @@ fn an_event_of_a_newer_runner_hides_no_other() {
     for what in [r#"{"type": "port"}"#, r#"{"type": "squeeze", "means": "new"}"#, "not even JSON"] {
         db.execute("UPDATE events SET what = ? WHERE id = 1", [what]).unwrap();
         let events = events::after(&db, 0, &Scope::All).unwrap();
-        assert_eq!((events.len(), &events[0].what), (2, &Happening::Unknown), "{what}");
+        assert_eq!((events.len(), &events[0].what), (2, &EventKind::Unknown), "{what}");
         // It is passed on in a form that a reader tolerates.
         let text = serde_json::to_string(&events[0]).unwrap();
         assert_eq!(serde_json::from_str::<garret_api::runner::Event>(&text).unwrap(), events[0]);
