@@ -11,12 +11,13 @@ crates=(./*/Cargo.toml)
 nameless=$(grep -L '^name = "garret' "${crates[@]}" || true)
 [ -z "$nameless" ] || die "the crate's name does not begin with garret: $nameless"
 # C sources and libraries of Debian are compiled into some.
-key=$({ rustc -vV; dpkg-query -W gcc libc6-dev libcap-ng-dev; } \
+packages=$(dpkg-query -W gcc libc6-dev libcap-ng-dev) || die "packages are missing: run \`make setup\`"
+key=$({ rustc -vV; echo "$packages"; } \
   | digest Cargo.lock Cargo.toml "${crates[@]}" .cargo/config.toml "$here/dependencies.sh")
 
 # compiled_dependencies OUT
 compiled_dependencies() {
-  tar -c --exclude='*garret*' target/CACHEDIR.TAG target/{.,*-linux-gnu}/release/{deps,build,.fingerprint} | tar -x -C "$1"
+  tar -c --exclude='*garret*' target/{.,*-linux-gnu}/release/{deps,build,.fingerprint} | tar -x -C "$1"
 }
 
 target=${2:-.}/target
@@ -24,6 +25,8 @@ case "${1:-}" in
   keep) build_once dependencies "$key" compiled_dependencies >/dev/null ;;
   take)
     if [ ! -e "$target" ] && [ -d "$cache_root/dependencies/$key" ]; then
+      # Of a `take` that was killed.
+      find "${target%/*}" -maxdepth 1 -name 'target.??????' -mmin +60 -exec rm -rf {} +
       copy=$(mktemp -d "$target.XXXXXX"); trap 'rm -rf "$copy"' EXIT
       cp -a "$cache_root/dependencies/$key/target/." "$copy"
       # Another `take` may have been first.

@@ -128,8 +128,11 @@ impl Environments {
         let entry = self.entry(id).unwrap_or_else(|_| Entry::new(self.store.clone(), Record::new(id, "")));
         entry.cancel();
         let _guard = entry.gate.lock().await;
-        self.remove_parts(&entry).await?;
-        entry.delete_record().await?;
+        // Another removal may have come first, and a new environment with this id after it.
+        if !entry.is_removed() {
+            self.remove_parts(&entry).await?;
+            entry.delete_record().await?;
+        }
         let mut entries = self.lock();
         if entries.get(id).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
             entries.remove(id);

@@ -2,7 +2,8 @@
 
 use super::Options;
 use anyhow::{Context, bail};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -82,13 +83,17 @@ impl Stage {
         self.path().join("log").join(name)
     }
 
-    /// Copies the logs to where the caller wants them.
+    /// Copies the logs to where the caller wants them. This may be root in another user's folder: no link there is followed.
     pub fn keep_logs(&self, to: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(self.path().join("log"))? {
             let entry = entry?;
             if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), to.join(entry.file_name()))?;
+                let kept = to.join(entry.file_name());
+                if kept.symlink_metadata().is_ok() {
+                    fs::remove_file(&kept)?;
+                }
+                io::copy(&mut File::open(entry.path())?, &mut File::create_new(&kept)?)?;
             }
         }
         Ok(())

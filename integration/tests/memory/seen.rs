@@ -12,10 +12,15 @@ const AT_REST: u64 = 40 * MIB;
 fn top_shows_everything_to_root_and_each_developer_their_own() {
     let team = Team::assemble();
     // A guest that was idle or paused in the test before may not have reported since.
+    let mut all = top();
     wait_slowly("every guest reports its pressure", 30, || {
-        top()["machines"].as_array().unwrap().iter().all(|machine| machine["pressure_some"].is_number())
+        all = top();
+        let reports = all["machines"].as_array().unwrap().iter().all(|machine| machine["pressure_some"].is_number());
+        if !reports {
+            println!("{all}");
+        }
+        reports
     });
-    let all = top();
     assert_eq!(all["machines"].as_array().unwrap().len(), TEAM.len(), "{all}");
     for machine in all["machines"].as_array().unwrap() {
         let figure = |name: &str| machine[name].as_u64().unwrap_or_else(|| panic!("no {name} in {machine}"));

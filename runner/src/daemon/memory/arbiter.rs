@@ -91,7 +91,7 @@ impl Arbiter {
             let Some(history) = self.machines.get_mut(&uid) else { continue };
             let unplugs = history.limit.is_pending() && machine.swapped < SWAPPED_MUCH;
             if squeezed || machine.paused || unplugs {
-                history.idle_swap.suspend(elapsed);
+                history.idle_swap.skip_cycle(elapsed);
                 continue;
             }
             let Some(step) = history.idle_swap.next_step(machine, history.idle_for, room, elapsed) else { continue };

@@ -66,7 +66,7 @@ impl IdleSwap {
         elapsed: Duration,
     ) -> Option<Step> {
         if idle_for < IDLE_MIN || machine.needed {
-            self.suspend(elapsed);
+            self.skip_cycle(elapsed);
             return None;
         }
         self.awake_for = Duration::ZERO;
@@ -90,7 +90,7 @@ impl IdleSwap {
 
     /// The machine is awake, or its memory is managed by another means. Memory swapped in meanwhile counts when it is
     /// idle again.
-    pub fn suspend(&mut self, elapsed: Duration) {
+    pub fn skip_cycle(&mut self, elapsed: Duration) {
         self.awake_for = self.awake_for.saturating_add(elapsed);
         self.quiet_for = self.quiet_for.saturating_add(elapsed);
         self.since_step = Duration::ZERO;
