@@ -1,8 +1,13 @@
 //! A daemon for unit tests: its folders are in a temporary folder, and no machine can start.
 
+use std::fs;
+use std::future::IntoFuture;
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::Router;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::Daemon;
@@ -32,4 +37,39 @@ pub fn daemon_with(
     let host = |_: &Config| Host { cpus: 2, memory_mib: 4000, swap_mib: 0, reserve_mib: 256 };
     let store = Store::open(&folder.join("state.db")).unwrap();
     Daemon::new(config, network, host, store, names)
+}
+
+/// Serves this router as the agent of the machine: behind the vsock socket of a VMM. The daemon connects only after
+/// `set_vmm`.
+pub fn serve_agent(daemon: &Daemon, machine: &str, router: Router) {
+    let socket = daemon.paths(machine).vsock_socket();
+    fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
+}
+
+/// A VMM's vsock socket, behind which an HTTP server listens.
+struct Vsock(UnixListener);
+
+impl axum::serve::Listener for Vsock {
+    type Io = UnixStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (UnixStream, ()) {
+        loop {
+            let (mut stream, _) = self.0.accept().await.unwrap();
+            // A caller may disconnect at its deadline.
+            if handshake(&mut stream).await.is_ok() {
+                return (stream, ());
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn handshake(stream: &mut UnixStream) -> std::io::Result<()> {
+    while stream.read_u8().await? != b'\n' {}
+    stream.write_all(b"OK 1\n").await
 }

@@ -19,6 +19,8 @@ use crate::daemon::Daemon;
 const STALE_AFTER: Duration = Duration::from_secs(15);
 /// How long the agent may take to start its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long errors may have the reason that the guest is still booting.
+const BOOT_TIME: Duration = Duration::from_secs(60);
 /// A stream that is silent for longer is dropped; the agent promises a line every 10 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The minimum time between two lines that are read, so that a guest cannot flood the daemon.
@@ -74,14 +76,15 @@ fn view(report: &MemoryReport) -> GuestView {
 
 /// Follows the reports until the task is aborted. Calls `connected` whenever a new stream begins.
 pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
-    let agent = daemon.agent(&machine, DEADLINE);
     let problem = LogOnChange::of(format!("memory reports of {machine}"));
     let mut delay = RETRY_DELAY;
-    let mut known = false;
+    let (mut known, watched_since) = (false, Instant::now());
     loop {
         // A paused guest does not answer, and connections to it would only accumulate.
         daemon.memory.pauses.wait_until_running(uid).await;
         let began = Instant::now();
+        // A new client each time: it accepts only the VMM that is known now, and an adopted one may not be known yet.
+        let agent = daemon.agent(&machine, DEADLINE);
         let ended = match agent.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await {
             Ok(lines) => {
                 known = true;
@@ -89,7 +92,7 @@ pub async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Rep
                 listen(&daemon.memory.wake, &reports, lines).await
             }
             // The guest is still booting. Its driver watches that.
-            Err(_) if !known => {
+            Err(_) if !known && watched_since.elapsed() < BOOT_TIME => {
                 tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
@@ -136,6 +139,8 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
+    use crate::accounts::NameService;
+    use crate::daemon::testing;
 
     /// What the follower makes of a guest that sends this text.
     async fn receive(said: &'static str) -> (Reports, String, bool) {
@@ -152,6 +157,26 @@ mod tests {
     }
 
     const REPORT: &str = r#"{"total":8,"free":1,"available":2,"cold":3,"swap_total":4,"swap_used":5,"#;
+
+    #[tokio::test]
+    async fn machine_is_followed_whose_vmm_is_identified_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
+        let report = format!("{REPORT}\"short\":false,\"reclaimed\":0,\"oom_kills\":0}}\n");
+        testing::serve_agent(&daemon, "dev7", Router::new().route("/v1/memory", get(async move || report)));
+        daemon.memory.pauses.started(7);
+        let reports = Reports::default();
+        let follower = tokio::spawn(follow(daemon.clone(), 7, "dev7".into(), reports.clone(), || {}));
+        // Its first attempts fail.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(reports.fresh(), None);
+        daemon.set_vmm("dev7", Some(std::process::id()));
+        while reports.fresh().is_none() {
+            assert!(!follower.is_finished());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        follower.abort();
+    }
 
     #[tokio::test]
     async fn the_last_report_counts_and_one_that_is_short_wakes() {

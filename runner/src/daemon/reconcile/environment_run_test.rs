@@ -7,8 +7,6 @@ use std::sync::{Mutex, OnceLock};
 
 use axum::{Router, routing};
 use hyper::StatusCode;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
 use super::super::driver::Driver;
@@ -73,41 +71,12 @@ async fn output_of_alternating_steps_is_paced_and_complete() {
     assert_eq!(steps, ["a", "b", "b", "a"]);
 }
 
-/// A VMM's vsock socket, behind which an HTTP server listens.
-struct Vsock(UnixListener);
-
-impl axum::serve::Listener for Vsock {
-    type Io = UnixStream;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (UnixStream, ()) {
-        loop {
-            let (mut stream, _) = self.0.accept().await.unwrap();
-            // A caller may disconnect at its deadline.
-            if handshake(&mut stream).await.is_ok() {
-                return (stream, ());
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-async fn handshake(stream: &mut UnixStream) -> std::io::Result<()> {
-    while stream.read_u8().await? != b'\n' {}
-    stream.write_all(b"OK 1\n").await
-}
-
 /// The current run of `row`, in a machine whose agent is `router`.
 async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> EnvironmentRun {
     let (daemon, _poked) = testing::daemon(folder, NameService::default());
     let kept = row.clone();
     daemon.write(move |db| machines::put(db, &machine(7)).and_then(|()| environments::put(db, &kept))).await.unwrap();
-    let socket = daemon.paths("dev7").vsock_socket();
-    fs::create_dir_all(socket.parent().unwrap()).unwrap();
-    tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
+    testing::serve_agent(&daemon, "dev7", router);
     daemon.set_vmm("dev7", Some(std::process::id()));
     EnvironmentRun { daemon, machine: "dev7".into(), row }
 }
