@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The compiled dependencies, cached for all clones. `keep`: this clone's go into the cache, if it has none yet for the same
 # inputs. `take [FOLDER]`: a tree that has compiled nothing (this one, or FOLDER) gets them.
-# Nothing of garret's own crates is kept: cargo takes a source file that is older than its compiled form for unchanged, and
-# another clone's file may be older. All of them have `garret` in their names.
+# No fingerprint of garret's own crates is kept, so they are compiled again: cargo takes a source file that is older than its
+# compiled form for unchanged, and another clone's file may be older. All of them have `garret` in their names.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"

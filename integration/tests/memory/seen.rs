@@ -11,7 +11,7 @@ const AT_REST: u64 = 40 * MIB;
 #[test]
 fn top_shows_everything_to_root_and_each_developer_their_own() {
     let team = Team::assemble();
-    // A guest that was idle or paused in the test before may not have reported since.
+    // A guest that was paused in the test before may not have reported since.
     let mut all = top();
     wait_slowly("every guest reports its pressure", 30, || {
         all = top();

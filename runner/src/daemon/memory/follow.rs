@@ -166,15 +166,13 @@ mod tests {
         testing::serve_agent(&daemon, "dev7", Router::new().route("/v1/memory", get(async move || report)));
         daemon.memory.pauses.started(7);
         let reports = Reports::default();
-        let follower = tokio::spawn(follow(daemon.clone(), 7, "dev7".into(), reports.clone(), || {}));
+        let (connected, mut connections) = tokio::sync::mpsc::unbounded_channel();
+        let follower = follow(daemon.clone(), 7, "dev7".into(), reports.clone(), move || connected.send(()).unwrap());
+        let follower = tokio::spawn(follower);
         // Its first attempts fail.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(reports.fresh(), None);
+        tokio::time::timeout(Duration::from_millis(100), connections.recv()).await.unwrap_err();
         daemon.set_vmm("dev7", Some(std::process::id()));
-        while reports.fresh().is_none() {
-            assert!(!follower.is_finished());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        tokio::time::timeout(Duration::from_secs(60), connections.recv()).await.expect("it connects").unwrap();
         follower.abort();
     }
 
