@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod client;
 mod line;
+mod operation;
 mod problem;
 pub mod runner;
 pub mod stream;

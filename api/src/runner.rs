@@ -21,6 +21,8 @@
 //! | `DELETE /v1/environments/{id}/local-env` | → 204; none is kept |
 //! | `GET /v1/environments/{id}/log` | → text: the container's own output |
 //! | `GET /v1/environments/{id}/exec` | WebSocket: in the devcontainer |
+//! | `GET /v1/operations` | → list of [`Operation`], the newest first |
+//! | `GET /v1/operations/{id}?wait=SECONDS` | → [`Operation`]; with `wait`, when it has ended, or after that time |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`] of everything the caller may see |
 //!
 //! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are strict:
@@ -35,6 +37,8 @@ use utoipa::ToSchema;
 use crate::Problem;
 use crate::agent::{EnvironmentStatus, Progress};
 use crate::vmm::Landlock;
+
+pub use crate::operation::{Operation, OperationKind, Outcome};
 
 /// The daemon's socket, unless `GARRET_SOCKET` or `--socket` says otherwise.
 pub const SOCKET: &str = "/run/garret/garret.sock";
@@ -118,6 +122,9 @@ pub struct Machine {
     pub since: u64,
     /// The number of the developer's newest event: `events?after=` this shows only what is new.
     pub last_event: u64,
+    /// The last operation on the machine: after a request that changed something, the one that it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
 }
 
 /// What a machine is doing.
@@ -183,6 +190,9 @@ pub struct Environment {
     pub status: EnvironmentStatus,
     /// The number of its newest event: `events?after=` this shows only what is new.
     pub last_event: u64,
+    /// The last operation on it: after a request that changed something, the one that it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
 }
 
 /// Something that happened.

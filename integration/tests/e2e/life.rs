@@ -117,4 +117,8 @@ fn stopping_leaves_nothing_running_and_starting_brings_all_back() {
     ALICE.garret(&["start", "--machine"]).ok();
     wait_until("the environment is ready again", 120, || workspace.environment()["status"]["phase"] == "ready");
     assert_eq!(workspace.sh("cat ~/data").ok(), "data\n");
+    let operations = ALICE.json(&["operations"]);
+    let of_machine = operations.as_array().unwrap().iter().filter(|one| one["environment"].is_null());
+    let ended: Vec<_> = of_machine.take(2).map(|one| (&one["kind"], &one["outcome"]["result"])).collect();
+    assert_eq!(ended, [(&"start".into(), &"succeeded".into()), (&"stop".into(), &"succeeded".into())]);
 }

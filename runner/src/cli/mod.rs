@@ -9,6 +9,7 @@ mod follow;
 mod local_env;
 mod logs;
 mod ls;
+mod operations;
 mod output;
 mod progress;
 mod rm;
@@ -65,6 +66,8 @@ enum Command {
     Ls,
     /// Show everything about an environment or a machine.
     Show(show::Show),
+    /// List what was requested of machines and environments, by which account, and how it ended.
+    Operations,
     /// Show the memory of the host and of the running machines, live.
     Top(top::Top),
     /// Show the output of a container, or of a machine's console.
@@ -134,6 +137,7 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
         Command::Shell(shell) => shell.run(&client).await,
         Command::Ls => ls::run(&client, json).await,
         Command::Show(show) => show.run(&client, json).await,
+        Command::Operations => operations::run(&client, json).await,
         Command::Top(top) => top.run(&client, json).await,
         Command::Logs(logs) => logs.run(&client).await,
         Command::Stop(stop) => stop.run(&client).await,

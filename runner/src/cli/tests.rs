@@ -19,6 +19,7 @@ pub fn machine(developer: &str) -> Machine {
         landlock: None,
         since: 1,
         last_event: 0,
+        operation: None,
     }
 }
 
@@ -40,6 +41,7 @@ pub fn environment(id: &str, developer: &str, workspace: &str) -> Environment {
             problem: None,
         },
         last_event: 0,
+        operation: None,
     }
 }
 
@@ -69,6 +71,7 @@ fn command_lines_are_understood() {
         "garret ls --json",
         "garret --json ls",
         "garret show --machine --json",
+        "garret operations --json",
         "garret logs --machine --follow",
         "garret logs folder -f",
         "garret stop",

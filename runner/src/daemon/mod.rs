@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod deadlines;
 mod dedicated_runtime;
 mod disk;
 mod keyed_semaphore;

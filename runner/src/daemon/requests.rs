@@ -1,14 +1,15 @@
 //! Pure functions from a stored row and a request to the new row.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
-use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineRequest};
+use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind};
 
 use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
-use crate::config::{Limits, Policy};
+use crate::config::{Limits, MachineDefaults, Policy};
 
 /// The longest path, in bytes: no system call accepts a longer one.
 const PATH_MAX: usize = 4096;
@@ -22,6 +23,9 @@ const MEMORY_MAX_MIB: u32 = 1 << 20;
 const WEIGHT_MAX: u32 = 10_000;
 /// The default weight.
 pub const WEIGHT: u32 = 100;
+/// How much longer than the configured deadlines an operation may take: machines start a few at a time, and what they
+/// leave on the host is removed.
+const OPERATION_SLACK: Duration = Duration::from_secs(600);
 
 /// The machine as the request wants it. A request to run a failed machine is a request to retry: the failure is
 /// cleared.
@@ -61,6 +65,44 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
         phase: if again { MachinePhase::Stopped } else { machine.phase },
         ..machine.clone()
     })
+}
+
+/// The operation that a request begins, if it changes whether the machine should run.
+pub fn machine_operation(kept: Option<&MachineRow>, wanted: &MachineRow) -> Option<OperationKind> {
+    let desired = kept.map_or(Desired::Stopped, |kept| kept.desired);
+    let again = kept.is_some_and(|kept| kept.phase != wanted.phase);
+    match wanted.desired {
+        Desired::Running if desired != Desired::Running || again => Some(OperationKind::Start),
+        Desired::Stopped if desired != Desired::Stopped => Some(OperationKind::Stop),
+        _ => None,
+    }
+}
+
+/// How long an operation on a machine may take.
+pub fn machine_operation_time(kind: OperationKind, settings: &MachineDefaults) -> Option<Duration> {
+    let [boot, stop] = [settings.boot_deadline_s, settings.stop_deadline_s].map(Duration::from_secs);
+    match kind {
+        // It may have to stop first.
+        OperationKind::Start => Some(stop + boot + OPERATION_SLACK),
+        OperationKind::Stop | OperationKind::Remove => Some(stop + OPERATION_SLACK),
+        OperationKind::Rebuild | OperationKind::Unknown => None,
+    }
+}
+
+/// The operation that a request begins, if it begins a run.
+pub fn environment_operation(kept: &EnvironmentRow, wanted: &EnvironmentRow) -> Option<OperationKind> {
+    match wanted.desired {
+        _ if wanted.generation == kept.generation => None,
+        Desired::Stopped => Some(OperationKind::Stop),
+        Desired::Running if wanted.rebuild && kept.generation > 0 => Some(OperationKind::Rebuild),
+        Desired::Running => Some(OperationKind::Start),
+    }
+}
+
+/// How long an operation on an environment may take; `None`: a build may take hours.
+pub fn environment_operation_time(kind: OperationKind, settings: &MachineDefaults) -> Option<Duration> {
+    let ends = matches!(kind, OperationKind::Stop | OperationKind::Remove);
+    ends.then(|| Duration::from_secs(settings.stop_deadline_s) + OPERATION_SLACK)
 }
 
 /// Checks a machine's figures against its developer's limits.
@@ -318,6 +360,34 @@ mod tests {
         assert_eq!((row.guaranteed_mib, row.weight), (1024, 200));
         let less = apply_machine(&row, &MachineRequest { memory_mib: Some(300), ..Default::default() }).unwrap();
         assert_eq!((less.memory_mib, less.guaranteed_mib), (300, 300));
+    }
+
+    #[test]
+    fn only_a_request_that_changes_something_begins_an_operation() {
+        use Desired::{Running, Stopped};
+        use MachinePhase::Failed;
+        let row = |desired, phase| MachineRow { desired, phase, ..machine(7) };
+        let stopped = MachinePhase::Stopped;
+        for (kept, wanted, kind) in [
+            (None, row(Running, stopped), Some(OperationKind::Start)),
+            (None, row(Stopped, stopped), None),
+            (Some(row(Stopped, stopped)), row(Running, stopped), Some(OperationKind::Start)),
+            (Some(row(Running, stopped)), row(Running, stopped), None),
+            (Some(row(Running, Failed)), row(Running, stopped), Some(OperationKind::Start)),
+            (Some(row(Running, Failed)), row(Stopped, Failed), Some(OperationKind::Stop)),
+            (Some(row(Stopped, Failed)), row(Stopped, Failed), None),
+        ] {
+            assert_eq!(machine_operation(kept.as_ref(), &wanted), kind, "{kept:?} {wanted:?}");
+        }
+        let first = put(&fresh(), &up());
+        assert_eq!(environment_operation(&fresh(), &first), Some(OperationKind::Start));
+        let ready = ended(first, EnvironmentPhase::Ready);
+        let rebuild = EnvironmentRequest { rebuild: Some("key".into()), ..up() };
+        for (request, kind) in
+            [(up(), None), (rebuild, Some(OperationKind::Rebuild)), (request(Stopped), Some(OperationKind::Stop))]
+        {
+            assert_eq!(environment_operation(&ready, &put(&ready, &request)), kind, "{request:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::admission::Host;
 use super::api::{self, Credentials};
 use super::state::{Store, machines};
-use super::{Daemon, memory, notify, reconcile, resolvers, sweep};
+use super::{Daemon, deadlines, memory, notify, reconcile, resolvers, sweep};
 use crate::accounts::NameService;
 use crate::config::{self, Config};
 use crate::host;
@@ -58,6 +58,7 @@ pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     // A task of its own: it continues while the machines stop.
     tokio::spawn(memory::supervise(daemon.clone()));
     tokio::spawn(resolvers::follow(daemon.clone()));
+    tokio::spawn(deadlines::enforce(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
         served = axum::serve(listener, router).into_future() => served?,

@@ -8,7 +8,9 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
-use garret_api::runner::{Desired, Environment, EnvironmentRequest, MachinePhase, MachineRequest};
+use garret_api::runner::{
+    Desired, Environment, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind, Outcome,
+};
 use hyper::StatusCode;
 use rusqlite::Connection;
 
@@ -16,7 +18,9 @@ use super::body::Body;
 use super::identity::Owner;
 use super::machines::{request_machine, require_running};
 use super::{Peer, Refusal, proxy};
-use crate::daemon::state::{EnvironmentRow, MachineRow, Scope, environments, events, machines};
+use crate::daemon::state::{
+    EnvironmentRow, MachineRow, NewOperation, Scope, environments, events, machines, operations,
+};
 use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
 use crate::host::share::{ExistingMount, ShareSpec};
@@ -97,10 +101,11 @@ pub async fn put(
         Desired::Stopped => ExistingMount::Nothing,
     };
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
-    let machine = request_machine(&daemon, &owned_by, MachineRequest { desired, ..Default::default() }).await?;
+    let machine =
+        request_machine(&daemon, &owned_by, peer.uid, MachineRequest { desired, ..Default::default() }).await?;
     // If the workspace was created again since, its container still has the earlier folder, so it is started again.
     let stopped = found == ExistingMount::Other || container_has_stopped(&daemon, &machine, &id).await;
-    let policy = daemon.config.policy.clone();
+    let (policy, settings) = (daemon.config.policy.clone(), daemon.config.machine.clone());
     let environment = daemon
         .write(move |db| {
             let mut kept = match environments::get(db, &id)? {
@@ -132,6 +137,14 @@ pub async fn put(
                 environments::cancel_run(db, &kept, "another request replaced this run")?;
             }
             environments::put(db, &row)?;
+            if let Some(kind) = requests::environment_operation(&kept, &row) {
+                let allowed = requests::environment_operation_time(kind, &settings);
+                let environment = Some((&*row.id, row.generation));
+                operations::begin(
+                    db,
+                    &NewOperation { kind, uid: owner, environment, requested_by: peer.uid, allowed },
+                )?;
+            }
             show_row(db, row).map(Ok)
         })
         .await??;
@@ -193,7 +206,18 @@ pub async fn remove(
 ) -> Result<StatusCode, Refusal> {
     let (row, machine) = find(&daemon, peer, &id).await?;
     let mut changes = daemon.changes.subscribe();
-    daemon.write(move |db| environments::remove(db, row.uid, &row.id)).await?;
+    let kind = OperationKind::Remove;
+    let allowed = requests::environment_operation_time(kind, &daemon.config.machine);
+    let waits = machine.phase != MachinePhase::Running;
+    daemon
+        .write(move |db| {
+            environments::remove(db, row.uid, &row.id)?;
+            let environment = Some((&*row.id, row.generation));
+            operations::begin(db, &NewOperation { kind, uid: row.uid, environment, requested_by: peer.uid, allowed })?;
+            // Its container is removed at the machine's next start; no client waits for that.
+            if waits { operations::end(db, row.uid, Some(&row.id), &Outcome::Succeeded) } else { Ok(()) }
+        })
+        .await?;
     daemon.poke(machine.uid);
     let gone = async {
         loop {
@@ -311,6 +335,7 @@ fn show_row(db: &Connection, row: EnvironmentRow) -> rusqlite::Result<Environmen
     let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.owner);
     Ok(Environment {
         last_event: events::last(db, &Scope::Environment(row.uid, row.id.clone()))?,
+        operation: operations::last(db, row.uid, Some(&row.id))?,
         id: row.id,
         developer,
         uid: row.uid,

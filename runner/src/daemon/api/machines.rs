@@ -8,7 +8,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use garret_api::Problem;
 use garret_api::agent::LOG_MAX;
-use garret_api::runner::{Desired, Machine, MachinePhase, MachineRequest};
+use garret_api::runner::{Desired, Machine, MachinePhase, MachineRequest, OperationKind};
 use hyper::StatusCode;
 use rusqlite::Connection;
 
@@ -18,7 +18,7 @@ use super::{Peer, Refusal, proxy};
 use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
 use crate::daemon::promises::{demand, promises};
-use crate::daemon::state::{MachineRow, Scope, events, machines, now_ms};
+use crate::daemon::state::{MachineRow, NewOperation, Scope, events, machines, now_ms, operations};
 use crate::daemon::{Daemon, requests, tail};
 
 /// How long the removal of a machine may take before the answer says that it continues.
@@ -92,7 +92,7 @@ pub async fn put(
     {
         return Err(Refusal::invalid(format!("owner: uid {uid} is not the account {name}")));
     }
-    let machine = request_machine(&daemon, &owner, request).await?;
+    let machine = request_machine(&daemon, &owner, peer.uid, request).await?;
     show_machine(&daemon, machine).await
 }
 
@@ -109,10 +109,16 @@ pub async fn remove(
 ) -> Result<StatusCode, Refusal> {
     let uid = find(&daemon, peer, &developer).await?.uid;
     let mut changes = daemon.changes.subscribe();
+    let kind = OperationKind::Remove;
+    let allowed = requests::machine_operation_time(kind, &daemon.config.machine);
+    let removal = NewOperation { kind, uid, environment: None, requested_by: peer.uid, allowed };
     daemon
         .write(move |db| match machines::get(db, uid)? {
-            Some(machine) => machines::put(db, &MachineRow { removed: true, ..machine }),
-            None => Ok(()),
+            Some(machine) if !machine.removed => {
+                machines::put(db, &MachineRow { removed: true, ..machine })?;
+                operations::begin(db, &removal)
+            }
+            _ => Ok(()),
         })
         .await?;
     daemon.poke(uid);
@@ -210,7 +216,12 @@ pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Machin
 }
 
 /// Stores what this request wants of the owner's machine, creates the machine if needed, and starts the work.
-pub async fn request_machine(daemon: &Daemon, owner: &Owner, request: MachineRequest) -> Result<MachineRow, Refusal> {
+pub async fn request_machine(
+    daemon: &Daemon,
+    owner: &Owner,
+    requested_by: u32,
+    request: MachineRequest,
+) -> Result<MachineRow, Refusal> {
     let (uid, owner) = (owner.uid, owner.clone());
     let (host, slots) = (daemon.host(), daemon.network().slots());
     // A developer who may no longer have a machine may still stop an existing one.
@@ -218,7 +229,8 @@ pub async fn request_machine(daemon: &Daemon, owner: &Owner, request: MachineReq
     let started = daemon.started();
     let new_machine =
         limits.as_ref().map(|limits| new_machine(daemon, &owner, &request, limits)).map_err(Problem::clone);
-    let overhead_mib = daemon.config.machine.memory_overhead_mib;
+    let settings = daemon.config.machine.clone();
+    let overhead_mib = settings.memory_overhead_mib;
     let desired = request.desired;
     let written = daemon
         .write(move |db| {
@@ -254,6 +266,10 @@ pub async fn request_machine(daemon: &Daemon, owner: &Owner, request: MachineReq
                 }
             }
             machines::put(db, &wanted)?;
+            if let Some(kind) = requests::machine_operation(kept.as_ref(), &wanted) {
+                let allowed = requests::machine_operation_time(kind, &settings);
+                operations::begin(db, &NewOperation { kind, uid, environment: None, requested_by, allowed })?;
+            }
             if wanted.phase != base.phase {
                 machines::set_phase(db, uid, wanted.phase, "asked to start again")?;
             }
@@ -325,6 +341,7 @@ fn show_row(daemon: &Daemon, db: &Connection, row: MachineRow) -> rusqlite::Resu
     Ok(Machine {
         landlock: daemon.landlock(&row.name),
         last_event: events::last(db, &Scope::Developer(row.uid))?,
+        operation: operations::last(db, row.uid, None)?,
         developer: row.owner,
         uid: row.uid,
         desired: row.desired,

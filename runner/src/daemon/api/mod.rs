@@ -6,6 +6,7 @@ mod events;
 mod host;
 mod identity;
 mod machines;
+mod operations;
 mod peer;
 mod proxy;
 mod refusal;
@@ -45,6 +46,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         )
         .route("/v1/environments/{id}/log", get(environments::log))
         .route("/v1/environments/{id}/exec", get(environments::exec))
+        .route("/v1/operations", get(operations::list))
+        .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/events", get(events::of_all))
         .fallback(async || Refusal::not_found("there is nothing at this path: see the API's description"))
         .method_not_allowed_fallback(async || {
@@ -74,6 +77,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         environments::clear_local_env,
         environments::log,
         environments::exec,
+        operations::list,
+        operations::show,
         events::of_environment,
         events::of_machine,
         events::of_all,

@@ -55,7 +55,7 @@ impl Driver {
     /// Cuts the power of a machine that should have stopped `stop_deadline_s` ago; returns whether it did. The caller
     /// keeps `unwanted_since` between calls.
     async fn cut_power_if_overdue(&mut self, unwanted_since: &mut Option<Instant>) -> bool {
-        let Ok(Some((machine, _))) = self.read_rows().await else { return false };
+        let Ok(Some((machine, ..))) = self.read_rows().await else { return false };
         if self.goal(&machine) == Goal::Run {
             *unwanted_since = None;
             return false;

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use garret_api::Problem;
 use garret_api::agent::EnvironmentStatus;
-use garret_api::runner::{Desired, MachinePhase};
+use garret_api::runner::{Desired, MachinePhase, Operation};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::at_rest;
 use super::backoff::backoff;
 use super::boot_retry::BootRetry;
 use super::disk_failures::DiskFailures;
@@ -20,7 +21,7 @@ use super::environment_run;
 use super::plan::{self, Action, Goal, Observed, Vmm, Work, next_action};
 use crate::daemon::Daemon;
 use crate::daemon::memory::PauseState;
-use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines};
+use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines, operations};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::NetworkConfig;
 
@@ -153,11 +154,12 @@ impl Driver {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.forget_work(ended);
         }
-        let Some((machine, environments)) = self.read_rows().await? else { return Ok(false) };
+        let Some((machine, environments, operation)) = self.read_rows().await? else { return Ok(false) };
         let goal = self.goal(&machine);
         self.track_boot(&machine, goal);
         let recorded = self.record_vmm(&machine).await;
-        let action = next_action(&self.observe(&machine, &environments), goal);
+        let observed = self.observe(&machine, &environments);
+        let action = next_action(&observed, goal);
         tracing::debug!(machine = machine.name, ?action);
         if action != Action::Launch && !matches!(self.vmm, VmmState::Booting(_)) {
             self.start_permit = JoinSet::new();
@@ -165,6 +167,11 @@ impl Driver {
         match action {
             Action::Wait => {
                 recorded?;
+                if let Some(operation) = operation
+                    && let Some(outcome) = at_rest::outcome(&operation, observed.vmm, goal, &machine)
+                {
+                    self.daemon.write(move |db| operations::end_one(db, &operation.id, &outcome)).await?;
+                }
                 self.wait(&machine, &environments).await?;
             }
             Action::Launch if self.start_permit.is_empty() => self.acquire_start_permit().await?,
@@ -257,12 +264,15 @@ impl Driver {
             .await
     }
 
-    pub(super) async fn read_rows(&self) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>)>> {
+    /// The machine, its environments, and the operation on it that is in progress, all of one moment.
+    pub(super) async fn read_rows(
+        &self,
+    ) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>, Option<Operation>)>> {
         let uid = self.uid;
         self.daemon
             .read(move |db| {
                 let Some(machine) = machines::get(db, uid)? else { return Ok(None) };
-                Ok(Some((machine, environments::of_machine(db, uid)?)))
+                Ok(Some((machine, environments::of_machine(db, uid)?, operations::in_progress(db, uid, None)?)))
             })
             .await
     }

@@ -1,5 +1,6 @@
 //! Reconciles actual state toward desired state: one driver task per machine, and a supervisor of the drivers.
 
+mod at_rest;
 mod backoff;
 mod boot;
 mod boot_retry;

@@ -3,7 +3,7 @@
 use garret_api::runner::{Event, EventKind};
 use rusqlite::{Connection, Row, ToSql, params};
 
-use super::{bounded_json, environments, machines, now_ms};
+use super::{bounded_json, environments, machines, now_ms, operations};
 
 /// The number of events stored per developer; one developer's events never displace another's.
 pub const EVENTS_MAX: u64 = 2048;
@@ -38,7 +38,8 @@ fn event_kind(text: &str) -> EventKind {
     serde_json::from_str(text).unwrap_or(EventKind::Unknown)
 }
 
-/// Adds an event of this developer. Adds none if the machine's row does not exist.
+/// Adds an event of this developer, and advances the operation that it is about. Adds none if the machine's row does not
+/// exist.
 pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO events (at_ms, uid, developer, environment, what)
@@ -50,7 +51,7 @@ pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKin
          AND id <= (SELECT id FROM events WHERE uid = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
     )?
     .execute(params![uid, EVENTS_MAX])?;
-    Ok(())
+    operations::advance(db, uid, environment, what)
 }
 
 /// A page of the events after number `after`, oldest first. Empty if there are none.

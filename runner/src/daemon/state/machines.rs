@@ -8,7 +8,7 @@ use garret_api::runner::{Desired, EventKind, MachinePhase};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Json, events, json, now_ms};
+use super::{Json, events, json, now_ms, operations};
 
 /// Identifies a VMM's process. Process ids are reused: only boot id and start time make them unique.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,7 +177,7 @@ pub fn set_vmm(db: &Connection, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Resu
     Ok(())
 }
 
-/// Deletes the machine, its environments and its events.
+/// Deletes the machine, its environments and its events. Its operations stay, and end.
 pub fn forget(db: &Connection, uid: u32) -> rusqlite::Result<()> {
     for statement in [
         "DELETE FROM environments WHERE uid = ?",
@@ -186,5 +186,5 @@ pub fn forget(db: &Connection, uid: u32) -> rusqlite::Result<()> {
     ] {
         db.prepare_cached(statement)?.execute([uid])?;
     }
-    Ok(())
+    operations::end_with_machine(db, uid)
 }

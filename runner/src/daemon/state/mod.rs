@@ -4,6 +4,7 @@ pub mod environments;
 pub mod events;
 mod free_pages;
 pub mod machines;
+pub mod operations;
 mod schema;
 #[cfg(test)]
 pub mod tests;
@@ -23,6 +24,7 @@ use tokio::sync::oneshot;
 pub use environments::EnvironmentRow;
 pub use events::Scope;
 pub use machines::{MachineRow, VmmId};
+pub use operations::NewOperation;
 
 /// The longest text of a guest in one row, in bytes. One thread reads the rows of all developers.
 const TEXT_MAX: usize = 256 * 1024;

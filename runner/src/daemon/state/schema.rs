@@ -58,6 +58,25 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE machines ADD COLUMN home BLOB;
     UPDATE machines SET owner = name, account = CASE WHEN name GLOB '[0-9]*' THEN NULL ELSE name END;
 ",
+    "
+    CREATE TABLE operations (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        developer TEXT NOT NULL,
+        uid INTEGER NOT NULL,
+        environment TEXT,
+        generation INTEGER,
+        requested_by INTEGER NOT NULL,
+        begun_ms INTEGER NOT NULL,
+        deadline_ms INTEGER,
+        step TEXT,
+        ended_ms INTEGER,
+        outcome TEXT
+    ) STRICT;
+    CREATE INDEX operations_of_developer ON operations (uid, environment, number);
+    CREATE UNIQUE INDEX operations_in_progress ON operations (uid, coalesce(environment, '')) WHERE outcome IS NULL;
+",
 ];
 
 /// Migrates the state to the current version.

@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
-use garret_api::runner::{Desired, EventKind, MachinePhase};
+use garret_api::runner::{Desired, EventKind, MachinePhase, Operation, OperationKind};
 
 use super::events::EVENTS_MAX;
 use super::*;
@@ -49,6 +49,24 @@ pub fn environment(uid: u32, id: &str) -> EnvironmentRow {
             workspace_folder: None,
             problem: None,
         },
+    }
+}
+
+/// On the machine of developer 7.
+pub fn operation(kind: OperationKind) -> Operation {
+    Operation {
+        id: "0123456789abcdef0123456789abcdef".into(),
+        kind,
+        developer: "dev7".into(),
+        uid: 7,
+        environment: None,
+        generation: None,
+        requested_by: 7,
+        begun_ms: 1000,
+        deadline_ms: None,
+        step: None,
+        ended_ms: None,
+        outcome: None,
     }
 }
 

@@ -1,0 +1,74 @@
+//! `/v1/operations`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use garret_api::Problem;
+use garret_api::runner::Operation;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use utoipa::IntoParams;
+
+use super::body::Parameters;
+use super::{Peer, Refusal};
+use crate::daemon::Daemon;
+use crate::daemon::state::operations;
+
+/// The longest wait of one request, in seconds.
+const WAIT_MAX_S: u32 = 600;
+
+/// The query of a request for one operation.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OperationParameters {
+    /// Answer when it has ended, or after so many seconds, at most 600.
+    #[serde(default)]
+    wait: u32,
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/operations",
+    responses((
+        status = 200,
+        description = "The newest operations on what the caller may see, the newest first; at most 256.",
+        body = Vec<Operation>
+    ))
+)]
+pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Operation>>, Refusal> {
+    let uid = (!peer.administrator).then_some(peer.uid);
+    Ok(Json(daemon.read(move |db| operations::newest(db, uid)).await?))
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/operations/{id}",
+    params(("id" = String, Path, description = "The operation's id."), OperationParameters),
+    responses(
+        (status = 200, description = "The operation; without an outcome if it is still in progress.", body = Operation),
+        (status = 404, body = Problem)
+    )
+)]
+pub async fn show(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+    Parameters(parameters): Parameters<OperationParameters>,
+) -> Result<Json<Operation>, Refusal> {
+    let until = Instant::now() + Duration::from_secs(parameters.wait.min(WAIT_MAX_S).into());
+    let mut changes = daemon.changes.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let asked = id.clone();
+        let found = daemon.read(move |db| operations::get(db, &asked)).await?;
+        let operation = found
+            .filter(|operation| peer.may(operation.uid))
+            .ok_or_else(|| Refusal::not_found(format!("there is no operation {id}: `garret operations` lists them")))?;
+        if operation.outcome.is_some() || timeout_at(until, changes.changed()).await.is_err() {
+            return Ok(Json(operation));
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The table of operations: the newest [`OPERATIONS_MAX`] of each developer.
+//!
+//! A request begins an operation in the transaction that writes the desired state. The operation of an environment ends
+//! with the one final event of its run; that of a machine ends when its driver has nothing left to do.
+
+use std::time::Duration;
+
+use garret_api::Problem;
+use garret_api::agent::Progress;
+use garret_api::runner::{EventKind, Operation, OperationKind, Outcome};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Json, bounded_json, json, now_ms};
+
+/// The number of operations stored per developer.
+const OPERATIONS_MAX: u32 = 256;
+/// The most operations that are read at once.
+const LIST_MAX: u32 = 256;
+
+/// An operation that a client requests.
+#[derive(Clone, Debug)]
+pub struct NewOperation<'a> {
+    pub kind: OperationKind,
+    /// Whose machine it is about.
+    pub uid: u32,
+    /// The environment's id and the generation of its run; `None`: it is about the machine.
+    pub environment: Option<(&'a str, u64)>,
+    pub requested_by: u32,
+    /// How long it may take.
+    pub allowed: Option<Duration>,
+}
+
+const COLUMNS: &str = "id, kind, developer, uid, environment, generation, requested_by, begun_ms, deadline_ms, step,
+    ended_ms, outcome FROM operations";
+
+fn row(row: &Row<'_>) -> rusqlite::Result<Operation> {
+    Ok(Operation {
+        id: row.get(0)?,
+        kind: row.get::<_, Json<_>>(1)?.0,
+        developer: row.get(2)?,
+        uid: row.get(3)?,
+        environment: row.get(4)?,
+        generation: row.get(5)?,
+        requested_by: row.get(6)?,
+        begun_ms: row.get(7)?,
+        deadline_ms: row.get(8)?,
+        step: row.get(9)?,
+        ended_ms: row.get(10)?,
+        outcome: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
+    })
+}
+
+/// Begins an operation. One on the same machine or environment that has not ended is cancelled.
+pub fn begin(db: &Connection, new: &NewOperation<'_>) -> rusqlite::Result<()> {
+    let environment = new.environment.map(|(id, _)| id);
+    let replaced = Outcome::Cancelled { reason: format!("{} took its place", request_name(new.kind)) };
+    end(db, new.uid, environment, &replaced)?;
+    let now = now_ms();
+    db.prepare_cached(
+        "INSERT INTO operations (id, kind, developer, uid, environment, generation, requested_by, begun_ms, deadline_ms)
+         SELECT lower(hex(randomblob(16))), ?, owner, uid, ?, ?, ?, ?, ? FROM machines WHERE uid = ?",
+    )?
+    .execute(params![
+        json(&new.kind)?,
+        environment,
+        new.environment.map(|(_, generation)| generation),
+        new.requested_by,
+        now,
+        new.allowed.map(|allowed| now + allowed.as_millis() as u64),
+        new.uid
+    ])?;
+    db.prepare_cached(
+        "DELETE FROM operations WHERE uid = ?1 AND outcome IS NOT NULL
+         AND number <= (SELECT number FROM operations WHERE uid = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+    )?
+    .execute(params![new.uid, OPERATIONS_MAX])?;
+    Ok(())
+}
+
+fn request_name(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Start => "a start",
+        OperationKind::Rebuild => "a rebuild",
+        OperationKind::Stop => "a stop",
+        OperationKind::Remove => "a removal",
+        OperationKind::Unknown => "another request",
+    }
+}
+
+/// Ends the operation on this machine or environment that is in progress, if there is one.
+pub fn end(db: &Connection, uid: u32, environment: Option<&str>, outcome: &Outcome) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND environment IS ? AND outcome IS NULL",
+    )?
+    .execute(params![bounded_json(outcome)?, now_ms(), uid, environment])?;
+    Ok(())
+}
+
+/// Ends the operation with this id, unless it has ended.
+pub fn end_one(db: &Connection, id: &str, outcome: &Outcome) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ? WHERE id = ? AND outcome IS NULL")?
+        .execute(params![bounded_json(outcome)?, now_ms(), id])?;
+    Ok(())
+}
+
+/// The machine was removed: this ends its removal, and what was in progress on its environments.
+pub fn end_with_machine(db: &Connection, uid: u32) -> rusqlite::Result<()> {
+    end(db, uid, None, &Outcome::Succeeded)?;
+    let removed = Outcome::Cancelled { reason: "the machine was removed".into() };
+    db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND outcome IS NULL")?
+        .execute(params![json(&removed)?, now_ms(), uid])?;
+    Ok(())
+}
+
+/// The next deadline of an operation in progress, in milliseconds since 1970.
+pub fn next_deadline(db: &Connection) -> rusqlite::Result<Option<u64>> {
+    db.prepare_cached("SELECT min(deadline_ms) FROM operations WHERE outcome IS NULL")?.query_row([], |row| row.get(0))
+}
+
+/// Ends operations whose deadline has passed.
+pub fn expire(db: &Connection, now_ms: u64) -> rusqlite::Result<()> {
+    let problem = Problem::new("deadline", "it did not end by its deadline; the daemon continues to try");
+    db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ?2 WHERE outcome IS NULL AND deadline_ms <= ?2")?
+        .execute(params![json(&Outcome::Failed { problem })?, now_ms])?;
+    Ok(())
+}
+
+/// What an event means for the operation in progress on its machine or environment.
+pub(super) fn advance(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
+    let (generation, change) = match change(what) {
+        Some(change) => change,
+        None => return Ok(()),
+    };
+    let Some(operation) = in_progress(db, uid, environment)? else { return Ok(()) };
+    if operation.generation != generation {
+        return Ok(());
+    }
+    match change {
+        Change::Step(step) => {
+            db.prepare_cached("UPDATE operations SET step = ? WHERE id = ?")?.execute(params![step, operation.id])?;
+            Ok(())
+        }
+        Change::End(outcome) => end(db, uid, environment, &outcome),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Change {
+    Step(String),
+    End(Outcome),
+}
+
+/// What an event means, and for which run. A machine's phase is only a step: its driver knows when it is at rest.
+fn change(what: &EventKind) -> Option<(Option<u64>, Change)> {
+    let ended = |generation: u64, outcome| Some((Some(generation), Change::End(outcome)));
+    match what {
+        EventKind::Machine { reason, .. } => Some((None, Change::Step(reason.clone()))),
+        EventKind::Environment { generation, progress } => match progress {
+            Progress::Started { step } => Some((Some(*generation), Change::Step(step.clone()))),
+            Progress::Ready { .. } => ended(*generation, Outcome::Succeeded),
+            Progress::Failed { problem, .. } if problem.code == "cancelled" => {
+                ended(*generation, Outcome::Cancelled { reason: problem.message.clone() })
+            }
+            Progress::Failed { problem, .. } => ended(*generation, Outcome::Failed { problem: problem.clone() }),
+            Progress::Output { .. } | Progress::Finished { .. } | Progress::Unknown => None,
+        },
+        EventKind::Stopped { generation } | EventKind::Removed { generation } => ended(*generation, Outcome::Succeeded),
+        EventKind::Squeeze { .. } | EventKind::Problem { .. } | EventKind::Unknown => None,
+    }
+}
+
+/// The operation on this machine or environment that has no outcome yet.
+pub fn in_progress(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? AND outcome IS NULL"))?
+        .query_row(params![uid, environment], row)
+        .optional()
+}
+
+/// The last operation on this machine or environment.
+pub fn last(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? ORDER BY number DESC LIMIT 1"))?
+        .query_row(params![uid, environment], row)
+        .optional()
+}
+
+/// The operation with this id.
+pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<Operation>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
+}
+
+/// The newest operations, the newest first; with a uid, those on this developer's machine.
+pub fn newest(db: &Connection, uid: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
+    let condition = if uid.is_some() { "uid = ?" } else { "?1 IS NULL" };
+    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE {condition} ORDER BY number DESC LIMIT {LIST_MAX}"))?
+        .query_map([uid], row)?
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use garret_api::runner::MachinePhase;
+
+    use super::super::tests::{environment, machine, memory};
+    use super::super::{environments, events, machines};
+    use super::*;
+
+    fn new(kind: OperationKind, environment: Option<(&str, u64)>) -> NewOperation<'_> {
+        NewOperation { kind, uid: 7, environment, requested_by: 1000, allowed: Some(Duration::from_secs(5)) }
+    }
+
+    fn with_machine() -> Connection {
+        let db = memory();
+        machines::put(&db, &machine(7)).unwrap();
+        db
+    }
+
+    #[test]
+    fn an_operation_has_one_outcome_and_the_next_cancels_it() {
+        let db = with_machine();
+        begin(&db, &new(OperationKind::Start, None)).unwrap();
+        let start = in_progress(&db, 7, None).unwrap().unwrap();
+        assert_eq!((start.kind, start.requested_by, start.developer.as_str()), (OperationKind::Start, 1000, "dev7"));
+        assert!(start.id.len() == 32 && start.deadline_ms == Some(start.begun_ms + 5000), "{start:?}");
+        begin(&db, &new(OperationKind::Stop, None)).unwrap();
+        end(&db, 7, None, &Outcome::Succeeded).unwrap();
+        end(&db, 7, None, &Outcome::Cancelled { reason: "late".into() }).unwrap();
+        let [stop, start] = &newest(&db, Some(7)).unwrap()[..] else { panic!("not two") };
+        assert_eq!(stop.outcome, Some(Outcome::Succeeded));
+        assert_eq!(start.outcome, Some(Outcome::Cancelled { reason: "a stop took its place".into() }));
+        assert_eq!(last(&db, 7, None).unwrap().as_ref(), Some(stop));
+        assert_eq!(get(&db, &start.id).unwrap().as_ref(), Some(start));
+        assert_eq!(newest(&db, Some(8)).unwrap(), []);
+    }
+
+    #[test]
+    fn the_final_event_of_its_run_ends_an_environments_operation() {
+        let failed = |code: &str| Progress::Failed { step: "s".into(), problem: Problem::new(code, "why") };
+        let status = environment(7, "e").status;
+        let progress = |generation, progress| EventKind::Environment { generation, progress };
+        for (what, outcome) in [
+            (progress(2, Progress::Ready { environment: status.clone() }), Some(Outcome::Succeeded)),
+            (progress(1, Progress::Ready { environment: status }), None),
+            (progress(2, failed("cancelled")), Some(Outcome::Cancelled { reason: "why".into() })),
+            (progress(2, failed("build")), Some(Outcome::Failed { problem: Problem::new("build", "why") })),
+            (progress(2, Progress::Started { step: "pull image".into() }), None),
+            (EventKind::Stopped { generation: 2 }, Some(Outcome::Succeeded)),
+            (EventKind::Removed { generation: 2 }, Some(Outcome::Succeeded)),
+            (EventKind::Machine { phase: MachinePhase::Failed, reason: "it ended".into() }, None),
+        ] {
+            let db = with_machine();
+            begin(&db, &new(OperationKind::Start, Some(("e", 2)))).unwrap();
+            events::add(&db, 7, Some("e"), &what).unwrap();
+            let operation = last(&db, 7, Some("e")).unwrap().unwrap();
+            assert_eq!(operation.outcome, outcome, "{what:?}");
+            let started = matches!(what, EventKind::Environment { progress: Progress::Started { .. }, .. });
+            assert_eq!(operation.step.as_deref(), started.then_some("pull image"), "{what:?}");
+        }
+    }
+
+    #[test]
+    fn a_machines_phases_are_steps_of_its_operation_only() {
+        let db = with_machine();
+        begin(&db, &new(OperationKind::Start, None)).unwrap();
+        begin(&db, &new(OperationKind::Start, Some(("e", 1)))).unwrap();
+        machines::set_phase(&db, 7, MachinePhase::Failed, "no memory").unwrap();
+        let step = |environment| in_progress(&db, 7, environment).unwrap().unwrap().step;
+        assert_eq!((step(None).as_deref(), step(Some("e"))), (Some("no memory"), None));
+    }
+
+    #[test]
+    fn a_removed_machine_leaves_no_operation_in_progress() {
+        let db = with_machine();
+        environments::put(&db, &environment(7, "e")).unwrap();
+        begin(&db, &new(OperationKind::Start, Some(("e", 1)))).unwrap();
+        begin(&db, &new(OperationKind::Remove, None)).unwrap();
+        machines::forget(&db, 7).unwrap();
+        let outcomes: Vec<_> = newest(&db, Some(7)).unwrap().into_iter().map(|one| one.outcome).collect();
+        let cancelled = Outcome::Cancelled { reason: "the machine was removed".into() };
+        assert_eq!(outcomes, [Some(Outcome::Succeeded), Some(cancelled)]);
+    }
+
+    #[test]
+    fn an_operation_fails_at_its_deadline() {
+        let db = with_machine();
+        begin(&db, &new(OperationKind::Stop, None)).unwrap();
+        begin(&db, &NewOperation { allowed: None, ..new(OperationKind::Start, Some(("e", 1))) }).unwrap();
+        let deadline = in_progress(&db, 7, None).unwrap().unwrap().deadline_ms.unwrap();
+        expire(&db, deadline - 1).unwrap();
+        assert_eq!(next_deadline(&db).unwrap(), Some(deadline));
+        expire(&db, deadline).unwrap();
+        assert_eq!(next_deadline(&db).unwrap(), None);
+        let Some(Outcome::Failed { problem }) = last(&db, 7, None).unwrap().unwrap().outcome else { panic!() };
+        assert_eq!(problem.code, "deadline");
+        assert!(in_progress(&db, 7, Some("e")).unwrap().is_some());
+    }
+
+    #[test]
+    fn old_operations_are_dropped_and_one_in_progress_is_kept() {
+        let db = with_machine();
+        begin(&db, &new(OperationKind::Start, Some(("e", 1)))).unwrap();
+        for _ in 0..OPERATIONS_MAX + 40 {
+            begin(&db, &new(OperationKind::Stop, None)).unwrap();
+        }
+        let count: u32 = db.query_row("SELECT count(*) FROM operations", [], |row| row.get(0)).unwrap();
+        assert_eq!(count, OPERATIONS_MAX + 1);
+        assert!(in_progress(&db, 7, Some("e")).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_outcome_of_a_newer_version_is_unknown() {
+        let outcome: Outcome = serde_json::from_str(r#"{"result": "postponed"}"#).unwrap();
+        assert_eq!(outcome, Outcome::Unknown);
+        assert_eq!(serde_json::from_str::<OperationKind>(r#""suspend""#).unwrap(), OperationKind::Unknown);
+    }
+}
