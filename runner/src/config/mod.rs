@@ -193,7 +193,7 @@ pub struct NetworkSection {
     /// What machines may reach on the host and in private networks, as `ADDRESS[/PREFIX][:PORTS]`. With ports, TCP and
     /// UDP; without ports, all protocols. Only a single address can open the host itself.
     pub allow: Vec<host::Allow>,
-    /// The most connections of one machine at a time, 256 or more.
+    /// The most connections of one machine at a time, 256 or more; from its next start.
     pub connections_max: u32,
 }
 

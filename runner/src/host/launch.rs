@@ -152,11 +152,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: CMDLINE.into() },
         root: Some("/root.erofs".into()),
         disks: vec![DiskConfig { id: "data".into(), path: "/data.img".into(), read_only: false, rate_limit: None }],
-        nets: vec![NetConfig {
-            tap: network::TAP.into(),
-            mac: network::mac(launch.slot, launch.network),
-            rate_limit: None,
-        }],
+        nets: vec![NetConfig { tap: network::TAP.into(), mac: network::MAC.into(), rate_limit: None }],
         shares: vec![ShareConfig {
             tag: WORKSPACES_TAG.into(),
             path: "/workspaces".into(),

@@ -330,7 +330,7 @@ impl Driver {
         let guest = host::started(&self.daemon.paths(&machine.name)).and_then(|started| started.guest);
         MachineSetup {
             hostname: hostname(&machine.name),
-            network: Some(host::guest_network(Slot(machine.slot), guest, &self.daemon.network())),
+            network: Some(host::guest_network(guest, &self.daemon.network())),
             ca_bundle,
             registry_mirrors: config.registry_mirrors.clone(),
             proxy: config.proxy.clone(),

@@ -1,5 +1,5 @@
 //! The host's connection table. All machines and the host share it, so it must hold the connections that all of them
-//! may have.
+//! may have. The limit of its size holds for the tables of the machines' namespaces, too.
 
 use std::fs;
 use std::path::Path;
@@ -13,9 +13,9 @@ use super::rules::NEW_CONNECTIONS_PER_S;
 const HOST_CONNECTIONS: u64 = 65_536;
 /// How long a closed TCP connection stays in the table, in seconds; it is no longer counted against its machine.
 const CLOSED_S: u64 = 120;
-/// Kernel memory of one connection, in bytes, including its bucket.
-const CONNECTION_BYTES: u64 = 384;
-/// A full table may use one part in this many of the host's memory.
+/// Kernel memory of one connection, in bytes, including its bucket: it is in the namespace's table and in the host's.
+const CONNECTION_BYTES: u64 = 2 * 384;
+/// Full tables may use one part in this many of the host's memory.
 const MEMORY_PART: u64 = 16;
 /// Entries per bucket of a full table.
 const BUCKET_ENTRIES: u64 = 4;

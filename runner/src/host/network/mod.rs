@@ -1,14 +1,15 @@
 //! A machine's network: its own namespace with a TAP, routed to the host over a veth pair.
 //!
 //! ```text
-//! guest eth0 ─ tap0 ┌ namespace garret-<name> ┐ uplink ─ grt<slot> ┌ host ┐ masquerade ─ internet
-//!   .2/30      .1/30└─────────────────────────┘  .6/30     .5/30   └──────┘
+//! guest eth0 ─── tap0 ┌ namespace garret-<name> ┐ uplink ─ grt<slot> ┌ host ┐ masquerade ─ internet
+//!   192.0.0.2    .1/30└───── source NAT ────────┘  .6/30     .5/30   └──────┘
 //! ```
-//! Each slot owns eight addresses of the pool: the first /30 is between guest and namespace, the second between
-//! namespace and host. A machine reaches only the internet. It reaches no other machine and, unless the configuration
-//! allows it, no address of the host and no private or otherwise special network. Examples are the company's network, and
-//! the link-local block with the cloud's metadata service. IPv6 is off. The namespace drops packets without the guest's
-//! address. Each machine has a limited number of connections in the host's table.
+//! Every guest has the same address, so that a machine's memory can continue in another namespace. Each slot owns eight
+//! addresses of the pool; the second /30 of them is between namespace and host. A machine reaches only the internet. It
+//! reaches no other machine and, unless the configuration allows it, no address of the host and no private or otherwise
+//! special network. Examples are the company's network, and the link-local block with the cloud's metadata service. IPv6
+//! is off. The namespace drops packets without the guest's address, and limits the machine's connections. No process on
+//! the host reaches the guest by an address.
 
 mod allow;
 mod conntrack;
@@ -28,6 +29,12 @@ pub use allow::Allow;
 
 /// The TAP's name in the machine's namespace.
 pub const TAP: &str = "tap0";
+/// The address of every guest, and that of its TAP. They are of the block for hosts behind a translator (RFC 7335), which
+/// is in no other network.
+const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+/// Every guest's hardware address: locally administered, with the guest's address in it.
+pub const MAC: &str = "06:67:c0:00:00:02";
 const ADDRESSES_PER_SLOT: u32 = 8;
 const MTU: u16 = 1500;
 
@@ -56,11 +63,9 @@ impl NetworkConfig {
     }
 }
 
-/// The four addresses of a slot.
+/// The addresses of a slot. The first four belonged to guest and TAP in earlier versions, whose machines may still run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Addresses {
-    tap: Ipv4Addr,
-    guest: Ipv4Addr,
     host: Ipv4Addr,
     uplink: Ipv4Addr,
 }
@@ -68,13 +73,12 @@ struct Addresses {
 fn addresses(slot: Slot, network: &NetworkConfig) -> Addresses {
     let base = u32::from(network.pool.0) + u32::from(slot.0) * ADDRESSES_PER_SLOT;
     let at = |offset| Ipv4Addr::from(base + offset);
-    Addresses { tap: at(1), guest: at(2), host: at(5), uplink: at(6) }
+    Addresses { host: at(5), uplink: at(6) }
 }
 
-/// The guest's interface settings. A machine that has been started keeps its address, as its TAP does, even if the pool
-/// has changed.
-pub fn guest_network(slot: Slot, started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
-    let address = started.unwrap_or_else(|| addresses(slot, network).guest);
+/// The guest's interface settings. A machine that an earlier version started keeps its address, as its TAP does.
+pub fn guest_network(started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
+    let address = started.unwrap_or(GUEST);
     NetworkSetup {
         address,
         prefix: 30,
@@ -84,13 +88,7 @@ pub fn guest_network(slot: Slot, started: Option<Ipv4Addr>, network: &NetworkCon
     }
 }
 
-/// The guest's hardware address: locally administered, and unique because the guest's address is.
-pub fn mac(slot: Slot, network: &NetworkConfig) -> String {
-    let [a, b, c, d] = addresses(slot, network).guest.octets();
-    format!("06:67:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
-}
-
-/// The guest's address in a hardware address that [`mac`] made.
+/// The guest's address in a hardware address, which has it in all versions.
 pub fn guest_of(mac: &str) -> Option<Ipv4Addr> {
     let octets: Vec<u8> = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect::<Option<_>>()?;
     match octets[..] {
@@ -158,16 +156,16 @@ pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyh
     remove(name, slot)?;
     make_room(network, 1)?;
     let (namespace, uplink) = (namespace(name), host_interface(slot));
-    let Addresses { tap, guest, host, uplink: inner } = addresses(slot, network);
+    let Addresses { host, uplink: inner } = addresses(slot, network);
     // Connections of a machine whose removal was interrupted.
-    conntrack::forget(&block_of(guest))?;
+    conntrack::forget(&block_of(inner))?;
     run("ip", &["netns", "add", &namespace], "")?;
     run(
         "ip",
         &["-batch", "-"],
         &format!(
             "link add {uplink} type veth peer name uplink netns {namespace}\n\
-             addr add {host}/30 dev {uplink}\nlink set {uplink} up\nroute add {guest}/32 via {inner}\n"
+             addr add {host}/30 dev {uplink}\nlink set {uplink} up\n"
         ),
     )?;
     run(
@@ -175,13 +173,13 @@ pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyh
         &["-netns", &namespace, "-batch", "-"],
         &format!(
             "link set lo up\naddr add {inner}/30 dev uplink\nlink set uplink up\nroute add default via {host}\n\
-             tuntap add dev {TAP} mode tap user {uid} vnet_hdr\naddr add {tap}/30 dev {TAP}\n\
+             tuntap add dev {TAP} mode tap user {uid} vnet_hdr\naddr add {GATEWAY}/30 dev {TAP}\n\
              link set {TAP} mtu {MTU} up\n"
         ),
     )?;
     let inside =
         "echo 1 >/proc/sys/net/ipv4/ip_forward && echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 && nft -f -";
-    run("ip", &["netns", "exec", &namespace, "sh", "-c", inside], &namespace_rules(guest))
+    run("ip", &["netns", "exec", &namespace, "sh", "-c", inside], &namespace_rules(inner, network.connections_max))
 }
 
 /// Removes the namespace and everything in it. The veth's other end is removed with its peer.
@@ -218,8 +216,8 @@ mod tests {
         let network = network();
         let mut seen = std::collections::BTreeSet::new();
         for slot in 0..network.slots() {
-            let Addresses { tap, guest, host, uplink } = addresses(Slot(slot), &network);
-            for address in [tap, guest, host, uplink] {
+            let Addresses { host, uplink } = addresses(Slot(slot), &network);
+            for address in [host, uplink] {
                 assert!(seen.insert(address), "{address} twice");
                 assert_eq!(address.octets()[..2], [100, 96], "{address} left the pool");
             }
@@ -233,9 +231,9 @@ mod tests {
             let network = NetworkConfig { pool: (Ipv4Addr::new(10, 0, 0, 0), prefix), ..network() };
             let mut blocks = std::collections::BTreeSet::new();
             for slot in (0..network.slots()).take(100) {
-                let Addresses { tap, guest, host, uplink } = addresses(Slot(slot), &network);
-                let block = block_of(guest);
-                assert_eq!([tap, host, uplink].map(block_of), [(); 3].map(|()| block.clone()));
+                let Addresses { host, uplink } = addresses(Slot(slot), &network);
+                let block = block_of(host);
+                assert_eq!(block_of(uplink), block);
                 assert!(blocks.insert(block), "slot {slot} of /{prefix}");
             }
         }
@@ -243,19 +241,18 @@ mod tests {
 
     #[test]
     fn guest_and_tap_share_a_network_and_mac_is_local_unicast() {
-        let setup = guest_network(Slot(3), None, &network());
+        let setup = guest_network(None, &network());
+        assert_eq!((setup.address, setup.gateway), (GUEST, GATEWAY));
         assert_eq!(u32::from(setup.address) >> 2, u32::from(setup.gateway) >> 2);
-        let first = u8::from_str_radix(&mac(Slot(3), &network())[..2], 16).unwrap();
+        let first = u8::from_str_radix(&MAC[..2], 16).unwrap();
         assert_eq!(first & 0b11, 0b10);
     }
 
     #[test]
-    fn a_running_machine_keeps_its_address_over_a_changed_pool() {
-        let before = guest_network(Slot(3), None, &network());
-        let changed = NetworkConfig { pool: (Ipv4Addr::new(10, 99, 0, 0), 16), ..network() };
-        let started = guest_of(&mac(Slot(3), &network()));
-        assert_eq!(guest_network(Slot(3), started, &changed), before);
-        assert_ne!(guest_network(Slot(3), None, &changed), before);
+    fn a_started_machine_keeps_its_address() {
+        assert_eq!(guest_of(MAC), Some(GUEST));
+        let earlier = guest_network(guest_of("06:67:64:60:00:1a"), &network());
+        assert_eq!((earlier.address, earlier.gateway), (Ipv4Addr::new(100, 96, 0, 26), Ipv4Addr::new(100, 96, 0, 25)));
         for other in ["", "06:67:01:02:03", "02:67:01:02:03:04", "06:67:01:02:03:xx", "06:67:01:02:03:04:05"] {
             assert_eq!(guest_of(other), None, "{other}");
         }

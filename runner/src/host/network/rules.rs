@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::allow::Allow;
-use super::{MTU, NetworkConfig, TAP};
+use super::{GATEWAY, GUEST, MTU, NetworkConfig, TAP};
 
-/// New connections of one machine per second. A count (`ct count`) visits every connection in its set, so counted
+/// New connections of one machine per second. A count (`ct count`) visits every connection that it knows, so counted
 /// connections must arrive at a limited rate. At this rate, a flood costs a third of one processor.
 pub const NEW_CONNECTIONS_PER_S: u32 = 500;
 /// The burst of new connections of one machine above that rate: a browser or a package manager opens hundreds.
@@ -37,18 +37,13 @@ const REFUSALS_PER_S: u32 = 20;
 /// The burst of answers to a machine before the rate applies.
 const REFUSALS_BURST: u32 = 50;
 
-/// The most machines whose connections are counted: an address pool has no more slots.
+/// The most machines that get answers: an address pool has no more slots.
 const MACHINES_MAX: u16 = u16::MAX;
 
-/// The host's two tables, in one transaction: no packet ever meets only half of the rules. `running` are the address
-/// blocks of running machines, of whatever pool.
+/// The host's table: the destinations that machines may reach. It is replaced in one transaction, so that no packet ever
+/// meets only half of the rules. `running` are the address blocks of running machines, of whatever pool. Packets that are
+/// `invalid` are not translated, and would leave with the machine's own address.
 pub fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
-    reachable(network, running) + &connections(network.connections_max)
-}
-
-/// The table of destinations that machines may reach. It is replaced as a whole. Packets that are `invalid` are not
-/// translated, and would leave with the guest's own address.
-fn reachable(network: &NetworkConfig, running: &[String]) -> String {
     let pool = format!("{}/{}", network.pool.0, network.pool.1);
     let machines = std::iter::once(&pool).chain(running).map(String::as_str).collect::<Vec<_>>().join(", ");
     let special = SPECIAL.join(", ");
@@ -104,33 +99,6 @@ table inet garret {{
     )
 }
 
-/// The table that limits machines' connections, of those that the other table accepts. Only the rules are replaced. The
-/// sets stay, and their counts with them, because the kernel counts a connection only when it begins. A machine's limit
-/// is in its element of the set, so another limit is another set. A flow without an answer stays `new`, but its later
-/// packets belong to a confirmed entry.
-fn connections(max: u32) -> String {
-    format!(
-        r#"table inet garret_connections {{
-  set rates {{ type ipv4_addr; size {MACHINES_MAX}; flags dynamic; }}
-  set count_{max} {{ type ipv4_addr; size {MACHINES_MAX}; flags dynamic; }}
-  chain connection {{ }}
-  chain input {{ type filter hook input priority filter - 9; policy accept; }}
-  chain forward {{ type filter hook forward priority filter - 9; policy accept; }}
-}}
-flush table inet garret_connections
-table inet garret_connections {{
-  chain connection {{
-    ct status confirmed accept
-    ct state new add @rates {{ ip saddr limit rate over {NEW_CONNECTIONS_PER_S}/second burst {NEW_CONNECTIONS_BURST} packets counter }} drop
-    ct state new add @count_{max} {{ ip saddr ct count over {max} counter }} drop
-  }}
-  chain input {{ iifname "grt*" goto connection; }}
-  chain forward {{ iifname "grt*" goto connection; }}
-}}
-"#
-    )
-}
-
 /// One rule for each allowed entry, and one for the resolvers.
 fn verdicts<'a>(allow: impl Iterator<Item = &'a Allow>, dns: Option<&str>, verdict: &str) -> String {
     let conditions = allow.map(Allow::condition).chain(dns.map(ToOwned::to_owned));
@@ -149,23 +117,45 @@ fn dns_condition(resolvers: &[IpAddr]) -> Option<String> {
 const FRAGMENTS_PER_S: u32 = 5;
 const FRAGMENTS_BURST: u32 = 100;
 
-/// The namespace's tables. Only packets with the guest's address leave, and only few fragments. The namespace itself
-/// accepts only a ping.
+/// The namespace's tables. Only packets with the guest's address leave, translated to that of the uplink, and only few
+/// fragments. The namespace itself accepts only a ping of the guest.
 ///
-/// Fragments are counted at the uplink's egress, because the kernel fragments long packets after the forward chain.
-/// Fragments above the MTU are dropped: each could use 64 KiB of the host's memory. Of whole packets above the MTU,
-/// only TCP packets pass, because they are normally cut into segments. A TCP packet that is fragmented instead counts
-/// at the egress.
-pub fn namespace_rules(guest: Ipv4Addr) -> String {
+/// A machine's connections are limited here, before any of them is in the host's table. A flow without an answer stays
+/// `new`, but its later packets belong to a confirmed entry.
+///
+/// Connection tracking reassembles fragments, so those that are too long are dropped ahead of it. Fragments are counted at
+/// the uplink's egress, because the kernel fragments long packets after the forward chain. Fragments above the MTU are
+/// dropped: each could use 64 KiB of memory. Of whole packets above the MTU, only TCP packets pass, because they are
+/// normally cut into segments. A TCP packet that is fragmented instead counts at the egress.
+pub fn namespace_rules(uplink: Ipv4Addr, connections_max: u32) -> String {
     format!(
         r#"table inet garret {{
-  chain input {{ type filter hook input priority filter; policy drop; icmp type echo-request accept; }}
-  chain forward {{
-    type filter hook forward priority filter; policy drop;
+  chain arriving {{
+    type filter hook prerouting priority -450; policy accept;
+    iifname "{TAP}" ip saddr != {GUEST} drop
     iifname "{TAP}" ip frag-off & 0x3fff != 0 meta length > {MTU} drop
     iifname "{TAP}" meta l4proto != tcp meta length > {MTU} drop
-    iifname "{TAP}" ip saddr {guest} oifname "uplink" accept
-    iifname "uplink" ip daddr {guest} oifname "{TAP}" accept
+    iifname "{TAP}" ip daddr {GATEWAY} notrack
+  }}
+  chain input {{
+    type filter hook input priority filter; policy drop;
+    iifname "{TAP}" icmp type echo-request accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    ct state invalid drop
+    iifname "uplink" oifname "{TAP}" ct state established,related accept
+    iifname "{TAP}" oifname "uplink" goto leaving
+  }}
+  chain leaving {{
+    ct status confirmed accept
+    ct state new limit rate over {NEW_CONNECTIONS_PER_S}/second burst {NEW_CONNECTIONS_BURST} packets counter drop
+    ct state new ct count over {connections_max} counter drop
+    accept
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "uplink" ip saddr {GUEST} snat to {uplink}
   }}
 }}
 table netdev garret {{
@@ -194,7 +184,7 @@ mod tests {
             host_rules(&NetworkConfig { allow, ..network() }, &[]),
             host_rules(&NetworkConfig { resolvers: vec![], allow: vec![], ..network() }, &[]),
             host_rules(&NetworkConfig { pool: (Ipv4Addr::new(44, 0, 0, 0), 8), ..network() }, &[]),
-            namespace_rules(Ipv4Addr::new(100, 96, 0, 2)),
+            namespace_rules(Ipv4Addr::new(100, 96, 0, 6), 8192),
         ] {
             let check = "ip link add uplink type veth peer name beyond; exec nft --check -f -";
             run("unshare", &["--user", "--map-root-user", "--net", "sh", "-c", check], &rules).unwrap();
