@@ -7,7 +7,7 @@ use std::process::Command;
 ///
 /// A child writes it. A test that starts a program at the same moment would inherit this process's open file, and a
 /// file that is open for writing cannot be executed (execve(2), `ETXTBSY`).
-pub fn write(program: &Path, text: &str) {
+pub(crate) fn write(program: &Path, text: &str) {
     let write = ["-c", "printf %s \"$0\" > \"$1\" && chmod 755 \"$1\"", text];
     assert!(Command::new("sh").args(write).arg(program).status().unwrap().success());
 }

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 /// One kind of work that may block. A caller waits at most `deadline`. Work that does not return keeps its thread and
 /// its slot; the number of slots is bounded, so it cannot take all threads.
-pub struct Blocking {
+pub(crate) struct Blocking {
     what: &'static str,
     deadline: Duration,
     places: Semaphore,
@@ -15,7 +15,7 @@ pub struct Blocking {
 
 impl Blocking {
     /// `what` is the subject of the error message; at most `max` run at the same time.
-    pub const fn new(what: &'static str, max: usize, deadline: Duration) -> Self {
+    pub(crate) const fn new(what: &'static str, max: usize, deadline: Duration) -> Self {
         Self { what, deadline, places: Semaphore::const_new(max) }
     }
 
@@ -23,7 +23,7 @@ impl Blocking {
     ///
     /// # Errors
     /// `unavailable`: the work did not return in time, and may still run.
-    pub async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &'static self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {

@@ -1,16 +1,20 @@
-//! The guest's side of garret: PID 1 ([`init`]) and the server the host talks to ([`server`]).
+//! The guest's side of garret: PID 1 (`init`) and the server the host talks to (`server`).
 
 mod blocking;
-pub mod environment;
-pub mod exec;
-pub mod init;
-pub mod memory;
+mod cli;
+mod environment;
+mod exec;
+mod init;
+mod memory;
 mod processes;
-pub mod server;
-pub mod setup;
-pub mod statistics;
-pub mod users;
-pub mod workspaces;
+mod server;
+mod setup;
+mod statistics;
+mod users;
+mod workspaces;
+
+pub use cli::main;
+pub use server::{Agent, serve};
 
 #[cfg(test)]
 #[path = "../../integration/test_program.rs"]

@@ -6,7 +6,7 @@ use std::io;
 use garret_api::agent::{Pressure, Statistics};
 
 /// Reads `/proc`.
-pub fn read() -> io::Result<Statistics> {
+pub(crate) fn read() -> io::Result<Statistics> {
     let mut pressure = BTreeMap::new();
     for resource in ["cpu", "memory", "io"] {
         let text = std::fs::read_to_string(format!("/proc/pressure/{resource}"))?;

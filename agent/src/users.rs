@@ -18,7 +18,7 @@ const GROUPS_MAX: usize = 256;
 
 /// One user, with the values that a login sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     /// The name, or the number if the user has no line.
     pub name: String,
     /// The numeric ids.
@@ -31,7 +31,7 @@ pub struct User {
 
 /// The user and group files of one root file system.
 #[derive(Clone, Debug, Default)]
-pub struct Users {
+pub(crate) struct Users {
     passwd: String,
     group: String,
 }
@@ -41,30 +41,30 @@ static GUEST: Blocking = Blocking::new("reading the machine's user files", 4, Du
 
 impl Users {
     /// The users of the guest itself.
-    pub async fn of_guest() -> Result<Self, Problem> {
+    pub(crate) async fn of_guest() -> Result<Self, Problem> {
         let read = GUEST.run(|| Self::load(Path::new("/"))).await?;
         read.map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))
     }
 
     /// Reads the files below `root` (`/`, or `/proc/<pid>/root`). Links that lead out of it are not followed. A missing
     /// file counts as empty.
-    pub fn load(root: &Path) -> io::Result<Self> {
+    pub(crate) fn load(root: &Path) -> io::Result<Self> {
         Ok(Self { passwd: read_below(root, "etc/passwd")?, group: read_below(root, "etc/group")? })
     }
 
-    /// The same from text.
-    pub fn parse(passwd: &str, group: &str) -> Self {
+    #[cfg(test)]
+    pub(crate) fn parse(passwd: &str, group: &str) -> Self {
         Self { passwd: passwd.into(), group: group.into() }
     }
 
     /// The text of the user and of the group file.
-    pub fn texts(&self) -> (&str, &str) {
+    pub(crate) fn texts(&self) -> (&str, &str) {
         (&self.passwd, &self.group)
     }
 
     /// Finds `user[:group]`, each by name or number, as container images and `docker exec` write it. A number without a
     /// line is valid; a name without a line returns `None`.
-    pub fn find(&self, wanted: &str) -> Option<User> {
+    pub(crate) fn find(&self, wanted: &str) -> Option<User> {
         let (name, group) = match wanted.split_once(':') {
             Some((name, group)) => (name, Some(group)),
             None => (wanted, None),

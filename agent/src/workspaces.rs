@@ -19,7 +19,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 static RELEASE: Blocking = Blocking::new("releasing the workspace", 4, Duration::from_secs(100));
 
 /// Checks a share's name: it must be the name of one folder.
-pub fn check_name(share: &str) -> Result<(), Problem> {
+pub(crate) fn check_name(share: &str) -> Result<(), Problem> {
     if share.is_empty() || share.contains(['/', '\0']) || share == "." || share == ".." {
         return Err(Problem::new("invalid", format!("{share:?} is not a workspace's name")));
     }
@@ -28,7 +28,7 @@ pub fn check_name(share: &str) -> Result<(), Problem> {
 
 /// Kills the processes that still use `folder` (containers have been stopped before), unmounts it and drops the
 /// kernel's caches of it.
-pub async fn release(folder: PathBuf) -> Result<(), Problem> {
+pub(crate) async fn release(folder: PathBuf) -> Result<(), Problem> {
     RELEASE.run(move || release_now(&folder)).await?
 }
 

@@ -9,9 +9,12 @@
 //! Everything is HTTP/1.1 with JSON; streams are newline-delimited JSON (events) or WebSocket ([`stream`]: terminals,
 //! commands). This crate contains data types; only [`client`] does I/O.
 
+#![warn(missing_docs)]
+
 pub mod agent;
 pub mod client;
 mod line;
+pub mod openapi;
 mod operation;
 mod problem;
 pub mod runner;

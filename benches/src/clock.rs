@@ -6,7 +6,7 @@ use anyhow::bail;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds since the host booted.
-pub fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
@@ -15,7 +15,7 @@ pub fn now_ns() -> u64 {
 ///
 /// # Errors
 /// It has one itself, or `deadline` has passed.
-pub fn poll<T>(
+pub(crate) fn poll<T>(
     what: &str,
     deadline: Duration,
     step: Duration,

@@ -11,7 +11,7 @@ use crate::statistics::{self, Estimate};
 
 /// Two results.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Before
     old: PathBuf,
     /// After
@@ -37,7 +37,7 @@ enum Change {
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     print!("{}", compared(&result::read(&options.old)?, &result::read(&options.new)?, options.all));
     Ok(())
 }

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 
 /// One thing the guest says.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Mark {
+pub(crate) enum Mark {
     /// It is up, or ready to be worked with.
     Ready,
     /// A case begins; for a moment nothing happens, so that counters can be read.
     Begin(String),
     /// A case has ended, with this exit status, after this long by the guest's clock; then again a moment of rest.
     End {
-        /// The case.
         case: String,
         /// The command's exit status.
         status: i32,
@@ -22,12 +21,9 @@ pub enum Mark {
     },
     /// What a command printed that the harness has to read.
     Value {
-        /// Which one.
         name: String,
-        /// The text.
         text: String,
     },
-    /// All is done.
     Done,
 }
 
@@ -55,7 +51,7 @@ fn parse(line: &str) -> Option<Mark> {
 }
 
 /// A console's log, read as it grows.
-pub struct Console {
+pub(crate) struct Console {
     path: PathBuf,
     read: u64,
     /// The beginning of a line whose end has not come yet.
@@ -64,7 +60,7 @@ pub struct Console {
 
 impl Console {
     /// Of the log at `path`, which need not be there yet.
-    pub fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), read: 0, rest: Vec::new() }
     }
 
@@ -72,7 +68,7 @@ impl Console {
     ///
     /// # Errors
     /// The log cannot be read.
-    pub fn marks(&mut self) -> anyhow::Result<Vec<Mark>> {
+    pub(crate) fn marks(&mut self) -> anyhow::Result<Vec<Mark>> {
         let mut file = match File::open(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             file => file?,

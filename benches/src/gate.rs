@@ -32,7 +32,7 @@ const GATED: &[(&str, f64)] = &[
 
 /// What to judge by what.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// The committed baseline
     baseline: PathBuf,
     /// The results of `run --size gate`
@@ -43,13 +43,12 @@ pub struct Options {
 }
 
 /// What is expected: by `bench/metric`.
-pub type Baseline = BTreeMap<String, Expected>;
+pub(crate) type Baseline = BTreeMap<String, Expected>;
 
 /// One expectation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Expected {
-    /// The value.
+pub(crate) struct Expected {
     pub value: f64,
     /// How far off it may be, in percent of the value.
     pub tolerance_percent: f64,
@@ -59,7 +58,7 @@ pub struct Expected {
 
 /// How a metric stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// As expected.
     Within,
     /// Better than the tolerance: the baseline wants to be renewed, or the next regression hides in the difference.
@@ -74,7 +73,7 @@ pub enum Verdict {
 ///
 /// # Errors
 /// A file cannot be read, or written.
-pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let records = result::read(&options.results)?;
     if let Some(reason) = &options.update {
         let baseline = updated(&read(&options.baseline).unwrap_or_default(), &records, reason);

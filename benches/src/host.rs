@@ -11,7 +11,7 @@ use crate::process::run;
 /// The facts, in every record.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Host {
+pub(crate) struct Host {
     /// Whether its time means anything.
     pub platform: Platform,
     /// The emulator counts instructions: a virtual nanosecond is one instruction.
@@ -35,7 +35,7 @@ pub struct Host {
 /// What the host runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Platform {
+pub(crate) enum Platform {
     /// Hardware: times count.
     #[default]
     Native,
@@ -47,7 +47,7 @@ pub enum Platform {
 
 impl Platform {
     /// What a reader must know of times measured there; nothing for hardware.
-    pub fn caution(self) -> Option<&'static str> {
+    pub(crate) fn caution(self) -> Option<&'static str> {
         match self {
             Platform::Native => None,
             Platform::Nested => Some("nested virtualization"),
@@ -57,7 +57,7 @@ impl Platform {
 }
 
 /// Looks at this host. `GARRET_EMULATED` (0 or 1) overrules what the processor says of itself.
-pub fn look(commit: &str, icount: bool, programs: &[(&str, &Path)]) -> Host {
+pub(crate) fn look(commit: &str, icount: bool, programs: &[(&str, &Path)]) -> Host {
     let cpuinfo = read("/proc/cpuinfo");
     Host {
         platform: platform(&cpuinfo, std::env::var("GARRET_EMULATED").ok().as_deref()),

@@ -31,7 +31,7 @@ const PREFIX: &str = "garret-bench-";
 
 /// Where everything is.
 #[derive(Debug, Args)]
-pub struct Places {
+pub(crate) struct Places {
     /// Where garret is installed
     #[arg(long, value_name = "FOLDER", default_value = "/usr/lib/garret")]
     pub lib: PathBuf,
@@ -50,7 +50,7 @@ pub struct Places {
 }
 
 /// What a run has to work with.
-pub struct Lab {
+pub(crate) struct Lab {
     /// The profile.
     pub size: Size,
     /// Its numbers.
@@ -74,7 +74,7 @@ impl Lab {
     ///
     /// # Errors
     /// garret is not installed, this is not root, or the kernel's traces cannot be used.
-    pub fn open(size: Size, places: &Places, icount: bool) -> anyhow::Result<Self> {
+    pub(crate) fn open(size: Size, places: &Places, icount: bool) -> anyhow::Result<Self> {
         let Places { lib, work, .. } = places;
         for name in ["vmlinux", "root.erofs", "garret-vmm"] {
             let file = lib.join(name);
@@ -106,7 +106,7 @@ impl Lab {
     }
 
     /// A machine with the common parts and no disks yet.
-    pub fn machine(&self, cmdline: &str) -> Machine {
+    pub(crate) fn machine(&self, cmdline: &str) -> Machine {
         Machine {
             vcpus: self.scale.vcpus,
             memory_mib: self.scale.memory_mib,
@@ -125,7 +125,7 @@ impl Lab {
     }
 
     /// The memory of a machine, in bytes.
-    pub fn guest_bytes(&self) -> u64 {
+    pub(crate) fn guest_bytes(&self) -> u64 {
         u64::from(self.scale.memory_mib) << 20
     }
 
@@ -133,7 +133,7 @@ impl Lab {
     ///
     /// # Errors
     /// The disk is full, say.
-    pub fn folder(&self) -> anyhow::Result<TempDir> {
+    pub(crate) fn folder(&self) -> anyhow::Result<TempDir> {
         let mut folder = tempfile::Builder::new().prefix("run-").tempdir_in(self.work.path())?;
         folder.disable_cleanup(self.keep);
         // Other accounts may have to get to what is in it.
@@ -145,7 +145,7 @@ impl Lab {
     ///
     /// # Errors
     /// There is no `mkfs.ext4`.
-    pub fn data_disk(&self, folder: &Path) -> anyhow::Result<Disk> {
+    pub(crate) fn data_disk(&self, folder: &Path) -> anyhow::Result<Disk> {
         let path = folder.join("data.img");
         File::create(&path)?.set_len(DATA_BYTES)?;
         let options = ["-q", "-F", "-m", "0", "-J", "size=64", "-E", "assume_storage_prezeroed=1,discard"];
@@ -157,7 +157,7 @@ impl Lab {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn job_disk(&self, folder: &Path, variables: &[(&str, String)], body: &str) -> anyhow::Result<Disk> {
+    pub(crate) fn job_disk(&self, folder: &Path, variables: &[(&str, String)], body: &str) -> anyhow::Result<Disk> {
         let path = folder.join("job.img");
         fs::write(&path, guest::script(variables, body))?;
         Ok(Disk { path, read_only: true })
@@ -167,14 +167,14 @@ impl Lab {
     ///
     /// # Errors
     /// There are none.
-    pub fn tools_disk(&self) -> anyhow::Result<Disk> {
+    pub(crate) fn tools_disk(&self) -> anyhow::Result<Disk> {
         let path = self.tools.clone().context("no tools image: benches/tools/build.sh makes one, --tools names it")?;
         ensure!(path.exists(), "no tools image {}", path.display());
         Ok(Disk { path, read_only: true })
     }
 
     /// This program, as a disk.
-    pub fn helper_disk(&self) -> Disk {
+    pub(crate) fn helper_disk(&self) -> Disk {
         Disk { path: self.work.path().join("helper.img"), read_only: true }
     }
 
@@ -182,7 +182,7 @@ impl Lab {
     ///
     /// # Errors
     /// It cannot be written, or there is no `tar`.
-    pub fn source_disk(&self) -> anyhow::Result<Disk> {
+    pub(crate) fn source_disk(&self) -> anyhow::Result<Disk> {
         let path = self.work.path().join("source.tar");
         if !path.exists() {
             let tree = self.work.path().join("source");
@@ -198,7 +198,7 @@ impl Lab {
     ///
     /// # Errors
     /// It cannot be written, or there is no `tar`.
-    pub fn project_disk(&self) -> anyhow::Result<Disk> {
+    pub(crate) fn project_disk(&self) -> anyhow::Result<Disk> {
         let path = self.work.path().join("project.tar");
         if !path.exists() {
             let tree = self.work.path().join("project");
@@ -214,7 +214,7 @@ impl Lab {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn scratch_disk(&self, mib: u32) -> anyhow::Result<Disk> {
+    pub(crate) fn scratch_disk(&self, mib: u32) -> anyhow::Result<Disk> {
         let path = self.work.path().join("scratch.img");
         if !path.exists() {
             let mut file = File::create(&path)?;

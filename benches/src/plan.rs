@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 /// One bench as the plan sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Its name.
     pub bench: &'static str,
     /// Who takes part, with the samples there already.
@@ -17,8 +17,7 @@ pub struct Wanted {
 
 /// One round of one bench: every subject once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The bench.
+pub(crate) struct Step {
     pub bench: &'static str,
     /// The subjects in the order they run. It rotates by one each round: no subject always runs after the same one.
     pub subjects: Vec<String>,
@@ -32,7 +31,7 @@ pub struct Step {
 
 /// All rounds: first a sample of each bench (behind its warm-up), then a second of each, …. What is left out when time runs
 /// short is then the repetitions, not the benches at the end.
-pub fn steps(wanted: &[Wanted]) -> Vec<Step> {
+pub(crate) fn steps(wanted: &[Wanted]) -> Vec<Step> {
     let most = wanted.iter().map(|wanted| wanted.kept).max().unwrap_or(0);
     (0..most)
         .flat_map(|sample| wanted.iter().filter(move |wanted| sample < wanted.kept).map(move |wanted| (sample, wanted)))

@@ -8,28 +8,27 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, bail};
 
 /// One process, killed when dropped.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     name: String,
     stderr: PathBuf,
 }
 
 /// What to run.
-pub struct Program {
+pub(crate) struct Program {
     /// The file, or a name to look for.
     pub path: PathBuf,
-    /// Its arguments.
     pub arguments: Vec<OsString>,
 }
 
 impl Program {
     /// `path` with `arguments`.
-    pub fn new(path: &Path, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+    pub(crate) fn new(path: &Path, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         Self { path: path.to_owned(), arguments: arguments.into_iter().map(Into::into).collect() }
     }
 
     /// As a person would type it.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let arguments = self.arguments.iter().map(|argument| argument.to_string_lossy());
         [self.path.to_string_lossy()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
     }
@@ -39,7 +38,7 @@ impl Program {
     ///
     /// # Errors
     /// There is no such program.
-    pub fn start(&self, folder: &Path, output: Option<&Path>) -> anyhow::Result<Process> {
+    pub(crate) fn start(&self, folder: &Path, output: Option<&Path>) -> anyhow::Result<Process> {
         let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned();
         let stderr = folder.join(format!("{name}.stderr"));
         let mut command = Command::new("setpriv");
@@ -53,13 +52,13 @@ impl Program {
 
 impl Process {
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// # Errors
     /// It has ended; with the last line it wrote.
-    pub fn check(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
         let Some(status) = self.child.try_wait()? else { return Ok(()) };
         let said = fs::read(&self.stderr).unwrap_or_default();
         bail!("{} ended ({status}): {}", self.name, last_line(&String::from_utf8_lossy(&said)))
@@ -74,7 +73,7 @@ impl Drop for Process {
 }
 
 /// The last line that is not empty.
-pub fn last_line(text: &str) -> &str {
+pub(crate) fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing")
 }
 
@@ -82,7 +81,7 @@ pub fn last_line(text: &str) -> &str {
 ///
 /// # Errors
 /// It cannot be run, fails, or takes too long.
-pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let mut command = Command::new("timeout");
     let output = command.args(["--kill-after=5", "300", program]).args(arguments).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("cannot run {program}"))?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 
 /// Its files, but for the one with `main`.
-pub const FILES: usize = 48;
+pub(crate) const FILES: usize = 48;
 /// Functions of a file that others call.
 const FUNCTIONS: usize = 3;
 
@@ -66,7 +66,7 @@ program: $(patsubst %.c,%.o,$(wildcard *.c))
 ///
 /// # Errors
 /// The folder is there already, or cannot be written.
-pub fn write(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
     let file = |name: &str, text: &str| fs::write(folder.join(name), text).with_context(|| name.to_owned());
     fs::create_dir(folder).with_context(|| folder.display().to_string())?;
     file("Makefile", MAKEFILE)?;

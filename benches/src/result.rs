@@ -18,7 +18,7 @@ use crate::statistics;
 /// One metric of one subject.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
+pub(crate) struct Record {
     /// What was run: `boot`, `fs`, ….
     pub bench: String,
     /// What of it was measured: `exits_to_agent`.
@@ -66,20 +66,14 @@ pub struct Record {
 /// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Unit {
+pub(crate) enum Unit {
     /// Things.
     Count,
-    /// Bytes.
     Bytes,
-    /// Nanoseconds.
     Nanoseconds,
-    /// Milliseconds.
     Milliseconds,
-    /// Seconds.
     Seconds,
-    /// GiB in a second.
     GibPerSecond,
-    /// Bytes in a second.
     BytesPerSecond,
     /// Operations in a second.
     PerSecond,
@@ -91,7 +85,7 @@ pub enum Unit {
 
 impl Unit {
     /// Whether a faster host gives another number.
-    pub fn is_time(self) -> bool {
+    pub(crate) fn is_time(self) -> bool {
         !matches!(self, Unit::Count | Unit::Bytes | Unit::Ratio)
     }
 }
@@ -99,7 +93,7 @@ impl Unit {
 /// Which direction is the good one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Better {
+pub(crate) enum Better {
     /// Less is better.
     Lower,
     /// More is better.
@@ -107,21 +101,21 @@ pub enum Better {
 }
 
 /// What tells records apart.
-pub type Key = (String, String, String);
+pub(crate) type Key = (String, String, String);
 
 impl Record {
     /// What tells it apart.
-    pub fn key(&self) -> Key {
+    pub(crate) fn key(&self) -> Key {
         (self.bench.clone(), self.metric.clone(), self.subject.clone())
     }
 
     /// `bench/metric`.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{}/{}", self.bench, self.metric)
     }
 
     /// Fills in what follows from the samples.
-    pub fn summarized(mut self) -> Self {
+    pub(crate) fn summarized(mut self) -> Self {
         self.median = statistics::median(&self.samples);
         let estimate = statistics::of_median(&self.samples);
         self.low = estimate.map(|estimate| estimate.low);
@@ -134,7 +128,7 @@ impl Record {
 ///
 /// # Errors
 /// It cannot be read, or a line that is not the last is no record.
-pub fn read(path: &Path) -> anyhow::Result<Vec<Record>> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Record>> {
     let text = fs::read_to_string(path).with_context(|| format!("results {}", path.display()))?;
     parse(&text).with_context(|| format!("results {}", path.display()))
 }
@@ -164,21 +158,21 @@ fn parse(text: &str) -> anyhow::Result<Vec<Record>> {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn replace(path: &Path, records: &[Record]) -> anyhow::Result<()> {
+pub(crate) fn replace(path: &Path, records: &[Record]) -> anyhow::Result<()> {
     let new = path.with_extension("jsonl.new");
     Writer::open(&new, false)?.write(records)?;
     fs::rename(&new, path).with_context(|| format!("cannot replace {}", path.display()))
 }
 
 /// The open results file of a run.
-pub struct Writer(File);
+pub(crate) struct Writer(File);
 
 impl Writer {
     /// Opens it; unless it is to be continued, what is in it goes. A torn last line always goes.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn open(path: &Path, go_on: bool) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, go_on: bool) -> anyhow::Result<Self> {
         let whole = match fs::read(path) {
             Ok(text) if go_on => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
             Ok(_) => 0,
@@ -195,7 +189,7 @@ impl Writer {
     ///
     /// # Errors
     /// The disk is full, say.
-    pub fn write(&mut self, records: &[Record]) -> anyhow::Result<()> {
+    pub(crate) fn write(&mut self, records: &[Record]) -> anyhow::Result<()> {
         let mut lines = Vec::new();
         for record in records {
             serde_json::to_writer(&mut lines, record)?;
@@ -206,11 +200,11 @@ impl Writer {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A record as a run writes it.
-    pub fn record(bench: &str, metric: &str, subject: &str, unit: Unit, samples: &[f64]) -> Record {
+    pub(crate) fn record(bench: &str, metric: &str, subject: &str, unit: Unit, samples: &[f64]) -> Record {
         Record {
             bench: bench.into(),
             metric: metric.into(),

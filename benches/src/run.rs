@@ -16,7 +16,7 @@ use crate::scale::Size;
 use crate::subject::{Programs, Subject};
 
 /// The file of results, in the run's folder.
-pub const RESULTS: &str = "results.jsonl";
+pub(crate) const RESULTS: &str = "results.jsonl";
 /// The metric that is written after all others of a subject: with it a bench is complete.
 const LAST_METRIC: &str = "harness_seconds";
 /// The metric that holds why a subject has no others.
@@ -24,7 +24,7 @@ const FAILURE: &str = "failure";
 
 /// What to run.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only these benches
     #[arg(long, value_delimiter = ',', value_name = "BENCH,…")]
     only: Vec<String>,
@@ -63,7 +63,7 @@ const QUICK_MINUTES: u64 = 24;
 ///
 /// # Errors
 /// Nothing can be run here, or the results cannot be written. A subject that fails is a result.
-pub fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let programs = Programs::new(&options.places.lib, &options.peers)?;
     let subjects = chosen_subjects(programs.subjects(), &options.subjects)?;
     let benches = chosen_benches(bench::all(options.size), &options.only)?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The profile of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum Size {
+pub(crate) enum Size {
     /// Only the counts that repeat, once: what the regression gate reads
     Gate,
     /// Scaled so that all of it takes half an hour in the emulated host
@@ -20,7 +20,7 @@ pub enum Size {
 
 /// The numbers behind a [`Size`].
 #[derive(Clone, Copy, Debug)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// Virtual CPUs of each machine.
     pub vcpus: u8,
     /// Memory of each machine, in MiB.
@@ -52,7 +52,7 @@ pub struct Scale {
 
 impl Size {
     /// The numbers.
-    pub fn scale(self) -> Scale {
+    pub(crate) fn scale(self) -> Scale {
         match self {
             Size::Gate => Scale {
                 vcpus: 1,
@@ -104,13 +104,13 @@ impl Size {
 
     /// Whether the first round of a long bench is only there to warm up. In the quick size the many rounds of the short bench
     /// that comes first have warmed the host.
-    pub fn warms_up(self) -> bool {
+    pub(crate) fn warms_up(self) -> bool {
         self == Size::Full
     }
 
     /// Whether a round counts system calls, which makes each of them a little slower. At full size every second round counts,
     /// and its times are dropped; else there are too few rounds for that, and all subjects bear the same.
-    pub fn counts(self, round: usize) -> bool {
+    pub(crate) fn counts(self, round: usize) -> bool {
         self != Size::Full || round % 2 == 1
     }
 }

@@ -9,7 +9,7 @@ const TAIL: f64 = 0.025;
 
 /// An estimate with its 95 % confidence interval, which is all there is where nothing is known of how much samples differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     pub value: f64,
     pub low: f64,
     pub high: f64,
@@ -17,12 +17,12 @@ pub struct Estimate {
 
 impl Estimate {
     /// Whether there were samples enough for an interval.
-    pub fn is_bounded(self) -> bool {
+    pub(crate) fn is_bounded(self) -> bool {
         self.high.is_finite()
     }
 
     /// The interval for a person, with this many digits.
-    pub fn interval(self, digits: usize) -> String {
+    pub(crate) fn interval(self, digits: usize) -> String {
         if self.is_bounded() {
             format!("[{:.digits$}, {:.digits$}]", self.low, self.high)
         } else {
@@ -31,13 +31,13 @@ impl Estimate {
     }
 
     /// The same seen the other way round: of `b / a` for an estimate of `a / b`.
-    pub fn inverse(self) -> Self {
+    pub(crate) fn inverse(self) -> Self {
         Self { value: 1.0 / self.value, low: 1.0 / self.high, high: 1.0 / self.low }
     }
 }
 
 /// The middle of the samples, or of the two in the middle.
-pub fn median(samples: &[f64]) -> Option<f64> {
+pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -49,7 +49,7 @@ pub fn median(samples: &[f64]) -> Option<f64> {
 }
 
 /// The median and its interval. One sample has no interval: it says nothing of how much samples differ.
-pub fn of_median(samples: &[f64]) -> Option<Estimate> {
+pub(crate) fn of_median(samples: &[f64]) -> Option<Estimate> {
     let value = median(samples)?;
     let mut random = fastrand::Rng::with_seed(SEED);
     let spread = (samples.len() > 1).then(|| spread(|| resampled_median(samples, &mut random)));
@@ -58,7 +58,7 @@ pub fn of_median(samples: &[f64]) -> Option<Estimate> {
 }
 
 /// The median of `above` over the median of `below`, and its interval; absent where `below` is zero.
-pub fn of_ratio(above: &[f64], below: &[f64]) -> Option<Estimate> {
+pub(crate) fn of_ratio(above: &[f64], below: &[f64]) -> Option<Estimate> {
     let value = median(above)? / median(below)?;
     if !value.is_finite() || value <= 0.0 {
         return None;

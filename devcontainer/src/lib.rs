@@ -13,6 +13,8 @@
 //! The specification is that of containers.dev. Where it leaves something open, the reference implementation decides,
 //! and `tests/oracle.rs` compares with it.
 
+#![warn(missing_docs)]
+
 mod config;
 mod document;
 mod error;

@@ -17,7 +17,7 @@ const HELD_MOST: Duration = Duration::from_secs(1200);
 
 /// How much, and how long.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Memory to take, in MiB
     mib: usize,
     /// Seconds to keep it
@@ -32,7 +32,7 @@ pub struct Options {
 }
 
 /// Takes, keeps, checks. Prints a line when it has the memory and one when every page was right.
-pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let mut memory = vec![0_u64; (options.mib << 20) / size_of::<u64>()];
     for (number, page) in memory.chunks_exact_mut(WORDS).enumerate() {

@@ -25,12 +25,9 @@ const UNKNOWN_QUERIES_MAX: usize = 2;
 const ANSWERS_MAX: usize = 8192;
 const UNKNOWN_ANSWERS_MAX: usize = 1024;
 
-/// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// Its name.
+pub(crate) struct Account {
     pub name: String,
-    /// Its uid.
     pub uid: u32,
     /// Its primary group.
     pub gid: u32,
@@ -40,7 +37,7 @@ pub struct Account {
 
 /// Queries the host's name service.
 #[derive(Debug)]
-pub struct NameService {
+pub(crate) struct NameService {
     getent: PathBuf,
     known: QueryQueue,
     unknown: QueryQueue,
@@ -93,7 +90,7 @@ type Answer = Result<Option<String>, Unanswered>;
 /// Why the name service did not answer.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the host's name service does not answer: `getent {database} {key}`: {why}")]
-pub struct Unanswered {
+pub(crate) struct Unanswered {
     database: &'static str,
     key: String,
     why: Arc<io::Error>,
@@ -107,7 +104,7 @@ impl Default for NameService {
 
 impl NameService {
     /// A name service that runs another program instead of `getent`.
-    pub fn with_program(getent: impl Into<PathBuf>) -> Self {
+    pub(crate) fn with_program(getent: impl Into<PathBuf>) -> Self {
         Self {
             getent: getent.into(),
             known: QueryQueue::new(QUERIES_MAX, ANSWERS_MAX),
@@ -121,7 +118,7 @@ impl NameService {
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
-    pub async fn by_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
+    pub(crate) async fn by_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
         self.account_in(&self.known, uid).await
     }
 
@@ -129,7 +126,7 @@ impl NameService {
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
-    pub async fn by_unknown_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
+    pub(crate) async fn by_unknown_uid(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
         let query = Query { database: "passwd", key: uid.to_string() };
         // An account was found before, so the uid is no longer unknown.
         if self.known.get(&query).is_some() {
@@ -151,7 +148,7 @@ impl NameService {
     ///
     /// # Errors
     /// The name service does not answer, and the files do not have it.
-    pub async fn by_name(&self, name: &str) -> Result<Option<Account>, Unanswered> {
+    pub(crate) async fn by_name(&self, name: &str) -> Result<Option<Account>, Unanswered> {
         if !is_plain(name) {
             return Ok(None);
         }
@@ -163,7 +160,7 @@ impl NameService {
     ///
     /// # Errors
     /// The name service does not answer, and the files do not know the group.
-    pub async fn is_member(&self, account: &Account, group: &str) -> Result<bool, Unanswered> {
+    pub(crate) async fn is_member(&self, account: &Account, group: &str) -> Result<bool, Unanswered> {
         let Some(line) = self.ask("group", group).await? else { return Ok(false) };
         let Some((_, gid, members)) = parse_group(&line) else { return Ok(false) };
         if account.gid == gid || members.contains(&account.name.as_str()) {
@@ -177,7 +174,7 @@ impl NameService {
     ///
     /// # Errors
     /// The name service does not answer.
-    pub async fn groups(&self, account: &Account) -> Result<Vec<u32>, Unanswered> {
+    pub(crate) async fn groups(&self, account: &Account) -> Result<Vec<u32>, Unanswered> {
         let mut groups = vec![account.gid];
         // Such a name would be parsed as an option.
         if !account.name.starts_with('-') {
@@ -291,12 +288,12 @@ fn parse_group(line: &str) -> Option<(&str, u32, Vec<&str>)> {
 }
 
 /// A developer's name: the account's name, or the uid's digits if there is no account or its name is not plain.
-pub fn display_name(uid: u32, account: Option<&Account>) -> String {
+pub(crate) fn display_name(uid: u32, account: Option<&Account>) -> String {
     account.map(|account| account.name.clone()).filter(|name| is_plain(name)).unwrap_or_else(|| uid.to_string())
 }
 
 /// Whether a name can be displayed and be part of a path. It begins with a letter, so that it never looks like a uid.
-pub fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     name.len() <= 32
         && name.starts_with(|first: char| first.is_ascii_alphabetic())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@".contains(c))
@@ -314,7 +311,7 @@ pub(crate) mod tests {
     const GROUP: &str = "root:x:0:\nalice:x:1000:\ngarret:x:50:bob.b,alice\nusers:x:100:\ndocker:x:60:\n";
 
     /// A name service without a cache that reads `passwd` and `initgroups` in this folder, and runs `extra` first.
-    pub fn name_service(folder: &Path, extra: &str) -> NameService {
+    pub(crate) fn name_service(folder: &Path, extra: &str) -> NameService {
         let script = format!(
             "#!/bin/sh\n{extra}\ncd {}\ncase $1 in\n\
              passwd) grep -E \"^$2:|^[^:]*:x:$2:\" passwd || exit 2 ;;\n\
@@ -330,7 +327,7 @@ pub(crate) mod tests {
     }
 
     /// The same, plus an account without a plain name for each of these uids.
-    pub fn name_service_with(folder: &Path, uids: &[u32]) -> NameService {
+    pub(crate) fn name_service_with(folder: &Path, uids: &[u32]) -> NameService {
         let names = name_service(folder, "");
         let lines: String = uids.iter().map(|uid| format!("{uid}:x:{uid}:{uid}::/home/{uid}:/bin/sh\n")).collect();
         fs::write(folder.join("passwd"), format!("{PASSWD}{lines}")).unwrap();

@@ -13,7 +13,7 @@ const HASH_BYTES: usize = 16;
 
 /// `<folder name, simplified>-<32 hex digits of uid and path>`, at most 64 characters of `[a-z0-9-]`. `workspace` must be
 /// the folder's canonical path.
-pub fn environment_id(uid: u32, workspace: &Path) -> String {
+pub(crate) fn environment_id(uid: u32, workspace: &Path) -> String {
     let mut hash = Sha256::new();
     hash.update(uid.to_string());
     hash.update(b":");

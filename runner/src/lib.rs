@@ -1,11 +1,19 @@
 //! The runner: the host daemon and the command, one binary `garret`.
 
-pub mod accounts;
-pub mod cli;
-pub mod config;
-pub mod daemon;
-pub mod environment_id;
-pub mod host;
+mod accounts;
+mod cli;
+mod config;
+mod daemon;
+mod environment_id;
+mod host;
+
+pub use cli::main;
+/// What the benches run without a daemon.
+pub mod policy {
+    pub use crate::daemon::{Arbiter, MachineView, Order, measure_host};
+    pub use crate::host::cgroup;
+}
+
 #[cfg(test)]
 #[path = "../../integration/test_program.rs"]
 mod test_program;

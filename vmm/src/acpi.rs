@@ -27,7 +27,7 @@ const REVISION: u32 = 1;
 const BOOT_ARCHITECTURE: u16 = (1 << 2) | (1 << 5);
 
 /// Writes the tables for `vcpus` processors; returns the root pointer's address.
-pub fn write(memory: &GuestRam, vcpus: u8) -> Result<u64, GuestMemoryError> {
+pub(crate) fn write(memory: &GuestRam, vcpus: u8) -> Result<u64, GuestMemoryError> {
     let mut tables = Tables { memory, next: layout::ACPI.start + 64 };
     let dsdt = tables.put(&bytes(&dsdt()))?;
     let fadt = tables.put(&bytes(&fadt(dsdt)))?;

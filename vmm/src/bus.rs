@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// A device at a range of addresses. `offset` counts from the start of the range; `data` has 1 to 8 bytes and lies
 /// wholly inside it.
-pub trait BusDevice: Send + Sync {
+pub(crate) trait BusDevice: Send + Sync {
     /// Fills all of `data`.
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes `data`.
@@ -18,7 +18,7 @@ pub trait BusDevice: Send + Sync {
 /// The ranges of two devices overlap.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("addresses {0:#x}..{1:#x} are taken already")]
-pub struct Overlap(u64, u64);
+pub(crate) struct Overlap(u64, u64);
 
 struct Entry {
     range: Range<u64>,
@@ -27,13 +27,13 @@ struct Entry {
 
 /// Devices sorted by address.
 #[derive(Default)]
-pub struct Bus {
+pub(crate) struct Bus {
     entries: Vec<Entry>,
 }
 
 impl Bus {
     /// Puts `device` at `range`.
-    pub fn add(&mut self, range: Range<u64>, device: Arc<dyn BusDevice>) -> Result<(), Overlap> {
+    pub(crate) fn add(&mut self, range: Range<u64>, device: Arc<dyn BusDevice>) -> Result<(), Overlap> {
         let at = self.entries.partition_point(|entry| entry.range.end <= range.start);
         if self.entries.get(at).is_some_and(|next| next.range.start < range.end) {
             return Err(Overlap(range.start, range.end));
@@ -43,7 +43,7 @@ impl Bus {
     }
 
     /// Reads. An address without a device reads as all ones, as on a real bus. Returns whether a device answered.
-    pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> bool {
         match self.find(address, data.len()) {
             Some((device, offset)) => device.read(offset, data),
             None => {
@@ -55,7 +55,7 @@ impl Bus {
     }
 
     /// Writes. A write to an address without a device is dropped. Returns whether a device answered.
-    pub fn write(&self, address: u64, data: &[u8]) -> bool {
+    pub(crate) fn write(&self, address: u64, data: &[u8]) -> bool {
         let Some((device, offset)) = self.find(address, data.len()) else { return false };
         device.write(offset, data);
         true

@@ -10,8 +10,7 @@ use crate::boot::cmdline;
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be read.
+pub(crate) enum Error {
     #[error("configuration {path}: {source}", path = path.display())]
     Read {
         /// The file.
@@ -27,7 +26,6 @@ pub enum Error {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// Values are out of range: one line for each.
     #[error("{}", lines(path, mistakes))]
     Invalid {
         /// The file.
@@ -40,7 +38,7 @@ pub enum Error {
 /// One wrong value.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
-pub struct Mistake {
+pub(crate) struct Mistake {
     field: String,
     problem: String,
 }
@@ -51,7 +49,7 @@ fn lines(path: &Path, mistakes: &[Mistake]) -> String {
 }
 
 /// Reads and checks `path`.
-pub fn load(path: &Path) -> Result<MachineConfig, Error> {
+pub(crate) fn load(path: &Path) -> Result<MachineConfig, Error> {
     let path = path.to_owned();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -66,7 +64,7 @@ pub fn load(path: &Path) -> Result<MachineConfig, Error> {
 }
 
 /// Returns every mistake in `config`. Opens no file.
-pub fn validate(config: &MachineConfig) -> Vec<Mistake> {
+pub(crate) fn validate(config: &MachineConfig) -> Vec<Mistake> {
     let mut check = Check(Vec::new());
     check.within("vcpus", config.vcpus, 1, 32);
     check.within("memory_mib", config.memory_mib, 64, 1 << 20);

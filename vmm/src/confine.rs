@@ -16,7 +16,7 @@ use landlock::{
 const RIGHTS: ABI = ABI::V5;
 
 /// Confines the calling thread and all threads that it creates later. `api`: the path of the API socket, if it has one.
-pub fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Landlock, RulesetError> {
+pub(crate) fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Landlock, RulesetError> {
     let rules = rules(config, api);
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?.create()?;
     for (access, paths) in rules {

@@ -15,7 +15,7 @@ use garret_api::vmm::CONSOLE_LOG_MAX;
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 
 /// A shared console log. Errors of the file (a full disk) are ignored: the machine must continue.
-pub struct ConsoleLog {
+pub(crate) struct ConsoleLog {
     inner: Mutex<Inner>,
     panicked: Box<dyn Fn() + Send + Sync>,
 }
@@ -33,7 +33,7 @@ enum Sink {
 impl ConsoleLog {
     /// Opens and empties the file at `path`; without a path, prints to standard output. `panicked` is called once, at
     /// the first panic message.
-    pub fn open(path: Option<&Path>, panicked: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+    pub(crate) fn open(path: Option<&Path>, panicked: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let sink = match path {
             None => Sink::Stdout,
             Some(path) => {
@@ -48,7 +48,7 @@ impl ConsoleLog {
     }
 
     /// Appends.
-    pub fn write(&self, bytes: &[u8]) {
+    pub(crate) fn write(&self, bytes: &[u8]) {
         let mut inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = inner.sink.append(bytes);
         // Once: a guest that repeats the line must not fill the queue of events.

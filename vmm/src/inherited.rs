@@ -22,7 +22,7 @@ const NUMBER_MIN: RawFd = 3;
 ///
 /// # Errors
 /// There is no such descriptor, or it is no bound Unix stream socket.
-pub fn listen(number: RawFd) -> io::Result<UnixListener> {
+pub(crate) fn listen(number: RawFd) -> io::Result<UnixListener> {
     let fd = take(number)?;
     let is_stream = rustix::net::sockopt::socket_domain(&fd)? == AddressFamily::UNIX
         && rustix::net::sockopt::socket_type(&fd)? == SocketType::STREAM;

@@ -8,11 +8,11 @@ use std::path::Path;
 use garret_api::vmm::{ExitReason, LastWords};
 
 /// Where the last words go; without a file only to standard error.
-pub struct LastWordsFile(Option<File>);
+pub(crate) struct LastWordsFile(Option<File>);
 
 impl LastWordsFile {
     /// Creates the file, empty: it stays empty if the VMM is killed. A forbidden system call writes there too.
-    pub fn open(path: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
         let file = path.map(File::create).transpose()?;
         if let Some(file) = &file {
             crate::seccomp::log_to(OwnedFd::from(file.try_clone()?));
@@ -20,8 +20,7 @@ impl LastWordsFile {
         Ok(Self(file))
     }
 
-    /// Writes them.
-    pub fn write(mut self, reason: ExitReason, message: &str) {
+    pub(crate) fn write(mut self, reason: ExitReason, message: &str) {
         let words = LastWords { reason, message: message.to_owned() };
         if let (Some(file), Ok(json)) = (&mut self.0, serde_json::to_string(&words)) {
             let _ = file.write_all(json.as_bytes()); // nothing is left to report it to

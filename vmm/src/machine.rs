@@ -23,20 +23,18 @@ use crate::{acpi, boot};
 
 /// Why a pause failed; the machine continues to run.
 #[derive(Debug, thiserror::Error)]
-pub enum PauseFailed {
+pub(crate) enum PauseFailed {
     /// A device cannot stop, because its requests wait for space on the host's disk.
     #[error("device {0} waits for space on the host's disk: make some free first")]
     HostFull(String),
-    /// A device did not stop in time.
     #[error("{0}; try again")]
     Device(StillBusy),
-    /// A virtual CPU did not stop in time.
     #[error("a virtual CPU did not stop in time; try again")]
     Vcpus,
 }
 
 /// A machine that is complete. It does not run before [`Machine::start`].
-pub struct Machine {
+pub(crate) struct Machine {
     config: MachineConfig,
     landlock: Landlock,
     vcpus: Vcpus,
@@ -50,7 +48,7 @@ pub struct Machine {
 impl Machine {
     /// Configuration → memory → KVM → kernel → devices → vCPUs. When this returns, all descriptors of the machine are
     /// open and all its threads exist.
-    pub fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
+    pub(crate) fn assemble(config: &MachineConfig, landlock: Landlock, events: &Events) -> anyhow::Result<Self> {
         let cmdline = boot::cmdline::build(config).map_err(boot::Error::from)?;
         let log = console_log(config, events)?;
         let kvm = kvm::open(config.vcpus)?;
@@ -69,14 +67,14 @@ impl Machine {
     }
 
     /// Starts the vCPUs. `since`: when the process began.
-    pub fn start(&mut self, since: Instant) {
+    pub(crate) fn start(&mut self, since: Instant) {
         self.setup = since.elapsed();
         self.vcpus.resume();
     }
 
     /// Stops the vCPUs first, then the devices. So no new request arrives, and the requests in flight are finished.
     /// Each of the two steps may take up to `deadline`.
-    pub fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
+    pub(crate) fn pause(&self, deadline: Duration) -> Result<(), PauseFailed> {
         // A stopping device serves no request, including reads, until its waiting writes are done.
         if let Some(device) = self.pci.device_waiting_for_space() {
             return Err(PauseFailed::HostFull(device.to_owned()));
@@ -89,19 +87,19 @@ impl Machine {
     }
 
     /// Resumes the devices first, then the vCPUs.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.pci.resume();
         self.vcpus.resume();
     }
 
     /// Resumes devices that were too busy for a pause. Returns true when none remain.
-    pub fn resume_devices(&self) -> bool {
+    pub(crate) fn resume_devices(&self) -> bool {
         self.pci.resume()
     }
 
     /// Ends the machine. The vCPUs get `deadline` to stop; then the requests in flight get the same time to reach the
     /// disk.
-    pub fn end(self, deadline: Duration) {
+    pub(crate) fn end(self, deadline: Duration) {
         if !self.vcpus.stop(deadline) {
             tracing::warn!("a virtual CPU did not stop in time");
         }
@@ -114,7 +112,7 @@ impl Machine {
     }
 
     /// The machine's description for the API.
-    pub fn info(&self, state: MachineState) -> MachineInfo {
+    pub(crate) fn info(&self, state: MachineState) -> MachineInfo {
         MachineInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -125,40 +123,39 @@ impl Machine {
     }
 
     /// Its counters.
-    pub fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> Metrics {
         Metrics { setup_ns: self.setup.as_nanos() as u64, exits: self.vcpus.exits(), devices: self.pci.metrics() }
     }
 
-    /// Its balloon.
-    pub fn balloon(&self) -> &Balloon {
+    pub(crate) fn balloon(&self) -> &Balloon {
         &self.balloon
     }
 
     /// The state of its memory: the memory that is always present, and the memory that can be plugged.
-    pub fn memory(&self) -> MemoryInfo {
+    pub(crate) fn memory(&self) -> MemoryInfo {
         let hotplug = self.hotplug.as_ref().map(Hotplug::info);
         MemoryInfo { boot_mib: self.config.memory_mib, ..hotplug.unwrap_or_default() }
     }
 
     /// Presses the power button. A paused guest sees it when it resumes.
-    pub fn press_power_button(&self) -> io::Result<()> {
+    pub(crate) fn press_power_button(&self) -> io::Result<()> {
         self.power_button.press()
     }
 
     /// How long the API's client may withhold resources from the machine without a request.
-    pub fn lease(&self) -> Option<Duration> {
+    pub(crate) fn lease(&self) -> Option<Duration> {
         self.config.lease_s.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
     /// Allows the guest to plug all its pluggable memory.
-    pub fn allow_all_memory(&self) {
+    pub(crate) fn allow_all_memory(&self) {
         if let Some(hotplug) = &self.hotplug {
             hotplug.allow_all();
         }
     }
 
     /// Sets how much memory the guest should have plugged.
-    pub fn set_memory(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
+    pub(crate) fn set_memory(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
         self.hotplug.as_ref().ok_or(TargetRefused::NoDevice)?.set_target(target)
     }
 }

@@ -86,7 +86,7 @@ impl Buckets {
 /// descriptor becomes readable as soon as a request would pass: the worker registers it, and calls
 /// [`RateLimiter::elapsed`] when it fires.
 #[derive(Debug)]
-pub struct RateLimiter {
+pub(crate) struct RateLimiter {
     buckets: Buckets,
     start: Instant,
     timer: Timer,
@@ -95,12 +95,12 @@ pub struct RateLimiter {
 
 impl RateLimiter {
     /// No limit if `limit` is absent or empty. Fails if the kernel does not create a timer.
-    pub fn new(limit: Option<RateLimit>) -> io::Result<Self> {
+    pub(crate) fn new(limit: Option<RateLimit>) -> io::Result<Self> {
         Ok(Self { buckets: Buckets::new(limit), start: Instant::now(), timer: Timer::new()?, armed: false })
     }
 
     /// Whether the next request has to wait; if so, the timer is running.
-    pub fn blocked(&mut self) -> bool {
+    pub(crate) fn blocked(&mut self) -> bool {
         if self.armed {
             return true;
         }
@@ -114,12 +114,12 @@ impl RateLimiter {
     }
 
     /// Counts one operation of `bytes` bytes.
-    pub fn charge(&mut self, bytes: u64) {
+    pub(crate) fn charge(&mut self, bytes: u64) {
         self.buckets.charge(bytes);
     }
 
     /// Must be called when the timer's descriptor is readable.
-    pub fn elapsed(&mut self) {
+    pub(crate) fn elapsed(&mut self) {
         self.timer.clear();
         self.armed = false;
     }

@@ -19,13 +19,13 @@ const STACK: usize = 256 << 10;
 /// By default the C library creates a heap for every thread. When it first shrinks one, it reads
 /// `/proc/sys/vm/overcommit_memory`: a call that every role forbids, at a time that the guest can choose.
 #[allow(unsafe_code)]
-pub fn share_heap() {
+pub(crate) fn share_heap() {
     // SAFETY: a plain setter; both arguments are constants it knows.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// Runs `body` on a new thread in `role`. The kernel shows the first 15 bytes of `name`.
-pub fn spawn<T: Send + 'static>(
+pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
     role: Role,
     body: impl FnOnce() -> T + Send + 'static,
@@ -35,7 +35,7 @@ pub fn spawn<T: Send + 'static>(
 
 /// Like [`spawn`], with a first step that runs on the new thread before its filter closes. Returns the error of that
 /// step.
-pub fn spawn_prepared<P: 'static, T: Send + 'static>(
+pub(crate) fn spawn_prepared<P: 'static, T: Send + 'static>(
     name: &str,
     role: Role,
     prepare: impl FnOnce() -> io::Result<P> + Send + 'static,

@@ -14,27 +14,27 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// See the module. No call blocks. Several descriptors may wake a worker at once. The worker may then stop or set the
 /// timer for another of them before it handles the timer's own wake-up.
 #[derive(Debug)]
-pub struct Timer(OwnedFd);
+pub(crate) struct Timer(OwnedFd);
 
 impl Timer {
     /// Creates a stopped timer. Fails if the kernel rejects it.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?))
     }
 
     /// Fires first after `wait`, but after an hour at most, then every `interval` unless that is zero.
-    pub fn set(&self, wait: Duration, interval: Duration) -> io::Result<()> {
+    pub(crate) fn set(&self, wait: Duration, interval: Duration) -> io::Result<()> {
         // Zero would stop it.
         self.settime(wait.clamp(Duration::from_nanos(1), LONGEST), interval)
     }
 
     /// Stops the timer. If it has fired, its descriptor is not readable any more.
-    pub fn stop(&self) -> io::Result<()> {
+    pub(crate) fn stop(&self) -> io::Result<()> {
         self.settime(Duration::ZERO, Duration::ZERO)
     }
 
     /// Clears the event if the timer has fired: its descriptor is not readable any more.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // The count does not matter, and EAGAIN means that the timer has not fired.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }

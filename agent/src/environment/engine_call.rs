@@ -41,7 +41,7 @@ pub(super) enum Limit {
 
 impl Limit {
     /// The limit for a subcommand of the engine.
-    pub fn of(command: &OsStr) -> Self {
+    pub(super) fn of(command: &OsStr) -> Self {
         match command.to_str().unwrap_or_default() {
             "pull" | "build" => Self::Silence(Duration::from_secs(600)),
             "run" | "start" => Self::Total(Duration::from_secs(300)),
@@ -50,7 +50,7 @@ impl Limit {
     }
 
     /// The limit in words, for an error.
-    pub fn exceeded(self) -> String {
+    pub(super) fn exceeded(self) -> String {
         match self {
             Self::Total(time) => format!("it took longer than {} s and was ended", time.as_secs()),
             Self::Silence(time) => format!("it made no progress for {} s and was ended", time.as_secs()),
@@ -75,7 +75,7 @@ struct EngineProcess {
 
 impl Call {
     /// Starts `program args…` with this environment and nothing else.
-    pub fn start(
+    pub(super) fn start(
         program: &Path,
         args: &[OsString],
         env: &BTreeMap<String, String>,
@@ -96,12 +96,12 @@ impl Call {
         Ok(Self { running: Some(EngineProcess { child, with_children: downloads, scratch, _permit: permit }) })
     }
 
-    pub fn child(&mut self) -> &mut Child {
+    pub(super) fn child(&mut self) -> &mut Child {
         &mut self.running.as_mut().expect("only its end takes it").child
     }
 
     /// Asks the call to end, and kills it if it does not end in time.
-    pub async fn end(&mut self) {
+    pub(super) async fn end(&mut self) {
         if let Some(running) = self.running.take() {
             running.end().await;
         }
@@ -163,19 +163,19 @@ pub(super) struct LimitTimer {
 }
 
 impl LimitTimer {
-    pub fn new(limit: Limit) -> Self {
+    pub(super) fn new(limit: Limit) -> Self {
         Self { limit, spent: Duration::ZERO, next: Instant::now() + pause(limit), seen: Activity::default() }
     }
 
     /// Notes that the call has printed something.
-    pub fn progress(&mut self) {
+    pub(super) fn progress(&mut self) {
         if matches!(self.limit, Limit::Silence(_)) {
             self.spent = Duration::ZERO;
         }
     }
 
     /// Returns when the limit is reached. Cancel-safe.
-    pub async fn reached(&mut self, pid: Option<u32>) -> Limit {
+    pub(super) async fn reached(&mut self, pid: Option<u32>) -> Limit {
         loop {
             sleep_until(self.next).await;
             self.next = Instant::now() + pause(self.limit);

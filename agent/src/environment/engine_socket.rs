@@ -22,7 +22,7 @@ static STARTING: Mutex<()> = Mutex::const_new(());
 const SERVE: &str = "export LISTEN_PID=$$ LISTEN_FDS=1; exec podman system service --time=0 3<&0 </dev/null";
 
 /// Makes the engine serve its API at [`ENGINE_SOCKET`]. Does nothing if it already serves it.
-pub async fn serve() -> Result<(), Problem> {
+pub(super) async fn serve() -> Result<(), Problem> {
     let _starting = STARTING.lock().await;
     if UnixStream::connect(ENGINE_SOCKET).await.is_ok() {
         return Ok(());

@@ -47,14 +47,14 @@ impl RunHandle {
     }
 
     /// Waits until the run is cancelled, and returns the reason.
-    pub async fn cancelled(&self) -> &'static str {
+    pub(super) async fn cancelled(&self) -> &'static str {
         let mut cancel = self.cancel.subscribe();
         cancel.wait_for(Option::is_some).await.ok().and_then(|reason| *reason).unwrap_or_default()
     }
 }
 
 impl Entry {
-    pub fn new(store: Store, record: Record) -> Arc<Self> {
+    pub(super) fn new(store: Store, record: Record) -> Arc<Self> {
         Arc::new(Self {
             id: record.id.clone(),
             store,
@@ -67,12 +67,12 @@ impl Entry {
     }
 
     /// Reads the record.
-    pub fn with<T>(&self, look: impl FnOnce(&Record) -> T) -> T {
+    pub(super) fn with<T>(&self, look: impl FnOnce(&Record) -> T) -> T {
         look(&lock(&self.record))
     }
 
     /// The id of the container in the record.
-    pub fn container_id(&self) -> Option<String> {
+    pub(super) fn container_id(&self) -> Option<String> {
         self.with(|record| record.container.as_ref().map(|container| container.id.clone()))
     }
 
@@ -80,14 +80,14 @@ impl Entry {
     ///
     /// # Errors
     /// The record could not be written to the disk; the record in memory has changed nevertheless.
-    pub async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
+    pub(super) async fn update<T>(self: &Arc<Self>, change: impl FnOnce(&mut Record) -> T) -> Result<(), Problem> {
         change(&mut lock(&self.record));
         let entry = self.clone();
         SAVE.run(move || entry.save()).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
     /// Flushes the whole data disk, which holds the containers and their images.
-    pub async fn sync_disk(&self) -> Result<(), Problem> {
+    pub(super) async fn sync_disk(&self) -> Result<(), Problem> {
         let store = self.store.clone();
         SYNC.run(move || store.sync_disk()).await?.map_err(|error| disk_problem(&self.id, &error))
     }
@@ -99,7 +99,7 @@ impl Entry {
     }
 
     /// Removes the record from the disk, permanently.
-    pub async fn delete_record(self: &Arc<Self>) -> Result<(), Problem> {
+    pub(super) async fn delete_record(self: &Arc<Self>) -> Result<(), Problem> {
         let entry = self.clone();
         let delete = move || {
             let _guard = lock(&entry.writing);
@@ -115,7 +115,7 @@ impl Entry {
     }
 
     /// Whether the environment has been removed. A task that still holds it must not start it again.
-    pub fn is_removed(&self) -> bool {
+    pub(super) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
 
@@ -124,7 +124,7 @@ impl Entry {
     ///
     /// # Errors
     /// `conflict`: a newer generation has already started.
-    pub fn begin(&self, generation: u64) -> Result<(RunHandle, bool), Problem> {
+    pub(super) fn begin(&self, generation: u64) -> Result<(RunHandle, bool), Problem> {
         let mut run = lock(&self.run);
         let recorded = self.with(|record| record.generation);
         let newest = run.as_ref().map_or(recorded, |run| run.generation.max(recorded));
@@ -143,12 +143,12 @@ impl Entry {
     }
 
     /// Notes that the run `ended` is over.
-    pub fn end(&self, ended: &RunHandle) {
+    pub(super) fn end(&self, ended: &RunHandle) {
         lock(&self.run).take_if(|run| Arc::ptr_eq(&run.journal, &ended.journal));
     }
 
     /// Cancels the run in progress, if there is one. To wait for its end, lock the gate.
-    pub fn cancel(&self) {
+    pub(super) fn cancel(&self) {
         if let Some(run) = &*lock(&self.run) {
             run.cancel.send_replace(Some("the environment was stopped while it was starting"));
         }

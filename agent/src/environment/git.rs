@@ -12,7 +12,7 @@ const TRUST: &str = "# The workspace has one owner, whichever user works on it.\
 
 /// Adds a line to `/etc/gitconfig` of a container, so that git trusts its workspaces. `root` is the container's
 /// `/proc/<pid>/root`; links that lead out of it are not followed.
-pub fn trust_workspaces(root: &Path) -> io::Result<()> {
+pub(super) fn trust_workspaces(root: &Path) -> io::Result<()> {
     let root = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;

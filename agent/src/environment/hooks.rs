@@ -18,7 +18,7 @@ const SHOWN_MAX: usize = 120;
 /// Runs `command` of `stage`: one process, or several in parallel, each as a separate step. `prepare` builds the
 /// process from program and arguments. If several fail, the first one in the order of the file is returned as the
 /// failure. All are waited for.
-pub async fn run(
+pub(super) async fn run(
     journal: &Arc<Journal>,
     stage: Stage,
     command: &Command,

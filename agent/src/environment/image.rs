@@ -2,7 +2,7 @@
 
 /// An image's full name, as Docker reads it: `debian` is `docker.io/library/debian`. Names of the guest's own images
 /// (`localhost/…`) and ids do not change.
-pub fn full_name(image: &str) -> String {
+pub(super) fn full_name(image: &str) -> String {
     match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => image.to_owned(),
         Some(_) => format!("docker.io/{image}"),
@@ -11,12 +11,12 @@ pub fn full_name(image: &str) -> String {
 }
 
 /// The registry of a full name.
-pub fn registry(image: &str) -> &str {
+pub(super) fn registry(image: &str) -> &str {
     image.split_once('/').map_or("docker.io", |(registry, _)| registry)
 }
 
 /// A name without its tag and digest, as `podman build --cache-from` needs it.
-pub fn repository(image: &str) -> &str {
+pub(super) fn repository(image: &str) -> &str {
     let image = image.split_once('@').map_or(image, |(name, _)| name);
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => name,
@@ -26,7 +26,7 @@ pub fn repository(image: &str) -> &str {
 
 /// The reason why `image` could not be pulled, on one line: the image, its registry, the engine's message and what to
 /// do.
-pub fn pull_failed(image: &str, engine_says: &str) -> String {
+pub(super) fn pull_failed(image: &str, engine_says: &str) -> String {
     let registry = registry(image);
     let says = |needles: &[&str]| {
         let lower = engine_says.to_lowercase();

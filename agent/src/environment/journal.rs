@@ -15,7 +15,7 @@ const WAITING: usize = 64;
 
 /// The lines of one run of `up`.
 #[derive(Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     lines: Mutex<Lines>,
     /// The number of lines written so far.
     written: watch::Sender<u64>,
@@ -37,12 +37,12 @@ enum Next {
 
 impl Journal {
     /// An empty journal.
-    pub fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { lines: Mutex::default(), written: watch::Sender::new(0) })
     }
 
     /// Adds a line.
-    pub fn write(&self, line: Progress) {
+    pub(super) fn write(&self, line: Progress) {
         let mut lines = self.lock();
         lines.bytes += weight(&line);
         lines.kept.push_back(line);
@@ -58,7 +58,7 @@ impl Journal {
 
     /// All lines from the first to the last one, which is `Ready` or `Failed`. If lines were dropped before a slow
     /// receiver read them, the receiver continues with the oldest line that is kept.
-    pub fn follow(self: &Arc<Self>) -> mpsc::Receiver<Progress> {
+    pub(super) fn follow(self: &Arc<Self>) -> mpsc::Receiver<Progress> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let journal = self.clone();
         tokio::spawn(async move {
@@ -109,7 +109,7 @@ fn weight(line: &Progress) -> usize {
 
 /// A step that failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StepFailed {
+pub(super) struct StepFailed {
     /// The step's name.
     pub step: String,
     /// The reason.
@@ -119,7 +119,7 @@ pub struct StepFailed {
 impl Journal {
     /// Runs one step and reports its start, its output and, on success, its end. The caller reports a failure, once, as
     /// the last line.
-    pub async fn step<T>(
+    pub(super) async fn step<T>(
         self: &Arc<Self>,
         name: &str,
         work: impl AsyncFnOnce(&Output) -> Result<T, Problem>,
@@ -138,7 +138,7 @@ impl Journal {
 
 impl Journal {
     /// Runs work without progress lines. Its failure is returned as a failed step of this name.
-    pub async fn quiet_step<T>(
+    pub(super) async fn quiet_step<T>(
         &self,
         name: &str,
         work: impl AsyncFnOnce() -> Result<T, Problem>,
@@ -149,7 +149,7 @@ impl Journal {
 
 /// The destination of a step's output.
 #[derive(Debug)]
-pub struct Output {
+pub(super) struct Output {
     journal: Arc<Journal>,
     step: String,
     /// The first bytes of a character whose remaining bytes have not arrived yet.
@@ -158,7 +158,7 @@ pub struct Output {
 
 impl Output {
     /// Takes output of a process. A character may be split between two calls.
-    pub fn bytes(&self, bytes: &[u8]) {
+    pub(super) fn bytes(&self, bytes: &[u8]) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.extend_from_slice(bytes);
         let whole = open.len() - unfinished(&open);
@@ -168,7 +168,7 @@ impl Output {
     }
 
     /// Adds a line written by the agent.
-    pub fn line(&self, line: &str) {
+    pub(super) fn line(&self, line: &str) {
         self.text(&format!("{line}\n"));
     }
 

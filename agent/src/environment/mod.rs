@@ -254,7 +254,7 @@ impl Environments {
 }
 
 /// Removes the files left by an agent that was killed.
-pub fn clean_up() {
+pub(crate) fn clean_up() {
     engine_call::clean_up();
 }
 

@@ -4,17 +4,16 @@ use garret_api::Problem;
 use garret_devcontainer::Mount;
 
 /// The guest engine's own socket, which replaces `docker.sock`.
-pub const ENGINE_SOCKET: &str = "/run/podman/podman.sock";
+pub(super) const ENGINE_SOCKET: &str = "/run/podman/podman.sock";
 /// The names that a devcontainer.json may use for the engine's socket.
 const SOCKET_NAMES: [&str; 4] =
     ["/var/run/docker.sock", "/run/docker.sock", "/var/run/podman/podman.sock", "/run/podman/podman.sock"];
 
 /// The location of a workspace, on the host and in the guest.
 #[derive(Clone, Copy, Debug)]
-pub struct WorkspacePaths<'a> {
+pub(super) struct WorkspacePaths<'a> {
     /// On the host, without a trailing slash.
     pub host: &'a str,
-    /// In the guest.
     pub guest: &'a str,
 }
 
@@ -23,7 +22,7 @@ impl WorkspacePaths<'_> {
     ///
     /// # Errors
     /// The source is a path of the host outside the workspace.
-    pub fn source(&self, source: &str) -> Result<String, Problem> {
+    pub(super) fn source(&self, source: &str) -> Result<String, Problem> {
         if SOCKET_NAMES.contains(&source) {
             return Ok(ENGINE_SOCKET.to_owned());
         }
@@ -45,7 +44,7 @@ impl WorkspacePaths<'_> {
     ///
     /// # Errors
     /// As [`source`](Self::source); also a bind mount without a source.
-    pub fn mount(&self, mount: &Mount) -> Result<Mount, Problem> {
+    pub(super) fn mount(&self, mount: &Mount) -> Result<Mount, Problem> {
         let mut mount = mount.clone();
         if mount.kind == "bind" {
             let Some(source) = &mount.source else {
@@ -60,7 +59,7 @@ impl WorkspacePaths<'_> {
     ///
     /// # Errors
     /// As [`mount`](Self::mount).
-    pub fn run_args(&self, args: &[String]) -> Result<Vec<String>, Problem> {
+    pub(super) fn run_args(&self, args: &[String]) -> Result<Vec<String>, Problem> {
         let mut out = Vec::with_capacity(args.len());
         let mut args = args.iter();
         while let Some(arg) = args.next() {

@@ -21,28 +21,28 @@ const LOG_FILE_MAX: &str = "4mb";
 const KEEP_ALIVE: &str = "exec \"$@\"\nwhile :; do sleep 86400 & wait $!; done";
 
 /// The label of an environment's parts, with its value.
-pub fn label(id: &str) -> String {
+pub(super) fn label(id: &str) -> String {
     format!("{ENVIRONMENT_LABEL}={id}")
 }
 
 /// The name of an environment's container, unless `runArgs` set another.
-pub fn container_name(id: &str) -> String {
+pub(super) fn container_name(id: &str) -> String {
     format!("garret-{id}")
 }
 
 /// The name of the image that an environment builds.
-pub fn built_image(id: &str) -> String {
+pub(super) fn built_image(id: &str) -> String {
     format!("localhost/garret-{}", id.to_lowercase())
 }
 
 /// The image in which the remote user has the ids of the workspace's owner.
-pub fn renumbered_image(id: &str) -> String {
+pub(super) fn renumbered_image(id: &str) -> String {
     format!("{}-user", built_image(id))
 }
 
 /// The input of [`build_args`].
 #[derive(Debug)]
-pub struct BuildPlan<'a> {
+pub(super) struct BuildPlan<'a> {
     /// The environment.
     pub id: &'a str,
     /// The path of the Dockerfile in the guest.
@@ -61,7 +61,7 @@ pub struct BuildPlan<'a> {
 }
 
 /// `podman build …`.
-pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
+pub(super) fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
     // The Docker format keeps SHELL and HEALTHCHECK, which an OCI image cannot hold.
     let mut args = words(&["build", "--format", "docker", "--tag", &built_image(plan.id), "--file", plan.dockerfile]);
     args.push(format!("--label={}", label(plan.id)));
@@ -87,10 +87,9 @@ pub fn build_args(plan: &BuildPlan<'_>) -> Vec<String> {
 
 /// The input of [`run_args`].
 #[derive(Debug)]
-pub struct RunPlan<'a> {
+pub(super) struct RunPlan<'a> {
     /// The environment.
     pub id: &'a str,
-    /// The workspace.
     pub workspace: WorkspacePaths<'a>,
     /// The configuration of devcontainer.json.
     pub resolved: &'a Resolved,
@@ -107,7 +106,7 @@ pub struct RunPlan<'a> {
 /// A container's variables, or a build's arguments, in the form passed to the engine. They must not be on its command
 /// line, which every process of the guest can read.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Variables {
+pub(super) struct Variables {
     /// Lines for `--env-file` or `--build-arg-file`.
     pub file: String,
     /// Variables that a line cannot hold: passed in the engine's own environment.
@@ -118,7 +117,7 @@ pub struct Variables {
 const ENV_LINE_MAX: usize = 32 * 1024;
 
 /// Divides a container's variables by how they reach the engine.
-pub fn variables(env: &BTreeMap<String, String>) -> Variables {
+pub(super) fn variables(env: &BTreeMap<String, String>) -> Variables {
     let mut variables = Variables::default();
     for (name, value) in env {
         let line = format!("{name}={value}\n");
@@ -136,7 +135,7 @@ pub fn variables(env: &BTreeMap<String, String>) -> Variables {
 ///
 /// # Errors
 /// A mount's source is outside the workspace.
-pub fn run_args(plan: &RunPlan<'_>) -> Result<Vec<String>, Problem> {
+pub(super) fn run_args(plan: &RunPlan<'_>) -> Result<Vec<String>, Problem> {
     let RunPlan { id, workspace, resolved, merged, image, config, env_file } = *plan;
     let mut args = words(&["run", "--detach", "--pull=never", "--name", &container_name(id)]);
     args.extend(words(&["--log-driver", "k8s-file", "--log-opt", &format!("max-size={LOG_FILE_MAX}")]));
@@ -176,19 +175,19 @@ fn all_mounts(resolved: &Resolved, merged: &Merged) -> Result<Vec<Mount>, Proble
 }
 
 /// Whether a container with these arguments needs the engine's socket.
-pub fn needs_engine_socket(run_args: &[String]) -> bool {
+pub(super) fn needs_engine_socket(run_args: &[String]) -> bool {
     run_args.iter().any(|arg| arg.contains(super::mounts::ENGINE_SOCKET))
 }
 
 /// The names of the volumes a container gets.
-pub fn volumes(merged: &Merged) -> Vec<String> {
+pub(super) fn volumes(merged: &Merged) -> Vec<String> {
     let mounts = merged.mounts.iter().map(garret_devcontainer::MountEntry::mount);
     mounts.filter(|mount| mount.kind == "volume").filter_map(|mount| mount.source.clone()).collect()
 }
 
 /// The user that remote processes run as, before there is a container. The first that is set wins: the merged one, the
 /// one from `runArgs`, the container's, the image's.
-pub fn remote_user(resolved: &Resolved, merged: &Merged, image: &ImageRecord) -> String {
+pub(super) fn remote_user(resolved: &Resolved, merged: &Merged, image: &ImageRecord) -> String {
     let named = merged.remote_user.clone().or_else(|| user_of_run_args(&resolved.config.own.run_args));
     let named = named.or_else(|| merged.container_user.clone()).unwrap_or_else(|| image.user.clone());
     let name = named.split(':').next().unwrap_or_default();
@@ -206,13 +205,13 @@ fn user_of_run_args(args: &[String]) -> Option<String> {
 ///
 /// # Errors
 /// The metadata is not valid.
-pub fn merge(resolved: &Resolved, image: &ImageRecord) -> Result<Merged, Problem> {
+pub(super) fn merge(resolved: &Resolved, image: &ImageRecord) -> Result<Merged, Problem> {
     resolved.merge(image.metadata.as_deref()).map_err(|error| Problem::new("invalid", error.to_string()))
 }
 
 /// The environment of a remote process. Later sources win: the container's own, the variables of the user's shell, the
 /// file's `remoteEnv` (where `null` removes a variable), the caller's.
-pub fn remote_env(
+pub(super) fn remote_env(
     container: &BTreeMap<String, String>,
     probed: &BTreeMap<String, String>,
     remote: &BTreeMap<String, Option<String>>,

@@ -18,7 +18,7 @@ use super::entry::disk_full;
 use crate::blocking::Blocking;
 
 /// The environment of podman itself; the agent's own environment is not passed to it.
-pub const ENV: [(&str, &str); 3] =
+pub(super) const ENV: [(&str, &str); 3] =
     [("HOME", "/root"), ("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")];
 /// The most bytes of an error output that are kept: its end.
 const STDERR_MAX: usize = 16 * 1024;
@@ -33,7 +33,7 @@ const REMOVE: [&str; 6] = ["rm", "--force", "--ignore", "--time", STOP_SECONDS, 
 
 /// The podman program and its settings.
 #[derive(Clone, Debug)]
-pub struct Podman {
+pub(super) struct Podman {
     program: PathBuf,
     /// The environment of the engine itself.
     env: BTreeMap<String, String>,
@@ -75,24 +75,24 @@ impl From<Failure> for Problem {
 
 impl Podman {
     /// `env` is for the engine itself: proxies and certificates.
-    pub fn new(program: impl Into<PathBuf>, env: &BTreeMap<String, String>) -> Self {
+    pub(super) fn new(program: impl Into<PathBuf>, env: &BTreeMap<String, String>) -> Self {
         let base = ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let env = base.chain(env.clone()).collect();
         Self { program: program.into(), env, calls: Arc::new(Semaphore::new(CALLS_MAX as usize)) }
     }
 
     /// Waits until no call runs, including cancelled calls.
-    pub async fn idle(&self) {
+    pub(super) async fn idle(&self) {
         drop(self.calls.acquire_many(CALLS_MAX).await);
     }
 
     /// The same podman with more variables in the engine's own environment.
-    pub fn with_env(&self, env: BTreeMap<String, String>) -> Self {
+    pub(super) fn with_env(&self, env: BTreeMap<String, String>) -> Self {
         Self { env: self.env.clone().into_iter().chain(env).collect(), ..self.clone() }
     }
 
     /// Calls `podman args…` and returns what it printed.
-    pub async fn output<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<String, Failure> {
+    pub(super) async fn output<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<String, Failure> {
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
         let mut keep = |from: Stream, bytes: &[u8]| match from {
@@ -109,7 +109,7 @@ impl Podman {
     }
 
     /// Calls `podman args…`; `output` receives both output streams as they are printed.
-    pub async fn stream<S: AsRef<OsStr>>(
+    pub(super) async fn stream<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
         mut output: impl FnMut(&[u8]),
@@ -124,7 +124,7 @@ impl Podman {
     }
 
     /// Calls `podman args…` and parses the JSON that it prints.
-    pub async fn json<T: DeserializeOwned, S: AsRef<OsStr>>(
+    pub(super) async fn json<T: DeserializeOwned, S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
     ) -> Result<T, Failure> {
@@ -134,7 +134,7 @@ impl Podman {
     }
 
     /// A local image, or `None`.
-    pub async fn image(&self, name: &str) -> Result<Option<Image>, Failure> {
+    pub(super) async fn image(&self, name: &str) -> Result<Option<Image>, Failure> {
         match self.json::<Vec<Image>, _>(["image", "inspect", name]).await {
             Ok(images) => Ok(images.into_iter().next()),
             Err(failure) if failure.stderr.contains("image not known") => Ok(None),
@@ -143,7 +143,7 @@ impl Podman {
     }
 
     /// The containers of an environment, stopped ones included, the newest first.
-    pub async fn containers(&self, environment: &str) -> Result<Vec<String>, Failure> {
+    pub(super) async fn containers(&self, environment: &str) -> Result<Vec<String>, Failure> {
         let all = ["ps", "--all", "--no-trunc", "--filter", &filter(environment), "--format", "json"];
         let mut listed: Vec<Listed> = self.json(all).await?;
         listed.sort_by_key(|container| std::cmp::Reverse(container.created));
@@ -151,14 +151,14 @@ impl Podman {
     }
 
     /// A container, running or not.
-    pub async fn container(&self, id: &str) -> Result<Option<Container>, Failure> {
+    pub(super) async fn container(&self, id: &str) -> Result<Option<Container>, Failure> {
         Ok(self.json::<Vec<Container>, _>(["container", "inspect", id]).await?.into_iter().next())
     }
 
     /// Removes the containers that builds started at `since` (seconds since 1970) or later have left. The engine does
     /// not list them, but they hold layers. While another build runs, they may belong to it; a later call removes them
     /// then.
-    pub async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
+    pub(super) async fn remove_build_containers(&self, since: u64) -> Result<(), Failure> {
         if PROCESS_SCAN.run(another_build_runs).await.unwrap_or(true) {
             return Ok(());
         }
@@ -169,7 +169,7 @@ impl Podman {
     }
 
     /// Removes these containers with their own volumes; running containers are stopped first.
-    pub async fn remove_containers(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Failure> {
+    pub(super) async fn remove_containers(&self, ids: impl IntoIterator<Item = String>) -> Result<(), Failure> {
         let mut ids = ids.into_iter().peekable();
         if ids.peek().is_none() {
             return Ok(());
@@ -178,13 +178,13 @@ impl Podman {
     }
 
     /// Removes all containers of an environment in the same way.
-    pub async fn remove_containers_of(&self, environment: &str) -> Result<(), Failure> {
+    pub(super) async fn remove_containers_of(&self, environment: &str) -> Result<(), Failure> {
         self.output(REMOVE.into_iter().chain(["--filter", &filter(environment)])).await.map(drop)
     }
 
     /// Removes images that an earlier build of the environment made and that no container uses. Only images without a
     /// name are removed: an image that the developer made of the container (`podman commit`) has the same label.
-    pub async fn prune_images(&self, environment: &str) {
+    pub(super) async fn prune_images(&self, environment: &str) {
         if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter(environment)]).await {
             tracing::warn!("old images of {environment} could not be removed: {failure}");
         }
@@ -255,7 +255,7 @@ async fn read(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) ->
 }
 
 /// Appends `bytes`, and drops the beginning so that at least the last `max` bytes are kept.
-pub fn keep_end(kept: &mut Vec<u8>, bytes: &[u8], max: usize) {
+pub(super) fn keep_end(kept: &mut Vec<u8>, bytes: &[u8], max: usize) {
     kept.extend_from_slice(bytes);
     // Trim only at `2 * max`, so that each byte is moved at most once.
     if kept.len() > 2 * max {
@@ -298,17 +298,16 @@ struct Listed {
 /// The fields of a container that the agent uses.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Container {
+pub(super) struct Container {
     /// Its image's id.
     pub image: String,
     /// The container's mounts.
     pub mounts: Vec<ContainerMount>,
 }
 
-/// One mount of a container.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct ContainerMount {
+pub(super) struct ContainerMount {
     /// For example `bind` or `volume`.
     #[serde(rename = "Type")]
     pub kind: String,
@@ -321,7 +320,7 @@ pub struct ContainerMount {
 /// The fields of an image that the agent uses.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Image {
+pub(super) struct Image {
     /// Its id, 64 hexadecimal digits.
     pub id: String,
     /// The settings of containers that are made from it.
@@ -333,7 +332,7 @@ pub struct Image {
 /// The location of an image's layers.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct GraphDriver {
+pub(super) struct GraphDriver {
     /// Folders by their role in the overlay.
     pub data: Option<Layers>,
 }
@@ -341,7 +340,7 @@ pub struct GraphDriver {
 /// The folders of an overlay.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Layers {
+pub(super) struct Layers {
     /// The topmost layer.
     pub upper_dir: Option<String>,
     /// The layers below it, topmost first, separated by colons.
@@ -350,7 +349,7 @@ pub struct Layers {
 
 impl Image {
     /// The folders of its layers, topmost first.
-    pub fn layers(&self) -> Vec<&Path> {
+    pub(super) fn layers(&self) -> Vec<&Path> {
         let Some(layers) = &self.graph_driver.data else { return Vec::new() };
         let lower = layers.lower_dir.iter().flat_map(|dirs| dirs.split(':'));
         layers.upper_dir.as_deref().into_iter().chain(lower).map(Path::new).collect()
@@ -360,21 +359,19 @@ impl Image {
 /// The settings of containers made from an image. Absent lists are `null` in podman's output.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Config {
+pub(super) struct Config {
     /// `user[:group]`; empty: root.
     pub user: String,
-    /// Labels.
     pub labels: Option<BTreeMap<String, String>>,
     /// The program that runs before the command.
     pub entrypoint: Option<OneOrMany>,
-    /// The command.
     pub cmd: Option<Vec<String>>,
 }
 
 /// Older versions of podman print a container's entrypoint as one string.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
-pub enum OneOrMany {
+pub(super) enum OneOrMany {
     /// One string.
     One(String),
     /// A list.
@@ -383,12 +380,12 @@ pub enum OneOrMany {
 
 impl Config {
     /// A label's value.
-    pub fn label(&self, name: &str) -> Option<&str> {
+    pub(super) fn label(&self, name: &str) -> Option<&str> {
         self.labels.as_ref()?.get(name).map(String::as_str)
     }
 
     /// The command of the image itself: entrypoint and command.
-    pub fn own_command(&self) -> Vec<String> {
+    pub(super) fn own_command(&self) -> Vec<String> {
         let entrypoint = match &self.entrypoint {
             None => Vec::new(),
             Some(OneOrMany::One(one)) => vec![one.clone()],

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// The state of an environment that the agent needs after a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// Its id.
+pub(super) struct Record {
     pub id: String,
     /// The folder below the share's root that holds the workspace.
     pub share: String,
@@ -27,7 +26,6 @@ pub struct Record {
     pub problem: Option<Problem>,
     /// The devcontainer.json the container was made from.
     pub config: Option<String>,
-    /// Its container.
     pub container: Option<ContainerRecord>,
     /// Names of the volumes that its containers were given.
     #[serde(default)]
@@ -36,7 +34,7 @@ pub struct Record {
 
 /// The record of a container; removed together with the container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ContainerRecord {
+pub(super) struct ContainerRecord {
     /// Its id, 64 hexadecimal digits.
     pub id: String,
     /// The generation of the run that created it; 0 if the run had no generation.
@@ -66,7 +64,7 @@ pub struct ContainerRecord {
 
 /// The record of a container's image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRecord {
+pub(super) struct ImageRecord {
     /// Its user; empty: root.
     pub user: String,
     /// Its metadata label.
@@ -75,7 +73,7 @@ pub struct ImageRecord {
 
 /// The environment that the remote user's shell reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probed {
+pub(super) struct Probed {
     /// The kind of shell that was started.
     pub kind: UserEnvProbe,
     /// When the container was started, as the runtime reports it.
@@ -89,12 +87,12 @@ const ONCE: &str = "once";
 
 impl ContainerRecord {
     /// Whether a stage has nothing to do in the container that was started at `started_at`.
-    pub fn is_done(&self, stage: Stage, started_at: &str) -> bool {
+    pub(super) fn is_done(&self, stage: Stage, started_at: &str) -> bool {
         mark(stage, started_at).is_some_and(|mark| self.done.get(stage.name()).map(String::as_str) == Some(mark))
     }
 
     /// Records that a stage has run to its end.
-    pub fn set_done(&mut self, stage: Stage, started_at: &str) {
+    pub(super) fn set_done(&mut self, stage: Stage, started_at: &str) {
         if let Some(mark) = mark(stage, started_at) {
             self.done.insert(stage.name().to_owned(), mark.to_owned());
         }
@@ -112,7 +110,7 @@ fn mark(stage: Stage, started_at: &str) -> Option<&str> {
 
 impl Record {
     /// A new environment.
-    pub fn new(id: &str, share: &str) -> Self {
+    pub(super) fn new(id: &str, share: &str) -> Self {
         Self {
             id: id.to_owned(),
             share: share.to_owned(),
@@ -126,7 +124,7 @@ impl Record {
     }
 
     /// The status that the API shows; `running` is whether the container runs.
-    pub fn status(&self, running: bool) -> EnvironmentStatus {
+    pub(super) fn status(&self, running: bool) -> EnvironmentStatus {
         let container = self.container.as_ref();
         EnvironmentStatus {
             id: self.id.clone(),
@@ -144,16 +142,16 @@ impl Record {
 
 /// The folder of records, one file per environment.
 #[derive(Clone, Debug)]
-pub struct Store(PathBuf);
+pub(super) struct Store(PathBuf);
 
 impl Store {
     /// Records in `folder`.
-    pub fn new(folder: PathBuf) -> Self {
+    pub(super) fn new(folder: PathBuf) -> Self {
         Self(folder)
     }
 
     /// All records that can be read. A file that cannot be read is left in place and logged.
-    pub fn load(&self) -> Vec<Record> {
+    pub(super) fn load(&self) -> Vec<Record> {
         // An earlier agent made the folder readable for all users.
         std::fs::set_permissions(&self.0, Permissions::from_mode(0o700)).ok();
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -165,7 +163,7 @@ impl Store {
 
     /// Writes one record. After the call it is on the disk; a crash during the call leaves the earlier record. Records
     /// hold the developer's variables, so only root in the guest may read them.
-    pub fn save(&self, record: &Record) -> io::Result<()> {
+    pub(super) fn save(&self, record: &Record) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let temporary = self.temporary(&record.id);
         // The new file must not inherit the mode of a file left by an earlier agent.
@@ -179,13 +177,13 @@ impl Store {
 
     /// Flushes the rest of the records' disk: the containers and the files that commands created in them, which podman
     /// does not sync. Called before a record refers to them.
-    pub fn sync_disk(&self) -> io::Result<()> {
+    pub(super) fn sync_disk(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         Ok(rustix::fs::syncfs(File::open(&self.0)?)?)
     }
 
     /// Removes one record, if there is one.
-    pub fn remove(&self, id: &str) -> io::Result<()> {
+    pub(super) fn remove(&self, id: &str) -> io::Result<()> {
         // A power cut may have left a file that was being written.
         remove_file(&self.temporary(id))?;
         remove_file(&self.path(id))?;

@@ -26,10 +26,11 @@ const MARK: &str = "\u{1}garret-environment\u{1}";
 const SHELL_VARIABLES: [&str; 4] = ["OLDPWD", "PWD", "SHLVL", "_"];
 
 /// Reading user files of a container or an image: a file system that is mounted there may never respond.
-pub static USER_FILES: Blocking = Blocking::new("reading the container's user files", 16, Duration::from_secs(10));
+pub(super) static USER_FILES: Blocking =
+    Blocking::new("reading the container's user files", 16, Duration::from_secs(10));
 
 /// The users of a running container; `pid` is the guest's process id of its first process.
-pub async fn users(pid: i32) -> Result<Users, Problem> {
+pub(super) async fn users(pid: i32) -> Result<Users, Problem> {
     USER_FILES
         .run(move || Users::load(&root_of(pid)))
         .await?
@@ -37,7 +38,7 @@ pub async fn users(pid: i32) -> Result<Users, Problem> {
 }
 
 /// One user of a container.
-pub fn user(users: &Users, name: &str) -> Result<User, Problem> {
+pub(super) fn user(users: &Users, name: &str) -> Result<User, Problem> {
     let unknown = || {
         let message =
             format!("the container has no user {name:?}: name one it has as remoteUser, or add it in the image");
@@ -47,7 +48,11 @@ pub fn user(users: &Users, name: &str) -> Result<User, Problem> {
 }
 
 /// The process for `request`. Without a command it is the user's login shell.
-pub fn process(container: &ContainerRecord, users: &Users, request: ExecRequest) -> Result<ProcessSpec, Problem> {
+pub(super) fn process(
+    container: &ContainerRecord,
+    users: &Users,
+    request: ExecRequest,
+) -> Result<ProcessSpec, Problem> {
     let name = request.user.as_deref().unwrap_or(&container.remote_user);
     let user = user(users, name)?;
     let none = BTreeMap::new();
@@ -72,7 +77,7 @@ pub fn process(container: &ContainerRecord, users: &Users, request: ExecRequest)
 
 /// Reads the environment that the remote user's shell sets. Returns `None`, and reports the reason through `report`, if
 /// the shell did not print it.
-pub async fn probe(
+pub(super) async fn probe(
     container: &ContainerRecord,
     users: &Users,
     kind: UserEnvProbe,

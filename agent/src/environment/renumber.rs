@@ -4,11 +4,11 @@
 //! implementation does not change the remote user in this case, so that user could not write to the workspace.
 
 /// The ids of every file of a workspace in the guest, regardless of its owner on the host.
-pub const OWNER: u32 = 1000;
+pub(super) const OWNER: u32 = 1000;
 
 /// New user and group files, and the home folders whose files change their owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Renumbered {
+pub(super) struct Renumbered {
     /// `/etc/passwd`.
     pub passwd: String,
     /// `/etc/group`.
@@ -18,7 +18,7 @@ pub struct Renumbered {
 }
 
 /// Returns `None` if there is nothing to do: the user is root, is given by number, has no line, or already has the ids.
-pub fn renumber(passwd: &str, group: &str, user: &str) -> Option<Renumbered> {
+pub(super) fn renumber(passwd: &str, group: &str, user: &str) -> Option<Renumbered> {
     let fields = line_of(passwd, user)?;
     let (uid, gid) = (fields[2].parse::<u32>().ok()?, fields[3].parse::<u32>().ok()?);
     if uid == 0 || (uid == OWNER && gid == OWNER) {

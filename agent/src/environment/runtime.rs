@@ -12,7 +12,7 @@ const ROOT: &str = "/run/crun";
 
 /// A running container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Running {
+pub(super) struct Running {
     /// The guest's process id of its first process.
     pub pid: i32,
     /// When it was started.
@@ -38,17 +38,17 @@ struct Process {
 }
 
 /// The container of this id, if it runs.
-pub fn running(id: &str) -> Option<Running> {
+pub(super) fn running(id: &str) -> Option<Running> {
     running_in(Path::new(ROOT), id)
 }
 
 /// Whether the container of this id runs.
-pub fn is_running(id: &str) -> bool {
+pub(super) fn is_running(id: &str) -> bool {
     status(&Path::new(ROOT).join(id)).is_some()
 }
 
 /// Whether any container may run. False only if there is no record, or each record names a process that is gone.
-pub fn any_container_may_run() -> bool {
+pub(super) fn any_container_may_run() -> bool {
     any_may_run_in(Path::new(ROOT))
 }
 
@@ -87,7 +87,7 @@ fn status(folder: &Path) -> Option<Status> {
 }
 
 /// A process's root folder, as a path of the guest.
-pub fn root_of(pid: i32) -> PathBuf {
+pub(super) fn root_of(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root"))
 }
 

@@ -65,7 +65,7 @@ struct Container {
 
 impl BringUp {
     /// Runs all steps. The container stays if a step fails.
-    pub async fn execute(&mut self) -> Result<(), StepFailed> {
+    pub(super) async fn execute(&mut self) -> Result<(), StepFailed> {
         self.record(|record| {
             record.share.clone_from(&self.spec.share);
             record.generation = record.generation.max(self.spec.generation);
@@ -354,7 +354,7 @@ impl BringUp {
     }
 
     /// Waits for the cancelled calls of the engine, and removes what they have left.
-    pub async fn clean_up(&self, begun: SystemTime) {
+    pub(super) async fn clean_up(&self, begun: SystemTime) {
         self.podman.idle().await;
         if self.leftovers.creating.load(Ordering::Relaxed) {
             self.remove_unrecorded().await;
@@ -447,7 +447,7 @@ impl BringUp {
     }
 
     /// Records the run's result. A result that cannot be recorded is a failure.
-    pub async fn record_result(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
+    pub(super) async fn record_result(&self, result: Result<(), StepFailed>) -> Result<(), StepFailed> {
         let problem = result.as_ref().err().map(|failed| failed.problem.clone());
         let recorded = self.record(|record| set_end(record, problem)).await;
         if let (Ok(()), Err(failed)) = (&result, &recorded) {

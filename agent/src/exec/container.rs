@@ -45,7 +45,7 @@ pub(super) async fn spawn(id: &str, spec: &ProcessSpec) -> Result<Running, Probl
 }
 
 /// Removes the files left by an agent that was killed.
-pub fn clean_up() {
+pub(crate) fn clean_up() {
     let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())) {
         std::fs::remove_dir_all(entry.path()).ok();

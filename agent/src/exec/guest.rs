@@ -11,7 +11,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// The process for `request` in the guest, with the environment of a login; `host_env` holds the host's additions
 /// (proxies, certificates). Without a command it is a login shell.
-pub fn process(
+pub(crate) fn process(
     users: &Users,
     request: ExecRequest,
     host_env: &BTreeMap<String, String>,

@@ -18,9 +18,9 @@ mod session;
 mod spawn;
 mod spec;
 
-pub use container::clean_up;
-pub use guest::process as guest_process;
-pub use run::run;
-pub use session::serve;
-pub use spawn::{allow_oom_kill, end_with_agent};
-pub use spec::{Credentials, Place, ProcessSpec};
+pub(crate) use container::clean_up;
+pub(crate) use guest::process as guest_process;
+pub(crate) use run::run;
+pub(crate) use session::serve;
+pub(crate) use spawn::{allow_oom_kill, end_with_agent};
+pub(crate) use spec::{Credentials, Place, ProcessSpec};

@@ -20,7 +20,7 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Runs `spec` to its end with an empty standard input. `output` receives both output streams as they are printed.
 /// Dropping the future sends a hangup to the process.
-pub async fn run(spec: &ProcessSpec, mut output: impl FnMut(&[u8])) -> Result<Outcome, Problem> {
+pub(crate) async fn run(spec: &ProcessSpec, mut output: impl FnMut(&[u8])) -> Result<Outcome, Problem> {
     let running = match &spec.place {
         Place::Guest => spawn::spawn(spec).await?,
         Place::Container { id } => container::spawn(id, spec).await?,

@@ -32,7 +32,7 @@ pub(super) struct Handle {
 
 impl Handle {
     /// Sends a signal to the process group. A group that no longer exists is no error; an invalid signal number is one.
-    pub fn signal(&self, number: i32) -> Result<(), Problem> {
+    pub(super) fn signal(&self, number: i32) -> Result<(), Problem> {
         let signal = Signal::from_named_raw(number)
             .ok_or_else(|| Problem::new("invalid", format!("{number} is not a signal from 1 to 31")))?;
         match rustix::process::kill_process_group(self.group, signal) {
@@ -42,14 +42,14 @@ impl Handle {
     }
 
     /// Handles a lost connection: sends SIGHUP, and SIGCONT so that a stopped job receives it.
-    pub fn hang_up(&self) {
+    pub(super) fn hang_up(&self) {
         for signal in [Signal::HUP, Signal::CONT] {
             rustix::process::kill_process_group(self.group, signal).ok();
         }
     }
 
     /// Sets the terminal's size; does nothing without a terminal.
-    pub fn resize(&self, size: WindowSize) {
+    pub(super) fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
             set_size(terminal, size).ok();
         }
@@ -64,7 +64,7 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    pub async fn wait(&mut self) -> Outcome {
+    pub(super) async fn wait(&mut self) -> Outcome {
         match self.child.wait().await {
             Ok(status) => outcome(status),
             Err(error) => Outcome::Failed(Problem::new("internal", format!("the process was lost: {error}"))),

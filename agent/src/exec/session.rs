@@ -51,7 +51,7 @@ enum Input {
 
 /// Reads the request, starts the process that `prepare` returns for it, and relays until the process or the connection
 /// ends. With `credits`, the agent grants the client each frame of input.
-pub async fn serve<P, F>(mut socket: WebSocket, credits: bool, prepare: P)
+pub(crate) async fn serve<P, F>(mut socket: WebSocket, credits: bool, prepare: P)
 where
     P: FnOnce(ExecRequest) -> F,
     F: Future<Output = Result<ProcessSpec, Problem>>,

@@ -70,7 +70,7 @@ pub(super) struct Streams {
 
 impl Streams {
     /// Three pipes.
-    pub fn pipes() -> io::Result<Self> {
+    pub(super) fn pipes() -> io::Result<Self> {
         let (their_stdin, stdin) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -98,7 +98,7 @@ impl Streams {
 
     /// Passes the process's ends to `command`. The agent must not keep them open, or it never sees the end of the
     /// output: the caller drops `command` and `self.theirs` before it reads.
-    pub fn attach(&self, command: &mut Command) -> io::Result<()> {
+    pub(super) fn attach(&self, command: &mut Command) -> io::Result<()> {
         let [stdin, stdout, stderr] = &self.theirs;
         command.stdin(Stdio::from(stdin.try_clone()?));
         command.stdout(Stdio::from(stdout.try_clone()?));
@@ -139,7 +139,7 @@ pub(super) fn start(mut command: Command, spec: Option<&ProcessSpec>) -> io::Res
 
 /// Allows the kernel to kill `command` for lack of memory. The agent itself is exempt, and its children would inherit
 /// the exemption.
-pub fn allow_oom_kill(command: &mut Command) {
+pub(crate) fn allow_oom_kill(command: &mut Command) {
     let prepare = || {
         reset_oom_score();
         Ok(())
@@ -149,7 +149,7 @@ pub fn allow_oom_kill(command: &mut Command) {
 }
 
 /// The kernel asks `command` to end when the agent dies: the next agent starts the work again.
-pub fn end_with_agent(command: &mut Command) {
+pub(crate) fn end_with_agent(command: &mut Command) {
     let prepare = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?);
     // SAFETY: between fork and exec the closure makes one raw system call and allocates nothing.
     unsafe { command.pre_exec(prepare) };

@@ -1,13 +1,12 @@
 use std::process::Command;
 
 /// A small program that runs during the boot.
-pub struct BootTask {
+pub(super) struct BootTask {
     pub name: &'static str,
     pub command: Command,
 }
 
-/// All boot tasks.
-pub fn all() -> Vec<BootTask> {
+pub(super) fn all() -> Vec<BootTask> {
     let mut loopback = super::program("ip");
     loopback.args(["link", "set", "lo", "up"]);
     let mut boot_tasks = vec![BootTask { name: "loopback", command: loopback }];

@@ -13,14 +13,14 @@ use super::kernel;
 use super::shutdown::Goal;
 
 /// The processes that init knows by name, and the signals about all processes.
-pub struct Children {
+pub(super) struct Children {
     signals: SignalFd,
     agent: Option<Pid>,
     boot_tasks: Vec<(Pid, &'static str)>,
 }
 
 /// A known process that ended. A boot task is reported only if it failed.
-pub enum Ended {
+pub(super) enum Ended {
     /// The agent: how it ended, and whether it ended successfully.
     Agent(String, bool),
     /// A boot task, and how it ended.
@@ -28,12 +28,12 @@ pub enum Ended {
 }
 
 impl Children {
-    pub fn new(signals: SignalFd) -> Self {
+    pub(super) fn new(signals: SignalFd) -> Self {
         Self { signals, agent: None, boot_tasks: Vec::new() }
     }
 
     /// Starts the agent in its own cgroup. No other process is in that cgroup, so the agent's death affects no other.
-    pub fn start_agent(&mut self) -> io::Result<()> {
+    pub(super) fn start_agent(&mut self) -> io::Result<()> {
         let child = super::program("/proc/self/exe").arg0("garret-agent").arg("agent").spawn()?;
         let pid = Pid::from_raw(child.id() as i32);
         if let Err(error) = kernel::enter_agent_cgroup(pid) {
@@ -44,7 +44,7 @@ impl Children {
     }
 
     /// Starts a boot task and does not wait for it.
-    pub fn start_boot_task(&mut self, mut task: BootTask) {
+    pub(super) fn start_boot_task(&mut self, mut task: BootTask) {
         match task.command.spawn() {
             Ok(child) => self.boot_tasks.push((Pid::from_raw(child.id() as i32), task.name)),
             Err(error) => super::say(format_args!("{}: {error}", task.name)),
@@ -52,19 +52,19 @@ impl Children {
     }
 
     /// Whether the agent is running.
-    pub fn has_agent(&self) -> bool {
+    pub(super) fn has_agent(&self) -> bool {
         self.agent.is_some()
     }
 
     /// Signals the agent, if there is one.
-    pub fn signal_agent(&self, signal: Signal) {
+    pub(super) fn signal_agent(&self, signal: Signal) {
         if let Some(agent) = self.agent {
             kill(agent, signal).ok();
         }
     }
 
     /// Waits for signals, at most until `deadline`. Returns the goal that a signal asked for.
-    pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Goal>> {
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Goal>> {
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -85,7 +85,7 @@ impl Children {
     }
 
     /// Reaps every process that has ended: known ones and orphans.
-    pub fn reap(&mut self) -> Vec<Ended> {
+    pub(super) fn reap(&mut self) -> Vec<Ended> {
         let mut ended = Vec::new();
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let (pid, how, failed) = match status {

@@ -27,7 +27,7 @@ const TIME_CONSTANT: libc::c_long = 2;
 const READINGS: usize = 5;
 
 /// The clock, and the time of the next check.
-pub struct Clock {
+pub(super) struct Clock {
     host: File,
     due: Instant,
     interval: Duration,
@@ -38,7 +38,7 @@ pub struct Clock {
 impl Clock {
     /// Sets the guest's clock to the host's. Returns `None` if the host has no clock to follow: KVM offers one only
     /// where the host's own clock source is the TSC.
-    pub fn open() -> Option<Self> {
+    pub(super) fn open() -> Option<Self> {
         let host = File::open(HOST)
             .inspect_err(|error| super::say(format_args!("the clock does not follow the host's: {HOST}: {error}")));
         let mut clock = Self { host: host.ok()?, due: Instant::now(), interval: INTERVAL, failed: false };
@@ -48,12 +48,12 @@ impl Clock {
     }
 
     /// When [`Self::follow`] must be called next.
-    pub fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         self.due
     }
 
     /// Corrects the clock if it is due.
-    pub fn follow(&mut self, now: Instant) {
+    pub(super) fn follow(&mut self, now: Instant) {
         if now < self.due {
             return;
         }

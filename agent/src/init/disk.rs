@@ -8,7 +8,7 @@ use std::process::Stdio;
 use anyhow::{Context, bail};
 use rustix::mount::{MountFlags, mount as mount_at};
 
-pub const DEVICE: &str = "/dev/vda";
+pub(super) const DEVICE: &str = "/dev/vda";
 const DATA: &str = "/data";
 
 /// The offset of the ext4 superblock, in bytes.
@@ -18,7 +18,7 @@ const SUPERBLOCK_LENGTH: usize = 0x158;
 
 /// Mounts the data disk on `/data`. It is checked first only if the file system reports errors or does not mount; the
 /// mount itself replays a journal left by a crash. Without a disk, `/data` is in memory.
-pub fn mount() -> anyhow::Result<()> {
+pub(super) fn mount() -> anyhow::Result<()> {
     let device = match File::open(DEVICE) {
         Ok(device) => device,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) => {
@@ -42,7 +42,7 @@ pub fn mount() -> anyhow::Result<()> {
 }
 
 /// Whether the device is larger than its file system.
-pub fn may_grow() -> bool {
+pub(super) fn may_grow() -> bool {
     let superblock = File::open(DEVICE).map_err(anyhow::Error::from).and_then(|device| read_superblock(&device));
     let sectors = std::fs::read_to_string("/sys/block/vda/size").ok().and_then(|text| text.trim().parse::<u64>().ok());
     matches!((superblock, sectors), (Ok(superblock), Some(sectors)) if sectors * 512 >= superblock.bytes.saturating_add(superblock.block))

@@ -42,7 +42,7 @@ const GARRET: &[(&str, &str)] = &[("cpu.weight", "1000"), ("memory.min", "335544
 
 /// Sets the hard limits that every container inherits. The defaults (4096 files; signals and timers according to the
 /// memory at boot) are far too small for containers.
-pub fn set_rlimits() {
+pub(super) fn set_rlimits() {
     let limit = |soft: Option<u64>, hard: Option<u64>| Rlimit { current: soft, maximum: hard };
     let limits = [
         (Resource::Nofile, limit(Some(65_536), Some(1_048_576))),
@@ -58,12 +58,12 @@ pub fn set_rlimits() {
 }
 
 /// Applies the settings that are the same in every machine.
-pub fn sysctls() {
+pub(super) fn sysctls() {
     SYSCTLS.iter().for_each(|(name, value)| set(name, value));
 }
 
 /// Applies the limits that depend on the promised memory.
-pub fn follow_promise() -> anyhow::Result<()> {
+pub(super) fn follow_promise() -> anyhow::Result<()> {
     let mib = promise::promised_mib()?;
     promise::sysctls_for(mib).iter().for_each(|(name, value)| set(name, value));
     super::mounts::resize_in_memory(mib)
@@ -78,7 +78,7 @@ fn set(name: &str, value: &str) {
 
 /// Creates `garret/agent` and `garret/exec` for the agent and its commands. Containers have their own groups with
 /// normal weights at the top level.
-pub fn cgroups() -> anyhow::Result<()> {
+pub(super) fn cgroups() -> anyhow::Result<()> {
     let top = Path::new(CGROUPS);
     let garret = top.join("garret");
     delegate(top)?;
@@ -103,6 +103,6 @@ fn delegate(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Moves the agent into its cgroup.
-pub fn enter_agent_cgroup(pid: Pid) -> io::Result<()> {
+pub(super) fn enter_agent_cgroup(pid: Pid) -> io::Result<()> {
     fs::write(Path::new(CGROUPS).join("garret/agent/cgroup.procs"), pid.to_string())
 }

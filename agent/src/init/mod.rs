@@ -39,7 +39,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use children::{Children, Ended};
 use clock::Clock;
-pub use shutdown::unmount;
+pub(crate) use shutdown::unmount;
 use shutdown::{Ending, Goal};
 use supervisor::Supervisor;
 
@@ -57,7 +57,7 @@ fn program(name: &str) -> Command {
 }
 
 /// Runs the machine; must be PID 1.
-pub fn run() -> ! {
+pub(crate) fn run() -> ! {
     let clock = match boot() {
         Ok(clock) => clock,
         Err(error) => {

@@ -51,7 +51,7 @@ const LINKS: &[(&str, &str)] = &[
 ];
 
 /// Mounts the kernel's file systems and those in memory.
-pub fn early() -> anyhow::Result<()> {
+pub(super) fn early() -> anyhow::Result<()> {
     for entry in EARLY {
         make(entry).with_context(|| format!("mount {} on {}", entry.kind, entry.target))?;
     }
@@ -78,7 +78,7 @@ fn make(entry: &Mount) -> io::Result<()> {
 }
 
 /// Limits each folder that programs fill in memory to half of `mib`.
-pub fn resize_in_memory(mib: u64) -> anyhow::Result<()> {
+pub(super) fn resize_in_memory(mib: u64) -> anyhow::Result<()> {
     let size = CString::new(format!("size={}M", mib / 2))?;
     for target in IN_MEMORY {
         mount_remount(*target, PLAIN, size.as_c_str()).with_context(|| format!("resize {target}"))?;
@@ -87,7 +87,7 @@ pub fn resize_in_memory(mib: u64) -> anyhow::Result<()> {
 }
 
 /// Mounts what needs `/data`: the writable layers over the image, persistent folders, and the workspaces.
-pub fn late() -> anyhow::Result<()> {
+pub(super) fn late() -> anyhow::Result<()> {
     overlay("/etc", "/run/garret/overlay/etc")?;
     overlay("/var", "/data/overlay/var")?;
     for (source, target) in PERSISTENT {

@@ -9,7 +9,7 @@ use anyhow::Context;
 const DEVICES: &str = "/sys/bus/virtio/drivers/virtio_mem";
 
 /// The memory at boot plus all memory that can be plugged, in MiB.
-pub fn promised_mib() -> anyhow::Result<u64> {
+pub(super) fn promised_mib() -> anyhow::Result<u64> {
     let names = fs::read_dir(DEVICES).context(DEVICES)?.flatten().map(|entry| entry.file_name());
     let devices: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
     let iomem = fs::read_to_string("/proc/iomem").context("/proc/iomem")?;
@@ -32,7 +32,7 @@ fn promised(iomem: &str, devices: &[String]) -> u64 {
 }
 
 /// Limits by sysctl name for a machine of `mib` MiB. The rates are those of Linux unless a comment says otherwise.
-pub fn sysctls_for(mib: u64) -> Vec<(&'static str, String)> {
+pub(super) fn sysctls_for(mib: u64) -> Vec<(&'static str, String)> {
     let one = |name, rate: u64, least: u64, most: u64| (name, mib.saturating_mul(rate).clamp(least, most).to_string());
     // Numbers of pages (256 per MiB): no limit below the first, pressure from the second, never above the third.
     let pages = |name, rates: [u64; 3]| (name, rates.map(|rate| mib.saturating_mul(rate).to_string()).join(" "));

@@ -26,15 +26,14 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// What happens after the machine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
-    /// Power off.
+pub(super) enum Goal {
     PowerOff,
     /// Restart the machine.
     Restart,
 }
 
 /// The first step: the agent stops the containers and exits.
-pub struct Ending {
+pub(super) struct Ending {
     goal: Goal,
     deadline: Instant,
     stopped: bool,
@@ -42,39 +41,39 @@ pub struct Ending {
 
 impl Ending {
     /// Asks the agent to end.
-    pub fn begin(goal: Goal, now: Instant, children: &Children) -> Self {
+    pub(super) fn begin(goal: Goal, now: Instant, children: &Children) -> Self {
         children.signal_agent(Signal::SIGTERM);
         Self { goal, deadline: now + CONTAINERS, stopped: false }
     }
 
     /// Notes that the agent has ended. `well`: its exit status says that it has stopped the containers.
-    pub fn agent_ended(&mut self, well: bool) {
+    pub(super) fn agent_ended(&mut self, well: bool) {
         self.stopped = well;
     }
 
     /// Whether the agent has stopped the containers.
-    pub fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.stopped
     }
 
     /// The action after the end.
-    pub fn goal(&self) -> Goal {
+    pub(super) fn goal(&self) -> Goal {
         self.goal
     }
 
     /// The deadline of this step.
-    pub fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
 
     /// Whether the agent has ended or has exceeded its time.
-    pub fn over(&self, now: Instant, children: &Children) -> bool {
+    pub(super) fn over(&self, now: Instant, children: &Children) -> bool {
         !children.has_agent() || self.deadline <= now
     }
 }
 
 /// Ends all processes, unmounts, and ends the machine. `stopped`: the agent has stopped the containers.
-pub fn now(goal: Goal, stopped: bool) -> ! {
+pub(super) fn now(goal: Goal, stopped: bool) -> ! {
     let everybody = Pid::from_raw(-1);
     let terminate = if stopped { TERMINATE } else { TERMINATE_CONTAINERS };
     for (signal, time) in [(Signal::SIGTERM, terminate), (Signal::SIGKILL, KILL)] {
@@ -114,7 +113,7 @@ fn reap_until(time: Duration, awaited: Option<Pid>) -> bool {
 }
 
 /// Writes everything back and unmounts the mounts on the data disk. Runs as a separate process.
-pub fn unmount() {
+pub(crate) fn unmount() {
     for target in ["/workspaces", "/var/lib/containers", "/home", "/root", "/var"] {
         // Detached: a mount that is still in use also disappears before the disk does.
         rustix::mount::unmount(target, UnmountFlags::DETACH).ok();

@@ -7,7 +7,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
 /// Decides when to start the agent. Pure: the caller passes the time and starts the agent.
-pub struct Supervisor {
+pub(super) struct Supervisor {
     state: State,
     failures: u32,
 }
@@ -19,17 +19,17 @@ enum State {
 
 impl Supervisor {
     /// The agent is due at once.
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { state: State::Waiting { until: now }, failures: 0 }
     }
 
     /// Whether the agent must be started now.
-    pub fn due(&self, now: Instant) -> bool {
+    pub(super) fn due(&self, now: Instant) -> bool {
         matches!(self.state, State::Waiting { until } if until <= now)
     }
 
     /// When the agent must be started.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Waiting { until } => Some(until),
             State::Running { .. } => None,
@@ -37,12 +37,12 @@ impl Supervisor {
     }
 
     /// Notes that the agent was started.
-    pub fn started(&mut self, now: Instant) {
+    pub(super) fn started(&mut self, now: Instant) {
         self.state = State::Running { since: now };
     }
 
     /// Notes that the agent ended or could not be started.
-    pub fn died(&mut self, now: Instant) {
+    pub(super) fn died(&mut self, now: Instant) {
         if let State::Running { since } = self.state
             && now.duration_since(since) >= HEALTHY_AFTER
         {

@@ -3,7 +3,7 @@ use std::time::Duration;
 /// A pause that doubles after each resistance, and halves as long as there is none. All times count from one fixed
 /// start.
 #[derive(Clone, Copy, Debug)]
-pub struct Backoff {
+pub(super) struct Backoff {
     first: Duration,
     max: Duration,
     pause: Duration,
@@ -13,12 +13,12 @@ pub struct Backoff {
 
 impl Backoff {
     /// Pauses from `first` to `max`.
-    pub fn new(first: Duration, max: Duration) -> Self {
+    pub(super) fn new(first: Duration, max: Duration) -> Self {
         Self { first, max, pause: Duration::ZERO, until: Duration::ZERO, halve: Duration::ZERO }
     }
 
     /// Notes resistance. During a pause it counts as the same resistance: the pause starts again with the same length.
-    pub fn resisted(&mut self, now: Duration) {
+    pub(super) fn resisted(&mut self, now: Duration) {
         if !self.pausing(now) {
             self.pause = (self.pause * 2).clamp(self.first, self.max);
         }
@@ -27,7 +27,7 @@ impl Backoff {
     }
 
     /// Notes that there is no resistance.
-    pub fn calm(&mut self, now: Duration) {
+    pub(super) fn calm(&mut self, now: Duration) {
         if now >= self.halve {
             self.pause = if self.pause > self.first { self.pause / 2 } else { Duration::ZERO };
             self.halve = now + self.pause;
@@ -35,7 +35,7 @@ impl Backoff {
     }
 
     /// Whether the caller must wait.
-    pub fn pausing(&self, now: Duration) -> bool {
+    pub(super) fn pausing(&self, now: Duration) -> bool {
         now < self.until
     }
 }

@@ -12,7 +12,7 @@ const FRAGMENTED_PART: u64 = 64;
 
 /// When to compact, so that free memory is in blocks large enough to be returned to the host.
 #[derive(Debug, Default)]
-pub struct Compaction {
+pub(super) struct Compaction {
     last: Option<Duration>,
     /// The fragmented bytes that the last compaction could not merge.
     residual: u64,
@@ -23,7 +23,7 @@ pub struct Compaction {
 impl Compaction {
     /// Whether a compaction is due: `fragmented` bytes are free in too small blocks, of `total` bytes of memory. The
     /// caller must then compact.
-    pub fn due(&mut self, now: Duration, fragmented: u64, total: u64, squeezed: bool) -> bool {
+    pub(super) fn due(&mut self, now: Duration, fragmented: u64, total: u64, squeezed: bool) -> bool {
         if std::mem::take(&mut self.just_compacted) {
             self.residual = fragmented;
         }
@@ -41,7 +41,7 @@ impl Compaction {
 
 /// Bytes that are free in blocks smaller than 2 MiB, from the text of `/proc/buddyinfo`: for each zone, the number of
 /// blocks of 1, 2, 4 … pages.
-pub fn fragmented_bytes(text: &str) -> u64 {
+pub(super) fn fragmented_bytes(text: &str) -> u64 {
     let zone = |line: &str| -> Option<u64> {
         let (_, counts) = line.split_once("zone")?;
         let counts = counts.split_whitespace().skip(1).take(REPORTED_ORDER).enumerate();

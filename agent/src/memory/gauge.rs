@@ -10,7 +10,7 @@ const CROWDED: f64 = 0.5;
 
 /// The kernel's counters, each since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counters {
+pub(super) struct Counters {
     /// Time in which at least one task waited for memory; `None` if the kernel does not report it.
     pub memory_stall: Option<Duration>,
     /// The same for tasks that waited for a CPU.
@@ -23,7 +23,7 @@ pub struct Counters {
 
 /// The guest's state between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Load {
+pub(super) struct Load {
     /// The guest uses almost no CPU time.
     pub idle: bool,
     /// Tasks wait for CPUs.
@@ -36,14 +36,14 @@ pub struct Load {
 
 /// Computes loads from counters.
 #[derive(Debug, Default)]
-pub struct Gauge {
+pub(super) struct Gauge {
     from: Option<(Duration, Counters)>,
     load: Option<Load>,
 }
 
 impl Gauge {
     /// The load of the last complete span up to `now`; `None` before the first span is complete.
-    pub fn update(&mut self, now: Duration, counters: Counters) -> Option<Load> {
+    pub(super) fn update(&mut self, now: Duration, counters: Counters) -> Option<Load> {
         match self.from {
             Some((from, before)) if now >= from + SPAN => {
                 self.load = Some(load(now - from, before, counters));

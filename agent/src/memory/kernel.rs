@@ -29,7 +29,7 @@ const CONTAINERS_PART: u64 = 4;
 
 /// The kernel files of the loop.
 #[derive(Default)]
-pub struct Kernel {
+pub(super) struct Kernel {
     told: BTreeSet<&'static str>,
     /// The `total` from which the containers' `memory.low` was computed.
     protected: u64,
@@ -39,7 +39,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// Mounts debugfs, for root only, if it is not mounted yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut kernel = Self::default();
         if !Path::new(LRU_GEN).exists() {
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -50,7 +50,7 @@ impl Kernel {
     }
 
     /// Logs a failure the first time it occurs.
-    pub fn log_once<T>(&mut self, what: &'static str, result: io::Result<T>) -> Option<T> {
+    pub(super) fn log_once<T>(&mut self, what: &'static str, result: io::Result<T>) -> Option<T> {
         if let Err(error) = &result
             && self.told.insert(what)
         {
@@ -60,7 +60,7 @@ impl Kernel {
     }
 
     /// The generations; `None` if the kernel does not report them.
-    pub fn lrus(&mut self) -> Option<Vec<Lru>> {
+    pub(super) fn lrus(&mut self) -> Option<Vec<Lru>> {
         let text =
             self.log_once("ages are not known, page cache is taken a little at a time", fs::read_to_string(LRU_GEN));
         text.map(|text| generations::parse(&text))
@@ -68,7 +68,7 @@ impl Kernel {
 
     /// Writes a command to the generations. The group may have been removed, or the generation evicted, since they were
     /// read.
-    pub fn command(&mut self, command: &str) {
+    pub(super) fn command(&mut self, command: &str) {
         let result = match fs::write(LRU_GEN, command) {
             Err(error) if is_stale(&error) => Ok(()),
             result => result,
@@ -78,7 +78,7 @@ impl Kernel {
 
     /// Reclaims from all groups; returns whether more may be reclaimable. It is no error if less was reclaimed than
     /// requested.
-    pub fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) -> bool {
+    pub(super) fn reclaim(&mut self, Reclaim { bytes, anon }: Reclaim) -> bool {
         let swappiness = if anon { "" } else { " swappiness=0" };
         let result = match fs::write(RECLAIM, format!("{bytes}{swappiness}")) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => return false,
@@ -88,19 +88,19 @@ impl Kernel {
     }
 
     /// Drops cached names and attributes of files that no process uses. Page cache stays.
-    pub fn drop_slab(&mut self) {
+    pub(super) fn drop_slab(&mut self) {
         let result = fs::write("/proc/sys/vm/drop_caches", "2");
         self.log_once("drop_caches", result);
     }
 
     /// Moves used pages together, so that free memory is in large blocks.
-    pub fn compact(&mut self) {
+    pub(super) fn compact(&mut self) {
         let result = fs::write("/proc/sys/vm/compact_memory", "1");
         self.log_once("compact_memory", result);
     }
 
     /// Sets whether small free blocks are reported as well, or only large ones.
-    pub fn report_small(&mut self, small: bool) {
+    pub(super) fn report_small(&mut self, small: bool) {
         let order = if small { SMALL } else { LARGE };
         if self.reported.replace(order) != Some(order) {
             let result = fs::write(REPORTED, order.to_string());
@@ -109,7 +109,7 @@ impl Kernel {
     }
 
     /// Updates the containers' protection as memory grows. Does nothing before the first container exists.
-    pub fn protect_containers(&mut self, total: u64) {
+    pub(super) fn protect_containers(&mut self, total: u64) {
         if self.protected == total || !Path::new(CONTAINERS_LOW).exists() {
             return;
         }

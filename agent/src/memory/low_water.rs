@@ -7,7 +7,7 @@ use std::time::Duration;
 /// generations at once, behind the existing pages. So only the number of pages that were in those generations during
 /// the whole period counts as cold.
 #[derive(Clone, Debug, Default)]
-pub struct LowWater {
+pub(super) struct LowWater {
     marks: VecDeque<(Duration, u64)>,
 }
 
@@ -16,7 +16,7 @@ const MARKS_MAX: usize = 64;
 
 impl LowWater {
     /// Notes the figure at `now`, and drops marks older than `keep`, except the newest of these.
-    pub fn note(&mut self, now: Duration, figure: u64, keep: Duration) {
+    pub(super) fn note(&mut self, now: Duration, figure: u64, keep: Duration) {
         self.marks.push_back((now, figure));
         while self.marks.len() > MARKS_MAX || self.marks.get(1).is_some_and(|(at, _)| *at + keep <= now) {
             self.marks.pop_front();
@@ -24,13 +24,13 @@ impl LowWater {
     }
 
     /// The minimum over the last `window` up to `now`; 0 if the figure is not known for that long.
-    pub fn least(&self, now: Duration, window: Duration) -> u64 {
+    pub(super) fn least(&self, now: Duration, window: Duration) -> u64 {
         let known = self.marks.iter().rposition(|(at, _)| *at + window <= now);
         known.and_then(|from| self.marks.range(from..).map(|(_, figure)| *figure).min()).unwrap_or(0)
     }
 
     /// Notes that `count` left the queue at its old end, so that they no longer count as present before.
-    pub fn taken(&mut self, count: u64) {
+    pub(super) fn taken(&mut self, count: u64) {
         self.marks.iter_mut().for_each(|(_, figure)| *figure = figure.saturating_sub(count));
     }
 }

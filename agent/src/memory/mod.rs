@@ -127,6 +127,6 @@ impl Default for Memory {
 }
 
 /// Runs only the loop and never returns: for a guest without the rest of the agent.
-pub fn run_loop() -> ! {
+pub(crate) fn run_loop() -> ! {
     reclaim::run(&SharedTarget::default(), Reclaimer::new(), |_| {})
 }

@@ -15,7 +15,7 @@ const RECORDS_MAX: usize = 10_000;
 /// Counts kills for lack of memory, except those for a container's own limit. The kernel counts both together, and a
 /// removed container's own count is lost with it. Only the kernel's log distinguishes them. It is read when the count
 /// changes.
-pub struct OomKills {
+pub(super) struct OomKills {
     log: Option<File>,
     counted: u64,
     own_limit: u64,
@@ -23,14 +23,14 @@ pub struct OomKills {
 
 impl OomKills {
     /// If the log cannot be read, all kills count.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut options = OpenOptions::new();
         let log = options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg").ok();
         Self { log, counted: 0, own_limit: 0 }
     }
 
     /// The number of kills to report, from the kernel's counter `oom_kill`.
-    pub fn of(&mut self, count: u64) -> u64 {
+    pub(super) fn of(&mut self, count: u64) -> u64 {
         if count != self.counted {
             self.counted = count;
             let new = self.log.as_mut().map_or(0, own_limit_kills);

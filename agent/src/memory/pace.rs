@@ -20,25 +20,25 @@ const SHORT_MAX: u64 = 512 * MIB;
 
 /// Decides when a report is due. All times count from one fixed start.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub(super) struct Pace {
     last: Option<(Duration, MemoryReport)>,
     stalled: Option<Duration>,
 }
 
 impl Pace {
     /// Notes the kernel's event that tasks wait for memory.
-    pub fn stalled(&mut self, now: Duration) {
+    pub(super) fn stalled(&mut self, now: Duration) {
         self.stalled = Some(now);
     }
 
     /// Whether memory is short.
-    pub fn is_short(&self, now: Duration, total: u64, available: u64) -> bool {
+    pub(super) fn is_short(&self, now: Duration, total: u64, available: u64) -> bool {
         available < (total / SHORT_PART).clamp(SHORT_MIN, SHORT_MAX)
             || self.stalled.is_some_and(|stalled| now < stalled + STALLED)
     }
 
     /// Whether to send this report. If so, it becomes the last sent report.
-    pub fn is_due(&mut self, now: Duration, report: &MemoryReport) -> bool {
+    pub(super) fn is_due(&mut self, now: Duration, report: &MemoryReport) -> bool {
         let due = match &self.last {
             None => true,
             Some((at, last)) => {
@@ -55,12 +55,12 @@ impl Pace {
     }
 
     /// Makes the next report due, even if nothing has changed.
-    pub fn ask(&mut self) {
+    pub(super) fn ask(&mut self) {
         self.last = None;
     }
 
     /// The time until the next reading.
-    pub fn tick(&self) -> Duration {
+    pub(super) fn tick(&self) -> Duration {
         let short = self.last.as_ref().is_some_and(|(_, last)| last.short);
         if short { TICK_SHORT } else { TICK }
     }

@@ -78,7 +78,7 @@ const PROTECTED: &str = "/garret";
 
 /// The guest's state at the beginning of a round.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub(super) struct Snapshot {
     /// Time since the loop began.
     pub now: Duration,
     pub memory: Meminfo,
@@ -93,7 +93,7 @@ pub struct Snapshot {
 
 /// The actions of a round, in this order.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
+pub(super) struct Plan {
     /// Commands that create generations.
     pub age: Vec<String>,
     /// Evictions from groups.
@@ -117,7 +117,7 @@ pub struct Plan {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reclaim {
+pub(super) struct Reclaim {
     pub bytes: u64,
     /// Whether to reclaim anonymous memory as well as page cache.
     pub anon: bool,
@@ -125,7 +125,7 @@ pub struct Reclaim {
 
 /// The result of a round.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Bytes that the loop had time to ask for …
     pub asked: u64,
     /// … and bytes that were reclaimed.
@@ -138,7 +138,7 @@ pub struct Outcome {
 
 /// The state that is kept between rounds.
 #[derive(Debug)]
-pub struct Policy {
+pub(super) struct Policy {
     gauge: Gauge,
     /// Backoff after refaults and pressure.
     backoff: Backoff,
@@ -163,7 +163,7 @@ struct Cold<'a> {
 }
 
 impl Policy {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             gauge: Gauge::default(),
             backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
@@ -179,7 +179,7 @@ impl Policy {
     }
 
     /// Plans a round.
-    pub fn plan(&mut self, snapshot: &Snapshot) -> Plan {
+    pub(super) fn plan(&mut self, snapshot: &Snapshot) -> Plan {
         if self.target != snapshot.target {
             self.target = snapshot.target;
             self.target_backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
@@ -205,7 +205,7 @@ impl Policy {
     }
 
     /// Ends the round; returns how long to wait for the next.
-    pub fn done(&mut self, now: Duration, plan: &Plan, outcome: &Outcome) -> Duration {
+    pub(super) fn done(&mut self, now: Duration, plan: &Plan, outcome: &Outcome) -> Duration {
         if !plan.age.is_empty() {
             self.aging = outcome.aging;
         }

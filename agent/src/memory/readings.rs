@@ -11,14 +11,13 @@ use crate::statistics::{parse_meminfo, parse_pressure};
 
 /// `/proc/meminfo`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Meminfo {
+pub(super) struct Meminfo {
     /// Memory that the kernel manages.
     pub total: u64,
     /// Unused.
     pub free: u64,
     /// Memory that a program could get without swapping.
     pub available: u64,
-    /// Swap.
     pub swap_total: u64,
     /// Unused swap.
     pub swap_free: u64,
@@ -30,14 +29,14 @@ pub struct Meminfo {
 
 impl Meminfo {
     /// Memory in use, page cache included, as the host sees it.
-    pub fn in_use(&self) -> u64 {
+    pub(super) fn in_use(&self) -> u64 {
         self.total.saturating_sub(self.free)
     }
 }
 
 /// `/proc/vmstat`, in pages and counts since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vmstat {
+pub(super) struct Vmstat {
     /// Pages that were read back after their eviction.
     pub refaults: u64,
     /// Pages evicted.
@@ -47,7 +46,7 @@ pub struct Vmstat {
 }
 
 /// Reads `/proc/meminfo`.
-pub fn meminfo() -> io::Result<Meminfo> {
+pub(super) fn meminfo() -> io::Result<Meminfo> {
     let figures = parse_meminfo(&fs::read_to_string("/proc/meminfo")?);
     let figure = |name: &str| figures.get(name).copied().unwrap_or_default();
     Ok(Meminfo {
@@ -62,17 +61,17 @@ pub fn meminfo() -> io::Result<Meminfo> {
 }
 
 /// Reads `/proc/vmstat`.
-pub fn vmstat() -> io::Result<Vmstat> {
+pub(super) fn vmstat() -> io::Result<Vmstat> {
     Ok(parse_vmstat(&fs::read_to_string("/proc/vmstat")?))
 }
 
 /// Memory pressure; `None` if the kernel does not report it (built without, or `psi=0`).
-pub fn memory_pressure() -> Option<Pressure> {
+pub(super) fn memory_pressure() -> Option<Pressure> {
     pressure("memory")
 }
 
 /// The counters from which a load is computed.
-pub fn counters(memory: Option<Pressure>, vmstat: Vmstat) -> io::Result<Counters> {
+pub(super) fn counters(memory: Option<Pressure>, vmstat: Vmstat) -> io::Result<Counters> {
     let stall = |pressure: Pressure| Duration::from_micros(pressure.some_total_us);
     let busy = parse_busy(&fs::read_to_string("/proc/stat")?, rustix::param::clock_ticks_per_second());
     let cpu = pressure("cpu").map(stall);

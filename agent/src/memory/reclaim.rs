@@ -22,7 +22,7 @@ const TIME: Duration = Duration::from_millis(250);
 
 /// The loop's figures for the reports, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub(super) struct Figures {
     /// Cold memory.
     pub cold: u64,
     /// Memory that was reclaimed since the loop began.
@@ -30,7 +30,7 @@ pub struct Figures {
 }
 
 /// Runs the loop and never returns. Calls `report` with the figures after each round.
-pub fn run(shared_target: &SharedTarget, mut reclaimer: Reclaimer, report: impl Fn(Figures)) -> ! {
+pub(super) fn run(shared_target: &SharedTarget, mut reclaimer: Reclaimer, report: impl Fn(Figures)) -> ! {
     let mut pause = FIRST;
     loop {
         let target = shared_target.wait(pause);
@@ -41,7 +41,7 @@ pub fn run(shared_target: &SharedTarget, mut reclaimer: Reclaimer, report: impl 
 }
 
 /// The loop's state.
-pub struct Reclaimer {
+pub(super) struct Reclaimer {
     begun: Instant,
     kernel: Kernel,
     policy: Policy,
@@ -51,7 +51,7 @@ pub struct Reclaimer {
 }
 
 impl Reclaimer {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             begun: Instant::now(),
             kernel: Kernel::new(),

@@ -13,7 +13,7 @@ use super::trigger::Trigger;
 use super::zones::Zones;
 
 /// One sampler for all listeners; it does nothing while there are no listeners.
-pub struct Sampler {
+pub(super) struct Sampler {
     reports: watch::Sender<MemoryReport>,
     wanted: Notify,
 }
@@ -27,14 +27,14 @@ enum Woken {
 
 impl Sampler {
     /// Must be called within the runtime. `figures` are the loop's.
-    pub fn start(figures: watch::Receiver<Figures>) -> Arc<Self> {
+    pub(super) fn start(figures: watch::Receiver<Figures>) -> Arc<Self> {
         let sampler = Arc::new(Self { reports: watch::Sender::default(), wanted: Notify::new() });
         tokio::spawn(sampler.clone().serve(figures));
         sampler
     }
 
     /// A new listener. A report is made for it at once.
-    pub fn follow(&self) -> watch::Receiver<MemoryReport> {
+    pub(super) fn follow(&self) -> watch::Receiver<MemoryReport> {
         let reports = self.reports.subscribe();
         self.wanted.notify_one();
         reports

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 /// The target, passed from the API to the loop. The last one counts, and a new one wakes the loop.
 #[derive(Default)]
-pub struct SharedTarget {
+pub(super) struct SharedTarget {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -16,7 +16,7 @@ struct State {
 
 impl SharedTarget {
     /// Sets the target, in bytes. Setting the same target again has no effect.
-    pub fn set(&self, target: Option<u64>) {
+    pub(super) fn set(&self, target: Option<u64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.target != target {
             *state = State { target, new: true };
@@ -25,7 +25,7 @@ impl SharedTarget {
     }
 
     /// Waits for a new target, at most `time`; returns the current target.
-    pub fn wait(&self, time: Duration) -> Option<u64> {
+    pub(super) fn wait(&self, time: Duration) -> Option<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(state, time, |state| !state.new);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);

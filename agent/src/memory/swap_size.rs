@@ -8,7 +8,7 @@ const PAGE: u64 = 4096;
 ///
 /// Swap in compressed memory should be about as large as memory. A device cannot grow, so there are several, each at
 /// least as large as all earlier ones together: an empty device costs 16 bytes per page.
-pub fn missing(total: u64, swap: u64, devices: usize) -> Option<u64> {
+pub(super) fn missing(total: u64, swap: u64, devices: usize) -> Option<u64> {
     let enough = swap.saturating_add(swap / 4) >= total;
     let size = total.saturating_sub(swap).max(swap) / PAGE * PAGE;
     (!enough && devices < DEVICES_MAX && size > 0).then_some(size)

@@ -15,14 +15,14 @@ use tokio::io::unix::AsyncFd;
 const STALL: &[u8] = b"some 50000 500000\0";
 
 /// The kernel's event that memory is short.
-pub struct Trigger(AsyncFd<File>);
+pub(super) struct Trigger(AsyncFd<File>);
 
 impl Trigger {
     /// Must be called within the runtime.
     ///
     /// # Errors
     /// This kernel does not report pressure, or the agent may not read it.
-    pub fn arm() -> io::Result<Self> {
+    pub(super) fn arm() -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
         let mut file = options.open("/proc/pressure/memory")?;
@@ -32,7 +32,7 @@ impl Trigger {
     }
 
     /// Waits for the event, which comes at most once every half second.
-    pub async fn fired(&self) {
+    pub(super) async fn fired(&self) {
         match self.0.ready(Interest::PRIORITY).await {
             Ok(mut guard) => guard.clear_ready(),
             // The runtime is ending.

@@ -59,7 +59,7 @@ impl KernelZones {
 
 /// Controls the zone of the memory that is plugged next.
 #[derive(Debug)]
-pub struct Zones {
+pub(super) struct Zones {
     ratio: PathBuf,
     short: bool,
 }
@@ -67,7 +67,7 @@ pub struct Zones {
 impl Zones {
     /// # Errors
     /// The kernel has no such ratio: it was built without memory hotplug.
-    pub fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Self::with_ratio(RATIO_FILE.into())
     }
 
@@ -82,7 +82,7 @@ impl Zones {
     ///
     /// # Errors
     /// The kernel's files cannot be read or written.
-    pub fn look(&mut self) -> io::Result<bool> {
+    pub(super) fn look(&mut self) -> io::Result<bool> {
         let short = KernelZones::parse(&fs::read_to_string(ZONEINFO)?).are_short();
         self.direct(short)?;
         Ok(short)

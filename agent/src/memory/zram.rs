@@ -14,7 +14,7 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Keeps swap as large as memory.
 #[derive(Debug, Default)]
-pub struct Zram {
+pub(super) struct Zram {
     /// Memory at the last check, in bytes: a failed attempt is not repeated for the same size.
     total: u64,
 }
@@ -24,7 +24,7 @@ impl Zram {
     ///
     /// # Errors
     /// There is not enough memory for the device, or the kernel has no zram.
-    pub fn follow(&mut self, total: u64) -> io::Result<()> {
+    pub(super) fn follow(&mut self, total: u64) -> io::Result<()> {
         if total <= self.total {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::exec::{self, ProcessSpec};
 use crate::users::Users;
 use crate::workspaces;
 
-pub async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Refusal> {
+pub(super) async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Refusal> {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(internal)?;
     Ok(Json(AgentInfo {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -27,16 +27,19 @@ pub async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Re
     }))
 }
 
-pub async fn set_up(State(agent): State<Arc<Agent>>, Body(setup): Body<MachineSetup>) -> Result<StatusCode, Refusal> {
+pub(super) async fn set_up(
+    State(agent): State<Arc<Agent>>,
+    Body(setup): Body<MachineSetup>,
+) -> Result<StatusCode, Refusal> {
     agent.setup.apply(setup).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn statistics() -> Result<Json<Statistics>, Refusal> {
+pub(super) async fn statistics() -> Result<Json<Statistics>, Refusal> {
     Ok(Json(crate::statistics::read().map_err(internal)?))
 }
 
-pub async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
+pub(super) async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
     session(agent, upgrade, async |agent: Arc<Agent>, request| {
         let users = Users::of_guest().await?;
         let facts = agent.setup.facts().borrow().clone();
@@ -66,7 +69,7 @@ where
     })
 }
 
-pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
+pub(super) async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
     workspaces::check_name(&share)?;
     agent.environments.release(&share).await?;
     workspaces::release(agent.dirs.workspaces.join(share)).await?;
@@ -74,7 +77,7 @@ pub async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>)
 }
 
 /// Init powers off: it asks this agent to stop the containers and to end, and then ends the machine.
-pub async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
+pub(super) async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
     let init = agent.init.ok_or_else(|| {
         Problem::new("unavailable", "this agent was not started by garret's init and cannot power off")
     })?;

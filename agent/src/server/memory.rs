@@ -9,7 +9,7 @@ use garret_api::agent::MemorySqueeze;
 use super::{Agent, Body, Refusal};
 
 /// Newline-delimited reports, until the caller leaves.
-pub async fn follow(State(agent): State<Arc<Agent>>) -> Response {
+pub(super) async fn follow(State(agent): State<Arc<Agent>>) -> Response {
     super::lines(stream::unfold(agent.memory.follow(), async |mut reports| {
         reports.changed().await.ok()?;
         let report = reports.borrow_and_update().clone();
@@ -17,7 +17,7 @@ pub async fn follow(State(agent): State<Arc<Agent>>) -> Response {
     }))
 }
 
-pub async fn squeeze(
+pub(super) async fn squeeze(
     State(agent): State<Arc<Agent>>,
     Body(squeeze): Body<MemorySqueeze>,
 ) -> Result<StatusCode, Refusal> {

@@ -3,7 +3,7 @@
 mod environments;
 mod machine;
 mod memory;
-pub mod vsock;
+pub(crate) mod vsock;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -53,7 +53,6 @@ impl Agent {
         Arc::new(Self { setup, environments, memory: Memory::new(), init, sessions, dirs })
     }
 
-    /// All environments.
     pub fn environments(&self) -> &Arc<Environments> {
         &self.environments
     }

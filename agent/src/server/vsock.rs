@@ -10,11 +10,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A vsock listener that closes every connection that does not come from the host. AF_VSOCK has no namespaces: a
 /// container can connect to any address, and a client of this server has root rights in the guest.
-pub struct HostOnly(VsockListener);
+pub(crate) struct HostOnly(VsockListener);
 
 impl HostOnly {
     /// Listens on `port`.
-    pub fn bind(port: u32) -> std::io::Result<Self> {
+    pub(crate) fn bind(port: u32) -> std::io::Result<Self> {
         Ok(Self(VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?))
     }
 }

@@ -18,10 +18,10 @@ use garret_api::Problem;
 use garret_api::agent::MachineSetup;
 use tokio::sync::{Mutex, watch};
 
-pub use facts::{FactMount, HostFacts};
+pub(crate) use facts::{FactMount, HostFacts};
 
 /// The machine's setup and the facts derived from it.
-pub struct Setup {
+pub(crate) struct Setup {
     /// The file that holds the last setup.
     file: PathBuf,
     current: Mutex<Option<MachineSetup>>,
@@ -30,7 +30,7 @@ pub struct Setup {
 
 impl Setup {
     /// Loads the setup that an earlier agent received since boot, if there is one.
-    pub fn load(run: &Path) -> Self {
+    pub(crate) fn load(run: &Path) -> Self {
         let file = run.join("setup.json");
         let current: Option<MachineSetup> =
             std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -39,17 +39,17 @@ impl Setup {
     }
 
     /// The receiver sees every new setup.
-    pub fn facts(&self) -> watch::Receiver<Arc<HostFacts>> {
+    pub(crate) fn facts(&self) -> watch::Receiver<Arc<HostFacts>> {
         self.facts.subscribe()
     }
 
     /// Whether the machine has been set up since boot.
-    pub async fn done(&self) -> bool {
+    pub(crate) async fn done(&self) -> bool {
         self.current.lock().await.is_some()
     }
 
     /// Applies the setup, one at a time. Settings that already have the wanted value are not touched.
-    pub async fn apply(&self, setup: MachineSetup) -> Result<(), Problem> {
+    pub(crate) async fn apply(&self, setup: MachineSetup) -> Result<(), Problem> {
         check::check(&setup)?;
         let mut current = self.current.lock().await;
         if current.as_ref() == Some(&setup) {

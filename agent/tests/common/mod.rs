@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use garret_agent::server::{self, Agent};
+use garret_agent::{Agent, serve};
 use garret_api::agent::ExecRequest;
 use garret_api::stream::{Control, Outcome, STDERR, STDIN_CREDITS, STDOUT, ServerMessage};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,46 +16,46 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 /// How long a step may take before the test fails; no test depends on the actual time.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 type Socket = WebSocketStream<UnixStream>;
 
 /// A separate server for one test.
-pub struct Server {
+pub(crate) struct Server {
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let agent = Agent::new(folder.path().join("state"), folder.path().join("run"), None);
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
-        tokio::spawn(server::serve(listener, agent));
+        tokio::spawn(serve(listener, agent));
         Self { folder }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
     }
 }
 
-pub fn request(command: &[&str]) -> ExecRequest {
+pub(crate) fn request(command: &[&str]) -> ExecRequest {
     ExecRequest { command: command.iter().map(|&word| word.into()).collect(), ..Default::default() }
 }
 
-pub fn control(control: &Control) -> Message {
+pub(crate) fn control(control: &Control) -> Message {
     Message::text(serde_json::to_string(control).unwrap())
 }
 
 /// One exec stream, with a separate server.
-pub struct Session {
+pub(crate) struct Session {
     _server: Server,
     socket: Option<Socket>,
     early: End,
 }
 
 /// Everything that a stream returned.
-pub struct End {
+pub(crate) struct End {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub outcome: Outcome,
@@ -91,7 +91,7 @@ impl End {
 }
 
 impl Session {
-    pub async fn connect() -> Self {
+    pub(crate) async fn connect() -> Self {
         let server = Server::start();
         let stream = UnixStream::connect(server.socket()).await.unwrap();
         let (socket, _) = tokio_tungstenite::client_async("ws://guest/v1/exec", stream).await.unwrap();
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// Opens a stream of a client with flow-control credits.
-    pub async fn open_with_credits(request: ExecRequest) -> Self {
+    pub(crate) async fn open_with_credits(request: ExecRequest) -> Self {
         let server = Server::start();
         let stream = UnixStream::connect(server.socket()).await.unwrap();
         let mut asked = "ws://guest/v1/exec".into_client_request().unwrap();
@@ -110,22 +110,22 @@ impl Session {
         session
     }
 
-    pub async fn open(request: ExecRequest) -> Self {
+    pub(crate) async fn open(request: ExecRequest) -> Self {
         let mut session = Self::connect().await;
         session.send(Message::text(serde_json::to_string(&request).unwrap())).await;
         session
     }
 
-    pub async fn send(&mut self, message: Message) {
+    pub(crate) async fn send(&mut self, message: Message) {
         self.socket.as_mut().unwrap().send(message).await.unwrap();
     }
 
-    pub async fn control(&mut self, message: Control) {
+    pub(crate) async fn control(&mut self, message: Control) {
         self.send(control(&message)).await;
     }
 
     /// Reads until standard output contains `text`.
-    pub async fn await_output(&mut self, text: &str) {
+    pub(crate) async fn await_output(&mut self, text: &str) {
         let socket = self.socket.as_mut().unwrap();
         let early = &mut self.early;
         let reading = async {
@@ -137,7 +137,7 @@ impl Session {
         tokio::time::timeout(TIMEOUT, reading).await.expect("the output did not come");
     }
 
-    pub async fn end(&mut self) -> End {
+    pub(crate) async fn end(&mut self) -> End {
         let mut end = std::mem::replace(&mut self.early, End::new());
         let socket = self.socket.as_mut().unwrap();
         let reading = async { while !end.take(socket.next().await.unwrap().unwrap()) {} };
@@ -145,17 +145,17 @@ impl Session {
         end
     }
 
-    pub fn split(&mut self) -> (SplitSink<Socket, Message>, SplitStream<Socket>) {
+    pub(crate) fn split(&mut self) -> (SplitSink<Socket, Message>, SplitStream<Socket>) {
         self.socket.take().unwrap().split()
     }
 
     /// Without a closing handshake.
-    pub fn drop_connection(&mut self) {
+    pub(crate) fn drop_connection(&mut self) {
         self.socket = None;
     }
 }
 
-pub async fn collect(mut source: SplitStream<Socket>) -> End {
+pub(crate) async fn collect(mut source: SplitStream<Socket>) -> End {
     let mut end = End::new();
     let reading = async { while !end.take(source.next().await.unwrap().unwrap()) {} };
     tokio::time::timeout(TIMEOUT, reading).await.expect("the stream did not end");
@@ -163,7 +163,7 @@ pub async fn collect(mut source: SplitStream<Socket>) -> End {
 }
 
 /// Waits until the condition is true.
-pub async fn eventually(mut so: impl FnMut() -> bool) {
+pub(crate) async fn eventually(mut so: impl FnMut() -> bool) {
     let waiting = async {
         while !so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -173,7 +173,7 @@ pub async fn eventually(mut so: impl FnMut() -> bool) {
 }
 
 /// Waits until the value has not changed for a while, and returns it.
-pub async fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
+pub(crate) async fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
     let mut last = value();
     let mut same = 0;
     while same < 20 {
@@ -186,7 +186,7 @@ pub async fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
 }
 
 /// The process id of the descendant of this test with this name.
-pub async fn child_named(name: &str) -> u32 {
+pub(crate) async fn child_named(name: &str) -> u32 {
     let mut found = None;
     eventually(|| {
         found = descendants(std::process::id())
@@ -209,7 +209,7 @@ fn descendants(pid: u32) -> Vec<u32> {
 }
 
 /// The number of bytes that a process has written so far.
-pub fn written_bytes(pid: u32) -> u64 {
+pub(crate) fn written_bytes(pid: u32) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap_or_default()
 }

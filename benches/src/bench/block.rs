@@ -8,7 +8,7 @@ use crate::result::Unit;
 use crate::subject::{Machine, Subject};
 
 /// The bench.
-pub struct Block;
+pub(super) struct Block;
 
 impl Bench for Block {
     fn name(&self) -> &'static str {

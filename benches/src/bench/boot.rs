@@ -17,14 +17,14 @@ use crate::scale::{Scale, Size};
 use crate::subject::{Machine, Subject};
 
 /// The agent is the guest's init, as in production.
-pub const AGENT: &str = "quiet init=/usr/lib/garret/garret-agent";
+pub(super) const AGENT: &str = "quiet init=/usr/lib/garret/garret-agent";
 const SHELL: &str = "quiet init=/bin/bash -- -c \"echo @bench ready; while :; do sleep 1000; done\"";
 
 /// How often the console is looked at: the time until a line is known to no more than this.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// The bench.
-pub struct Boot;
+pub(super) struct Boot;
 
 impl Bench for Boot {
     fn name(&self) -> &'static str {
@@ -51,7 +51,7 @@ impl Bench for Boot {
 }
 
 /// A machine as a developer's: a data disk and a vsock.
-pub fn machine(lab: &Lab, folder: &Path, cmdline: &str) -> anyhow::Result<Machine> {
+pub(super) fn machine(lab: &Lab, folder: &Path, cmdline: &str) -> anyhow::Result<Machine> {
     Ok(Machine { disks: vec![lab.data_disk(folder)?], vsock: true, ..lab.machine(cmdline) })
 }
 

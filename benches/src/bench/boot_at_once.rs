@@ -9,7 +9,7 @@ use crate::result::Unit;
 use crate::subject::{Running, Subject};
 
 /// The bench.
-pub struct BootAtOnce;
+pub(super) struct BootAtOnce;
 
 impl Bench for BootAtOnce {
     fn name(&self) -> &'static str {
@@ -31,7 +31,7 @@ impl Bench for BootAtOnce {
 }
 
 /// A machine whose agent answers, and its folder, which goes after it.
-pub struct Up {
+pub(super) struct Up {
     /// The machine.
     pub running: Running,
     _folder: TempDir,
@@ -41,7 +41,7 @@ pub struct Up {
 ///
 /// # Errors
 /// One does not come up.
-pub fn start(lab: &Lab, subject: &dyn Subject, count: usize) -> anyhow::Result<Vec<Up>> {
+pub(super) fn start(lab: &Lab, subject: &dyn Subject, count: usize) -> anyhow::Result<Vec<Up>> {
     let start = |_| {
         let folder = lab.folder()?;
         let running = subject.start(&boot::machine(lab, folder.path(), boot::AGENT)?, folder.path())?;

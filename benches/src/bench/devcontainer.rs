@@ -24,7 +24,7 @@ use crate::subject::Subject;
 const CONFIGURATION: &str = r#"{"image": "mcr.microsoft.com/devcontainers/base:debian", "postCreateCommand": "true"}"#;
 
 /// The bench.
-pub struct Devcontainer;
+pub(super) struct Devcontainer;
 
 impl Bench for Devcontainer {
     fn name(&self) -> &'static str {

@@ -28,7 +28,7 @@ fn parse(line: &str) -> Option<Rates> {
 ///
 /// # Errors
 /// The case printed nothing that can be read.
-pub fn measurement(report: &Report, case: &str) -> anyhow::Result<Measurement> {
+pub(super) fn measurement(report: &Report, case: &str) -> anyhow::Result<Measurement> {
     let line = report.value(&format!("fio:{case}")).unwrap_or_default();
     let rates = parse(line).with_context(|| format!("{case}: fio printed {line:?}"))?;
     Ok(if case.starts_with("seq_") {

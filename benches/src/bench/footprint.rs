@@ -16,7 +16,7 @@ use crate::subject::Subject;
 const EVERY: Duration = Duration::from_secs(2);
 
 /// The bench.
-pub struct Footprint;
+pub(super) struct Footprint;
 
 impl Bench for Footprint {
     fn name(&self) -> &'static str {

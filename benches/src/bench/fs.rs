@@ -12,7 +12,7 @@ use crate::scale::Size;
 use crate::subject::{Disk, Machine, Running, Subject};
 
 /// The bench.
-pub struct Fs;
+pub(super) struct Fs;
 
 impl Bench for Fs {
     fn name(&self) -> &'static str {

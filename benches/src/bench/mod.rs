@@ -19,7 +19,7 @@ use crate::subject::Subject;
 
 /// One number of one run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Measurement {
+pub(crate) struct Measurement {
     /// Of which metric.
     pub metric: String,
     /// What it counts.
@@ -36,28 +36,28 @@ pub struct Measurement {
 
 impl Measurement {
     /// Something of which less is better.
-    pub fn less(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
+    pub(crate) fn less(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
         let metric = metric.into();
         Self { metric, unit, better: Better::Lower, value, detail: String::new(), series: Vec::new() }
     }
 
     /// Something of which more is better.
-    pub fn more(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
+    pub(crate) fn more(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
         Self { better: Better::Higher, ..Self::less(metric, unit, value) }
     }
 
     /// A number of things.
-    pub fn count(metric: impl Into<String>, value: u64) -> Self {
+    pub(crate) fn count(metric: impl Into<String>, value: u64) -> Self {
         Self::less(metric, Unit::Count, value as f64)
     }
 
     /// A number of bytes.
-    pub fn bytes(metric: impl Into<String>, value: u64) -> Self {
+    pub(crate) fn bytes(metric: impl Into<String>, value: u64) -> Self {
         Self::less(metric, Unit::Bytes, value as f64)
     }
 
     /// Says what exactly was done.
-    pub fn with(mut self, detail: impl Into<String>) -> Self {
+    pub(crate) fn with(mut self, detail: impl Into<String>) -> Self {
         self.detail = detail.into();
         self
     }
@@ -65,7 +65,7 @@ impl Measurement {
 
 /// What one run of one subject gave.
 #[derive(Clone, Debug, Default)]
-pub struct Sampled {
+pub(crate) struct Sampled {
     /// How the subject was started.
     pub setup: String,
     /// A sample of each metric.
@@ -73,7 +73,7 @@ pub struct Sampled {
 }
 
 /// Something to measure.
-pub trait Bench {
+pub(crate) trait Bench {
     /// Its name in results and on the command line.
     fn name(&self) -> &'static str;
 
@@ -110,7 +110,7 @@ pub trait Bench {
 }
 
 /// All of them, in the order they run. The gate runs those whose counts repeat.
-pub fn all(size: Size) -> Vec<Box<dyn Bench>> {
+pub(crate) fn all(size: Size) -> Vec<Box<dyn Bench>> {
     let mut benches: Vec<Box<dyn Bench>> = vec![Box::new(boot::Boot), Box::new(footprint::Footprint), Box::new(fs::Fs)];
     if size != Size::Gate {
         benches.push(Box::new(block::Block));

@@ -22,7 +22,7 @@ const CONNECT: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The bench.
-pub struct Net;
+pub(super) struct Net;
 
 impl Bench for Net {
     fn name(&self) -> &'static str {

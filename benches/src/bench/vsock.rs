@@ -12,7 +12,7 @@ use crate::result::Unit;
 use crate::subject::{Machine, Subject};
 
 /// The bench.
-pub struct Vsock;
+pub(super) struct Vsock;
 
 impl Bench for Vsock {
     fn name(&self) -> &'static str {

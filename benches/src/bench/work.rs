@@ -14,8 +14,7 @@ const EVERY: Duration = Duration::from_millis(20);
 
 /// One case of a job.
 #[derive(Clone, Debug, Default)]
-pub struct Case {
-    /// Its name.
+pub(super) struct Case {
     pub name: String,
     /// How long the guest's command took, by the guest's clock.
     pub seconds: f64,
@@ -25,7 +24,7 @@ pub struct Case {
 
 /// What a finished job leaves.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub(super) struct Report {
     /// The cases in order.
     pub cases: Vec<Case>,
     /// What commands printed, by name.
@@ -34,13 +33,13 @@ pub struct Report {
 
 impl Report {
     /// What was printed under a name.
-    pub fn value(&self, name: &str) -> Option<&str> {
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.values.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str())
     }
 }
 
 /// A machine at work.
-pub struct Work<'a> {
+pub(super) struct Work<'a> {
     /// The machine.
     pub running: Running,
     console: Console,
@@ -53,7 +52,7 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(
+    pub(super) fn start(
         lab: &'a Lab,
         subject: &dyn Subject,
         machine: &Machine,
@@ -68,7 +67,7 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// It does not say so in time.
-    pub fn until_ready(&mut self) -> anyhow::Result<()> {
+    pub(super) fn until_ready(&mut self) -> anyhow::Result<()> {
         let Self { running, console, .. } = self;
         running.wait("the guest", self.deadline, EVERY, |_| Ok(console.marks()?.contains(&Mark::Ready).then_some(())))
     }
@@ -77,7 +76,7 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// A case fails, or the job does not end in time.
-    pub fn follow(
+    pub(super) fn follow(
         &mut self,
         mut watch: impl FnMut(&mut Running, Option<&str>) -> anyhow::Result<()>,
     ) -> anyhow::Result<Report> {

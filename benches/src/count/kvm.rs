@@ -7,13 +7,13 @@ use std::path::Path;
 use anyhow::Context;
 
 /// Where they are.
-pub const FOLDER: &str = "/sys/kernel/debug/kvm";
+pub(super) const FOLDER: &str = "/sys/kernel/debug/kvm";
 
 /// The statistics of the machine that one of `threads` made; nothing before it is made.
 ///
 /// # Errors
 /// debugfs is not mounted, or may not be read.
-pub fn statistics(folder: &Path, threads: &BTreeSet<u32>) -> anyhow::Result<BTreeMap<String, u64>> {
+pub(super) fn statistics(folder: &Path, threads: &BTreeSet<u32>) -> anyhow::Result<BTreeMap<String, u64>> {
     let entries = fs::read_dir(folder).with_context(|| format!("{} (mount -t debugfs)", folder.display()))?;
     let mut statistics = BTreeMap::new();
     for entry in entries.flatten() {

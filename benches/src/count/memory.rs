@@ -8,7 +8,7 @@ use crate::subject::Running;
 
 /// Bytes of one or several processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Private pages of the VMM and its servers themselves: all that is neither guest memory nor the root image.
     pub own_private: u64,
     /// Guest memory that the host holds.
@@ -37,7 +37,7 @@ impl Memory {
 ///
 /// # Errors
 /// A process has ended.
-pub fn of(running: &Running, guest_bytes: u64) -> anyhow::Result<Memory> {
+pub(crate) fn of(running: &Running, guest_bytes: u64) -> anyhow::Result<Memory> {
     running.pids().into_iter().try_fold(Memory::default(), |sum, pid| {
         let smaps = fs::read(format!("/proc/{pid}/smaps")).with_context(|| format!("memory of process {pid}"))?;
         Ok(sum.plus(parse(&String::from_utf8_lossy(&smaps), guest_bytes)))
@@ -49,7 +49,7 @@ pub fn of(running: &Running, guest_bytes: u64) -> anyhow::Result<Memory> {
 ///
 /// # Errors
 /// The process has ended.
-pub fn resident(pid: u32) -> anyhow::Result<u64> {
+pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).with_context(|| format!("memory of {pid}"))?;
     // proc_pid_statm(5): the second field, in pages.
     let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).context("statm")?;

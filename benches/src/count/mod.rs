@@ -1,7 +1,7 @@
 //! What is counted on the host, beside the guest's own clock: counts mean the same on a slow host.
 
 mod kvm;
-pub mod memory;
+pub(crate) mod memory;
 mod process;
 mod trace;
 
@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use garret_api::vmm::DeviceMetrics;
 
 use crate::subject::Running;
-pub use process::{io_bytes, open_descriptors};
-pub use trace::Tracer;
+pub(crate) use process::{io_bytes, open_descriptors};
+pub(crate) use trace::Tracer;
 
 /// Counters at one moment; [`Snapshot::since`] makes them those of a span.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// KVM's statistics of the machine: `exits`, `io_exits`, `mmio_exits`, `halt_exits`, `pf_taken`, ….
     pub kvm: BTreeMap<String, u64>,
     /// System calls of all its processes, if they are counted now.
@@ -32,7 +32,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// What happened between `before` and this.
-    pub fn since(&self, before: &Self) -> Self {
+    pub(crate) fn since(&self, before: &Self) -> Self {
         let kvm = self.kvm.iter().map(|(name, now)| {
             let then = before.kvm.get(name).copied().unwrap_or(0);
             (name.clone(), now.saturating_sub(then))
@@ -59,26 +59,26 @@ impl Snapshot {
     }
 
     /// One of KVM's statistics.
-    pub fn exits(&self, name: &str) -> Option<u64> {
+    pub(crate) fn exits(&self, name: &str) -> Option<u64> {
         self.kvm.get(name).copied()
     }
 }
 
 /// Counts of one machine. It remembers every thread it has seen, for traces count by thread; one that lives less than the
 /// time between two looks is not seen.
-pub struct Counter<'a> {
+pub(crate) struct Counter<'a> {
     tracer: &'a Tracer,
     threads: BTreeSet<u32>,
 }
 
 impl<'a> Counter<'a> {
     /// Of a machine that has just been started.
-    pub fn new(tracer: &'a Tracer) -> Self {
+    pub(crate) fn new(tracer: &'a Tracer) -> Self {
         Self { tracer, threads: BTreeSet::new() }
     }
 
     /// Looks for new threads.
-    pub fn look(&mut self, running: &Running) {
+    pub(crate) fn look(&mut self, running: &Running) {
         self.threads.extend(running.pids().into_iter().flat_map(process::threads));
     }
 
@@ -86,7 +86,7 @@ impl<'a> Counter<'a> {
     ///
     /// # Errors
     /// The kernel's traces cannot be read, or the VMM does not answer.
-    pub fn before(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
+    pub(crate) fn before(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
         let devices = devices(running)?;
         Ok(Snapshot { devices, ..self.host_side(running)? })
     }
@@ -95,7 +95,7 @@ impl<'a> Counter<'a> {
     ///
     /// # Errors
     /// The kernel's traces cannot be read, or the VMM does not answer.
-    pub fn after(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
+    pub(crate) fn after(&mut self, running: &Running) -> anyhow::Result<Snapshot> {
         let counted = self.host_side(running)?;
         Ok(Snapshot { devices: devices(running)?, ..counted })
     }
@@ -119,7 +119,7 @@ impl<'a> Counter<'a> {
     ///
     /// # Errors
     /// The kernel's trace cannot be read.
-    pub fn first_run_ns(&self) -> anyhow::Result<Option<u64>> {
+    pub(crate) fn first_run_ns(&self) -> anyhow::Result<Option<u64>> {
         self.tracer.first_run_ns(&self.threads)
     }
 }

@@ -2,25 +2,24 @@
 
 use std::fs;
 
-/// Its threads.
-pub fn threads(pid: u32) -> Vec<u32> {
+pub(super) fn threads(pid: u32) -> Vec<u32> {
     let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// How many descriptors it has open.
-pub fn open_descriptors(pid: u32) -> u64 {
+pub(crate) fn open_descriptors(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
 }
 
 /// Bytes it has read and written by system calls, whether a disk was touched or not.
-pub fn io_bytes(pid: u32) -> u64 {
+pub(crate) fn io_bytes(pid: u32) -> u64 {
     read_and_written(&fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default())
 }
 
 /// Time that processors have worked for it, in milliseconds: for its guest, for threads that have ended, and in the kernel
 /// too.
-pub fn cpu_ms(pid: u32) -> u64 {
+pub(super) fn cpu_ms(pid: u32) -> u64 {
     worked(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()).unwrap_or(0)
 }
 

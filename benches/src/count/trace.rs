@@ -23,15 +23,14 @@ const BUFFER_KIB: &str = "512";
 
 /// Events by thread, since the tracer was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// System calls.
+pub(crate) struct Counts {
     pub system_calls: BTreeMap<u32, u64>,
     /// Entries into `KVM_RUN`.
     pub kvm_runs: BTreeMap<u32, u64>,
 }
 
 /// A count of the whole host, until it is dropped. It costs every system call a little, so it can be switched off.
-pub struct Tracer {
+pub(crate) struct Tracer {
     instance: PathBuf,
     counting: Cell<bool>,
 }
@@ -41,7 +40,7 @@ impl Tracer {
     ///
     /// # Errors
     /// tracefs is not there, or this is not root.
-    pub fn open() -> anyhow::Result<Self> {
+    pub(crate) fn open() -> anyhow::Result<Self> {
         let tracing = Path::new(TRACING);
         let instance = tracing.join(INSTANCE);
         let tracer = Self { instance, counting: Cell::new(false) };
@@ -60,7 +59,7 @@ impl Tracer {
     ///
     /// # Errors
     /// The kernel has no histograms.
-    pub fn count(&self, on: bool) -> anyhow::Result<()> {
+    pub(crate) fn count(&self, on: bool) -> anyhow::Result<()> {
         if self.counting.replace(on) != on {
             let sign = if on { "" } else { "!" };
             for event in [SYSTEM_CALL, KVM_RUN] {
@@ -71,7 +70,7 @@ impl Tracer {
     }
 
     /// Whether it counts.
-    pub fn counting(&self) -> bool {
+    pub(crate) fn counting(&self) -> bool {
         self.counting.get()
     }
 
@@ -79,7 +78,7 @@ impl Tracer {
     ///
     /// # Errors
     /// tracefs cannot be read.
-    pub fn counts(&self) -> anyhow::Result<Option<Counts>> {
+    pub(crate) fn counts(&self) -> anyhow::Result<Option<Counts>> {
         if !self.counting() {
             return Ok(None);
         }
@@ -91,7 +90,7 @@ impl Tracer {
     ///
     /// # Errors
     /// tracefs cannot be written.
-    pub fn record_runs(&self, on: bool) -> anyhow::Result<()> {
+    pub(crate) fn record_runs(&self, on: bool) -> anyhow::Result<()> {
         let switch = format!("{KVM_RUN}/enable");
         self.write(&switch, "0")?;
         if on {
@@ -106,7 +105,7 @@ impl Tracer {
     ///
     /// # Errors
     /// tracefs cannot be read.
-    pub fn first_run_ns(&self, threads: &BTreeSet<u32>) -> anyhow::Result<Option<u64>> {
+    pub(crate) fn first_run_ns(&self, threads: &BTreeSet<u32>) -> anyhow::Result<Option<u64>> {
         let text = self.read("trace")?;
         let entries = text.lines().filter_map(entry);
         Ok(entries.filter(|(thread, _)| threads.contains(thread)).map(|(_, at)| at).min())

@@ -13,7 +13,7 @@ use super::wire;
 
 /// What it can do.
 #[derive(Debug, Subcommand)]
-pub enum Helper {
+pub(crate) enum Helper {
     /// Serve the harness's connections until killed
     Serve {
         /// The vsock port
@@ -32,7 +32,7 @@ const ANY_CID: u32 = u32::MAX;
 ///
 /// # Errors
 /// The port cannot be listened on.
-pub fn run(helper: &Helper) -> anyhow::Result<()> {
+pub(crate) fn run(helper: &Helper) -> anyhow::Result<()> {
     match helper {
         Helper::Serve { vsock: Some(port), .. } => serve_vsock(*port).context("vsock"),
         Helper::Serve { tcp, .. } => serve_tcp(tcp.unwrap_or_default()).context("TCP"),

@@ -1,36 +1,36 @@
 //! The work inside a guest. It is a shell script that the guest's first process reads from its second disk, so it needs
 //! nothing of a VMM but block devices and a console.
 
-pub mod helper;
+pub(crate) mod helper;
 mod wire;
 
-pub use wire::{fill, round_trips, throughput_from, throughput_to};
+pub(crate) use wire::{fill, round_trips, throughput_from, throughput_to};
 
 /// The vsock and TCP port of the helper.
-pub const PORT: u32 = 5000;
+pub(crate) const PORT: u32 = 5000;
 /// The words on the kernel's command line: the job is always the second disk.
-pub const CMDLINE: &str = "quiet init=/bin/bash -- /dev/vdb";
+pub(crate) const CMDLINE: &str = "quiet init=/bin/bash -- /dev/vdb";
 /// The same where memory is plugged: what can leave again is all that goes to it.
-pub const HOTPLUG_CMDLINE: &str = "quiet memory_hotplug.online_policy=auto-movable init=/bin/bash -- /dev/vdb";
+pub(crate) const HOTPLUG_CMDLINE: &str = "quiet memory_hotplug.online_policy=auto-movable init=/bin/bash -- /dev/vdb";
 
 const PREAMBLE: &str = include_str!("preamble.sh");
 /// Files.
-pub const FS: &str = include_str!("fs.sh");
+pub(crate) const FS: &str = include_str!("fs.sh");
 /// A raw disk.
-pub const BLOCK: &str = include_str!("block.sh");
+pub(crate) const BLOCK: &str = include_str!("block.sh");
 /// A vsock server.
-pub const VSOCK: &str = include_str!("vsock.sh");
+pub(crate) const VSOCK: &str = include_str!("vsock.sh");
 /// A TCP server.
-pub const NET: &str = include_str!("net.sh");
+pub(crate) const NET: &str = include_str!("net.sh");
 /// A build, then a vsock server that takes memory.
-pub const MEMORY: &str = include_str!("memory.sh");
+pub(crate) const MEMORY: &str = include_str!("memory.sh");
 
 /// How long a guest rests around each case, in seconds: time for the host to read its counters.
 const REST: &str = "0.3";
 const SECTOR: usize = 512;
 
 /// The script with its variables in front, filled up with ends of lines to whole sectors.
-pub fn script(variables: &[(&str, String)], body: &str) -> Vec<u8> {
+pub(crate) fn script(variables: &[(&str, String)], body: &str) -> Vec<u8> {
     let mut text = String::new();
     let defaults = [("REST", REST), ("TOOLS", ""), ("HELPER", "")].map(|(name, value)| (name, value.to_owned()));
     for (name, value) in defaults.iter().chain(variables) {
@@ -44,7 +44,7 @@ pub fn script(variables: &[(&str, String)], body: &str) -> Vec<u8> {
 }
 
 /// Fills up to whole sectors.
-pub fn pad(bytes: &mut Vec<u8>, with: u8) {
+pub(crate) fn pad(bytes: &mut Vec<u8>, with: u8) {
     bytes.resize(bytes.len().next_multiple_of(SECTOR), with);
 }
 

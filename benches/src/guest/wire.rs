@@ -21,7 +21,7 @@ const MORE: u8 = 1;
 const LAST: u8 = 0;
 
 /// Serves one connection until the other side is gone.
-pub fn serve(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+pub(super) fn serve(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
     let mut wanted = [0];
     stream.read_exact(&mut wanted)?;
     match wanted[0] {
@@ -74,7 +74,7 @@ fn take(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
 ///
 /// # Errors
 /// The connection breaks.
-pub fn fill(stream: &mut (impl Read + Write), mib: u32, hold: Duration) -> std::io::Result<()> {
+pub(crate) fn fill(stream: &mut (impl Read + Write), mib: u32, hold: Duration) -> std::io::Result<()> {
     let hold_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
     stream.write_all(&[&[FILL][..], &mib.to_le_bytes(), &hold_ms.to_le_bytes()].concat())?;
     stream.read_exact(&mut [0])
@@ -84,7 +84,7 @@ pub fn fill(stream: &mut (impl Read + Write), mib: u32, hold: Duration) -> std::
 ///
 /// # Errors
 /// The connection breaks, or something was lost.
-pub fn throughput_to(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
+pub(crate) fn throughput_to(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
     stream.write_all(&[SINK])?;
     let mut block = vec![MORE; BLOCK];
     let began = Instant::now();
@@ -105,7 +105,7 @@ pub fn throughput_to(stream: &mut (impl Read + Write), time: Duration) -> anyhow
 ///
 /// # Errors
 /// The connection breaks.
-pub fn throughput_from(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
+pub(crate) fn throughput_from(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
     stream.write_all(&[SOURCE])?;
     let mut block = vec![0; BLOCK];
     stream.read_exact(&mut block)?; // the time begins when it flows
@@ -123,7 +123,7 @@ pub fn throughput_from(stream: &mut (impl Read + Write), time: Duration) -> anyh
 ///
 /// # Errors
 /// The connection breaks.
-pub fn round_trips(stream: &mut (impl Read + Write), count: u32) -> anyhow::Result<f64> {
+pub(crate) fn round_trips(stream: &mut (impl Read + Write), count: u32) -> anyhow::Result<f64> {
     stream.write_all(&[ECHO])?;
     let mut byte = [b'x'];
     let began = Instant::now();

@@ -23,7 +23,7 @@ svg { max-width: 100%; height: auto } details { margin-top: 2rem } code { font-s
 ///
 /// # Errors
 /// A picture cannot be drawn.
-pub fn page(report: &Report<'_>) -> anyhow::Result<String> {
+pub(super) fn page(report: &Report<'_>) -> anyhow::Result<String> {
     let mut text = String::from(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>garret: benchmarks</title>\n",
     );

@@ -6,7 +6,7 @@ use super::{Report, Row};
 use crate::result::Record;
 
 /// The whole page.
-pub fn page(report: &Report<'_>) -> String {
+pub(super) fn page(report: &Report<'_>) -> String {
     let mut text = String::from("# Benchmarks\n\n");
     if let Some(caution) = report.caution() {
         let _ = writeln!(text, "**{caution}**\n");

@@ -19,7 +19,7 @@ const OWN: &str = "garret";
 
 /// What to make a report of.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// The results
     #[arg(default_value = "results.jsonl")]
     results: PathBuf,
@@ -32,7 +32,7 @@ pub struct Options {
 ///
 /// # Errors
 /// The results cannot be read, or the report not be written.
-pub fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let records = result::read(&options.results)?;
     ensure!(!records.is_empty(), "{} is empty", options.results.display());
     let folder = options.out.clone().or_else(|| options.results.parent().map(PathBuf::from)).unwrap_or_default();
@@ -46,7 +46,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Everything that is shown.
-pub struct Report<'a> {
+pub(crate) struct Report<'a> {
     /// Where it was measured, as the last record says.
     pub host: Option<&'a Host>,
     /// Columns: garret first, then as they appear.
@@ -60,7 +60,7 @@ pub struct Report<'a> {
 }
 
 /// One metric of all subjects.
-pub struct Row<'a> {
+pub(crate) struct Row<'a> {
     /// The metric's name without the bench.
     pub metric: &'a str,
     /// What was done, as the first subject says.
@@ -73,19 +73,19 @@ pub struct Row<'a> {
 
 impl Row<'_> {
     /// What a subject says of its number where that is not what the first says.
-    pub fn note<'r>(&self, record: &'r Record) -> Option<&'r str> {
+    pub(crate) fn note<'r>(&self, record: &'r Record) -> Option<&'r str> {
         (record.detail != self.detail && !record.detail.is_empty()).then_some(record.detail.as_str())
     }
 
     /// garret against the peer that does best.
-    pub fn against_best(&self) -> Option<Estimate> {
+    pub(crate) fn against_best(&self) -> Option<Estimate> {
         self.costs.iter().flatten().copied().max_by(|a, b| a.value.total_cmp(&b.value))
     }
 }
 
 impl<'a> Report<'a> {
     /// Of the records of one file.
-    pub fn new(records: &'a [Record]) -> Self {
+    pub(crate) fn new(records: &'a [Record]) -> Self {
         let mut subjects: Vec<&str> = Vec::new();
         let mut names: Vec<(&str, &str)> = Vec::new();
         for record in records {
@@ -117,7 +117,7 @@ impl<'a> Report<'a> {
     }
 
     /// What a reader must know of the times.
-    pub fn caution(&self) -> Option<String> {
+    pub(crate) fn caution(&self) -> Option<String> {
         let what = self.host?.platform.caution()?;
         Some(format!(
             "This host: {what}. Counts, and ratios between subjects of this run, mean something; times by themselves do \
@@ -126,7 +126,7 @@ impl<'a> Report<'a> {
     }
 
     /// A value, with its mark if it is a time that means nothing by itself.
-    pub fn shown(&self, record: &Record) -> String {
+    pub(crate) fn shown(&self, record: &Record) -> String {
         let Some(median) = record.median else { return "–".to_owned() };
         let mark = self.host.and_then(|host| host.platform.caution()).filter(|_| record.absolute_time);
         let unfinished = if record.complete { "" } else { " (not all rounds)" };
@@ -134,7 +134,7 @@ impl<'a> Report<'a> {
     }
 
     /// The facts of the host, by name.
-    pub fn facts(&self) -> Vec<(String, String)> {
+    pub(crate) fn facts(&self) -> Vec<(String, String)> {
         let Some(host) = self.host else { return Vec::new() };
         let counted = if host.icount { ", counting instructions" } else { "" };
         let platform = host.platform.caution().unwrap_or("hardware");
@@ -182,7 +182,7 @@ fn cost(own: &Record, peer: &Record) -> Option<Estimate> {
 }
 
 /// A number with its unit, three digits of it.
-pub fn value(value: f64, unit: Unit) -> String {
+pub(crate) fn value(value: f64, unit: Unit) -> String {
     const BINARY: &[(f64, &str)] =
         &[((1u64 << 30) as f64, " GiB"), ((1u64 << 20) as f64, " MiB"), (1024.0, " KiB"), (1.0, " B")];
     const TIME: &[(f64, &str)] = &[(1.0, " s"), (1e-3, " ms"), (1e-6, " µs"), (1e-9, " ns")];
@@ -215,13 +215,13 @@ fn scaled(value: f64, steps: &[(f64, &str)]) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::host::Platform;
     use crate::result::tests::record;
 
     /// Results with everything that can be shown.
-    pub fn records() -> Vec<Record> {
+    pub(crate) fn records() -> Vec<Record> {
         let emulated = Host { platform: Platform::Emulated, cpu: "QEMU <TCG>".into(), cpus: 2, ..Host::default() };
         let rate = record("block", "rand_read_rate", "garret", Unit::PerSecond, &[2000.0, 2000.0]);
         let mut records = vec![

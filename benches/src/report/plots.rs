@@ -49,7 +49,7 @@ where
 }
 
 /// garret's cost over each peer's: a bar for each, on a logarithmic scale around 1.
-pub fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Option<String>> {
+pub(super) fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Option<String>> {
     const LINE: i32 = 14;
     const GAP: i32 = 6;
     const LEFT: i32 = 330;
@@ -117,7 +117,7 @@ fn text(area: &Area<'_>, said: &str, at: (i32, i32), size: i32, colour: RGBColor
 }
 
 /// Boot of each subject: setting up, the kernel, the agent.
-pub fn timeline(report: &Report<'_>) -> anyhow::Result<Option<String>> {
+pub(super) fn timeline(report: &Report<'_>) -> anyhow::Result<Option<String>> {
     let boots: Vec<(&str, [f64; 3])> =
         report.subjects.iter().enumerate().filter_map(|(at, name)| Some((*name, phases(report, at)?))).collect();
     let longest = boots.iter().map(|(_, phases)| phases.iter().sum::<f64>()).fold(0.0, f64::max);
@@ -161,7 +161,7 @@ fn phases(report: &Report<'_>, subject: usize) -> Option<[f64; 3]> {
 }
 
 /// Every course of memory there is: a line for each subject, a picture for each metric.
-pub fn memory(report: &Report<'_>) -> anyhow::Result<Option<String>> {
+pub(super) fn memory(report: &Report<'_>) -> anyhow::Result<Option<String>> {
     let mut pictures = String::new();
     for (bench, rows) in &report.benches {
         for row in rows {

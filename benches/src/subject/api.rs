@@ -12,7 +12,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// It is refused, or not answered in time.
-pub fn call<T>(socket: &Path, call: impl AsyncFnOnce(Client) -> Result<T>) -> anyhow::Result<T> {
+pub(super) fn call<T>(socket: &Path, call: impl AsyncFnOnce(Client) -> Result<T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = Client::unix(socket).with_deadline(DEADLINE);
     runtime.block_on(call(client)).with_context(|| format!("API {}", socket.display()))

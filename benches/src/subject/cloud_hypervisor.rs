@@ -10,15 +10,14 @@ use super::{Control, GuestSocket, MAC, Machine, PMEM_ROOT, Running, Subject, TAG
 use crate::clock;
 use crate::process::Program;
 
-/// Cloud Hypervisor.
-pub struct CloudHypervisor {
+pub(super) struct CloudHypervisor {
     program: PathBuf,
     virtiofsd: PathBuf,
 }
 
 impl CloudHypervisor {
     /// The given binary.
-    pub fn new(program: &Path, virtiofsd: &Path) -> Self {
+    pub(super) fn new(program: &Path, virtiofsd: &Path) -> Self {
         Self { program: program.to_owned(), virtiofsd: virtiofsd.to_owned() }
     }
 }

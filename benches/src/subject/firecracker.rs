@@ -11,12 +11,11 @@ use super::{Control, GuestSocket, MAC, Machine, Running, Subject, api, block_roo
 use crate::clock;
 use crate::process::Program;
 
-/// Firecracker.
-pub struct Firecracker(PathBuf);
+pub(super) struct Firecracker(PathBuf);
 
 impl Firecracker {
     /// The given binary.
-    pub fn new(program: &Path) -> Self {
+    pub(super) fn new(program: &Path) -> Self {
         Self(program.to_owned())
     }
 }

@@ -10,14 +10,13 @@ use super::{Control, GuestSocket, MAC, Machine, Running, Subject, TAG, api};
 use crate::clock;
 use crate::process::Program;
 
-/// garret.
-pub struct Garret {
+pub(super) struct Garret {
     vmm: PathBuf,
 }
 
 impl Garret {
     /// Installed in `lib`.
-    pub fn new(lib: &Path) -> Self {
+    pub(super) fn new(lib: &Path) -> Self {
         Self { vmm: lib.join("garret-vmm") }
     }
 }

@@ -19,11 +19,11 @@ use garret_api::vmm::Metrics;
 
 use crate::clock;
 use crate::process::{Process, last_line};
-pub use socket::GuestSocket;
+pub(crate) use socket::GuestSocket;
 
 /// What a machine is made of. Every machine also has a console, a random number generator and a balloon.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// Virtual CPUs.
     pub vcpus: u8,
     /// Memory in MiB, once it is up.
@@ -52,7 +52,7 @@ pub struct Machine {
 
 /// A raw image.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// The file.
     pub path: PathBuf,
     /// Never written.
@@ -62,7 +62,7 @@ pub struct Disk {
 /// How often the agent is asked whether it is there; the time until its answer is known to no more than this.
 const AGENT_EVERY: Duration = Duration::from_millis(10);
 /// The share's mount tag.
-pub const TAG: &str = "share";
+pub(crate) const TAG: &str = "share";
 /// The guest's hardware address.
 const MAC: &str = "06:67:62:00:00:02";
 
@@ -83,7 +83,7 @@ fn block_root(device: &str) -> String {
 const PMEM_ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 
 /// A VMM that can be measured.
-pub trait Subject {
+pub(crate) trait Subject {
     /// Its name in results.
     fn name(&self) -> &'static str;
 
@@ -108,7 +108,7 @@ pub trait Subject {
 }
 
 /// What is steered from outside while the machine runs.
-pub trait Control {
+pub(crate) trait Control {
     /// Asks the balloon to take that much.
     ///
     /// # Errors
@@ -147,7 +147,7 @@ pub trait Control {
 }
 
 /// A machine that runs, until it is dropped.
-pub struct Running {
+pub(crate) struct Running {
     /// When its first process was started, by the monotonic clock.
     pub began_ns: u64,
     /// The VMM first, then its servers.
@@ -164,7 +164,7 @@ pub struct Running {
 
 impl Running {
     /// The process ids, the VMM's first.
-    pub fn pids(&self) -> Vec<u32> {
+    pub(crate) fn pids(&self) -> Vec<u32> {
         self.processes.iter().map(Process::pid).collect()
     }
 
@@ -172,7 +172,7 @@ impl Running {
     ///
     /// # Errors
     /// A process has ended (with what it said), `again` fails, or `deadline` has passed; with the console's last line.
-    pub fn wait<T>(
+    pub(crate) fn wait<T>(
         &mut self,
         what: &str,
         deadline: Duration,
@@ -197,7 +197,7 @@ impl Running {
     ///
     /// # Errors
     /// As [`Running::wait`].
-    pub fn wait_for_agent(&mut self, deadline: Duration) -> anyhow::Result<()> {
+    pub(crate) fn wait_for_agent(&mut self, deadline: Duration) -> anyhow::Result<()> {
         self.wait("the agent", deadline, AGENT_EVERY, |running| {
             Ok(running.guest.as_ref().is_some_and(GuestSocket::agent_answers).then_some(()))
         })
@@ -206,10 +206,9 @@ impl Running {
 
 /// Where the programs are.
 #[derive(Clone, Debug)]
-pub struct Programs {
+pub(crate) struct Programs {
     /// garret's folder.
     pub lib: PathBuf,
-    /// QEMU.
     pub qemu: PathBuf,
     /// The file server beside QEMU and Cloud Hypervisor.
     pub virtiofsd: PathBuf,
@@ -224,7 +223,7 @@ impl Programs {
     ///
     /// # Errors
     /// A name is not one of a peer.
-    pub fn new(lib: &Path, peers: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn new(lib: &Path, peers: &[String]) -> anyhow::Result<Self> {
         let mut programs = Self {
             lib: lib.to_owned(),
             qemu: "/usr/bin/qemu-system-x86_64".into(),
@@ -247,7 +246,7 @@ impl Programs {
     }
 
     /// Everybody who can take part, garret first.
-    pub fn subjects(&self) -> Vec<Box<dyn Subject>> {
+    pub(crate) fn subjects(&self) -> Vec<Box<dyn Subject>> {
         let mut all: Vec<Box<dyn Subject>> = vec![Box::new(garret::Garret::new(&self.lib))];
         for kind in [qemu::Kind::Microvm, qemu::Kind::Q35, qemu::Kind::VirtioMem] {
             all.push(Box::new(qemu::Qemu::new(kind, &self.qemu, &self.virtiofsd)));
@@ -261,8 +260,7 @@ impl Programs {
         all
     }
 
-    /// What has a version.
-    pub fn versioned(&self) -> Vec<(&'static str, &Path)> {
+    pub(crate) fn versioned(&self) -> Vec<(&'static str, &Path)> {
         let peers = [("firecracker", &self.firecracker), ("cloud-hypervisor", &self.cloud_hypervisor)];
         let peers = peers.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?)));
         [("qemu", self.qemu.as_path()), ("virtiofsd", self.virtiofsd.as_path())].into_iter().chain(peers).collect()
@@ -270,11 +268,11 @@ impl Programs {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A machine with everything.
-    pub fn machine() -> Machine {
+    pub(crate) fn machine() -> Machine {
         let disk = |path: &str, read_only| Disk { path: path.into(), read_only };
         Machine {
             vcpus: 2,

@@ -16,7 +16,7 @@ static NEXT_CID: AtomicU32 = AtomicU32::new(0x6700);
 
 /// Which machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// virtio-mmio, no firmware but a loader, the root on virtio-blk: this machine has no pmem.
     Microvm,
     /// virtio-pci, the firmware it comes with, the root on virtio-pmem; beside a file server on virtio-blk: the server maps
@@ -33,8 +33,7 @@ impl Kind {
     }
 }
 
-/// QEMU.
-pub struct Qemu {
+pub(super) struct Qemu {
     kind: Kind,
     program: PathBuf,
     virtiofsd: PathBuf,
@@ -42,7 +41,7 @@ pub struct Qemu {
 
 impl Qemu {
     /// One of its machines.
-    pub fn new(kind: Kind, program: &Path, virtiofsd: &Path) -> Self {
+    pub(super) fn new(kind: Kind, program: &Path, virtiofsd: &Path) -> Self {
         Self { kind, program: program.to_owned(), virtiofsd: virtiofsd.to_owned() }
     }
 }

@@ -18,14 +18,14 @@ const EVENTS: usize = 1000;
 const VIRTIO_MEM: &str = "/machine/peripheral/plug";
 
 /// The monitor's socket. Each command is a connection of its own.
-pub struct Qmp(pub PathBuf);
+pub(super) struct Qmp(pub PathBuf);
 
 impl Qmp {
     /// One command; gives what it returns.
     ///
     /// # Errors
     /// QEMU refuses, or does not answer.
-    pub fn command(&self, name: &str, arguments: &Value) -> anyhow::Result<Value> {
+    pub(super) fn command(&self, name: &str, arguments: &Value) -> anyhow::Result<Value> {
         let mut session = Session::open(&self.0).with_context(|| format!("QMP {}", self.0.display()))?;
         session.command("qmp_capabilities", &json!({}))?;
         session.command(name, arguments)

@@ -16,7 +16,7 @@ const AGENT: Duration = Duration::from_secs(2);
 
 /// How ports are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GuestSocket {
+pub(crate) enum GuestSocket {
     /// A Unix socket that wants `CONNECT <port>` first.
     Unix(PathBuf),
     /// The context id of a guest behind vhost.
@@ -28,7 +28,7 @@ impl GuestSocket {
     ///
     /// # Errors
     /// No process listens there, or not yet.
-    pub fn connect(&self, port: u32) -> anyhow::Result<UnixStream> {
+    pub(crate) fn connect(&self, port: u32) -> anyhow::Result<UnixStream> {
         let stream = match self {
             Self::Unix(path) => {
                 let mut stream = UnixStream::connect(path).with_context(|| path.display().to_string())?;
@@ -48,7 +48,7 @@ impl GuestSocket {
     }
 
     /// Whether the agent answers: the same bytes for every subject, and an answer that begins as a good one does.
-    pub fn agent_answers(&self) -> bool {
+    pub(crate) fn agent_answers(&self) -> bool {
         let asked = self.connect(garret_api::agent::PORT).and_then(|mut stream| {
             stream.set_read_timeout(Some(AGENT))?;
             stream.write_all(b"GET /v1/agent HTTP/1.1\r\nHost: garret\r\nConnection: close\r\n\r\n")?;

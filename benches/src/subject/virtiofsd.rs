@@ -15,7 +15,7 @@ const UP: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// It cannot be started.
-pub fn start(program: &Path, share: &Path, folder: &Path) -> anyhow::Result<(Process, PathBuf)> {
+pub(super) fn start(program: &Path, share: &Path, folder: &Path) -> anyhow::Result<(Process, PathBuf)> {
     let socket = folder.join("virtiofsd.sock");
     let mut process = Program::new(program, arguments(share, &socket)).start(folder, None)?;
     clock::poll("virtiofsd", UP, Duration::from_millis(5), || {

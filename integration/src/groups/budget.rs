@@ -9,7 +9,7 @@ const HEAD: &str = "| Group | Cold | Warm |";
 
 /// One group's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
+pub(super) struct Budget {
     /// With nothing in the caches.
     pub cold: Duration,
     /// With everything built once before.
@@ -17,11 +17,11 @@ pub struct Budget {
 }
 
 /// Machines differ in speed by a factor of two and more.
-pub const FAILS_BEYOND: u32 = 3;
+pub(super) const FAILS_BEYOND: u32 = 3;
 
 /// What a group's time means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     Within,
     /// Reported; the group passes.
     Over,
@@ -30,7 +30,7 @@ pub enum Verdict {
 }
 
 /// Compares what a group took with its budget.
-pub fn judge(budget: Duration, took: Duration) -> Verdict {
+pub(super) fn judge(budget: Duration, took: Duration) -> Verdict {
     if took <= budget {
         Verdict::Within
     } else if took <= budget * FAILS_BEYOND {
@@ -44,7 +44,7 @@ pub fn judge(budget: Duration, took: Duration) -> Verdict {
 ///
 /// # Errors
 /// There is no such table, or a row of it is not a name and two numbers: the error quotes it.
-pub fn parse(document: &str) -> anyhow::Result<BTreeMap<String, Budget>> {
+pub(super) fn parse(document: &str) -> anyhow::Result<BTreeMap<String, Budget>> {
     let mut lines = document.lines().skip_while(|line| !line.starts_with(HEAD));
     if lines.by_ref().take(2).count() < 2 {
         bail!("no table that begins with `{HEAD}`");

@@ -20,7 +20,7 @@ const FAILURES: u32 = 3;
 
 /// How many kills, and which.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Number of kills
     #[arg(long, env = "KILLS", default_value_t = 2000)]
     kills: u64,
@@ -39,7 +39,7 @@ pub struct Options {
 ///
 /// # Errors
 /// The hosts themselves failed.
-pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     super::enter_repository()?;
     let programs = super::test_programs().await?;
     let is_campaign =

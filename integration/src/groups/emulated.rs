@@ -25,7 +25,7 @@ const MEMORY_TESTS: &str = "memory-";
 /// In the names of tests that take a second or some.
 const SHORT: &str = " bad_input::";
 /// The kill campaign's program.
-pub const CAMPAIGN: &str = "campaign-";
+pub(super) const CAMPAIGN: &str = "campaign-";
 
 /// How large a host is, in MiB, and whether it has what was made before: its machines the larger images, itself an earlier garret.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ const LARGE: Size = Size { memory: 8192, swap: 4096, preloaded: true };
 const SMALL: Size = Size { memory: 2048, swap: 8192, preloaded: false };
 
 /// Whether a program's tests run on emulated hosts even where machines can run natively.
-pub fn always(program: &Path) -> bool {
+pub(super) fn always(program: &Path) -> bool {
     program.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MEMORY_TESTS))
 }
 
@@ -49,7 +49,7 @@ pub fn always(program: &Path) -> bool {
 ///
 /// # Errors
 /// A host did not come up or ended in the middle, twice.
-pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow::Result<bool> {
+pub(super) async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow::Result<bool> {
     let mut tests = Vec::new();
     for program in programs {
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
@@ -81,7 +81,7 @@ pub async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow
 }
 
 /// How many hosts run side by side.
-pub fn hosts() -> usize {
+pub(super) fn hosts() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST)
 }
 
@@ -192,7 +192,7 @@ impl List {
 
 /// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix. A
 /// host on which nothing proceeds is ended and counts as one that failed itself.
-pub async fn run_host(arguments: &[OsString], deadline: Duration, command: &str) -> anyhow::Result<Option<i32>> {
+pub(super) async fn run_host(arguments: &[OsString], deadline: Duration, command: &str) -> anyhow::Result<Option<i32>> {
     // Killed by the kernel when this thread ends, however that comes about; the emulator dies with it in the same way.
     let driver = super::as_root(super::DRIVER)?;
     let mut child = Command::new("setpriv");

@@ -20,7 +20,7 @@ const ATTEMPTS: u32 = 3;
 ///
 /// # Errors
 /// The emulator hung each time, or there is no baseline.
-pub async fn run() -> anyhow::Result<bool> {
+pub(super) async fn run() -> anyhow::Result<bool> {
     Ok(passes().await? || {
         println!("once more, to be sure");
         passes().await?

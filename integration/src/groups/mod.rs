@@ -1,7 +1,7 @@
 //! `make test`: the groups of tests in their order, each measured by its budget. The first that fails ends the run.
 
 mod budget;
-pub mod campaign;
+pub(crate) mod campaign;
 mod emulated;
 mod gate;
 mod progress;
@@ -26,7 +26,7 @@ const DRIVER: &str = "target/x86_64-unknown-linux-gnu/release/garret-integration
 
 /// Which groups to run.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only these groups, in this order
     #[arg(value_enum)]
     groups: Vec<Group>,
@@ -37,7 +37,7 @@ pub struct Options {
 
 /// A group of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Group {
+pub(crate) enum Group {
     /// Words, format and lints
     Lint,
     /// Unit, property and conformance tests
@@ -65,7 +65,7 @@ impl Group {
 }
 
 /// Runs the groups; the exit code says whether all passed.
-pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     enter_repository()?;
     let table = budget::parse(&std::fs::read_to_string("CONTRIBUTING.md")?).context("CONTRIBUTING.md")?;
     let cold = !Path::new(RELEASE).join("garret").exists() || !guest_is_built();
@@ -156,7 +156,7 @@ async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool>
 }
 
 /// Whether guests can run natively. The processor decides, not the device node: some hosts imitate the node.
-pub fn has_virtualization() -> bool {
+pub(crate) fn has_virtualization() -> bool {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx") && Path::new("/dev/kvm").exists()
 }

@@ -16,7 +16,7 @@ const SILENT_AT_MOST: Duration = Duration::from_secs(20 * 60);
 ///
 /// # Errors
 /// The program's end cannot be waited for.
-pub async fn follow(child: &mut Child) -> anyhow::Result<Option<std::process::ExitStatus>> {
+pub(super) async fn follow(child: &mut Child) -> anyhow::Result<Option<std::process::ExitStatus>> {
     let (stdout, stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);
     let heard = Heard::now();
     let ended = async { tokio::join!(child.wait(), heard.pass_on(stdout), heard.pass_on(stderr)).0 };

@@ -25,7 +25,7 @@ const MONITOR: &str = "monitor.sock";
 const MONITOR_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the host reports.
-pub enum Event {
+pub(super) enum Event {
     /// Booted, runner started; the command begins.
     Up,
     /// It still runs.
@@ -37,7 +37,7 @@ pub enum Event {
 }
 
 /// A running emulator. Its processes die with the thread that started them, so nothing outlives the driver.
-pub struct Emulator {
+pub(super) struct Emulator {
     qemu: Child,
     daemons: Vec<Child>,
     control: Lines<BufReader<tokio::net::UnixStream>>,
@@ -47,7 +47,7 @@ pub struct Emulator {
 
 impl Emulator {
     /// Starts the emulator and what serves its shares.
-    pub fn start(options: &Options, stage: &Stage) -> anyhow::Result<Self> {
+    pub(super) fn start(options: &Options, stage: &Stage) -> anyhow::Result<Self> {
         let (control, control_inside) = UnixStream::pair()?;
         let (stdout, stdout_inside) = UnixStream::pair()?;
         let (stderr, stderr_inside) = UnixStream::pair()?;
@@ -89,7 +89,7 @@ impl Emulator {
     }
 
     /// Waits for the host's next report.
-    pub async fn next(&mut self) -> anyhow::Result<Event> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<Event> {
         match self.control.next_line().await? {
             None => Ok(Event::Gone),
             Some(line) if line == "up" => Ok(Event::Up),
@@ -103,7 +103,7 @@ impl Emulator {
 
     /// Notes in the logs what the processor of a host that hangs is doing. One that is halted with an interrupt in `IRR` that is
     /// not masked has lost it.
-    pub async fn examine(&self, stage: &Stage) -> std::io::Result<()> {
+    pub(super) async fn examine(&self, stage: &Stage) -> std::io::Result<()> {
         let mut monitor = tokio::net::UnixStream::connect(stage.log(MONITOR)).await?;
         monitor.write_all(b"info status\ninfo registers\ninfo lapic\ninfo pic\n").await?;
         let mut answer = Vec::new();
@@ -112,7 +112,7 @@ impl Emulator {
     }
 
     /// Waits until the emulator has ended by itself and all output has been copied.
-    pub async fn ended(&mut self) {
+    pub(super) async fn ended(&mut self) {
         let _ = self.qemu.wait().await;
         for task in self.output.drain(..) {
             let _ = task.await;
@@ -120,7 +120,7 @@ impl Emulator {
     }
 
     /// Ends whatever still runs, and gives the terminal back as it was.
-    pub async fn kill(mut self) {
+    pub(super) async fn kill(mut self) {
         for child in std::iter::once(&mut self.qemu).chain(&mut self.daemons) {
             let _ = child.kill().await;
         }

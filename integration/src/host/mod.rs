@@ -23,14 +23,14 @@ const SILENT_AT_MOST: Duration = Duration::from_secs(180);
 /// From the command's end to the emulator's.
 const DOWN_WITHIN: Duration = Duration::from_secs(10);
 /// The host failed, not the command; a number that commands seldom use, as `env(1)` has it.
-pub const STATUS_HOST_FAILED: u8 = 125;
+pub(crate) const STATUS_HOST_FAILED: u8 = 125;
 /// As `timeout(1)`.
 const STATUS_DEADLINE: u8 = 124;
 const STATUS_INTERRUPTED: u8 = 130;
 
 /// How to boot the emulated host and what to run there.
 #[derive(clap::Args, Clone)]
-pub struct Options {
+pub(crate) struct Options {
     /// Folder of this machine to share, at the same path inside (and as /share); the command runs in it
     #[arg(long, value_name = "FOLDER")]
     pub share: Option<PathBuf>,
@@ -125,7 +125,7 @@ fn after_failure(begun: Begun, repeatable: bool, attempt: u32) -> Next {
 
 /// Boots a host and runs what `options` says in it; the exit code is the command's.
 /// Starts another host if one fails; a command that had begun runs again only if it is repeatable.
-pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.interactive() && !std::io::stdin().is_terminal() {
         bail!("a shell needs a terminal: give a command (make host CMD='…')");
     }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 const SWAP: &str = "swap";
 
 /// Everything one boot of the emulated host reads.
-pub struct Stage {
+pub(super) struct Stage {
     folder: TempDir,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
@@ -25,7 +25,7 @@ pub struct Stage {
 ///
 /// # Errors
 /// A build script failed (it has said why), or the shared folder cannot be one.
-pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
+pub(super) fn prepare(options: &Options) -> anyhow::Result<Stage> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
     let built = script(&repository.join("integration/host/build.sh"), &[])?;
     let [root, initramfs] = built.lines().collect::<Vec<_>>()[..] else {
@@ -69,22 +69,22 @@ pub fn prepare(options: &Options) -> anyhow::Result<Stage> {
 
 impl Stage {
     /// The folder itself.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// The host's swap disk.
-    pub fn swap(&self) -> PathBuf {
+    pub(super) fn swap(&self) -> PathBuf {
         self.path().join(SWAP)
     }
 
     /// A file or socket in the folder's part that is not shared with the host.
-    pub fn log(&self, name: &str) -> PathBuf {
+    pub(super) fn log(&self, name: &str) -> PathBuf {
         self.path().join("log").join(name)
     }
 
     /// Copies the logs to where the caller wants them. This may be root in another user's folder: no link there is followed.
-    pub fn keep_logs(&self, to: &Path) -> anyhow::Result<()> {
+    pub(super) fn keep_logs(&self, to: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(self.path().join("log"))? {
             let entry = entry?;
@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// The last lines of QEMU and of the console, for a host that did not come up.
-    pub fn last_lines(&self) -> String {
+    pub(super) fn last_lines(&self) -> String {
         let mut text = String::new();
         for name in ["qemu.log", "console.log"] {
             let log = fs::read(self.log(name)).unwrap_or_default();

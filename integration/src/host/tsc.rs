@@ -8,7 +8,7 @@ const INTERVALS: usize = 5;
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Measured against the system's clock, in kHz; right to some thousandths. Takes a tenth of a second.
-pub fn khz() -> u64 {
+pub(super) fn khz() -> u64 {
     let mut measured: Vec<u64> = (0..INTERVALS).map(|_| measure()).collect();
     measured.sort_unstable();
     measured[INTERVALS / 2]

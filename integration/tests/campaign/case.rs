@@ -7,7 +7,7 @@ use fastrand::Rng;
 
 /// What the developer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     Up,
     Exec,
     Stop,
@@ -17,7 +17,7 @@ pub enum Operation {
 
 /// Who is killed, or what is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Victim {
+pub(crate) enum Victim {
     Daemon,
     Vmm,
     Agent,
@@ -27,13 +27,13 @@ pub enum Victim {
 
 /// Kill `delay` after the operation's event number `events`, or after the operation if it has fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub(crate) struct Moment {
     pub events: usize,
     pub delay: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Case {
+pub(crate) struct Case {
     pub operation: Operation,
     pub victim: Victim,
     pub moment: Moment,
@@ -44,7 +44,7 @@ const DELAY_MOST_MS: u64 = 1500;
 
 impl Case {
     /// The case with this number. The operations take turns, so that any few cases in a row have all of them.
-    pub fn draw(seed: u64, number: u64) -> Self {
+    pub(crate) fn draw(seed: u64, number: u64) -> Self {
         let mut random = Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number));
         let turns = [Operation::Up, Operation::Exec, Operation::Stop, Operation::Start, Operation::Remove];
         let operation = turns[usize::try_from(number).expect("64 bits") % turns.len()];

@@ -14,10 +14,10 @@ const SHARED: [&str; 4] =
     ["file /run/garret/machines", "file /run/garret/revocations", "file /var/lib/garret/machines", "mount /run/netns"];
 
 /// Everything of these kinds, a line each.
-pub struct Census(BTreeSet<String>);
+pub(crate) struct Census(BTreeSet<String>);
 
 impl Census {
-    pub fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let mut all = BTreeSet::new();
         // Without indexes and counters, which change by themselves.
         all.extend(printed("link", "ip", &["-o", "link"], |line| line.split(": ").nth(1)));
@@ -33,7 +33,7 @@ impl Census {
     }
 
     #[track_caller]
-    pub fn assert_nothing_remains(&self) {
+    pub(crate) fn assert_nothing_remains(&self) {
         let mut left = Vec::new();
         for _ in 0..GONE_WITHIN_S {
             left =

@@ -20,14 +20,14 @@ const ACKNOWLEDGED: &str = "/data/acknowledged";
 /// An event that has not come by then does not come.
 const NEXT_EVENT_WITHIN: Duration = Duration::from_secs(20);
 
-pub struct Scene {
+pub(crate) struct Scene {
     workspace: Workspace,
     /// VMMs of other machines.
     others: Vec<u64>,
 }
 
 impl Scene {
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         DEVELOPER.make_account();
         let others = vmms();
         let workspace = Workspace::with_image(DEVELOPER, "campaign", r#", "userEnvProbe": "none""#);
@@ -38,7 +38,7 @@ impl Scene {
 
     /// One case. Returns how the disturbed command ended, in one line.
     #[track_caller]
-    pub fn play(&self, case: &Case) -> String {
+    pub(crate) fn play(&self, case: &Case) -> String {
         self.set_up(case.operation);
         let arguments = self.arguments(case.operation);
         let killer = Killer::prepare(case.victim, &DEVELOPER, &self.others);
@@ -75,12 +75,12 @@ impl Scene {
     }
 
     #[track_caller]
-    pub fn bring_up(&self) {
+    pub(crate) fn bring_up(&self) {
         self.workspace.up(&[]).ok();
     }
 
     /// Removes the machine, and with it the environment if there is one.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         DEVELOPER.garret(&["rm", "--machine", "--yes"]).ok();
     }
 

@@ -14,7 +14,7 @@ use crate::case::Victim;
 use crate::stage::{Developer, kill, restart_daemon};
 
 /// Is prepared in advance, so that it kills its victim at once.
-pub enum Killer {
+pub(crate) enum Killer {
     Daemon,
     /// VMMs that were there before belong to others.
     Vmm {
@@ -40,7 +40,7 @@ const KILL_AGENT: &str = "for p in /proc/[0-9]*; do \
 
 impl Killer {
     /// `others`: VMMs of other machines. The agent's killer needs a running machine.
-    pub fn prepare(victim: Victim, developer: &Developer, others: &[u64]) -> Self {
+    pub(crate) fn prepare(victim: Victim, developer: &Developer, others: &[u64]) -> Self {
         match victim {
             Victim::Daemon => Self::Daemon,
             Victim::Space => Self::Space,
@@ -65,7 +65,7 @@ impl Killer {
     }
 
     /// Kills, or fills the disk and makes space again. Returns false if there was nothing to kill.
-    pub fn strike(self) -> bool {
+    pub(crate) fn strike(self) -> bool {
         match self {
             Self::Daemon => {
                 restart_daemon();
@@ -107,7 +107,7 @@ fn fill_disk() {
 }
 
 /// The process ids of all VMMs on this host.
-pub fn vmms() -> Vec<u64> {
+pub(crate) fn vmms() -> Vec<u64> {
     let processes = fs::read_dir("/proc").expect("it is mounted").flatten();
     let is_vmm = |pid: &u64| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "garret-vmm\n");
     processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_vmm).collect()

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use crate::stage::{Developer, Workspace, wait_until};
 
 /// Round `n` writes records from `n` million on: records of earlier rounds that were not acknowledged do not collide.
-pub const ROUND: u64 = 1_000_000;
+pub(crate) const ROUND: u64 = 1_000_000;
 /// Of each kind, before anything is done to the machine.
 const ENOUGH: usize = 10;
 
@@ -44,21 +44,21 @@ print(*database.execute("pragma integrity_check").fetchone())
 "#;
 
 /// A container with a file and a SQLite database in its own file system.
-pub struct Files(pub Workspace);
+pub(crate) struct Files(pub Workspace);
 
 impl Files {
-    pub fn up(developer: Developer, name: &str) -> Self {
+    pub(crate) fn up(developer: Developer, name: &str) -> Self {
         let workspace = Workspace::with_image(developer, name, "");
         workspace.up(&[]).ok();
         Self(workspace)
     }
 
-    pub fn write_from(&self, first: u64) -> Writer {
+    pub(crate) fn write_from(&self, first: u64) -> Writer {
         Writer::start(&self.0, &["python3", "-c", WRITER, &first.to_string()])
     }
 
     /// All that is there, of a database that is whole.
-    pub fn read(&self) -> BTreeSet<String> {
+    pub(crate) fn read(&self) -> BTreeSet<String> {
         let found = lines(&self.0.exec(&["python3", "-c", READER]).ok());
         assert!(found.contains("ok"), "SQLite's integrity check: {found:?}");
         found
@@ -66,20 +66,20 @@ impl Files {
 }
 
 /// A command in a container that prints a line for each record that it was told is on the disk.
-pub struct Writer {
+pub(crate) struct Writer {
     command: Child,
     printed: tempfile::NamedTempFile,
     complaints: tempfile::NamedTempFile,
 }
 
 /// What a writer left.
-pub struct Written {
+pub(crate) struct Written {
     pub acknowledged: BTreeSet<String>,
     pub complaints: String,
 }
 
 impl Writer {
-    pub fn start(workspace: &Workspace, command: &[&str]) -> Self {
+    pub(crate) fn start(workspace: &Workspace, command: &[&str]) -> Self {
         let [printed, complaints] = std::array::from_fn(|_| tempfile::NamedTempFile::new().expect("a file"));
         let mut exec = workspace.developer().command("garret", &[&["exec", workspace.str(), "--"], command].concat());
         exec.stdin(Stdio::null()).stdout(printed.reopen().expect("it opens"));
@@ -88,12 +88,12 @@ impl Writer {
     }
 
     /// Waits until enough is acknowledged.
-    pub fn wait_for_enough(&self) {
+    pub(crate) fn wait_for_enough(&self) {
         wait_until("records are acknowledged", 60, || self.acknowledged().len() >= 2 * ENOUGH);
     }
 
     /// Waits until as many more are.
-    pub fn wait_for_more(&self) {
+    pub(crate) fn wait_for_more(&self) {
         let before = self.acknowledged().len();
         wait_until("more records are acknowledged", 60, || self.acknowledged().len() >= before + 2 * ENOUGH);
     }
@@ -103,7 +103,7 @@ impl Writer {
     }
 
     /// Waits for the command, which ends with its machine or at its first error.
-    pub fn end(mut self) -> Written {
+    pub(crate) fn end(mut self) -> Written {
         self.command.wait().expect("it ends");
         let complaints = fs::read_to_string(self.complaints.path()).expect("text");
         Written { acknowledged: self.acknowledged(), complaints }
@@ -113,13 +113,13 @@ impl Writer {
 impl Written {
     /// Asserts that all that was acknowledged has been found.
     #[track_caller]
-    pub fn is_in(&self, found: &BTreeSet<String>) {
+    pub(crate) fn is_in(&self, found: &BTreeSet<String>) {
         let lost: Vec<_> = self.acknowledged.difference(found).collect();
         assert!(lost.is_empty(), "{} records were acknowledged and are lost: {lost:?}", lost.len());
     }
 }
 
 /// The whole lines.
-pub fn lines(text: &str) -> BTreeSet<String> {
+pub(crate) fn lines(text: &str) -> BTreeSet<String> {
     text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
 }

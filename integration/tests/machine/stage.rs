@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Where garret's files are installed.
-pub fn installed(name: &str) -> PathBuf {
+pub(crate) fn installed(name: &str) -> PathBuf {
     let folder = std::env::var_os("GARRET_LIB").map_or_else(|| "/usr/lib/garret".into(), PathBuf::from);
     folder.join(name)
 }
 
 /// A small machine whose init is a shell with `command`. /proc is there; nothing is written to disk.
-pub fn config(command: &str) -> Value {
+pub(crate) fn config(command: &str) -> Value {
     json!({
         "vcpus": 1,
         "memory_mib": 256,
@@ -34,25 +34,25 @@ pub fn config(command: &str) -> Value {
 }
 
 /// A machine with garret's own init, and `beside` in a shell beside it once the agent runs.
-pub fn init_beside(beside: &str) -> Value {
+pub(crate) fn init_beside(beside: &str) -> Value {
     init_beside_after("", beside)
 }
 
 /// The same, after `first` in the place of init.
-pub fn init_beside_after(first: &str, beside: &str) -> Value {
+pub(crate) fn init_beside_after(first: &str, beside: &str) -> Value {
     // In brackets, so that the pattern does not find the shell that looks for it.
     let agent = "until pgrep -f 'garret-agent [a]gent' >/dev/null; do sleep 0.1; done; echo the agent runs;";
     config(&format!("{first} ({agent} {beside}) & exec /usr/lib/garret/garret-agent"))
 }
 
 /// A `garret-vmm` and its folder.
-pub struct Machine {
+pub(crate) struct Machine {
     vmm: Child,
     folder: tempfile::TempDir,
 }
 
 /// How it ended.
-pub struct End {
+pub(crate) struct End {
     pub status: i32,
     pub words: LastWords,
     pub stderr: String,
@@ -61,12 +61,12 @@ pub struct End {
 
 impl Machine {
     /// Starts a machine from `config`, with its console log and sockets in a folder of its own.
-    pub fn start(config: Value) -> Self {
+    pub(crate) fn start(config: Value) -> Self {
         Self::start_by(config, Command::new(installed("garret-vmm")))
     }
 
     /// The same by `command`, which is given the VMM's arguments.
-    pub fn start_by(mut config: Value, mut command: Command) -> Self {
+    pub(crate) fn start_by(mut config: Value, mut command: Command) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         config["console"] = json!({ "log": path("console.log") });
@@ -78,25 +78,25 @@ impl Machine {
         Self { vmm, folder }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.vmm.id()
     }
 
-    pub fn console(&self) -> String {
+    pub(crate) fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.path("console.log")).unwrap_or_default()).into_owned()
     }
 
     /// Waits until the guest has printed `text` at least `times` times.
-    pub fn wait_for(&mut self, text: &str, times: usize) {
+    pub(crate) fn wait_for(&mut self, text: &str, times: usize) {
         self.wait(text, |machine| machine.console().matches(text).count() >= times);
     }
 
     /// Waits until `condition`.
-    pub fn wait(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+    pub(crate) fn wait(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         let until = Instant::now() + DEADLINE;
         while !condition(self) {
             assert!(Instant::now() < until, "{what}: not in time; the console: {}", self.console());
@@ -106,15 +106,15 @@ impl Machine {
         }
     }
 
-    pub fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> T {
         self.block_on(async |client| client.get(path).await).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
-    pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+    pub(crate) fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
         self.block_on(async |client| client.put(path, body).await)
     }
 
-    pub fn post(&self, path: &str) {
+    pub(crate) fn post(&self, path: &str) {
         self.block_on(async |client| client.post(path).await).unwrap_or_else(|error| panic!("POST {path}: {error}"));
     }
 
@@ -128,7 +128,7 @@ impl Machine {
     }
 
     /// Waits for the end. Nothing but the files that were asked for may be left.
-    pub fn end(mut self) -> End {
+    pub(crate) fn end(mut self) -> End {
         let until = Instant::now() + DEADLINE;
         let status = loop {
             match self.vmm.try_wait().expect("it can be waited for") {

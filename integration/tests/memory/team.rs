@@ -7,27 +7,27 @@ use serde_json::Value;
 
 use crate::stage::{ALICE, BOB, CAROL, Developer, LOAD, Ran, SLOWER};
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// What each machine is promised: four times that is more than three times the host's memory.
-pub const PROMISED_MIB: u32 = 1792;
+pub(crate) const PROMISED_MIB: u32 = 1792;
 /// What each machine has for itself.
-pub const GUARANTEED_MIB: u32 = 256;
+pub(crate) const GUARANTEED_MIB: u32 = 256;
 
-pub const TEAM: [Developer; 4] = [ALICE, BOB, CAROL, Developer { name: "dave", uid: 1004 }];
+pub(crate) const TEAM: [Developer; 4] = [ALICE, BOB, CAROL, Developer { name: "dave", uid: 1004 }];
 /// A fifth, whose machine does not run yet.
-pub const NEWCOMER: Developer = Developer { name: "erin", uid: 1005 };
+pub(crate) const NEWCOMER: Developer = Developer { name: "erin", uid: 1005 };
 
 /// Until it is there, loads are held.
 const RELEASED: &str = "/run/released";
 
 /// The runner's.
-pub const SOCKET: &str = "/run/garret/garret.sock";
+pub(crate) const SOCKET: &str = "/run/garret/garret.sock";
 
 const ROOT: Developer = Developer { name: "root", uid: 0 };
 
 /// All machines, running, each with the means to use its memory.
-pub struct Team {
+pub(crate) struct Team {
     /// Kills on this host before the test.
     kills: u64,
     /// Each machine's VMM.
@@ -36,7 +36,7 @@ pub struct Team {
 
 impl Team {
     /// Starts those that do not run.
-    pub fn assemble() -> Self {
+    pub(crate) fn assemble() -> Self {
         if vmms().len() < TEAM.len() {
             TEAM.iter().for_each(prepare);
         }
@@ -45,7 +45,7 @@ impl Team {
 
     /// Nothing was killed for lack of memory, neither here nor in a guest.
     #[track_caller]
-    pub fn nothing_killed(&self) {
+    pub(crate) fn nothing_killed(&self) {
         assert_eq!(kills(), self.kills, "the host's kernel killed something");
         for machine in top()["machines"].as_array().expect("a list") {
             assert_eq!(machine["oom_kills"], 0, "{machine}");
@@ -54,7 +54,7 @@ impl Team {
 
     /// Nor has any machine become another.
     #[track_caller]
-    pub fn all_well(self) {
+    pub(crate) fn all_well(self) {
         self.nothing_killed();
         let now = vmms();
         assert!(now == self.vmms, "the VMMs were {:?} and are {now:?}; the guests say: {}", self.vmms, consoles());
@@ -95,13 +95,13 @@ fn kills() -> u64 {
 
 /// `GET /v1/top` as root sees it.
 #[track_caller]
-pub fn top() -> Value {
+pub(crate) fn top() -> Value {
     ROOT.json(&["top"])
 }
 
 /// One machine's line of [`top`].
 #[track_caller]
-pub fn machine(developer: &Developer) -> Value {
+pub(crate) fn machine(developer: &Developer) -> Value {
     let top = top();
     let found = top["machines"].as_array().expect("a list").iter().find(|one| one["developer"] == developer.name);
     found.unwrap_or_else(|| panic!("{} is not in {top}", developer.name)).clone()
@@ -109,14 +109,14 @@ pub fn machine(developer: &Developer) -> Value {
 
 /// A figure of one machine in MiB.
 #[track_caller]
-pub fn mib(developer: &Developer, what: &str) -> u64 {
+pub(crate) fn mib(developer: &Developer, what: &str) -> u64 {
     let machine = machine(developer);
     machine[what].as_u64().unwrap_or_else(|| panic!("no {what} in {machine}")) / MIB
 }
 
 /// Waits until `condition` holds, looking every two seconds: on a host that is short of everything, looking is work as well.
 #[track_caller]
-pub fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() -> bool) {
     for _ in 0..seconds * SLOWER / 2 {
         if condition() {
             return;
@@ -127,20 +127,20 @@ pub fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() -> bool
 }
 
 /// A program in a guest that takes memory, keeps it for some time and finds every byte as it was.
-pub struct Load(JoinHandle<Ran>);
+pub(crate) struct Load(JoinHandle<Ran>);
 
 impl Load {
-    pub fn start(developer: Developer, mib: u32, hold_s: u32) -> Self {
+    pub(crate) fn start(developer: Developer, mib: u32, hold_s: u32) -> Self {
         Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s}"))
     }
 
     /// The same, kept until it is [`release`]d: however slow this host is, what should happen meanwhile has its time.
-    pub fn hold(developer: Developer, mib: u32) -> Self {
+    pub(crate) fn hold(developer: Developer, mib: u32) -> Self {
         Self::start_with(developer, &held(&developer, mib))
     }
 
     /// The same, reading all of it again and again.
-    pub fn start_busy(developer: Developer, mib: u32, hold_s: u32) -> Self {
+    pub(crate) fn start_busy(developer: Developer, mib: u32, hold_s: u32) -> Self {
         Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s} --busy"))
     }
 
@@ -151,7 +151,7 @@ impl Load {
 
     /// Waits for its end: every page was right.
     #[track_caller]
-    pub fn right(self) -> String {
+    pub(crate) fn right(self) -> String {
         let said = self.0.join().expect("the thread ends").ok();
         assert!(said.contains("right: "), "{said}");
         said
@@ -159,11 +159,11 @@ impl Load {
 }
 
 /// The same, on its own: nothing of it hangs on a connection.
-pub struct Detached(Developer);
+pub(crate) struct Detached(Developer);
 
 impl Detached {
     #[track_caller]
-    pub fn hold(developer: Developer, mib: u32) -> Self {
+    pub(crate) fn hold(developer: Developer, mib: u32) -> Self {
         let line = format!("setsid {} > /run/load 2>&1 < /dev/null & true", held(&developer, mib));
         developer.guest(&line).ok();
         Self(developer)
@@ -171,7 +171,7 @@ impl Detached {
 
     /// Waits for its end: every page was right.
     #[track_caller]
-    pub fn right(self) {
+    pub(crate) fn right(self) {
         wait_slowly("the load has ended", 240, || self.0.guest("pgrep -x load").status == 1);
         let said = self.0.guest("cat /run/load").ok();
         assert!(said.contains("right: "), "{said}");
@@ -187,19 +187,19 @@ fn held(developer: &Developer, mib: u32) -> String {
 
 /// Lets the developer's loads that are held end.
 #[track_caller]
-pub fn release(developer: &Developer) {
+pub(crate) fn release(developer: &Developer) {
     developer.guest(&format!("touch {RELEASED}")).ok();
 }
 
 /// All that was told until now of what the caller may see, a line each.
 #[track_caller]
-pub fn events(caller: &Developer) -> String {
+pub(crate) fn events(caller: &Developer) -> String {
     let request = ["-sS", "--unix-socket", SOCKET, "http://garret/v1/events?after=0&follow=false"];
     caller.run("curl", &request, &[], b"").ok()
 }
 
 /// How often it was told until now that the host's memory is short.
 #[track_caller]
-pub fn shortages() -> usize {
+pub(crate) fn shortages() -> usize {
     events(&ROOT).lines().filter(|line| line.contains("host memory is short")).count()
 }

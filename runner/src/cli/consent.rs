@@ -10,7 +10,7 @@ use anyhow::Context;
 
 /// The variables' names by workspace.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Consent {
+pub(super) struct Consent {
     file: PathBuf,
     given: BTreeMap<PathBuf, BTreeSet<String>>,
 }
@@ -20,7 +20,7 @@ impl Consent {
     ///
     /// # Errors
     /// It is not readable, or does not have the format that this program writes.
-    pub fn read() -> anyhow::Result<Self> {
+    pub(super) fn read() -> anyhow::Result<Self> {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let folder = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")));
         Self::at(&folder.context("HOME is not set: it holds garret's consent.json")?.join("garret/consent.json"))
@@ -36,7 +36,7 @@ impl Consent {
         Ok(Self { file: file.into(), given })
     }
 
-    pub fn has(&self, workspace: &Path, name: &str) -> bool {
+    pub(super) fn has(&self, workspace: &Path, name: &str) -> bool {
         self.given.get(workspace).is_some_and(|names| names.contains(name))
     }
 
@@ -44,7 +44,7 @@ impl Consent {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn add(&mut self, workspace: &Path, name: &str) -> anyhow::Result<()> {
+    pub(super) fn add(&mut self, workspace: &Path, name: &str) -> anyhow::Result<()> {
         match self.given.entry(workspace.into()).or_default().insert(name.into()) {
             true => self.write(),
             false => Ok(()),
@@ -55,7 +55,7 @@ impl Consent {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn clear(&mut self, workspace: &Path) -> anyhow::Result<()> {
+    pub(super) fn clear(&mut self, workspace: &Path) -> anyhow::Result<()> {
         match self.given.remove(workspace) {
             Some(_) => self.write(),
             None => Ok(()),

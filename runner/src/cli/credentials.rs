@@ -15,7 +15,7 @@ const ENDINGS: &[&str] = &["KEY", "KEYS"];
 const FINAL: &[&str] = &["DATABASE_URL", "REDIS_URL", "MONGO_URL", "MONGODB_URI", "AMQP_URL", "WEBHOOK_URL"];
 
 /// Whether a variable of this name may be a secret, whose value is not sent without consent.
-pub fn looks_like_credential(name: &str) -> bool {
+pub(super) fn looks_like_credential(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     if HARMLESS.contains(&name.as_str()) {
         return false;

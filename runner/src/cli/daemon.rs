@@ -12,7 +12,7 @@ use crate::config::{CONFIG, Config};
 
 /// Run the host daemon. It needs root, and /dev/kvm for the machines.
 #[derive(Debug, Args)]
-pub struct Daemon {
+pub(super) struct Daemon {
     /// The configuration file. Without it, all defaults apply.
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
@@ -22,7 +22,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub async fn run(self, socket: PathBuf) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, socket: PathBuf) -> anyhow::Result<u8> {
         let filter: Targets = self.log.parse().with_context(|| format!("--log {}", self.log))?;
         let ansi = io::stderr().is_terminal();
         let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(io::stderr);

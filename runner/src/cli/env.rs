@@ -9,7 +9,7 @@ use super::target::Target;
 
 /// List or clear the stored variables (`${localEnv:…}`) of an environment.
 #[derive(Debug, Args)]
-pub struct Env {
+pub(super) struct Env {
     #[command(subcommand)]
     command: EnvCommand,
 }
@@ -24,7 +24,7 @@ enum EnvCommand {
 }
 
 impl Env {
-    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
         match self.command {
             EnvCommand::Ls(target) => {
                 let path = format!("/v1/environments/{}/local-env", target.find(client).await?.id);

@@ -15,7 +15,7 @@ use super::{stream, terminal};
 /// Standard input, output and error are connected to the command, and its exit status is returned. If garret runs on a
 /// terminal, the command gets a terminal of its own.
 #[derive(Debug, Args)]
-pub struct Exec {
+pub(super) struct Exec {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub struct Exec {
 
 /// How a process is to be run.
 #[derive(Clone, Debug, Default, Args)]
-pub struct ProcessOptions {
+pub(super) struct ProcessOptions {
     /// Set a variable. Without a value, the command gets the caller's value.
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -45,14 +45,14 @@ pub struct ProcessOptions {
 }
 
 impl Exec {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
         let path = exec_path(client, &self.target, &self.machine).await?;
         Process { command: self.command, options: self.process }.run(client, &path).await
     }
 }
 
 /// The API path of the stream, of the environment or of the machine itself.
-pub async fn exec_path(client: &Client, target: &Target, machine: &MachineFlag) -> anyhow::Result<String> {
+pub(super) async fn exec_path(client: &Client, target: &Target, machine: &MachineFlag) -> anyhow::Result<String> {
     match machine.developer() {
         Some(developer) => Ok(format!("/v1/machines/{developer}/exec")),
         None => Ok(format!("/v1/environments/{}/exec", target.find(client).await?.id)),
@@ -60,7 +60,7 @@ pub async fn exec_path(client: &Client, target: &Target, machine: &MachineFlag) 
 }
 
 /// A process to run.
-pub struct Process {
+pub(super) struct Process {
     /// Program and arguments; empty: a login shell.
     pub command: Vec<String>,
     /// How to run it.
@@ -69,12 +69,12 @@ pub struct Process {
 
 impl Process {
     /// A process with default options.
-    pub fn of(command: Vec<String>) -> Self {
+    pub(super) fn of(command: Vec<String>) -> Self {
         Self { command, options: ProcessOptions::default() }
     }
 
     /// Runs it with the caller's standard streams; returns its exit status.
-    pub async fn run(self, client: &Client, path: &str) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client, path: &str) -> anyhow::Result<u8> {
         let terminal = !self.options.no_terminal && io::stdin().is_terminal() && io::stdout().is_terminal();
         let request = ExecRequest {
             command: self.command,

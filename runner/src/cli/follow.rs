@@ -25,7 +25,7 @@ const READ_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The daemon rejects the request, or does not come back.
-pub async fn follow<O: DeserializeOwned, T>(
+pub(super) async fn follow<O: DeserializeOwned, T>(
     client: &Client,
     path: &str,
     mut after: u64,

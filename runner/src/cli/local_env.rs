@@ -17,7 +17,7 @@ use super::rm::confirmed;
 ///
 /// # Errors
 /// A variable looks like a credential without consent, and there is no terminal to ask on.
-pub fn collect(
+pub(super) fn collect(
     workspace: &Path,
     config: &str,
     text: &[u8],

@@ -13,7 +13,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Show the output of an environment's container, or of the machine's console.
 #[derive(Debug, Args)]
-pub struct Logs {
+pub(super) struct Logs {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -24,7 +24,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
         let path = match self.machine.developer() {
             Some(developer) => format!("/v1/machines/{developer}/log"),
             None => format!("/v1/environments/{}/log", self.target.find(client).await?.id),

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::output;
 
 /// Lists what the caller may see.
-pub async fn run(client: &Client, json: bool) -> anyhow::Result<u8> {
+pub(super) async fn run(client: &Client, json: bool) -> anyhow::Result<u8> {
     let machines: Vec<Machine> = client.get("/v1/machines").await?;
     let environments: Vec<Environment> = client.get("/v1/environments").await?;
     match json {

@@ -8,7 +8,7 @@ use garret_api::runner::{Operation, Outcome};
 use super::output;
 
 /// Lists what was requested, and how it ended.
-pub async fn run(client: &Client, json: bool) -> anyhow::Result<u8> {
+pub(super) async fn run(client: &Client, json: bool) -> anyhow::Result<u8> {
     let operations: Vec<Operation> = client.get("/v1/operations").await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     match json {

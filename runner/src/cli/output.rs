@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 /// Prints on standard output. A reader that has exited (`| head`) is not an error.
-pub fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write"),
@@ -15,7 +15,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Prints text that a guest may control: on a terminal, its control sequences are made visible.
-pub fn print_untrusted(text: &str) -> anyhow::Result<()> {
+pub(super) fn print_untrusted(text: &str) -> anyhow::Result<()> {
     match io::stdout().is_terminal() {
         true => print(&escape_controls(text)),
         false => print(text),
@@ -23,7 +23,7 @@ pub fn print_untrusted(text: &str) -> anyhow::Result<()> {
 }
 
 /// The text with its control characters made visible, as `cat -v` shows them, except line ends, tabs and colors.
-pub fn escape_controls(text: &str) -> String {
+pub(super) fn escape_controls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
@@ -51,12 +51,12 @@ fn color_length(text: &str) -> usize {
 }
 
 /// Prints a value as JSON.
-pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
 /// A wire type's name, as in its JSON.
-pub fn wire_name(value: &impl Serialize) -> String {
+pub(super) fn wire_name(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         other => format!("{other:?}"),
@@ -64,7 +64,7 @@ pub fn wire_name(value: &impl Serialize) -> String {
 }
 
 /// A table with aligned columns. Characters that could break it, or a terminal, are made visible.
-pub fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let plain = |cell: &String| cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(plain).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

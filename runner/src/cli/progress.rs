@@ -13,7 +13,7 @@ use super::output::escape_controls;
 const LINE_MAX: usize = 64 * 1024;
 
 /// The displayed steps and the current line.
-pub struct ProgressDisplay {
+pub(super) struct ProgressDisplay {
     bar: Option<ProgressBar>,
     /// Output of a step that is not a whole line yet.
     rest: String,
@@ -21,7 +21,7 @@ pub struct ProgressDisplay {
 
 impl ProgressDisplay {
     /// Detects whether standard error is a terminal.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(ProgressBar::new_spinner);
         if let Some(bar) = &bar {
             let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
@@ -32,7 +32,7 @@ impl ProgressDisplay {
     }
 
     /// Shows one progress report of a step.
-    pub fn step(&mut self, progress: &Progress) {
+    pub(super) fn step(&mut self, progress: &Progress) {
         match progress {
             Progress::Started { step } => match &self.bar {
                 Some(bar) => {

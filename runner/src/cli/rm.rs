@@ -15,7 +15,7 @@ use super::target::{MachineFlag, Target};
 ///
 /// With --machine, remove the machine and its data disk: all containers, images and home folders.
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(super) struct Rm {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -26,7 +26,7 @@ pub struct Rm {
 }
 
 impl Rm {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
         let Some(developer) = self.machine.developer() else {
             remove_environment(client, &self.target.find(client).await?).await?;
             return Ok(0);
@@ -75,7 +75,7 @@ async fn print_problems(client: &Client, environment: &Environment) -> anyhow::R
 }
 
 /// Asks on the terminal; any answer but yes means no.
-pub fn confirmed(question: &str) -> io::Result<bool> {
+pub(super) fn confirmed(question: &str) -> io::Result<bool> {
     write!(io::stderr(), "{question} [y/N] ")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

@@ -8,7 +8,7 @@ use super::target::{MachineFlag, Target};
 
 /// Open the remote user's login shell in a devcontainer.
 #[derive(Debug, Args)]
-pub struct Shell {
+pub(super) struct Shell {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -18,7 +18,7 @@ pub struct Shell {
 }
 
 impl Shell {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
         let path = exec_path(client, &self.target, &self.machine).await?;
         Process { command: Vec::new(), options: self.process }.run(client, &path).await
     }

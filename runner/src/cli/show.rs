@@ -10,7 +10,7 @@ use super::target::{MachineFlag, Target};
 
 /// Show everything about an environment, or about the machine.
 #[derive(Debug, Args)]
-pub struct Show {
+pub(super) struct Show {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -18,7 +18,7 @@ pub struct Show {
 }
 
 impl Show {
-    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
         if let Some(developer) = self.machine.developer() {
             let machine: Machine = client.get(&format!("/v1/machines/{developer}")).await?;
             match json {

@@ -11,7 +11,7 @@ use super::up::wait_until_ready;
 
 /// Start the machine and the environments that ran in it; with an ENVIRONMENT, that one.
 #[derive(Debug, Args)]
-pub struct Start {
+pub(super) struct Start {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub struct Start {
 }
 
 impl Start {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
         if self.target.environment.is_some() {
             let environment = self.target.find(client).await?;
             let request = EnvironmentRequest {

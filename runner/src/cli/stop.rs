@@ -14,7 +14,7 @@ use super::target::{MachineFlag, Target, me};
 
 /// Stop the machine with all its environments; with an ENVIRONMENT, only that one. Nothing is removed.
 #[derive(Debug, Args)]
-pub struct Stop {
+pub(super) struct Stop {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    pub async fn run(self, client: &Client) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
         if self.target.environment.is_some() {
             let environment = self.target.find(client).await?;
             stop_environment(client, &environment).await?;

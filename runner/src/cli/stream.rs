@@ -29,7 +29,7 @@ const SIGNALS_MAX: usize = 16;
 ///
 /// # Errors
 /// The connection was refused or lost.
-pub async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::Result<u8> {
+pub(super) async fn run(client: &Client, path: &str, request: &ExecRequest) -> anyhow::Result<u8> {
     let (mut socket, granted) = client.exec_stream(path).await?;
     socket.send(text(request)).await.context("cannot send the request")?;
     let raw = if request.terminal.is_some() { Some(RawMode::enter()?) } else { None };

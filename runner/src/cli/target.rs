@@ -10,7 +10,7 @@ use rustix::process::geteuid;
 
 /// `[ENVIRONMENT]`
 #[derive(Clone, Debug, Default, Args)]
-pub struct Target {
+pub(super) struct Target {
     /// The environment: a folder or an id. The default is the current folder.
     #[arg(value_name = "ENVIRONMENT")]
     pub environment: Option<String>,
@@ -18,7 +18,7 @@ pub struct Target {
 
 /// `[--machine[=DEVELOPER]]`
 #[derive(Clone, Debug, Default, Args)]
-pub struct MachineFlag {
+pub(super) struct MachineFlag {
     /// The machine itself, not an environment. Another developer's machine requires an administrator.
     #[arg(
         long,
@@ -33,13 +33,13 @@ pub struct MachineFlag {
 
 impl MachineFlag {
     /// The developer whose machine is meant, if the flag was given.
-    pub fn developer(&self) -> Option<String> {
+    pub(super) fn developer(&self) -> Option<String> {
         self.machine.as_ref().map(|name| if name.is_empty() { me() } else { name.clone() })
     }
 }
 
 /// The caller's uid. The daemon knows their name; a uid means the same to both.
-pub fn me() -> String {
+pub(super) fn me() -> String {
     geteuid().as_raw().to_string()
 }
 
@@ -48,7 +48,7 @@ impl Target {
     ///
     /// # Errors
     /// There is no such environment, or the daemon does not answer.
-    pub async fn find(&self, client: &Client) -> anyhow::Result<Environment> {
+    pub(super) async fn find(&self, client: &Client) -> anyhow::Result<Environment> {
         let all: Vec<Environment> = client.get("/v1/environments").await?;
         let asked = self.environment.as_deref().unwrap_or(".");
         if let Some(found) = all.iter().find(|environment| environment.id == asked) {
@@ -69,7 +69,7 @@ impl Target {
 ///
 /// # Errors
 /// It is missing, is not a folder, or the caller may not read it.
-pub fn folder(asked: &str) -> anyhow::Result<PathBuf> {
+pub(super) fn folder(asked: &str) -> anyhow::Result<PathBuf> {
     let path = std::fs::canonicalize(asked).with_context(|| format!("cannot use {asked}"))?;
     if !path.is_dir() {
         bail!("{asked} is not a folder");

@@ -6,7 +6,7 @@ use garret_api::stream::WindowSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// The terminal's size, if standard output is one.
-pub fn size() -> Option<WindowSize> {
+pub(super) fn size() -> Option<WindowSize> {
     let size = tcgetwinsize(io::stdout()).ok()?;
     Some(known(size.ws_row, size.ws_col))
 }
@@ -18,14 +18,14 @@ fn known(rows: u16, columns: u16) -> WindowSize {
 }
 
 /// Raw mode until this is dropped: every key is sent to the process.
-pub struct RawMode(Termios);
+pub(super) struct RawMode(Termios);
 
 impl RawMode {
     /// Enables raw mode on standard input.
     ///
     /// # Errors
     /// Standard input is not a terminal.
-    pub fn enter() -> io::Result<Self> {
+    pub(super) fn enter() -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();

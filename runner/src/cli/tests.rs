@@ -4,7 +4,7 @@ use garret_api::runner::{Desired, Environment, Machine, MachinePhase};
 
 use super::*;
 
-pub fn machine(developer: &str) -> Machine {
+pub(super) fn machine(developer: &str) -> Machine {
     Machine {
         developer: developer.into(),
         uid: 1000,
@@ -23,7 +23,7 @@ pub fn machine(developer: &str) -> Machine {
     }
 }
 
-pub fn environment(id: &str, developer: &str, workspace: &str) -> Environment {
+pub(super) fn environment(id: &str, developer: &str, workspace: &str) -> Environment {
     Environment {
         id: id.into(),
         developer: developer.into(),

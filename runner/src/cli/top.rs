@@ -22,14 +22,14 @@ const EVENTS: u64 = 256;
 ///
 /// On a terminal, the display is updated each second until Ctrl-C.
 #[derive(Debug, Args)]
-pub struct Top {
+pub(super) struct Top {
     /// Print once and exit.
     #[arg(long)]
     once: bool,
 }
 
 impl Top {
-    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
         if json {
             output::print_json(&client.get::<Memory>("/v1/top").await?)?;
         } else if self.once || !io::stdout().is_terminal() {

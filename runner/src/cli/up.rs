@@ -22,7 +22,7 @@ use crate::environment_id::environment_id;
 /// An existing container is used unchanged. Progress goes to standard error; standard output and the exit status are the
 /// command's.
 #[derive(Debug, Args)]
-pub struct Up {
+pub(super) struct Up {
     /// The workspace.
     #[arg(default_value = ".", value_name = "FOLDER")]
     folder: String,
@@ -42,11 +42,11 @@ pub struct Up {
 
 impl Up {
     /// Whether the exit status is a command's.
-    pub fn runs_a_command(&self) -> bool {
+    pub(super) fn runs_a_command(&self) -> bool {
         !self.command.is_empty()
     }
 
-    pub async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
         if json && self.runs_a_command() {
             bail!("--json and a command would both write to standard output: leave one out");
         }
@@ -87,7 +87,7 @@ fn rebuild_key() -> anyhow::Result<String> {
 ///
 /// # Errors
 /// A step fails, or another client stops or removes the environment.
-pub async fn wait_until_ready(client: &Client, environment: &Environment) -> anyhow::Result<()> {
+pub(super) async fn wait_until_ready(client: &Client, environment: &Environment) -> anyhow::Result<()> {
     let settled = environment.observed_generation == environment.generation;
     if settled && environment.status.phase == EnvironmentPhase::Ready {
         return Ok(());

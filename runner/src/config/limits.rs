@@ -13,7 +13,7 @@ const NOBODY: u32 = 65_534;
 /// several groups set it, the largest counts. `[limits.developer.NAME]` replaces both.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct LimitsSection {
+pub(crate) struct LimitsSection {
     /// Only members of these groups, and root, may have a machine. Empty: all accounts but system accounts.
     pub allow_groups: Vec<String>,
     /// The most virtual CPUs.
@@ -34,7 +34,7 @@ pub struct LimitsSection {
 /// One table of maxima; a missing figure is taken from the next wider table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Maxima {
+pub(crate) struct Maxima {
     /// The most virtual CPUs.
     pub vcpus: Option<u32>,
     /// The most memory, in MiB.
@@ -47,7 +47,7 @@ pub struct Maxima {
 
 /// One developer's limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// The limit on virtual CPUs.
     pub vcpus: Limit,
     /// The limit on memory, in MiB.
@@ -60,23 +60,23 @@ pub struct Limits {
 
 /// A maximum, and the configuration table that sets it; `None` is no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Limit(Option<(u32, String)>);
+pub(crate) struct Limit(Option<(u32, String)>);
 
 impl Limit {
     /// A limit with this maximum.
     #[cfg(test)]
-    pub fn of(max: u32) -> Self {
+    pub(crate) fn of(max: u32) -> Self {
         Self(Some((max, "limits".into())))
     }
 
     /// The value, or the limit if the value is above it.
-    pub fn clip(&self, value: u32) -> u32 {
+    pub(crate) fn clip(&self, value: u32) -> u32 {
         self.0.as_ref().map_or(value, |(max, _)| value.min(*max))
     }
 
     /// # Errors
     /// The value is above the limit: the problem names `what` and where the limit is configured.
-    pub fn check(&self, what: &str, value: u32) -> Result<(), Problem> {
+    pub(crate) fn check(&self, what: &str, value: u32) -> Result<(), Problem> {
         match &self.0 {
             Some((max, table)) if value > *max => {
                 let said = format!(
@@ -94,7 +94,7 @@ impl LimitsSection {
     ///
     /// # Errors
     /// The account may not have a machine.
-    pub fn limits_for(&self, uid: u32, developer: &str, groups: &[&str]) -> Result<Limits, Problem> {
+    pub(crate) fn limits_for(&self, uid: u32, developer: &str, groups: &[&str]) -> Result<Limits, Problem> {
         self.admit(uid, developer, groups)?;
         Ok(Limits {
             vcpus: self.limit(developer, groups, self.vcpus, |maxima| maxima.vcpus),
@@ -105,7 +105,7 @@ impl LimitsSection {
     }
 
     /// The names of the groups that the limits refer to.
-    pub fn groups(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> {
         self.allow_groups.iter().chain(self.group.keys()).map(String::as_str)
     }
 

@@ -15,10 +15,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::daemon::MEMORY_MIN_MIB;
 use crate::host;
 
-pub use limits::{Limit, Limits, LimitsSection};
+pub(crate) use limits::{Limit, Limits, LimitsSection};
 
 /// The configuration file, unless `garret daemon --config` names another.
-pub const CONFIG: &str = "/etc/garret/config.toml";
+pub(crate) const CONFIG: &str = "/etc/garret/config.toml";
 
 /// The minimum of `connections_max`: fewer connections break a single browser page.
 const CONNECTIONS_MIN: u32 = 256;
@@ -26,7 +26,7 @@ const CONNECTIONS_MIN: u32 = 256;
 /// The daemon's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// The folder for data that must survive a reboot: the state and the data disks.
     pub state: PathBuf,
     /// The folder for sockets and mounts of running machines.
@@ -99,7 +99,7 @@ fn checked<T: DeserializeOwned + Serialize>(written: toml::Table) -> Result<T, S
 /// `[artifacts]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ArtifactsConfig {
+pub(crate) struct ArtifactsConfig {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
     /// The guest kernel.
@@ -125,7 +125,7 @@ impl Default for ArtifactsConfig {
 /// `[machine]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct MachineDefaults {
+pub(crate) struct MachineDefaults {
     /// Virtual CPUs, 1 to 32; absent: those of the host, at most 4.
     pub vcpus: Option<u8>,
     /// The most memory it can have, in MiB, 256 or more; absent: half of the host's, at most 8,192.
@@ -150,7 +150,7 @@ pub struct MachineDefaults {
 /// The account or uid with which a machine's VMM runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RunAs {
+pub(crate) enum RunAs {
     /// A uid of its own, which no account has. Workspaces must be on a file system with support for id-mapped mounts.
     #[default]
     OwnUid,
@@ -176,7 +176,7 @@ impl Default for MachineDefaults {
 /// `[memory]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct MemorySection {
+pub(crate) struct MemorySection {
     /// Memory in MiB that the host reserves for itself. No machine is guaranteed any of it, and machines are squeezed
     /// before they use it. Absent: a twentieth of the host's memory, at least 256.
     pub reserve_mib: Option<u32>,
@@ -185,7 +185,7 @@ pub struct MemorySection {
 /// `[network]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct NetworkSection {
+pub(crate) struct NetworkSection {
     /// The machines' addresses, as `address/prefix`.
     pub pool: String,
     /// Upstream resolvers; empty: those of the host.
@@ -208,7 +208,7 @@ impl Default for NetworkSection {
 /// `[policy]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Names of the caller's variables that `${localEnv:…}` may read; a `*` at the end matches anything. The command
     /// sends only those that the devcontainer.json names.
     pub local_env: Vec<String>,
@@ -222,7 +222,7 @@ impl Default for Policy {
 
 impl Policy {
     /// Whether the variable may pass.
-    pub fn admits(&self, name: &str) -> bool {
+    pub(crate) fn admits(&self, name: &str) -> bool {
         self.local_env.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix),
             None => name == pattern,
@@ -235,7 +235,7 @@ impl Config {
     ///
     /// # Errors
     /// The file cannot be read, is not TOML, or has an unknown or invalid setting: the error names file, line and key.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).with_context(|| format!("cannot use {}", path.display())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
@@ -279,7 +279,7 @@ impl Config {
 
     /// The network configuration for the host module. `host_resolvers` are used if the configuration names no
     /// resolvers.
-    pub fn network(&self, host_resolvers: Vec<IpAddr>) -> anyhow::Result<host::NetworkConfig> {
+    pub(crate) fn network(&self, host_resolvers: Vec<IpAddr>) -> anyhow::Result<host::NetworkConfig> {
         let resolvers = if self.network.resolvers.is_empty() { host_resolvers } else { self.network.resolvers.clone() };
         let pool = parse_pool(&self.network.pool)?;
         // Only those that machines reach, because each lookup would wait for the others: machines have no IPv6, and get
@@ -294,7 +294,7 @@ impl Config {
     }
 
     /// The artifacts for the host module.
-    pub fn artifacts(&self) -> host::Artifacts {
+    pub(crate) fn artifacts(&self) -> host::Artifacts {
         let ArtifactsConfig { vmm, kernel, root, data_template } = self.artifacts.clone();
         host::Artifacts { vmm, kernel, root, data_template }
     }
@@ -332,7 +332,7 @@ fn network_of(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
 
 /// The nameservers of the first file that names one a machine could reach. This excludes the host's own stub resolver
 /// on loopback, for which systemd-resolved keeps the real nameservers in another file.
-pub fn host_resolvers() -> Vec<IpAddr> {
+pub(crate) fn host_resolvers() -> Vec<IpAddr> {
     reachable(["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].map(Path::new))
 }
 

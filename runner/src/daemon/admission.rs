@@ -3,15 +3,15 @@
 use std::fs;
 
 /// The least memory a machine may have, in MiB.
-pub const MEMORY_MIN_MIB: u32 = 256;
+pub(crate) const MEMORY_MIN_MIB: u32 = 256;
 
 /// The host memory that an idle machine needs in addition to its own, in MiB: for the VMM, page tables and kernel
 /// objects.
-pub const MACHINE_OVERHEAD_MIB: u64 = 24;
+pub(super) const MACHINE_OVERHEAD_MIB: u64 = 24;
 
 /// The host's figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Host {
+pub(super) struct Host {
     /// The number of CPUs.
     pub cpus: u32,
     /// Memory, in MiB.
@@ -24,7 +24,7 @@ pub struct Host {
 
 /// The sum of what is promised to all machines that should run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Promises {
+pub(super) struct Promises {
     /// The most memory that they can have, in MiB, including what their VMMs need.
     pub promised_mib: u64,
     /// The memory that they can always have, whatever other machines do, in MiB.
@@ -35,7 +35,7 @@ pub struct Promises {
 
 /// The memory that one machine asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Demand {
+pub(super) struct Demand {
     /// The most memory that it can have, in MiB.
     pub promised_mib: u64,
     /// The memory that its VMM may need in addition, in MiB.
@@ -46,7 +46,7 @@ pub struct Demand {
 
 impl Host {
     /// Reads the host's own figures.
-    pub fn measure() -> Self {
+    pub(super) fn measure() -> Self {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
         let memory_mib = meminfo_mib(&meminfo, "MemTotal");
@@ -55,22 +55,22 @@ impl Host {
     }
 
     /// The memory that all machines may hold together, in MiB.
-    pub fn capacity_mib(&self) -> u64 {
+    pub(super) fn capacity_mib(&self) -> u64 {
         self.memory_mib.saturating_sub(self.reserve_mib)
     }
 
     /// The default number of a machine's virtual CPUs.
-    pub fn default_vcpus(&self) -> u8 {
+    pub(super) fn default_vcpus(&self) -> u8 {
         self.cpus.clamp(1, 4) as u8
     }
 
     /// The default memory of a machine, in MiB.
-    pub fn default_memory_mib(&self) -> u32 {
+    pub(super) fn default_memory_mib(&self) -> u32 {
         ((self.memory_mib / 2).min(8192) as u32).max(MEMORY_MIN_MIB)
     }
 
     /// The default guarantee of a machine of `memory_mib` MiB, in MiB.
-    pub fn default_guaranteed_mib(memory_mib: u32) -> u32 {
+    pub(super) fn default_guaranteed_mib(memory_mib: u32) -> u32 {
         (memory_mib / 4).max(MEMORY_MIN_MIB).min(memory_mib)
     }
 }
@@ -87,7 +87,7 @@ fn meminfo_mib(meminfo: &str, name: &str) -> u64 {
 /// Checks whether a machine may run beside those that should run. The error is the reason, with figures. The host's
 /// memory plus swap may be promised. Guarantees, plus each machine's overhead, may use the memory without the host's
 /// reserve.
-pub fn admit(host: &Host, already: Promises, asked: Demand) -> Result<(), String> {
+pub(super) fn admit(host: &Host, already: Promises, asked: Demand) -> Result<(), String> {
     admit_promise(host, already.promised_mib, asked)?;
     admit_guarantee(host, already, asked.guaranteed_mib)
 }

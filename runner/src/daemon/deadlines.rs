@@ -11,7 +11,7 @@ use super::state::{now_ms, operations};
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Runs until the daemon ends.
-pub async fn enforce(daemon: Arc<Daemon>) {
+pub(super) async fn enforce(daemon: Arc<Daemon>) {
     loop {
         let pause = match daemon.read(operations::next_deadline).await {
             Ok(Some(deadline)) if deadline <= now_ms() => {

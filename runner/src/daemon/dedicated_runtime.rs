@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 ///
 /// # Errors
 /// The thread cannot be made, or the part panics.
-pub async fn run_on_dedicated_runtime<T: Send + 'static>(
+pub(super) async fn run_on_dedicated_runtime<T: Send + 'static>(
     name: &str,
     part: impl Future<Output = T> + Send + 'static,
 ) -> anyhow::Result<T> {

@@ -19,7 +19,7 @@ const GIB: u64 = 1 << 30;
 ///
 /// # Errors
 /// The template is missing or empty, the disk's folder is full or not writable, or the disk is larger than the limit.
-pub fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
+pub(super) fn make(template: &Path, disk: &Path, limit: &Limit) -> anyhow::Result<()> {
     if let Ok(metadata) = fs::metadata(disk) {
         check_size(metadata.len(), template, limit)?;
         return grow(disk, metadata.len(), template, limit);

@@ -7,22 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Dropping it releases the permit.
-pub type Permit = OwnedSemaphorePermit;
+pub(super) type Permit = OwnedSemaphorePermit;
 
 #[derive(Debug)]
-pub struct KeyedSemaphore<K> {
+pub(super) struct KeyedSemaphore<K> {
     /// How many permits each key has.
     permits: usize,
     by_key: Mutex<HashMap<K, Arc<Semaphore>>>,
 }
 
 impl<K: Eq + Hash> KeyedSemaphore<K> {
-    pub fn new(permits: usize) -> Self {
+    pub(super) fn new(permits: usize) -> Self {
         Self { permits, by_key: Mutex::default() }
     }
 
     /// Waits for a permit of this key, in the order of the calls.
-    pub async fn acquire(&self, key: K) -> Option<Permit> {
+    pub(super) async fn acquire(&self, key: K) -> Option<Permit> {
         let semaphore = {
             let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
             // Every permit, and every wait for one, holds a clone that was made under this lock. Entries without a

@@ -36,10 +36,9 @@ use garret_api::{Problem, agent};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
-pub use admission::MEMORY_MIN_MIB;
-pub use api::openapi;
+pub(crate) use admission::MEMORY_MIN_MIB;
 pub use memory::{Arbiter, MachineView, Order, measure_host};
-pub use serve::serve;
+pub(crate) use serve::serve;
 
 use crate::accounts::{Account, NameService, Unanswered, display_name};
 use crate::config::{Config, Limits, RunAs};

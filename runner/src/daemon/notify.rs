@@ -8,14 +8,14 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 /// Sends `state`, such as `READY=1`. Does nothing without a service manager.
-pub fn notify(state: &str) -> io::Result<()> {
+pub(super) fn notify(state: &str) -> io::Result<()> {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     send(socket.as_bytes(), state)
 }
 
 /// Asks the service manager for this much time until the daemon is ready or has ended, regardless of the unit's
 /// timeout.
-pub fn ask_for_time(time: Duration) -> io::Result<()> {
+pub(super) fn ask_for_time(time: Duration) -> io::Result<()> {
     // A time beyond the unit's timeout must be requested before that timeout ends, so it is requested now.
     notify(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()))
 }

@@ -7,7 +7,7 @@ use garret_api::client::Client;
 use tokio::time::Instant;
 
 /// Timeout of one request. It is long enough to swap in a guest that was swapped out.
-pub const QUESTION: Duration = Duration::from_secs(10);
+pub(super) const QUESTION: Duration = Duration::from_secs(10);
 /// The pause between two requests.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long only the agent is asked before the power button is pressed too. Also the interval between presses, because
@@ -17,7 +17,7 @@ const BUTTON_AFTER: Duration = Duration::from_secs(15);
 /// Asks until the future is dropped: the caller waits for the machine's end. `wake` resumes a paused machine and keeps
 /// it running until the returned value is dropped. The button is pressed even if the agent agreed, because another
 /// program in the guest may have taken its port.
-pub async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, wake: impl Fn() -> W) -> Infallible {
+pub(super) async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, wake: impl Fn() -> W) -> Infallible {
     let (mut heard, mut button) = (false, Instant::now());
     loop {
         let _awake = wake().await;

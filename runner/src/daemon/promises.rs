@@ -8,7 +8,7 @@ use super::state::MachineRow;
 /// The memory promised to those of `machines` that run or should run, including what their VMMs need. A machine that is
 /// stopping keeps its memory until it has stopped. `started_mib` returns the memory with which a machine's VMM was
 /// started, or 0. If the machine was configured with less since then, the larger value counts.
-pub fn promises<'a>(
+pub(super) fn promises<'a>(
     machines: impl IntoIterator<Item = &'a MachineRow>,
     started_mib: impl Fn(&MachineRow) -> u32,
     overhead_mib: u32,
@@ -24,7 +24,7 @@ pub fn promises<'a>(
 }
 
 /// The memory that one machine asks for.
-pub fn demand(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Demand {
+pub(super) fn demand(machine: &MachineRow, started_mib: u32, overhead_mib: u32) -> Demand {
     Demand {
         promised_mib: machine.memory_mib.max(started_mib).into(),
         vmm_mib: overhead_mib.into(),

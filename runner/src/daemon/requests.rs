@@ -22,7 +22,7 @@ const MEMORY_MAX_MIB: u32 = 1 << 20;
 /// The largest weight.
 const WEIGHT_MAX: u32 = 10_000;
 /// The default weight.
-pub const WEIGHT: u32 = 100;
+pub(super) const WEIGHT: u32 = 100;
 /// How much longer than the configured deadlines an operation may take: machines start a few at a time, and what they
 /// leave on the host is removed.
 const OPERATION_SLACK: Duration = Duration::from_secs(600);
@@ -32,7 +32,7 @@ const OPERATION_SLACK: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// A figure is out of range.
-pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<MachineRow, Problem> {
+pub(super) fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<MachineRow, Problem> {
     if machine.removed {
         let message = format!("the machine of {} is being removed: try again in a moment", machine.owner);
         return Err(Problem::new("conflict", message));
@@ -68,7 +68,7 @@ pub fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<M
 }
 
 /// The operation that a request begins, if it changes whether the machine should run.
-pub fn machine_operation(kept: Option<&MachineRow>, wanted: &MachineRow) -> Option<OperationKind> {
+pub(super) fn machine_operation(kept: Option<&MachineRow>, wanted: &MachineRow) -> Option<OperationKind> {
     let desired = kept.map_or(Desired::Stopped, |kept| kept.desired);
     let again = kept.is_some_and(|kept| kept.phase != wanted.phase);
     match wanted.desired {
@@ -79,7 +79,7 @@ pub fn machine_operation(kept: Option<&MachineRow>, wanted: &MachineRow) -> Opti
 }
 
 /// How long an operation on a machine may take.
-pub fn machine_operation_time(kind: OperationKind, settings: &MachineDefaults) -> Option<Duration> {
+pub(super) fn machine_operation_time(kind: OperationKind, settings: &MachineDefaults) -> Option<Duration> {
     let [boot, stop] = [settings.boot_deadline_s, settings.stop_deadline_s].map(Duration::from_secs);
     match kind {
         // It may have to stop first.
@@ -90,7 +90,7 @@ pub fn machine_operation_time(kind: OperationKind, settings: &MachineDefaults) -
 }
 
 /// The operation that a request begins, if it begins a run.
-pub fn environment_operation(kept: &EnvironmentRow, wanted: &EnvironmentRow) -> Option<OperationKind> {
+pub(super) fn environment_operation(kept: &EnvironmentRow, wanted: &EnvironmentRow) -> Option<OperationKind> {
     match wanted.desired {
         _ if wanted.generation == kept.generation => None,
         Desired::Stopped => Some(OperationKind::Stop),
@@ -100,7 +100,7 @@ pub fn environment_operation(kept: &EnvironmentRow, wanted: &EnvironmentRow) -> 
 }
 
 /// How long an operation on an environment may take; `None`: a build may take hours.
-pub fn environment_operation_time(kind: OperationKind, settings: &MachineDefaults) -> Option<Duration> {
+pub(super) fn environment_operation_time(kind: OperationKind, settings: &MachineDefaults) -> Option<Duration> {
     let ends = matches!(kind, OperationKind::Stop | OperationKind::Remove);
     ends.then(|| Duration::from_secs(settings.stop_deadline_s) + OPERATION_SLACK)
 }
@@ -109,7 +109,7 @@ pub fn environment_operation_time(kind: OperationKind, settings: &MachineDefault
 ///
 /// # Errors
 /// A figure is above its limit.
-pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem> {
+pub(super) fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem> {
     limits.vcpus.check("vcpus", machine.vcpus.into())?;
     limits.memory_mib.check("memory_mib", machine.memory_mib)?;
     limits.guaranteed_mib.check("guaranteed_mib", machine.guaranteed_mib)
@@ -119,7 +119,7 @@ pub fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), Problem
 ///
 /// # Errors
 /// A path leads out of the workspace, or something is too large to store.
-pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
+pub(super) fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
     let invalid = |said: String| Err(Problem::new("invalid", said));
     let workspace = &request.workspace;
     if workspace.as_os_str().len() > PATH_MAX || request.config.as_ref().is_some_and(|config| config.len() > PATH_MAX) {
@@ -144,12 +144,12 @@ pub fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
 }
 
 /// The size of the environment's stored variables, in bytes.
-pub fn local_env_bytes(environment: &EnvironmentRow) -> usize {
+pub(super) fn local_env_bytes(environment: &EnvironmentRow) -> usize {
     environment.local_env.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// A new environment, before any work on it.
-pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> EnvironmentRow {
+pub(super) fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> EnvironmentRow {
     EnvironmentRow {
         id: id.into(),
         uid,
@@ -175,7 +175,11 @@ pub fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> Envi
 
 /// The environment as the request wants it. The generation grows if there is work to do. Two equal requests at once
 /// share one run, and a request for the current state starts none.
-pub fn apply_environment(kept: &EnvironmentRow, request: &EnvironmentRequest, policy: &Policy) -> EnvironmentRow {
+pub(super) fn apply_environment(
+    kept: &EnvironmentRow,
+    request: &EnvironmentRequest,
+    policy: &Policy,
+) -> EnvironmentRow {
     let other_config = request.config.is_some() && request.config != kept.config;
     let ordered = request.rebuild.is_some() && request.rebuild != kept.rebuild_key;
     let rebuild = ordered || kept.removed || (other_config && kept.generation > 0);

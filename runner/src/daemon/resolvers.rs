@@ -12,7 +12,7 @@ use crate::host::{self, NetworkConfig};
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Updates the packet filter and the daemon's view of the network together; the drivers notify their machines.
-pub async fn follow(daemon: Arc<Daemon>) {
+pub(super) async fn follow(daemon: Arc<Daemon>) {
     let problem = LogOnChange::of("following the host's resolvers");
     loop {
         problem.note(poll(&daemon).await.err().map(|error| format!("{error:#}")));

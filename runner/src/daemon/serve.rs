@@ -28,7 +28,7 @@ const STOP_SLACK: Duration = Duration::from_secs(40);
 ///
 /// # Errors
 /// The host cannot be prepared, another daemon runs, or the state cannot be used.
-pub async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
+pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()> {
     ignore_hangups()?;
     for (folder, mode) in [(&config.state, 0o700), (&config.run, 0o755)] {
         fs::DirBuilder::new()

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Stops all machines below the run folder whose names are not `known`, in parallel and with `patience` for each.
 /// Removes what they have on the host. Their data disks stay.
-pub async fn sweep(run: &Path, known: &BTreeSet<String>, patience: Duration) {
+pub(super) async fn sweep(run: &Path, known: &BTreeSet<String>, patience: Duration) {
     match host::unknown_machines(run, known) {
         Ok(names) => drop(join_all(names.into_iter().map(|name| end(run.to_owned(), name, patience))).await),
         Err(error) => tracing::error!("cannot look for machines that no state knows of: {error:#}"),

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 /// The last `max` bytes of a regular file. Anything else is rejected: a pipe would block the daemon, a link would lead
 /// elsewhere.
-pub fn read_tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(open(path, flags, Mode::empty())?);
     let metadata = file.metadata()?;

@@ -17,12 +17,12 @@ use crate::accounts::NameService;
 use crate::config::Config;
 
 /// A daemon with its state in `folder`, and a receiver of the uids that it pokes.
-pub fn daemon(folder: &Path, names: NameService) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
+pub(super) fn daemon(folder: &Path, names: NameService) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
     daemon_with(folder, names, |_| {})
 }
 
 /// The same with changes to its configuration.
-pub fn daemon_with(
+pub(super) fn daemon_with(
     folder: &Path,
     names: NameService,
     change: impl FnOnce(&mut Config),
@@ -41,7 +41,7 @@ pub fn daemon_with(
 
 /// Serves this router as the agent of the machine: behind the vsock socket of a VMM. The daemon connects only after
 /// `set_vmm`.
-pub fn serve_agent(daemon: &Daemon, machine: &str, router: Router) {
+pub(super) fn serve_agent(daemon: &Daemon, machine: &str, router: Router) {
     let socket = daemon.paths(machine).vsock_socket();
     fs::create_dir_all(socket.parent().unwrap()).unwrap();
     tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());

@@ -11,7 +11,7 @@ const REBOOT_WINDOW_S: u64 = 300;
 
 /// What is known about the end of a VMM.
 #[derive(Clone, Debug, Default)]
-pub struct End {
+pub(super) struct End {
     /// The VMM's own report.
     pub last_words: Option<LastWords>,
     /// The last line of the VMM's output.
@@ -26,7 +26,7 @@ pub struct End {
 
 /// The result for the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub(super) struct Verdict {
     /// The machine's phase.
     pub phase: MachinePhase,
     /// The reason, in one line.
@@ -37,7 +37,7 @@ pub struct Verdict {
 
 /// What should happen after an end without a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     /// The desired state does not change.
     Nothing,
     /// The guest requested a reboot.
@@ -47,7 +47,7 @@ pub enum Next {
 }
 
 /// Returns the verdict on an end.
-pub fn judge(end: &End) -> Verdict {
+pub(super) fn judge(end: &End) -> Verdict {
     let words = end.last_words.as_ref();
     let said = words.map(|words| one_line(&words.message)).unwrap_or_default();
     let verdict = |phase, reason: String, next| Verdict { phase, reason, next };

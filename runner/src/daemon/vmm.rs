@@ -23,15 +23,14 @@ const CONNECTS_MAX: u32 = 200;
 
 /// A running VMM, or one that has just ended.
 #[derive(Debug)]
-pub struct VmmProcess {
-    /// Which process it is.
+pub(super) struct VmmProcess {
     pub id: VmmId,
     pidfd: AsyncFd<OwnedFd>,
 }
 
 impl VmmProcess {
     /// Watches the process that has this process id now.
-    pub fn watch(pid: u32) -> io::Result<Option<Self>> {
+    pub(super) fn watch(pid: u32) -> io::Result<Option<Self>> {
         let Some(pidfd) = open(pid)? else { return Ok(None) };
         // Read after the pidfd was opened, so this is the start time of the same process, or the process is gone
         // already.
@@ -43,7 +42,7 @@ impl VmmProcess {
     }
 
     /// Watches exactly this process, if it still runs.
-    pub fn find(id: &VmmId) -> io::Result<Option<Self>> {
+    pub(super) fn find(id: &VmmId) -> io::Result<Option<Self>> {
         Ok(Self::watch(id.pid)?.filter(|found| found.id == *id))
     }
 
@@ -52,7 +51,7 @@ impl VmmProcess {
     ///
     /// # Errors
     /// The host cannot tell, for example because it has no free descriptor.
-    pub async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
+    pub(super) async fn listening_on(socket: &Path) -> io::Result<Option<Self>> {
         for _ in 0..CONNECTS_MAX {
             match UnixStream::connect(socket).await {
                 Ok(stream) => {
@@ -73,13 +72,12 @@ impl VmmProcess {
     }
 
     /// Returns when the process has ended. Cancel-safe.
-    pub async fn ended(&self) {
+    pub(super) async fn ended(&self) {
         // A pidfd becomes readable when the process ends. This cannot fail while the reactor lives.
         let _ = self.pidfd.readable().await;
     }
 
-    /// Kills the process.
-    pub fn kill(&self) -> io::Result<()> {
+    pub(super) fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -88,7 +86,7 @@ impl VmmProcess {
 }
 
 /// The uid that the process runs with (proc_pid_status(5)); `None` if it has ended.
-pub fn uid_of(pid: u32) -> Option<u32> {
+pub(super) fn uid_of(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
@@ -103,7 +101,7 @@ fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
 }
 
 /// The id of the host's current boot.
-pub fn boot_id() -> io::Result<String> {
+pub(super) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 

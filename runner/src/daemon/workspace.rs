@@ -36,7 +36,7 @@ const SCAN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether a machine still uses a workspace that was taken out of it.
 #[derive(Debug)]
-pub enum Revoked {
+pub(super) enum Revoked {
     Unused,
     /// The number of open files.
     Held(usize),
@@ -46,7 +46,7 @@ pub enum Revoked {
 
 /// The folders that are being opened, mounted and unmounted.
 #[derive(Debug)]
-pub struct Workspaces {
+pub(super) struct Workspaces {
     /// The program with the subcommand `share`.
     program: PathBuf,
     deadline: Duration,
@@ -86,7 +86,7 @@ impl Workspaces {
     ///
     /// # Errors
     /// One line for the developer: what is wrong with the folder, or that its file system does not answer.
-    pub async fn share(&self, spec: ShareSpec) -> Result<ExistingMount, Problem> {
+    pub(super) async fn share(&self, spec: ShareSpec) -> Result<ExistingMount, Problem> {
         let folder = spec.folder.display().to_string();
         let late = || {
             let seconds = self.deadline.as_secs();
@@ -156,7 +156,7 @@ impl Workspaces {
     ///
     /// # Errors
     /// The workspace cannot be unmounted.
-    pub async fn revoke(
+    pub(super) async fn revoke(
         &self,
         uid: u32,
         paths: &MachinePaths,

@@ -39,19 +39,19 @@ use super::descriptors::close_inherited;
 use super::share::Identity;
 
 /// The hidden subcommand that runs [`main`].
-pub const SUBCOMMAND: &str = "jail";
+pub(crate) const SUBCOMMAND: &str = "jail";
 /// RLIMIT_NOFILE of a VMM: the files that a guest may make virtio-fs hold open, plus room for everything else.
-pub const OPEN_FILES_MAX: u64 = 262_144;
+pub(crate) const OPEN_FILES_MAX: u64 = 262_144;
 /// The descriptors at which the VMM finds its sockets. The numbers are above those that the daemon was started with.
-pub const API_FD: RawFd = 100;
+pub(crate) const API_FD: RawFd = 100;
 /// See [`API_FD`].
-pub const VSOCK_FD: RawFd = 101;
+pub(crate) const VSOCK_FD: RawFd = 101;
 /// The device nodes a VMM has, with their numbers: Documentation/admin-guide/devices.txt.
 const DEVICES: [(&str, u64, u64); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("null", 1, 3)];
 
 /// The parts of a jail. Paths are the host's; the second path of a pair is relative to the new root.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct JailSpec {
+pub(crate) struct JailSpec {
     /// An empty folder on which the new root is mounted.
     pub root: PathBuf,
     /// The control group to enter.
@@ -78,7 +78,7 @@ pub struct JailSpec {
 ///
 /// # Errors
 /// Any step fails; the message names it.
-pub fn main(spec: &str) -> anyhow::Result<()> {
+pub(crate) fn main(spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
     let spec: JailSpec = serde_json::from_str(spec).context("the jail's specification")?;
     // Created by root where only root may enter, and before any process of the machine runs: no other process can put a

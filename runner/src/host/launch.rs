@@ -34,7 +34,7 @@ const LEASE_S: u32 = 30;
 
 /// The files from which machines are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Artifacts {
+pub(crate) struct Artifacts {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
     /// The guest kernel.
@@ -47,7 +47,7 @@ pub struct Artifacts {
 
 /// One machine, about to start.
 #[derive(Clone, Copy, Debug)]
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// The machine's name: `[a-z0-9_.-]`, at most 32 characters.
     pub name: &'a str,
     /// Its place in the address pool.
@@ -65,7 +65,6 @@ pub struct Launch<'a> {
     pub memory_overhead_mib: u32,
     /// The files from which it is made.
     pub artifacts: &'a Artifacts,
-    /// Its data disk.
     pub data_disk: &'a Path,
     /// Its files.
     pub paths: &'a MachinePaths,
@@ -79,7 +78,7 @@ pub struct Launch<'a> {
 ///
 /// # Errors
 /// A file of the machine is missing, or the host refuses a part. Then nothing is left behind.
-pub fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
+pub(crate) fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
     for file in [&launch.artifacts.vmm, &launch.artifacts.kernel, &launch.artifacts.root] {
         fs::metadata(file).with_context(|| {
             format!("cannot use {}: run `make install`, or correct [artifacts] in the configuration", file.display())
@@ -170,7 +169,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
 
 /// The settings with which a VMM was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Started {
+pub(crate) struct Started {
     /// The most guest memory, in MiB.
     pub memory_mib: u32,
     /// The guest's address.
@@ -178,7 +177,7 @@ pub struct Started {
 }
 
 /// Reads the settings with which the machine's last VMM was started. Only root can change the file.
-pub fn started(paths: &MachinePaths) -> Option<Started> {
+pub(crate) fn started(paths: &MachinePaths) -> Option<Started> {
     let config: MachineConfig = serde_json::from_slice(&fs::read(paths.config()).ok()?).ok()?;
     let hotplug_mib = config.hotplug.map_or(0, |hotplug| hotplug.size_mib);
     let guest = config.nets.first().and_then(|net| network::guest_of(&net.mac));
@@ -243,7 +242,7 @@ fn spawn(spec: &JailSpec, log: &Path) -> anyhow::Result<u32> {
 
 /// Removes what a machine had on the host: processes, control group, network, mounts, sockets. Its data disk and its
 /// logs stay.
-pub fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<()> {
+pub(crate) fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<()> {
     cgroup::remove(name)?;
     network::remove(name, slot)?;
     workspaces::remove_all(paths)?;

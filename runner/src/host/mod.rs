@@ -6,31 +6,30 @@
 pub mod cgroup;
 mod descriptors;
 mod idmap;
-pub mod jail;
+pub(crate) mod jail;
 mod launch;
-pub mod network;
+pub(crate) mod network;
 mod paths;
 mod program;
 mod revocation;
 mod run_folder;
-pub mod share;
+pub(crate) mod share;
 mod sweep;
 mod workspaces;
 
-pub use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub use launch::{Artifacts, Launch, Started, clean_up, launch, started};
-pub use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
-pub use paths::MachinePaths;
-pub use revocation::MountUsers;
-pub use run_folder::remove as remove_run_folder;
-pub use sweep::{remove_unknown, unknown_machines};
-pub use workspaces::{forget_revocation, revoke_workspace};
+pub(crate) use cgroup::{Usage, oom_kills, protect, reclaim, usage};
+pub(crate) use launch::{Artifacts, Launch, clean_up, launch, started};
+pub(crate) use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
+pub(crate) use paths::MachinePaths;
+pub(crate) use run_folder::remove as remove_run_folder;
+pub(crate) use sweep::{remove_unknown, unknown_machines};
+pub(crate) use workspaces::{forget_revocation, revoke_workspace};
 
 /// Prepares the host for machines: the packet filter and forwarding. Every daemon calls this once at its start.
 ///
 /// # Errors
 /// `nft` is missing or refuses the rules, or the process is not root.
-pub fn setup_host(network: &NetworkConfig) -> anyhow::Result<()> {
+pub(crate) fn setup_host(network: &NetworkConfig) -> anyhow::Result<()> {
     cgroup::prepare()?;
     network::prepare(network)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// Only root may enter the machine's folder. The sockets are in it and not in `vm/`, because the VMM may write to
 /// `vm/`. Root never connects to a socket there.
 #[derive(Clone, Debug)]
-pub struct MachinePaths {
+pub(crate) struct MachinePaths {
     /// The machine's folder.
     pub run: PathBuf,
     /// One file per workspace that the machine may still hold after its unmount: the ids of its mounts. These files are
@@ -15,47 +15,47 @@ pub struct MachinePaths {
 
 impl MachinePaths {
     /// The paths of machine `name` below the runner's run folder.
-    pub fn new(run_folder: &Path, name: &str) -> Self {
+    pub(crate) fn new(run_folder: &Path, name: &str) -> Self {
         Self { run: run_folder.join("machines").join(name), revocations: run_folder.join("revocations").join(name) }
     }
 
     /// The socket of the VMM's API.
-    pub fn api_socket(&self) -> PathBuf {
+    pub(crate) fn api_socket(&self) -> PathBuf {
         self.run.join("api.sock")
     }
 
     /// The socket to the guest.
-    pub fn vsock_socket(&self) -> PathBuf {
+    pub(crate) fn vsock_socket(&self) -> PathBuf {
         self.run.join("vsock.sock")
     }
 
     /// The guest's console output.
-    pub fn console_log(&self) -> PathBuf {
+    pub(crate) fn console_log(&self) -> PathBuf {
         self.vm().join("console.log")
     }
 
     /// The file with the reason why the VMM ended.
-    pub fn last_words(&self) -> PathBuf {
+    pub(crate) fn last_words(&self) -> PathBuf {
         self.vm().join("last-words.json")
     }
 
     /// The VMM's own output.
-    pub fn vmm_log(&self) -> PathBuf {
+    pub(crate) fn vmm_log(&self) -> PathBuf {
         self.run.join("vmm.log")
     }
 
     /// The folder in which workspaces are mounted.
-    pub fn workspaces(&self) -> PathBuf {
+    pub(crate) fn workspaces(&self) -> PathBuf {
         self.run.join("workspaces")
     }
 
     /// The mount point of one environment's workspace.
-    pub fn workspace(&self, environment: &str) -> PathBuf {
+    pub(crate) fn workspace(&self, environment: &str) -> PathBuf {
         self.workspaces().join(environment)
     }
 
     /// The file with the mounts of one environment's workspace.
-    pub fn revocation(&self, environment: &str) -> PathBuf {
+    pub(crate) fn revocation(&self, environment: &str) -> PathBuf {
         self.revocations.join(environment)
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 ///
 /// # Errors
 /// The program is missing or fails. If it fails, the error has its output.
-pub fn run(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
+pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The mounts of one folder in a VMM's mount namespace, and the VMM that may use them.
 #[derive(Debug, Default)]
-pub struct MountUsers {
+pub(crate) struct MountUsers {
     process: PathBuf,
     mounts: BTreeSet<u64>,
 }
@@ -20,7 +20,7 @@ impl MountUsers {
     ///
     /// # Errors
     /// The process's mounts cannot be read. A process that has ended has none.
-    pub fn new(pid: u32, mount_point: &Path, earlier: &BTreeSet<u64>) -> io::Result<Self> {
+    pub(crate) fn new(pid: u32, mount_point: &Path, earlier: &BTreeSet<u64>) -> io::Result<Self> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         // Read as bytes: a mount's source has a name that its developer chose.
         let mountinfo = unless_ended(fs::read(process.join("mountinfo")))?.unwrap_or_default();
@@ -28,7 +28,7 @@ impl MountUsers {
     }
 
     /// The kernel's ids of the mounts.
-    pub fn mounts(&self) -> &BTreeSet<u64> {
+    pub(crate) fn mounts(&self) -> &BTreeSet<u64> {
         &self.mounts
     }
 
@@ -36,7 +36,7 @@ impl MountUsers {
     ///
     /// # Errors
     /// The process's descriptors cannot be read.
-    pub fn open_files(&self) -> io::Result<usize> {
+    pub(crate) fn open_files(&self) -> io::Result<usize> {
         if self.mounts.is_empty() {
             return Ok(0);
         }

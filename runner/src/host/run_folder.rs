@@ -34,7 +34,7 @@ pub(super) fn make(paths: &MachinePaths) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// A workspace is still there, or a file cannot be removed.
-pub fn remove(paths: &MachinePaths) -> anyhow::Result<()> {
+pub(crate) fn remove(paths: &MachinePaths) -> anyhow::Result<()> {
     let entries = match fs::read_dir(&paths.run) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

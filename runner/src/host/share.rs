@@ -24,14 +24,13 @@ use super::idmap;
 use super::workspaces::{mount_users, write_note};
 
 /// The hidden subcommand that runs [`main`].
-pub const SUBCOMMAND: &str = "share";
+pub(crate) const SUBCOMMAND: &str = "share";
 /// How long a file system may take to open and examine a folder.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// An account's identity, as the kernel checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Its uid.
+pub(crate) struct Identity {
     pub uid: u32,
     /// Its primary group.
     pub gid: u32,
@@ -41,7 +40,7 @@ pub struct Identity {
 
 /// What to open, and what to do with it.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct ShareSpec {
+pub(crate) struct ShareSpec {
     /// The workspace.
     pub folder: PathBuf,
     /// The identity whose rights are used.
@@ -54,7 +53,7 @@ pub struct ShareSpec {
 
 /// The VMM that a workspace is mounted for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountRequest {
+pub(crate) struct MountRequest {
     /// The uid with which it runs. Inside the mount, the files belong to this uid, if it is not the developer's.
     pub vmm_uid: u32,
     /// The VMM's process id, if it runs.
@@ -66,7 +65,7 @@ pub struct MountRequest {
 /// The earlier mount at the mount point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ExistingMount {
+pub(crate) enum ExistingMount {
     /// There was no mount.
     Nothing,
     /// The same folder.
@@ -80,7 +79,7 @@ pub enum ExistingMount {
 ///
 /// # Errors
 /// The specification is invalid, or the daemon has died.
-pub fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
+pub(crate) fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
     close_inherited()?;
     // If the waiting daemon has died, nothing must be mounted: the next daemon may have removed the environment.
     set_parent_process_death_signal(Some(Signal::KILL))?;

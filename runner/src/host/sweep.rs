@@ -16,7 +16,7 @@ const NO_SLOT: Slot = Slot(u16::MAX);
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn unknown_machines(run_folder: &Path, known: &BTreeSet<String>) -> anyhow::Result<Vec<String>> {
+pub(crate) fn unknown_machines(run_folder: &Path, known: &BTreeSet<String>) -> anyhow::Result<Vec<String>> {
     let folder = run_folder.join("machines");
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
@@ -32,7 +32,7 @@ pub fn unknown_machines(run_folder: &Path, known: &BTreeSet<String>) -> anyhow::
 ///
 /// # Errors
 /// A part of it cannot be removed.
-pub fn remove_unknown(run_folder: &Path, name: &str) -> anyhow::Result<()> {
+pub(crate) fn remove_unknown(run_folder: &Path, name: &str) -> anyhow::Result<()> {
     let paths = MachinePaths::new(run_folder, name);
     clean_up(name, NO_SLOT, &paths)?;
     run_folder::remove(&paths)

@@ -34,7 +34,7 @@ pub(super) fn prepare(paths: &MachinePaths) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The workspace cannot be unmounted.
-pub fn revoke_workspace(
+pub(crate) fn revoke_workspace(
     paths: &MachinePaths,
     environment: &str,
     vmm_pid: Option<u32>,
@@ -79,7 +79,7 @@ pub(super) fn write_note(note: &Path, users: &MountUsers) -> io::Result<()> {
 }
 
 /// Removes the record of a revocation after which the VMM has no file of the workspace open.
-pub fn forget_revocation(paths: &MachinePaths, environment: &str) {
+pub(crate) fn forget_revocation(paths: &MachinePaths, environment: &str) {
     // A file that remains is about mounts that no longer exist.
     let _ = fs::remove_file(paths.revocation(environment));
 }

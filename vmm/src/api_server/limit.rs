@@ -11,13 +11,13 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub struct LimitedListener {
+pub(super) struct LimitedListener {
     listener: UnixListener,
     places: Arc<Semaphore>,
 }
 
 impl LimitedListener {
-    pub fn new(listener: UnixListener, connections: usize) -> Self {
+    pub(super) fn new(listener: UnixListener, connections: usize) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(connections)) }
     }
 }
@@ -39,7 +39,7 @@ impl Listener for LimitedListener {
 }
 
 /// Frees its place when it is dropped.
-pub struct Connection {
+pub(super) struct Connection {
     stream: UnixStream,
     _place: Option<OwnedSemaphorePermit>,
 }

@@ -1,6 +1,7 @@
 //! The machine's HTTP API on its Unix socket, on one thread. It holds no state: every call is a command to the driver.
 
 mod limit;
+#[cfg(test)]
 mod openapi;
 mod routes;
 
@@ -18,8 +19,6 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::oneshot;
 
-pub use openapi::document;
-
 use self::limit::LimitedListener;
 use crate::control::{Event, Events};
 use crate::inherited;
@@ -33,7 +32,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const CONNECTIONS_MAX: usize = 32;
 
 /// The running server.
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     thread: JoinHandle<()>,
     end: oneshot::Sender<()>,
     socket: SocketAt,
@@ -49,7 +48,7 @@ struct Prepared {
 impl ApiServer {
     /// Listens on `socket`, and turns SIGTERM and SIGINT into events from now on. An existing file at its path is
     /// replaced.
-    pub fn spawn(socket: SocketAt, events: Events) -> io::Result<Self> {
+    pub(crate) fn spawn(socket: SocketAt, events: Events) -> io::Result<Self> {
         let (end, ended) = oneshot::channel();
         let at = socket.clone();
         let prepare = move || prepare(&at);
@@ -58,7 +57,7 @@ impl ApiServer {
     }
 
     /// Answers pending requests, then closes the socket, and removes it if it has a path.
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         let _ = self.end.send(());
         let _ = self.thread.join();
         if let Some(path) = self.socket.path() {
@@ -69,7 +68,7 @@ impl ApiServer {
 
 /// The signals that end a machine. The main thread blocks them before it creates the first thread, and only the API's
 /// thread unblocks them.
-pub fn ending_signals() -> SigSet {
+pub(crate) fn ending_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
 }
 

@@ -18,7 +18,7 @@ use crate::control::{Command, Event, Events, Refused, Reply};
 const BODY_MAX: usize = 16 << 10;
 
 /// The API, which sends its commands to `events`.
-pub fn router(events: Events) -> Router {
+pub(super) fn router(events: Events) -> Router {
     Router::new()
         .route("/v1/machine", get(describe))
         .route("/v1/pause", post(pause))

@@ -3,15 +3,13 @@
 use garret_api::vmm::MachineConfig;
 
 /// The longest complete command line, in bytes. Linux accepts 2,048 with the final NUL.
-pub const MAX: usize = 2000;
+pub(crate) const MAX: usize = 2000;
 
 /// A command line that Linux would not accept.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// Too long.
+pub(crate) enum Error {
     #[error("{0} bytes with what the VMM adds, at most {MAX} are possible: shorten kernel.cmdline")]
     TooLong(usize),
-    /// Not printable.
     #[error("byte {0} of kernel.cmdline is not a printable ASCII character")]
     Unprintable(usize),
 }
@@ -25,7 +23,7 @@ const BASE: &str = "loglevel=4 earlyprintk=ttyS0 console=hvc0 panic=-1";
 const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 
 /// The complete command line for `config`.
-pub fn build(config: &MachineConfig) -> Result<String, Error> {
+pub(crate) fn build(config: &MachineConfig) -> Result<String, Error> {
     let own = &config.kernel.cmdline;
     if let Some(at) = own.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
         return Err(Error::Unprintable(at));

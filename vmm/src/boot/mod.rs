@@ -1,6 +1,6 @@
 //! Loads the kernel, the initrd, the command line and the memory map into guest memory.
 
-pub mod cmdline;
+pub(crate) mod cmdline;
 mod elf;
 mod linux;
 mod pvh;
@@ -19,8 +19,7 @@ use crate::memory::{GuestRam, GuestRegion, layout};
 
 /// Why the machine cannot boot.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file cannot be opened or read.
+pub(crate) enum Error {
     #[error("{what} {path}: {source}", path = path.display())]
     Read {
         /// "kernel" or "initrd".
@@ -30,7 +29,6 @@ pub enum Error {
         /// The reason.
         source: std::io::Error,
     },
-    /// The file is not a kernel.
     #[error("kernel {path}: neither an ELF file nor a bzImage: name a vmlinux or a bzImage for x86-64", path = .0.display())]
     NotAKernel(PathBuf),
     /// The file is an ELF file without a PVH entry.
@@ -39,7 +37,6 @@ pub enum Error {
         path = .0.display()
     )]
     NoEntry(PathBuf),
-    /// The file is truncated or damaged.
     #[error("kernel {path}: truncated or damaged ({reason}): build or copy it again", path = path.display())]
     Damaged {
         /// The file.
@@ -47,7 +44,6 @@ pub enum Error {
         /// The defect.
         reason: String,
     },
-    /// The file does not fit into the machine's memory.
     #[error("{what} {path}: does not fit into the machine's memory: give it more than {mib} MiB", path = path.display())]
     TooLarge {
         /// "kernel" or "initrd".
@@ -66,7 +62,7 @@ pub enum Error {
 }
 
 /// Loads all boot data. Returns the entry point of the first processor.
-pub fn load(memory: &GuestRam, config: &KernelConfig, cmdline: &str, rsdp: u64) -> Result<Entry, Error> {
+pub(crate) fn load(memory: &GuestRam, config: &KernelConfig, cmdline: &str, rsdp: u64) -> Result<Entry, Error> {
     let kernel = load_kernel(memory, &config.image)?;
     let initrd = config.initrd.as_deref().map(|path| load_initrd(memory, path, kernel.kernel_end)).transpose()?;
     let line = [cmdline.as_bytes(), b"\0"].concat();

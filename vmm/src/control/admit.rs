@@ -6,14 +6,11 @@ use super::Command;
 
 /// A command that is not possible now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The machine's state forbids it.
+pub(crate) enum Refused {
     #[error("the machine is {state}: {advice}", state = name(*.0), advice = .1)]
     State(MachineState, &'static str),
-    /// The value is out of range.
     #[error("{0}")]
     Invalid(String),
-    /// The command was carried out and failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -28,7 +25,7 @@ fn name(state: MachineState) -> &'static str {
 
 /// Reading is always possible; a machine that is stopping accepts no other command. Pausing a paused machine and
 /// resuming a running one succeed without effect, so that a caller may repeat a request.
-pub fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
+pub(crate) fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
     match (state, command) {
         (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_) | Command::Memory(_)) => Ok(()),
         (MachineState::Stopping, _) => Err(Refused::State(state, "it accepts only queries")),

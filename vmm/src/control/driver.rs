@@ -16,7 +16,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const RESUME_RETRY: Duration = Duration::from_millis(50);
 
 /// Runs `machine` until it ends, and returns the reason.
-pub fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
+pub(crate) fn drive(machine: Machine, events: &Receiver<Event>) -> LastWords {
     let lease = machine.lease().map(|length| Lease::new(length, Instant::now()));
     let mut driver =
         Driver { machine, state: MachineState::Running, devices_resumed: true, lease, panic_printed: false };

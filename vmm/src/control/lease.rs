@@ -6,29 +6,29 @@ use std::time::{Duration, Instant};
 use garret_api::vmm::{MachineState, MemoryInfo};
 
 /// A lease; each request renews it.
-pub struct Lease {
+pub(super) struct Lease {
     length: Duration,
     renewed: Instant,
 }
 
 impl Lease {
     /// A lease renewed at `now`.
-    pub fn new(length: Duration, now: Instant) -> Self {
+    pub(super) fn new(length: Duration, now: Instant) -> Self {
         Self { length, renewed: now }
     }
 
-    pub fn renew(&mut self, now: Instant) {
+    pub(super) fn renew(&mut self, now: Instant) {
         self.renewed = now;
     }
 
     /// The time until it expires; zero once it has expired.
-    pub fn left(&self, now: Instant) -> Duration {
+    pub(super) fn left(&self, now: Instant) -> Duration {
         self.length.saturating_sub(now.saturating_duration_since(self.renewed))
     }
 }
 
 /// Whether anything that the machine was promised is withheld from it.
-pub fn is_withheld(state: MachineState, memory: &MemoryInfo) -> bool {
+pub(super) fn is_withheld(state: MachineState, memory: &MemoryInfo) -> bool {
     state == MachineState::Paused || memory.requested_mib < memory.size_mib
 }
 

@@ -10,12 +10,12 @@ use std::sync::{Arc, mpsc};
 use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, MemoryInfo, MemoryTarget, Metrics};
 use tokio::sync::oneshot;
 
-pub use admit::{Refused, admit};
-pub use driver::drive;
+pub(crate) use admit::{Refused, admit};
+pub(crate) use driver::drive;
 
 /// An event that may change the machine's state.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// The guest powered itself off.
     PowerOff,
     /// The guest reset the machine.
@@ -33,11 +33,11 @@ pub enum Event {
 }
 
 /// The destination of the response. It is no error if the requester no longer waits.
-pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 /// A command of the API.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Return the machine's description.
     Describe(Reply<MachineInfo>),
     /// Pause the machine.
@@ -71,21 +71,20 @@ impl Event {
 
 /// The sending end; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Events {
+pub(crate) struct Events {
     sender: mpsc::Sender<Event>,
     ended: Arc<AtomicBool>,
 }
 
 impl Events {
-    /// A channel for events.
-    pub fn channel() -> (Self, mpsc::Receiver<Event>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel();
         (Self { sender, ended: Arc::default() }, receiver)
     }
 
     /// Sends an event. A machine ends only once: a guest can request the end any number of times before its vCPUs stop,
     /// but only the first request is queued. After the machine's end no thread receives events, and they are dropped.
-    pub fn send(&self, event: Event) {
+    pub(crate) fn send(&self, event: Event) {
         if event.is_end() && self.ended.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -1,12 +1,12 @@
 //! The devices. Each folder has one constructor, `new`, which opens all files of the device; a
 //! [`Backend`](crate::virtio::Backend) serves its queues.
 
-pub mod balloon;
-pub mod block;
-pub mod console;
-pub mod fs;
-pub mod mem;
-pub mod net;
-pub mod pmem;
-pub mod rng;
-pub mod vsock;
+pub(crate) mod balloon;
+pub(crate) mod block;
+pub(crate) mod console;
+pub(crate) mod fs;
+pub(crate) mod mem;
+pub(crate) mod net;
+pub(crate) mod pmem;
+pub(crate) mod rng;
+pub(crate) mod vsock;

@@ -25,12 +25,12 @@ const SVM: u32 = 1 << 2;
 const PERFORMANCE_COUNTERS: u32 = (1 << 23) | (1 << 24) | (1 << 28);
 
 /// The CPUID table that KVM supports on this host.
-pub fn supported(kvm: &Kvm) -> Result<CpuId, Error> {
+pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, Error> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("ask for the processor's features"))
 }
 
 /// Adapts `supported` to processor `index` of `vcpus`. The processors are cores of one package, with one thread each.
-pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
+pub(crate) fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
     let mut table = supported.clone();
     // Leaf 0x1F has the same contents as 0xB where both exist. One is enough, and it must not show the host's topology.
     table.retain(|entry| !matches!(entry.function, 0xB | 0x1F));

@@ -21,7 +21,7 @@ const REQUIRED: &[(Cap, &str)] = &[
 
 /// Opens `/dev/kvm` and checks that it can run Linux. The processor's features decide: on some hosts there is a
 /// `/dev/kvm` that emulates only a few instructions.
-pub fn open(vcpus: u8) -> Result<Kvm, Error> {
+pub(crate) fn open(vcpus: u8) -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|error| open_error(error.into()))?;
     if !has_virtualization() {
         return Err(Error::NoHardware);

@@ -1,16 +1,16 @@
 //! The parts of the machine that KVM provides: the virtual machine, memory slots, interrupts and processors.
 
-pub mod cpuid;
+pub(crate) mod cpuid;
 mod host;
-pub mod registers;
+pub(crate) mod registers;
 mod vm;
 
-pub use host::open;
-pub use vm::{Msi, Vm};
+pub(crate) use host::open;
+pub(crate) use vm::{Msi, Vm};
 
 /// KVM cannot be used, or it rejected a call.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The processor cannot run guests.
     #[error(
         "this processor offers no hardware virtualization (neither vmx nor svm): run on bare metal, or in the emulated host"
@@ -24,13 +24,10 @@ pub enum Error {
         /// Advice for the user.
         hint: &'static str,
     },
-    /// The kernel's KVM has another version of the interface.
     #[error("/dev/kvm speaks version {0} of the interface, garret needs {expected}", expected = kvm_bindings::KVM_API_VERSION)]
     Version(i32),
-    /// The kernel's KVM lacks a required capability.
     #[error("/dev/kvm lacks {0}: use a newer kernel")]
     Lacks(&'static str),
-    /// The machine has more vCPUs than this host's KVM supports.
     #[error("this host's KVM gives at most {max} vCPUs, the machine wants {wanted}")]
     TooManyVcpus {
         /// The machine's number of vCPUs.
@@ -38,13 +35,10 @@ pub enum Error {
         /// The largest number that KVM supports.
         max: usize,
     },
-    /// All interrupt numbers are in use.
     #[error("the machine has more interrupts than KVM has numbers ({0})")]
     NoGsi(u32),
-    /// The hotplug region has no such granule.
     #[error("there is no granule {0} of pluggable memory")]
     NoGranule(usize),
-    /// A call failed.
     #[error("KVM: cannot {what}: {source}")]
     Call {
         /// The attempted action.

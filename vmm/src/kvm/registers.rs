@@ -9,7 +9,7 @@ use crate::memory::{GuestRam, layout};
 
 /// The protocol by which the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// 32-bit protected mode without paging; EBX holds the start info's address.
     Pvh {
         /// The address of the first instruction.
@@ -44,7 +44,7 @@ const MODE_EXT_INT: u32 = 0x700;
 const MODE_NMI: u32 = 0x400;
 
 /// Sets the initial state of a processor, whether or not it waits for its start-up signal.
-pub fn set_common(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
+pub(crate) fn set_common(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
     debug_assert!(cpuid.as_slice().len() <= KVM_MAX_CPUID_ENTRIES);
     vcpu.set_cpuid2(cpuid).map_err(failed("set a vCPU's features"))?;
     // The state that firmware would leave: x87 and SSE exceptions are masked.
@@ -55,7 +55,7 @@ pub fn set_common(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
 }
 
 /// Sets the first processor's registers for the kernel's entry.
-pub fn set_entry(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), Error> {
+pub(crate) fn set_entry(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs().map_err(failed("read a vCPU's registers"))?;
     let regs = match entry {
         Entry::Pvh { at } => {

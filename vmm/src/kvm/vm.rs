@@ -26,7 +26,7 @@ const GSI_END: u32 = 1024;
 
 /// The write that signals an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Msi {
+pub(crate) struct Msi {
     /// The address of the write.
     pub address: u64,
     /// The written value.
@@ -34,7 +34,7 @@ pub struct Msi {
 }
 
 /// A virtual machine. All methods take `&self` and may be called from any thread.
-pub struct Vm {
+pub(crate) struct Vm {
     fd: VmFd,
     kvm: Kvm,
     next_gsi: AtomicU32,
@@ -51,7 +51,7 @@ pub struct Vm {
 impl Vm {
     /// Creates a machine with `memory` and the in-kernel interrupt controllers, but without processors. The guest
     /// cannot access the hotplug region before [`Vm::set_granule_mapped`].
-    pub fn new(kvm: Kvm, memory: GuestRam) -> Result<Self, Error> {
+    pub(crate) fn new(kvm: Kvm, memory: GuestRam) -> Result<Self, Error> {
         let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(failed("place the identity map"))?;
         fd.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place the task state segment"))?;
@@ -81,24 +81,24 @@ impl Vm {
     }
 
     /// The handle to this host's KVM.
-    pub fn kvm(&self) -> &Kvm {
+    pub(crate) fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
     /// Creates processor `index`.
-    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, Error> {
+    pub(crate) fn create_vcpu(&self, index: u8) -> Result<VcpuFd, Error> {
         self.fd.create_vcpu(index.into()).map_err(failed("create a vCPU"))
     }
 
     /// Allocates an interrupt number for one MSI-X vector.
-    pub fn allocate_gsi(&self) -> Result<u32, Error> {
+    pub(crate) fn allocate_gsi(&self) -> Result<u32, Error> {
         self.next_gsi
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |gsi| (gsi < GSI_END).then_some(gsi + 1))
             .map_err(|_| Error::NoGsi(GSI_END - IO_APIC_PINS))
     }
 
     /// Sets the message of interrupt `gsi`; `None` if it is masked. Makes a system call only if the message changes.
-    pub fn set_msi_route(&self, gsi: u32, msi: Option<Msi>) -> Result<(), Error> {
+    pub(crate) fn set_msi_route(&self, gsi: u32, msi: Option<Msi>) -> Result<(), Error> {
         let mut routes = self.routes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let before = match msi {
             Some(msi) => routes.insert(gsi, msi),
@@ -126,32 +126,25 @@ impl Vm {
     }
 
     /// Makes a write to `fd` raise interrupt `gsi`.
-    pub fn register_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
+    pub(crate) fn register_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
         self.fd.register_irqfd(fd, gsi).map_err(failed("connect an interrupt"))
     }
 
     /// Undoes [`Vm::register_irqfd`].
-    pub fn unregister_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
+    pub(crate) fn unregister_irqfd(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
         self.fd.unregister_irqfd(fd, gsi).map_err(failed("disconnect an interrupt"))
     }
 
     /// Makes a write of the guest at `address`, of any length, signal `fd` without an exit to user space.
-    pub fn register_ioeventfd(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
+    pub(crate) fn register_ioeventfd(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
         self.fd
             .register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
             .map_err(failed("connect a queue's doorbell"))
     }
 
-    /// Undoes [`Vm::register_ioeventfd`].
-    pub fn unregister_ioeventfd(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
-        self.fd
-            .unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
-            .map_err(failed("disconnect a queue's doorbell"))
-    }
-
     /// Maps `page` read-only at `address`: the guest reads it without an exit. A write there causes an exit and does
     /// not change the page.
-    pub fn map_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
+    pub(crate) fn map_page(&self, address: u64, page: Arc<SharedPage>) -> Result<(), Error> {
         let slot = kvm_userspace_memory_region {
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             flags: KVM_MEM_READONLY,
@@ -167,7 +160,7 @@ impl Vm {
 
     /// Maps granule `index` of the hotplug region for the guest, or unmaps it, so that an access causes an exit.
     /// Mapping a mapped granule has no effect; unmapping an unmapped granule is an error.
-    pub fn set_granule_mapped(&self, index: usize, mapped: bool) -> Result<(), Error> {
+    pub(crate) fn set_granule_mapped(&self, index: usize, mapped: bool) -> Result<(), Error> {
         let granules = self.memory.hotplug().and_then(|region| Some((region, region.plugged()?)));
         let (region, plugged) =
             granules.filter(|(_, plugged)| index < plugged.granules()).ok_or(Error::NoGranule(index))?;

@@ -17,7 +17,7 @@ type Mapped = GuestRegionMmap<BitmapMmapRegion>;
 
 /// One contiguous piece of guest memory, mapped until the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct GuestRegion {
+pub(crate) struct GuestRegion {
     mapped: Arc<Mapped>,
     /// `None`: all of it is always present.
     plugged: Option<Arc<Plugged>>,
@@ -25,18 +25,18 @@ pub struct GuestRegion {
 
 impl GuestRegion {
     /// Memory at `base` that is always present. Returns `None` if it would extend beyond the largest address.
-    pub fn new(mapping: MmapRegion<BitmapMmapRegion>, base: u64) -> Option<Self> {
+    pub(crate) fn new(mapping: MmapRegion<BitmapMmapRegion>, base: u64) -> Option<Self> {
         Some(Self { mapped: Arc::new(Mapped::new(mapping, GuestAddress(base))?), plugged: None })
     }
 
     /// The same memory as a hotplug region: nothing is present until it is plugged.
-    pub fn hotplug(self) -> Self {
+    pub(crate) fn hotplug(self) -> Self {
         let plugged = Some(Arc::new(Plugged::new(self.len())));
         Self { plugged, ..self }
     }
 
     /// The plugged blocks, if this is the hotplug region.
-    pub fn plugged(&self) -> Option<&Arc<Plugged>> {
+    pub(crate) fn plugged(&self) -> Option<&Arc<Plugged>> {
         self.plugged.as_ref()
     }
 
@@ -46,12 +46,12 @@ impl GuestRegion {
     }
 
     /// The address of the mapping in this process.
-    pub fn host_address(&self) -> u64 {
+    pub(crate) fn host_address(&self) -> u64 {
         self.mapped.as_ptr() as u64
     }
 
     /// Whether the guest has all `len` bytes from `offset`.
-    pub fn has(&self, offset: u64, len: u64) -> bool {
+    pub(crate) fn has(&self, offset: u64, len: u64) -> bool {
         self.plugged.as_ref().is_none_or(|plugged| plugged.is_plugged(&(offset..offset + len)))
     }
 }
@@ -93,14 +93,14 @@ impl GuestMemoryRegionBytes for GuestRegion {}
 
 /// All memory of the guest; cheap to clone. An access to a range that is not completely present is an error.
 #[derive(Clone, Debug)]
-pub struct GuestRam {
+pub(crate) struct GuestRam {
     regions: GuestRegionCollection<GuestRegion>,
     mapped: GuestMemoryMmap<BitmapMmapRegion>,
 }
 
 impl GuestRam {
     /// Memory of `regions`, in the order of their addresses.
-    pub fn new(regions: Vec<GuestRegion>) -> std::result::Result<Self, GuestRegionCollectionError> {
+    pub(crate) fn new(regions: Vec<GuestRegion>) -> std::result::Result<Self, GuestRegionCollectionError> {
         let mapped = regions.iter().map(|region| region.mapped.clone()).collect();
         Ok(Self {
             regions: GuestRegionCollection::from_regions(regions)?,
@@ -109,19 +109,19 @@ impl GuestRam {
     }
 
     /// This memory with `region` in it.
-    pub fn with(&self, region: GuestRegion) -> std::result::Result<Self, GuestRegionCollectionError> {
+    pub(crate) fn with(&self, region: GuestRegion) -> std::result::Result<Self, GuestRegionCollectionError> {
         let mapped = self.mapped.insert_region(region.mapped.clone())?;
         Ok(Self { regions: self.regions.insert_region(Arc::new(region))?, mapped })
     }
 
     /// The hotplug region, if there is one.
-    pub fn hotplug(&self) -> Option<&GuestRegion> {
+    pub(crate) fn hotplug(&self) -> Option<&GuestRegion> {
         self.iter().find(|region| region.plugged.is_some())
     }
 
     /// The whole mappings, plugged or not: for a server that accepts no other type. It gets only the buffers of a
     /// checked chain.
-    pub fn mapped(&self) -> &GuestMemoryMmap<BitmapMmapRegion> {
+    pub(crate) fn mapped(&self) -> &GuestMemoryMmap<BitmapMmapRegion> {
         &self.mapped
     }
 }
@@ -141,7 +141,7 @@ impl GuestMemory for GuestRam {
 #[cfg(test)]
 impl GuestRam {
     /// Memory that is unmapped with its last user.
-    pub fn from_ranges(ranges: &[(u64, usize)]) -> Self {
+    pub(crate) fn from_ranges(ranges: &[(u64, usize)]) -> Self {
         let region = |(base, len): &(u64, usize)| {
             let mapping = vm_memory::mmap::MmapRegion::new(*len).unwrap();
             GuestRegion::new(mapping, *base).unwrap()
@@ -150,7 +150,7 @@ impl GuestRam {
     }
 
     /// The same with a hotplug region.
-    pub fn with_hotplug_at(&self, base: u64, len: usize) -> Self {
+    pub(crate) fn with_hotplug_at(&self, base: u64, len: usize) -> Self {
         let region = GuestRegion::new(vm_memory::mmap::MmapRegion::new(len).unwrap(), base).unwrap();
         self.with(region.hotplug()).unwrap()
     }

@@ -14,46 +14,46 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// RAM below 4 GiB ends here at the latest.
-pub const LOW_RAM_END: u64 = 3 * GIB;
+pub(crate) const LOW_RAM_END: u64 = 3 * GIB;
 /// The rest of RAM begins here.
-pub const HIGH_RAM_START: u64 = 4 * GIB;
+pub(crate) const HIGH_RAM_START: u64 = 4 * GIB;
 
 /// GDT of the first vCPU.
-pub const GDT: u64 = 0x500;
+pub(crate) const GDT: u64 = 0x500;
 /// PVH start info, its memory map and its module list, a page each.
-pub const PVH_START_INFO: u64 = 0x6000;
+pub(crate) const PVH_START_INFO: u64 = 0x6000;
 /// The memory map of the PVH start info.
-pub const PVH_MEMORY_MAP: u64 = 0x7000;
+pub(crate) const PVH_MEMORY_MAP: u64 = 0x7000;
 /// The module list (one initrd) of the PVH start info.
-pub const PVH_MODULES: u64 = 0x8000;
+pub(crate) const PVH_MODULES: u64 = 0x8000;
 /// The "zero page" of the Linux boot protocol.
-pub const ZERO_PAGE: u64 = 0x6000;
+pub(crate) const ZERO_PAGE: u64 = 0x6000;
 /// Identity page tables for the 64-bit entry: one PML4, one PDPT, four page directories.
-pub const PAGE_TABLES: u64 = 0xA000;
+pub(crate) const PAGE_TABLES: u64 = 0xA000;
 /// The kernel's command line.
-pub const CMDLINE: u64 = 0x2_0000;
+pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// Conventional memory ends here. The area from here to 1 MiB belongs to firmware on a PC.
-pub const EBDA: u64 = 0x9_FC00;
+pub(crate) const EBDA: u64 = 0x9_FC00;
 /// The ACPI tables' place.
-pub const ACPI: Range<u64> = 0xE_0000..0x10_0000;
+pub(crate) const ACPI: Range<u64> = 0xE_0000..0x10_0000;
 /// A bzImage's protected-mode part.
-pub const HIGH_KERNEL: u64 = MIB;
+pub(crate) const HIGH_KERNEL: u64 = MIB;
 
 /// Memory BARs, and the host bridge's window in the DSDT.
-pub const PCI_WINDOW: Range<u64> = 0xC000_0000..0xE000_0000;
+pub(crate) const PCI_WINDOW: Range<u64> = 0xC000_0000..0xE000_0000;
 /// PCI configuration space of bus 0: 4 KiB for each of 32 devices' 8 functions (PCI Express Base 4.0, §7.2.2).
-pub const PCI_CONFIG: Range<u64> = 0xE000_0000..0xE010_0000;
+pub(crate) const PCI_CONFIG: Range<u64> = 0xE000_0000..0xE010_0000;
 /// The I/O APIC's registers.
-pub const IO_APIC: u64 = 0xFEC0_0000;
+pub(crate) const IO_APIC: u64 = 0xFEC0_0000;
 /// The local APICs' registers.
-pub const LOCAL_APIC: u64 = 0xFEE0_0000;
+pub(crate) const LOCAL_APIC: u64 = 0xFEE0_0000;
 /// One page which KVM needs on Intel processors without unrestricted guests.
-pub const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
+pub(crate) const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
 /// Three pages which KVM needs on the same processors.
-pub const KVM_TSS: u64 = 0xFFFB_D000;
+pub(crate) const KVM_TSS: u64 = 0xFFFB_D000;
 
 /// The ranges of RAM for a machine of `bytes`.
-pub fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
+pub(crate) fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
     if bytes <= LOW_RAM_END {
         return std::iter::once(0..bytes).collect();
     }
@@ -61,14 +61,14 @@ pub fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
 }
 
 /// The address of the hotplug region: above all RAM, at a whole GiB (the guest kernel plugs 128 MiB at once, or more).
-pub fn hotplug_base(ram_bytes: u64) -> u64 {
+pub(crate) fn hotplug_base(ram_bytes: u64) -> u64 {
     let top = ram_ranges(ram_bytes).last().map_or(0, |range| range.end);
     top.max(HIGH_RAM_START).next_multiple_of(GIB)
 }
 
 /// The address of persistent memory: above the hotplug region, at a whole GiB (the guest kernel needs sections of 128
 /// MiB).
-pub fn pmem_base(ram_bytes: u64, hotplug_bytes: u64) -> u64 {
+pub(crate) fn pmem_base(ram_bytes: u64, hotplug_bytes: u64) -> u64 {
     (hotplug_base(ram_bytes) + hotplug_bytes).next_multiple_of(GIB)
 }
 

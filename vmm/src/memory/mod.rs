@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // mappings
 
 mod guest;
-pub mod layout;
+pub(crate) mod layout;
 mod page;
 mod plugged;
 mod ranges;
@@ -16,19 +16,18 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::{GuestRegionCollectionError, MmapRegion};
 
-pub use guest::{GuestRam, GuestRegion};
-pub use page::{PAGE, SharedPage};
-pub use plugged::{BLOCK, Plugged};
-pub use ranges::coalesce;
-pub use release::{release, release_region};
+pub(crate) use guest::{GuestRam, GuestRegion};
+pub(crate) use page::{PAGE, SharedPage};
+pub(crate) use plugged::{BLOCK, Plugged};
+pub(crate) use ranges::coalesce;
+pub(crate) use release::{release, release_region};
 
 /// A huge page of the host.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Guest memory could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The host rejected the mapping.
+pub(crate) enum Error {
     #[error("cannot reserve {mib} MiB of guest memory: {source}; give the machine less memory or the host more")]
     Map {
         /// The machine's memory.
@@ -36,7 +35,6 @@ pub enum Error {
         /// The host's error.
         source: io::Error,
     },
-    /// A region overlaps another one.
     #[error("cannot place guest memory at {address:#x}: {source}")]
     Place {
         /// The region's address.
@@ -47,7 +45,7 @@ pub enum Error {
 }
 
 /// `bytes` of RAM. No memory is allocated before the guest accesses it; huge pages are requested.
-pub fn ram(bytes: u64) -> Result<GuestRam, Error> {
+pub(crate) fn ram(bytes: u64) -> Result<GuestRam, Error> {
     let ranges = layout::ram_ranges(bytes);
     let regions = ranges.into_iter().map(|range| anonymous(range.start, range.end - range.start));
     let regions = regions.collect::<Result<Vec<_>, _>>()?;
@@ -56,12 +54,12 @@ pub fn ram(bytes: u64) -> Result<GuestRam, Error> {
 
 /// `ram` with a hotplug region of `bytes` at `base`, of which nothing is plugged. What is not plugged costs address
 /// space only.
-pub fn with_hotplug(ram: &GuestRam, base: u64, bytes: u64) -> Result<GuestRam, Error> {
+pub(crate) fn with_hotplug(ram: &GuestRam, base: u64, bytes: u64) -> Result<GuestRam, Error> {
     ram.with(anonymous(base, bytes)?.hotplug()).map_err(|source| Error::Place { address: base, source })
 }
 
 /// `ram` with one more region (persistent memory) in it, so that devices can reach data the guest maps from there.
-pub fn with_region(ram: &GuestRam, base: u64, mapping: MmapRegion<BitmapMmapRegion>) -> Result<GuestRam, Error> {
+pub(crate) fn with_region(ram: &GuestRam, base: u64, mapping: MmapRegion<BitmapMmapRegion>) -> Result<GuestRam, Error> {
     ram.with(region(base, mapping)?).map_err(|source| Error::Place { address: base, source })
 }
 

@@ -3,22 +3,22 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes of a page.
-pub const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 #[repr(C, align(4096))]
 struct Words([AtomicU32; PAGE / 4]);
 
 /// One page of zeros. The guest may read it at any time, so it is written in whole words.
-pub struct SharedPage(Box<Words>);
+pub(crate) struct SharedPage(Box<Words>);
 
 impl SharedPage {
     /// The address of the page in this process.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         (&raw const *self.0) as u64
     }
 
     /// Writes the whole words of `bytes` to the beginning of the page; bytes beyond the page are left out.
-    pub fn write(&self, bytes: &[u8]) {
+    pub(crate) fn write(&self, bytes: &[u8]) {
         for (word, bytes) in self.0.0.iter().zip(bytes.as_chunks().0) {
             word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
         }
@@ -28,7 +28,7 @@ impl SharedPage {
 #[cfg(test)]
 impl SharedPage {
     /// The whole page, as the guest reads it.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.0.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect()
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are plugged at once: a huge page of the host.
-pub const BLOCK: u64 = 2 << 20;
+pub(crate) const BLOCK: u64 = 2 << 20;
 /// A granule has one memory slot, which exists while any of its blocks is plugged. Its size is at least the amount that
 /// Linux adds at once, and large enough that [`GRANULES_MAX`] granules suffice.
 const GRANULE_MIN: u64 = 128 << 20;
@@ -17,7 +17,7 @@ const GRANULES_MAX: u64 = 512;
 
 /// Which blocks are plugged.
 #[derive(Debug)]
-pub struct Plugged {
+pub(crate) struct Plugged {
     size: u64,
     granule: u64,
     /// A bit for each block.
@@ -27,61 +27,61 @@ pub struct Plugged {
 
 impl Plugged {
     /// A region of `size` bytes, a multiple of [`BLOCK`], of which nothing is plugged.
-    pub fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         let granule = size.div_ceil(GRANULES_MAX).next_power_of_two().max(GRANULE_MIN);
         let words = (size / BLOCK).div_ceil(64);
         Self { size, granule, words: (0..words).map(|_| AtomicU64::new(0)).collect(), bytes: AtomicU64::new(0) }
     }
 
     /// The size of the region in bytes.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// The size of a granule in bytes; the last one may be shorter.
-    pub fn granule(&self) -> u64 {
+    pub(crate) fn granule(&self) -> u64 {
         self.granule
     }
 
     /// The number of granules.
-    pub fn granules(&self) -> usize {
+    pub(crate) fn granules(&self) -> usize {
         self.size.div_ceil(self.granule) as usize
     }
 
     /// The range of granule `index`.
-    pub fn granule_range(&self, index: usize) -> Range<u64> {
+    pub(crate) fn granule_range(&self, index: usize) -> Range<u64> {
         let start = index as u64 * self.granule;
         start..(start + self.granule).min(self.size)
     }
 
     /// The granules `range` touches.
-    pub fn granules_of(&self, range: &Range<u64>) -> Range<usize> {
+    pub(crate) fn granules_of(&self, range: &Range<u64>) -> Range<usize> {
         (range.start / self.granule) as usize..range.end.div_ceil(self.granule) as usize
     }
 
     /// Whether any block of granule `index` is plugged.
-    pub fn is_active(&self, index: usize) -> bool {
+    pub(crate) fn is_active(&self, index: usize) -> bool {
         self.plugged_in(&self.granule_range(index)) > 0
     }
 
     /// The number of plugged bytes.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
     }
 
     /// The number of plugged bytes in the blocks that `range` touches.
-    pub fn plugged_in(&self, range: &Range<u64>) -> u64 {
+    pub(crate) fn plugged_in(&self, range: &Range<u64>) -> u64 {
         let bits = |(at, mask): (usize, u64)| self.words.get(at).map_or(0, |word| word.load(Ordering::Acquire) & mask);
         words(range).map(|word| u64::from(bits(word).count_ones()) * BLOCK).sum()
     }
 
     /// Whether all of `range` is plugged.
-    pub fn is_plugged(&self, range: &Range<u64>) -> bool {
+    pub(crate) fn is_plugged(&self, range: &Range<u64>) -> bool {
         self.plugged_in(range) == range.end.next_multiple_of(BLOCK) - range.start / BLOCK * BLOCK
     }
 
     /// Plugs or unplugs the blocks of `range`, which lies in the region.
-    pub fn set(&self, range: &Range<u64>, plugged: bool) {
+    pub(crate) fn set(&self, range: &Range<u64>, plugged: bool) {
         let before = self.plugged_in(range);
         for (at, mask) in words(range) {
             match plugged {

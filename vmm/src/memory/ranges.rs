@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::PAGE;
 
 /// Joins ranges that touch or overlap. Empty ones disappear.
-pub fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(crate) fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.retain(|range| !range.is_empty());
     ranges.sort_unstable_by_key(|range| range.start);
     let mut joined: Vec<Range<u64>> = Vec::new();
@@ -19,7 +19,7 @@ pub fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 }
 
 /// The part of `range` that lies in `region`, cut inwards to whole pages; empty when there is none.
-pub fn whole_pages(range: &Range<u64>, region: &Range<u64>) -> Range<u64> {
+pub(super) fn whole_pages(range: &Range<u64>, region: &Range<u64>) -> Range<u64> {
     // A region ends far below the largest number, so rounding up cannot overflow.
     let start = range.start.clamp(region.start, region.end).next_multiple_of(PAGE as u64);
     let end = range.end.min(region.end) / PAGE as u64 * PAGE as u64;

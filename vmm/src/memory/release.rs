@@ -11,7 +11,7 @@ use super::{GuestRam, GuestRegion};
 
 /// Releases the host memory of `ranges` of guest memory, with one call per range and region; the pages read as zeroes
 /// afterwards. Parts outside guest memory are skipped. Returns the number of bytes released, resident or not.
-pub fn release(ram: &GuestRam, ranges: &[Range<u64>]) -> u64 {
+pub(crate) fn release(ram: &GuestRam, ranges: &[Range<u64>]) -> u64 {
     pieces(ram, ranges).map(|(region, pages)| release_region(region, &pages)).sum()
 }
 
@@ -31,7 +31,7 @@ fn pieces<'r>(ram: &'r GuestRam, ranges: &'r [Range<u64>]) -> impl Iterator<Item
 
 /// Releases the whole pages `pages` of `region`, in bytes from its beginning. Returns their bytes, or 0 if the host
 /// rejects the call.
-pub fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
+pub(crate) fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
     let len = pages.end - pages.start;
     // Checks both ends, regardless of what is plugged.
     let Ok(slice) = region.mapped().get_slice(MemoryRegionAddress(pages.start), len as usize) else { return 0 };

@@ -4,7 +4,7 @@
 //! wired interrupt, no power management, no PCI Express, and only the capabilities a driver needs.
 
 /// Bytes of a configuration space.
-pub const SIZE: usize = 256;
+pub(super) const SIZE: usize = 256;
 
 const COMMAND: usize = 0x04;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
@@ -16,19 +16,16 @@ const FIRST_CAPABILITY: usize = 0x40;
 
 /// The identification of a function.
 #[derive(Clone, Copy, Debug)]
-pub struct Ids {
-    /// Vendor.
+pub(super) struct Ids {
     pub vendor: u16,
-    /// Device.
     pub device: u16,
-    /// Revision.
     pub revision: u8,
     /// Class, subclass and programming interface: 24 bits.
     pub class: u32,
 }
 
 /// The bytes of a configuration space, and the bits that the guest may change.
-pub struct ConfigSpace {
+pub(super) struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
     last_capability: usize,
@@ -39,7 +36,7 @@ impl ConfigSpace {
     /// A function with one 32-bit memory BAR at `bar`, of `bar_size` bytes (a power of two).
     ///
     /// The BAR's address is fixed. The guest may write it to find out its size; a written address has no effect.
-    pub fn new(ids: Ids, bar: u32, bar_size: u32) -> Self {
+    pub(super) fn new(ids: Ids, bar: u32, bar_size: u32) -> Self {
         let mut space =
             Self { bytes: [0; SIZE], writable: [0; SIZE], last_capability: CAPABILITIES, free: FIRST_CAPABILITY };
         space.put(0x00, &ids.vendor.to_le_bytes());
@@ -55,7 +52,7 @@ impl ConfigSpace {
     }
 
     /// Adds a capability; `body` holds the bytes after its id and its link. Returns its offset.
-    pub fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
+    pub(super) fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
         let at = self.free;
         // The link of the previous capability (or the header's pointer) points here; the link of this one ends the
         // list.
@@ -69,17 +66,16 @@ impl ConfigSpace {
     }
 
     /// Lets the guest change the bits of `mask` at `at`.
-    pub fn allow(&mut self, at: usize, mask: &[u8]) {
+    pub(super) fn allow(&mut self, at: usize, mask: &[u8]) {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
 
-    /// All bytes.
-    pub fn bytes(&self) -> &[u8; SIZE] {
+    pub(super) fn bytes(&self) -> &[u8; SIZE] {
         &self.bytes
     }
 
     /// Reads; bytes beyond the end are zero, because there are no extended capabilities.
-    pub fn read(&self, at: usize, data: &mut [u8]) {
+    pub(super) fn read(&self, at: usize, data: &mut [u8]) {
         match self.bytes.get(at..at + data.len()) {
             Some(bytes) => data.copy_from_slice(bytes),
             None => data.fill(0),
@@ -87,7 +83,7 @@ impl ConfigSpace {
     }
 
     /// Writes the bits the guest may change.
-    pub fn write(&mut self, at: usize, data: &[u8]) {
+    pub(super) fn write(&mut self, at: usize, data: &[u8]) {
         for (at, new) in (at..SIZE).zip(data) {
             let mask = self.writable[at];
             self.bytes[at] = self.bytes[at] & !mask | new & mask;

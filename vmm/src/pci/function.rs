@@ -14,7 +14,7 @@ use crate::memory::SharedPage;
 use crate::virtio::{Busy, GuestRam, QueueState, Ring, Start, VirtioDevice, check_queue};
 
 /// The size and alignment of the BAR, in bytes.
-pub const BAR_SIZE: u64 = 0x4000;
+pub(super) const BAR_SIZE: u64 = 0x4000;
 
 // The layout of the BAR. Parts that drivers map separately are in separate pages.
 const COMMON: u64 = 0x000;
@@ -36,7 +36,7 @@ const MODERN_DEVICE: u16 = 0x1040;
 const RESET_DEADLINE: Duration = Duration::from_millis(20);
 
 /// One function. Its holder owns the device and, while the device does not run, its queues.
-pub struct Function {
+pub(super) struct Function {
     device: Box<dyn VirtioDevice>,
     config: ConfigSpace,
     config_page: Arc<SharedPage>,
@@ -65,7 +65,7 @@ enum DeviceState {
 impl Function {
     /// Puts `device` at `bar`, a multiple of [`BAR_SIZE`], and its configuration space at `config_at`, a page's
     /// address.
-    pub fn new(
+    pub(super) fn new(
         device: Box<dyn VirtioDevice>,
         bar: u32,
         config_at: u64,
@@ -104,17 +104,17 @@ impl Function {
     }
 
     /// The device's name.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.device.identity().name
     }
 
     /// Reads configuration space, for an access that does not use its page.
-    pub fn read_config(&self, at: usize, data: &mut [u8]) {
+    pub(super) fn read_config(&self, at: usize, data: &mut [u8]) {
         self.config.read(at, data);
     }
 
     /// Writes configuration space.
-    pub fn write_config(&mut self, at: usize, data: &[u8]) {
+    pub(super) fn write_config(&mut self, at: usize, data: &[u8]) {
         self.config.write(at, data);
         self.config_page.write(self.config.bytes());
         let control = self.msix_capability + 2;
@@ -126,8 +126,7 @@ impl Function {
         }
     }
 
-    /// Reads the BAR.
-    pub fn read_bar(&mut self, offset: u64, data: &mut [u8]) {
+    pub(super) fn read_bar(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         match offset {
             COMMON..ISR => {
@@ -146,8 +145,7 @@ impl Function {
         }
     }
 
-    /// Writes the BAR.
-    pub fn write_bar(&mut self, offset: u64, data: &[u8]) {
+    pub(super) fn write_bar(&mut self, offset: u64, data: &[u8]) {
         match offset {
             COMMON..ISR if self.state != DeviceState::Resetting => self.write_common(offset - COMMON, data),
             DEVICE..NOTIFY => self.device.identity().config.write(offset - DEVICE, data),
@@ -168,7 +166,7 @@ impl Function {
 
     /// Takes the rings back from the workers so that the device stops; waits at most `deadline`. If the workers are
     /// still busy, call it again, or call [`resume`](Self::resume).
-    pub fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
+    pub(super) fn pause(&mut self, deadline: Duration) -> Result<(), Busy> {
         self.finish_reset(deadline);
         match self.state {
             DeviceState::Idle | DeviceState::Paused => Ok(()),
@@ -185,7 +183,7 @@ impl Function {
 
     /// Returns the rings to the workers. Workers that are still busy with a pause must finish it first, because a
     /// worker that was asked to stop cannot resume: call it again.
-    pub fn resume(&mut self) -> Result<(), Busy> {
+    pub(super) fn resume(&mut self) -> Result<(), Busy> {
         if self.state == DeviceState::Pausing {
             self.pause(Duration::ZERO)?;
         }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-pub use crate::kvm::Msi;
+pub(crate) use crate::kvm::Msi;
 use crate::kvm::{Error, Vm};
 use crate::memory::SharedPage;
 
 /// Connects event descriptors, which replace exits and injected interrupts.
-pub trait Hypervisor: Send + Sync {
+pub(crate) trait Hypervisor: Send + Sync {
     /// Allocates a number for one message-signaled interrupt.
     fn allocate_gsi(&self) -> io::Result<u32>;
     /// Connects `event`: a write to it sends `msi`. Earlier writes count too.

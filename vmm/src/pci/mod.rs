@@ -25,7 +25,7 @@ use crate::bus::BusDevice;
 use crate::memory::PAGE;
 use crate::virtio::{Counters, GuestRam, VirtioDevice};
 use function::{BAR_SIZE, Function};
-pub use hypervisor::{Hypervisor, Msi};
+pub(crate) use hypervisor::Hypervisor;
 
 /// Devices on a bus.
 const SLOTS: usize = 32;
@@ -34,11 +34,9 @@ const DEVICE_SIZE: u64 = 8 * PAGE as u64;
 
 /// A device could not be put on the bus.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Every slot or the whole window is taken.
+pub(crate) enum Error {
     #[error("{0}: the PCI bus is full: at most {SLOTS} devices")]
     Full(String),
-    /// A call of the host failed.
     #[error("{device}: cannot put it on the PCI bus: {source}")]
     Host {
         /// The device's name.
@@ -51,10 +49,10 @@ pub enum Error {
 /// The device of this name did not stop in time.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is still finishing requests")]
-pub struct StillBusy(pub String);
+pub(crate) struct StillBusy(pub String);
 
 /// The bus: slot 0 is the device added first.
-pub struct PciBus {
+pub(crate) struct PciBus {
     functions: Vec<Mutex<Function>>,
     /// Names and counters by slot, separate from the functions: a function may be locked for as long as its device is
     /// busy.
@@ -67,12 +65,12 @@ pub struct PciBus {
 
 impl PciBus {
     /// An empty bus whose BARs lie in `window`, a range below 4 GiB, and whose configuration space begins at `config`.
-    pub fn new(hypervisor: Arc<dyn Hypervisor>, mem: GuestRam, window: Range<u64>, config: u64) -> Self {
+    pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>, mem: GuestRam, window: Range<u64>, config: u64) -> Self {
         Self { functions: Vec::new(), counters: Vec::new(), mem: Arc::new(mem), hypervisor, window, config }
     }
 
     /// Puts `device` into the next slot.
-    pub fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), Error> {
         let name = device.identity().name.clone();
         let bar = self.window.start.next_multiple_of(BAR_SIZE) + self.functions.len() as u64 * BAR_SIZE;
         let place = u32::try_from(bar).ok().filter(|_| bar + BAR_SIZE <= self.window.end);
@@ -89,7 +87,7 @@ impl PciBus {
     /// Stops every running device, so that guest memory and the queues do not change. The vCPUs must be paused already.
     /// If one device is still busy after `deadline`, all others resume. The busy one resumes when a call of
     /// [`PciBus::resume`] finds that it has stopped.
-    pub fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
+    pub(crate) fn pause(&self, deadline: Duration) -> Result<(), StillBusy> {
         let until = Instant::now() + deadline;
         for function in &self.functions {
             let mut function = lock(function);
@@ -105,17 +103,17 @@ impl PciBus {
 
     /// Undoes [`PciBus::pause`]. Returns whether all devices run. If a device is still busy, it does not resume: call
     /// this again.
-    pub fn resume(&self) -> bool {
+    pub(crate) fn resume(&self) -> bool {
         self.functions.iter().filter(|function| lock(function).resume().is_err()).count() == 0
     }
 
     /// The first device with requests that wait for space on the host. It cannot stop before the host has space.
-    pub fn device_waiting_for_space(&self) -> Option<&str> {
+    pub(crate) fn device_waiting_for_space(&self) -> Option<&str> {
         self.counters.iter().find(|(_, counters)| counters.short_of_space() > 0).map(|(name, _)| name.as_str())
     }
 
     /// Every device's counters, by its name.
-    pub fn metrics(&self) -> BTreeMap<String, DeviceMetrics> {
+    pub(crate) fn metrics(&self) -> BTreeMap<String, DeviceMetrics> {
         self.counters.iter().map(|(name, counters)| (name.clone(), counters.metrics())).collect()
     }
 }
@@ -127,7 +125,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The accesses to configuration space that need an exit: all writes, and reads of empty slots.
-pub struct ConfigWindow(pub Arc<PciBus>);
+pub(crate) struct ConfigWindow(pub Arc<PciBus>);
 
 impl ConfigWindow {
     /// The function at `offset`, and the register.
@@ -154,7 +152,7 @@ impl BusDevice for ConfigWindow {
 }
 
 /// The bus as seen through its memory window.
-pub struct BarWindow(pub Arc<PciBus>);
+pub(crate) struct BarWindow(pub Arc<PciBus>);
 
 impl BarWindow {
     fn find(&self, offset: u64) -> Option<(&Mutex<Function>, u64)> {

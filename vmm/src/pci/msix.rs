@@ -12,14 +12,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::hypervisor::{Hypervisor, Msi};
 
 /// The most vectors a function has here; the table then fits half a page, and the pending bits two words.
-pub const VECTORS_MAX: usize = 128;
+pub(super) const VECTORS_MAX: usize = 128;
 
 /// Message control: MSI-X is on.
 const ENABLE: u16 = 1 << 15;
 /// Message control: all vectors are masked.
 const FUNCTION_MASK: u16 = 1 << 14;
 /// The bits that the guest may write in message control.
-pub const CONTROL_WRITABLE: u16 = ENABLE | FUNCTION_MASK;
+pub(super) const CONTROL_WRITABLE: u16 = ENABLE | FUNCTION_MASK;
 /// Vector control: this vector is masked.
 const MASKED: u32 = 1;
 
@@ -32,7 +32,7 @@ struct Vector {
 }
 
 /// The vectors of one function.
-pub struct Msix {
+pub(super) struct Msix {
     vectors: Vec<Vector>,
     control: u16,
     hypervisor: Arc<dyn Hypervisor>,
@@ -40,7 +40,7 @@ pub struct Msix {
 
 impl Msix {
     /// `count` vectors, 1 to [`VECTORS_MAX`], all masked.
-    pub fn new(count: usize, hypervisor: Arc<dyn Hypervisor>) -> io::Result<Self> {
+    pub(super) fn new(count: usize, hypervisor: Arc<dyn Hypervisor>) -> io::Result<Self> {
         let vector = |_| {
             Ok(Vector {
                 entry: [0, 0, 0, MASKED],
@@ -57,18 +57,18 @@ impl Msix {
     }
 
     /// The event that raises `vector`; `None` when there is no such vector.
-    pub fn event(&self, vector: u16) -> Option<Arc<EventFd>> {
+    pub(super) fn event(&self, vector: u16) -> Option<Arc<EventFd>> {
         self.vectors.get(usize::from(vector)).map(|vector| vector.event.clone())
     }
 
     /// The guest wrote message control.
-    pub fn set_control(&mut self, control: u16) -> io::Result<()> {
+    pub(super) fn set_control(&mut self, control: u16) -> io::Result<()> {
         self.control = control & CONTROL_WRITABLE;
         (0..self.vectors.len()).try_for_each(|at| self.apply(at))
     }
 
     /// Reads the table. A driver reads and writes aligned words of 4 or 8 bytes; anything else reads as zero.
-    pub fn read_table(&self, offset: u64, data: &mut [u8]) {
+    pub(super) fn read_table(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let Some(words) = words(offset, data.len()) else { return };
         for (word, data) in words.zip(data.chunks_exact_mut(4)) {
@@ -78,8 +78,7 @@ impl Msix {
         }
     }
 
-    /// Writes the table.
-    pub fn write_table(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub(super) fn write_table(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         let Some(words) = words(offset, data.len()) else { return Ok(()) };
         for (word, data) in words.zip(data.as_chunks::<4>().0) {
             if let Some(vector) = self.vectors.get_mut(word / 4) {
@@ -91,7 +90,7 @@ impl Msix {
     }
 
     /// Reads the pending bits.
-    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+    pub(super) fn read_pending(&self, offset: u64, data: &mut [u8]) {
         let first = usize::try_from(offset).unwrap_or(usize::MAX).saturating_mul(8);
         for (at, byte) in data.iter_mut().enumerate() {
             let from = first.saturating_add(8 * at);

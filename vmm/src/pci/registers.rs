@@ -11,9 +11,9 @@ use virtio_bindings::virtio_config::{
 use crate::virtio::QueueState;
 
 /// Length of the structure in bytes, including `queue_device`.
-pub const SIZE: u64 = 0x38;
+pub(super) const SIZE: u64 = 0x38;
 /// "No vector" of a queue or of the configuration.
-pub const NO_VECTOR: u16 = 0xFFFF;
+pub(super) const NO_VECTOR: u16 = 0xFFFF;
 
 const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
 const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
@@ -24,7 +24,7 @@ const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
 
 /// The action that a write requests from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub(super) enum Request {
     /// No action.
     Nothing,
     /// DRIVER_OK: start.
@@ -37,7 +37,7 @@ pub enum Request {
 
 /// Values that a read returns in addition to the registers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Live {
+pub(super) struct Live {
     /// `config_generation`.
     pub generation: u8,
     /// The device needs a reset.
@@ -48,7 +48,7 @@ pub struct Live {
 
 /// One queue's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Queue {
+pub(super) struct Queue {
     /// Its location, size, progress, and whether it is enabled.
     pub state: QueueState,
     /// Its MSI-X vector.
@@ -57,7 +57,7 @@ pub struct Queue {
 
 /// The registers of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registers {
+pub(super) struct Registers {
     offered: u64,
     vectors: u16,
     offered_half: u32,
@@ -71,7 +71,7 @@ pub struct Registers {
 
 impl Registers {
     /// The registers after power-on. `vectors` is the number of MSI-X vectors.
-    pub fn new(offered: u64, queue_sizes: &[u16], vectors: u16) -> Self {
+    pub(super) fn new(offered: u64, queue_sizes: &[u16], vectors: u16) -> Self {
         let queue = |size: &u16| Queue {
             state: QueueState { max_size: *size, size: *size, ..Default::default() },
             vector: NO_VECTOR,
@@ -90,40 +90,39 @@ impl Registers {
     }
 
     /// Restores the state after power-on.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.state.max_size).collect();
         *self = Self::new(self.offered, &sizes, self.vectors);
     }
 
     /// The negotiated features.
-    pub fn features(&self) -> u64 {
+    pub(super) fn features(&self) -> u64 {
         self.accepted
     }
 
     /// Whether the driver has set DRIVER_OK.
-    pub fn is_driver_ok(&self) -> bool {
+    pub(super) fn is_driver_ok(&self) -> bool {
         self.status & DRIVER_OK != 0
     }
 
     /// The configuration's MSI-X vector.
-    pub fn config_vector(&self) -> u16 {
+    pub(super) fn config_vector(&self) -> u16 {
         self.config_vector
     }
 
-    /// All queues.
-    pub fn queues(&self) -> &[Queue] {
+    pub(super) fn queues(&self) -> &[Queue] {
         &self.queues
     }
 
     /// Stores the states of the queues after the device has stopped.
-    pub fn set_queue_states(&mut self, states: Vec<QueueState>) {
+    pub(super) fn set_queue_states(&mut self, states: Vec<QueueState>) {
         for (queue, state) in self.queues.iter_mut().zip(states) {
             queue.state = state;
         }
     }
 
     /// Reads the register at `offset`, which must be read in one piece (§4.1.3.1), a 64-bit one in halves; else zero.
-    pub fn read(&self, offset: u64, len: usize, live: Live) -> u32 {
+    pub(super) fn read(&self, offset: u64, len: usize, live: Live) -> u32 {
         let queue = self.queues.get(usize::from(self.selected));
         let state = queue.map(|queue| queue.state).unwrap_or_default();
         match (offset, len) {
@@ -152,7 +151,13 @@ impl Registers {
 
     /// Writes the register at `offset`. `is_valid` says whether a queue can lie where it is. Writes that come at the
     /// wrong time or have the wrong length are dropped.
-    pub fn write(&mut self, offset: u64, len: usize, value: u32, is_valid: impl Fn(&QueueState) -> bool) -> Request {
+    pub(super) fn write(
+        &mut self,
+        offset: u64,
+        len: usize,
+        value: u32,
+        is_valid: impl Fn(&QueueState) -> bool,
+    ) -> Request {
         match (offset, len) {
             (0x00, 4) => self.offered_half = value,
             (0x08, 4) => self.accepted_half = value,

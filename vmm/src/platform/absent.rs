@@ -10,13 +10,13 @@ use crate::control::{Event, Events};
 const PULSE_RESET: u8 = 0xFE;
 
 /// Every register reads as zero.
-pub struct AbsentDevice {
+pub(crate) struct AbsentDevice {
     events: Events,
 }
 
 impl AbsentDevice {
     /// `events` receives a reset by the keyboard controller.
-    pub fn new(events: Events) -> Self {
+    pub(crate) fn new(events: Events) -> Self {
         Self { events }
     }
 }

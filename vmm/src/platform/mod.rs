@@ -2,15 +2,15 @@
 //! placeholders for PC devices that this machine lacks.
 
 mod absent;
-pub mod ports;
+pub(crate) mod ports;
 mod power;
 mod serial;
 
 use std::sync::Arc;
 
-pub use absent::AbsentDevice;
-pub use power::{PanicPort, PowerButton, PowerPorts};
-pub use serial::SerialPort;
+pub(crate) use absent::AbsentDevice;
+pub(crate) use power::{PanicPort, PowerButton, PowerPorts};
+pub(crate) use serial::SerialPort;
 
 use crate::bus::{Bus, Overlap};
 use crate::console_log::ConsoleLog;
@@ -19,11 +19,9 @@ use crate::kvm::{self, Vm};
 
 /// Why the platform devices could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// KVM rejected a wired interrupt.
+pub(crate) enum Error {
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
-    /// Two devices have the same port.
     #[error(transparent)]
     Bus(#[from] Overlap),
     /// The event descriptor for a wired interrupt could not be created.
@@ -32,7 +30,7 @@ pub enum Error {
 }
 
 /// Builds the bus with all devices at fixed ports.
-pub fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
+pub(crate) fn port_bus(vm: &Vm, log: Arc<ConsoleLog>, events: &Events) -> Result<Bus, Error> {
     let range = |range: std::ops::Range<u16>| u64::from(range.start)..u64::from(range.end);
     let one = |port: u16| u64::from(port)..u64::from(port) + 1;
     let absent = Arc::new(AbsentDevice::new(events.clone()));

@@ -15,13 +15,13 @@ const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
 /// Sleep control, sleep status and reset register.
-pub struct PowerPorts {
+pub(crate) struct PowerPorts {
     events: Events,
 }
 
 impl PowerPorts {
     /// `events` receives power-off and reset.
-    pub fn new(events: Events) -> Self {
+    pub(crate) fn new(events: Events) -> Self {
         Self { events }
     }
 }
@@ -50,24 +50,24 @@ impl BusDevice for PowerPorts {
 }
 
 /// The ACPI power button: an edge on its interrupt is a press.
-pub struct PowerButton(EventFd);
+pub(crate) struct PowerButton(EventFd);
 
 impl PowerButton {
     /// Connects the button to the guest.
-    pub fn new(vm: &Vm) -> Result<Self, Error> {
+    pub(crate) fn new(vm: &Vm) -> Result<Self, Error> {
         let wire = EventFd::new(EFD_NONBLOCK)?;
         vm.register_irqfd(&wire, ports::POWER_BUTTON_GSI)?;
         Ok(Self(wire))
     }
 
     /// Asks the guest to power off. A guest whose kernel has not set up the interrupt yet does not notice it.
-    pub fn press(&self) -> io::Result<()> {
+    pub(crate) fn press(&self) -> io::Result<()> {
         self.0.write(1)
     }
 }
 
 /// pvpanic: a read returns the supported events, a write reports events.
-pub struct PanicPort {
+pub(crate) struct PanicPort {
     events: Events,
 }
 
@@ -76,7 +76,7 @@ const PANICKED: u8 = 1;
 
 impl PanicPort {
     /// `events` receives the panic.
-    pub fn new(events: Events) -> Self {
+    pub(crate) fn new(events: Events) -> Self {
         Self { events }
     }
 }

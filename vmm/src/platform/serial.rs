@@ -12,7 +12,7 @@ use crate::console_log::ConsoleLog;
 use crate::kvm::Vm;
 
 /// The port with its wired interrupt.
-pub struct SerialPort {
+pub(crate) struct SerialPort {
     uart: Mutex<Serial<Wire, NoEvents, Output>>,
 }
 
@@ -43,7 +43,7 @@ impl Write for Output {
 
 impl SerialPort {
     /// Creates a port that prints to `log`.
-    pub fn new(vm: &Vm, log: Arc<ConsoleLog>) -> Result<Self, Error> {
+    pub(crate) fn new(vm: &Vm, log: Arc<ConsoleLog>) -> Result<Self, Error> {
         let wire = EventFd::new(EFD_NONBLOCK)?;
         vm.register_irqfd(&wire, ports::SERIAL_GSI)?;
         Ok(Self { uart: Mutex::new(Serial::new(Wire(wire), Output(log))) })

@@ -158,12 +158,12 @@ mod ioctls {
         direction | ((size as u64) << 16) | ((kind as u64) << 8) | number as u64
     }
 
-    pub const KVM_RUN: u64 = number(0, 0xAE, 0x80, 0);
-    pub const KVM_KVMCLOCK_CTRL: u64 = number(0, 0xAE, 0xAD, 0);
-    pub const KVM_SET_USER_MEMORY_REGION: u64 =
+    pub(super) const KVM_RUN: u64 = number(0, 0xAE, 0x80, 0);
+    pub(super) const KVM_KVMCLOCK_CTRL: u64 = number(0, 0xAE, 0xAD, 0);
+    pub(super) const KVM_SET_USER_MEMORY_REGION: u64 =
         number(WRITE, 0xAE, 0x46, size_of::<kvm_bindings::kvm_userspace_memory_region>());
-    pub const KVM_IRQFD: u64 = number(WRITE, 0xAE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
-    pub const KVM_IOEVENTFD: u64 = number(WRITE, 0xAE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
-    pub const KVM_SET_GSI_ROUTING: u64 = number(WRITE, 0xAE, 0x6A, size_of::<kvm_bindings::kvm_irq_routing>());
-    pub const TUNSETOFFLOAD: u64 = number(WRITE, b'T', 208, size_of::<u32>());
+    pub(super) const KVM_IRQFD: u64 = number(WRITE, 0xAE, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
+    pub(super) const KVM_IOEVENTFD: u64 = number(WRITE, 0xAE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
+    pub(super) const KVM_SET_GSI_ROUTING: u64 = number(WRITE, 0xAE, 0x6A, size_of::<kvm_bindings::kvm_irq_routing>());
+    pub(super) const TUNSETOFFLOAD: u64 = number(WRITE, b'T', 208, size_of::<u32>());
 }

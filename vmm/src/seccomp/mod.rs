@@ -10,11 +10,11 @@ use seccompiler::{
 };
 use syscalls::Sysno;
 
-pub use trap::log_to;
+pub(crate) use trap::log_to;
 
 /// The kind of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Role {
+pub(crate) enum Role {
     /// The state driver.
     Main,
     /// The HTTP API.
@@ -46,11 +46,9 @@ enum Allow {
 
 /// A filter could not be created or installed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The list does not compile.
+pub(crate) enum Error {
     #[error("the seccomp list of role {0:?} is wrong: {1}")]
     List(Role, seccompiler::BackendError),
-    /// The kernel rejected the filter.
     #[error("cannot install the seccomp filter of role {0:?}: {1}; the kernel needs CONFIG_SECCOMP_FILTER")]
     Install(Role, seccompiler::Error),
     /// The signal handler which names forbidden calls could not be installed.
@@ -59,12 +57,12 @@ pub enum Error {
 }
 
 impl Role {
-    /// Every role.
-    pub const ALL: [Role; 9] =
+    #[cfg(test)]
+    const ALL: [Role; 9] =
         [Role::Main, Role::Api, Role::Vcpu, Role::Block, Role::Net, Role::Fs, Role::Vsock, Role::Mem, Role::Quiet];
 
     /// The name in the log.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Role::Main => "main",
             Role::Api => "api",
@@ -79,14 +77,14 @@ impl Role {
     }
 
     /// Installs the filter on the calling thread, permanently. Threads that it creates afterwards inherit the filter.
-    pub fn enter(self) -> Result<(), Error> {
+    pub(crate) fn enter(self) -> Result<(), Error> {
         trap::install(self)?;
         let program = self.program()?;
         seccompiler::apply_filter(&program).map_err(|error| Error::Install(self, error))
     }
 
     /// The number of different calls that the role may make.
-    pub fn list_len(self) -> usize {
+    pub(crate) fn list_len(self) -> usize {
         self.rules().len()
     }
 

@@ -24,7 +24,7 @@ thread_local! {
 static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
 
 /// Also writes the last words of a forbidden call to `file`, which stays open for the life of the process.
-pub fn log_to(file: OwnedFd) {
+pub(crate) fn log_to(file: OwnedFd) {
     static KEPT: OnceLock<OwnedFd> = OnceLock::new();
     let raw: RawFd = KEPT.get_or_init(|| file).as_raw_fd();
     LAST_WORDS.store(raw, Ordering::Relaxed);

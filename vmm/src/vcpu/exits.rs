@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a vCPU returned to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// Port I/O of a device.
     Io,
     /// Port I/O that no device answered.
@@ -41,12 +41,12 @@ const REASONS: [(Reason, &str); 9] = [
 
 impl Reason {
     /// Port I/O that a device answered or not.
-    pub fn io(answered: bool) -> Self {
+    pub(crate) fn io(answered: bool) -> Self {
         if answered { Reason::Io } else { Reason::IoUnclaimed }
     }
 
     /// Memory-mapped I/O that a device answered or not.
-    pub fn mmio(answered: bool) -> Self {
+    pub(crate) fn mmio(answered: bool) -> Self {
         if answered { Reason::Mmio } else { Reason::MmioUnclaimed }
     }
 }
@@ -54,17 +54,16 @@ impl Reason {
 /// One vCPU's counters, in memory of their own so that vCPUs do not share cache lines.
 #[derive(Default)]
 #[repr(align(128))]
-pub struct ExitCounters([AtomicU64; REASONS.len()]);
+pub(crate) struct ExitCounters([AtomicU64; REASONS.len()]);
 
 impl ExitCounters {
-    /// Counts one exit.
-    pub fn count(&self, reason: Reason) {
+    pub(crate) fn count(&self, reason: Reason) {
         self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// The sum of all vCPUs' counters by name, without zeros.
-pub fn total(counters: &[Arc<ExitCounters>]) -> BTreeMap<String, u64> {
+pub(super) fn total(counters: &[Arc<ExitCounters>]) -> BTreeMap<String, u64> {
     let sum = |at: usize| counters.iter().map(|counters| counters.0[at].load(Ordering::Relaxed)).sum();
     REASONS.iter().map(|(reason, name)| ((*name).to_owned(), sum(*reason as usize))).filter(|(_, n)| *n > 0).collect()
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 /// What the vCPUs should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Pause.
+pub(super) enum Phase {
     Paused,
     /// Run.
     Running,
@@ -23,28 +22,28 @@ struct State {
 }
 
 /// A gate for vCPU threads; it is closed at first.
-pub struct Gate {
+pub(super) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 /// Membership of one vCPU thread.
-pub struct Membership<'a>(&'a Gate);
+pub(super) struct Membership<'a>(&'a Gate);
 
 impl Gate {
     /// A closed gate.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { state: Mutex::new(State { phase: Phase::Paused, members: 0, waiting: 0 }), changed: Condvar::new() }
     }
 
     /// Adds the calling thread to those that [`Gate::close`] waits for.
-    pub fn join(&self) -> Membership<'_> {
+    pub(super) fn join(&self) -> Membership<'_> {
         self.lock().members += 1;
         Membership(self)
     }
 
     /// Waits while paused; returns what to do then.
-    pub fn wait(&self) -> Phase {
+    pub(super) fn wait(&self) -> Phase {
         let mut state = self.lock();
         if state.phase == Phase::Paused {
             state.waiting += 1;
@@ -59,14 +58,14 @@ impl Gate {
     }
 
     /// Lets all threads run.
-    pub fn open(&self) {
+    pub(super) fn open(&self) {
         self.lock().phase = Phase::Running;
         self.changed.notify_all();
     }
 
     /// Closes the gate with `phase`, which is paused or stopped. `kick` brings the vCPUs out of the guest. Returns
     /// whether all threads wait at the gate, or have left it, within `deadline`.
-    pub fn close(&self, phase: Phase, deadline: Duration, kick: impl Fn()) -> bool {
+    pub(super) fn close(&self, phase: Phase, deadline: Duration, kick: impl Fn()) -> bool {
         self.lock().phase = phase;
         self.changed.notify_all();
         // A kick is never lost: it makes the next entry into the guest return at once.

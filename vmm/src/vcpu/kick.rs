@@ -22,21 +22,21 @@ thread_local! {
 }
 
 /// Keeps the calling thread kickable; dropped before the vCPU is.
-pub struct Kickable(PhantomData<*mut ()>);
+pub(super) struct Kickable(PhantomData<*mut ()>);
 
 /// Installs the handler (without SA_RESTART: KVM_RUN must return).
-pub fn install_handler() -> io::Result<()> {
+pub(super) fn install_handler() -> io::Result<()> {
     Ok(register_signal_handler(SIGNAL, handle)?)
 }
 
 /// Makes the calling thread, which owns `vcpu`, kickable.
-pub fn register(vcpu: &mut VcpuFd) -> Kickable {
+pub(super) fn register(vcpu: &mut VcpuFd) -> Kickable {
     RUN.set(vcpu.get_kvm_run());
     Kickable(PhantomData)
 }
 
 /// Brings the vCPU of `thread` out of the guest. A thread that has just ended is not an error.
-pub fn kick<T>(thread: &JoinHandle<T>) {
+pub(super) fn kick<T>(thread: &JoinHandle<T>) {
     let _ = thread.kill(SIGNAL);
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-pub use exits::ExitCounters;
+pub(crate) use exits::ExitCounters;
 use exits::Reason;
 use gate::{Gate, Phase};
 
@@ -23,7 +23,7 @@ use crate::thread;
 
 /// The handlers of a vCPU's exits.
 #[derive(Clone)]
-pub struct Buses {
+pub(crate) struct Buses {
     /// Port I/O.
     pub ports: Arc<Bus>,
     /// Memory-mapped I/O.
@@ -31,7 +31,7 @@ pub struct Buses {
 }
 
 /// All vCPUs of a machine, created paused.
-pub struct Vcpus {
+pub(crate) struct Vcpus {
     threads: Vec<JoinHandle<()>>,
     gate: Arc<Gate>,
     counters: Vec<Arc<ExitCounters>>,
@@ -39,7 +39,7 @@ pub struct Vcpus {
 
 impl Vcpus {
     /// A thread for each of `vcpus`, waiting for [`Vcpus::resume`].
-    pub fn spawn(vcpus: Vec<VcpuFd>, buses: &Buses, events: &Events) -> io::Result<Self> {
+    pub(crate) fn spawn(vcpus: Vec<VcpuFd>, buses: &Buses, events: &Events) -> io::Result<Self> {
         kick::install_handler()?;
         let gate = Arc::new(Gate::new());
         let counters: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitCounters::default())).collect();
@@ -57,18 +57,17 @@ impl Vcpus {
         Ok(Self { threads, gate, counters })
     }
 
-    /// Resumes all vCPUs.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.gate.open();
     }
 
     /// Returns whether all of them are paused within `deadline`. If not, resume them.
-    pub fn pause(&self, deadline: Duration) -> bool {
+    pub(crate) fn pause(&self, deadline: Duration) -> bool {
         self.gate.close(Phase::Paused, deadline, || self.kick())
     }
 
     /// Ends the threads. Returns false if one does not end within `deadline`: it is left behind.
-    pub fn stop(mut self, deadline: Duration) -> bool {
+    pub(crate) fn stop(mut self, deadline: Duration) -> bool {
         let ended = self.gate.close(Phase::Stopped, deadline, || self.kick());
         if ended {
             for thread in self.threads.drain(..) {
@@ -79,7 +78,7 @@ impl Vcpus {
     }
 
     /// Exits to user space by reason, of all vCPUs.
-    pub fn exits(&self) -> std::collections::BTreeMap<String, u64> {
+    pub(crate) fn exits(&self) -> std::collections::BTreeMap<String, u64> {
         exits::total(&self.counters)
     }
 

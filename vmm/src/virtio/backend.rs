@@ -14,7 +14,7 @@ use super::{ConfigInterrupt, EventSet, Fault, Fds, QueueState, Ring, Token};
 /// [`reset`].
 ///
 /// [`reset`]: Backend::reset
-pub trait Backend: Send + 'static {
+pub(crate) trait Backend: Send + 'static {
     /// Runs once, on the worker's thread, before its seccomp filter closes.
     fn prepare(&mut self) -> io::Result<()> {
         Ok(())
@@ -48,7 +48,7 @@ pub trait Backend: Send + 'static {
 }
 
 /// A device's configuration space (§2.5), read and written by vCPU threads.
-pub trait ConfigSpace: Send + Sync {
+pub(crate) trait ConfigSpace: Send + Sync {
     /// Fills `out` from offset `at`; bytes beyond the space are not changed (they are zero).
     fn read(&self, at: u64, out: &mut [u8]);
 
@@ -59,7 +59,7 @@ pub trait ConfigSpace: Send + Sync {
 }
 
 /// A configuration space that never changes.
-pub struct ConfigBytes(pub Vec<u8>);
+pub(crate) struct ConfigBytes(pub Vec<u8>);
 
 impl ConfigSpace for ConfigBytes {
     fn read(&self, at: u64, out: &mut [u8]) {
@@ -71,7 +71,7 @@ impl ConfigSpace for ConfigBytes {
 
 /// A device's identity.
 #[derive(Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Its name in metrics, logs and thread names: `block0`, `vsock`.
     pub name: String,
     /// The virtio device type (§5).
@@ -86,7 +86,7 @@ pub struct Identity {
 }
 
 /// The input for starting a device.
-pub struct Start {
+pub(crate) struct Start {
     /// The negotiated features.
     pub features: u64,
     /// One ring per queue, enabled or not.
@@ -98,10 +98,10 @@ pub struct Start {
 /// A worker did not return its rings in time. It will return them later, and the next `stop` gets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the device is still finishing requests")]
-pub struct Busy;
+pub(crate) struct Busy;
 
 /// A device as its transport sees it.
-pub trait VirtioDevice: Send {
+pub(crate) trait VirtioDevice: Send {
     /// Its identity; `features` are all that it offers.
     fn identity(&self) -> &Identity;
 

@@ -10,7 +10,7 @@ use super::{ChainFault, Fault, GuestRam, Reader, Writer};
 /// One buffer of a chain, at least one byte long. It lies in one region of guest memory and was plugged when it was
 /// checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// Its first address.
     pub addr: GuestAddress,
     /// Its length in bytes, 1 or more.
@@ -20,7 +20,7 @@ pub struct Segment {
 /// A descriptor chain taken from a ring. It holds no borrow: it may be sent to another thread and returned by
 /// [`complete`](super::Ring::complete).
 #[derive(Debug)]
-pub struct Chain {
+pub(crate) struct Chain {
     mem: Arc<GuestRam>,
     ticket: Ticket,
     /// Readable buffers first, then the writable ones (§2.7.4.2).
@@ -96,47 +96,47 @@ impl Chain {
     }
 
     /// The index of the chain's first descriptor, which [`complete`](super::Ring::complete) takes.
-    pub fn head(&self) -> u16 {
+    pub(crate) fn head(&self) -> u16 {
         self.ticket.head
     }
 
     /// Guest memory.
-    pub fn mem(&self) -> &GuestRam {
+    pub(crate) fn mem(&self) -> &GuestRam {
         &self.mem
     }
 
     /// The number of bytes the device may read.
-    pub fn readable_len(&self) -> u32 {
+    pub(crate) fn readable_len(&self) -> u32 {
         self.readable_len
     }
 
     /// The number of bytes the device may write.
-    pub fn writable_len(&self) -> u32 {
+    pub(crate) fn writable_len(&self) -> u32 {
         self.writable_len
     }
 
     /// The buffers the device may read.
-    pub fn readable(&self) -> &[Segment] {
+    pub(crate) fn readable(&self) -> &[Segment] {
         &self.segments[..self.readable]
     }
 
     /// The buffers the device may write.
-    pub fn writable(&self) -> &[Segment] {
+    pub(crate) fn writable(&self) -> &[Segment] {
         &self.segments[self.readable..]
     }
 
     /// Reads the driver's data, regardless of the division into descriptors.
-    pub fn reader(&self) -> Reader<'_> {
+    pub(crate) fn reader(&self) -> Reader<'_> {
         Reader::new(self)
     }
 
     /// Writes the answer, regardless of the division into descriptors.
-    pub fn writer(&self) -> Writer<'_> {
+    pub(crate) fn writer(&self) -> Writer<'_> {
         Writer::new(self)
     }
 
     /// The fault of a request that needs more bytes than this chain has.
-    pub fn too_short(&self) -> Fault {
+    pub(crate) fn too_short(&self) -> Fault {
         Fault::Chain { head: self.head(), why: ChainFault::TooShort }
     }
 }

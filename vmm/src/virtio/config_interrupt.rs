@@ -9,7 +9,7 @@ use super::{Counters, LogLimiter};
 
 /// A handle to a device's configuration interrupt; clones refer to the same device.
 #[derive(Clone, Debug, Default)]
-pub struct ConfigInterrupt {
+pub(crate) struct ConfigInterrupt {
     inner: Arc<Inner>,
 }
 
@@ -28,13 +28,13 @@ impl ConfigInterrupt {
     /// [`ConfigSpace::read`].
     ///
     /// [`ConfigSpace::read`]: super::ConfigSpace::read
-    pub fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.inner.generation.fetch_add(1, Ordering::AcqRel);
         self.raise();
     }
 
     /// Counts a fault of `device`, logs it with `why` (limited), and puts the device into DEVICE_NEEDS_RESET.
-    pub fn fault(&self, device: &str, why: &dyn std::fmt::Display) {
+    pub(crate) fn fault(&self, device: &str, why: &dyn std::fmt::Display) {
         self.inner.counters.fault();
         self.inner.log.log(|suppressed| tracing::warn!(device, suppressed, "the device needs a reset: {why}"));
         self.inner.needs_reset.store(true, Ordering::Release);
@@ -42,32 +42,32 @@ impl ConfigInterrupt {
     }
 
     /// Whether the device waits for a reset.
-    pub fn is_reset_needed(&self) -> bool {
+    pub(crate) fn is_reset_needed(&self) -> bool {
         self.inner.needs_reset.load(Ordering::Acquire)
     }
 
     /// Whether there is a driver that receives changes and need not reset the device first.
-    pub fn has_listener(&self) -> bool {
+    pub(crate) fn has_listener(&self) -> bool {
         self.vector().is_some() && !self.is_reset_needed()
     }
 
     /// Changes whenever the configuration may have changed (§4.1.4.3.1, `config_generation`).
-    pub fn generation(&self) -> u8 {
+    pub(crate) fn generation(&self) -> u8 {
         self.inner.generation.load(Ordering::Acquire)
     }
 
     /// The device's counters.
-    pub fn counters(&self) -> &Arc<Counters> {
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.inner.counters
     }
 
     /// Sets the destination of interrupts; `None` while the driver is not ready for any.
-    pub fn connect(&self, vector: Option<Arc<EventFd>>) {
+    pub(crate) fn connect(&self, vector: Option<Arc<EventFd>>) {
         *self.vector() = vector;
     }
 
     /// Resets the state: no reset is needed any more, and no vector is connected.
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.connect(None);
         self.inner.needs_reset.store(false, Ordering::Release);
     }

@@ -18,10 +18,10 @@ use super::{GuestRam, VirtioDevice};
 use crate::memory::BLOCK;
 
 /// A device, and the objects that must exist as long as it (files, sockets, folders).
-pub type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
+pub(crate) type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
 
 /// The suite's input for a device.
-pub struct Subject {
+pub(crate) struct Subject {
     /// Builds a new device.
     pub build: fn() -> Built,
     /// Requests that a driver that has just started the device may send, in this order. Every request is answered
@@ -30,7 +30,7 @@ pub struct Subject {
 }
 
 /// One request and the check of its answer.
-pub struct Request {
+pub(crate) struct Request {
     pub queue: usize,
     pub readable: Vec<Vec<u8>>,
     pub writable: Vec<u32>,
@@ -39,7 +39,7 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn new(queue: usize, readable: &[&[u8]], writable: &[u32], is_right: fn(&[u8]) -> bool) -> Self {
+    pub(crate) fn new(queue: usize, readable: &[&[u8]], writable: &[u32], is_right: fn(&[u8]) -> bool) -> Self {
         let readable = readable.iter().map(|bytes| bytes.to_vec()).collect();
         Self { queue, readable, writable: writable.to_vec(), is_right }
     }
@@ -108,7 +108,7 @@ impl Trial {
     }
 }
 
-pub fn start_stop_start(subject: Subject) {
+pub(crate) fn start_stop_start(subject: Subject) {
     let mut trial = Trial::new(subject);
     for round in 0..3 {
         trial.rig.start();
@@ -123,7 +123,7 @@ pub fn start_stop_start(subject: Subject) {
     trial.assert_sound();
 }
 
-pub fn stop_when_idle(subject: Subject) {
+pub(crate) fn stop_when_idle(subject: Subject) {
     let mut trial = Trial::new(subject);
     assert_eq!(trial.rig.stop(), []);
     trial.rig.start();
@@ -137,7 +137,7 @@ pub fn stop_when_idle(subject: Subject) {
     trial.assert_sound();
 }
 
-pub fn without_event_idx(subject: Subject) {
+pub(crate) fn without_event_idx(subject: Subject) {
     let mut trial = Trial::new(subject);
     trial.rig.features &= !(1 << VIRTIO_RING_F_EVENT_IDX);
     trial.rig.start();
@@ -175,7 +175,7 @@ fn broken_chains(queue: &DriverQueue) -> Vec<(&'static str, Vec<Descriptor>, u16
     ]
 }
 
-pub fn malformed_chains(subject: Subject) {
+pub(crate) fn malformed_chains(subject: Subject) {
     let mut trial = Trial::new(subject);
     for queue in 0..trial.rig.queues.len() {
         for (name, descriptors, head) in broken_chains(&trial.rig.queues[queue]) {
@@ -199,7 +199,7 @@ pub fn malformed_chains(subject: Subject) {
     }
 }
 
-pub fn impossible_rings(subject: Subject) {
+pub(crate) fn impossible_rings(subject: Subject) {
     let mut trial = Trial::new(subject);
     for queue in trial.served_queues() {
         // An index that runs ahead of the ring, and the same chain twice.
@@ -216,7 +216,7 @@ pub fn impossible_rings(subject: Subject) {
     trial.assert_sound();
 }
 
-pub fn chains_too_small(subject: Subject) {
+pub(crate) fn chains_too_small(subject: Subject) {
     let mut trial = Trial::new(subject);
     for at in 0..trial.subject.session.len() {
         let (readable, writable) = {
@@ -250,7 +250,7 @@ pub fn chains_too_small(subject: Subject) {
 }
 
 /// A request is the same whatever its division into descriptors (§2.7.4.3).
-pub fn any_descriptor_layout(subject: Subject) {
+pub(crate) fn any_descriptor_layout(subject: Subject) {
     let mut trial = Trial::new(subject);
     for piece in [1, 3, 16] {
         trial.rig.start();
@@ -276,7 +276,7 @@ pub fn any_descriptor_layout(subject: Subject) {
     trial.assert_sound();
 }
 
-pub fn reset_under_load(subject: Subject) {
+pub(crate) fn reset_under_load(subject: Subject) {
     let mut trial = Trial::new(subject);
     for round in 0..60 {
         trial.rig.start();
@@ -302,7 +302,7 @@ pub fn reset_under_load(subject: Subject) {
     trial.assert_sound();
 }
 
-pub fn save_and_restore(subject: Subject) {
+pub(crate) fn save_and_restore(subject: Subject) {
     let mut trial = Trial::new(subject);
     trial.rig.start();
     trial.run_session();
@@ -348,7 +348,7 @@ fn mem_size(places: &[(u64, u64)]) -> u64 {
     places.len() as u64 / 3 * DriverQueue::SPACE
 }
 
-pub fn guest_changes_everything_meanwhile(subject: Subject) {
+pub(crate) fn guest_changes_everything_meanwhile(subject: Subject) {
     let mut trial = Trial::new(subject);
     let places: Vec<(u64, u64)> = trial
         .rig
@@ -378,7 +378,7 @@ pub fn guest_changes_everything_meanwhile(subject: Subject) {
     trial.assert_sound();
 }
 
-pub fn random_chains(subject: Subject) {
+pub(crate) fn random_chains(subject: Subject) {
     let trial = std::cell::RefCell::new(Trial::new(subject));
     let (queues, size) = (trial.borrow().rig.queues.len(), DriverQueue::SPACE * trial.borrow().rig.queues.len() as u64);
     let address = prop_oneof![4 => 0..size, 1 => size - 64..size + 64, 1 => any::<u64>()];
@@ -430,7 +430,7 @@ fn footprint() -> (usize, usize, u64) {
     (count("/proc/self/task"), count("/proc/self/fd"), pages * 4096)
 }
 
-pub fn bounded_memory(subject: Subject) {
+pub(crate) fn bounded_memory(subject: Subject) {
     const GROWTH_MAX: u64 = 4 << 20;
     if !is_child_process() {
         return;

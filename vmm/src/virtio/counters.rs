@@ -6,7 +6,7 @@ use garret_api::vmm::DeviceMetrics;
 
 /// Counters since the device was built, and one gauge. Relaxed, because each is independent of the others.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     kicks: AtomicU64,
     interrupts: AtomicU64,
     chains: AtomicU64,
@@ -41,12 +41,12 @@ impl Counters {
     }
 
     /// Unanswered requests that found no space on the host at least once.
-    pub fn short_of_space(&self) -> u64 {
+    pub(crate) fn short_of_space(&self) -> u64 {
         self.short_of_space.load(Ordering::Relaxed)
     }
 
     /// The current values.
-    pub fn metrics(&self) -> DeviceMetrics {
+    pub(crate) fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
             kicks: self.kicks.load(Ordering::Relaxed),
             interrupts: self.interrupts.load(Ordering::Relaxed),

@@ -3,9 +3,7 @@
 
 use std::io;
 
-use vm_memory::{
-    Address, ByteValued, Bytes, GuestMemory, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
-};
+use vm_memory::{Address, ByteValued, Bytes, GuestMemory, VolatileSlice};
 
 use super::{Chain, ChainFault, Fault, GuestRam, Segment, iov};
 
@@ -68,40 +66,11 @@ impl<'c> Cursor<'c> {
     pub(super) fn slice(&self, piece: Segment) -> io::Result<VolatileSlice<'c, super::Bitmap>> {
         self.mem.get_slice(piece.addr, piece.len as usize).map_err(io::Error::other)
     }
-
-    /// Calls `step` for each piece until the window is empty, or until `step` handles less than a whole piece.
-    fn each(
-        &mut self,
-        mut step: impl FnMut(VolatileSlice<'c, super::Bitmap>) -> io::Result<usize>,
-    ) -> io::Result<usize> {
-        let mut total = 0;
-        while let Some(piece) = self.front() {
-            let done = match step(self.slice(piece)?) {
-                Ok(done) => done,
-                // Return the bytes that are done; the error occurs again at the next call.
-                Err(_) if total > 0 => return Ok(total),
-                Err(error) => return Err(error),
-            };
-            self.advance(done as u32);
-            total += done;
-            if done < piece.len as usize {
-                break;
-            }
-        }
-        Ok(total)
-    }
-}
-
-fn io_error(error: VolatileMemoryError) -> io::Error {
-    match error {
-        VolatileMemoryError::IOError(error) => error,
-        other => io::Error::other(other),
-    }
 }
 
 /// Reads the bytes a driver sent. Cloning gives a second, independent position.
 #[derive(Clone, Debug)]
-pub struct Reader<'c> {
+pub(crate) struct Reader<'c> {
     cursor: Cursor<'c>,
 }
 
@@ -112,12 +81,12 @@ impl<'c> Reader<'c> {
     }
 
     /// Bytes not yet read.
-    pub fn remaining(&self) -> usize {
+    pub(crate) fn remaining(&self) -> usize {
         self.cursor.left as usize
     }
 
     /// Reads one plain value; [`ChainFault::TooShort`] when there are not enough bytes.
-    pub fn read_obj<T: ByteValued>(&mut self) -> Result<T, Fault> {
+    pub(crate) fn read_obj<T: ByteValued>(&mut self) -> Result<T, Fault> {
         self.cursor.checked(size_of::<T>())?;
         let mut value = T::zeroed();
         io::Read::read_exact(self, value.as_mut_slice())?;
@@ -125,14 +94,14 @@ impl<'c> Reader<'c> {
     }
 
     /// Skips `count` bytes.
-    pub fn skip(&mut self, count: usize) -> Result<(), Fault> {
+    pub(crate) fn skip(&mut self, count: usize) -> Result<(), Fault> {
         let count = self.cursor.checked(count)?;
         self.cursor.advance(count);
         Ok(())
     }
 
     /// The next `at` bytes, and the bytes after them.
-    pub fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
+    pub(crate) fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
         let (front, rest) = self.cursor.split_at(at)?;
         Ok((Self { cursor: front }, Self { cursor: rest }))
     }
@@ -142,24 +111,13 @@ impl<'c> Reader<'c> {
         self.cursor.pieces()
     }
 
-    /// Writes the remaining bytes to `to` and stops at a short write; the position advances by the number of bytes
-    /// written.
-    pub fn copy_to(&mut self, to: &mut impl WriteVolatile) -> io::Result<usize> {
-        self.cursor.each(|slice| to.write_volatile(&slice).map_err(io_error))
-    }
-
-    /// Writes all remaining bytes in one `writev`: a datagram stays whole. The position does not move.
-    pub fn writev(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
-        iov::writev(fd.as_fd(), &iov::iovecs(&self.cursor)?)
-    }
-
     /// Writes all remaining bytes in one `pwritev` at `offset`. The position does not move.
-    pub fn pwritev(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
+    pub(crate) fn pwritev(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
         iov::pwritev(fd.as_fd(), &iov::iovecs(&self.cursor)?, offset)
     }
 
     /// The remaining bytes as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
-    pub fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
+    pub(crate) fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
         iov::iovecs(&self.cursor)
     }
 }
@@ -183,7 +141,7 @@ impl io::Read for Reader<'_> {
 
 /// Writes the answer to a request. Cloning gives a second, independent position.
 #[derive(Clone, Debug)]
-pub struct Writer<'c> {
+pub(crate) struct Writer<'c> {
     cursor: Cursor<'c>,
     size: u32,
 }
@@ -195,53 +153,47 @@ impl<'c> Writer<'c> {
     }
 
     /// The number of bytes that can still be written.
-    pub fn remaining(&self) -> usize {
+    pub(crate) fn remaining(&self) -> usize {
         self.cursor.left as usize
     }
 
     /// Bytes written or skipped so far: the number to report as used if nothing was skipped.
-    pub fn written(&self) -> u32 {
+    pub(crate) fn written(&self) -> u32 {
         self.size - self.cursor.left
     }
 
     /// Writes one plain value; [`ChainFault::TooShort`] when there is no room for it.
-    pub fn write_obj<T: ByteValued>(&mut self, value: &T) -> Result<(), Fault> {
+    pub(crate) fn write_obj<T: ByteValued>(&mut self, value: &T) -> Result<(), Fault> {
         self.cursor.checked(size_of::<T>())?;
         io::Write::write_all(self, value.as_slice())?;
         Ok(())
     }
 
     /// Skips `count` bytes.
-    pub fn skip(&mut self, count: usize) -> Result<(), Fault> {
+    pub(crate) fn skip(&mut self, count: usize) -> Result<(), Fault> {
         let count = self.cursor.checked(count)?;
         self.cursor.advance(count);
         Ok(())
     }
 
     /// The next `at` bytes, and the bytes after them.
-    pub fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
+    pub(crate) fn split_at(&self, at: usize) -> Result<(Self, Self), Fault> {
         let (front, rest) = self.cursor.split_at(at)?;
         Ok((Self { cursor: front, size: front.left }, Self { cursor: rest, size: rest.left }))
     }
 
-    /// Reads from `from` into the remaining space and stops at a short read; the position advances by the number of
-    /// bytes read.
-    pub fn copy_from(&mut self, from: &mut impl ReadVolatile) -> io::Result<usize> {
-        self.cursor.each(|mut slice| from.read_volatile(&mut slice).map_err(io_error))
-    }
-
     /// Fills the remaining space with one `readv`: a datagram stays whole. The position does not move.
-    pub fn readv(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
+    pub(crate) fn readv(&self, fd: impl std::os::fd::AsFd) -> io::Result<usize> {
         iov::readv(fd.as_fd(), &iov::iovecs(&self.cursor)?)
     }
 
     /// Fills the remaining space with one `preadv` at `offset`. The position does not move.
-    pub fn preadv(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
+    pub(crate) fn preadv(&self, fd: impl std::os::fd::AsFd, offset: u64) -> io::Result<usize> {
         iov::preadv(fd.as_fd(), &iov::iovecs(&self.cursor)?, offset)
     }
 
     /// The remaining space as host addresses, for io_uring. They stay valid as long as guest memory is mapped.
-    pub fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
+    pub(crate) fn iovecs(&self) -> io::Result<Vec<libc::iovec>> {
         iov::iovecs(&self.cursor)
     }
 }

@@ -22,7 +22,7 @@ const DROP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why a device could not be built.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
+pub(crate) enum BuildError {
     /// The queue groups do not cover all queues in order, or the size of a queue is invalid.
     #[error("{device}: {why}")]
     Queues {
@@ -31,7 +31,6 @@ pub enum BuildError {
         /// The problem.
         why: &'static str,
     },
-    /// A worker could not be started or prepared.
     #[error("{device}: cannot start a worker thread: {source}")]
     Worker {
         /// The device's name.
@@ -43,7 +42,7 @@ pub enum BuildError {
 
 /// A device with a worker thread per queue group. `new` creates the threads, each idle and under its role's seccomp
 /// filter, because the thread that later starts the device, a vCPU, may not create threads.
-pub struct Device {
+pub(crate) struct Device {
     identity: Identity,
     config_interrupt: ConfigInterrupt,
     groups: Vec<Group>,
@@ -73,7 +72,7 @@ enum Phase {
 impl Device {
     /// Builds a device with one kind of backend. `groups` lists the queues of each backend; together they are all
     /// queues of `identity`, in order. Runs each backend's `prepare`.
-    pub fn new<B: Backend>(
+    pub(crate) fn new<B: Backend>(
         mut identity: Identity,
         groups: Vec<(B, Range<usize>)>,
         role: Role,

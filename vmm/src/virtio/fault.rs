@@ -4,7 +4,7 @@ use std::io;
 
 /// Why a device cannot continue until its driver resets it.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The rings themselves are invalid: their location, or an available index that runs ahead of the ring.
     #[error("ring: {0}")]
     Ring(#[from] virtio_queue::Error),
@@ -14,7 +14,6 @@ pub enum Fault {
     /// The driver did not accept a feature that the device needs.
     #[error("the driver did not accept {0}")]
     Feature(&'static str),
-    /// A descriptor chain breaks the rules.
     #[error("descriptor chain {head}: {why}")]
     Chain {
         /// The index of its head.
@@ -25,26 +24,19 @@ pub enum Fault {
     /// A well-formed chain holds a request that the device cannot even answer with an error.
     #[error("request: {0}")]
     Request(&'static str),
-    /// An address from the guest is not in guest memory.
     #[error("guest memory: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
-    /// A call of the host failed.
     #[error("host: {0}")]
     Host(#[from] io::Error),
-    /// The device's own code is wrong.
     #[error("device code: {0}")]
     Bug(&'static str),
-    /// The device's own code panicked.
     #[error("device code panicked: {0}")]
     Panic(String),
 }
 
 /// Which rule of §2.7.5 a descriptor chain breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChainFault {
-    /// The head's index is not in the table.
-    #[error("its head is outside the descriptor table")]
-    Head,
+pub(crate) enum ChainFault {
     /// It has no descriptor: an empty or nested indirect table, or one outside memory.
     #[error("it has no descriptor")]
     Empty,
@@ -52,22 +44,17 @@ pub enum ChainFault {
     /// total.
     #[error("it does not end")]
     Endless,
-    /// More descriptors than the queue has.
     #[error("it is longer than the queue")]
     TooLong,
-    /// A descriptor of zero bytes.
     #[error("a descriptor has no bytes")]
     ZeroLength,
-    /// A buffer that is not completely in guest memory.
     #[error("a buffer is outside guest memory")]
     OutsideMemory,
-    /// A buffer that is not completely plugged.
     #[error("a buffer is in memory that is not plugged")]
     Unplugged,
     /// A buffer that the device reads after one that it writes.
     #[error("a readable buffer follows a writable one")]
     Order,
-    /// The request needs more bytes than the chain has.
     #[error("it is too short")]
     TooShort,
 }

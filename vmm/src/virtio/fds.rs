@@ -8,7 +8,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// A backend's identifier for one of its own file descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Token(pub u32);
+pub(crate) struct Token(pub u32);
 
 /// What woke a worker.
 pub(super) enum Wake {
@@ -24,7 +24,7 @@ const STOP: u64 = 1 << 32;
 const BATCH: usize = 16;
 
 /// The set of file descriptors one worker waits on. After a stop, only the worker's own stop event remains in it.
-pub struct Fds {
+pub(crate) struct Fds {
     epoll: Epoll,
     /// The descriptors that [`clear`](Self::clear) removes.
     added: BTreeSet<RawFd>,
@@ -52,21 +52,10 @@ impl Fds {
 
     /// Calls the backend's `ready` with `token` whenever `fd` has one of `events`. Fails if `fd` is already in the set
     /// or cannot be waited on.
-    pub fn add(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
+    pub(crate) fn add(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
         self.control(ControlOperation::Add, fd.as_raw_fd(), token.0.into(), events)?;
         self.added.insert(fd.as_raw_fd());
         Ok(())
-    }
-
-    /// Changes the events of `fd`.
-    pub fn modify(&mut self, fd: &impl AsRawFd, token: Token, events: EventSet) -> io::Result<()> {
-        self.control(ControlOperation::Modify, fd.as_raw_fd(), token.0.into(), events)
-    }
-
-    /// Removes `fd`. An event that was already taken may still arrive.
-    pub fn remove(&mut self, fd: &impl AsRawFd) -> io::Result<()> {
-        self.added.remove(&fd.as_raw_fd());
-        self.control(ControlOperation::Delete, fd.as_raw_fd(), 0, EventSet::empty())
     }
 
     pub(super) fn wait(&self) -> io::Result<impl Iterator<Item = Wake> + use<>> {

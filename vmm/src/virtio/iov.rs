@@ -36,11 +36,6 @@ pub(super) fn readv(fd: BorrowedFd<'_>, iov: &[libc::iovec]) -> io::Result<usize
     result(unsafe { libc::readv(fd.as_raw_fd(), iov.as_ptr(), count(iov)?) })
 }
 
-pub(super) fn writev(fd: BorrowedFd<'_>, iov: &[libc::iovec]) -> io::Result<usize> {
-    // SAFETY: as in `readv`.
-    result(unsafe { libc::writev(fd.as_raw_fd(), iov.as_ptr(), count(iov)?) })
-}
-
 pub(super) fn preadv(fd: BorrowedFd<'_>, iov: &[libc::iovec], at: u64) -> io::Result<usize> {
     // SAFETY: as in `readv`.
     result(unsafe { libc::preadv(fd.as_raw_fd(), iov.as_ptr(), count(iov)?, offset(at)?) })

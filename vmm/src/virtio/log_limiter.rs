@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Admits [`LINES`] lines per [`WINDOW`]; one per kind of line and device.
 #[derive(Debug, Default)]
-pub struct LogLimiter {
+pub(crate) struct LogLimiter {
     window: Mutex<Option<Window>>,
 }
 
@@ -23,7 +23,7 @@ struct Window {
 
 impl LogLimiter {
     /// Calls `log` with the number of lines skipped since the last logged line, unless the limit is reached.
-    pub fn log(&self, log: impl FnOnce(u64)) {
+    pub(crate) fn log(&self, log: impl FnOnce(u64)) {
         if let Some(suppressed) = self.admit(Instant::now()) {
             log(suppressed);
         }

@@ -28,28 +28,28 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use crate::memory::GuestRam;
-pub use backend::{Backend, Busy, ConfigBytes, ConfigSpace, Identity, Start, VirtioDevice};
-pub use chain::{Chain, Segment};
-pub use config_interrupt::ConfigInterrupt;
-pub use counters::Counters;
-pub use cursor::{Reader, Writer};
-pub use device::{BuildError, Device};
-pub use fault::{ChainFault, Fault};
-pub use fds::{Fds, Token};
-pub use log_limiter::LogLimiter;
-pub use raw::{FRONT_MAX, RawChain, RawTable};
-pub use ring::{Permit, Ring, Served, check_queue};
-pub use virtio_queue::QueueState;
-pub use vmm_sys_util::epoll::EventSet;
+pub(crate) use crate::memory::GuestRam;
+pub(crate) use backend::{Backend, Busy, ConfigBytes, ConfigSpace, Identity, Start, VirtioDevice};
+pub(crate) use chain::{Chain, Segment};
+pub(crate) use config_interrupt::ConfigInterrupt;
+pub(crate) use counters::Counters;
+pub(crate) use cursor::{Reader, Writer};
+pub(crate) use device::{BuildError, Device};
+pub(crate) use fault::{ChainFault, Fault};
+pub(crate) use fds::{Fds, Token};
+pub(crate) use log_limiter::LogLimiter;
+pub(crate) use raw::{FRONT_MAX, RawTable};
+pub(crate) use ring::{Ring, Served, check_queue};
+pub(crate) use virtio_queue::QueueState;
+pub(crate) use vmm_sys_util::epoll::EventSet;
 
 /// The bitmap of a slice of [`GuestRam`].
 type Bitmap = vhost_user_backend::bitmap::BitmapMmapRegion;
 
 /// The largest queue a device may offer: a chain has at most as many descriptors, and `readv` takes at most 1024.
-pub const QUEUE_SIZE_MAX: u16 = 1024;
+pub(crate) const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// The features that every device offers: VERSION_1, INDIRECT_DESC and EVENT_IDX (§6).
-pub const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
+pub(crate) const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;

@@ -13,8 +13,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, 
 use super::{Bitmap, Chain, Fault, QUEUE_SIZE_MAX, Reader, Segment};
 
 /// A descriptor chain over our own table, and the memory that contains its buffers.
-pub struct RawChain {
-    /// The descriptors.
+pub(crate) struct RawChain {
     pub descriptors: DescriptorChain<Arc<GuestMemoryMmap>>,
     /// The guest's memory, and the front.
     pub mem: GuestMemoryMmap<Bitmap>,
@@ -22,7 +21,7 @@ pub struct RawChain {
 
 /// The largest front, in bytes: room for the longest path and two names. With one for each entry of a ring, this is 8
 /// MiB.
-pub const FRONT_MAX: usize = 8 << 10;
+pub(crate) const FRONT_MAX: usize = 8 << 10;
 
 /// The address of the table, after the available ring in the first pages.
 const TABLE: GuestAddress = GuestAddress(0x2000);
@@ -33,14 +32,14 @@ const ENTRIES: u16 = 2 * QUEUE_SIZE_MAX;
 const FRONT: GuestAddress = GuestAddress(1 << 56);
 
 /// Room for one chain's descriptors and front; each thread that serves chains needs one.
-pub struct RawTable {
+pub(crate) struct RawTable {
     mem: Arc<GuestMemoryMmap>,
     front: Arc<GuestRegionMmap<Bitmap>>,
 }
 
 impl RawTable {
     /// Creates a table for chains of any queue.
-    pub fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         let len = TABLE.raw_value() as usize + 16 * usize::from(ENTRIES);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).map_err(std::io::Error::other)?;
         let front = MmapRegion::new(FRONT_MAX).map_err(std::io::Error::other)?;
@@ -50,7 +49,7 @@ impl RawTable {
 
     /// Writes `chain` to the table. Its readable bytes are `front`, 1 to [`FRONT_MAX`] bytes, then the remaining bytes
     /// of `rest`. The result must be consumed before the next call.
-    pub fn lay_out(&mut self, chain: &Chain, front: &[u8], rest: &Reader<'_>) -> Result<RawChain, Fault> {
+    pub(crate) fn lay_out(&mut self, chain: &Chain, front: &[u8], rest: &Reader<'_>) -> Result<RawChain, Fault> {
         let no_place = |_| Fault::Bug("guest memory has no place for a front");
         let mem = chain.mem().mapped().insert_region(self.front.clone()).map_err(no_place)?;
         mem.write_slice(front, FRONT)?;

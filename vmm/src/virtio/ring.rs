@@ -18,11 +18,9 @@ use super::{Counters, Fault, GuestRam};
 
 /// The result of serving a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
+pub(crate) enum Served {
     /// The chain is done, with this many bytes written into it.
     Used(u32),
-    /// The chain was taken; [`Ring::complete`] follows.
-    Later,
     /// The chain cannot be served now: put it back, and serve no more chains in this call.
     Stop,
 }
@@ -31,7 +29,7 @@ pub enum Served {
 struct InFlight(Vec<Option<u32>>);
 
 /// The device's end of one virtqueue. A queue that the driver did not enable returns no chains.
-pub struct Ring {
+pub(crate) struct Ring {
     queue: Queue,
     mem: Arc<GuestRam>,
     kick: Arc<EventFd>,
@@ -51,7 +49,7 @@ pub struct Ring {
 
 /// Checks the location of an enabled queue: size, alignment and range of all three parts (§2.7). A queue that passes
 /// can be read and written without another check.
-pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
+pub(crate) fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
     let queue = Queue::try_from(*state)?;
     let size = u64::from(queue.size());
     let parts = [(state.desc_table, 16 * size), (state.avail_ring, 6 + 2 * size), (state.used_ring, 6 + 8 * size)];
@@ -67,7 +65,7 @@ pub fn check_queue(mem: &GuestRam, state: &QueueState) -> Result<(), Error> {
 impl Ring {
     /// The ring of the queue in `state`. If the queue is ready, [`check_queue`] must accept it. `features` are the
     /// negotiated ones.
-    pub fn new(
+    pub(crate) fn new(
         mem: Arc<GuestRam>,
         state: QueueState,
         features: u64,
@@ -97,32 +95,31 @@ impl Ring {
     }
 
     /// Guest memory.
-    pub fn mem(&self) -> &Arc<GuestRam> {
+    pub(crate) fn mem(&self) -> &Arc<GuestRam> {
         &self.mem
     }
 
     /// Whether the driver enabled this queue.
-    pub fn enabled(&self) -> bool {
+    pub(crate) fn enabled(&self) -> bool {
         self.queue.ready()
     }
 
     /// The most chains the ring can hold.
-    pub fn size(&self) -> u16 {
+    pub(crate) fn size(&self) -> u16 {
         self.queue.size()
     }
 
     /// The number of chains taken and not yet completed; never more than [`size`](Self::size).
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.0.iter().flatten().count()
     }
 
     /// Serves the available chains in order, then interrupts the driver if it asked for that.
-    pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> Result<Served, Fault>) -> Result<(), Fault> {
+    pub(crate) fn drain(&mut self, mut serve: impl FnMut(Chain) -> Result<Served, Fault>) -> Result<(), Fault> {
         while let Some(chain) = self.take()? {
             let ticket = chain.ticket();
             match serve(chain)? {
                 Served::Used(written) => self.complete(ticket.head, written)?,
-                Served::Later => {}
                 Served::Stop => {
                     self.undo_take(ticket)?;
                     break;
@@ -133,14 +130,14 @@ impl Ring {
     }
 
     /// Reserves a chain before its data is available. A permit that is dropped unused leaves the ring unchanged.
-    pub fn reserve(&mut self) -> Result<Option<Permit<'_>>, Fault> {
+    pub(crate) fn reserve(&mut self) -> Result<Option<Permit<'_>>, Fault> {
         Ok(self.take()?.map(|chain| Permit { ring: self, chain: Some(chain) }))
     }
 
     /// Takes the next available chain, to be completed later. Returns `None` if there is none (then the driver is asked
     /// to kick for the next one), or if this call has returned as many chains as the ring has entries (then the ring
     /// has kicked itself).
-    pub fn take(&mut self) -> Result<Option<Chain>, Fault> {
+    pub(crate) fn take(&mut self) -> Result<Option<Chain>, Fault> {
         if !self.queue.ready() {
             return Ok(None);
         }
@@ -190,14 +187,14 @@ impl Ring {
     }
 
     /// Whether the driver has made chains available that were not taken.
-    pub fn has_more(&self) -> Result<bool, Fault> {
+    pub(crate) fn has_more(&self) -> Result<bool, Fault> {
         let available = self.queue.avail_idx(&*self.mem, Ordering::Acquire)?;
         Ok(available.0 != self.queue.next_avail())
     }
 
     /// Puts back a chain as if it had not been taken. Only the last chain taken can be put back, so several must be put
     /// back in reverse order.
-    pub fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
+    pub(crate) fn put_back(&mut self, chain: Chain) -> Result<(), Fault> {
         self.undo_take(chain.ticket())
     }
 
@@ -211,12 +208,12 @@ impl Ring {
     }
 
     /// Completes the taken chain `head`, into which `written` bytes were written.
-    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), Fault> {
+    pub(crate) fn complete(&mut self, head: u16, written: u32) -> Result<(), Fault> {
         self.complete_all(&[(head, written)])
     }
 
     /// Completes several chains at once: the driver sees all of them or none (§5.1.6.4, a packet in merged buffers).
-    pub fn complete_all(&mut self, used: &[(u16, u32)]) -> Result<(), Fault> {
+    pub(crate) fn complete_all(&mut self, used: &[(u16, u32)]) -> Result<(), Fault> {
         let Some(((last, last_written), before)) = used.split_last() else { return Ok(()) };
         for (head, written) in used {
             if self.in_flight.remove(*head)? < *written {
@@ -241,18 +238,18 @@ impl Ring {
     }
 
     /// Counts a request that the host failed.
-    pub fn host_failed(&self) {
+    pub(crate) fn host_failed(&self) {
         self.counters.host_failure();
     }
 
     /// Sets the number of unanswered requests that found no space on the host.
-    pub fn set_short_of_space(&self, requests: usize) {
+    pub(crate) fn set_short_of_space(&self, requests: usize) {
         self.counters.set_short_of_space(requests as u64);
     }
 
     /// Interrupts the driver if it asked for that, for the completions since the last call. The worker calls it after
     /// every call of the backend; a backend needs it only to interrupt earlier.
-    pub fn signal(&mut self) -> Result<(), Fault> {
+    pub(crate) fn signal(&mut self) -> Result<(), Fault> {
         let completed = std::mem::take(&mut self.unsignalled);
         if completed == 0 || !self.wants_interrupt(completed)? {
             return Ok(());
@@ -299,7 +296,7 @@ impl Ring {
     }
 
     /// Ends this ring and returns its state, for the next ring.
-    pub fn into_state(self) -> QueueState {
+    pub(crate) fn into_state(self) -> QueueState {
         self.queue.state()
     }
 }
@@ -322,20 +319,20 @@ impl InFlight {
 }
 
 /// One reserved chain, see [`Ring::reserve`].
-pub struct Permit<'r> {
+pub(crate) struct Permit<'r> {
     ring: &'r mut Ring,
     chain: Option<Chain>,
 }
 
 impl Permit<'_> {
     /// The chain to fill.
-    pub fn chain(&self) -> &Chain {
+    pub(crate) fn chain(&self) -> &Chain {
         // Only `used` and `later` take the chain, and they consume the permit.
         self.chain.as_ref().expect("a permit holds its chain")
     }
 
     /// Completes the chain, into which `written` bytes were written.
-    pub fn used(mut self, written: u32) -> Result<(), Fault> {
+    pub(crate) fn used(mut self, written: u32) -> Result<(), Fault> {
         match self.chain.take() {
             Some(chain) => self.ring.complete(chain.head(), written),
             None => Ok(()),

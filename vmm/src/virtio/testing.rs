@@ -17,20 +17,20 @@ use crate::memory::BLOCK;
 /// The size of each queue's rings; one buffer per descriptor follows.
 const RINGS: u64 = 0x1_0000;
 /// The largest buffer, in bytes.
-pub const BUFFER: u32 = 0x1_0000;
+pub(crate) const BUFFER: u32 = 0x1_0000;
 /// The most descriptors of a queue here, to keep guest memory small.
 const SIZE_MAX: u16 = 64;
 /// No test step takes long: a test that waits this long hangs.
-pub const HUNG: Duration = Duration::from_secs(20);
+pub(crate) const HUNG: Duration = Duration::from_secs(20);
 
-pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// The number of threads of `device` that have panicked so far. A worker's panic is caught and would pass as a fault.
 /// From the first call on, a panic prints one line only, because a backtrace needs system calls that a worker's filter
 /// forbids.
-pub fn panics(device: &str) -> usize {
+pub(crate) fn panics(device: &str) -> usize {
     static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -44,22 +44,22 @@ pub fn panics(device: &str) -> usize {
 }
 
 /// Guest memory of `len` bytes from address 0.
-pub fn ram(len: u64) -> Arc<GuestRam> {
+pub(crate) fn ram(len: u64) -> Arc<GuestRam> {
     Arc::new(GuestRam::from_ranges(&[(0, len as usize)]))
 }
 
 /// The address of the memory that can be plugged in [`ram_and_hotplug`].
-pub const HOTPLUG: u64 = 1 << 30;
+pub(crate) const HOTPLUG: u64 = 1 << 30;
 
 /// Like [`ram`], with 128 MiB of memory that can be plugged; only the first block is plugged.
-pub fn ram_and_hotplug(len: u64) -> Arc<GuestRam> {
+pub(crate) fn ram_and_hotplug(len: u64) -> Arc<GuestRam> {
     let ram = ram(len).with_hotplug_at(HOTPLUG, 128 << 20);
     ram.hotplug().unwrap().plugged().unwrap().set(&(0..BLOCK), true);
     Arc::new(ram)
 }
 
 /// A driver's end of one virtqueue.
-pub struct DriverQueue {
+pub(crate) struct DriverQueue {
     pub mem: Arc<GuestRam>,
     pub size: u16,
     pub kick: Arc<EventFd>,
@@ -76,7 +76,7 @@ pub struct DriverQueue {
 
 /// An answer of the device.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub head: u16,
     /// The bytes that the device reports as written.
     pub bytes: Vec<u8>,
@@ -84,9 +84,9 @@ pub struct Answer {
 
 impl DriverQueue {
     /// The guest memory of one queue, in bytes.
-    pub const SPACE: u64 = RINGS + SIZE_MAX as u64 * BUFFER as u64;
+    pub(crate) const SPACE: u64 = RINGS + SIZE_MAX as u64 * BUFFER as u64;
 
-    pub fn new(mem: Arc<GuestRam>, base: u64, max_size: u16) -> Self {
+    pub(crate) fn new(mem: Arc<GuestRam>, base: u64, max_size: u16) -> Self {
         let event = || Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap());
         let size = max_size.min(SIZE_MAX);
         let mut queue = Self {
@@ -107,7 +107,7 @@ impl DriverQueue {
     }
 
     /// The state after the driver's reset: empty rings, all descriptors free.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.mem.write_slice(&[0; RINGS as usize], GuestAddress(self.base)).unwrap();
         self.free = (0..self.size).rev().collect();
         self.chains.clear();
@@ -115,26 +115,26 @@ impl DriverQueue {
         let _ = (self.kick.read(), self.interrupt.read());
     }
 
-    pub fn desc_table(&self) -> u64 {
+    pub(crate) fn desc_table(&self) -> u64 {
         // Not the first page, because address 0 means "not set up".
         self.base + 0x1000
     }
 
-    pub fn avail_ring(&self) -> u64 {
+    pub(crate) fn avail_ring(&self) -> u64 {
         self.base + 0x8000
     }
 
-    pub fn used_ring(&self) -> u64 {
+    pub(crate) fn used_ring(&self) -> u64 {
         self.base + 0xC000
     }
 
     /// The buffer of descriptor `index`.
-    pub fn buffer(&self, index: u16) -> u64 {
+    pub(crate) fn buffer(&self, index: u16) -> u64 {
         self.base + RINGS + u64::from(index) * u64::from(BUFFER)
     }
 
     /// The queue's state as a transport would enable it.
-    pub fn state(&self) -> QueueState {
+    pub(crate) fn state(&self) -> QueueState {
         QueueState {
             max_size: self.max_size,
             size: self.size,
@@ -147,24 +147,24 @@ impl DriverQueue {
     }
 
     /// The device's end.
-    pub fn ring(&self, state: QueueState, features: u64) -> Ring {
+    pub(crate) fn ring(&self, state: QueueState, features: u64) -> Ring {
         let (kick, interrupt) = (self.kick.clone(), Some(self.interrupt.clone()));
         Ring::new(self.mem.clone(), state, features, kick, interrupt, self.counters.clone()).unwrap()
     }
 
-    pub fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
+    pub(crate) fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
         let at = self.desc_table() + 16 * u64::from(index);
         self.mem.write_obj(descriptor, GuestAddress(at)).unwrap();
     }
 
     /// Makes `head` available, even if it is not valid.
-    pub fn offer(&mut self, head: u16) {
+    pub(crate) fn offer(&mut self, head: u16) {
         let at = self.avail_ring() + 4 + 2 * u64::from(self.avail_idx % self.size);
         self.mem.write_obj(head, GuestAddress(at)).unwrap();
         self.set_avail_idx(self.avail_idx.wrapping_add(1));
     }
 
-    pub fn set_avail_idx(&mut self, index: u16) {
+    pub(crate) fn set_avail_idx(&mut self, index: u16) {
         self.avail_idx = index;
         self.mem.store(index, GuestAddress(self.avail_ring() + 2), Ordering::Release).unwrap();
         fence(Ordering::SeqCst);
@@ -172,7 +172,7 @@ impl DriverQueue {
 
     /// Offers a chain of `readable` buffers, then `writable` ones of these lengths. Returns `None` if the queue is
     /// full.
-    pub fn try_add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> Option<u16> {
+    pub(crate) fn try_add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> Option<u16> {
         let count = readable.len() + writable.len();
         if count == 0 || count > self.free.len() {
             return None;
@@ -195,21 +195,21 @@ impl DriverQueue {
     }
 
     /// Like [`try_add`](Self::try_add), for a queue that is not full.
-    pub fn add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> u16 {
+    pub(crate) fn add(&mut self, readable: &[Vec<u8>], writable: &[u32]) -> u16 {
         self.try_add(readable, writable).expect("the driver's queue is full")
     }
 
-    pub fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.kick.write(1).unwrap();
     }
 
     /// The number of chains that the device has used since the reset, modulo 65536.
-    pub fn device_used_idx(&self) -> u16 {
+    pub(crate) fn device_used_idx(&self) -> u16 {
         self.mem.load(GuestAddress(self.used_ring() + 2), Ordering::Acquire).unwrap()
     }
 
     /// Asks for an interrupt at the next completion (EVENT_IDX), then takes the next answer, if there is one.
-    pub fn used(&mut self) -> Option<Answer> {
+    pub(crate) fn used(&mut self) -> Option<Answer> {
         let used_event = self.avail_ring() + 4 + 2 * u64::from(self.size);
         self.mem.store(self.used_idx, GuestAddress(used_event), Ordering::Relaxed).unwrap();
         fence(Ordering::SeqCst);
@@ -237,7 +237,7 @@ impl DriverQueue {
     }
 
     /// The next answer, or `None` once `gave_up` returns true.
-    pub fn wait_used_unless(&mut self, gave_up: impl Fn() -> bool) -> Option<Answer> {
+    pub(crate) fn wait_used_unless(&mut self, gave_up: impl Fn() -> bool) -> Option<Answer> {
         let epoll = Epoll::new().unwrap();
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll.ctl(ControlOperation::Add, std::os::fd::AsRawFd::as_raw_fd(&*self.interrupt), event).unwrap();
@@ -256,13 +256,13 @@ impl DriverQueue {
     }
 
     /// The next answer.
-    pub fn wait_used(&mut self) -> Answer {
+    pub(crate) fn wait_used(&mut self) -> Answer {
         self.wait_used_unless(|| false).unwrap()
     }
 }
 
 /// A device and a driver.
-pub struct Rig {
+pub(crate) struct Rig {
     pub device: Box<dyn VirtioDevice>,
     pub mem: Arc<GuestRam>,
     pub queues: Vec<DriverQueue>,
@@ -270,7 +270,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+    pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
         let sizes = device.identity().queue_sizes.clone();
         let mem = ram_and_hotplug(DriverQueue::SPACE * sizes.len() as u64);
         let places = (0..).step_by(DriverQueue::SPACE as usize);
@@ -280,7 +280,7 @@ impl Rig {
     }
 
     /// Starts the device with a new driver: empty queues, all enabled.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.queues.iter_mut().for_each(DriverQueue::reset);
         self.device.config_interrupt().reset();
         let states = self.queues.iter().map(DriverQueue::state).collect();
@@ -288,7 +288,7 @@ impl Rig {
     }
 
     /// Resumes the device with `states`.
-    pub fn resume(&mut self, states: Vec<QueueState>) {
+    pub(crate) fn resume(&mut self, states: Vec<QueueState>) {
         self.start_at(states, true);
     }
 
@@ -297,15 +297,15 @@ impl Rig {
         self.device.start(Start { features: self.features, rings, resumed }).unwrap();
     }
 
-    pub fn stop(&mut self) -> Vec<QueueState> {
+    pub(crate) fn stop(&mut self) -> Vec<QueueState> {
         self.device.stop(HUNG).expect("the device does not stop")
     }
 
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.device.config_interrupt().is_reset_needed()
     }
 
-    pub fn faults(&self) -> u64 {
+    pub(crate) fn faults(&self) -> u64 {
         self.device.config_interrupt().counters().metrics().faults
     }
 }

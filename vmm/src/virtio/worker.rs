@@ -23,7 +23,7 @@ pub(super) struct Worker<B> {
 
 impl<B: Backend> Worker<B> {
     /// The thread's main loop: waits for rings, serves them until it must stop, and waits again. Ends with its device.
-    pub fn run(mut self) {
+    pub(super) fn run(mut self) {
         while let Ok(mut start) = self.starts.recv() {
             self.serve(&mut start);
             if self.stopped.send(start.rings).is_err() {

@@ -21,10 +21,9 @@ use crate::subject::Subject;
 const EVERY: Duration = Duration::from_millis(250);
 
 /// A build that is over, and its machine, which runs on.
-pub struct Built<'a> {
+pub(super) struct Built<'a> {
     /// The machine.
     pub guest: Guest<'a>,
-    /// The build.
     pub build: Case,
     /// What came of it.
     pub measurements: Vec<Measurement>,
@@ -34,7 +33,7 @@ pub struct Built<'a> {
 ///
 /// # Errors
 /// The machine does not come up, or the build fails or takes too long.
-pub fn run<'a>(lab: &'a Lab, subject: &dyn Subject) -> anyhow::Result<Built<'a>> {
+pub(super) fn run<'a>(lab: &'a Lab, subject: &dyn Subject) -> anyhow::Result<Built<'a>> {
     let mut guest = Guest::start(lab, subject, Task { builds: true, gives_back: true })?;
     let mut recorder = Recorder::new(EVERY);
     let mut built_at = 0.0;
@@ -69,7 +68,7 @@ pub fn run<'a>(lab: &'a Lab, subject: &dyn Subject) -> anyhow::Result<Built<'a>>
 ///
 /// # Errors
 /// As [`run`].
-pub fn compared(lab: &Lab, subject: &dyn Subject, build: &Case) -> anyhow::Result<Option<Measurement>> {
+pub(super) fn compared(lab: &Lab, subject: &dyn Subject, build: &Case) -> anyhow::Result<Option<Measurement>> {
     if lab.size != Size::Full && !subject.reclaims() {
         return Ok(None);
     }

@@ -18,7 +18,7 @@ const GAP: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// A machine does not come up or ends, or a guest cannot be reached.
-pub fn run(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<[Measurement; 2]> {
+pub(super) fn run(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<[Measurement; 2]> {
     let task = Task { builds: false, gives_back: true };
     let mut guests = (0..MACHINES).map(|_| Guest::start(lab, subject, task)).collect::<anyhow::Result<Vec<_>>>()?;
     guests.iter_mut().try_for_each(|guest| guest.work.until_ready())?;

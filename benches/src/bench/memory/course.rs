@@ -12,12 +12,12 @@ const RETURNED: f64 = 0.9;
 ///
 /// # Errors
 /// A process has ended.
-pub fn resident(running: &Running) -> anyhow::Result<u64> {
+pub(super) fn resident(running: &Running) -> anyhow::Result<u64> {
     running.pids().into_iter().map(memory::resident).sum()
 }
 
 /// Takes a course as time passes.
-pub struct Recorder {
+pub(super) struct Recorder {
     began: Instant,
     every: Duration,
     next: Duration,
@@ -27,17 +27,17 @@ pub struct Recorder {
 
 impl Recorder {
     /// One that takes a point `every` so often, when it is called often enough.
-    pub fn new(every: Duration) -> Self {
+    pub(super) fn new(every: Duration) -> Self {
         Self { began: Instant::now(), every, next: Duration::ZERO, course: Course::default() }
     }
 
     /// Seconds since it was made.
-    pub fn seconds(&self) -> f64 {
+    pub(super) fn seconds(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
     /// A moment in its own time, in seconds.
-    pub fn at(&self, moment: Instant) -> f64 {
+    pub(super) fn at(&self, moment: Instant) -> f64 {
         moment.saturating_duration_since(self.began).as_secs_f64()
     }
 
@@ -45,7 +45,7 @@ impl Recorder {
     ///
     /// # Errors
     /// A process has ended.
-    pub fn look<'a>(&mut self, machines: impl IntoIterator<Item = &'a Running>) -> anyhow::Result<()> {
+    pub(super) fn look<'a>(&mut self, machines: impl IntoIterator<Item = &'a Running>) -> anyhow::Result<()> {
         let now = self.began.elapsed();
         if now >= self.next {
             self.next = now + self.every;
@@ -58,7 +58,7 @@ impl Recorder {
 
 /// Seconds and bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Course {
+pub(super) struct Course {
     /// In the order of time.
     pub points: Vec<(f64, f64)>,
 }
@@ -69,17 +69,17 @@ impl Course {
     }
 
     /// The most there was.
-    pub fn peak(&self) -> f64 {
+    pub(super) fn peak(&self) -> f64 {
         self.points.iter().map(|(_, bytes)| *bytes).fold(0.0, f64::max)
     }
 
     /// What there was at the end.
-    pub fn last(&self) -> f64 {
+    pub(super) fn last(&self) -> f64 {
         self.points.last().map_or(0.0, |(_, bytes)| *bytes)
     }
 
     /// GiB held times seconds.
-    pub fn gib_seconds(&self, from: f64, to: f64) -> f64 {
+    pub(super) fn gib_seconds(&self, from: f64, to: f64) -> f64 {
         let points: Vec<_> = self.between(from, to).collect();
         let area = |pair: &[&(f64, f64)]| (pair[1].0 - pair[0].0) * f64::midpoint(pair[0].1, pair[1].1);
         points.windows(2).map(area).sum::<f64>() / f64::from(1 << 30)
@@ -87,7 +87,7 @@ impl Course {
 
     /// Seconds from `freed_at`, when a program of the guest freed `bytes`, until nearly as much less is resident than at
     /// the most before; nothing if that has not come about.
-    pub fn returned_after(&self, freed_at: f64, bytes: f64) -> Option<f64> {
+    pub(super) fn returned_after(&self, freed_at: f64, bytes: f64) -> Option<f64> {
         let peak = self.between(0.0, freed_at).map(|(_, bytes)| *bytes).fold(0.0, f64::max);
         let enough = peak - bytes * RETURNED;
         self.points.iter().find(|(at, left)| *at >= freed_at && *left <= enough).map(|(at, _)| at - freed_at)

@@ -27,7 +27,7 @@ const NEARLY: f64 = 0.9;
 ///
 /// # Errors
 /// The machine ends, or its guest cannot be reached.
-pub fn unasked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Measurement> {
+pub(super) fn unasked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Measurement> {
     let mut freed = Freed::by(guest, mib)?;
     watch(&mut guest.work.running, UNASKED, |running| {
         freed.recorder.look([running])?;
@@ -41,7 +41,7 @@ pub fn unasked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Measurement> {
 ///
 /// # Errors
 /// As [`unasked`]; or the VMM refuses.
-pub fn asked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Vec<Measurement>> {
+pub(super) fn asked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Vec<Measurement>> {
     let running = &guest.work.running;
     let means = Means::of(running.control.as_ref(), mib)?;
     let mut freed = Freed::by(guest, mib)?;

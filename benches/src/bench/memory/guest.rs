@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// What a guest is to do.
 #[derive(Clone, Copy, Debug)]
-pub struct Task {
+pub(super) struct Task {
     /// Build the project and remove it again.
     pub builds: bool,
     /// Give back what it does not need, by all means the subject has; else by none, to see what they cost.
@@ -30,7 +30,7 @@ pub struct Task {
 }
 
 /// A machine, and its folder, which goes after it.
-pub struct Guest<'a> {
+pub(super) struct Guest<'a> {
     /// The machine at work.
     pub work: Work<'a>,
     /// How it was started, and what runs in it.
@@ -45,7 +45,7 @@ impl<'a> Guest<'a> {
     ///
     /// # Errors
     /// It cannot be started, or a disk not be made.
-    pub fn start(lab: &'a Lab, subject: &dyn Subject, task: Task) -> anyhow::Result<Self> {
+    pub(super) fn start(lab: &'a Lab, subject: &dyn Subject, task: Task) -> anyhow::Result<Self> {
         let folder = lab.folder()?;
         let reclaims = task.gives_back && subject.reclaims();
         let machine = machine(lab, folder.path(), task, reclaims)?;
@@ -62,7 +62,7 @@ impl<'a> Guest<'a> {
     ///
     /// # Errors
     /// It has none.
-    pub fn socket(&self) -> anyhow::Result<GuestSocket> {
+    pub(super) fn socket(&self) -> anyhow::Result<GuestSocket> {
         self.work.running.guest.clone().context("the machine has no vsock")
     }
 }
@@ -105,7 +105,7 @@ fn project_and_goal(size: Size) -> (&'static str, &'static str) {
 ///
 /// # Errors
 /// A guest cannot be reached, or `watch` fails.
-pub fn fill(
+pub(super) fn fill(
     sockets: &[GuestSocket],
     mib: u32,
     mut watch: impl FnMut() -> anyhow::Result<()>,

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use garret::daemon::{Arbiter, MachineView, Order, measure_host};
-use garret::host::cgroup;
+use garret::policy::{Arbiter, MachineView, Order, cgroup, measure_host};
 use rustix::process::getpid;
 
 /// The time between two looks.
@@ -20,7 +19,7 @@ const REAL: u32 = 1;
 const PAPER: u32 = 2;
 
 /// A control group like the runner's, and what the arbiter knows of the machine in it.
-pub struct Kept {
+pub(super) struct Kept {
     name: String,
     arbiter: Arbiter,
     looked: Option<(Instant, Duration)>,
@@ -31,7 +30,7 @@ impl Kept {
     ///
     /// # Errors
     /// The host has no control groups (v2), or refuses one.
-    pub fn new() -> anyhow::Result<Option<Self>> {
+    pub(super) fn new() -> anyhow::Result<Option<Self>> {
         if measure_host(0)?.swap_total == 0 {
             return Ok(None);
         }
@@ -46,7 +45,7 @@ impl Kept {
     ///
     /// # Errors
     /// As `start`, or the kernel refuses.
-    pub fn start<T>(&self, start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub(super) fn start<T>(&self, start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("no control group (v2)")?;
         enter(&cgroup::path(&self.name))?;
@@ -59,7 +58,7 @@ impl Kept {
     ///
     /// # Errors
     /// The machine has ended, or the kernel refuses.
-    pub fn look(&mut self, promised: u64) -> anyhow::Result<()> {
+    pub(super) fn look(&mut self, promised: u64) -> anyhow::Result<()> {
         let usage = cgroup::usage(&self.name)?;
         let now = Instant::now();
         let Some((then, cpu)) = self.looked else {
@@ -92,7 +91,7 @@ impl Kept {
     ///
     /// # Errors
     /// The machine has ended.
-    pub fn swapped(&self) -> anyhow::Result<u64> {
+    pub(super) fn swapped(&self) -> anyhow::Result<u64> {
         Ok(cgroup::usage(&self.name)?.swapped)
     }
 }

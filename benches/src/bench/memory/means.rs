@@ -4,7 +4,7 @@ use crate::subject::Control;
 
 /// One of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Means {
+pub(super) enum Means {
     /// The balloon takes pages from the guest.
     Balloon,
     /// What the guest may have plugged is lowered.
@@ -19,13 +19,13 @@ impl Means {
     ///
     /// # Errors
     /// The VMM does not answer.
-    pub fn of(control: &dyn Control, hotplug_mib: u32) -> anyhow::Result<Self> {
+    pub(super) fn of(control: &dyn Control, hotplug_mib: u32) -> anyhow::Result<Self> {
         let plugged = control.plugged_mib()?;
         Ok(plugged.map_or(Self::Balloon, |_| Self::VirtioMem { size_mib: hotplug_mib }))
     }
 
     /// For a person.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Balloon => "the balloon",
             Self::VirtioMem { .. } => "virtio-mem",
@@ -36,7 +36,7 @@ impl Means {
     ///
     /// # Errors
     /// The VMM refuses.
-    pub fn ask(self, control: &dyn Control, mib: u32) -> anyhow::Result<()> {
+    pub(super) fn ask(self, control: &dyn Control, mib: u32) -> anyhow::Result<()> {
         match self {
             Self::Balloon => control.set_balloon(mib),
             Self::VirtioMem { size_mib } => control.plug(size_mib.saturating_sub(mib)),
@@ -47,7 +47,7 @@ impl Means {
     ///
     /// # Errors
     /// The VMM does not answer.
-    pub fn taken(self, control: &dyn Control) -> anyhow::Result<u32> {
+    pub(super) fn taken(self, control: &dyn Control) -> anyhow::Result<u32> {
         match self {
             Self::Balloon => control.balloon_mib(),
             Self::VirtioMem { size_mib } => Ok(size_mib.saturating_sub(control.plugged_mib()?.unwrap_or(0))),

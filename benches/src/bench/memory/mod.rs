@@ -29,7 +29,7 @@ use crate::scale::{Scale, Size};
 use crate::subject::Subject;
 
 /// The bench.
-pub struct Memory;
+pub(super) struct Memory;
 
 impl Bench for Memory {
     fn name(&self) -> &'static str {

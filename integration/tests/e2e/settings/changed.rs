@@ -7,12 +7,12 @@ use toml::{Table, Value};
 use crate::stage::{CONFIG, restart_daemon};
 
 /// The daemon's configuration is changed, and the daemon restarted; at the end both are undone. Machines run through it.
-pub struct Settings {
+pub(crate) struct Settings {
     before: Option<Vec<u8>>,
 }
 
 impl Settings {
-    pub fn change(change: impl FnOnce(&mut Table)) -> Self {
+    pub(crate) fn change(change: impl FnOnce(&mut Table)) -> Self {
         let before = fs::read(CONFIG).ok();
         let text = String::from_utf8(before.clone().unwrap_or_default()).expect("UTF-8");
         let mut config: Table = text.parse().expect("the configuration is TOML");
@@ -38,11 +38,11 @@ fn put_in_force(config: Option<Vec<u8>>) {
 }
 
 /// `[network]`, made if it is not there.
-pub fn network(config: &mut Table) -> &mut Table {
+pub(crate) fn network(config: &mut Table) -> &mut Table {
     config.entry("network").or_insert(Value::Table(Table::new())).as_table_mut().expect("a table")
 }
 
 /// Adds to a list, made if it is not there.
-pub fn append(table: &mut Table, list: &str, value: impl Into<Value>) {
+pub(crate) fn append(table: &mut Table, list: &str, value: impl Into<Value>) {
     table.entry(list).or_insert(Value::Array(Vec::new())).as_array_mut().expect("a list").push(value.into());
 }

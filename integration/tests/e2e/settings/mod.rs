@@ -13,7 +13,7 @@ use toml::Table;
 
 use crate::stage::{ALICE, IMAGE, Workspace};
 
-pub use changed::{Settings, append, network};
+pub(crate) use changed::{Settings, append, network};
 
 /// From the block that is reserved for documentation: no network uses it.
 const ADDRESS: &str = "192.0.2.7";

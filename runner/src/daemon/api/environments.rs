@@ -40,7 +40,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
     path = "/v1/environments",
     responses((status = 200, description = "The environments the caller may see.", body = Vec<Environment>))
 )]
-pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
+pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
     let list = daemon
         .read(move |db| {
             let rows = environments::all(db)?.into_iter().filter(|row| peer.may(row.uid) && !row.removed);
@@ -56,7 +56,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<
     params(("id" = String, Path, description = "The environment's id.")),
     responses((status = 200, description = "The environment.", body = Environment), (status = 404, body = Problem))
 )]
-pub async fn show(
+pub(super) async fn show(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -77,7 +77,7 @@ pub async fn show(
         (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = Problem),
     )
 )]
-pub async fn put(
+pub(super) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -199,7 +199,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
         (status = 404, body = Problem)
     )
 )]
-pub async fn remove(
+pub(super) async fn remove(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -251,7 +251,7 @@ pub async fn remove(
         (status = 404, body = Problem)
     )
 )]
-pub async fn show_local_env(
+pub(super) async fn show_local_env(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -269,7 +269,7 @@ pub async fn show_local_env(
         (status = 404, body = Problem)
     )
 )]
-pub async fn clear_local_env(
+pub(super) async fn clear_local_env(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -290,7 +290,11 @@ pub async fn clear_local_env(
     params(("id" = String, Path, description = "The environment's id.")),
     responses((status = 200, description = "What the container last printed.", body = String))
 )]
-pub async fn log(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(id): Path<String>) -> Result<String, Refusal> {
+pub(super) async fn log(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(id): Path<String>,
+) -> Result<String, Refusal> {
     let (row, machine) = find(&daemon, peer, &id).await?;
     require_running(&machine)?;
     let _needed = daemon.wake(&machine).await;
@@ -303,7 +307,7 @@ pub async fn log(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(id): Path<S
     params(("id" = String, Path, description = "The environment's id.")),
     responses((status = 101, description = "A WebSocket: a process in the devcontainer."), (status = 404, body = Problem))
 )]
-pub async fn exec(
+pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -318,7 +322,7 @@ pub async fn exec(
 }
 
 /// The environment and its machine, if the peer may see them. Otherwise the result is the same as if it did not exist.
-pub async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentRow, MachineRow), Refusal> {
+pub(super) async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentRow, MachineRow), Refusal> {
     let name = id.to_owned();
     let found = daemon
         .read(move |db| {

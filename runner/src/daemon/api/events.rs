@@ -22,7 +22,7 @@ use crate::daemon::state::{Scope, events};
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct EventParameters {
+pub(super) struct EventParameters {
     /// Only events with a larger number.
     #[serde(default)]
     after: u64,
@@ -41,7 +41,7 @@ pub struct EventParameters {
         (status = 404, body = Problem)
     )
 )]
-pub async fn of_environment(
+pub(super) async fn of_environment(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,
@@ -64,7 +64,7 @@ pub async fn of_environment(
         (status = 404, body = Problem)
     )
 )]
-pub async fn of_machine(
+pub(super) async fn of_machine(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
@@ -80,7 +80,7 @@ pub async fn of_machine(
     params(EventParameters),
     responses((status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"))
 )]
-pub async fn of_all(
+pub(super) async fn of_all(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Parameters(parameters): Parameters<EventParameters>,

@@ -12,7 +12,7 @@ use crate::daemon::promises::promises;
 use crate::daemon::state::machines;
 
 #[utoipa::path(get, path = "/v1/host", responses((status = 200, description = "The host's figures.", body = HostInfo)))]
-pub async fn show(State(daemon): State<Arc<Daemon>>, _peer: Peer) -> Result<Json<HostInfo>, Refusal> {
+pub(super) async fn show(State(daemon): State<Arc<Daemon>>, _peer: Peer) -> Result<Json<HostInfo>, Refusal> {
     let host = daemon.host();
     let machines = daemon.read(machines::all).await?;
     Ok(Json(HostInfo {

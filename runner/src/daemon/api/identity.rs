@@ -15,8 +15,7 @@ use crate::daemon::state::{MachineRow, machines};
 
 /// A uid and its account, as the host knows them now.
 #[derive(Clone, Debug)]
-pub struct Owner {
-    /// The uid.
+pub(super) struct Owner {
     pub uid: u32,
     /// The primary group.
     pub gid: u32,
@@ -29,18 +28,18 @@ impl Owner {
     ///
     /// # Errors
     /// The name service does not answer.
-    pub async fn find(daemon: &Daemon, uid: u32, gid: u32) -> Result<Self, Refusal> {
+    pub(super) async fn find(daemon: &Daemon, uid: u32, gid: u32) -> Result<Self, Refusal> {
         let account = daemon.account(uid).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
         Ok(Self { uid, gid: account.as_ref().map_or(gid, |account| account.gid), account })
     }
 
     /// The developer's name.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         display_name(self.uid, self.account.as_ref())
     }
 
     /// The machine with this owner's current names.
-    pub fn of(&self, machine: MachineRow) -> MachineRow {
+    pub(super) fn of(&self, machine: MachineRow) -> MachineRow {
         MachineRow {
             gid: self.gid,
             owner: self.name(),
@@ -55,7 +54,7 @@ impl Owner {
 ///
 /// # Errors
 /// They may be another person.
-pub async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
+pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
     let uid = owner.uid;
     let Some(machine) = daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
     if !is_same_person(&machine, owner.account.as_ref()) {

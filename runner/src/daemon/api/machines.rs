@@ -29,7 +29,7 @@ const REMOVAL: Duration = Duration::from_secs(120);
     path = "/v1/machines",
     responses((status = 200, description = "The machines the caller may see.", body = Vec<Machine>))
 )]
-pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Machine>>, Refusal> {
+pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Machine>>, Refusal> {
     let asked = daemon.clone();
     let list = daemon
         .read(move |db| {
@@ -46,7 +46,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
     responses((status = 200, description = "The machine.", body = Machine), (status = 404, body = Problem))
 )]
-pub async fn show(
+pub(super) async fn show(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
@@ -67,7 +67,7 @@ pub async fn show(
         (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = Problem),
     )
 )]
-pub async fn put(
+pub(super) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
@@ -102,7 +102,7 @@ pub async fn put(
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
     responses((status = 204, description = "It and its data disk are gone."), (status = 404, body = Problem))
 )]
-pub async fn remove(
+pub(super) async fn remove(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
@@ -140,7 +140,7 @@ pub async fn remove(
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
     responses((status = 200, description = "What the guest last printed on its console.", body = String))
 )]
-pub async fn log(
+pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
@@ -159,7 +159,7 @@ pub async fn log(
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
     responses((status = 101, description = "A WebSocket: a process in the guest itself."), (status = 404, body = Problem))
 )]
-pub async fn exec(
+pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(developer): Path<String>,
@@ -174,7 +174,7 @@ pub async fn exec(
 }
 
 /// Rejects requests to a machine that does not run.
-pub fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
+pub(super) fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
     match machine.phase {
         MachinePhase::Running => Ok(()),
         MachinePhase::Starting => Err(Refusal::unavailable("the machine is still starting: try again in a moment")),
@@ -207,7 +207,7 @@ async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<
 }
 
 /// The developer's machine, if the peer may see it.
-pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
+pub(super) async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
     let machine = match resolve(daemon, peer, developer).await? {
         Some(uid) => daemon.read(move |db| machines::get(db, uid)).await?,
         None => None,
@@ -216,7 +216,7 @@ pub async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Machin
 }
 
 /// Stores what this request wants of the owner's machine, creates the machine if needed, and starts the work.
-pub async fn request_machine(
+pub(super) async fn request_machine(
     daemon: &Daemon,
     owner: &Owner,
     requested_by: u32,

@@ -6,6 +6,8 @@ mod events;
 mod host;
 mod identity;
 mod machines;
+#[cfg(test)]
+mod openapi;
 mod operations;
 mod peer;
 mod proxy;
@@ -19,15 +21,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use hyper::StatusCode;
-use utoipa::OpenApi;
 
-pub use peer::{Credentials, Peer};
+pub(super) use peer::{Credentials, Peer};
 use refusal::Refusal;
 
 use super::Daemon;
 
 /// The router of the whole API.
-pub fn router(daemon: Arc<Daemon>) -> Router {
+pub(super) fn router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/host", get(host::show))
         .route("/v1/top", get(top::show))
@@ -54,41 +55,4 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", "this path has no such method")
         })
         .with_state(daemon)
-}
-
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "garret host API", description = "What `garret daemon` answers on its Unix socket."),
-    paths(
-        host::show,
-        top::show,
-        top::metrics,
-        machines::list,
-        machines::show,
-        machines::put,
-        machines::remove,
-        machines::log,
-        machines::exec,
-        environments::list,
-        environments::show,
-        environments::put,
-        environments::remove,
-        environments::show_local_env,
-        environments::clear_local_env,
-        environments::log,
-        environments::exec,
-        operations::list,
-        operations::show,
-        events::of_environment,
-        events::of_machine,
-        events::of_all,
-    ),
-    components(schemas(garret_api::runner::Event, garret_api::Problem))
-)]
-struct Description;
-
-/// The API's OpenAPI description, as JSON.
-pub fn openapi() -> String {
-    let json = Description::openapi().to_pretty_json();
-    json.map(|text| text + "\n").unwrap_or_else(|error| error.to_string())
 }

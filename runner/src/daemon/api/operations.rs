@@ -23,7 +23,7 @@ const WAIT_MAX_S: u32 = 600;
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct OperationParameters {
+pub(super) struct OperationParameters {
     /// Answer when it has ended, or after so many seconds, at most 600.
     #[serde(default)]
     wait: u32,
@@ -38,7 +38,7 @@ pub struct OperationParameters {
         body = Vec<Operation>
     ))
 )]
-pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Operation>>, Refusal> {
+pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Operation>>, Refusal> {
     let uid = (!peer.administrator).then_some(peer.uid);
     Ok(Json(daemon.read(move |db| operations::newest(db, uid)).await?))
 }
@@ -52,7 +52,7 @@ pub async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<
         (status = 404, body = Problem)
     )
 )]
-pub async fn show(
+pub(super) async fn show(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(id): Path<String>,

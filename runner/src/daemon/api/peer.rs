@@ -19,8 +19,7 @@ const ADMINISTRATORS: &str = "garret";
 
 /// The peer's credentials, as the kernel reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its uid.
+pub(crate) struct Peer {
     pub uid: u32,
     /// Its primary group.
     pub gid: u32,
@@ -30,7 +29,7 @@ pub struct Peer {
 
 /// The kernel's credentials of the peer from when the connection was accepted.
 #[derive(Clone, Copy, Debug)]
-pub struct Credentials(Option<(u32, u32)>);
+pub(crate) struct Credentials(Option<(u32, u32)>);
 
 impl Connected<IncomingStream<'_, UnixListener>> for Credentials {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
@@ -40,17 +39,17 @@ impl Connected<IncomingStream<'_, UnixListener>> for Credentials {
 
 impl Peer {
     /// Whether the peer may see and change what belongs to this uid.
-    pub fn may(&self, owner: u32) -> bool {
+    pub(crate) fn may(&self, owner: u32) -> bool {
         self.administrator || self.uid == owner
     }
 
     /// The events the peer may see.
-    pub fn scope(&self) -> Scope {
+    pub(crate) fn scope(&self) -> Scope {
         if self.administrator { Scope::All } else { Scope::Developer(self.uid) }
     }
 
     /// The machine, if it exists and the peer may see it. Otherwise the result is the same as if it did not exist.
-    pub fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
+    pub(crate) fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
         machine
             .filter(|machine| self.may(machine.uid))
             .ok_or_else(|| Refusal::not_found(format!("there is no machine of {developer}: `garret up` makes one")))

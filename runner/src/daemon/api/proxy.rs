@@ -16,7 +16,7 @@ use super::Refusal;
 use crate::daemon::memory::WakeGuard;
 
 /// How long the agent may take to start the stream.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// The most of an error answer's body that is passed on, in bytes.
 const REFUSAL_MAX: usize = 64 * 1024;
 
@@ -32,7 +32,7 @@ const HANDSHAKE: [HeaderName; 6] = [
 
 /// Passes the request on to `path` of the agent. The machine is needed until the stream ends. The stream's content is
 /// not parsed: its two ends agree on it.
-pub async fn forward_upgrade(
+pub(super) async fn forward_upgrade(
     agent: &Client,
     path: &str,
     mut request: Request,

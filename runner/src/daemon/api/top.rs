@@ -24,7 +24,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
         (status = 503, description = "Nothing has been measured yet.", body = Problem)
     )
 )]
-pub async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Top>, Refusal> {
+pub(super) async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Top>, Refusal> {
     Ok(Json(snapshot(&daemon).await?.top(|uid| peer.may(uid))))
 }
 
@@ -37,7 +37,7 @@ pub async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<
         (status = 503, description = "Nothing has been measured yet.", body = Problem)
     )
 )]
-pub async fn metrics(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Response, Refusal> {
+pub(super) async fn metrics(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Response, Refusal> {
     if !peer.administrator {
         return Err(Refusal::forbidden("only root and members of the group garret may read all developers' figures"));
     }

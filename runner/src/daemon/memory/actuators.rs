@@ -22,7 +22,7 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// The actuators of one machine.
 #[derive(Debug)]
-pub struct Actuators {
+pub(super) struct Actuators {
     /// The limit on plugged memory, in MiB.
     pub limit: LatestOnly<u32>,
     /// The size to which the agent should shrink the guest, in bytes.
@@ -35,7 +35,7 @@ pub struct Actuators {
 
 impl Actuators {
     /// Starts the actuators as tasks in `tasks`.
-    pub fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
+    pub(super) fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
         let log = |what: &str| LogOnChange::of(format!("{what} {machine}"));
         let executor = Arc::new(Executor {
             daemon: daemon.clone(),

@@ -31,7 +31,6 @@ const SWAPPED_MUCH: u64 = 64 << 20;
 /// held between them.
 const ELAPSED_MAX: Duration = Duration::from_secs(10);
 
-/// The arbiter.
 #[derive(Clone, Debug, Default)]
 pub struct Arbiter {
     ladder: Ladder,

@@ -15,8 +15,7 @@ const REPEAT: Duration = Duration::from_secs(10);
 
 /// A machine with its target and its working set.
 #[derive(Clone, Copy, Debug)]
-pub struct Assessment<'a> {
-    /// The machine.
+pub(super) struct Assessment<'a> {
     pub machine: &'a MachineView,
     /// The memory it should hold.
     pub target: u64,
@@ -26,7 +25,7 @@ pub struct Assessment<'a> {
 
 impl Assessment<'_> {
     /// The memory it holds beyond its target. A small excess counts as 0, so that noise changes nothing.
-    pub fn excess(&self) -> u64 {
+    pub(super) fn excess(&self) -> u64 {
         let excess = self.machine.resident.saturating_sub(self.target);
         if excess > self.slack() { excess } else { 0 }
     }
@@ -36,7 +35,7 @@ impl Assessment<'_> {
     }
 
     /// Whether it is so far below its target that it can be released.
-    pub fn far_below_target(&self) -> bool {
+    pub(super) fn far_below_target(&self) -> bool {
         self.machine.resident.saturating_add(4 * self.slack()) < self.target
     }
 
@@ -46,7 +45,7 @@ impl Assessment<'_> {
     }
 
     /// Orders machines by cold memory relative to weight, the most first; then by CPU use, the least first.
-    pub fn idler_first(&self, other: &Self) -> Ordering {
+    pub(super) fn idler_first(&self, other: &Self) -> Ordering {
         let cold =
             |one: &Self| one.machine.resident.saturating_sub(one.working_set) / u64::from(one.machine.weight.max(1));
         cold(other).cmp(&cold(self)).then(self.machine.cpus.total_cmp(&other.machine.cpus))
@@ -55,7 +54,7 @@ impl Assessment<'_> {
 
 /// The means by which memory is taken from one machine, and since when.
 #[derive(Clone, Copy, Debug)]
-pub struct Escalation {
+pub(super) struct Escalation {
     /// The means by which memory is taken.
     pub means: Means,
     /// How long this means has been in use.
@@ -70,13 +69,13 @@ pub struct Escalation {
 
 impl Escalation {
     /// The escalation of a machine that is new to this runner. If the machine is paused, an earlier runner paused it.
-    pub fn adopt(machine: &MachineView) -> Self {
+    pub(super) fn adopt(machine: &MachineView) -> Self {
         let means = if machine.paused { Means::Paused } else { Means::Released };
         Self { means, since: Duration::ZERO, goal: 0, asked: None, pauses: 0 }
     }
 
     /// Updates the escalation in the next cycle.
-    pub fn update(&mut self, assessment: &Assessment, elapsed: Duration) {
+    pub(super) fn update(&mut self, assessment: &Assessment, elapsed: Duration) {
         self.since = self.since.saturating_add(elapsed);
         self.asked = match self.asked {
             // A guest that was silent may have lost the request.
@@ -99,18 +98,18 @@ impl Escalation {
     }
 
     /// Changes to these means.
-    pub fn enter(&mut self, means: Means) {
+    pub(super) fn enter(&mut self, means: Means) {
         self.pauses += u32::from(means == Means::Paused);
         (self.means, self.since) = (means, Duration::ZERO);
     }
 
     /// The size to which its guest should shrink; `None` if it need not.
-    pub fn squeezed_to(&self) -> Option<u64> {
+    pub(super) fn squeezed_to(&self) -> Option<u64> {
         (self.means != Means::Released).then_some(self.goal)
     }
 
     /// The request to send to the guest now, if any.
-    pub fn ask(&mut self, machine: &MachineView) -> Option<Order> {
+    pub(super) fn ask(&mut self, machine: &MachineView) -> Option<Order> {
         let target = self.squeezed_to();
         let known = self.asked.is_some_and(|(asked, ago)| asked == target && (target.is_none() || ago < REPEAT));
         if known || machine.paused || machine.guest.is_none() {

@@ -29,7 +29,7 @@ const RESET_AFTER: Duration = Duration::from_secs(600);
 
 /// The state of one machine.
 #[derive(Clone, Copy, Debug)]
-pub struct IdleSwap {
+pub(super) struct IdleSwap {
     awake_for: Duration,
     quiet_for: Duration,
     since_step: Duration,
@@ -49,7 +49,7 @@ impl Default for IdleSwap {
 
 /// One order to swap out memory of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub(super) struct Step {
     /// How much to swap out, in bytes.
     pub bytes: u64,
     /// The first step since the machine became idle.
@@ -58,7 +58,7 @@ pub struct Step {
 
 impl IdleSwap {
     /// The next step, if one is due. `idle_for`: how long the machine has been idle; `room`: the swap it may use.
-    pub fn next_step(
+    pub(super) fn next_step(
         &mut self,
         machine: &MachineView,
         idle_for: Duration,
@@ -90,7 +90,7 @@ impl IdleSwap {
 
     /// The machine is awake, or its memory is managed by another means. Memory swapped in meanwhile counts when it is
     /// idle again.
-    pub fn skip_cycle(&mut self, elapsed: Duration) {
+    pub(super) fn skip_cycle(&mut self, elapsed: Duration) {
         self.awake_for = self.awake_for.saturating_add(elapsed);
         self.quiet_for = self.quiet_for.saturating_add(elapsed);
         self.since_step = Duration::ZERO;

@@ -35,7 +35,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The result of one cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Steps {
+pub(super) struct Steps {
     /// Orders other than limits.
     pub orders: Vec<Order>,
     /// Changes to report.
@@ -44,7 +44,7 @@ pub struct Steps {
 
 /// The escalation of every machine.
 #[derive(Clone, Debug)]
-pub struct Ladder {
+pub(super) struct Ladder {
     pressure: Pressure,
     escalations: BTreeMap<u32, Escalation>,
     since_pause: Duration,
@@ -60,7 +60,7 @@ impl Default for Ladder {
 
 impl Ladder {
     /// What to do now; `elapsed` is the time since the last cycle.
-    pub fn decide(&mut self, host: &HostView, all: &[Assessment], elapsed: Duration) -> Steps {
+    pub(super) fn decide(&mut self, host: &HostView, all: &[Assessment], elapsed: Duration) -> Steps {
         let level = self.pressure.update(host, elapsed);
         self.update_escalations(all, elapsed);
         let mut ranked = all.to_vec();
@@ -78,12 +78,12 @@ impl Ladder {
     }
 
     /// The size to which a machine's guest should shrink; `None` if it need not.
-    pub fn squeezed_to(&self, uid: u32) -> Option<u64> {
+    pub(super) fn squeezed_to(&self, uid: u32) -> Option<u64> {
         self.escalations.get(&uid)?.squeezed_to()
     }
 
     /// The means in use, for each machine from which memory is taken.
-    pub fn squeezed(&self) -> BTreeMap<u32, Means> {
+    pub(super) fn squeezed(&self) -> BTreeMap<u32, Means> {
         let squeezed = self.escalations.iter().filter(|(_, escalation)| escalation.means != Means::Released);
         squeezed.map(|(&uid, escalation)| (uid, escalation.means)).collect()
     }

@@ -32,11 +32,11 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Decides when to repeat a limit that the guest has not plugged. Holds how long a part of it has been unplugged.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PlugRetry(Duration);
+pub(super) struct PlugRetry(Duration);
 
 impl PlugRetry {
     /// Returns true once per [`ASK_AGAIN_AFTER`] while a part of the limit is unplugged.
-    pub fn is_due(&mut self, machine: &MachineView, elapsed: Duration) -> bool {
+    pub(super) fn is_due(&mut self, machine: &MachineView, elapsed: Duration) -> bool {
         self.0 = if plugged(machine) < machine.limit { self.0 + elapsed } else { Duration::ZERO };
         let again = self.0 >= ASK_AGAIN_AFTER;
         if again {
@@ -48,7 +48,7 @@ impl PlugRetry {
 
 /// The state of one machine's limit.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Limit {
+pub(super) struct Limit {
     /// How long the limit has been too high.
     excess_for: Duration,
     /// The largest limit wanted in that time.
@@ -57,13 +57,13 @@ pub struct Limit {
 
 impl Limit {
     /// Whether the limit may soon be lowered.
-    pub fn is_pending(&self) -> bool {
+    pub(super) fn is_pending(&self) -> bool {
         !self.excess_for.is_zero()
     }
 
     /// The machine's new limit in bytes, if it should change: memory at boot plus whole sections, at most the promised
     /// memory. `squeezed` is the size to which a squeezed machine should shrink.
-    pub fn update(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
+    pub(super) fn update(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
         let wanted = in_sections(machine, wanted(machine, squeezed));
         let (patience, least) = match squeezed {
             None => (PATIENCE, STEP_MIN.max(machine.limit / 4)),

@@ -4,19 +4,19 @@ use std::sync::{Mutex, PoisonError};
 
 /// The current problem of one thing, logged when it changes.
 #[derive(Debug)]
-pub struct LogOnChange {
+pub(crate) struct LogOnChange {
     what: String,
     now: Mutex<Option<String>>,
 }
 
 impl LogOnChange {
     /// Starts without a problem. `what` names the thing in the log.
-    pub fn of(what: impl Into<String>) -> Self {
+    pub(crate) fn of(what: impl Into<String>) -> Self {
         Self { what: what.into(), now: Mutex::default() }
     }
 
     /// Sets the current problem, if there is one. Logs it if it differs from the one before.
-    pub fn note(&self, now: Option<String>) {
+    pub(crate) fn note(&self, now: Option<String>) {
         let mut before = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         if *before == now {
             return;

@@ -7,7 +7,7 @@ use garret_api::runner::{MachineMemory, Means};
 use super::snapshot::Snapshot;
 
 /// Renders all metrics. Developers' names are plain words (see `accounts::is_plain`), so no label needs escaping.
-pub fn render(snapshot: &Snapshot) -> String {
+pub(crate) fn render(snapshot: &Snapshot) -> String {
     let mut page = Page::default();
     host(&mut page, snapshot);
     machines(&mut page, snapshot);

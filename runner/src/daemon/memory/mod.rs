@@ -37,12 +37,14 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use arbiter::Arbiter;
-pub use host::{measure as measure_host, meminfo};
-pub use log_on_change::LogOnChange;
-pub use metrics::render as render_metrics;
-pub use model::{Decision, HostView, MachineView, Notice, Order};
-pub use pause_control::{PauseState, WakeGuard};
-pub use snapshot::Snapshot;
+pub use host::measure as measure_host;
+pub(super) use host::meminfo;
+pub(super) use log_on_change::LogOnChange;
+pub(super) use metrics::render as render_metrics;
+pub(super) use model::{Decision, HostView, Notice};
+pub use model::{MachineView, Order};
+pub(super) use pause_control::{PauseState, WakeGuard};
+pub(super) use snapshot::Snapshot;
 
 use super::Daemon;
 use super::dedicated_runtime::run_on_dedicated_runtime;
@@ -63,7 +65,7 @@ const FIRST_CYCLE: Duration = Duration::from_secs(5);
 
 /// The state that the loop shares with the rest of the daemon.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub(super) struct Memory {
     /// Which machines are paused.
     pub pauses: PauseControl,
     /// Requests a cycle before the interval ends.
@@ -73,20 +75,20 @@ pub struct Memory {
 
 impl Memory {
     /// The result of the last cycle; `None` if there was none within `FIRST_CYCLE`.
-    pub async fn snapshot(&self) -> Option<Arc<Snapshot>> {
+    pub(super) async fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let mut snapshot = self.snapshot.subscribe();
         let found = timeout(FIRST_CYCLE, snapshot.wait_for(Option::is_some)).await.ok()?.ok()?;
         (*found).clone()
     }
 
     /// Publishes the result of a cycle to all readers.
-    pub fn publish(&self, snapshot: Snapshot) {
+    pub(super) fn publish(&self, snapshot: Snapshot) {
         self.snapshot.send_replace(Some(Arc::new(snapshot)));
     }
 }
 
 /// Runs the loop until the daemon ends, on a dedicated runtime. Restarts the loop if it dies.
-pub async fn supervise(daemon: Arc<Daemon>) {
+pub(super) async fn supervise(daemon: Arc<Daemon>) {
     loop {
         if let Err(error) = run_on_dedicated_runtime("memory", MemoryLoop::new(daemon.clone()).run()).await {
             tracing::error!("the loop that watches memory died: {error:#}");

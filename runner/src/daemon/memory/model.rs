@@ -11,9 +11,7 @@ pub struct HostView {
     pub total: u64,
     /// What a program could get without swapping (`MemAvailable`).
     pub available: u64,
-    /// Total swap.
     pub swap_total: u64,
-    /// Free swap.
     pub swap_free: u64,
     /// Reserved for the host itself; the rest is the machines' capacity.
     pub reserve: u64,
@@ -93,12 +91,10 @@ pub enum Order {
         /// The amount.
         bytes: u64,
     },
-    /// Pause it.
     Pause {
         /// The machine's uid.
         uid: u32,
     },
-    /// Resume it.
     Resume {
         /// The machine's uid.
         uid: u32,

@@ -17,7 +17,7 @@ const LINGER: Duration = Duration::from_secs(10);
 
 /// Whether a machine is paused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PauseState {
+pub(crate) enum PauseState {
     /// The runner has not asked the VMM yet, or the VMM did not answer a request to pause.
     #[default]
     Unknown,
@@ -29,7 +29,7 @@ pub enum PauseState {
 
 /// All machines that have existed, by uid.
 #[derive(Debug)]
-pub struct PauseControl {
+pub(crate) struct PauseControl {
     machines: Mutex<HashMap<u32, Arc<Machine>>>,
     /// How long a machine counts as needed after the need has ended.
     linger: Duration,
@@ -56,7 +56,7 @@ struct Needs {
 
 /// Marks the machine as needed until the guard is dropped.
 #[derive(Debug)]
-pub struct WakeGuard(Arc<Machine>);
+pub(crate) struct WakeGuard(Arc<Machine>);
 
 impl WakeGuard {
     fn new(machine: Arc<Machine>) -> Self {
@@ -77,7 +77,7 @@ impl PauseControl {
     /// Resumes the machine if it is paused, and keeps it running until the returned value is dropped.
     ///
     /// If the VMM does not answer, that is logged. The caller's request to the guest then fails with its own reason.
-    pub async fn wake(&self, uid: u32, vmm: &Client) -> WakeGuard {
+    pub(crate) async fn wake(&self, uid: u32, vmm: &Client) -> WakeGuard {
         let needed = WakeGuard::new(self.machine(uid));
         if let Err(error) = needed.0.resume(vmm).await {
             tracing::warn!(uid, "cannot resume a machine that is needed: {error}");
@@ -89,7 +89,7 @@ impl PauseControl {
     ///
     /// # Errors
     /// The VMM refuses or does not answer. A VMM that does not answer may still have paused: ask it.
-    pub async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
+    pub(crate) async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
         self.machine(uid).pause(vmm, self.linger).await
     }
 
@@ -97,33 +97,33 @@ impl PauseControl {
     ///
     /// # Errors
     /// The VMM refuses or does not answer.
-    pub async fn resume(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
+    pub(crate) async fn resume(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
         self.machine(uid).resume(vmm).await
     }
 
     /// A new VMM starts running, not paused.
-    pub fn started(&self, uid: u32) {
+    pub(crate) fn started(&self, uid: u32) {
         self.machine(uid).state.send_replace(PauseState::Running);
     }
 
     /// Asks the VMM of a machine that is not known to run. An earlier runner may have paused it, and the VMM resumes it
     /// by itself when this runner was silent for longer than the machine's lease.
-    pub async fn check(&self, uid: u32, vmm: &Client) {
+    pub(crate) async fn check(&self, uid: u32, vmm: &Client) {
         self.machine(uid).check(vmm).await;
     }
 
     /// Whether the machine is paused.
-    pub fn state(&self, uid: u32) -> PauseState {
+    pub(crate) fn state(&self, uid: u32) -> PauseState {
         *self.machine(uid).state.borrow()
     }
 
     /// Whether the machine is needed, or was a moment ago: commands often follow each other.
-    pub fn is_needed(&self, uid: u32) -> bool {
+    pub(crate) fn is_needed(&self, uid: u32) -> bool {
         self.machine(uid).is_needed(self.linger)
     }
 
     /// Returns when the machine is known to run.
-    pub async fn wait_until_running(&self, uid: u32) {
+    pub(crate) async fn wait_until_running(&self, uid: u32) {
         let mut state = self.machine(uid).state.subscribe();
         // The sender is in a `Machine`, which is never removed.
         let _ = state.wait_for(|state| *state == PauseState::Running).await;

@@ -9,7 +9,7 @@ const GIB: u64 = 1 << 30;
 
 /// How short the host's memory is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub(super) enum Level {
     /// There is enough memory.
     #[default]
     Calm,
@@ -38,25 +38,25 @@ fn high_mark(host: &HostView) -> u64 {
 }
 
 /// Available memory at which memory is no longer short.
-pub fn relaxed_mark(host: &HostView) -> u64 {
+pub(super) fn relaxed_mark(host: &HostView) -> u64 {
     let mark = high_mark(host);
     mark + mark / 4
 }
 
 /// How much memory the machines can hold together: what they hold, plus available memory beyond the relaxed mark; at
 /// most the memory without the reserve.
-pub fn room(host: &HostView, resident: u64) -> u64 {
+pub(super) fn room(host: &HostView, resident: u64) -> u64 {
     resident.saturating_add(host.available).saturating_sub(relaxed_mark(host)).min(capacity(host))
 }
 
 /// The host's memory without the reserve.
-pub fn capacity(host: &HostView) -> u64 {
+pub(super) fn capacity(host: &HostView) -> u64 {
     host.total.saturating_sub(host.reserve)
 }
 
 /// How much more memory should be available. If only the pressure shows that memory is short, one hundredth of the
 /// host's memory.
-pub fn deficit(host: &HostView) -> u64 {
+pub(super) fn deficit(host: &HostView) -> u64 {
     let missing = relaxed_mark(host).saturating_sub(host.available);
     missing.max(if level(host, false) == Level::Calm { 0 } else { host.total / 100 })
 }
@@ -64,7 +64,7 @@ pub fn deficit(host: &HostView) -> u64 {
 /// How much should be swapped out. While memory is only short, just enough to reach the high mark, so that memory
 /// between the marks is not swapped out and faulted back endlessly. Guests are still asked. When memory is very short,
 /// as much as is missing.
-pub fn swap_deficit(host: &HostView, level: Level) -> u64 {
+pub(super) fn swap_deficit(host: &HostView, level: Level) -> u64 {
     match level {
         Level::Calm => 0,
         Level::Pressed => high_mark(host).saturating_sub(host.available),
@@ -91,7 +91,7 @@ fn level(host: &HostView, relaxed: bool) -> Level {
 
 /// The level of memory pressure with its history.
 #[derive(Clone, Copy, Debug)]
-pub struct Pressure {
+pub(super) struct Pressure {
     level: Level,
     /// How long the level has been the same.
     since: Duration,
@@ -112,7 +112,7 @@ impl Default for Pressure {
 
 impl Pressure {
     /// Updates the level and returns it.
-    pub fn update(&mut self, host: &HostView, elapsed: Duration) -> Level {
+    pub(super) fn update(&mut self, host: &HostView, elapsed: Duration) -> Level {
         self.since = self.since.saturating_add(elapsed);
         let (worse, better) = (level(host, false), level(host, true));
         self.hard_for = if better == Level::Hard { self.hard_for.saturating_add(elapsed) } else { Duration::ZERO };
@@ -135,7 +135,7 @@ impl Pressure {
     }
 
     /// How long memory has been very short without a break.
-    pub fn hard_for(&self) -> Duration {
+    pub(super) fn hard_for(&self) -> Duration {
         self.hard_for
     }
 

@@ -9,7 +9,7 @@ use crate::daemon::admission::Promises;
 
 /// The result of the last cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The host's figures.
     pub host: HostMemory,
     /// The running machines with their uids, ordered by developer.
@@ -22,14 +22,14 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The part of the snapshot for a user that may see the machines of these uids.
-    pub fn top(&self, may: impl Fn(u32) -> bool) -> Top {
+    pub(crate) fn top(&self, may: impl Fn(u32) -> bool) -> Top {
         let machines = self.machines.iter().filter(|(uid, _)| may(*uid)).map(|(_, machine)| machine.clone()).collect();
         Top { host: self.host.clone(), machines }
     }
 }
 
 /// The host's figures. `promises` are in MiB.
-pub fn host_memory(host: &HostView, promises: &Promises, machines: &[MachineView]) -> HostMemory {
+pub(super) fn host_memory(host: &HostView, promises: &Promises, machines: &[MachineView]) -> HostMemory {
     let promised = promises.promised_mib << 20;
     HostMemory {
         total: host.total,
@@ -47,7 +47,12 @@ pub fn host_memory(host: &HostView, promises: &Promises, machines: &[MachineView
 }
 
 /// One machine's figures.
-pub fn machine_memory(developer: &str, oom_kills: u64, view: &MachineView, decision: &Decision) -> MachineMemory {
+pub(super) fn machine_memory(
+    developer: &str,
+    oom_kills: u64,
+    view: &MachineView,
+    decision: &Decision,
+) -> MachineMemory {
     let decided = |what: &BTreeMap<u32, u64>| what.get(&view.uid).copied().unwrap_or(view.resident);
     MachineMemory {
         developer: developer.into(),

@@ -11,7 +11,7 @@ const UNIT: u128 = 1000;
 
 /// The claim of one machine; sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub(super) struct Claim {
     /// Memory that it can always have, whatever other machines do.
     pub guaranteed: u64,
     /// The most memory it can have.
@@ -50,7 +50,7 @@ impl Claim {
 /// The target of each claim, in the claims' order. The sum is at most `room`. Each target is between the guarantee and
 /// the promise, unless the guarantees alone exceed `room` (the host has shrunk, or its reserve was raised). Then `room`
 /// is divided in proportion to the guarantees.
-pub fn targets(room: u64, claims: &[Claim]) -> Vec<u64> {
+pub(super) fn targets(room: u64, claims: &[Claim]) -> Vec<u64> {
     let guaranteed: u128 = claims.iter().map(|claim| u128::from(claim.guaranteed)).sum();
     let Some(spare) = u128::from(room).checked_sub(guaranteed) else {
         return claims.iter().map(|claim| part(room, claim.guaranteed.into(), guaranteed)).collect();

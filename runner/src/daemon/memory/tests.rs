@@ -60,7 +60,7 @@ impl Rig {
 }
 
 /// What the VMM of a small machine reports.
-pub fn machine_info(state: MachineState) -> MachineInfo {
+pub(super) fn machine_info(state: MachineState) -> MachineInfo {
     let config = MachineConfig {
         vcpus: 1,
         memory_mib: 512,

@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 
 /// The state of one machine between two cycles.
 #[derive(Debug)]
-pub struct Watched {
+pub(super) struct Watched {
     vmm: VmmId,
     reports: Reports,
     /// The VMM's last report.
@@ -40,7 +40,7 @@ pub struct Watched {
 
 impl Watched {
     /// Starts watching.
-    pub fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
+    pub(super) fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
         let (uid, name) = (machine.uid, machine.name.clone());
         let mut tasks = JoinSet::new();
         let actuators = Actuators::new(daemon, uid, &name, &mut tasks);
@@ -53,17 +53,17 @@ impl Watched {
     }
 
     /// Whether this watches the given VMM.
-    pub fn is(&self, vmm: &VmmId) -> bool {
+    pub(super) fn is(&self, vmm: &VmmId) -> bool {
         self.vmm == *vmm
     }
 
     /// The guest's reports about itself.
-    pub fn reports(&self) -> &Reports {
+    pub(super) fn reports(&self) -> &Reports {
         &self.reports
     }
 
     /// Measures the machine; `None` if it has just ended.
-    pub async fn measure(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
+    pub(super) async fn measure(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
         let vmm = daemon.vmm(&machine.name, REPORT_TIMEOUT);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
@@ -100,7 +100,7 @@ impl Watched {
     }
 
     /// Passes an order on. Returns at once.
-    pub fn order(&self, order: &Order) {
+    pub(super) fn order(&self, order: &Order) {
         match order {
             Order::Limit { bytes, .. } => {
                 if let Some(requested) = self.info.as_ref().and_then(|info| requested_mib(info, *bytes)) {

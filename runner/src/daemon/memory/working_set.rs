@@ -11,14 +11,14 @@ const WORKING_SET_MIN: u64 = 64 * MIB;
 const HEADROOM: u64 = 64 * MIB;
 
 /// How much of the host's memory and swap it holds.
-pub fn held(machine: &MachineView) -> u64 {
+pub(super) fn held(machine: &MachineView) -> u64 {
     machine.resident.saturating_add(machine.swapped)
 }
 
 /// The memory that it holds and uses: without memory that is free or cold in its guest. A silent guest does not report
 /// that. It then counts as using all it holds, or `WORKING_SET_MIN` if `idle`. A paused machine counts as using
 /// `WORKING_SET_MIN`.
-pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
+pub(super) fn working_set(machine: &MachineView, idle: bool) -> u64 {
     let held = held(machine);
     let used = match &machine.guest {
         _ if machine.paused => 0,
@@ -30,7 +30,7 @@ pub fn working_set(machine: &MachineView, idle: bool) -> u64 {
 }
 
 /// The working set plus headroom: the memory a machine may claim while other machines want memory too.
-pub fn wanted(working_set: u64) -> u64 {
+pub(super) fn wanted(working_set: u64) -> u64 {
     working_set.saturating_add(HEADROOM.max(working_set / 4))
 }
 

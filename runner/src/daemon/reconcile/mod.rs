@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const STARTS_MIN: u32 = 2;
 
 /// Runs a driver for every present and future machine until the daemon ends, on a dedicated runtime.
-pub async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
+pub(super) async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
     run_on_dedicated_runtime("drivers", drive_all(daemon, poked)).await?
 }
 

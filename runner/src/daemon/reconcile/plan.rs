@@ -4,18 +4,17 @@ use garret_api::runner::Desired;
 
 /// One machine as its driver sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub(super) struct Observed {
     /// The state of its VMM.
     pub vmm: Vmm,
     /// It ended without a request, and its next try is not due. Until then, only a request starts it.
     pub failed: bool,
-    /// Its environments.
     pub environments: Vec<Environment>,
 }
 
 /// The state of one machine's VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vmm {
+pub(super) enum Vmm {
     /// There is none.
     Absent,
     /// It runs; the agent has not been set up yet.
@@ -30,8 +29,7 @@ pub enum Vmm {
 
 /// One environment: its actual and desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Environment {
-    /// Its id.
+pub(super) struct Environment {
     pub id: String,
     /// Its desired state.
     pub goal: Goal,
@@ -47,7 +45,7 @@ pub struct Environment {
 
 /// The desired state of a machine or an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goal {
+pub(super) enum Goal {
     /// It should run.
     Run,
     /// It should be stopped.
@@ -58,7 +56,7 @@ pub enum Goal {
 
 impl Goal {
     /// Reads the goal from the fields of a stored row.
-    pub fn new(desired: Desired, removed: bool) -> Self {
+    pub(super) fn new(desired: Desired, removed: bool) -> Self {
         match (removed, desired) {
             (true, _) => Goal::Remove,
             (false, Desired::Running) => Goal::Run,
@@ -69,7 +67,7 @@ impl Goal {
 
 /// Work on an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Work {
+pub(super) struct Work {
     /// The goal that it carries out.
     pub goal: Goal,
     /// The run that it belongs to.
@@ -78,7 +76,7 @@ pub struct Work {
 
 /// The next action.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(super) enum Action {
     /// Nothing: wait until something changes.
     Wait,
     /// Start the VMM.
@@ -101,7 +99,7 @@ pub enum Action {
 const BEGINNING_MAX: usize = 4;
 
 /// Returns the next action. Carrying it out changes `observed`, so repeating this ends in `Wait`.
-pub fn next_action(observed: &Observed, goal: Goal) -> Action {
+pub(super) fn next_action(observed: &Observed, goal: Goal) -> Action {
     match (observed.vmm, goal) {
         (Vmm::Dead, _) => Action::CleanUp,
         (Vmm::Booting | Vmm::Adopted | Vmm::Ready, Goal::Stop | Goal::Remove) => Action::Halt,

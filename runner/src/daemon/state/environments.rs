@@ -14,12 +14,10 @@ use super::{Json, bounded_json, events, json};
 
 /// One environment as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EnvironmentRow {
-    /// Its id.
+pub(crate) struct EnvironmentRow {
     pub id: String,
     /// The uid of its developer.
     pub uid: u32,
-    /// The workspace.
     pub workspace: PathBuf,
     /// The devcontainer.json, if one was named.
     pub config: Option<String>,
@@ -44,7 +42,7 @@ pub struct EnvironmentRow {
 
 impl EnvironmentRow {
     /// Whether the status is that of the last run asked for.
-    pub fn settled(&self) -> bool {
+    pub(crate) fn settled(&self) -> bool {
         self.generation == self.observed_generation
     }
 }
@@ -70,24 +68,24 @@ fn row(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
 }
 
 /// All environments of all developers.
-pub fn all(db: &Connection) -> rusqlite::Result<Vec<EnvironmentRow>> {
+pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY id"))?.query_map([], row)?.collect()
 }
 
 /// All environments in the machine of this uid.
-pub fn of_machine(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
+pub(crate) fn of_machine(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
 }
 
 /// The uids whose machines have work to do for an environment.
-pub fn busy(db: &Connection) -> rusqlite::Result<BTreeSet<u32>> {
+pub(crate) fn busy(db: &Connection) -> rusqlite::Result<BTreeSet<u32>> {
     db.prepare_cached("SELECT DISTINCT uid FROM environments WHERE removed OR generation != observed_generation")?
         .query_map([], |row| row.get(0))?
         .collect()
 }
 
 /// The environment with this id.
-pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
+pub(crate) fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
 
@@ -95,7 +93,7 @@ pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>
 ///
 /// # Errors
 /// The id belongs to another developer.
-pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
+pub(crate) fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let written = db
         .prepare_cached(
             "INSERT INTO environments (id, uid, workspace, config, local_env, desired, rebuild, removed, generation,
@@ -127,7 +125,7 @@ pub fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()
 
 /// Ends the run that `environment` is of, with the status it has and the run's one final event. Returns false, and
 /// changes nothing, if that run has ended before or a newer one has replaced it.
-pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &EventKind) -> rusqlite::Result<bool> {
+pub(crate) fn end_run(db: &Connection, environment: &EnvironmentRow, last: &EventKind) -> rusqlite::Result<bool> {
     let ended = db
         .prepare_cached(
             "UPDATE environments SET observed_generation = generation, status = ?4, rebuild = ?5
@@ -148,7 +146,7 @@ pub fn end_run(db: &Connection, environment: &EnvironmentRow, last: &EventKind) 
 
 /// Reports to the clients of the current run, if it has not ended, that it is canceled. The caller writes a row with a
 /// newer generation, or one that is settled.
-pub fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
+pub(crate) fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
     if environment.settled() {
         return Ok(());
     }
@@ -158,7 +156,11 @@ pub fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> r
 }
 
 /// Stores a status that the agent reported outside a run.
-pub fn observe(db: &Connection, environment: &EnvironmentRow, status: &EnvironmentStatus) -> rusqlite::Result<()> {
+pub(crate) fn observe(
+    db: &Connection,
+    environment: &EnvironmentRow,
+    status: &EnvironmentStatus,
+) -> rusqlite::Result<()> {
     db.prepare_cached(
         "UPDATE environments SET status = ?4
          WHERE id = ?1 AND uid = ?2 AND observed_generation = ?3 AND generation = ?3",
@@ -168,7 +170,7 @@ pub fn observe(db: &Connection, environment: &EnvironmentRow, status: &Environme
 }
 
 /// The machine starts: every environment that should run gets a new run, unless one is already requested.
-pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
+pub(crate) fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     let mut begun = Vec::new();
     for mut environment in of_machine(db, uid)? {
         if environment.desired != Desired::Running || environment.removed {
@@ -185,7 +187,7 @@ pub fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentR
 
 /// The machine no longer runs, and none of its environments do. Their runs end, unless the machine starts `again` by
 /// itself and they continue there.
-pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
+pub(crate) fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
         if environment.settled() {
             // A stop that failed is done now; a failed run keeps its reason.
@@ -202,7 +204,7 @@ pub fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool
 }
 
 /// Ends the current run in a machine that does not run: a stop is done, and a start fails.
-pub fn end_without_machine(
+pub(crate) fn end_without_machine(
     db: &Connection,
     mut environment: EnvironmentRow,
     problem: Option<&Problem>,
@@ -222,7 +224,7 @@ pub fn end_without_machine(
 }
 
 /// Ends the current runs of a machine's environments as failed: they cannot continue. Removals stay pending.
-pub fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
+pub(crate) fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)?.into_iter().filter(|row| !row.removed && !row.settled()) {
         environment.status.phase = EnvironmentPhase::Failed;
         environment.status.problem = Some(problem.clone());
@@ -237,7 +239,7 @@ fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> EventKi
 }
 
 /// Stores a step of the run that `environment` belongs to. A run that has ended or was replaced stores no more steps.
-pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
+pub(crate) fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let runs = get(db, id)?.is_some_and(|row| row.uid == *uid && row.generation == *generation && !row.settled());
     match runs {
@@ -247,14 +249,14 @@ pub fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Pro
 }
 
 /// Marks the environment for removal. A run that has not ended is canceled.
-pub fn remove(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<()> {
+pub(crate) fn remove(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<()> {
     let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(()) };
     cancel_run(db, &environment, "the environment was removed")?;
     put(db, &EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment })
 }
 
 /// Deletes the row, unless the environment was requested again.
-pub fn forget(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
+pub(crate) fn forget(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let gone = db
         .prepare_cached("DELETE FROM environments WHERE id = ? AND uid = ? AND generation = ? AND removed")?

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 use super::{bounded_json, environments, machines, now_ms, operations};
 
 /// The number of events stored per developer; one developer's events never displace another's.
-pub const EVENTS_MAX: u64 = 2048;
+pub(crate) const EVENTS_MAX: u64 = 2048;
 /// The number of events read at once.
 const PAGE: u32 = 128;
 /// The size in bytes at which a page takes no further event: the state's thread does nothing else meanwhile.
@@ -14,7 +14,7 @@ const PAGE_BYTES: usize = 1 << 20;
 
 /// The events that a caller may see or wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// Those of all developers.
     All,
     /// Those of the developer with this uid.
@@ -40,7 +40,7 @@ fn event_kind(text: &str) -> EventKind {
 
 /// Adds an event of this developer, and advances the operation that it is about. Adds none if the machine's row does not
 /// exist.
-pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
+pub(crate) fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO events (at_ms, uid, developer, environment, what)
          SELECT ?, uid, owner, ?, ? FROM machines WHERE uid = ?",
@@ -55,7 +55,7 @@ pub fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKin
 }
 
 /// A page of the events after number `after`, oldest first. Empty if there are none.
-pub fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Result<Vec<Event>> {
+pub(crate) fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Result<Vec<Event>> {
     let columns = "id, at_ms, developer, environment, what";
     let mut statement = db.prepare_cached(&select(columns, scope, &format!("ORDER BY id LIMIT {PAGE}")))?;
     let mut rows = statement.query(&*parameters(&after, scope))?;
@@ -70,13 +70,13 @@ pub fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Result<Vec
 }
 
 /// The number of the newest event in the scope, or 0.
-pub fn last(db: &Connection, scope: &Scope) -> rusqlite::Result<u64> {
+pub(crate) fn last(db: &Connection, scope: &Scope) -> rusqlite::Result<u64> {
     db.prepare_cached(&select("coalesce(max(id), 0)", scope, ""))?.query_row(&*parameters(&0, scope), |row| row.get(0))
 }
 
 /// The number of the event with which an earlier environment of this id was removed, or 0. The earlier and the current
 /// environment may have runs of the same generation.
-pub fn last_removal(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<u64> {
+pub(crate) fn last_removal(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<u64> {
     db.prepare_cached(LAST_REMOVAL)?.query_row(params![uid, id], |row| row.get(0))
 }
 
@@ -85,7 +85,7 @@ const LAST_REMOVAL: &str = r#"SELECT coalesce(max(id), 0) FROM events
     WHERE uid = ? AND environment = ? AND octet_length(what) <= 200 AND what LIKE '{"type":"removed",%'"#;
 
 /// Whether the machine or environment of the scope no longer exists, so that no event of it will follow.
-pub fn is_over(db: &Connection, scope: &Scope) -> rusqlite::Result<bool> {
+pub(crate) fn is_over(db: &Connection, scope: &Scope) -> rusqlite::Result<bool> {
     match scope {
         Scope::All => Ok(false),
         Scope::Developer(uid) => Ok(machines::get(db, *uid)?.is_none()),

@@ -12,7 +12,7 @@ use super::{Json, events, json, now_ms, operations};
 
 /// Identifies a VMM's process. Process ids are reused: only boot id and start time make them unique.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmmId {
+pub(crate) struct VmmId {
     /// Its process id on the host.
     pub pid: u32,
     /// When it started, in clock ticks since the host's boot.
@@ -23,7 +23,7 @@ pub struct VmmId {
 
 /// One developer's machine as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MachineRow {
+pub(crate) struct MachineRow {
     /// The developer's uid.
     pub uid: u32,
     /// The developer's primary group.
@@ -86,27 +86,27 @@ fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
 }
 
 /// All machines, ordered by owner.
-pub fn all(db: &Connection) -> rusqlite::Result<Vec<MachineRow>> {
+pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
 }
 
 /// The machine of this uid.
-pub fn get(db: &Connection, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
+pub(crate) fn get(db: &Connection, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
 }
 
 /// The machine whose developer had this name when last seen.
-pub fn by_owner(db: &Connection, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
+pub(crate) fn by_owner(db: &Connection, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE owner = ?"))?.query_row([owner], row).optional()
 }
 
 /// Whether no other machine has this name.
-pub fn is_free(db: &Connection, name: &str) -> rusqlite::Result<bool> {
+pub(crate) fn is_free(db: &Connection, name: &str) -> rusqlite::Result<bool> {
     Ok(!db.prepare_cached("SELECT 1 FROM machines WHERE name = ?")?.exists([name])?)
 }
 
 /// Stores the developer's current names. Another machine under the same name is named by its uid from now on.
-pub fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
+pub(crate) fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     let MachineRow { uid, gid, owner, account, home, .. } = machine;
     db.prepare_cached("UPDATE machines SET owner = CAST(uid AS TEXT) WHERE owner = ? AND uid != ?")?
         .execute(params![owner, uid])?;
@@ -118,7 +118,7 @@ pub fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> 
 
 /// Writes a new machine, or the part of an old one that a request may change (desired state and figures, not what is
 /// observed).
-pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
+pub(crate) fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO machines (uid, gid, name, owner, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
              guaranteed_mib, weight)
@@ -147,14 +147,14 @@ pub fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
 }
 
 /// The lowest free slot below `slots`.
-pub fn free_slot(db: &Connection, slots: u16) -> rusqlite::Result<Option<u16>> {
+pub(crate) fn free_slot(db: &Connection, slots: u16) -> rusqlite::Result<Option<u16>> {
     let mut statement = db.prepare_cached("SELECT slot FROM machines ORDER BY slot")?;
     let taken: Vec<u16> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok((0..slots).find(|slot| taken.binary_search(slot).is_err()))
 }
 
 /// Sets the machine's phase and adds an event.
-pub fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
+pub(crate) fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE machines SET phase = ?, reason = ?, since = ? WHERE uid = ?")?.execute(params![
         json(&phase)?,
         reason,
@@ -165,20 +165,20 @@ pub fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -
 }
 
 /// Changes only the desired state.
-pub fn set_desired(db: &Connection, uid: u32, desired: Desired) -> rusqlite::Result<()> {
+pub(crate) fn set_desired(db: &Connection, uid: u32, desired: Desired) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE machines SET desired = ? WHERE uid = ?")?.execute(params![json(&desired)?, uid])?;
     Ok(())
 }
 
 /// Sets the VMM's process; `None` once it was cleaned up.
-pub fn set_vmm(db: &Connection, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
+pub(crate) fn set_vmm(db: &Connection, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE machines SET vmm = ? WHERE uid = ?")?
         .execute(params![vmm.map(json).transpose()?, uid])?;
     Ok(())
 }
 
 /// Deletes the machine, its environments and its events. Its operations stay, and end.
-pub fn forget(db: &Connection, uid: u32) -> rusqlite::Result<()> {
+pub(crate) fn forget(db: &Connection, uid: u32) -> rusqlite::Result<()> {
     for statement in [
         "DELETE FROM environments WHERE uid = ?",
         "DELETE FROM events WHERE uid = ?",

@@ -1,13 +1,13 @@
 //! The runner's persistent state, in SQLite. One thread owns the connection; all other threads send it closures.
 
-pub mod environments;
-pub mod events;
+pub(super) mod environments;
+pub(super) mod events;
 mod free_pages;
-pub mod machines;
-pub mod operations;
+pub(super) mod machines;
+pub(super) mod operations;
 mod schema;
 #[cfg(test)]
-pub mod tests;
+pub(super) mod tests;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -21,10 +21,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-pub use environments::EnvironmentRow;
-pub use events::Scope;
-pub use machines::{MachineRow, VmmId};
-pub use operations::NewOperation;
+pub(super) use environments::EnvironmentRow;
+pub(super) use events::Scope;
+pub(super) use machines::{MachineRow, VmmId};
+pub(super) use operations::NewOperation;
 
 /// The longest text of a guest in one row, in bytes. One thread reads the rows of all developers.
 const TEXT_MAX: usize = 256 * 1024;
@@ -35,7 +35,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// A handle to the state; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub(super) struct Store {
     jobs: mpsc::Sender<Job>,
 }
 
@@ -44,7 +44,7 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be opened, or a newer runner has written it.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let mut connection =
             Connection::open(path).with_context(|| format!("cannot open the state in {}", path.display()))?;
         schema::prepare(&mut connection).with_context(|| format!("cannot use the state in {}", path.display()))?;
@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// Runs `job` in one transaction, which is committed if the job succeeds.
-    pub async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> rusqlite::Result<T> {
@@ -86,7 +86,7 @@ impl Store {
 }
 
 /// The current time, in milliseconds since 1970.
-pub fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 

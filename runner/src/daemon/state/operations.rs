@@ -19,7 +19,7 @@ const LIST_MAX: u32 = 256;
 
 /// An operation that a client requests.
 #[derive(Clone, Debug)]
-pub struct NewOperation<'a> {
+pub(crate) struct NewOperation<'a> {
     pub kind: OperationKind,
     /// Whose machine it is about.
     pub uid: u32,
@@ -51,7 +51,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Operation> {
 }
 
 /// Begins an operation. One on the same machine or environment that has not ended is cancelled.
-pub fn begin(db: &Connection, new: &NewOperation<'_>) -> rusqlite::Result<()> {
+pub(crate) fn begin(db: &Connection, new: &NewOperation<'_>) -> rusqlite::Result<()> {
     let environment = new.environment.map(|(id, _)| id);
     let replaced = Outcome::Cancelled { reason: format!("{} took its place", request_name(new.kind)) };
     end(db, new.uid, environment, &replaced)?;
@@ -88,7 +88,7 @@ fn request_name(kind: OperationKind) -> &'static str {
 }
 
 /// Ends the operation on this machine or environment that is in progress, if there is one.
-pub fn end(db: &Connection, uid: u32, environment: Option<&str>, outcome: &Outcome) -> rusqlite::Result<()> {
+pub(crate) fn end(db: &Connection, uid: u32, environment: Option<&str>, outcome: &Outcome) -> rusqlite::Result<()> {
     db.prepare_cached(
         "UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND environment IS ? AND outcome IS NULL",
     )?
@@ -97,14 +97,14 @@ pub fn end(db: &Connection, uid: u32, environment: Option<&str>, outcome: &Outco
 }
 
 /// Ends the operation with this id, unless it has ended.
-pub fn end_one(db: &Connection, id: &str, outcome: &Outcome) -> rusqlite::Result<()> {
+pub(crate) fn end_one(db: &Connection, id: &str, outcome: &Outcome) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ? WHERE id = ? AND outcome IS NULL")?
         .execute(params![bounded_json(outcome)?, now_ms(), id])?;
     Ok(())
 }
 
 /// The machine was removed: this ends its removal, and what was in progress on its environments.
-pub fn end_with_machine(db: &Connection, uid: u32) -> rusqlite::Result<()> {
+pub(crate) fn end_with_machine(db: &Connection, uid: u32) -> rusqlite::Result<()> {
     end(db, uid, None, &Outcome::Succeeded)?;
     let removed = Outcome::Cancelled { reason: "the machine was removed".into() };
     db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND outcome IS NULL")?
@@ -113,12 +113,12 @@ pub fn end_with_machine(db: &Connection, uid: u32) -> rusqlite::Result<()> {
 }
 
 /// The next deadline of an operation in progress, in milliseconds since 1970.
-pub fn next_deadline(db: &Connection) -> rusqlite::Result<Option<u64>> {
+pub(crate) fn next_deadline(db: &Connection) -> rusqlite::Result<Option<u64>> {
     db.prepare_cached("SELECT min(deadline_ms) FROM operations WHERE outcome IS NULL")?.query_row([], |row| row.get(0))
 }
 
 /// Ends operations whose deadline has passed.
-pub fn expire(db: &Connection, now_ms: u64) -> rusqlite::Result<()> {
+pub(crate) fn expire(db: &Connection, now_ms: u64) -> rusqlite::Result<()> {
     let problem = Problem::new("deadline", "it did not end by its deadline; the daemon continues to try");
     db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ?2 WHERE outcome IS NULL AND deadline_ms <= ?2")?
         .execute(params![json(&Outcome::Failed { problem })?, now_ms])?;
@@ -170,26 +170,26 @@ fn change(what: &EventKind) -> Option<(Option<u64>, Change)> {
 }
 
 /// The operation on this machine or environment that has no outcome yet.
-pub fn in_progress(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
+pub(crate) fn in_progress(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? AND outcome IS NULL"))?
         .query_row(params![uid, environment], row)
         .optional()
 }
 
 /// The last operation on this machine or environment.
-pub fn last(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
+pub(crate) fn last(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? ORDER BY number DESC LIMIT 1"))?
         .query_row(params![uid, environment], row)
         .optional()
 }
 
 /// The operation with this id.
-pub fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<Operation>> {
+pub(crate) fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<Operation>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
 
 /// The newest operations, the newest first; with a uid, those on this developer's machine.
-pub fn newest(db: &Connection, uid: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
+pub(crate) fn newest(db: &Connection, uid: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
     let condition = if uid.is_some() { "uid = ?" } else { "?1 IS NULL" };
     db.prepare_cached(&format!("SELECT {COLUMNS} WHERE {condition} ORDER BY number DESC LIMIT {LIST_MAX}"))?
         .query_map([uid], row)?

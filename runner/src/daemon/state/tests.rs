@@ -6,7 +6,7 @@ use garret_api::runner::{Desired, EventKind, MachinePhase, Operation, OperationK
 use super::events::EVENTS_MAX;
 use super::*;
 
-pub fn machine(uid: u32) -> MachineRow {
+pub(crate) fn machine(uid: u32) -> MachineRow {
     MachineRow {
         uid,
         gid: uid,
@@ -28,7 +28,7 @@ pub fn machine(uid: u32) -> MachineRow {
     }
 }
 
-pub fn environment(uid: u32, id: &str) -> EnvironmentRow {
+pub(crate) fn environment(uid: u32, id: &str) -> EnvironmentRow {
     EnvironmentRow {
         id: id.into(),
         uid,
@@ -53,7 +53,7 @@ pub fn environment(uid: u32, id: &str) -> EnvironmentRow {
 }
 
 /// On the machine of developer 7.
-pub fn operation(kind: OperationKind) -> Operation {
+pub(crate) fn operation(kind: OperationKind) -> Operation {
     Operation {
         id: "0123456789abcdef0123456789abcdef".into(),
         kind,
@@ -70,7 +70,7 @@ pub fn operation(kind: OperationKind) -> Operation {
     }
 }
 
-pub fn memory() -> Connection {
+pub(crate) fn memory() -> Connection {
     let mut connection = Connection::open_in_memory().unwrap();
     schema::prepare(&mut connection).unwrap();
     connection

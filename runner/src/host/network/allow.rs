@@ -11,7 +11,7 @@ const RANGES_MAX: usize = 64;
 
 /// `ADDRESS[/PREFIX][:PORTS]`: `10.1.2.3:5000`, `10.20.0.0/16`, `192.168.1.10:443,8443`, `10.0.0.0/8:1-1024`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Allow {
+pub(crate) struct Allow {
     address: Ipv4Addr,
     prefix: u8,
     /// Inclusive, ascending, disjoint. Empty: every port and every protocol; otherwise TCP and UDP.
@@ -20,18 +20,18 @@ pub struct Allow {
 
 impl Allow {
     /// Whether the entry names one address. Only such an entry opens the host itself.
-    pub fn is_one_address(&self) -> bool {
+    pub(crate) fn is_one_address(&self) -> bool {
         self.prefix == 32
     }
 
     /// Whether all its addresses are in this network.
-    pub fn is_within(&self, (network, prefix): (Ipv4Addr, u8)) -> bool {
+    pub(crate) fn is_within(&self, (network, prefix): (Ipv4Addr, u8)) -> bool {
         let other_bits = u32::from(self.address) ^ u32::from(network);
         self.prefix >= prefix && other_bits.checked_shr(32 - u32::from(prefix)).unwrap_or(0) == 0
     }
 
     /// The condition of an nftables rule that matches this entry.
-    pub fn condition(&self) -> String {
+    pub(crate) fn condition(&self) -> String {
         let network = format!("ip daddr {self}");
         if self.ports.is_empty() {
             return network;

@@ -24,7 +24,7 @@ const BUCKET_ENTRIES: u64 = 4;
 ///
 /// # Errors
 /// The kernel does not track connections, or refuses the size.
-pub fn make_room(machines: u64, connections_max: u32) -> anyhow::Result<()> {
+pub(super) fn make_room(machines: u64, connections_max: u32) -> anyhow::Result<()> {
     let info = rustix::system::sysinfo();
     let entries = entries(machines, connections_max, info.totalram * u64::from(info.mem_unit));
     // Buckets first: many entries in few buckets are slow.
@@ -33,14 +33,14 @@ pub fn make_room(machines: u64, connections_max: u32) -> anyhow::Result<()> {
 }
 
 /// The arguments of `conntrack` before the addresses.
-pub const FORGET: [&str; 4] = ["-D", "-f", "ipv4", "-s"];
+pub(super) const FORGET: [&str; 4] = ["-D", "-f", "ipv4", "-s"];
 
 /// Deletes the connections that came from these addresses. They outlive their machine by days, and would count against
 /// the next machine with its address.
 ///
 /// # Errors
 /// `conntrack` is missing.
-pub fn forget(addresses: &str) -> anyhow::Result<()> {
+pub(super) fn forget(addresses: &str) -> anyhow::Result<()> {
     let output = Command::new("conntrack").args(FORGET).arg(addresses).output();
     let output = output.context("cannot run `conntrack`: is its Debian package installed?")?;
     match output.status.code() {

@@ -25,26 +25,26 @@ use garret_api::agent::NetworkSetup;
 use super::program::run;
 use rules::{host_rules, namespace_rules};
 
-pub use allow::Allow;
+pub(crate) use allow::Allow;
 
 /// The TAP's name in the machine's namespace.
-pub const TAP: &str = "tap0";
+pub(crate) const TAP: &str = "tap0";
 /// The address of every guest, and that of its TAP. They are of the block for hosts behind a translator (RFC 7335), which
 /// is in no other network.
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
 /// Every guest's hardware address: locally administered, with the guest's address in it.
-pub const MAC: &str = "06:67:c0:00:00:02";
+pub(crate) const MAC: &str = "06:67:c0:00:00:02";
 const ADDRESSES_PER_SLOT: u32 = 8;
 const MTU: u16 = 1500;
 
 /// A machine's place in the address pool; unique among the machines of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(pub u16);
+pub(crate) struct Slot(pub u16);
 
 /// The network all machines share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkConfig {
+pub(crate) struct NetworkConfig {
     /// The pool of the machines' addresses: network and prefix length (8 to 29).
     pub pool: (Ipv4Addr, u8),
     /// Upstream resolvers given to the guests.
@@ -57,7 +57,7 @@ pub struct NetworkConfig {
 
 impl NetworkConfig {
     /// The number of machines that fit the pool.
-    pub fn slots(&self) -> u16 {
+    pub(crate) fn slots(&self) -> u16 {
         let addresses = 1u32 << (32 - u32::from(self.pool.1));
         u16::try_from(addresses / ADDRESSES_PER_SLOT).unwrap_or(u16::MAX)
     }
@@ -77,7 +77,7 @@ fn addresses(slot: Slot, network: &NetworkConfig) -> Addresses {
 }
 
 /// The guest's interface settings. A machine that an earlier version started keeps its address, as its TAP does.
-pub fn guest_network(started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
+pub(crate) fn guest_network(started: Option<Ipv4Addr>, network: &NetworkConfig) -> NetworkSetup {
     let address = started.unwrap_or(GUEST);
     NetworkSetup {
         address,
@@ -89,7 +89,7 @@ pub fn guest_network(started: Option<Ipv4Addr>, network: &NetworkConfig) -> Netw
 }
 
 /// The guest's address in a hardware address, which has it in all versions.
-pub fn guest_of(mac: &str) -> Option<Ipv4Addr> {
+pub(crate) fn guest_of(mac: &str) -> Option<Ipv4Addr> {
     let octets: Vec<u8> = mac.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect::<Option<_>>()?;
     match octets[..] {
         [0x06, 0x67, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),
@@ -98,7 +98,7 @@ pub fn guest_of(mac: &str) -> Option<Ipv4Addr> {
 }
 
 /// The name of the machine's network namespace.
-pub fn namespace(name: &str) -> String {
+pub(crate) fn namespace(name: &str) -> String {
     format!("garret-{name}")
 }
 
@@ -107,7 +107,7 @@ fn host_interface(slot: Slot) -> String {
 }
 
 /// Loads the packet filter and turns forwarding on.
-pub fn prepare(network: &NetworkConfig) -> anyhow::Result<()> {
+pub(crate) fn prepare(network: &NetworkConfig) -> anyhow::Result<()> {
     if !(8..=29).contains(&network.pool.1) {
         bail!("network pool: the prefix length is {}, it must be 8 to 29", network.pool.1);
     }
@@ -152,7 +152,7 @@ fn make_room(network: &NetworkConfig, more: u64) -> anyhow::Result<()> {
 }
 
 /// Creates the machine's namespace, TAP and uplink. First removes what an earlier run left.
-pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyhow::Result<()> {
+pub(crate) fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyhow::Result<()> {
     remove(name, slot)?;
     make_room(network, 1)?;
     let (namespace, uplink) = (namespace(name), host_interface(slot));
@@ -183,7 +183,7 @@ pub fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyh
 }
 
 /// Removes the namespace and everything in it. The veth's other end is removed with its peer.
-pub fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
+pub(crate) fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
     let namespace = namespace(name);
     if std::path::Path::new("/run/netns").join(&namespace).exists() {
         run("ip", &["netns", "delete", &namespace], "")?;
@@ -202,7 +202,7 @@ pub fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    pub fn network() -> NetworkConfig {
+    pub(super) fn network() -> NetworkConfig {
         NetworkConfig {
             pool: (Ipv4Addr::new(100, 96, 0, 0), 16),
             resolvers: vec!["10.0.0.2".parse().unwrap()],

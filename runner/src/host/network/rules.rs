@@ -7,7 +7,7 @@ use super::{GATEWAY, GUEST, MTU, NetworkConfig, TAP};
 
 /// New connections of one machine per second. A count (`ct count`) visits every connection that it knows, so counted
 /// connections must arrive at a limited rate. At this rate, a flood costs a third of one processor.
-pub const NEW_CONNECTIONS_PER_S: u32 = 500;
+pub(super) const NEW_CONNECTIONS_PER_S: u32 = 500;
 /// The burst of new connections of one machine above that rate: a browser or a package manager opens hundreds.
 const NEW_CONNECTIONS_BURST: u32 = 2000;
 
@@ -43,7 +43,7 @@ const MACHINES_MAX: u16 = u16::MAX;
 /// The host's table: the destinations that machines may reach. It is replaced in one transaction, so that no packet ever
 /// meets only half of the rules. `running` are the address blocks of running machines, of whatever pool. Packets that are
 /// `invalid` are not translated, and would leave with the machine's own address.
-pub fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
+pub(super) fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
     let pool = format!("{}/{}", network.pool.0, network.pool.1);
     let machines = std::iter::once(&pool).chain(running).map(String::as_str).collect::<Vec<_>>().join(", ");
     let special = SPECIAL.join(", ");
@@ -127,7 +127,7 @@ const FRAGMENTS_BURST: u32 = 100;
 /// the uplink's egress, because the kernel fragments long packets after the forward chain. Fragments above the MTU are
 /// dropped: each could use 64 KiB of memory. Of whole packets above the MTU, only TCP packets pass, because they are
 /// normally cut into segments. A TCP packet that is fragmented instead counts at the egress.
-pub fn namespace_rules(uplink: Ipv4Addr, connections_max: u32) -> String {
+pub(super) fn namespace_rules(uplink: Ipv4Addr, connections_max: u32) -> String {
     format!(
         r#"table inet garret {{
   chain arriving {{

@@ -24,7 +24,7 @@ use crate::seccomp::Role;
 use crate::timer::Timer;
 use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Segment, Served, Token};
 
-pub use self::shared::{Balloon, TargetTooLarge};
+pub(crate) use self::shared::Balloon;
 
 /// Feature bits (§5.5.3).
 const F_STATS_VQ: u64 = 1 << 1;
@@ -39,17 +39,15 @@ const STATISTICS_DUE: Token = Token(0);
 
 /// Why a balloon could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The host has no timer for the statistics.
+pub(crate) enum Error {
     #[error("balloon: cannot make a timer: {0}")]
     Timer(io::Error),
-    /// The device around it.
     #[error(transparent)]
     Device(#[from] virtio::BuildError),
 }
 
 /// The balloon of a machine with `memory_mib` of memory, and the handle to control it by.
-pub fn new(config: &BalloonConfig, memory_mib: u32) -> Result<(Device, Balloon), Error> {
+pub(crate) fn new(config: &BalloonConfig, memory_mib: u32) -> Result<(Device, Balloon), Error> {
     let shared = Arc::new(Shared::default());
     let backend = BalloonBackend::new(config, shared.clone()).map_err(Error::Timer)?;
     let identity = Identity {

@@ -5,15 +5,15 @@ use std::ops::Range;
 use crate::memory::coalesce;
 
 /// The balloon's pages are 4 KiB, whatever the size of the guest's pages (§5.5.6).
-pub const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// A page number is 32 bits.
-pub const PFN_LEN: usize = 4;
+pub(super) const PFN_LEN: usize = 4;
 /// Page numbers one chain may hold; Linux sends 256.
-pub const PFNS_MAX: usize = 4096;
+pub(super) const PFNS_MAX: usize = 4096;
 
 /// The page ranges, in bytes, that the little-endian page numbers in `bytes` name: sorted, disjoint, not adjacent, so
 /// repeated and shuffled numbers cost nothing more. A trailing part of a number is ignored.
-pub fn coalesce_pfns(bytes: &[u8]) -> Vec<Range<u64>> {
+pub(super) fn coalesce_pfns(bytes: &[u8]) -> Vec<Range<u64>> {
     let pfns = bytes.chunks_exact(PFN_LEN).map(|pfn| u64::from(u32::from_le_bytes([pfn[0], pfn[1], pfn[2], pfn[3]])));
     coalesce(pfns.map(|pfn| pfn * PAGE..(pfn + 1) * PAGE).collect())
 }

@@ -14,7 +14,7 @@ const GUEST_MIN_MIB: u32 = 64;
 
 /// The configuration space (§5.5.4) and the guest's reports. Relaxed, because each number is independent of the others.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub(super) struct Shared {
     target_pages: AtomicU32,
     actual_pages: AtomicU32,
     reported_bytes: AtomicU64,
@@ -23,17 +23,17 @@ pub struct Shared {
 
 impl Shared {
     /// Counts memory the guest reported free.
-    pub fn reported(&self, bytes: u64) {
+    pub(super) fn reported(&self, bytes: u64) {
         self.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Keeps the guest's last statistics.
-    pub fn set_statistics(&self, statistics: GuestMemory) {
+    pub(super) fn set_statistics(&self, statistics: GuestMemory) {
         *self.statistics() = Some(statistics);
     }
 
     /// A new driver has an empty balloon and has reported nothing.
-    pub fn reset(&self) {
+    pub(super) fn reset(&self) {
         self.actual_pages.store(0, Ordering::Relaxed);
         *self.statistics() = None;
     }
@@ -64,7 +64,7 @@ impl ConfigSpace for Shared {
 /// The target would leave the guest too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the balloon can take at most {most_mib} MiB of this machine's memory, not {asked_mib}")]
-pub struct TargetTooLarge {
+pub(crate) struct TargetTooLarge {
     /// The requested size.
     pub asked_mib: u32,
     /// The largest possible size.
@@ -73,7 +73,7 @@ pub struct TargetTooLarge {
 
 /// The control thread's handle to the balloon; clones refer to the same balloon.
 #[derive(Clone, Debug)]
-pub struct Balloon {
+pub(crate) struct Balloon {
     shared: Arc<Shared>,
     interrupt: ConfigInterrupt,
     memory_mib: u32,
@@ -85,7 +85,7 @@ impl Balloon {
     }
 
     /// Requests this balloon size from the guest, which adapts when it can.
-    pub fn set_target(&self, target: BalloonTarget) -> Result<(), TargetTooLarge> {
+    pub(crate) fn set_target(&self, target: BalloonTarget) -> Result<(), TargetTooLarge> {
         let most_mib = self.memory_mib.saturating_sub(GUEST_MIN_MIB);
         if target.target_mib > most_mib {
             return Err(TargetTooLarge { asked_mib: target.target_mib, most_mib });
@@ -97,7 +97,7 @@ impl Balloon {
     }
 
     /// The requested size, the size that the guest reports, and the guest's statistics.
-    pub fn info(&self) -> BalloonInfo {
+    pub(crate) fn info(&self) -> BalloonInfo {
         BalloonInfo {
             target_mib: self.shared.target_pages.load(Ordering::Relaxed) / PAGES_PER_MIB,
             actual_mib: self.shared.actual_pages.load(Ordering::Relaxed) / PAGES_PER_MIB,

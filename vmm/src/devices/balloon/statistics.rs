@@ -6,11 +6,11 @@ use garret_api::vmm::GuestMemory;
 /// One entry: a 16-bit tag and a 64-bit value, packed.
 const ENTRY: usize = 10;
 /// The most bytes that are read; Linux sends up to 16 entries.
-pub const STATISTICS_MAX: usize = 64 * ENTRY;
+pub(super) const STATISTICS_MAX: usize = 64 * ENTRY;
 
 /// Parses the entries in `bytes`. Unknown tags and a trailing part of an entry are ignored; the last of equal tags
 /// counts.
-pub fn parse(bytes: &[u8]) -> GuestMemory {
+pub(super) fn parse(bytes: &[u8]) -> GuestMemory {
     let mut memory = GuestMemory::default();
     for entry in bytes.chunks_exact(ENTRY) {
         let (tag, value) = entry.split_at(2);

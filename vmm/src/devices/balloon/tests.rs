@@ -17,7 +17,7 @@ fn config() -> BalloonConfig {
 /// Page numbers far beyond the test's memory; the first and the last are equal.
 const PFNS: [u8; 12] = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x80, 0xFF, 0xFF, 0xFF, 0xFF];
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     Subject {
         build: || (Box::new(new(&config(), 1024).unwrap().0), Box::new(())),
         session: vec![

@@ -39,14 +39,14 @@ struct Layout {
 }
 
 /// The configuration space, shared by the vCPU threads and the worker.
-pub struct BlockConfig {
+pub(super) struct BlockConfig {
     fixed: ConfigBytes,
     /// Not reset with the device, because a driver that negotiates `CONFIG_WCE` reads it first.
     writeback: AtomicBool,
 }
 
 impl BlockConfig {
-    pub fn new(disk: Disk) -> Self {
+    pub(super) fn new(disk: Disk) -> Self {
         let layout = Layout {
             capacity: disk.sectors.into(),
             size_max: SIZE_MAX.into(),
@@ -67,7 +67,7 @@ impl BlockConfig {
     }
 
     /// Whether writes may be acknowledged before they are durable.
-    pub fn writeback(&self) -> bool {
+    pub(super) fn writeback(&self) -> bool {
         self.writeback.load(Ordering::Acquire)
     }
 }

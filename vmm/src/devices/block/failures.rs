@@ -7,11 +7,11 @@ const EPISODE_GAP: Duration = Duration::from_secs(60);
 
 /// The time of the host's last failure.
 #[derive(Debug, Default)]
-pub struct Failures(Option<Instant>);
+pub(super) struct Failures(Option<Instant>);
 
 impl Failures {
     /// Notes a failure. Returns true if it begins an episode.
-    pub fn note(&mut self, now: Instant) -> bool {
+    pub(super) fn note(&mut self, now: Instant) -> bool {
         let before = self.0.replace(now);
         before.is_none_or(|before| now.duration_since(before) >= EPISODE_GAP)
     }

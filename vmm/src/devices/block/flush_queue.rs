@@ -3,7 +3,7 @@
 
 /// The flushes of a disk.
 #[derive(Debug)]
-pub struct FlushQueue<J> {
+pub(super) struct FlushQueue<J> {
     running: bool,
     /// Flushes covered by the running flush; they complete with it.
     covered: Vec<J>,
@@ -19,7 +19,7 @@ impl<J> Default for FlushQueue<J> {
 
 impl<J> FlushQueue<J> {
     /// Returns the flush if it may begin now.
-    pub fn begin(&mut self, flush: J) -> Option<J> {
+    pub(super) fn begin(&mut self, flush: J) -> Option<J> {
         if self.running {
             self.waiting.push(flush);
             return None;
@@ -29,7 +29,7 @@ impl<J> FlushQueue<J> {
     }
 
     /// Ends the running flush. Returns the flushes that it covered, and the next one to begin.
-    pub fn end(&mut self) -> (Vec<J>, Option<J>) {
+    pub(super) fn end(&mut self) -> (Vec<J>, Option<J>) {
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
         let next = waiting.next();
         self.running = next.is_some();

@@ -12,8 +12,7 @@ use super::request::{Disk, SECTOR};
 
 /// Why an image cannot be used as a disk.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// It cannot be opened.
+pub(crate) enum ImageError {
     #[error("disk {id}: cannot open {path}: {source}; the image must exist and belong to the machine's user")]
     Open { id: String, path: PathBuf, source: io::Error },
     /// It is not a regular file (for example a folder or a device).
@@ -22,21 +21,20 @@ pub enum ImageError {
     /// Its length is zero or not a multiple of the sector size.
     #[error("disk {id}: {path} has {length} bytes, which is no positive multiple of 512; give a whole raw image")]
     Length { id: String, path: PathBuf, length: u64 },
-    /// Another process has locked it.
     #[error("disk {id}: {path} is in use by another machine; stop that one first")]
     InUse { id: String, path: PathBuf },
 }
 
 /// An open, locked image.
 #[derive(Debug)]
-pub struct Image {
+pub(super) struct Image {
     pub file: File,
     pub disk: Disk,
 }
 
 impl Image {
     /// Opens and locks the image: exclusively, or shared if it is read-only.
-    pub fn open(config: &DiskConfig) -> Result<Self, ImageError> {
+    pub(super) fn open(config: &DiskConfig) -> Result<Self, ImageError> {
         let (id, path) = (config.id.clone(), config.path.clone());
         let failed = |source| ImageError::Open { id: id.clone(), path: path.clone(), source };
         let file = OpenOptions::new()

@@ -9,12 +9,12 @@ use super::request::{Action, Header};
 use crate::virtio::{Chain, Fault, Reader, Writer};
 
 /// The mode that frees the space.
-pub const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+pub(super) const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 /// The mode that zeroes the range and keeps the space.
-pub const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
+pub(super) const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
 
 /// An admitted request, with its chain. The chain keeps guest memory mapped as long as the kernel may use the buffers.
-pub struct Job {
+pub(super) struct Job {
     pub chain: Chain,
     pub action: Action,
     /// The response must wait until the change is durable.
@@ -25,21 +25,21 @@ pub struct Job {
 
 impl Job {
     /// The buffers for a read of `len` bytes, from byte `done` on.
-    pub fn destination(&self, len: u64, done: u64) -> Result<Writer<'_>, Fault> {
+    pub(super) fn destination(&self, len: u64, done: u64) -> Result<Writer<'_>, Fault> {
         let (mut data, _status) = self.chain.writer().split_at(len as usize)?;
         data.skip(done as usize)?;
         Ok(data)
     }
 
     /// The data of a write, from byte `done` on.
-    pub fn source(&self, done: u64) -> Result<Reader<'_>, Fault> {
+    pub(super) fn source(&self, done: u64) -> Result<Reader<'_>, Fault> {
         let mut data = self.chain.reader();
         data.skip(size_of::<Header>() + done as usize)?;
         Ok(data)
     }
 
     /// Carries out the request synchronously, from byte `done` of its data on.
-    pub fn run(&self, file: &File, done: u64) -> io::Result<()> {
+    pub(super) fn run(&self, file: &File, done: u64) -> io::Result<()> {
         match self.action {
             Action::Read { offset, len } => transfer(done, len, |done| {
                 self.destination(len, done).map_err(io::Error::other)?.preadv(file, offset + done)
@@ -59,7 +59,7 @@ impl Job {
     }
 
     /// Carries out the rest of the request after the kernel has done `done` bytes of it.
-    pub fn run_rest(&self, file: &File, done: u64) -> io::Result<()> {
+    pub(super) fn run_rest(&self, file: &File, done: u64) -> io::Result<()> {
         if done < self.action.bytes() { self.run(file, done) } else { Ok(()) }
     }
 }

@@ -53,11 +53,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a disk could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The image.
+pub(crate) enum Error {
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The host has no timer.
     #[error("disk {id}: cannot make a timer: {source}")]
     Timer {
         /// The disk.
@@ -65,13 +63,12 @@ pub enum Error {
         /// The host's error.
         source: io::Error,
     },
-    /// The device around it.
     #[error(transparent)]
     Device(#[from] virtio::BuildError),
 }
 
 /// The disk `/dev/vd<a + index>`.
-pub fn new(index: usize, config: &DiskConfig) -> Result<Device, Error> {
+pub(crate) fn new(index: usize, config: &DiskConfig) -> Result<Device, Error> {
     let backend = BlockBackend::new(config)?;
     let identity = Identity {
         name: format!("block{index}"),

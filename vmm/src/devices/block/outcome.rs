@@ -6,7 +6,7 @@ use super::request::{Action, Status};
 
 /// The next step for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// Answer the driver.
     Answer(Status),
     /// The write is done and must be made durable first.
@@ -17,7 +17,7 @@ pub enum Outcome {
 
 /// Decides the outcome of each request. Keeps a failed flush in mind until the device is reset.
 #[derive(Debug, Default)]
-pub struct OutcomePolicy {
+pub(super) struct OutcomePolicy {
     /// A flush has failed. The host reports that once and may have dropped the data: a later flush succeeds without the
     /// data.
     flush_failed: bool,
@@ -25,7 +25,7 @@ pub struct OutcomePolicy {
 
 impl OutcomePolicy {
     /// `durable`: the response must wait until the change is durable.
-    pub fn decide(&mut self, action: Action, durable: bool, result: &io::Result<()>) -> Outcome {
+    pub(super) fn decide(&mut self, action: Action, durable: bool, result: &io::Result<()>) -> Outcome {
         match result {
             Ok(()) if durable => Outcome::Flush,
             Ok(()) if action == Action::Flush && self.flush_failed => Outcome::Answer(Status::IoError),

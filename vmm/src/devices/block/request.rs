@@ -8,23 +8,23 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The unit of all sector numbers, regardless of the block size (§5.2.4).
-pub const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 /// The largest range of one discard or write-zeroes request, in sectors: 2 GiB.
-pub const MAX_RANGE_SECTORS: u32 = 1 << 22;
+pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 22;
 /// The most data segments in one request. With the header and the status they fill a chain of [`super::QUEUE_SIZE`]
 /// descriptors.
-pub const SEG_MAX: u32 = super::QUEUE_SIZE as u32 - 2;
+pub(super) const SEG_MAX: u32 = super::QUEUE_SIZE as u32 - 2;
 /// The largest segment, in bytes.
-pub const SIZE_MAX: u32 = 256 << 10;
+pub(super) const SIZE_MAX: u32 = 256 << 10;
 /// The most data one request carries, in bytes.
-pub const MAX_DATA: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+pub(super) const MAX_DATA: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 /// Bytes of the serial number (§5.2.6, `VIRTIO_BLK_T_GET_ID`).
-pub const ID_LEN: usize = 20;
+pub(super) const ID_LEN: usize = 20;
 
 /// The first bytes of every request.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Header {
+pub(super) struct Header {
     /// `VIRTIO_BLK_T_*`.
     pub kind: U32,
     /// Unused.
@@ -36,7 +36,7 @@ pub struct Header {
 /// The data after the header of a discard or write-zeroes request.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Range {
+pub(super) struct Range {
     /// The first sector.
     pub sector: U64,
     /// The number of sectors.
@@ -47,7 +47,7 @@ pub struct Range {
 
 /// The disk's capabilities.
 #[derive(Clone, Copy, Debug)]
-pub struct Disk {
+pub(super) struct Disk {
     /// Its size in sectors.
     pub sectors: u64,
     /// Whether writes are rejected.
@@ -58,7 +58,7 @@ pub struct Disk {
 
 /// An admitted request: every range lies inside the disk. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(super) enum Action {
     /// Fill the writable buffers.
     Read { offset: u64, len: u64 },
     /// Store the readable buffers.
@@ -75,12 +75,12 @@ pub enum Action {
 
 impl Action {
     /// Whether it changes the disk's contents.
-    pub fn writes(&self) -> bool {
+    pub(super) fn writes(&self) -> bool {
         matches!(self, Action::Write { .. } | Action::Punch { .. } | Action::Zero { .. })
     }
 
     /// The bytes that count toward a rate limit.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             Action::Read { len, .. } | Action::Write { len, .. } => *len,
             _ => 0,
@@ -91,7 +91,7 @@ impl Action {
 /// The last byte of every request, written by the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Status {
+pub(super) enum Status {
     /// Success.
     Ok = virtio_bindings::virtio_blk::VIRTIO_BLK_S_OK as u8,
     /// The request failed or is not allowed.
@@ -102,7 +102,7 @@ pub enum Status {
 
 /// The contents of a chain besides header and status.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(super) struct Shape {
     /// Readable bytes after the header.
     pub readable: u64,
     /// Writable bytes before the status.
@@ -112,7 +112,7 @@ pub struct Shape {
 }
 
 /// Checks a request.
-pub fn validate(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status> {
+pub(super) fn validate(header: Header, shape: Shape, disk: Disk) -> Result<Action, Status> {
     match header.kind.get() {
         VIRTIO_BLK_T_IN => {
             let (offset, len) = extent(header.sector.get(), shape.writable, disk)?;

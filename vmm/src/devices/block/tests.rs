@@ -40,7 +40,7 @@ fn image(length: u64) -> NamedTempFile {
     image
 }
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     fn build() -> (Box<dyn VirtioDevice>, Box<dyn std::any::Any>) {
         let image = image(MIB);
         (Box::new(new(0, &config(&image)).unwrap()), Box::new(image))

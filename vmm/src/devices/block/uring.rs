@@ -27,7 +27,7 @@ const KERNEL_THREADS: u32 = 4;
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
 /// The ring and the jobs in the kernel. A job's slot is its chain's head, which is unique among the jobs in flight.
-pub struct Uring {
+pub(super) struct Uring {
     ring: IoUring,
     completed: EventFd,
     jobs: Vec<Option<(Job, Buffers)>>,
@@ -56,7 +56,7 @@ impl Buffers {
 
 impl Uring {
     /// Creates a ring for `slots` jobs on `file`. Fails if the host forbids io_uring or lacks a feature.
-    pub fn new(file: &File, slots: u16) -> io::Result<Self> {
+    pub(super) fn new(file: &File, slots: u16) -> io::Result<Self> {
         let ring: IoUring = IoUring::builder().setup_r_disabled().build(slots.into())?;
         let completed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let submitter = ring.submitter();
@@ -82,7 +82,7 @@ impl Uring {
     }
 
     /// Queues a job; [`Uring::submit`] passes it to the kernel.
-    pub fn push(&mut self, job: Job) -> Result<(), Fault> {
+    pub(super) fn push(&mut self, job: Job) -> Result<(), Fault> {
         let slot = usize::from(job.chain.head());
         let buffers = Buffers::of(&job)?;
         let entry = entry(job.action, &buffers.0).user_data(slot as u64);
@@ -99,7 +99,7 @@ impl Uring {
 
     /// Passes the queued jobs to the kernel; jobs that it cannot take now stay queued. Clears the eventfd for jobs that
     /// completed at once, because the caller reads completions next. Returns whether there were any jobs.
-    pub fn submit(&mut self) -> io::Result<bool> {
+    pub(super) fn submit(&mut self) -> io::Result<bool> {
         if self.ring.submission().is_empty() {
             return Ok(false);
         }
@@ -111,13 +111,13 @@ impl Uring {
     }
 
     /// Clears the completion event. Must be called before completions are taken.
-    pub fn acknowledge(&mut self) {
+    pub(super) fn acknowledge(&mut self) {
         // EAGAIN only means that the event was not raised.
         let _ = self.completed.read();
     }
 
     /// The next completed job, and the number of bytes done.
-    pub fn next_completed(&mut self) -> Option<(Job, io::Result<u64>)> {
+    pub(super) fn next_completed(&mut self) -> Option<(Job, io::Result<u64>)> {
         let entry = self.ring.completion().next()?;
         let (job, _buffers) = self.jobs.get_mut(entry.user_data() as usize).and_then(Option::take)?;
         self.in_flight -= 1;
@@ -127,11 +127,11 @@ impl Uring {
     }
 
     /// Waits until a job completes; returns at once when none is in flight. It may return early.
-    pub fn wait(&mut self) -> io::Result<()> {
+    pub(super) fn wait(&mut self) -> io::Result<()> {
         if self.in_flight == 0 { Ok(()) } else { self.enter(1) }
     }
 
-    pub fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
@@ -159,7 +159,7 @@ impl Uring {
 }
 
 /// Sleeps; a signal may end the sleep early. This is the only sleep call that the worker's seccomp list allows.
-pub fn pause(time: Duration) {
+pub(super) fn pause(time: Duration) {
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
     let _ = clock_nanosleep_relative(ClockId::Monotonic, &time);
 }

@@ -16,7 +16,7 @@ const REQUEST_MAX: usize = 64 << 10;
 const PIECE: usize = 4096;
 
 /// Builds the device.
-pub fn new(log: Arc<ConsoleLog>) -> Result<Device, BuildError> {
+pub(crate) fn new(log: Arc<ConsoleLog>) -> Result<Device, BuildError> {
     let identity = Identity {
         name: "console".into(),
         device_type: VIRTIO_ID_CONSOLE,

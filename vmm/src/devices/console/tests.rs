@@ -9,7 +9,7 @@ fn device(folder: &Path) -> Device {
     new(Arc::new(log)).unwrap()
 }
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     Subject {
         build: || {
             let folder = tempfile::tempdir().unwrap();

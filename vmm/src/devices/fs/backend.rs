@@ -11,7 +11,7 @@ use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
 const COMPLETIONS: Token = Token(0);
 
 /// Serves quick requests itself, and passes the others to the pool.
-pub struct FsBackend {
+pub(crate) struct FsBackend {
     server: Arc<ShareServer>,
     pool: Arc<Pool>,
     completions: Arc<Completions>,

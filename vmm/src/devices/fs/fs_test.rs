@@ -77,7 +77,7 @@ fn as_owner(path: &Path, body: impl FnOnce(u32) + Send) {
 }
 
 /// The requests of the conformance suite: initialize, look up a missing name, and read the root's attributes.
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     let message = |opcode: Opcode, node: u64, body: &[u8]| {
         let len = (size_of::<InHeader>() + body.len()) as u32;
         let header = InHeader { len, opcode: opcode as u32, unique: 7, nodeid: node, ..InHeader::default() };

@@ -16,7 +16,7 @@ type Inode = <PassthroughFs as FileSystem>::Inode;
 type Handle = <PassthroughFs as FileSystem>::Handle;
 
 /// See the module.
-pub struct Guard {
+pub(super) struct Guard {
     files: PassthroughFs,
     /// How long the guest may cache that a name does not exist.
     negative_timeout: Duration,
@@ -24,7 +24,7 @@ pub struct Guard {
 
 impl Guard {
     /// Guards `files`; the guest may cache for `negative_timeout` that a name does not exist.
-    pub fn new(files: PassthroughFs, negative_timeout: Duration) -> Self {
+    pub(super) fn new(files: PassthroughFs, negative_timeout: Duration) -> Self {
         Self { files, negative_timeout }
     }
 

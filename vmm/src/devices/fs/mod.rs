@@ -24,7 +24,7 @@ use garret_api::vmm::ShareConfig;
 use rustix::process::Resource;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
-pub use backend::FsBackend;
+pub(crate) use backend::FsBackend;
 use pool::Pool;
 use share_server::ShareServer;
 
@@ -45,8 +45,7 @@ const FD_RESERVE: u64 = 256;
 
 /// Why the device could not be built.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The folder cannot be opened.
+pub(crate) enum BuildError {
     #[error("share {tag}: cannot open the folder {path}: {source}")]
     Folder {
         /// The mount tag.
@@ -56,10 +55,8 @@ pub enum BuildError {
         /// The host's error.
         source: io::Error,
     },
-    /// The tag is not valid.
     #[error("share {0:?}: a tag has 1 to 36 bytes and none of them is zero")]
     Tag(String),
-    /// The number of queues is out of range.
     #[error("share {tag}: there can be 1 to 8 queues, not {queues}")]
     Queues {
         /// The mount tag.
@@ -79,7 +76,6 @@ pub enum BuildError {
         /// The number of files that the process may open for the guest.
         allowed: u64,
     },
-    /// The threads or events could not be created.
     #[error("share {tag}: {source}")]
     Host {
         /// The mount tag.
@@ -87,13 +83,12 @@ pub enum BuildError {
         /// The host's error.
         source: io::Error,
     },
-    /// The workers could not be started.
     #[error(transparent)]
     Device(#[from] virtio::BuildError),
 }
 
 /// Builds the device `fs<number>`.
-pub fn new(number: usize, config: &ShareConfig) -> Result<Device, BuildError> {
+pub(crate) fn new(number: usize, config: &ShareConfig) -> Result<Device, BuildError> {
     let tag = &config.tag;
     if tag.is_empty() || tag.len() > TAG_MAX || tag.contains('\0') {
         return Err(BuildError::Tag(tag.clone()));

@@ -3,13 +3,13 @@
 use virtiofsd::soft_idmap::cmdline::IdMap;
 
 /// The id that the guest sees for files of any other host user.
-pub const NOBODY: u32 = 65534;
+pub(super) const NOBODY: u32 = 65534;
 
 /// The largest id means "no change" in every call that takes one, so the valid ids end before it.
 const IDS_END: u32 = u32::MAX;
 
 /// Maps every guest id to `host_id`. Shows `host_id` as `guest_id`, and any other id as [`NOBODY`].
-pub fn squash(host_id: u32, guest_id: u32) -> Vec<IdMap> {
+pub(super) fn squash(host_id: u32, guest_id: u32) -> Vec<IdMap> {
     let others = [0..host_id, host_id.saturating_add(1)..IDS_END];
     let others = others.into_iter().filter(|ids| !ids.is_empty()).map(|ids| IdMap::SquashHost {
         from_host: ids.start,

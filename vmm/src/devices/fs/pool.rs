@@ -17,7 +17,7 @@ use crate::thread;
 use crate::virtio::{Chain, Fault, RawTable};
 
 /// A request for a thread of the pool. The number of waiting requests is bounded by the entries of the rings.
-pub struct Job {
+pub(super) struct Job {
     /// The request.
     pub message: Message,
     /// The chain of the request; the answer is written into it.
@@ -29,7 +29,7 @@ pub struct Job {
 }
 
 /// A served request, returned to the owner of its ring.
-pub struct Answer {
+pub(super) struct Answer {
     /// See [`Job::ring`].
     pub ring: usize,
     /// The chain's head.
@@ -39,24 +39,24 @@ pub struct Answer {
 }
 
 /// The answers for one ring's owner.
-pub struct Completions {
+pub(super) struct Completions {
     answers: Mutex<Vec<Answer>>,
     event: EventFd,
 }
 
 impl Completions {
     /// Creates an empty set of answers.
-    pub fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { answers: Mutex::default(), event: EventFd::new(libc::EFD_CLOEXEC)? })
     }
 
     /// Readable when there are answers.
-    pub fn event(&self) -> &EventFd {
+    pub(super) fn event(&self) -> &EventFd {
         &self.event
     }
 
     /// Takes all answers; waits until there is at least one.
-    pub fn wait(&self) -> io::Result<Vec<Answer>> {
+    pub(super) fn wait(&self) -> io::Result<Vec<Answer>> {
         self.event.read()?;
         Ok(std::mem::take(&mut *lock(&self.answers)))
     }
@@ -74,7 +74,7 @@ impl Completions {
 }
 
 /// The pool; it ends when its last clone is dropped.
-pub struct Pool {
+pub(super) struct Pool {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -93,7 +93,7 @@ struct Waiting {
 
 impl Pool {
     /// Starts `count` threads named after `device` that serve requests with `server`.
-    pub fn start(device: &str, count: usize, server: &Arc<ShareServer>) -> io::Result<Self> {
+    pub(super) fn start(device: &str, count: usize, server: &Arc<ShareServer>) -> io::Result<Self> {
         let mut pool = Self { queue: Arc::default(), threads: Vec::new() };
         for number in 0..count {
             let (queue, server) = (pool.queue.clone(), server.clone());
@@ -112,7 +112,7 @@ impl Pool {
     }
 
     /// Passes `job` to the next free thread.
-    pub fn submit(&self, job: Job) {
+    pub(super) fn submit(&self, job: Job) {
         lock(&self.queue.state).jobs.push_back(job);
         self.queue.changed.notify_one();
     }
@@ -146,7 +146,7 @@ impl Queue {
 
 /// Unshares the calling thread's umask and sets it to 0: the guest's kernel has already applied its process's umask.
 #[allow(unsafe_code)]
-pub fn unshare_umask() -> io::Result<()> {
+pub(super) fn unshare_umask() -> io::Result<()> {
     // SAFETY: the call is unsafe only if it unshares the descriptor table, which CLONE_FS does not do.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     rustix::process::umask(Mode::empty());

@@ -9,7 +9,7 @@ use crate::virtio::{Chain, FRONT_MAX, Fault, Reader};
 
 /// Which thread serves a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dispatch {
+pub(super) enum Dispatch {
     /// The ring's own thread: the request reads names and attributes, which the host has in memory or reads in one
     /// operation.
     Inline,
@@ -24,7 +24,7 @@ pub enum Dispatch {
 /// An admitted request. The guest can change its memory at any time, so the server gets the copy that was checked. Data
 /// that does not fit into the copy (a write's data, the value of a large attribute) is read once, by the server.
 #[derive(Debug)]
-pub struct Message {
+pub(super) struct Message {
     /// Header and arguments.
     front: Vec<u8>,
     opcode: Option<Opcode>,
@@ -32,7 +32,7 @@ pub struct Message {
 
 impl Message {
     /// Reads and checks the request in `chain`.
-    pub fn admit(chain: &Chain) -> Result<Self, Fault> {
+    pub(super) fn admit(chain: &Chain) -> Result<Self, Fault> {
         let mut reader = chain.reader();
         let header: InHeader = reader.read_obj()?;
         let opcode = Opcode::try_from(header.opcode).ok();
@@ -46,21 +46,21 @@ impl Message {
         Ok(Self { front, opcode })
     }
 
-    pub fn front(&self) -> &[u8] {
+    pub(super) fn front(&self) -> &[u8] {
         &self.front
     }
 
     /// The request's bytes after `front`, in the guest's memory.
-    pub fn rest<'c>(&self, chain: &'c Chain) -> Result<Reader<'c>, Fault> {
+    pub(super) fn rest<'c>(&self, chain: &'c Chain) -> Result<Reader<'c>, Fault> {
         Ok(chain.reader().split_at(self.front.len())?.1)
     }
 
-    pub fn dispatch(&self) -> Dispatch {
+    pub(super) fn dispatch(&self) -> Dispatch {
         dispatch(self.opcode)
     }
 
     /// Whether the request is FUSE_INIT, with which a driver begins.
-    pub fn is_init(&self) -> bool {
+    pub(super) fn is_init(&self) -> bool {
         matches!(self.opcode, Some(Opcode::Init))
     }
 }

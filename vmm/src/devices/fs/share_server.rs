@@ -22,7 +22,7 @@ use crate::virtio::{Chain, Fault, RawTable};
 
 /// Serves one folder. Each new driver (FUSE_INIT, or a reset of the device) gets a new server. The files of the
 /// previous one are closed first, so there are never more than `fd_limit`.
-pub struct ShareServer {
+pub(super) struct ShareServer {
     /// The served folder, and `/proc/self/fd`, through which the server reopens known files. Opened before the jail
     /// closes.
     root: File,
@@ -38,7 +38,7 @@ pub struct ShareServer {
 
 impl ShareServer {
     /// Opens the folder of `config`; the guest may have `fd_limit` files open.
-    pub fn open(config: &ShareConfig, fd_limit: u64) -> io::Result<Self> {
+    pub(super) fn open(config: &ShareConfig, fd_limit: u64) -> io::Result<Self> {
         Ok(Self {
             root: open_folder(&config.path)?,
             proc_self_fd: open_folder(Path::new("/proc/self/fd"))?,
@@ -52,13 +52,13 @@ impl ShareServer {
 
     /// Waits for requests in flight, then replaces the server: no file is open or known. Sets the calling thread's
     /// umask to 0.
-    pub fn renew(&self) -> io::Result<()> {
+    pub(super) fn renew(&self) -> io::Result<()> {
         self.replace(&mut self.lock())
     }
 
     /// Must be called on each worker when the device starts with a new driver. Only the first call renews the server:
     /// the driver may already use the files through that worker's rings before the others start.
-    pub fn reset(&self) -> io::Result<()> {
+    pub(super) fn reset(&self) -> io::Result<()> {
         if !self.stopped.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -68,12 +68,12 @@ impl ShareServer {
     }
 
     /// Notes that the device runs.
-    pub fn started(&self) {
+    pub(super) fn started(&self) {
         self.stopped.store(false, Ordering::Release);
     }
 
     /// Notes that the device stops, for a reset or a pause. No worker starts before all have stopped.
-    pub fn stopped(&self) {
+    pub(super) fn stopped(&self) {
         self.stopped.store(true, Ordering::Release);
     }
 
@@ -88,7 +88,7 @@ impl ShareServer {
     }
 
     /// Serves `message`, which arrived in `chain`; returns the number of bytes of the answer.
-    pub fn serve(&self, message: &Message, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
+    pub(super) fn serve(&self, message: &Message, chain: &Chain, table: &mut RawTable) -> Result<u32, Fault> {
         let malformed = |_| Fault::Request("a FUSE message is malformed");
         let raw = table.lay_out(chain, message.front(), &message.rest(chain)?)?;
         let reader = Reader::new(&raw.mem, raw.descriptors.clone()).map_err(|_| chain.too_short())?;

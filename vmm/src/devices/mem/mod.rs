@@ -29,8 +29,8 @@ use crate::memory::GuestRegion;
 use crate::seccomp::Role;
 use crate::virtio::{self, Backend, Chain, Device, Fault, Fds, Identity, LogLimiter, Ring, Served};
 
-pub use self::region::Slots;
-pub use self::shared::{Hotplug, TargetRefused};
+pub(crate) use self::region::Slots;
+pub(crate) use self::shared::{Hotplug, TargetRefused};
 
 /// The device type (§5.15.1).
 const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
@@ -40,17 +40,20 @@ const QUEUE_SIZE: u16 = 64;
 
 /// Why the device could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The region is ordinary memory, which cannot be plugged.
     #[error("mem: the region at {0:#x} is not made for plugging")]
     NotPluggable(u64),
-    /// The device around it.
     #[error(transparent)]
     Device(#[from] virtio::BuildError),
 }
 
 /// The device that plugs and unplugs `region`, by `slots` for the guest's processors, and the handle that controls it.
-pub fn new(config: &HotplugConfig, region: &GuestRegion, slots: Arc<dyn Slots>) -> Result<(Device, Hotplug), Error> {
+pub(crate) fn new(
+    config: &HotplugConfig,
+    region: &GuestRegion,
+    slots: Arc<dyn Slots>,
+) -> Result<(Device, Hotplug), Error> {
     let region = Region::new(region, slots)?;
     let shared = Arc::new(Shared::new(&region, config.requested_mib));
     let identity = Identity {

@@ -7,7 +7,7 @@ use crate::memory::{BLOCK, Plugged};
 
 /// The plan for a request. Ranges are bytes from the region's beginning, whole blocks inside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub(super) enum Plan {
     /// No action, only a response.
     Answer(Response),
     /// Plug the whole range, of which nothing is plugged.
@@ -18,7 +18,7 @@ pub enum Plan {
 
 /// The plan for `request`. `map` holds the plugged blocks of the region at `base`, and `requested` bytes should be
 /// plugged (§5.15.6).
-pub fn plan(request: &Request, base: u64, map: &Plugged, requested: u64) -> Plan {
+pub(super) fn plan(request: &Request, base: u64, map: &Plugged, requested: u64) -> Plan {
     match request {
         Request::Plug(blocks) => plug(range(*blocks, base, map.size()), map, requested),
         Request::Unplug(blocks) => unplug(range(*blocks, base, map.size()), map),

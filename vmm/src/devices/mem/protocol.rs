@@ -1,15 +1,15 @@
 //! The messages between driver and device (§5.15.6), and the layout of the configuration space (§5.15.4). Pure.
 
 /// Length of a request in bytes: type, padding, then address, number of blocks and padding.
-pub const REQUEST_LEN: usize = 24;
+pub(super) const REQUEST_LEN: usize = 24;
 /// Length of a response in bytes: type, padding, state.
-pub const RESPONSE_LEN: usize = 10;
+pub(super) const RESPONSE_LEN: usize = 10;
 /// Length of the configuration space in bytes.
-pub const CONFIG_LEN: usize = 56;
+pub(super) const CONFIG_LEN: usize = 56;
 
 /// Blocks as the driver sends them, unchecked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocks {
+pub(super) struct Blocks {
     /// Guest address of the first block.
     pub address: u64,
     /// The number of blocks.
@@ -18,7 +18,7 @@ pub struct Blocks {
 
 /// A request of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub(super) enum Request {
     /// Plug these blocks.
     Plug(Blocks),
     /// Unplug these blocks.
@@ -33,7 +33,7 @@ pub enum Request {
 
 impl Request {
     /// Parses a request. Fields that its type does not use are ignored.
-    pub fn parse(bytes: &[u8; REQUEST_LEN]) -> Self {
+    pub(super) fn parse(bytes: &[u8; REQUEST_LEN]) -> Self {
         let [kind0, kind1, _, _, _, _, _, _, address @ .., count0, count1, _, _, _, _, _, _] = *bytes;
         let blocks = Blocks { address: u64::from_le_bytes(address), count: u16::from_le_bytes([count0, count1]) };
         match u16::from_le_bytes([kind0, kind1]) {
@@ -46,14 +46,14 @@ impl Request {
     }
 
     /// Whether the request changes anything.
-    pub fn changes(&self) -> bool {
+    pub(super) fn changes(&self) -> bool {
         !matches!(self, Self::State(_))
     }
 }
 
 /// The device's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Response {
+pub(super) enum Response {
     /// Success.
     Ack,
     /// The requested size does not allow it; the driver reads the configuration again.
@@ -68,8 +68,7 @@ pub enum Response {
 
 /// The state of several blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// All are plugged.
+pub(super) enum State {
     Plugged,
     /// None is plugged.
     Unplugged,
@@ -79,7 +78,7 @@ pub enum State {
 
 impl Response {
     /// The response in the driver's format.
-    pub fn bytes(self) -> [u8; RESPONSE_LEN] {
+    pub(super) fn bytes(self) -> [u8; RESPONSE_LEN] {
         let (kind, state) = match self {
             Self::Ack => (0, 0),
             Self::Nack => (1, 0),
@@ -95,7 +94,7 @@ impl Response {
 
 /// The configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(super) struct Config {
     /// The size of a block in bytes.
     pub block_size: u64,
     /// Guest address of the region.
@@ -112,7 +111,7 @@ pub struct Config {
 
 impl Config {
     /// The configuration space in the driver's format.
-    pub fn bytes(&self) -> [u8; CONFIG_LEN] {
+    pub(super) fn bytes(&self) -> [u8; CONFIG_LEN] {
         let node_id_and_padding = 0;
         let fields = [
             self.block_size,
@@ -134,7 +133,7 @@ impl Config {
 #[cfg(test)]
 impl Request {
     /// The request in the driver's format.
-    pub fn bytes(self) -> [u8; REQUEST_LEN] {
+    pub(super) fn bytes(self) -> [u8; REQUEST_LEN] {
         let (kind, Blocks { address, count }) = match self {
             Self::Plug(blocks) => (0, blocks),
             Self::Unplug(blocks) => (1, blocks),

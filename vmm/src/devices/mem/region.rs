@@ -11,7 +11,7 @@ use crate::kvm::Vm;
 use crate::memory::{GuestRegion, Plugged, coalesce, release_region};
 
 /// Makes granules of the region accessible to the guest's processors.
-pub trait Slots: Send + Sync {
+pub(crate) trait Slots: Send + Sync {
     /// Maps granule `index` for them, or unmaps it.
     fn set_mapped(&self, index: usize, mapped: bool) -> io::Result<()>;
 }
@@ -23,30 +23,30 @@ impl Slots for Vm {
 }
 
 /// The region that this device plugs. Ranges are bytes from its beginning, whole blocks inside it.
-pub struct Region {
+pub(super) struct Region {
     region: GuestRegion,
     map: Arc<Plugged>,
     slots: Arc<dyn Slots>,
 }
 
 impl Region {
-    pub fn new(region: &GuestRegion, slots: Arc<dyn Slots>) -> Result<Self, Error> {
+    pub(super) fn new(region: &GuestRegion, slots: Arc<dyn Slots>) -> Result<Self, Error> {
         let map = region.plugged().ok_or(Error::NotPluggable(region.start_addr().raw_value()))?.clone();
         Ok(Self { region: region.clone(), map, slots })
     }
 
     /// Its guest address.
-    pub fn base(&self) -> u64 {
+    pub(super) fn base(&self) -> u64 {
         self.region.start_addr().raw_value()
     }
 
     /// The map of its plugged blocks.
-    pub fn map(&self) -> &Arc<Plugged> {
+    pub(super) fn map(&self) -> &Arc<Plugged> {
         &self.map
     }
 
     /// Plugs `range`, of which nothing is plugged. If it fails, nothing has changed.
-    pub fn plug(&self, range: &Range<u64>) -> io::Result<()> {
+    pub(super) fn plug(&self, range: &Range<u64>) -> io::Result<()> {
         // The slots before the map: a device may read a buffer only if the guest could have written it.
         let idle: Vec<usize> = self.map.granules_of(range).filter(|granule| !self.map.is_active(*granule)).collect();
         for (at, granule) in idle.iter().enumerate() {
@@ -61,7 +61,7 @@ impl Region {
 
     /// Unplugs `range`, even if only parts of it are plugged, and releases its host memory. On an error the guest can
     /// still access a granule, which it must not use. That granule is then already present when it is plugged again.
-    pub fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
+    pub(super) fn unplug(&self, range: &Range<u64>) -> io::Result<()> {
         let active: Vec<usize> = self.map.granules_of(range).filter(|granule| self.map.is_active(*granule)).collect();
         // The map first, then the slots: after that, no thread begins to use the memory. The host's memory last,
         // because it could be touched again before.

@@ -15,7 +15,7 @@ const BLOCK_MIB: u32 = (BLOCK >> 20) as u32;
 
 /// The configuration space (§5.15.4) and the data it is computed from.
 #[derive(Debug)]
-pub struct Shared {
+pub(super) struct Shared {
     base: u64,
     map: Arc<Plugged>,
     requested: AtomicU64,
@@ -24,18 +24,18 @@ pub struct Shared {
 
 impl Shared {
     /// `requested_mib` of `region` may be plugged from the start.
-    pub fn new(region: &Region, requested_mib: u32) -> Self {
+    pub(super) fn new(region: &Region, requested_mib: u32) -> Self {
         let requested = AtomicU64::new(u64::from(requested_mib) << 20);
         Self { base: region.base(), map: region.map().clone(), requested, refused: AtomicU64::new(0) }
     }
 
     /// The number of bytes that should be plugged.
-    pub fn requested(&self) -> u64 {
+    pub(super) fn requested(&self) -> u64 {
         self.requested.load(Ordering::Acquire)
     }
 
     /// Counts a request that was refused.
-    pub fn refused(&self) {
+    pub(super) fn refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -60,14 +60,11 @@ impl ConfigSpace for Shared {
 
 /// Why a target was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TargetRefused {
-    /// The machine has no such device.
+pub(crate) enum TargetRefused {
     #[error("this machine has no memory to plug: start it from a configuration with `hotplug`")]
     NoDevice,
-    /// The size is not a whole number of blocks.
     #[error("requested_mib: {0} is not a multiple of {BLOCK_MIB}")]
     NotBlocks(u32),
-    /// The size is larger than the region.
     #[error("requested_mib: {asked_mib} is not between 0 and {most_mib}, the size of the region")]
     TooLarge {
         /// The requested size.
@@ -79,7 +76,7 @@ pub enum TargetRefused {
 
 /// The control thread's handle to the device; clones refer to the same device.
 #[derive(Clone, Debug)]
-pub struct Hotplug {
+pub(crate) struct Hotplug {
     shared: Arc<Shared>,
     interrupt: ConfigInterrupt,
 }
@@ -91,7 +88,7 @@ impl Hotplug {
 
     /// Sets how much memory should be plugged. A running driver is notified at once; a driver that starts later reads
     /// it.
-    pub fn set_target(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
+    pub(crate) fn set_target(&self, target: MemoryTarget) -> Result<(), TargetRefused> {
         let (asked_mib, most_mib) = (target.requested_mib, self.size_mib());
         if asked_mib > most_mib {
             return Err(TargetRefused::TooLarge { asked_mib, most_mib });
@@ -104,7 +101,7 @@ impl Hotplug {
     }
 
     /// Requests the whole region to be plugged.
-    pub fn allow_all(&self) {
+    pub(crate) fn allow_all(&self) {
         self.request(self.shared.map.size());
     }
 
@@ -114,7 +111,7 @@ impl Hotplug {
     }
 
     /// The device's state, without the memory that is always present.
-    pub fn info(&self) -> MemoryInfo {
+    pub(crate) fn info(&self) -> MemoryInfo {
         MemoryInfo {
             boot_mib: 0,
             size_mib: self.size_mib(),

@@ -53,7 +53,7 @@ fn build() -> Built {
     (Box::new(device), Box::new(ram))
 }
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     let is_ack = |bytes: &[u8]| bytes == Response::Ack.bytes();
     let send = |request: Request, is_right| Sent::new(0, &[&request.bytes()], &[RESPONSE_LEN as u32], is_right);
     Subject {

@@ -12,7 +12,7 @@ const PIECES_MAX: usize = 1023;
 
 /// Chains in the order they were taken, and their bytes as one list of host addresses.
 #[derive(Default)]
-pub struct Buffers {
+pub(super) struct Buffers {
     chains: VecDeque<(Chain, usize)>,
     pieces: Vec<libc::iovec>,
     capacity: usize,
@@ -24,21 +24,21 @@ unsafe impl Send for Buffers {}
 
 impl Buffers {
     /// The number of bytes the chains can hold.
-    pub fn capacity(&self) -> usize {
+    pub(super) fn capacity(&self) -> usize {
         self.capacity
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.chains.is_empty()
     }
 
     /// Whether one more chain of up to `pieces` descriptors would be too many for one read.
-    pub fn is_full(&self, pieces: u16) -> bool {
+    pub(super) fn is_full(&self, pieces: u16) -> bool {
         self.pieces.len() + usize::from(pieces) > PIECES_MAX
     }
 
     /// Adds a chain after the others.
-    pub fn push(&mut self, chain: Chain) -> Result<(), Fault> {
+    pub(super) fn push(&mut self, chain: Chain) -> Result<(), Fault> {
         let pieces = chain.writer().iovecs()?;
         self.capacity += chain.writable_len() as usize;
         self.chains.push_back((chain, pieces.len()));
@@ -47,7 +47,7 @@ impl Buffers {
     }
 
     /// Takes the first chain.
-    pub fn pop(&mut self) -> Option<Chain> {
+    pub(super) fn pop(&mut self) -> Option<Chain> {
         let (chain, pieces) = self.chains.pop_front()?;
         self.pieces.drain(..pieces);
         self.capacity -= chain.writable_len() as usize;
@@ -55,7 +55,7 @@ impl Buffers {
     }
 
     /// Takes the last chain.
-    pub fn pop_back(&mut self) -> Option<Chain> {
+    pub(super) fn pop_back(&mut self) -> Option<Chain> {
         let (chain, pieces) = self.chains.pop_back()?;
         self.pieces.truncate(self.pieces.len() - pieces);
         self.capacity -= chain.writable_len() as usize;
@@ -63,12 +63,12 @@ impl Buffers {
     }
 
     /// The chain at `index`.
-    pub fn get(&self, index: usize) -> Option<&Chain> {
+    pub(super) fn get(&self, index: usize) -> Option<&Chain> {
         self.chains.get(index).map(|(chain, _)| chain)
     }
 
     /// Reads one packet: into the chains first, and the bytes that they cannot hold into `spill`.
-    pub fn read(&mut self, from: BorrowedFd<'_>, spill: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(&mut self, from: BorrowedFd<'_>, spill: &mut [u8]) -> io::Result<usize> {
         let count = self.pieces.len();
         self.pieces.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
         // SAFETY: all pieces but the last are checked pieces of guest memory which the chains keep mapped, given to the
@@ -80,7 +80,7 @@ impl Buffers {
 }
 
 /// Writes one packet: our header, then the rest of what the guest sent.
-pub fn write(to: BorrowedFd<'_>, header: &[u8], rest: &Reader<'_>) -> io::Result<usize> {
+pub(super) fn write(to: BorrowedFd<'_>, header: &[u8], rest: &Reader<'_>) -> io::Result<usize> {
     let rest = rest.iovecs()?;
     let mut pieces = Vec::with_capacity(rest.len() + 1);
     pieces.push(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });

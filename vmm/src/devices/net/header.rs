@@ -9,9 +9,9 @@ use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Its length, with and without merged buffers (§5.1.6.1).
-pub const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// The offset of `num_buffers`.
-pub const NUM_BUFFERS: usize = 10;
+pub(super) const NUM_BUFFERS: usize = 10;
 /// An Ethernet header with a VLAN tag.
 const ETHERNET: usize = 18;
 /// The shortest Ethernet header.
@@ -20,12 +20,12 @@ const ETHERNET_MIN: usize = 14;
 /// size would only make the host divide one packet into tens of thousands.
 const SEGMENT_MIN: u16 = 8;
 /// The largest packet with its header: the largest input of segmentation offload.
-pub const PACKET_MAX: usize = HEADER + ETHERNET + 65536;
+pub(super) const PACKET_MAX: usize = HEADER + ETHERNET + 65536;
 
 /// The header, in the guest's byte order, which is the TAP's: both are little-endian.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Header {
+pub(super) struct Header {
     pub flags: u8,
     pub gso_type: u8,
     pub hdr_len: U16,
@@ -39,7 +39,7 @@ pub struct Header {
 /// it is not a packet, or it requests an offload that was not negotiated or that points outside it. A packet without
 /// segmentation may have `mtu` bytes: the host would divide a larger one into fragments after the filter that counts
 /// fragments.
-pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<Header> {
+pub(super) fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<Header> {
     if !(HEADER + ETHERNET_MIN..=PACKET_MAX).contains(&length) {
         return None;
     }
@@ -76,7 +76,7 @@ pub fn admit(header: Header, length: usize, features: u64, mtu: u16) -> Option<H
 
 /// The work that the TAP may leave to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
+pub(super) struct Offloads {
     /// Checksums not filled in.
     pub checksum: bool,
     /// TCP over IPv4 not divided into segments.
@@ -88,7 +88,7 @@ pub struct Offloads {
 impl Offloads {
     /// The offloads that the driver accepted. The kernel rejects segmentation without checksums, so it is not requested
     /// then.
-    pub fn accepted(features: u64) -> Self {
+    pub(super) fn accepted(features: u64) -> Self {
         let has = |bit: u32| features & (1 << bit) != 0;
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
         Self {
@@ -99,7 +99,7 @@ impl Offloads {
     }
 
     /// The largest packet, header included, that may come from a TAP with this MTU.
-    pub fn packet_max(&self, mtu: u16) -> usize {
+    pub(super) fn packet_max(&self, mtu: u16) -> usize {
         if self.tso4 || self.tso6 { PACKET_MAX } else { HEADER + ETHERNET + usize::from(mtu) }
     }
 }

@@ -1,7 +1,7 @@
 //! Hardware addresses as text.
 
 /// Reads `aa:bb:cc:dd:ee:ff`. A group address (the first byte is odd) belongs to no interface.
-pub fn parse(text: &str) -> Option<[u8; 6]> {
+pub(super) fn parse(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {

@@ -49,11 +49,9 @@ const FEATURES: u64 = 1 << net::VIRTIO_NET_F_CSUM
 
 /// Why a network interface could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The TAP.
+pub(crate) enum Error {
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// The guest's address.
     #[error("network interface {tap}: {mac:?} is no hardware address; write it as 02:00:00:00:00:01, not a group's")]
     Mac {
         /// The interface.
@@ -61,7 +59,6 @@ pub enum Error {
         /// The given value.
         mac: String,
     },
-    /// The host has no timer for the rate limit.
     #[error("network interface {tap}: cannot make a timer: {source}")]
     Timer {
         /// The interface.
@@ -69,13 +66,12 @@ pub enum Error {
         /// The host's error.
         source: io::Error,
     },
-    /// The device around it.
     #[error(transparent)]
     Device(#[from] virtio::BuildError),
 }
 
 /// The interface `eth<index>`.
-pub fn new(index: usize, config: &NetConfig) -> Result<Device, Error> {
+pub(crate) fn new(index: usize, config: &NetConfig) -> Result<Device, Error> {
     let mac = mac::parse(&config.mac).ok_or_else(|| Error::Mac { tap: config.tap.clone(), mac: config.mac.clone() })?;
     let backend = NetBackend::new(config)?;
     let space = Space { mac, mtu: backend.tap.mtu.into(), ..Space::default() };

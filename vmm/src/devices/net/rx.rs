@@ -16,7 +16,7 @@ use crate::rate_limit::RateLimiter;
 use crate::virtio::{Chain, Fault, Ring};
 
 /// The receiving side.
-pub struct Rx {
+pub(super) struct Rx {
     pub limiter: RateLimiter,
     buffers: Buffers,
     /// A packet may be spread over several chains (§5.1.6.4).
@@ -45,13 +45,13 @@ enum Next {
 }
 
 impl Rx {
-    pub fn new(limiter: RateLimiter) -> Self {
+    pub(super) fn new(limiter: RateLimiter) -> Self {
         let spill = vec![0; PACKET_MAX].into_boxed_slice();
         Self { limiter, buffers: Buffers::default(), merge: false, packet_max: PACKET_MAX, spill, waiting: None }
     }
 
     /// A driver starts or resumes.
-    pub fn start(&mut self, features: u64, mtu: u16) {
+    pub(super) fn start(&mut self, features: u64, mtu: u16) {
         self.merge = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         self.packet_max = Offloads::accepted(features).packet_max(mtu.max(1500));
         self.waiting = None;
@@ -59,7 +59,7 @@ impl Rx {
 
     /// Moves packets until there are no more, there is no room, or the rate limit is reached. The ring bounds the work
     /// of one call.
-    pub fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
+    pub(super) fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
         while !self.limiter.blocked() {
             self.gather(ring)?;
             let next = match self.waiting {
@@ -75,7 +75,7 @@ impl Rx {
     }
 
     /// Puts the buffers back as if they had not been taken. A waiting packet is lost, as on any busy network.
-    pub fn stop(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+    pub(super) fn stop(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         self.waiting = None;
         let mut result = Ok(());
         // Remove all of them: a chain left over would be mistaken for one of the next driver.

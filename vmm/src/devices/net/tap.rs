@@ -15,30 +15,25 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Why a TAP cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TapError {
-    /// The name is not that of an interface.
+pub(crate) enum TapError {
     #[error("network interface {name}: there is none; create the TAP first")]
     Missing { name: String },
-    /// The kernel's TAP driver cannot be opened.
     #[error("network interface {name}: cannot open {TUN}: {source}")]
     Tun { name: String, source: io::Error },
-    /// Another process has it.
     #[error("network interface {name}: it is in use by another machine; stop that one first")]
     InUse { name: String },
-    /// It belongs to another user.
     #[error("network interface {name}: it does not belong to the machine's user; create it with that owner")]
     NotOurs { name: String },
     /// It is not a TAP, or it is a TAP of another kind.
     #[error("network interface {name}: it is not a TAP with a packet header (vnet_hdr) and one queue")]
     NotATap { name: String },
-    /// The host rejected another call.
     #[error("network interface {name}: {step}: {source}")]
     Host { name: String, step: &'static str, source: io::Error },
 }
 
 /// An attached TAP. Reads and writes do not block.
 #[derive(Debug)]
-pub struct Tap {
+pub(super) struct Tap {
     file: File,
     /// The largest frame without its Ethernet header.
     pub mtu: u16,
@@ -47,7 +42,7 @@ pub struct Tap {
 impl Tap {
     /// Attaches to the existing interface `name`. No capability is needed if the interface belongs to this process's
     /// user.
-    pub fn attach(name: &str) -> Result<Self, TapError> {
+    pub(super) fn attach(name: &str) -> Result<Self, TapError> {
         let failed = |step, source| TapError::Host { name: name.to_owned(), step, source };
         let mtu = mtu(name)?;
         let tun = |source| TapError::Tun { name: name.to_owned(), source };
@@ -72,7 +67,7 @@ impl Tap {
     }
 
     /// Sets the work that the kernel may leave undone in the frames that it delivers.
-    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+    pub(super) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         let bits = [
             (offloads.checksum, libc::TUN_F_CSUM),
             (offloads.tso4, libc::TUN_F_TSO4),

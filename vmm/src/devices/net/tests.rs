@@ -38,7 +38,7 @@ fn config() -> NetConfig {
     NetConfig { tap: "tap0".to_owned(), mac: GUEST_MAC.to_owned(), rate_limit: None }
 }
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     fn build() -> (Box<dyn VirtioDevice>, Box<dyn std::any::Any>) {
         network();
         (Box::new(new(0, &config()).unwrap()), Box::new(()))

@@ -12,7 +12,7 @@ use crate::rate_limit::RateLimiter;
 use crate::virtio::{Chain, Fault, Ring, Served};
 
 /// The sending side.
-pub struct Tx {
+pub(super) struct Tx {
     pub limiter: RateLimiter,
     features: u64,
     /// The TAP accepted no more packets; it reports when it does again.
@@ -20,19 +20,19 @@ pub struct Tx {
 }
 
 impl Tx {
-    pub fn new(limiter: RateLimiter) -> Self {
+    pub(super) fn new(limiter: RateLimiter) -> Self {
         Self { limiter, features: 0, waiting: false }
     }
 
     /// A driver starts or resumes.
-    pub fn start(&mut self, features: u64) {
+    pub(super) fn start(&mut self, features: u64) {
         self.features = features;
         self.waiting = false;
     }
 
     /// Moves packets until there are no more, the TAP accepts no more, or the rate limit is reached. The ring bounds
     /// the work of one call.
-    pub fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
+    pub(super) fn serve(&mut self, tap: &Tap, ring: &mut Ring) -> Result<(), Fault> {
         self.waiting = false;
         ring.drain(|chain| {
             if self.limiter.blocked() || !self.send(&chain, tap)? {

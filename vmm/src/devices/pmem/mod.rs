@@ -21,7 +21,7 @@ use crate::seccomp::Role;
 use crate::virtio::{self, Backend, Chain, ConfigBytes, Device, Fault, Identity, Ring, Served};
 
 /// The guest maps persistent memory in pages of this size.
-pub const ALIGNMENT: u64 = 2 << 20;
+pub(crate) const ALIGNMENT: u64 = 2 << 20;
 
 const QUEUE_SIZE: u16 = 64;
 /// The only request (§5.19.6).
@@ -32,8 +32,7 @@ const FAILED: u32 = 1;
 
 /// Why an image cannot be the root image.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be opened.
+pub(crate) enum Error {
     #[error("root image: cannot open {path}: {source}; build the image, or correct the path")]
     Open {
         /// The image.
@@ -57,7 +56,6 @@ pub enum Error {
         /// Its length in bytes.
         length: u64,
     },
-    /// The host rejected the mapping.
     #[error("root image: cannot map {path}: {source}")]
     Map {
         /// The image.
@@ -68,7 +66,7 @@ pub enum Error {
 }
 
 /// Maps the image, which the caller adds to the guest's memory at the address that it passes to [`new`].
-pub fn map(path: &Path) -> Result<MmapRegion<BitmapMmapRegion>, Error> {
+pub(crate) fn map(path: &Path) -> Result<MmapRegion<BitmapMmapRegion>, Error> {
     let (file, length) = open(path)?;
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
     MmapRegion::build(Some(FileOffset::new(file, 0)), length as usize, protection, flags)
@@ -91,7 +89,7 @@ fn open(path: &Path) -> Result<(File, u64), Error> {
 }
 
 /// The device that reports to the guest where its persistent memory is. Both numbers are multiples of [`ALIGNMENT`].
-pub fn new(guest_address: u64, size: u64) -> Result<Device, virtio::BuildError> {
+pub(crate) fn new(guest_address: u64, size: u64) -> Result<Device, virtio::BuildError> {
     let space = [guest_address.to_le_bytes(), size.to_le_bytes()].concat();
     let identity = Identity {
         name: "pmem".to_owned(),

@@ -11,7 +11,7 @@ use crate::virtio::testing::Rig;
 
 const BASE: u64 = 4 << 30;
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     Subject {
         build: || (Box::new(new(BASE, ALIGNMENT).unwrap()), Box::new(())),
         session: vec![

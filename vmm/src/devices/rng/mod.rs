@@ -15,7 +15,7 @@ const REQUEST_MAX: usize = 64 << 10;
 const PIECE: usize = 256;
 
 /// Builds the device.
-pub fn new() -> Result<Device, BuildError> {
+pub(crate) fn new() -> Result<Device, BuildError> {
     let identity = Identity {
         name: "rng".into(),
         device_type: VIRTIO_ID_RNG,

@@ -2,7 +2,7 @@ use super::*;
 use crate::virtio::conformance::{Request, Subject};
 use crate::virtio::testing::{BUFFER, Rig};
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     Subject {
         build: || (Box::new(new().unwrap()), Box::new(())),
         session: vec![

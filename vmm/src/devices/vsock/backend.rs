@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_secs(1);
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 /// Serves the queues from one thread; [`Muxer`] does the rest.
-pub struct VsockBackend {
+pub(crate) struct VsockBackend {
     muxer: Muxer,
     timer: Timer,
     ticking: bool,

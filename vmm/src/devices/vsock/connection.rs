@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 /// The most bytes that the guest may send ahead of the host's reader. This bounds the memory of a [`Connection`].
-pub const BUFFER: u32 = 256 << 10;
+pub(super) const BUFFER: u32 = 256 << 10;
 /// The guest is notified of free room once this much of it is new.
 const CREDIT_STEP: u32 = BUFFER / 4;
 /// A buffer that is mostly empty is shrunk, but not below this size.
@@ -15,11 +15,11 @@ const KEEP_CAPACITY: usize = 16 << 10;
 
 /// The guest broke the protocol; the connection must be reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+pub(super) struct Broken;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Connection {
+pub(super) struct Connection {
     /// The connection is open: one side asked for it and the other accepted.
     established: bool,
     /// Bytes from the guest that the host has not taken yet.
@@ -59,12 +59,12 @@ struct PendingControl {
 
 impl Connection {
     /// A connection that the host requests from the guest.
-    pub fn outgoing() -> Self {
+    pub(super) fn outgoing() -> Self {
         Self { pending: PendingControl { request: true, ..PendingControl::default() }, ..Self::default() }
     }
 
     /// A connection that the guest requested with `request`; the host's socket is connected.
-    pub fn incoming(request: &Header) -> Self {
+    pub(super) fn incoming(request: &Header) -> Self {
         let mut connection = Self {
             established: true,
             pending: PendingControl { response: true, ..PendingControl::default() },
@@ -75,12 +75,12 @@ impl Connection {
     }
 
     /// Whether the connection is open.
-    pub fn established(&self) -> bool {
+    pub(super) fn established(&self) -> bool {
         self.established
     }
 
     /// Takes one packet of the guest. After an error the connection must send a reset and accepts no more packets.
-    pub fn receive(&mut self, op: Op, header: &Header, payload: &[u8]) -> Result<(), Broken> {
+    pub(super) fn receive(&mut self, op: Op, header: &Header, payload: &[u8]) -> Result<(), Broken> {
         if self.ending() {
             return Ok(());
         }
@@ -128,23 +128,23 @@ impl Connection {
     }
 
     /// Bytes for the host, in order, in two pieces.
-    pub fn backlog(&self) -> (&[u8], &[u8]) {
+    pub(super) fn backlog(&self) -> (&[u8], &[u8]) {
         self.backlog.as_slices()
     }
 
     /// The size of the buffer in which bytes wait for the host.
     #[cfg(test)]
-    pub fn backlog_capacity(&self) -> usize {
+    pub(super) fn backlog_capacity(&self) -> usize {
         self.backlog.capacity()
     }
 
     /// The number of bytes that wait for the host.
-    pub fn backlog_len(&self) -> usize {
+    pub(super) fn backlog_len(&self) -> usize {
         self.backlog.len()
     }
 
     /// Notes that the host took `count` bytes of the backlog.
-    pub fn delivered(&mut self, count: usize) {
+    pub(super) fn delivered(&mut self, count: usize) {
         self.backlog.drain(..count);
         // The limit counts bytes, so the buffer must not keep much more capacity than bytes.
         if self.backlog.len() < self.backlog.capacity() / 4 {
@@ -163,13 +163,13 @@ impl Connection {
     }
 
     /// True once: the guest has ended its stream and the host has all its bytes, so the host's socket must see the end.
-    pub fn pass_on_end(&mut self) -> bool {
+    pub(super) fn pass_on_end(&mut self) -> bool {
         let due = self.guest_closed & SHUTDOWN_SEND != 0 && self.backlog.is_empty() && !self.host_receive_closed;
         due && !std::mem::replace(&mut self.end_passed_on, true)
     }
 
     /// The number of bytes that may be read from the host and sent now.
-    pub fn window(&self) -> u32 {
+    pub(super) fn window(&self) -> u32 {
         let open = self.established
             && self.host_closed & SHUTDOWN_SEND == 0
             && self.guest_closed & SHUTDOWN_RECEIVE == 0
@@ -186,13 +186,13 @@ impl Connection {
     }
 
     /// Notes that `count` bytes were sent to the guest.
-    pub fn sent(&mut self, count: u32) {
+    pub(super) fn sent(&mut self, count: u32) {
         debug_assert!(count <= self.window());
         self.sent = self.sent.wrapping_add(count);
     }
 
     /// Notes that the host has more to send than the guest has room for.
-    pub fn starved(&mut self) {
+    pub(super) fn starved(&mut self) {
         let open = self.established && !self.ending() && self.guest_closed & SHUTDOWN_RECEIVE == 0;
         if open && self.credit() == 0 && !std::mem::replace(&mut self.credit_requested, true) {
             self.pending.credit_request = true;
@@ -200,23 +200,23 @@ impl Connection {
     }
 
     /// Notes that the host's socket will send no more.
-    pub fn note_host_send_closed(&mut self) {
+    pub(super) fn note_host_send_closed(&mut self) {
         self.host_closed |= SHUTDOWN_SEND;
         self.check_shutdown();
     }
 
     /// Whether the host's socket was read to its end.
-    pub fn host_send_closed(&self) -> bool {
+    pub(super) fn host_send_closed(&self) -> bool {
         self.host_closed & SHUTDOWN_SEND != 0
     }
 
     /// Whether the guest accepts no more bytes.
-    pub fn guest_receive_closed(&self) -> bool {
+    pub(super) fn guest_receive_closed(&self) -> bool {
         self.guest_closed & SHUTDOWN_RECEIVE != 0
     }
 
     /// Notes that the host's socket accepts no more bytes.
-    pub fn note_host_receive_closed(&mut self) {
+    pub(super) fn note_host_receive_closed(&mut self) {
         self.host_receive_closed = true;
         self.host_closed |= SHUTDOWN_RECEIVE;
         let unread = self.backlog.len();
@@ -226,13 +226,13 @@ impl Connection {
     }
 
     /// Aborts the connection: the guest gets a reset.
-    pub fn abort(&mut self) {
+    pub(super) fn abort(&mut self) {
         self.pending.reset = !self.reset_received;
         self.backlog = VecDeque::new();
     }
 
     /// The next packet without payload for the guest, with its flags. It counts as sent.
-    pub fn take_control(&mut self) -> Option<(Op, u32)> {
+    pub(super) fn take_control(&mut self) -> Option<(Op, u32)> {
         let pending = &mut self.pending;
         if self.reset_received || self.reset_sent {
             return None;
@@ -261,14 +261,14 @@ impl Connection {
     }
 
     /// Whether [`take_control`](Self::take_control) would return a packet.
-    pub fn has_pending_control(&self) -> bool {
+    pub(super) fn has_pending_control(&self) -> bool {
         let PendingControl { request, response, reset, credit, credit_request } = self.pending;
         let later = self.established && (credit || credit_request || self.host_closed != self.announced);
         !self.reset_received && !self.reset_sent && (reset || request || response || later)
     }
 
     /// Writes the credit fields that go into every packet.
-    pub fn write_credit(&mut self, header: &mut Header) {
+    pub(super) fn write_credit(&mut self, header: &mut Header) {
         header.buf_alloc = BUFFER.into();
         header.fwd_cnt = self.forwarded.into();
         self.reported = self.forwarded;
@@ -277,13 +277,13 @@ impl Connection {
 
     /// Whether the connection is finished: a reset was sent, or one was received and the host has all the guest's
     /// bytes.
-    pub fn over(&self) -> bool {
+    pub(super) fn over(&self) -> bool {
         self.reset_sent || (self.reset_received && self.backlog.is_empty())
     }
 
     /// Whether it waits for something that may never come: the guest's answer, its last reset, or the host's reader
     /// after the guest has closed. Such a wait needs a deadline.
-    pub fn needs_deadline(&self) -> bool {
+    pub(super) fn needs_deadline(&self) -> bool {
         !self.established
             || self.announced == SHUTDOWN_BOTH
             || self.guest_closed == SHUTDOWN_BOTH
@@ -291,7 +291,7 @@ impl Connection {
     }
 
     /// Bytes the host has taken, modulo 2³². The value changes while a slow reader makes progress.
-    pub fn progress(&self) -> u32 {
+    pub(super) fn progress(&self) -> u32 {
         self.forwarded
     }
 

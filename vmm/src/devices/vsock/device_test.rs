@@ -45,7 +45,7 @@ fn op_of(bytes: &[u8]) -> u16 {
 }
 
 /// Data for a connection that does not exist, the reset that answers it, and a reset, which is not answered.
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     let key = Key { guest_port: 1, host_port: 2 };
     let stray = from_guest(key, Op::Data, b"payload", 0);
     let reset = from_guest(key, Op::Reset, b"", 0);

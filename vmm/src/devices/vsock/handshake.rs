@@ -1,11 +1,11 @@
 //! The first line of a client on the Unix socket: `CONNECT <port>\n`.
 
 /// The longest line of a client, with its newline: the word, a space and ten digits, and some room.
-pub const LINE_MAX: usize = 32;
+pub(super) const LINE_MAX: usize = 32;
 
 /// The result of parsing the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
+pub(super) enum Line {
     /// No newline yet.
     Incomplete,
     /// A whole line of `len` bytes that asks for the guest's `port`.
@@ -20,7 +20,7 @@ pub enum Line {
 }
 
 /// Parses the line at the beginning of `bytes`.
-pub fn parse(bytes: &[u8]) -> Line {
+pub(super) fn parse(bytes: &[u8]) -> Line {
     let seen = &bytes[..bytes.len().min(LINE_MAX)];
     let Some(end) = seen.iter().position(|byte| *byte == b'\n') else {
         return if bytes.len() >= LINE_MAX { Line::Bad } else { Line::Incomplete };
@@ -37,7 +37,7 @@ pub fn parse(bytes: &[u8]) -> Line {
 }
 
 /// The answer after the guest has accepted; it contains the connection's port on the host's side.
-pub fn accepted(host_port: u32) -> String {
+pub(super) fn accepted(host_port: u32) -> String {
     format!("OK {host_port}\n")
 }
 

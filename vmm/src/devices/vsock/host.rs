@@ -19,7 +19,7 @@ const PATH_MAX: usize = 107;
 const SUFFIX_MAX: usize = 11;
 
 /// See the module.
-pub struct Host {
+pub(super) struct Host {
     listener: UnixListener,
     /// The prefix of the paths that the guest can reach; `None` if it can reach no socket.
     socket: Option<PathBuf>,
@@ -27,12 +27,12 @@ pub struct Host {
 
 impl Host {
     /// Takes over a socket that already listens.
-    pub fn inherit(listener: UnixListener) -> Self {
+    pub(super) fn inherit(listener: UnixListener) -> Self {
         Self { listener, socket: None }
     }
 
     /// Listens on `socket`, for its owner only. Replaces a socket file on which no process listens any more.
-    pub fn listen(socket: &Path) -> Result<Self, BuildError> {
+    pub(super) fn listen(socket: &Path) -> Result<Self, BuildError> {
         let failed = |source| BuildError::Listen { path: socket.to_owned(), source };
         if socket.as_os_str().len() + SUFFIX_MAX > PATH_MAX {
             return Err(BuildError::PathTooLong { path: socket.to_owned(), limit: PATH_MAX - SUFFIX_MAX });
@@ -56,12 +56,12 @@ impl Host {
     }
 
     /// The socket clients connect to; non-blocking.
-    pub fn listener(&self) -> &UnixListener {
+    pub(super) fn listener(&self) -> &UnixListener {
         &self.listener
     }
 
     /// Connects to the socket for the guest's host port `port`: `<socket>_<port>`. Never blocks.
-    pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
+    pub(super) fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let socket = self.socket.clone().ok_or(ErrorKind::ConnectionRefused)?;
         let mut path = socket.into_os_string();
         path.push(format!("_{port}"));

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use garret_api::vmm::{SocketAt, VsockConfig};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-pub use backend::VsockBackend;
+pub(crate) use backend::VsockBackend;
 
 use crate::inherited;
 use crate::seccomp::Role;
@@ -44,11 +44,9 @@ const CID_MIN: u32 = 3;
 
 /// Why the device could not be built.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The context id is reserved.
+pub(crate) enum BuildError {
     #[error("vsock: the context id must be 3 or more and not 4294967295, not {0}")]
     Cid(u32),
-    /// The path does not fit into a socket's address.
     #[error("vsock: the path {path} is longer than {limit} bytes; use a shorter one")]
     PathTooLong {
         /// The socket's path.
@@ -56,19 +54,16 @@ pub enum BuildError {
         /// The longest possible.
         limit: usize,
     },
-    /// The path is a file of another kind.
     #[error("vsock: {path} is not a socket; move it away")]
     NotASocket {
         /// The socket's path.
         path: PathBuf,
     },
-    /// Another process listens there.
     #[error("vsock: another process listens on {path}; stop it or choose another path")]
     InUse {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The host rejected a call.
     #[error("vsock: cannot listen on {path}: {source}")]
     Listen {
         /// The socket's path.
@@ -76,19 +71,16 @@ pub enum BuildError {
         /// The host's error.
         source: io::Error,
     },
-    /// The inherited descriptor cannot be used.
     #[error("vsock: inherited socket: {0}")]
     Inherited(io::Error),
-    /// The event queue or the timer could not be created.
     #[error("vsock: {0}")]
     Host(#[from] io::Error),
-    /// The workers could not be started.
     #[error(transparent)]
     Device(#[from] virtio::BuildError),
 }
 
 /// Builds the device and listens on its socket.
-pub fn new(config: &VsockConfig) -> Result<Device, BuildError> {
+pub(crate) fn new(config: &VsockConfig) -> Result<Device, BuildError> {
     Ok(Device::new(identity(config.cid), vec![(backend(config)?, 0..QUEUE_SIZES.len())], Role::Vsock)?)
 }
 

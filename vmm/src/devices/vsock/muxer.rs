@@ -17,16 +17,16 @@ use super::packet::{self, Header, Key, MAX_PAYLOAD, Op, Verdict};
 use super::peer::Peer;
 
 /// The most connections at the same time, in both directions together.
-pub const CONNECTIONS_MAX: usize = 1024;
+pub(super) const CONNECTIONS_MAX: usize = 1024;
 /// The most clients that have not finished their first line; more wait in the listener's queue.
-pub const CLIENTS_MAX: usize = 64;
+pub(super) const CLIENTS_MAX: usize = 64;
 /// The most pending resets for connections that do not exist. When this many are pending, the guest's packets wait.
-pub const REFUSALS_MAX: usize = 256;
+pub(super) const REFUSALS_MAX: usize = 256;
 /// The most bytes from the guest that wait for slow readers on the host, over all connections. A connection that would
 /// exceed it is reset.
-pub const BACKLOG_MAX: usize = 64 << 20;
+pub(super) const BACKLOG_MAX: usize = 64 << 20;
 /// How long a client may take to send its first line, the guest to answer, or a closed connection to make progress.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The first host port for connections that the host requests; it is above the ports of usual servers.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -36,7 +36,7 @@ const EVENTS_MAX: usize = 64;
 const LISTENER: u64 = 0;
 
 /// See the module.
-pub struct Muxer {
+pub(super) struct Muxer {
     guest_cid: u64,
     host: Host,
     /// Watches the listener and every socket. Separate from the worker's epoll, because it must exist while the device
@@ -65,7 +65,7 @@ enum Owner {
 }
 
 /// The next item for the guest.
-pub enum Outgoing<'m> {
+pub(super) enum Outgoing<'m> {
     /// A packet without payload.
     Control(Header),
     /// Bytes to read from a socket directly into the ring, at most this many.
@@ -74,7 +74,7 @@ pub enum Outgoing<'m> {
 
 impl Muxer {
     /// A muxer for the guest `guest_cid` and the sockets of `host`.
-    pub fn new(guest_cid: u64, host: Host) -> io::Result<Self> {
+    pub(super) fn new(guest_cid: u64, host: Host) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
         epoll.ctl(ControlOperation::Add, host.listener().as_raw_fd(), event)?;
@@ -97,23 +97,23 @@ impl Muxer {
     }
 
     /// Readable when [`handle_events`](Self::handle_events) has work.
-    pub fn events(&self) -> &impl AsRawFd {
+    pub(super) fn events(&self) -> &impl AsRawFd {
         &self.epoll
     }
 
     /// The number of connections.
     #[cfg(test)]
-    pub fn connections(&self) -> usize {
+    pub(super) fn connections(&self) -> usize {
         self.peers.len()
     }
 
     /// Whether a deadline is pending: then [`expire`](Self::expire) must be called regularly.
-    pub fn has_deadlines(&self) -> bool {
+    pub(super) fn has_deadlines(&self) -> bool {
         self.clients > 0 || self.listener_ready || !self.timed_waits.is_empty()
     }
 
     /// Drops every connection, because the guest's side of them is gone. Returns whether there were any.
-    pub fn forget_all(&mut self) -> bool {
+    pub(super) fn forget_all(&mut self) -> bool {
         let had = !self.peers.is_empty();
         self.owners.retain(|_, owner| matches!(owner, Owner::Client { .. }));
         self.peers.clear();
@@ -126,7 +126,7 @@ impl Muxer {
 
     /// Handles a bounded batch of the kernel's events. If there are more, [`events`](Self::events) becomes readable
     /// again.
-    pub fn handle_events(&mut self, now: Instant) -> io::Result<()> {
+    pub(super) fn handle_events(&mut self, now: Instant) -> io::Result<()> {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         let count = match self.epoll.wait(0, &mut events) {
             Err(error) if error.kind() == ErrorKind::Interrupted => 0,
@@ -148,7 +148,7 @@ impl Muxer {
     }
 
     /// Ends waits that have reached their deadline.
-    pub fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, now: Instant) {
         let late = |since: Instant| now.saturating_duration_since(since) >= TIMEOUT;
         let count = self.owners.len();
         self.owners.retain(|_, owner| !matches!(owner, Owner::Client { since, .. } if late(*since)));
@@ -248,12 +248,12 @@ impl Muxer {
     }
 
     /// Whether there is room to take a packet from the guest.
-    pub fn can_take(&self) -> bool {
+    pub(super) fn can_take(&self) -> bool {
         self.refusals.len() < REFUSALS_MAX
     }
 
     /// Takes one packet from the guest. Calls `payload` with a buffer to fill if the packet's bytes are needed.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         header: &Header,
         payload: impl FnOnce(&mut [u8]) -> io::Result<()>,
@@ -307,13 +307,13 @@ impl Muxer {
     }
 
     /// Whether [`next`](Self::next) has a connection to check.
-    pub fn has_turns(&self) -> bool {
+    pub(super) fn has_turns(&self) -> bool {
         !self.refusals.is_empty() || !self.turns.is_empty()
     }
 
     /// The next item for the guest, if it has room for a header and `room` bytes. After `Data`, the caller must call
     /// [`was_read`](Self::was_read).
-    pub fn next(&mut self, room: usize, now: Instant) -> Option<(Key, Outgoing<'_>)> {
+    pub(super) fn next(&mut self, room: usize, now: Instant) -> Option<(Key, Outgoing<'_>)> {
         if let Some(key) = self.refusals.pop_front() {
             return Some((key, Outgoing::Control(packet::header(key, self.guest_cid, Op::Reset, 0))));
         }
@@ -339,7 +339,7 @@ impl Muxer {
 
     /// Reports the result of the read for [`Outgoing::Data`]. Returns the header to put before the bytes, if there are
     /// any.
-    pub fn was_read(&mut self, key: Key, result: io::Result<usize>, now: Instant) -> Option<Header> {
+    pub(super) fn was_read(&mut self, key: Key, result: io::Result<usize>, now: Instant) -> Option<Header> {
         let peer = self.peers.get_mut(&key)?;
         let header = match result {
             Ok(0) => {

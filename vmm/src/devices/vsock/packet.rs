@@ -4,25 +4,25 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The host's context id (`VMADDR_CID_HOST`).
-pub const HOST_CID: u64 = 2;
+pub(super) const HOST_CID: u64 = 2;
 /// The largest payload either side puts in one packet, in bytes.
-pub const MAX_PAYLOAD: u32 = 64 << 10;
+pub(super) const MAX_PAYLOAD: u32 = 64 << 10;
 /// The bytes of a header on the ring.
-pub const HEADER_LEN: usize = size_of::<Header>();
+pub(super) const HEADER_LEN: usize = size_of::<Header>();
 
 const TYPE_STREAM: u16 = 1;
 
 /// Bit of [`Header::flags`] in a `Shutdown`: the sender will receive no more.
-pub const SHUTDOWN_RECEIVE: u32 = 1;
+pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 /// Bit of [`Header::flags`] in a `Shutdown`: the sender will send no more.
-pub const SHUTDOWN_SEND: u32 = 2;
+pub(super) const SHUTDOWN_SEND: u32 = 2;
 /// Both directions.
-pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// `struct virtio_vsock_hdr` in guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub struct Header {
+pub(super) struct Header {
     /// The sender's context id.
     pub src_cid: U64,
     /// The receiver's context id.
@@ -47,7 +47,7 @@ pub struct Header {
 
 /// The operation of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
+pub(super) enum Op {
     /// Open a connection.
     Request,
     /// The connection is open.
@@ -80,14 +80,14 @@ impl Op {
     }
 
     /// The operation's number in the packet.
-    pub fn number(self) -> u16 {
+    pub(super) fn number(self) -> u16 {
         Self::ALL.iter().find(|(_, op)| *op == self).map_or(0, |(number, _)| *number)
     }
 }
 
 /// The two ends of a connection; the context ids are always the guest's and the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub(super) struct Key {
     /// The port inside the guest.
     pub guest_port: u32,
     /// The port on the host's side.
@@ -96,7 +96,7 @@ pub struct Key {
 
 /// What to do with a packet from the guest, according to its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Pass it to this connection.
     Take(Key, Op),
     /// Answer with a reset.
@@ -106,7 +106,7 @@ pub enum Verdict {
 }
 
 /// Checks a header that the guest wrote.
-pub fn classify(header: &Header, guest_cid: u64) -> Verdict {
+pub(super) fn classify(header: &Header, guest_cid: u64) -> Verdict {
     let key = Key { guest_port: header.src_port.get(), host_port: header.dst_port.get() };
     if header.src_cid.get() != guest_cid {
         return Verdict::Ignore;
@@ -122,7 +122,7 @@ pub fn classify(header: &Header, guest_cid: u64) -> Verdict {
 }
 
 /// The header of a packet to the guest.
-pub fn header(key: Key, guest_cid: u64, op: Op, len: u32) -> Header {
+pub(super) fn header(key: Key, guest_cid: u64, op: Op, len: u32) -> Header {
     Header {
         src_cid: HOST_CID.into(),
         dst_cid: guest_cid.into(),

@@ -11,7 +11,7 @@ use super::handshake;
 use super::packet::Key;
 
 /// See the module. Events are edge-triggered, so their state is kept here until the socket returns `EAGAIN`.
-pub struct Peer {
+pub(super) struct Peer {
     /// The rules, and the bytes that wait for the socket.
     pub connection: Connection,
     /// Non-blocking.
@@ -31,7 +31,7 @@ pub struct Peer {
 
 impl Peer {
     /// A connection over `stream`, whose events have `token`.
-    pub fn new(connection: Connection, stream: UnixStream, token: u64) -> Self {
+    pub(super) fn new(connection: Connection, stream: UnixStream, token: u64) -> Self {
         // Earlier events may already be consumed, so assume that the socket is ready; if it is not, it returns
         // `EAGAIN`.
         let (readable, writable) = (true, true);
@@ -39,7 +39,7 @@ impl Peer {
     }
 
     /// Notes the kernel's events for the socket.
-    pub fn wake(&mut self, events: EventSet) {
+    pub(super) fn wake(&mut self, events: EventSet) {
         let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         self.readable |= hung_up || events.intersects(EventSet::IN | EventSet::READ_HANG_UP);
         self.writable |= hung_up || events.contains(EventSet::OUT);
@@ -51,21 +51,21 @@ impl Peer {
     }
 
     /// Ends the connection: for the client at once, for the guest by a reset as soon as it takes one.
-    pub fn abort(&mut self) {
+    pub(super) fn abort(&mut self) {
         self.connection.abort();
         // It fails only if the other end is already closed.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// The socket was read to its end. `broken`: it was closed with unread bytes, in both directions.
-    pub fn ended(&mut self, broken: bool) {
+    pub(super) fn ended(&mut self, broken: bool) {
         self.readable = false;
         self.hung_up |= broken;
         self.connection.note_host_send_closed();
     }
 
     /// Notifies the client that the guest accepted. A new socket has room for one line.
-    pub fn send_ok(&mut self, key: Key) {
+    pub(super) fn send_ok(&mut self, key: Key) {
         let line = handshake::accepted(key.host_port);
         if !matches!(self.stream.write(line.as_bytes()), Ok(count) if count == line.len()) {
             self.abort();
@@ -73,7 +73,7 @@ impl Peer {
     }
 
     /// Writes as much of the backlog as the socket accepts, then passes on the end of the stream.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while self.writable && self.connection.backlog_len() > 0 {
             let (first, second) = self.connection.backlog();
             match self.stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {

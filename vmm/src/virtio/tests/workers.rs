@@ -8,9 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::seccomp::Role;
 use crate::virtio::testing::{HUNG, Rig, panics};
-use crate::virtio::{
-    Backend, BuildError, Busy, ConfigBytes, Device, EventSet, Fault, Fds, Identity, Ring, Served, Token,
-};
+use crate::virtio::{Backend, BuildError, Busy, ConfigBytes, Device, EventSet, Fault, Fds, Identity, Ring, Token};
 
 fn identity(queues: usize) -> Identity {
     Identity {
@@ -27,12 +25,15 @@ struct Obedient;
 
 impl Backend for Obedient {
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
-        rings[queue].drain(|chain| match chain.reader().read_obj::<u8>()? {
-            b'p' => panic!("as told"),
-            b'f' => Err(Fault::Request("as told")),
-            b'l' => Ok(Served::Later),
-            _ => Ok(Served::Used(0)),
-        })
+        while let Some(chain) = rings[queue].take()? {
+            match chain.reader().read_obj::<u8>()? {
+                b'p' => panic!("as told"),
+                b'f' => return Err(Fault::Request("as told")),
+                b'l' => {}
+                _ => rings[queue].complete(chain.head(), 0)?,
+            }
+        }
+        rings[queue].signal()
     }
 }
 
@@ -136,14 +137,15 @@ impl Backend for SlowToStop {
     fn start(&mut self, _: u64, fds: &mut Fds) -> Result<(), Fault> {
         self.calls.send("start").unwrap();
         fds.add(&self.own, Token(u32::MAX), EventSet::IN)?;
+        self.own.write(1)?;
         Ok(())
     }
     fn kicked(&mut self, _: usize, _: &mut [Ring]) -> Result<(), Fault> {
         Ok(())
     }
-    fn ready(&mut self, fd: Token, _: EventSet, _: &mut [Ring], fds: &mut Fds) -> Result<(), Fault> {
+    fn ready(&mut self, fd: Token, _: EventSet, _: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
         assert_eq!(fd, Token(u32::MAX));
-        fds.remove(&self.own)?;
+        self.own.read()?;
         self.calls.send("ready").unwrap();
         Ok(())
     }
@@ -158,7 +160,6 @@ impl Backend for SlowToStop {
 fn stop_says_busy_in_time_and_succeeds_later() {
     let ((go, release), (calls, called)) = (channel(), channel());
     let own = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    own.write(1).unwrap();
     let backend = SlowToStop { release, calls, own };
     let mut rig = Rig::new(Box::new(Device::new(identity(1), vec![(backend, 0..1)], Role::Quiet).unwrap()));
     let called = || called.recv_timeout(HUNG).unwrap();
