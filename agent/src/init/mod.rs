@@ -43,16 +43,21 @@ pub(crate) use shutdown::unmount;
 use shutdown::{Ending, Goal};
 use supervisor::Supervisor;
 
+/// The variable with the filter of the agent's messages.
+const LOG: &str = "GARRET_LOG";
+
 /// Prints one line on the console.
 fn say(what: impl std::fmt::Display) {
     eprintln!("garret-init: {what}");
 }
 
-/// A program with the environment of all processes in the guest: the kernel sets no `PATH` for PID 1.
+/// A program with the environment of all processes in the guest: the kernel sets no `PATH` for PID 1. `GARRET_LOG` is on the
+/// kernel's command line.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     command.env_clear().env("HOME", "/root").env("LANG", "C.UTF-8");
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command.envs(std::env::var_os(LOG).map(|filter| (LOG, filter)));
     command
 }
 

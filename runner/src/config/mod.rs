@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use garret_api::agent::{PackageIndexes, Proxy, RegistryMirror};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
+use tracing_subscriber::filter::Targets;
 
 use crate::daemon::MEMORY_MIN_MIB;
 use crate::host;
@@ -20,6 +21,8 @@ pub(crate) use limits::{Limit, Limits, LimitsSection};
 /// The configuration file, unless `garret daemon --config` names another.
 pub(crate) const CONFIG: &str = "/etc/garret/config.toml";
 
+/// The longest filter of messages, in bytes.
+const LOG_MAX: usize = 256;
 /// The minimum of `connections_max`: fewer connections break a single browser page.
 const CONNECTIONS_MIN: u32 = 256;
 
@@ -145,6 +148,8 @@ pub(crate) struct MachineDefaults {
     pub stop_deadline_s: u64,
     /// The account or uid with which a machine's VMM runs.
     pub run_as: RunAs,
+    /// What VMM and agent log: a filter, as `GARRET_LOG` takes it.
+    pub log: String,
 }
 
 /// The account or uid with which a machine's VMM runs.
@@ -169,6 +174,7 @@ impl Default for MachineDefaults {
             boot_deadline_s: 120,
             stop_deadline_s: 60,
             run_as: RunAs::OwnUid,
+            log: "info".into(),
         }
     }
 }
@@ -262,6 +268,11 @@ impl Config {
             && guaranteed > memory
         {
             bail!("[machine] guaranteed_mib ({guaranteed}) must not be more than memory_mib ({memory})");
+        }
+        // It goes to the guest on the kernel's command line.
+        let is_word = machine.log.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"=,:_-".contains(&byte));
+        if machine.log.len() > LOG_MAX || !is_word || machine.log.parse::<Targets>().is_err() {
+            bail!("[machine] log must be a filter such as `info` or `garret_agent=debug`, not `{}`", machine.log);
         }
         let pool = parse_pool(&config.network.pool)?;
         let of_pool = format!("is in the pool {}, whose addresses are only for machines", config.network.pool);
@@ -492,6 +503,8 @@ mod tests {
             ("[network]\nresolvers = [\"100.96.1.1\"]\n", "resolvers: 100.96.1.1 is in the pool 100.96.0.0/16"),
             ("[network]\nallow = [\"100.96.8.0/24:80\"]\n", "allow: 100.96.8.0/24 is in the pool 100.96.0.0/16"),
             ("[network]\nconnections_max = 9\n", "connections_max must be 256 or more"),
+            ("[machine]\nlog = \"debug panic=1\"\n", "[machine] log must be a filter such as"),
+            ("[machine]\nlog = \"garret=loud\"\n", "not `garret=loud`"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");

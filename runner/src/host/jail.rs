@@ -72,6 +72,8 @@ pub(crate) struct JailSpec {
     pub workspaces: PathBuf,
     /// The program and its arguments inside the jail.
     pub command: Vec<String>,
+    /// What the VMM logs.
+    pub log: String,
 }
 
 /// Becomes the VMM's ancestor; the caller must still be single-threaded. Prints the VMM's process id.
@@ -142,7 +144,8 @@ fn become_vmm(spec: &JailSpec) -> anyhow::Result<std::convert::Infallible> {
     drop_privileges(spec)?;
     let arguments: Vec<CString> = spec.command.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>()?;
     let program = arguments.first().context("no program")?;
-    execve(program, &arguments, &[c"RUST_BACKTRACE=1"]).with_context(|| format!("cannot run {program:?} in the jail"))
+    let environment = [c"RUST_BACKTRACE=1".to_owned(), CString::new(format!("GARRET_LOG={}", spec.log))?];
+    execve(program, &arguments, &environment).with_context(|| format!("cannot run {program:?} in the jail"))
 }
 
 /// Hardware threads of one core share caches and predictors. With a core scheduling cookie of its own, the machine

@@ -70,6 +70,8 @@ pub(crate) struct Launch<'a> {
     pub paths: &'a MachinePaths,
     /// The network all machines share.
     pub network: &'a NetworkConfig,
+    /// What the VMM and the agent log.
+    pub log: &'a str,
 }
 
 /// Starts the machine's VMM in a jail of its own and returns its process id on the host.
@@ -141,6 +143,11 @@ fn set_owner(path: &Path, mode: u32, owner: &Identity) -> anyhow::Result<()> {
         .with_context(|| format!("cannot change the mode of {}", path.display()))
 }
 
+/// What Linux does not know itself is in the environment of init.
+fn cmdline(log: &str) -> String {
+    format!("{CMDLINE} GARRET_LOG={log}")
+}
+
 /// The machine's configuration, with paths as the VMM sees them inside the jail.
 fn machine_config(launch: &Launch<'_>) -> MachineConfig {
     let (memory_mib, hotplug) = split_memory(launch.memory_mib, launch.boot_mib);
@@ -148,7 +155,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         vcpus: launch.vcpus,
         memory_mib,
         hotplug,
-        kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: CMDLINE.into() },
+        kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: cmdline(launch.log) },
         root: Some("/root.erofs".into()),
         disks: vec![DiskConfig { id: "data".into(), path: "/data.img".into(), read_only: false, rate_limit: None }],
         nets: vec![NetConfig { tap: network::TAP.into(), mac: network::MAC.into(), rate_limit: None }],
@@ -208,6 +215,7 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
         ],
         writable: vec![(launch.data_disk.to_owned(), "data.img".into()), (paths.vm(), "run".into())],
         workspaces: paths.workspaces(),
+        log: launch.log.to_owned(),
         command: [
             "/garret-vmm",
             "--config",
@@ -293,10 +301,11 @@ mod tests {
             data_disk: Path::new("/d"),
             paths: &paths,
             network: &network,
+            log: "info",
         };
         fs::create_dir_all(paths.config().parent().unwrap()).unwrap();
         fs::write(paths.config(), serde_json::to_vec(&machine_config(&launch)).unwrap()).unwrap();
-        let guest = Some(Ipv4Addr::new(100, 96, 0, 26));
+        let guest = Some(Ipv4Addr::new(192, 0, 0, 2));
         assert_eq!(started(&paths), Some(Started { memory_mib: 4000, guest }));
     }
 

@@ -178,6 +178,7 @@ impl Driver {
                 data_disk: &data_disk,
                 paths: &daemon.paths(&machine.name),
                 network: &daemon.network(),
+                log: &daemon.config.machine.log,
             })
         })
         .await?

@@ -1,0 +1,21 @@
+//! For the tests of the servers: their OpenAPI descriptions are files of this crate.
+
+use std::path::Path;
+use std::{env, fs};
+
+use utoipa::openapi::OpenApi;
+
+/// Compares a description, generated from a server's handlers, with `openapi/NAME.json`. With `GARRET_WRITE_OPENAPI` in
+/// the environment it writes that file instead.
+///
+/// # Panics
+/// They differ.
+pub fn check(name: &str, description: &OpenApi) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("openapi/{name}.json"));
+    let text = description.to_pretty_json().expect("the description is plain data") + "\n";
+    if env::var_os("GARRET_WRITE_OPENAPI").is_some() {
+        fs::write(&path, &text).expect("the file can be written");
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{} is out of date: run this test with GARRET_WRITE_OPENAPI=1", path.display());
+}

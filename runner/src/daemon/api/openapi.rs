@@ -1,0 +1,41 @@
+//! The API's OpenAPI description, generated from the handlers.
+
+use utoipa::OpenApi;
+
+use super::{environments, events, host, machines, operations, top};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "garret host API", description = "What `garret daemon` answers on its Unix socket."),
+    paths(
+        host::show,
+        top::show,
+        top::metrics,
+        machines::list,
+        machines::show,
+        machines::put,
+        machines::remove,
+        machines::log,
+        machines::exec,
+        environments::list,
+        environments::show,
+        environments::put,
+        environments::remove,
+        environments::show_local_env,
+        environments::clear_local_env,
+        environments::log,
+        environments::exec,
+        operations::list,
+        operations::show,
+        events::of_environment,
+        events::of_machine,
+        events::of_all,
+    ),
+    components(schemas(garret_api::runner::Event, garret_api::Problem))
+)]
+struct Description;
+
+#[test]
+fn the_file_is_the_description() {
+    garret_api::openapi::check("runner", &Description::openapi());
+}
