@@ -37,9 +37,9 @@ pub struct MachineConfig {
     /// The socket to the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
-    /// The memory balloon.
-    #[serde(default)]
-    pub balloon: BalloonConfig,
+    /// The guest reports free pages, and their host memory is released.
+    #[serde(default = "yes")]
+    pub free_page_reporting: bool,
     /// The serial and the virtio console.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -208,29 +208,8 @@ impl fmt::Display for SocketAt {
     }
 }
 
-/// The virtio-balloon device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BalloonConfig {
-    /// The guest may take memory back from the balloon before it kills for lack of memory.
-    #[serde(default = "yes")]
-    pub deflate_on_oom: bool,
-    /// The guest reports free pages, and their host memory is released.
-    #[serde(default = "yes")]
-    pub free_page_reporting: bool,
-    /// Seconds between two statistics; 0 turns them off.
-    #[serde(default = "one")]
-    pub statistics_interval_s: u8,
-}
-
 fn yes() -> bool {
     true
-}
-
-impl Default for BalloonConfig {
-    fn default() -> Self {
-        Self { deflate_on_oom: true, free_page_reporting: true, statistics_interval_s: 1 }
-    }
 }
 
 /// The virtio-mem device: the guest has of its region what it was allowed to plug, in blocks of 2 MiB.
@@ -291,11 +270,20 @@ pub struct MachineInfo {
     pub pid: u32,
     /// What it is doing.
     pub state: MachineState,
-    /// What it was built from.
-    pub config: MachineConfig,
     /// How far Landlock confines the process; a VMM of an earlier version does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<Landlock>,
+}
+
+/// What the VMM answers to `GET /v1/machine`. Readers take it as [`MachineInfo`]: the configuration of another version may
+/// have other fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MachineDescription {
+    /// The machine now.
+    #[serde(flatten)]
+    pub info: MachineInfo,
+    /// What it was built from.
+    pub config: MachineConfig,
 }
 
 /// How far Landlock confines the VMM's process to the files of its configuration.
@@ -322,48 +310,6 @@ pub enum MachineState {
     Stopping,
 }
 
-/// `PUT /v1/balloon`: how much memory the balloon should take from the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct BalloonTarget {
-    /// MiB, 0 to the machine's memory less 64.
-    pub target_mib: u32,
-}
-
-/// `GET /v1/balloon`. The statistics are the guest's word: hints from an untrusted party.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct BalloonInfo {
-    /// What was asked, in MiB.
-    pub target_mib: u32,
-    /// What the guest says it gave, in MiB.
-    pub actual_mib: u32,
-    /// Bytes returned to the host by free page reporting since the start.
-    pub reported_bytes: u64,
-    /// The guest's last statistics, absent before the first: virtio 1.2 §5.5.6.4.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub statistics: Option<GuestMemory>,
-}
-
-/// The guest's memory statistics, in bytes and counts; what the guest does not report is absent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct GuestMemory {
-    /// Unused memory.
-    pub free: Option<u64>,
-    /// Memory there is in all.
-    pub total: Option<u64>,
-    /// Memory available without swapping.
-    pub available: Option<u64>,
-    /// Disk caches.
-    pub disk_caches: Option<u64>,
-    /// Bytes swapped in.
-    pub swap_in: Option<u64>,
-    /// Bytes swapped out.
-    pub swap_out: Option<u64>,
-    /// Major faults.
-    pub major_faults: Option<u64>,
-    /// Minor faults.
-    pub minor_faults: Option<u64>,
-}
-
 /// `GET /v1/metrics`: counters since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Metrics {
@@ -371,6 +317,9 @@ pub struct Metrics {
     pub setup_ns: u64,
     /// Exits to user space of all vCPUs, by reason (`io`, `mmio`, `hlt`, …).
     pub exits: std::collections::BTreeMap<String, u64>,
+    /// Bytes returned to the host by free page reporting.
+    #[serde(default)]
+    pub reported_free: u64,
     /// Per device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`): kicks, interrupts, requests, faults, failures of the host.
     pub devices: std::collections::BTreeMap<String, DeviceMetrics>,
 }

@@ -1,5 +1,5 @@
 //! A program that needs memory: every page's contents follow from its number, so that a page lost, mixed up or changed on its
-//! way through balloon, compression and swap is found.
+//! way through compression and swap is found.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

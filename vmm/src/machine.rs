@@ -4,13 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use garret_api::vmm::{Landlock, MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics};
+use garret_api::vmm::{
+    Landlock, MachineConfig, MachineDescription, MachineInfo, MachineState, MemoryInfo, MemoryTarget, Metrics,
+};
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Bus;
 use crate::console_log::ConsoleLog;
 use crate::control::{Event, Events};
-use crate::devices::balloon::Balloon;
+use crate::devices::balloon::Reported;
 use crate::devices::mem::{Hotplug, TargetRefused};
 use crate::devices::{self, pmem};
 use crate::kvm::registers::{self, Entry};
@@ -39,7 +41,7 @@ pub(crate) struct Machine {
     landlock: Landlock,
     vcpus: Vcpus,
     pci: Arc<PciBus>,
-    balloon: Balloon,
+    reported: Reported,
     hotplug: Option<Hotplug>,
     power_button: PowerButton,
     setup: Duration,
@@ -58,12 +60,21 @@ impl Machine {
         let rsdp = acpi::write(&memory, config.vcpus)?;
         let entry = boot::load(&memory, &config.kernel, &cmdline, rsdp)?;
 
-        let (pci, balloon, hotplug) = pci_devices(config, &vm, &memory, root, &log)?;
+        let Devices { pci, reported, hotplug } = pci_devices(config, &vm, &memory, root, &log)?;
         let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
         let power_button = PowerButton::new(&vm)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
-        Ok(Self { config: config.clone(), landlock, vcpus, pci, balloon, hotplug, power_button, setup: Duration::ZERO })
+        Ok(Self {
+            config: config.clone(),
+            landlock,
+            vcpus,
+            pci,
+            reported,
+            hotplug,
+            power_button,
+            setup: Duration::ZERO,
+        })
     }
 
     /// Starts the vCPUs. `since`: when the process began.
@@ -112,23 +123,24 @@ impl Machine {
     }
 
     /// The machine's description for the API.
-    pub(crate) fn info(&self, state: MachineState) -> MachineInfo {
-        MachineInfo {
+    pub(crate) fn describe(&self, state: MachineState) -> MachineDescription {
+        let info = MachineInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             state,
-            config: self.config.clone(),
             landlock: Some(self.landlock),
-        }
+        };
+        MachineDescription { info, config: self.config.clone() }
     }
 
     /// Its counters.
     pub(crate) fn metrics(&self) -> Metrics {
-        Metrics { setup_ns: self.setup.as_nanos() as u64, exits: self.vcpus.exits(), devices: self.pci.metrics() }
-    }
-
-    pub(crate) fn balloon(&self) -> &Balloon {
-        &self.balloon
+        Metrics {
+            setup_ns: self.setup.as_nanos() as u64,
+            exits: self.vcpus.exits(),
+            reported_free: self.reported.bytes(),
+            devices: self.pci.metrics(),
+        }
     }
 
     /// The state of its memory: the memory that is always present, and the memory that can be plugged.
@@ -186,6 +198,13 @@ fn guest_memory(config: &MachineConfig) -> anyhow::Result<(GuestRam, Root)> {
     Ok((memory::with_region(&ram, base, image)?, Some((base, len))))
 }
 
+/// The devices on the PCI bus, and the handles of those that the control thread speaks to.
+struct Devices {
+    pci: Arc<PciBus>,
+    reported: Reported,
+    hotplug: Option<Hotplug>,
+}
+
 /// The order here determines the slots' order, and so the order of the device names in the guest.
 fn pci_devices(
     config: &MachineConfig,
@@ -193,7 +212,7 @@ fn pci_devices(
     memory: &GuestRam,
     root: Root,
     log: &Arc<ConsoleLog>,
-) -> anyhow::Result<(Arc<PciBus>, Balloon, Option<Hotplug>)> {
+) -> anyhow::Result<Devices> {
     let mut bus = PciBus::new(vm.clone(), memory.clone(), layout::PCI_WINDOW, layout::PCI_CONFIG.start);
     if let Some((base, len)) = root {
         bus.add(Box::new(pmem::new(base, len)?))?;
@@ -210,12 +229,12 @@ fn pci_devices(
     if let Some(vsock) = &config.vsock {
         bus.add(Box::new(devices::vsock::new(vsock)?))?;
     }
-    let (device, balloon) = devices::balloon::new(&config.balloon, config.memory_mib)?;
+    let (device, reported) = devices::balloon::new(config.free_page_reporting)?;
     bus.add(Box::new(device))?;
     bus.add(Box::new(devices::rng::new()?))?;
     bus.add(Box::new(devices::console::new(log.clone())?))?;
     let hotplug = hotplug(config, vm, memory, &mut bus)?;
-    Ok((Arc::new(bus), balloon, hotplug))
+    Ok(Devices { pci: Arc::new(bus), reported, hotplug })
 }
 
 fn hotplug(

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use garret_api::vmm::{BalloonInfo, BalloonTarget, MemoryInfo, MemoryTarget, Metrics};
+use anyhow::bail;
+use garret_api::vmm::{MemoryInfo, MemoryTarget, Metrics};
 use serde_json::{Value, json};
 
 use super::{Control, GuestSocket, MAC, Machine, Running, Subject, TAG, api};
@@ -79,7 +80,7 @@ fn configuration(machine: &Machine, folder: &Path) -> Value {
         "disks": disks.collect::<Vec<_>>(),
         "shares": shares.map(share).collect::<Vec<_>>(),
         "nets": machine.tap.iter().map(|tap| json!({"tap": tap, "mac": MAC})).collect::<Vec<_>>(),
-        "balloon": {"free_page_reporting": machine.reporting},
+        "free_page_reporting": machine.reporting,
         "console": {"log": folder.join("console.log")},
     });
     if machine.hotplug_mib > 0 {
@@ -93,14 +94,16 @@ fn configuration(machine: &Machine, folder: &Path) -> Value {
 
 struct Api(PathBuf);
 
+/// All memory that can be taken from a machine came by virtio-mem.
+const NO_BALLOON: &str = "garret's balloon only reports free pages";
+
 impl Control for Api {
-    fn set_balloon(&self, mib: u32) -> anyhow::Result<()> {
-        let target = BalloonTarget { target_mib: mib };
-        api::call(&self.0, async |client| client.put::<Value>("/v1/balloon", &target).await).map(drop)
+    fn set_balloon(&self, _: u32) -> anyhow::Result<()> {
+        bail!(NO_BALLOON)
     }
 
     fn balloon_mib(&self) -> anyhow::Result<u32> {
-        api::call(&self.0, async |client| client.get::<BalloonInfo>("/v1/balloon").await).map(|info| info.actual_mib)
+        bail!(NO_BALLOON)
     }
 
     fn plug(&self, mib: u32) -> anyhow::Result<()> {
@@ -129,7 +132,7 @@ mod tests {
         let machine = machine();
         let config: MachineConfig = serde_json::from_value(configuration(&machine, Path::new("/w"))).unwrap();
         assert_eq!((config.vcpus, config.memory_mib, config.hotplug), (2, 512, None));
-        assert!(config.balloon.free_page_reporting && config.balloon.deflate_on_oom);
+        assert!(config.free_page_reporting);
         assert_eq!(config.disks.iter().map(|disk| disk.read_only).collect::<Vec<_>>(), [false, true]);
         assert_eq!((config.shares[0].tag.as_str(), config.shares[0].guest_id), (TAG, 0));
         assert_eq!(config.nets[0].tap, "gb0");
@@ -139,6 +142,6 @@ mod tests {
         assert!(config.shares.is_empty() && config.nets.is_empty() && config.vsock.is_none());
         let hotplug = HotplugConfig { size_mib: 256, requested_mib: 256 };
         assert_eq!((config.memory_mib, config.hotplug), (256, Some(hotplug)));
-        assert!(!config.balloon.free_page_reporting);
+        assert!(!config.free_page_reporting);
     }
 }

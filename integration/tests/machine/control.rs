@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use garret_api::vmm::{BalloonInfo, BalloonTarget, ExitReason, MachineInfo, MachineState, Metrics};
+use garret_api::vmm::{ExitReason, MachineInfo, MachineState, MemoryInfo, Metrics};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stage::{Machine, config};
@@ -45,21 +45,12 @@ fn sigterm_ends_it() {
 }
 
 #[test]
-fn the_balloon_takes_and_gives_back() {
+fn free_pages_return_to_the_host() {
     let mut machine = ticking();
-    for target_mib in [64, 16, 0] {
-        machine.put::<BalloonInfo>("/v1/balloon", &BalloonTarget { target_mib }).expect("possible");
-        machine.wait("the balloon", |machine| machine.get::<BalloonInfo>("/v1/balloon").actual_mib == target_mib);
-    }
-    machine.wait("statistics", |machine| {
-        let info = machine.get::<BalloonInfo>("/v1/balloon");
-        info.statistics.is_some_and(|statistics| statistics.total.is_some_and(|total| total > 128 << 20))
-    });
-    let refused = machine.put::<BalloonInfo>("/v1/balloon", &BalloonTarget { target_mib: 193 }).unwrap_err();
-    assert_eq!(refused.status(), Some(400), "{refused}");
-    let refused = machine.put::<BalloonInfo>("/v1/balloon", &serde_json::json!({ "mib": 1 })).unwrap_err();
+    machine.wait("a report of free pages", |machine| machine.get::<Metrics>("/v1/metrics").reported_free > 0);
+    let refused = machine.put::<MemoryInfo>("/v1/memory", &serde_json::json!({ "mib": 1 })).unwrap_err();
     assert_eq!(refused.status(), Some(400));
-    assert!(refused.to_string().contains("missing field `target_mib`"), "{refused}");
+    assert!(refused.to_string().contains("missing field `requested_mib`"), "{refused}");
     machine.post("/v1/shutdown");
     assert_eq!(machine.end().words.reason, ExitReason::Asked);
 }

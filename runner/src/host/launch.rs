@@ -10,9 +10,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
-    BalloonConfig, ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig,
-    SocketAt, VsockConfig,
+    ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, SocketAt,
+    VsockConfig,
 };
+
+use serde::Deserialize;
 
 use super::jail::{self, JailSpec};
 use super::network::{self, NetworkConfig, Slot};
@@ -168,7 +170,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
             fd_limit: jail::OPEN_FILES_MAX / 2,
         }],
         vsock: Some(VsockConfig { cid: GUEST_CID, socket: SocketAt::Descriptor(jail::VSOCK_FD) }),
-        balloon: BalloonConfig::default(),
+        free_page_reporting: true,
         console: ConsoleConfig { log: Some("/run/console.log".into()) },
         lease_s: Some(LEASE_S),
     }
@@ -185,7 +187,15 @@ pub(crate) struct Started {
 
 /// Reads the settings with which the machine's last VMM was started. Only root can change the file.
 pub(crate) fn started(paths: &MachinePaths) -> Option<Started> {
-    let config: MachineConfig = serde_json::from_slice(&fs::read(paths.config()).ok()?).ok()?;
+    // Of another version's configuration only these fields are sure to be there.
+    #[derive(Deserialize)]
+    struct Config {
+        memory_mib: u32,
+        hotplug: Option<HotplugConfig>,
+        #[serde(default)]
+        nets: Vec<NetConfig>,
+    }
+    let config: Config = serde_json::from_slice(&fs::read(paths.config()).ok()?).ok()?;
     let hotplug_mib = config.hotplug.map_or(0, |hotplug| hotplug.size_mib);
     let guest = config.nets.first().and_then(|net| network::guest_of(&net.mac));
     Some(Started { memory_mib: config.memory_mib.saturating_add(hotplug_mib), guest })

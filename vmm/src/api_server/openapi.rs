@@ -13,8 +13,6 @@ use super::routes;
         routes::resume,
         routes::power_button,
         routes::shutdown,
-        routes::balloon,
-        routes::set_balloon,
         routes::memory,
         routes::set_memory,
         routes::metrics

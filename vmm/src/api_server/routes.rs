@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use garret_api::Problem;
-use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, MemoryInfo, MemoryTarget, Metrics};
+use garret_api::vmm::{MachineDescription, MemoryInfo, MemoryTarget, Metrics};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -25,7 +25,6 @@ pub(super) fn router(events: Events) -> Router {
         .route("/v1/resume", post(resume))
         .route("/v1/power-button", post(power_button))
         .route("/v1/shutdown", post(shutdown))
-        .route("/v1/balloon", get(balloon).put(set_balloon))
         .route("/v1/memory", get(memory).put(set_memory))
         .route("/v1/metrics", get(metrics))
         .fallback(|| async {
@@ -39,7 +38,7 @@ pub(super) fn router(events: Events) -> Router {
 }
 
 /// What it is built from and what it does.
-#[utoipa::path(get, path = "/v1/machine", responses((status = 200, body = MachineInfo)))]
+#[utoipa::path(get, path = "/v1/machine", responses((status = 200, body = MachineDescription)))]
 pub(super) async fn describe(State(events): State<Events>) -> Response {
     ask(&events, Command::Describe).await
 }
@@ -70,19 +69,6 @@ pub(super) async fn power_button(State(events): State<Events>) -> Response {
 #[utoipa::path(post, path = "/v1/shutdown", responses((status = 204), (status = 409, body = Problem)))]
 pub(super) async fn shutdown(State(events): State<Events>) -> Response {
     order(&events, Command::Shutdown).await
-}
-
-/// The balloon and the guest's own statistics.
-#[utoipa::path(get, path = "/v1/balloon", responses((status = 200, body = BalloonInfo)))]
-pub(super) async fn balloon(State(events): State<Events>) -> Response {
-    ask(&events, Command::Balloon).await
-}
-
-/// Asks the guest to give memory, or to take it back.
-#[utoipa::path(put, path = "/v1/balloon", request_body = BalloonTarget,
-    responses((status = 200, body = BalloonInfo), (status = 400, body = Problem), (status = 409, body = Problem)))]
-pub(super) async fn set_balloon(State(events): State<Events>, body: Bytes) -> Response {
-    ask_with(&events, &body, Command::SetBalloon).await
 }
 
 /// Memory that is plugged, and how much shall be.

@@ -20,11 +20,6 @@ fn answer_all(events: Receiver<Event>, mut state: MachineState) {
                 let _ = reply.send(admitted.map(|()| state = MachineState::Stopping));
             }
             Command::Pause(reply) | Command::Resume(reply) | Command::PowerButton(reply) => _ = reply.send(admitted),
-            Command::SetBalloon(target, reply) => {
-                let info = BalloonInfo { target_mib: target.target_mib, ..Default::default() };
-                let _ = reply.send(admitted.map(|()| info));
-            }
-            Command::Balloon(reply) => _ = reply.send(Ok(BalloonInfo::default())),
             Command::Memory(reply) => _ = reply.send(Ok(MemoryInfo::default())),
             Command::SetMemory(MemoryTarget { requested_mib: 7.. }, reply) => {
                 let _ = reply.send(admitted.and(Err(Refused::Invalid("too much".to_owned()))));
@@ -82,10 +77,8 @@ fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
     let running = Running::start();
     for (method, path, body, status, contains) in [
         ("GET", "/v1/metrics", "", 200, r#""setup_ns":0"#),
-        ("GET", "/v1/balloon", "", 200, r#""target_mib":0"#),
-        ("PUT", "/v1/balloon", r#"{"target_mib": 5}"#, 200, r#""target_mib":5"#),
-        ("PUT", "/v1/balloon", "{\n \"target\": 5}", 400, "missing field `target_mib` at line 2"),
-        ("PUT", "/v1/balloon", "", 400, "body: EOF while parsing"),
+        ("PUT", "/v1/memory", "{\n \"requested\": 5}", 400, "missing field `requested_mib` at line 2"),
+        ("PUT", "/v1/memory", "", 400, "body: EOF while parsing"),
         ("GET", "/v1/memory", "", 200, r#""size_mib":0"#),
         ("PUT", "/v1/memory", r#"{"requested_mib": 6}"#, 200, r#""requested_mib":6"#),
         ("PUT", "/v1/memory", r#"{"requested_mib": 8}"#, 400, "too much"),
@@ -100,7 +93,7 @@ fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
         ("POST", "/v1/shutdown", "", 204, ""),
         ("POST", "/v1/pause", "", 409, "the machine is stopping"),
         ("POST", "/v1/power-button", "", 409, "the machine is stopping"),
-        ("PUT", "/v1/balloon", r#"{"target_mib": 5}"#, 409, "conflict"),
+        ("PUT", "/v1/memory", r#"{"requested_mib": 5}"#, 409, "conflict"),
         ("PUT", "/v1/memory", r#"{"requested_mib": 6}"#, 409, "conflict"),
         ("GET", "/v1/memory", "", 200, r#""requested_mib":0"#),
     ] {
@@ -117,7 +110,7 @@ fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
 #[test]
 fn a_large_body_is_refused() {
     let running = Running::start();
-    assert_eq!(running.call("PUT", "/v1/balloon", &" ".repeat(BODY_MAX + 1)).0, 413);
+    assert_eq!(running.call("PUT", "/v1/memory", &" ".repeat(BODY_MAX + 1)).0, 413);
     running.end();
 }
 

@@ -27,7 +27,7 @@ fn name(state: MachineState) -> &'static str {
 /// resuming a running one succeed without effect, so that a caller may repeat a request.
 pub(crate) fn admit(state: MachineState, command: &Command) -> Result<(), Refused> {
     match (state, command) {
-        (_, Command::Describe(_) | Command::Metrics(_) | Command::Balloon(_) | Command::Memory(_)) => Ok(()),
+        (_, Command::Describe(_) | Command::Metrics(_) | Command::Memory(_)) => Ok(()),
         (MachineState::Stopping, _) => Err(Refused::State(state, "it accepts only queries")),
         (MachineState::Running | MachineState::Paused, _) => Ok(()),
     }
@@ -37,19 +37,17 @@ pub(crate) fn admit(state: MachineState, command: &Command) -> Result<(), Refuse
 mod tests {
     use super::*;
     use MachineState::{Paused, Running, Stopping};
-    use garret_api::vmm::{BalloonTarget, MemoryTarget};
+    use garret_api::vmm::MemoryTarget;
     use tokio::sync::oneshot::channel;
 
     fn commands() -> Vec<(Command, bool)> {
         vec![
             (Command::Describe(channel().0), true),
             (Command::Metrics(channel().0), true),
-            (Command::Balloon(channel().0), true),
             (Command::Pause(channel().0), false),
             (Command::Resume(channel().0), false),
             (Command::PowerButton(channel().0), false),
             (Command::Shutdown(channel().0), false),
-            (Command::SetBalloon(BalloonTarget { target_mib: 448 }, channel().0), false),
             (Command::Memory(channel().0), true),
             (Command::SetMemory(MemoryTarget { requested_mib: 448 }, channel().0), false),
         ]

@@ -116,17 +116,8 @@ impl Driver {
         }
         let admitted = admit(self.state, &command);
         match command {
-            Command::Describe(reply) => answer(reply, Ok(self.machine.info(self.state))),
+            Command::Describe(reply) => answer(reply, Ok(self.machine.describe(self.state))),
             Command::Metrics(reply) => answer(reply, Ok(self.machine.metrics())),
-            Command::Balloon(reply) => answer(reply, Ok(self.machine.balloon().info())),
-            Command::SetBalloon(target, reply) => answer(
-                reply,
-                admitted.and_then(|()| {
-                    let balloon = self.machine.balloon();
-                    balloon.set_target(target).map_err(|error| Refused::Invalid(error.to_string()))?;
-                    Ok(balloon.info())
-                }),
-            ),
             Command::Memory(reply) => answer(reply, Ok(self.machine.memory())),
             Command::SetMemory(target, reply) => answer(
                 reply,

@@ -7,7 +7,7 @@ mod lease;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
-use garret_api::vmm::{BalloonInfo, BalloonTarget, MachineInfo, MemoryInfo, MemoryTarget, Metrics};
+use garret_api::vmm::{MachineDescription, MemoryInfo, MemoryTarget, Metrics};
 use tokio::sync::oneshot;
 
 pub(crate) use admit::{Refused, admit};
@@ -39,7 +39,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Return the machine's description.
-    Describe(Reply<MachineInfo>),
+    Describe(Reply<MachineDescription>),
     /// Pause the machine.
     Pause(Reply<()>),
     /// Resume the machine.
@@ -48,10 +48,6 @@ pub(crate) enum Command {
     PowerButton(Reply<()>),
     /// Stop the machine.
     Shutdown(Reply<()>),
-    /// Return the balloon's state.
-    Balloon(Reply<BalloonInfo>),
-    /// Set the balloon's size.
-    SetBalloon(BalloonTarget, Reply<BalloonInfo>),
     /// Return the state of the memory that can be plugged.
     Memory(Reply<MemoryInfo>),
     /// Set how much of that memory the guest may plug.

@@ -17,7 +17,7 @@ pub(crate) fn release(ram: &GuestRam, ranges: &[Range<u64>]) -> u64 {
 
 /// The region and the whole pages of each call, in bytes from the region's beginning.
 fn pieces<'r>(ram: &'r GuestRam, ranges: &'r [Range<u64>]) -> impl Iterator<Item = (&'r GuestRegion, Range<u64>)> {
-    // The pages of a file are not RAM for the balloon, and releasing them would undo the guest's writes.
+    // The pages of a file are not RAM, and releasing them would undo the guest's writes.
     let anonymous = || ram.iter().filter(|region| region.file_offset().is_none());
     let pieces = ranges.iter().flat_map(move |range| {
         anonymous().map(move |region| {

@@ -5,9 +5,7 @@ use std::sync::Mutex;
 
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use garret_api::vmm::{
-    BalloonConfig, ConsoleConfig, KernelConfig, MachineConfig, MachineInfo, MachineState, MemoryInfo, MemoryTarget,
-};
+use garret_api::vmm::{MachineInfo, MachineState, MemoryInfo, MemoryTarget};
 use hyper::StatusCode;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
@@ -61,21 +59,7 @@ impl Rig {
 
 /// What the VMM of a small machine reports.
 pub(super) fn machine_info(state: MachineState) -> MachineInfo {
-    let config = MachineConfig {
-        vcpus: 1,
-        memory_mib: 512,
-        hotplug: None,
-        kernel: KernelConfig { image: "/k".into(), initrd: None, cmdline: String::new() },
-        root: None,
-        disks: Vec::new(),
-        nets: Vec::new(),
-        shares: Vec::new(),
-        vsock: None,
-        balloon: BalloonConfig::default(),
-        console: ConsoleConfig::default(),
-        lease_s: None,
-    };
-    MachineInfo { version: "1".into(), pid: 1, state, config, landlock: None }
+    MachineInfo { version: "1".into(), pid: 1, state, landlock: None }
 }
 
 fn vmm(received: Arc<Mutex<Vec<String>>>) -> Router {
