@@ -33,7 +33,6 @@ use anyhow::bail;
 use garret_api::client::Client;
 use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Problem, agent};
-use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use admission::MEMORY_MIN_MIB;
@@ -46,7 +45,7 @@ use crate::host::share::Identity;
 use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, WakeGuard};
-use state::{MachineRow, Store, machines};
+use state::{MachineRow, ReadTx, Store, StoreError, WriteTx, machines};
 use vmm::uid_of;
 use workspace::Workspaces;
 
@@ -149,19 +148,34 @@ impl Daemon {
     /// Reads the state.
     async fn read<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> rusqlite::Result<T> {
-        self.store.run(job).await
+        job: impl FnOnce(&ReadTx<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.store.read(job).await
     }
 
     /// Changes the state in one transaction, and wakes its followers.
     async fn write<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> rusqlite::Result<T> {
-        let written = self.store.run(job).await;
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        job: impl FnOnce(&WriteTx<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let written = self.store.write(job).await;
+        self.wake_followers();
         written
+    }
+
+    /// Stores what was observed; `job` returns whether anything has changed, which wakes the followers.
+    async fn observe(
+        &self,
+        job: impl FnOnce(&WriteTx<'_>) -> rusqlite::Result<bool> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        if self.store.write(job).await? {
+            self.wake_followers();
+        }
+        Ok(())
+    }
+
+    fn wake_followers(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Asks the machine's driver to read the state again.

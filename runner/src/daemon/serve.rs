@@ -115,7 +115,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
 
 /// Ends machines that are not in the state, before their developers can request new ones of the same name.
 async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
-    let known = match store.run(machines::all).await {
+    let known = match store.read(machines::all).await {
         Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
         Err(error) => return tracing::error!("cannot look for machines that no state knows of: {error}"),
     };

@@ -12,14 +12,13 @@ use garret_api::runner::{
     Desired, Environment, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind, Outcome,
 };
 use hyper::StatusCode;
-use rusqlite::Connection;
 
 use super::body::Body;
 use super::identity::Owner;
 use super::machines::{request_machine, require_running};
 use super::{Peer, Refusal, proxy};
 use crate::daemon::state::{
-    EnvironmentRow, MachineRow, NewOperation, Scope, environments, events, machines, operations,
+    EnvironmentRow, MachineRow, NewOperation, ReadTx, Scope, environments, events, machines, operations,
 };
 use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
@@ -335,7 +334,7 @@ pub(super) async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(Envir
     })
 }
 
-fn show_row(db: &Connection, row: EnvironmentRow) -> rusqlite::Result<Environment> {
+fn show_row(db: &ReadTx<'_>, row: EnvironmentRow) -> rusqlite::Result<Environment> {
     let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.owner);
     Ok(Environment {
         last_event: events::last(db, &Scope::Environment(row.uid, row.id.clone()))?,

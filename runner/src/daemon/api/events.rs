@@ -16,7 +16,7 @@ use utoipa::IntoParams;
 use super::body::Parameters;
 use super::{Peer, Refusal, environments, machines};
 use crate::daemon::Daemon;
-use crate::daemon::state::{Scope, events};
+use crate::daemon::state::{Scope, StoreError, events};
 
 /// The query of a request for events.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
@@ -103,13 +103,13 @@ fn answer(daemon: Arc<Daemon>, scope: Scope, parameters: EventParameters, ends: 
     let changes = daemon.changes.subscribe();
     let follower = Follower { daemon, changes, scope, parameters, ends };
     let pages = stream::try_unfold(follower, async |mut follower| {
-        Ok::<_, rusqlite::Error>(follower.page().await?.map(|page| (page, follower)))
+        Ok::<_, StoreError>(follower.page().await?.map(|page| (page, follower)))
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response()
 }
 
 impl Follower {
-    async fn page(&mut self) -> rusqlite::Result<Option<String>> {
+    async fn page(&mut self) -> Result<Option<String>, StoreError> {
         loop {
             self.changes.borrow_and_update();
             let (after, scope) = (self.parameters.after, self.scope.clone());

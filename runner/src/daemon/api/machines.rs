@@ -10,7 +10,6 @@ use garret_api::Problem;
 use garret_api::agent::LOG_MAX;
 use garret_api::runner::{Desired, Machine, MachinePhase, MachineRequest, OperationKind};
 use hyper::StatusCode;
-use rusqlite::Connection;
 
 use super::body::Body;
 use super::identity::{Owner, check_owner};
@@ -18,7 +17,7 @@ use super::{Peer, Refusal, proxy};
 use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
 use crate::daemon::promises::{demand, promises};
-use crate::daemon::state::{MachineRow, NewOperation, Scope, events, machines, now_ms, operations};
+use crate::daemon::state::{MachineRow, NewOperation, ReadTx, Scope, events, machines, now_ms, operations};
 use crate::daemon::{Daemon, requests, tail};
 
 /// How long the removal of a machine may take before the answer says that it continues.
@@ -337,7 +336,7 @@ async fn show_machine(daemon: &Arc<Daemon>, row: MachineRow) -> Result<Json<Mach
     Ok(Json(daemon.read(move |db| show_row(&asked, db, row)).await?))
 }
 
-fn show_row(daemon: &Daemon, db: &Connection, row: MachineRow) -> rusqlite::Result<Machine> {
+fn show_row(daemon: &Daemon, db: &ReadTx<'_>, row: MachineRow) -> rusqlite::Result<Machine> {
     Ok(Machine {
         landlock: daemon.landlock(&row.name),
         last_event: events::last(db, &Scope::Developer(row.uid))?,

@@ -5,6 +5,8 @@ use axum::response::{IntoResponse, Response};
 use garret_api::Problem;
 use hyper::StatusCode;
 
+use crate::daemon::state::StoreError;
+
 /// The error that a handler returns.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -53,8 +55,8 @@ impl From<Problem> for Refusal {
     }
 }
 
-impl From<rusqlite::Error> for Refusal {
-    fn from(error: rusqlite::Error) -> Self {
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
         tracing::error!("the state failed: {error}");
         Problem::new("internal", format!("the runner's state failed: {error}")).into()
     }

@@ -13,7 +13,6 @@ use garret_api::runner::{
     MachinePhase, MachineRequest, Operation, OperationKind, Outcome, Top,
 };
 use hyper::Method;
-use rusqlite::Connection;
 use rustix::process::{Gid, Uid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -24,7 +23,8 @@ use super::*;
 use crate::accounts::NameService;
 use crate::accounts::tests::{name_service, name_service_with};
 use crate::daemon::memory::Snapshot;
-use crate::daemon::state::{EnvironmentRow, environments as table, machines as machine_table};
+use crate::daemon::state::tests::refuse_writes;
+use crate::daemon::state::{EnvironmentRow, WriteTx, environments as table, machines as machine_table};
 use crate::daemon::testing;
 use crate::environment_id::environment_id;
 
@@ -496,7 +496,7 @@ async fn an_environment_made_again_has_no_events_of_the_former() {
     let former = server.up(0, &workspace).await.unwrap();
     let path = format!("/v1/environments/{}", former.id);
     let id = former.id.clone();
-    let end = move |db: &Connection| {
+    let end = move |db: &WriteTx<'_>| {
         let mut row = table::get(db, &id)?.unwrap();
         row.status.phase = EnvironmentPhase::Ready;
         let progress = Progress::Ready { environment: row.status.clone() };
@@ -536,7 +536,7 @@ async fn a_stop_that_cannot_be_written_stops_all_the_same() {
     let mut server = Server::start().await;
     server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
     assert_eq!(server.poked.recv().await, Some(0));
-    let full = |full: bool| server.daemon.read(move |db| db.pragma_update(None, "query_only", full));
+    let full = |full: bool| server.daemon.write(move |db| refuse_writes(db, full));
     full(true).await.unwrap();
     let stop = json!({"desired": "stopped"});
     let (status, message) = refused(server.client().put::<Value>("/v1/machines/root", &stop).await);

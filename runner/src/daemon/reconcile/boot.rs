@@ -17,7 +17,7 @@ use super::plan::Goal;
 use crate::daemon::disk;
 use crate::daemon::memory::PauseState;
 use crate::daemon::requests;
-use crate::daemon::state::{MachineRow, VmmId, environments, machines};
+use crate::daemon::state::{MachineRow, StoreError, VmmId, environments, machines};
 use crate::daemon::vmm::{VmmProcess, boot_id};
 use crate::host::{self, Launch, Slot};
 
@@ -117,7 +117,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn record_vmm_id(&self, id: VmmId) -> rusqlite::Result<()> {
+    async fn record_vmm_id(&self, id: VmmId) -> Result<(), StoreError> {
         let uid = self.uid;
         self.daemon.write(move |db| machines::set_vmm(db, uid, Some(&id))).await
     }

@@ -21,7 +21,7 @@ use super::environment_run;
 use super::plan::{self, Action, Goal, Observed, Vmm, Work, next_action};
 use crate::daemon::Daemon;
 use crate::daemon::memory::PauseState;
-use crate::daemon::state::{EnvironmentRow, MachineRow, environments, machines, operations};
+use crate::daemon::state::{EnvironmentRow, MachineRow, StoreError, environments, machines, operations};
 use crate::daemon::vmm::VmmProcess;
 use crate::host::NetworkConfig;
 
@@ -249,7 +249,7 @@ impl Driver {
     }
 
     /// Writes facts about the VMM that an earlier step could not write.
-    async fn record_vmm(&self, machine: &MachineRow) -> rusqlite::Result<()> {
+    async fn record_vmm(&self, machine: &MachineRow) -> Result<(), StoreError> {
         let (VmmState::Booting(process) | VmmState::Ready(process)) = &self.vmm else { return Ok(()) };
         let became_ready = matches!(self.vmm, VmmState::Ready(_)) && machine.phase == MachinePhase::Starting;
         if machine.vmm.as_ref() == Some(&process.id) && !became_ready {
@@ -267,7 +267,7 @@ impl Driver {
     /// The machine, its environments, and the operation on it that is in progress, all of one moment.
     pub(super) async fn read_rows(
         &self,
-    ) -> rusqlite::Result<Option<(MachineRow, Vec<EnvironmentRow>, Option<Operation>)>> {
+    ) -> Result<Option<(MachineRow, Vec<EnvironmentRow>, Option<Operation>)>, StoreError> {
         let uid = self.uid;
         self.daemon
             .read(move |db| {
@@ -341,7 +341,7 @@ impl Driver {
 
     /// Ends runs that need a machine when there is none: a stop is done, and a start fails unless the machine will
     /// start. A removal waits for the machine.
-    async fn settle_absent(&self) -> rusqlite::Result<()> {
+    async fn settle_absent(&self) -> Result<(), StoreError> {
         let uid = self.uid;
         self.daemon
             .write(move |db| {
@@ -361,7 +361,7 @@ impl Driver {
     }
 
     /// Asks the agent for the state of its containers, and records those that stopped by themselves.
-    pub(super) async fn refresh(&mut self, machine: &MachineRow) -> rusqlite::Result<()> {
+    pub(super) async fn refresh(&mut self, machine: &MachineRow) -> Result<(), StoreError> {
         if self.daemon.memory.pauses.state(self.uid) == PauseState::Paused {
             return Ok(());
         }
@@ -377,11 +377,7 @@ impl Driver {
             },
         };
         let uid = self.uid;
-        let changed = self.daemon.read(move |db| environment_run::observe_all(db, uid, statuses)).await?;
-        if changed {
-            self.daemon.changes.send_modify(|count| *count = count.wrapping_add(1));
-        }
-        Ok(())
+        self.daemon.observe(move |db| environment_run::observe_all(db, uid, statuses)).await
     }
 
     /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later refresh.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, VmmState};
 use crate::daemon::power_off;
-use crate::daemon::state::{MachineRow, environments, events, machines};
+use crate::daemon::state::{MachineRow, StoreError, environments, events, machines};
 use crate::daemon::tail::read_tail;
 use crate::daemon::verdict::{End, Next, Verdict, judge};
 use crate::daemon::vmm::VmmProcess;
@@ -114,7 +114,7 @@ impl Driver {
     }
 
     /// The machine has stopped; records why.
-    pub(super) async fn write_end(&self, phase: MachinePhase, reason: String, unasked: bool) -> rusqlite::Result<()> {
+    pub(super) async fn write_end(&self, phase: MachinePhase, reason: String, unasked: bool) -> Result<(), StoreError> {
         let uid = self.uid;
         self.daemon
             .write(move |db| {

@@ -10,13 +10,12 @@ use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, EventKind};
 use garret_api::{Problem, one_line};
 use hyper::Method;
-use rusqlite::Connection;
 use tokio::time::{Instant, timeout};
 
 use super::backoff::backoff;
 use super::liveness::wait_while_alive;
 use crate::daemon::Daemon;
-use crate::daemon::state::{EnvironmentRow, environments, events};
+use crate::daemon::state::{EnvironmentRow, StoreError, WriteTx, environments, events};
 use crate::daemon::workspace::Revoked;
 use crate::host;
 
@@ -55,7 +54,7 @@ enum FollowResult {
 
 impl EnvironmentRun {
     /// Brings the environment up and stores every step.
-    pub(super) async fn bring_up(&self) -> rusqlite::Result<()> {
+    pub(super) async fn bring_up(&self) -> Result<(), StoreError> {
         let mut spec = self.spec();
         for attempt in 1..=TRIES_MAX {
             match self.attempt(&mut spec).await? {
@@ -88,7 +87,7 @@ impl EnvironmentRun {
     }
 
     /// One try. The agent may have been replaced since the last try, so its capabilities are read each time.
-    async fn attempt(&self, spec: &mut EnvironmentSpec) -> rusqlite::Result<FollowResult> {
+    async fn attempt(&self, spec: &mut EnvironmentSpec) -> Result<FollowResult, StoreError> {
         let info = match self.info().await {
             Ok(info) => info,
             Err(error) => return Ok(FollowResult::Lost(error)),
@@ -97,7 +96,7 @@ impl EnvironmentRun {
         self.follow(spec).await
     }
 
-    async fn follow(&self, spec: &EnvironmentSpec) -> rusqlite::Result<FollowResult> {
+    async fn follow(&self, spec: &EnvironmentSpec) -> Result<FollowResult, StoreError> {
         let lines = match self.agent().lines::<Progress, _>(Method::PUT, &self.path(""), Some(spec)).await {
             Ok(lines) => lines,
             Err(Error::Problem { problem, .. }) => {
@@ -135,13 +134,13 @@ impl EnvironmentRun {
         }
     }
 
-    async fn store(&self, progress: Progress) -> rusqlite::Result<()> {
+    async fn store(&self, progress: Progress) -> Result<(), StoreError> {
         let row = self.row.clone();
         self.daemon.write(move |db| environments::add_progress(db, &row, progress)).await
     }
 
     /// Stops the container and keeps it.
-    pub(super) async fn stop(&self) -> rusqlite::Result<()> {
+    pub(super) async fn stop(&self) -> Result<(), StoreError> {
         if let Err(problem) = self.stop_container().await? {
             return finish(&self.daemon, &self.row, failed("stop", problem)).await;
         }
@@ -152,7 +151,7 @@ impl EnvironmentRun {
     }
 
     /// Removes the container, and takes the workspace out of the machine.
-    pub(super) async fn remove(&self) -> rusqlite::Result<()> {
+    pub(super) async fn remove(&self) -> Result<(), StoreError> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         let mut refusals = 0;
         let released = timeout(deadline, self.release(&mut refusals)).await;
@@ -167,14 +166,14 @@ impl EnvironmentRun {
     }
 
     /// Asks the agent to remove the container and to release the workspace, until it has done both.
-    async fn release(&self, refusals: &mut u32) -> rusqlite::Result<()> {
+    async fn release(&self, refusals: &mut u32) -> Result<(), StoreError> {
         self.retry_until_done("remove", Method::DELETE, &self.path(""), refusals).await?;
         self.retry_until_done("release", Method::POST, &format!("/v1/workspaces/{}/release", self.row.id), refusals)
             .await
     }
 
     /// Takes the workspace out of the machine, and reports if the machine still uses it. Retries until it is unmounted.
-    async fn revoke_workspace(&self) -> rusqlite::Result<()> {
+    async fn revoke_workspace(&self) -> Result<(), StoreError> {
         let paths = self.daemon.paths(&self.machine);
         // The developer chooses the path. It may have line breaks, and it is written to the daemon's log.
         let workspace = one_line(&self.row.workspace.display().to_string());
@@ -211,7 +210,7 @@ impl EnvironmentRun {
     }
 
     /// Asks the agent to stop the container. The timeout is that of stopping a whole machine.
-    pub(super) async fn stop_container(&self) -> rusqlite::Result<Result<(), Problem>> {
+    pub(super) async fn stop_container(&self) -> Result<Result<(), Problem>, StoreError> {
         let deadline = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         match timeout(deadline, self.retry_until_done("stop", Method::POST, &self.path("/stop"), &mut 0)).await {
             Ok(done) => done.map(Ok),
@@ -233,7 +232,7 @@ impl EnvironmentRun {
         method: Method,
         path: &str,
         refusals: &mut u32,
-    ) -> rusqlite::Result<()> {
+    ) -> Result<(), StoreError> {
         let agent = self.agent();
         loop {
             let error = match agent.send::<()>(method.clone(), path, None).await {
@@ -253,7 +252,7 @@ impl EnvironmentRun {
 
     /// Counts a failed try and pauses; the pause grows. Only the first failure becomes an event, because the run's last
     /// event reports the result.
-    async fn failed_try(&self, failures: &mut u32, problem: Problem) -> rusqlite::Result<()> {
+    async fn failed_try(&self, failures: &mut u32, problem: Problem) -> Result<(), StoreError> {
         *failures += 1;
         if *failures == 1 {
             tracing::warn!("{problem}");
@@ -263,7 +262,7 @@ impl EnvironmentRun {
         Ok(())
     }
 
-    async fn report(&self, problem: Problem) -> rusqlite::Result<()> {
+    async fn report(&self, problem: Problem) -> Result<(), StoreError> {
         let (uid, id) = (self.row.uid, self.row.id.clone());
         self.daemon.write(move |db| events::add(db, uid, Some(&id), &EventKind::Problem { problem })).await
     }
@@ -338,7 +337,7 @@ impl MergedLines<'_> {
 }
 
 /// The last step of a run, and the status that follows from it, in one.
-pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress) -> rusqlite::Result<()> {
+pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress) -> Result<(), StoreError> {
     let status = match &last {
         Progress::Ready { environment } => EnvironmentStatus { id: row.id.clone(), ..environment.clone() },
         Progress::Failed { step, problem } => EnvironmentStatus {
@@ -355,7 +354,7 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
 }
 
 /// Stores what the agent reports about settled environments; returns whether anything has changed.
-pub(super) fn observe_all(db: &Connection, uid: u32, reported: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
+pub(super) fn observe_all(db: &WriteTx<'_>, uid: u32, reported: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
     let mut changed = false;
     for row in environments::of_machine(db, uid)? {
         if !row.settled() || row.removed || row.desired != Desired::Running {

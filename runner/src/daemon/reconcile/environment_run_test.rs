@@ -13,7 +13,7 @@ use super::super::driver::Driver;
 use super::*;
 use crate::accounts::NameService;
 use crate::daemon::state::tests::{environment, machine, memory};
-use crate::daemon::state::{MachineRow, Scope, machines};
+use crate::daemon::state::{MachineRow, Scope, WriteTx, machines};
 use crate::daemon::testing;
 use crate::daemon::vmm::VmmProcess;
 
@@ -298,7 +298,7 @@ async fn an_adopted_machine_whose_agent_refuses_its_setup_does_not_keep_a_worksp
     let vmm = VmmProcess::watch(std::process::id()).unwrap().unwrap();
     let running = MachineRow { desired: Desired::Running, ..machine(7) };
     let write =
-        move |db: &Connection| machines::put(db, &running).and_then(|()| machines::set_vmm(db, 7, Some(&vmm.id)));
+        move |db: &WriteTx<'_>| machines::put(db, &running).and_then(|()| machines::set_vmm(db, 7, Some(&vmm.id)));
     run.daemon.write(write).await.unwrap();
     let driver = Driver::new(run.daemon.clone(), 7, Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
     let revoked = async {

@@ -4,12 +4,12 @@ use garret_api::Problem;
 use garret_api::agent::Progress;
 
 use super::environment_run::{EnvironmentRun, finish};
-use crate::daemon::state::MachineRow;
+use crate::daemon::state::{MachineRow, StoreError};
 use crate::host::share::{ExistingMount, MountRequest, ShareSpec};
 
 impl EnvironmentRun {
     /// Opens the workspace again with its developer's rights, shares it, and brings the environment up.
-    pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> rusqlite::Result<()> {
+    pub(super) async fn share_and_bring_up(&self, machine: &MachineRow) -> Result<(), StoreError> {
         let shared = match self.share(machine).await {
             // A container keeps using the folder that it was started with.
             Ok(ExistingMount::Other) => self.stop_container().await?,

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
 use garret_api::runner::{Desired, EventKind};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Json, bounded_json, events, json};
+use super::{Json, ReadTx, WriteTx, bounded_json, events, json};
 
 /// One environment as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,34 +68,34 @@ fn row(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
 }
 
 /// All environments of all developers.
-pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<EnvironmentRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY id"))?.query_map([], row)?.collect()
+pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<EnvironmentRow>> {
+    db.select(&format!("SELECT {COLUMNS} ORDER BY id"))?.query_map([], row)?.collect()
 }
 
 /// All environments in the machine of this uid.
-pub(crate) fn of_machine(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
+pub(crate) fn of_machine(db: &ReadTx<'_>, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
 }
 
 /// The uids whose machines have work to do for an environment.
-pub(crate) fn busy(db: &Connection) -> rusqlite::Result<BTreeSet<u32>> {
-    db.prepare_cached("SELECT DISTINCT uid FROM environments WHERE removed OR generation != observed_generation")?
+pub(crate) fn busy(db: &ReadTx<'_>) -> rusqlite::Result<BTreeSet<u32>> {
+    db.select("SELECT DISTINCT uid FROM environments WHERE removed OR generation != observed_generation")?
         .query_map([], |row| row.get(0))?
         .collect()
 }
 
 /// The environment with this id.
-pub(crate) fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
+pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
 
 /// Writes the whole row.
 ///
 /// # Errors
 /// The id belongs to another developer.
-pub(crate) fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
+pub(crate) fn put(db: &WriteTx<'_>, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let written = db
-        .prepare_cached(
+        .change(
             "INSERT INTO environments (id, uid, workspace, config, local_env, desired, rebuild, removed, generation,
                  observed_generation, status, rebuild_key)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -125,9 +125,9 @@ pub(crate) fn put(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Re
 
 /// Ends the run that `environment` is of, with the status it has and the run's one final event. Returns false, and
 /// changes nothing, if that run has ended before or a newer one has replaced it.
-pub(crate) fn end_run(db: &Connection, environment: &EnvironmentRow, last: &EventKind) -> rusqlite::Result<bool> {
+pub(crate) fn end_run(db: &WriteTx<'_>, environment: &EnvironmentRow, last: &EventKind) -> rusqlite::Result<bool> {
     let ended = db
-        .prepare_cached(
+        .change(
             "UPDATE environments SET observed_generation = generation, status = ?4, rebuild = ?5
              WHERE id = ?1 AND uid = ?2 AND generation = ?3 AND observed_generation != generation",
         )?
@@ -146,7 +146,7 @@ pub(crate) fn end_run(db: &Connection, environment: &EnvironmentRow, last: &Even
 
 /// Reports to the clients of the current run, if it has not ended, that it is canceled. The caller writes a row with a
 /// newer generation, or one that is settled.
-pub(crate) fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
+pub(crate) fn cancel_run(db: &WriteTx<'_>, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
     if environment.settled() {
         return Ok(());
     }
@@ -157,11 +157,11 @@ pub(crate) fn cancel_run(db: &Connection, environment: &EnvironmentRow, why: &st
 
 /// Stores a status that the agent reported outside a run.
 pub(crate) fn observe(
-    db: &Connection,
+    db: &WriteTx<'_>,
     environment: &EnvironmentRow,
     status: &EnvironmentStatus,
 ) -> rusqlite::Result<()> {
-    db.prepare_cached(
+    db.change(
         "UPDATE environments SET status = ?4
          WHERE id = ?1 AND uid = ?2 AND observed_generation = ?3 AND generation = ?3",
     )?
@@ -170,7 +170,7 @@ pub(crate) fn observe(
 }
 
 /// The machine starts: every environment that should run gets a new run, unless one is already requested.
-pub(crate) fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
+pub(crate) fn begin_all(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     let mut begun = Vec::new();
     for mut environment in of_machine(db, uid)? {
         if environment.desired != Desired::Running || environment.removed {
@@ -187,7 +187,7 @@ pub(crate) fn begin_all(db: &Connection, uid: u32) -> rusqlite::Result<Vec<Envir
 
 /// The machine no longer runs, and none of its environments do. Their runs end, unless the machine starts `again` by
 /// itself and they continue there.
-pub(crate) fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
+pub(crate) fn end_all(db: &WriteTx<'_>, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
         if environment.settled() {
             // A stop that failed is done now; a failed run keeps its reason.
@@ -205,7 +205,7 @@ pub(crate) fn end_all(db: &Connection, uid: u32, problem: Option<&Problem>, agai
 
 /// Ends the current run in a machine that does not run: a stop is done, and a start fails.
 pub(crate) fn end_without_machine(
-    db: &Connection,
+    db: &WriteTx<'_>,
     mut environment: EnvironmentRow,
     problem: Option<&Problem>,
 ) -> rusqlite::Result<bool> {
@@ -224,7 +224,7 @@ pub(crate) fn end_without_machine(
 }
 
 /// Ends the current runs of a machine's environments as failed: they cannot continue. Removals stay pending.
-pub(crate) fn fail_all(db: &Connection, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
+pub(crate) fn fail_all(db: &WriteTx<'_>, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)?.into_iter().filter(|row| !row.removed && !row.settled()) {
         environment.status.phase = EnvironmentPhase::Failed;
         environment.status.problem = Some(problem.clone());
@@ -239,7 +239,7 @@ fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> EventKi
 }
 
 /// Stores a step of the run that `environment` belongs to. A run that has ended or was replaced stores no more steps.
-pub(crate) fn add_progress(db: &Connection, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
+pub(crate) fn add_progress(db: &WriteTx<'_>, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let runs = get(db, id)?.is_some_and(|row| row.uid == *uid && row.generation == *generation && !row.settled());
     match runs {
@@ -249,17 +249,17 @@ pub(crate) fn add_progress(db: &Connection, environment: &EnvironmentRow, progre
 }
 
 /// Marks the environment for removal. A run that has not ended is canceled.
-pub(crate) fn remove(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<()> {
+pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<()> {
     let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(()) };
     cancel_run(db, &environment, "the environment was removed")?;
     put(db, &EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment })
 }
 
 /// Deletes the row, unless the environment was requested again.
-pub(crate) fn forget(db: &Connection, environment: &EnvironmentRow) -> rusqlite::Result<()> {
+pub(crate) fn forget(db: &WriteTx<'_>, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let EnvironmentRow { id, uid, generation, .. } = environment;
     let gone = db
-        .prepare_cached("DELETE FROM environments WHERE id = ? AND uid = ? AND generation = ? AND removed")?
+        .change("DELETE FROM environments WHERE id = ? AND uid = ? AND generation = ? AND removed")?
         .execute(params![id, uid, generation])?;
     match gone {
         0 => Ok(()),

@@ -1,9 +1,9 @@
 //! The table of events: the newest [`EVENTS_MAX`] of each developer.
 
 use garret_api::runner::{Event, EventKind};
-use rusqlite::{Connection, Row, ToSql, params};
+use rusqlite::{Row, ToSql, params};
 
-use super::{bounded_json, environments, machines, now_ms, operations};
+use super::{ReadTx, WriteTx, bounded_json, environments, machines, now_ms, operations};
 
 /// The number of events stored per developer; one developer's events never displace another's.
 pub(crate) const EVENTS_MAX: u64 = 2048;
@@ -40,13 +40,13 @@ fn event_kind(text: &str) -> EventKind {
 
 /// Adds an event of this developer, and advances the operation that it is about. Adds none if the machine's row does not
 /// exist.
-pub(crate) fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
-    db.prepare_cached(
+pub(crate) fn add(db: &WriteTx<'_>, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
+    db.change(
         "INSERT INTO events (at_ms, uid, developer, environment, what)
          SELECT ?, uid, owner, ?, ? FROM machines WHERE uid = ?",
     )?
     .execute(params![now_ms(), environment, bounded_json(what)?, uid])?;
-    db.prepare_cached(
+    db.change(
         "DELETE FROM events WHERE uid = ?1
          AND id <= (SELECT id FROM events WHERE uid = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
     )?
@@ -55,9 +55,9 @@ pub(crate) fn add(db: &Connection, uid: u32, environment: Option<&str>, what: &E
 }
 
 /// A page of the events after number `after`, oldest first. Empty if there are none.
-pub(crate) fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Result<Vec<Event>> {
+pub(crate) fn after(db: &ReadTx<'_>, after: u64, scope: &Scope) -> rusqlite::Result<Vec<Event>> {
     let columns = "id, at_ms, developer, environment, what";
-    let mut statement = db.prepare_cached(&select(columns, scope, &format!("ORDER BY id LIMIT {PAGE}")))?;
+    let mut statement = db.select(&select(columns, scope, &format!("ORDER BY id LIMIT {PAGE}")))?;
     let mut rows = statement.query(&*parameters(&after, scope))?;
     let (mut page, mut bytes) = (Vec::new(), 0);
     while bytes < PAGE_BYTES
@@ -70,14 +70,14 @@ pub(crate) fn after(db: &Connection, after: u64, scope: &Scope) -> rusqlite::Res
 }
 
 /// The number of the newest event in the scope, or 0.
-pub(crate) fn last(db: &Connection, scope: &Scope) -> rusqlite::Result<u64> {
-    db.prepare_cached(&select("coalesce(max(id), 0)", scope, ""))?.query_row(&*parameters(&0, scope), |row| row.get(0))
+pub(crate) fn last(db: &ReadTx<'_>, scope: &Scope) -> rusqlite::Result<u64> {
+    db.select(&select("coalesce(max(id), 0)", scope, ""))?.query_row(&*parameters(&0, scope), |row| row.get(0))
 }
 
 /// The number of the event with which an earlier environment of this id was removed, or 0. The earlier and the current
 /// environment may have runs of the same generation.
-pub(crate) fn last_removal(db: &Connection, uid: u32, id: &str) -> rusqlite::Result<u64> {
-    db.prepare_cached(LAST_REMOVAL)?.query_row(params![uid, id], |row| row.get(0))
+pub(crate) fn last_removal(db: &ReadTx<'_>, uid: u32, id: &str) -> rusqlite::Result<u64> {
+    db.select(LAST_REMOVAL)?.query_row(params![uid, id], |row| row.get(0))
 }
 
 /// The length is tested first: SQLite knows it without loading the text, and the output of a day is long.
@@ -85,7 +85,7 @@ const LAST_REMOVAL: &str = r#"SELECT coalesce(max(id), 0) FROM events
     WHERE uid = ? AND environment = ? AND octet_length(what) <= 200 AND what LIKE '{"type":"removed",%'"#;
 
 /// Whether the machine or environment of the scope no longer exists, so that no event of it will follow.
-pub(crate) fn is_over(db: &Connection, scope: &Scope) -> rusqlite::Result<bool> {
+pub(crate) fn is_over(db: &ReadTx<'_>, scope: &Scope) -> rusqlite::Result<bool> {
     match scope {
         Scope::All => Ok(false),
         Scope::Developer(uid) => Ok(machines::get(db, *uid)?.is_none()),
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     /// Adds `count` output events of environment `e`, each with this text.
-    fn add_output(db: &Connection, count: u64, text: &str) {
+    fn add_output(db: &WriteTx<'_>, count: u64, text: &str) {
         machines::put(db, &machine(7)).unwrap();
         let progress = Progress::Output { step: "s".into(), text: text.into() };
         let what = EventKind::Environment { generation: 1, progress };
@@ -151,7 +151,7 @@ mod tests {
     fn last_removal_is_found_and_reads_no_output() {
         let db = memory();
         let fastest = |statement: &str| {
-            let mut statement = db.prepare(statement).unwrap();
+            let mut statement = db.select(statement).unwrap();
             let mut once = || {
                 let begun = Instant::now();
                 let found: u64 = statement.query_row(params![7, "e"], |row| row.get(0)).unwrap();
@@ -179,7 +179,7 @@ mod tests {
         for scope in [Scope::All, Scope::Developer(1), Scope::Environment(1, "e".into())] {
             for (columns, order) in [("id, what", "ORDER BY id LIMIT 128"), ("coalesce(max(id), 0)", "")] {
                 let statement = format!("EXPLAIN QUERY PLAN {}", select(columns, &scope, order));
-                let mut plan = db.prepare(&statement).unwrap();
+                let mut plan = db.select(&statement).unwrap();
                 let steps = plan.query_map(&*parameters(&0, &scope), |row| row.get::<_, String>(3)).unwrap();
                 let steps: Vec<String> = steps.map(Result::unwrap).collect();
                 assert!(steps.len() == 1 && steps[0].starts_with("SEARCH events USING"), "{scope:?}: {steps:?}");

@@ -5,10 +5,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use garret_api::runner::{Desired, EventKind, MachinePhase};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Json, events, json, now_ms, operations};
+use super::{Json, ReadTx, WriteTx, events, json, now_ms, operations};
 
 /// Identifies a VMM's process. Process ids are reused: only boot id and start time make them unique.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,40 +86,40 @@ fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
 }
 
 /// All machines, ordered by owner.
-pub(crate) fn all(db: &Connection) -> rusqlite::Result<Vec<MachineRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
+pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<MachineRow>> {
+    db.select(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
 }
 
 /// The machine of this uid.
-pub(crate) fn get(db: &Connection, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
+pub(crate) fn get(db: &ReadTx<'_>, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
 }
 
 /// The machine whose developer had this name when last seen.
-pub(crate) fn by_owner(db: &Connection, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE owner = ?"))?.query_row([owner], row).optional()
+pub(crate) fn by_owner(db: &ReadTx<'_>, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE owner = ?"))?.query_row([owner], row).optional()
 }
 
 /// Whether no other machine has this name.
-pub(crate) fn is_free(db: &Connection, name: &str) -> rusqlite::Result<bool> {
-    Ok(!db.prepare_cached("SELECT 1 FROM machines WHERE name = ?")?.exists([name])?)
+pub(crate) fn is_free(db: &ReadTx<'_>, name: &str) -> rusqlite::Result<bool> {
+    Ok(!db.select("SELECT 1 FROM machines WHERE name = ?")?.exists([name])?)
 }
 
 /// Stores the developer's current names. Another machine under the same name is named by its uid from now on.
-pub(crate) fn set_owner(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
+pub(crate) fn set_owner(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Result<()> {
     let MachineRow { uid, gid, owner, account, home, .. } = machine;
-    db.prepare_cached("UPDATE machines SET owner = CAST(uid AS TEXT) WHERE owner = ? AND uid != ?")?
+    db.change("UPDATE machines SET owner = CAST(uid AS TEXT) WHERE owner = ? AND uid != ?")?
         .execute(params![owner, uid])?;
     let home = home.as_ref().map(|home| home.as_os_str().as_bytes());
-    db.prepare_cached("UPDATE machines SET gid = ?, owner = ?, account = ?, home = ? WHERE uid = ?")?
+    db.change("UPDATE machines SET gid = ?, owner = ?, account = ?, home = ? WHERE uid = ?")?
         .execute(params![gid, owner, account, home, uid])?;
     Ok(())
 }
 
 /// Writes a new machine, or the part of an old one that a request may change (desired state and figures, not what is
 /// observed).
-pub(crate) fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()> {
-    db.prepare_cached(
+pub(crate) fn put(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Result<()> {
+    db.change(
         "INSERT INTO machines (uid, gid, name, owner, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
              guaranteed_mib, weight)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -147,15 +147,15 @@ pub(crate) fn put(db: &Connection, machine: &MachineRow) -> rusqlite::Result<()>
 }
 
 /// The lowest free slot below `slots`.
-pub(crate) fn free_slot(db: &Connection, slots: u16) -> rusqlite::Result<Option<u16>> {
-    let mut statement = db.prepare_cached("SELECT slot FROM machines ORDER BY slot")?;
+pub(crate) fn free_slot(db: &ReadTx<'_>, slots: u16) -> rusqlite::Result<Option<u16>> {
+    let mut statement = db.select("SELECT slot FROM machines ORDER BY slot")?;
     let taken: Vec<u16> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok((0..slots).find(|slot| taken.binary_search(slot).is_err()))
 }
 
 /// Sets the machine's phase and adds an event.
-pub(crate) fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE machines SET phase = ?, reason = ?, since = ? WHERE uid = ?")?.execute(params![
+pub(crate) fn set_phase(db: &WriteTx<'_>, uid: u32, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
+    db.change("UPDATE machines SET phase = ?, reason = ?, since = ? WHERE uid = ?")?.execute(params![
         json(&phase)?,
         reason,
         now_ms() / 1000,
@@ -165,26 +165,25 @@ pub(crate) fn set_phase(db: &Connection, uid: u32, phase: MachinePhase, reason: 
 }
 
 /// Changes only the desired state.
-pub(crate) fn set_desired(db: &Connection, uid: u32, desired: Desired) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE machines SET desired = ? WHERE uid = ?")?.execute(params![json(&desired)?, uid])?;
+pub(crate) fn set_desired(db: &WriteTx<'_>, uid: u32, desired: Desired) -> rusqlite::Result<()> {
+    db.change("UPDATE machines SET desired = ? WHERE uid = ?")?.execute(params![json(&desired)?, uid])?;
     Ok(())
 }
 
 /// Sets the VMM's process; `None` once it was cleaned up.
-pub(crate) fn set_vmm(db: &Connection, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE machines SET vmm = ? WHERE uid = ?")?
-        .execute(params![vmm.map(json).transpose()?, uid])?;
+pub(crate) fn set_vmm(db: &WriteTx<'_>, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
+    db.change("UPDATE machines SET vmm = ? WHERE uid = ?")?.execute(params![vmm.map(json).transpose()?, uid])?;
     Ok(())
 }
 
 /// Deletes the machine, its environments and its events. Its operations stay, and end.
-pub(crate) fn forget(db: &Connection, uid: u32) -> rusqlite::Result<()> {
+pub(crate) fn forget(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<()> {
     for statement in [
         "DELETE FROM environments WHERE uid = ?",
         "DELETE FROM events WHERE uid = ?",
         "DELETE FROM machines WHERE uid = ?",
     ] {
-        db.prepare_cached(statement)?.execute([uid])?;
+        db.change(statement)?.execute([uid])?;
     }
     operations::end_with_machine(db, uid)
 }

@@ -8,6 +8,7 @@ pub(super) mod operations;
 mod schema;
 #[cfg(test)]
 pub(super) mod tests;
+mod transaction;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -25,6 +26,7 @@ pub(super) use environments::EnvironmentRow;
 pub(super) use events::Scope;
 pub(super) use machines::{MachineRow, VmmId};
 pub(super) use operations::NewOperation;
+pub(super) use transaction::{ReadTx, WriteTx};
 
 /// The longest text of a guest in one row, in bytes. One thread reads the rows of all developers.
 const TEXT_MAX: usize = 256 * 1024;
@@ -64,25 +66,53 @@ impl Store {
         Ok(Self { jobs })
     }
 
-    /// Runs `job` in one transaction, which is committed if the job succeeds.
-    pub(super) async fn run<T: Send + 'static>(
+    /// Runs `job` in one transaction that reads.
+    pub(crate) async fn read<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> rusqlite::Result<T> {
+        job: impl FnOnce(&ReadTx<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            job(&ReadTx::new(&transaction))
+        })
+        .await
+    }
+
+    /// Runs `job` in one transaction, which is committed if the job succeeds.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&WriteTx<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run(move |connection| {
+            let transaction = connection.transaction()?;
+            let value = job(&WriteTx::new(&transaction))?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let done = connection.transaction().and_then(|transaction| {
-                let value = job(&transaction)?;
-                transaction.commit()?;
-                Ok(value)
-            });
-            // A caller that was dropped needs no answer.
-            let _ = answer.send(done);
+            let _a_caller_that_was_dropped_needs_no_answer = answer.send(job(connection));
         });
-        let lost = || rusqlite::Error::InvalidQuery;
-        self.jobs.send(job).map_err(|_| lost())?;
-        answered.await.unwrap_or_else(|_| Err(lost()))
+        self.jobs.send(job).map_err(|_| StoreError::ThreadEnded)?;
+        Ok(answered.await.map_err(|_| StoreError::ThreadEnded)??)
     }
+}
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// A job panicked.
+    #[error("the state's thread has ended")]
+    ThreadEnded,
 }
 
 /// The current time, in milliseconds since 1970.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use garret_api::Problem;
 use garret_api::agent::Progress;
 use garret_api::runner::{EventKind, Operation, OperationKind, Outcome};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Json, bounded_json, json, now_ms};
+use super::{Json, ReadTx, WriteTx, bounded_json, json, now_ms};
 
 /// The number of operations stored per developer.
 const OPERATIONS_MAX: u32 = 256;
@@ -51,12 +51,12 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Operation> {
 }
 
 /// Begins an operation. One on the same machine or environment that has not ended is cancelled.
-pub(crate) fn begin(db: &Connection, new: &NewOperation<'_>) -> rusqlite::Result<()> {
+pub(crate) fn begin(db: &WriteTx<'_>, new: &NewOperation<'_>) -> rusqlite::Result<()> {
     let environment = new.environment.map(|(id, _)| id);
     let replaced = Outcome::Cancelled { reason: format!("{} took its place", request_name(new.kind)) };
     end(db, new.uid, environment, &replaced)?;
     let now = now_ms();
-    db.prepare_cached(
+    db.change(
         "INSERT INTO operations (id, kind, developer, uid, environment, generation, requested_by, begun_ms, deadline_ms)
          SELECT lower(hex(randomblob(16))), ?, owner, uid, ?, ?, ?, ?, ? FROM machines WHERE uid = ?",
     )?
@@ -69,7 +69,7 @@ pub(crate) fn begin(db: &Connection, new: &NewOperation<'_>) -> rusqlite::Result
         new.allowed.map(|allowed| now + allowed.as_millis() as u64),
         new.uid
     ])?;
-    db.prepare_cached(
+    db.change(
         "DELETE FROM operations WHERE uid = ?1 AND outcome IS NOT NULL
          AND number <= (SELECT number FROM operations WHERE uid = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
     )?
@@ -88,8 +88,8 @@ fn request_name(kind: OperationKind) -> &'static str {
 }
 
 /// Ends the operation on this machine or environment that is in progress, if there is one.
-pub(crate) fn end(db: &Connection, uid: u32, environment: Option<&str>, outcome: &Outcome) -> rusqlite::Result<()> {
-    db.prepare_cached(
+pub(crate) fn end(db: &WriteTx<'_>, uid: u32, environment: Option<&str>, outcome: &Outcome) -> rusqlite::Result<()> {
+    db.change(
         "UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND environment IS ? AND outcome IS NULL",
     )?
     .execute(params![bounded_json(outcome)?, now_ms(), uid, environment])?;
@@ -97,36 +97,39 @@ pub(crate) fn end(db: &Connection, uid: u32, environment: Option<&str>, outcome:
 }
 
 /// Ends the operation with this id, unless it has ended.
-pub(crate) fn end_one(db: &Connection, id: &str, outcome: &Outcome) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ? WHERE id = ? AND outcome IS NULL")?
-        .execute(params![bounded_json(outcome)?, now_ms(), id])?;
+pub(crate) fn end_one(db: &WriteTx<'_>, id: &str, outcome: &Outcome) -> rusqlite::Result<()> {
+    db.change("UPDATE operations SET outcome = ?, ended_ms = ? WHERE id = ? AND outcome IS NULL")?.execute(params![
+        bounded_json(outcome)?,
+        now_ms(),
+        id
+    ])?;
     Ok(())
 }
 
 /// The machine was removed: this ends its removal, and what was in progress on its environments.
-pub(crate) fn end_with_machine(db: &Connection, uid: u32) -> rusqlite::Result<()> {
+pub(crate) fn end_with_machine(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<()> {
     end(db, uid, None, &Outcome::Succeeded)?;
     let removed = Outcome::Cancelled { reason: "the machine was removed".into() };
-    db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND outcome IS NULL")?
+    db.change("UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND outcome IS NULL")?
         .execute(params![json(&removed)?, now_ms(), uid])?;
     Ok(())
 }
 
 /// The next deadline of an operation in progress, in milliseconds since 1970.
-pub(crate) fn next_deadline(db: &Connection) -> rusqlite::Result<Option<u64>> {
-    db.prepare_cached("SELECT min(deadline_ms) FROM operations WHERE outcome IS NULL")?.query_row([], |row| row.get(0))
+pub(crate) fn next_deadline(db: &ReadTx<'_>) -> rusqlite::Result<Option<u64>> {
+    db.select("SELECT min(deadline_ms) FROM operations WHERE outcome IS NULL")?.query_row([], |row| row.get(0))
 }
 
 /// Ends operations whose deadline has passed.
-pub(crate) fn expire(db: &Connection, now_ms: u64) -> rusqlite::Result<()> {
+pub(crate) fn expire(db: &WriteTx<'_>, now_ms: u64) -> rusqlite::Result<()> {
     let problem = Problem::new("deadline", "it did not end by its deadline; the daemon continues to try");
-    db.prepare_cached("UPDATE operations SET outcome = ?, ended_ms = ?2 WHERE outcome IS NULL AND deadline_ms <= ?2")?
+    db.change("UPDATE operations SET outcome = ?, ended_ms = ?2 WHERE outcome IS NULL AND deadline_ms <= ?2")?
         .execute(params![json(&Outcome::Failed { problem })?, now_ms])?;
     Ok(())
 }
 
 /// What an event means for the operation in progress on its machine or environment.
-pub(super) fn advance(db: &Connection, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
+pub(super) fn advance(db: &WriteTx<'_>, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
     let (generation, change) = match change(what) {
         Some(change) => change,
         None => return Ok(()),
@@ -137,7 +140,7 @@ pub(super) fn advance(db: &Connection, uid: u32, environment: Option<&str>, what
     }
     match change {
         Change::Step(step) => {
-            db.prepare_cached("UPDATE operations SET step = ? WHERE id = ?")?.execute(params![step, operation.id])?;
+            db.change("UPDATE operations SET step = ? WHERE id = ?")?.execute(params![step, operation.id])?;
             Ok(())
         }
         Change::End(outcome) => end(db, uid, environment, &outcome),
@@ -170,28 +173,28 @@ fn change(what: &EventKind) -> Option<(Option<u64>, Change)> {
 }
 
 /// The operation on this machine or environment that has no outcome yet.
-pub(crate) fn in_progress(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? AND outcome IS NULL"))?
+pub(crate) fn in_progress(db: &ReadTx<'_>, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? AND outcome IS NULL"))?
         .query_row(params![uid, environment], row)
         .optional()
 }
 
 /// The last operation on this machine or environment.
-pub(crate) fn last(db: &Connection, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? ORDER BY number DESC LIMIT 1"))?
+pub(crate) fn last(db: &ReadTx<'_>, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? ORDER BY number DESC LIMIT 1"))?
         .query_row(params![uid, environment], row)
         .optional()
 }
 
 /// The operation with this id.
-pub(crate) fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<Operation>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
+pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<Operation>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
 
 /// The newest operations, the newest first; with a uid, those on this developer's machine.
-pub(crate) fn newest(db: &Connection, uid: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
+pub(crate) fn newest(db: &ReadTx<'_>, uid: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
     let condition = if uid.is_some() { "uid = ?" } else { "?1 IS NULL" };
-    db.prepare_cached(&format!("SELECT {COLUMNS} WHERE {condition} ORDER BY number DESC LIMIT {LIST_MAX}"))?
+    db.select(&format!("SELECT {COLUMNS} WHERE {condition} ORDER BY number DESC LIMIT {LIST_MAX}"))?
         .query_map([uid], row)?
         .collect()
 }
@@ -208,7 +211,7 @@ mod tests {
         NewOperation { kind, uid: 7, environment, requested_by: 1000, allowed: Some(Duration::from_secs(5)) }
     }
 
-    fn with_machine() -> Connection {
+    fn with_machine() -> WriteTx<'static> {
         let db = memory();
         machines::put(&db, &machine(7)).unwrap();
         db
@@ -301,7 +304,7 @@ mod tests {
         for _ in 0..OPERATIONS_MAX + 40 {
             begin(&db, &new(OperationKind::Stop, None)).unwrap();
         }
-        let count: u32 = db.query_row("SELECT count(*) FROM operations", [], |row| row.get(0)).unwrap();
+        let count: u32 = db.select("SELECT count(*) FROM operations").unwrap().query_row([], |row| row.get(0)).unwrap();
         assert_eq!(count, OPERATIONS_MAX + 1);
         assert!(in_progress(&db, 7, Some("e")).unwrap().is_some());
     }

@@ -70,10 +70,27 @@ pub(crate) fn operation(kind: OperationKind) -> Operation {
     }
 }
 
-pub(crate) fn memory() -> Connection {
+/// The state of one test; it is never closed.
+pub(crate) fn memory() -> WriteTx<'static> {
     let mut connection = Connection::open_in_memory().unwrap();
     schema::prepare(&mut connection).unwrap();
-    connection
+    WriteTx::new(Box::leak(Box::new(connection)))
+}
+
+/// Makes writes fail, as on a full disk.
+pub(crate) fn refuse_writes(db: &WriteTx<'_>, refuse: bool) -> rusqlite::Result<()> {
+    db.change(&format!("PRAGMA query_only = {refuse}"))?.execute([]).map(drop)
+}
+
+#[test]
+fn a_reader_cannot_write() {
+    let db = memory();
+    machines::put(&db, &machine(7)).unwrap();
+    let reader: &ReadTx<'_> = &db;
+    for statement in ["DELETE FROM machines", "UPDATE machines SET uid = 8 RETURNING uid", "DROP TABLE events"] {
+        assert!(matches!(reader.select(statement), Err(rusqlite::Error::InvalidQuery)), "{statement}");
+    }
+    assert_eq!(machines::all(&db).unwrap(), [machine(7)]);
 }
 
 #[test]
@@ -168,12 +185,12 @@ fn an_id_of_another_developer_is_not_written() {
     assert_eq!(happened(&db), []);
 }
 
-fn happened(db: &Connection) -> Vec<EventKind> {
+fn happened(db: &WriteTx<'_>) -> Vec<EventKind> {
     events::after(db, 0, &Scope::All).unwrap().into_iter().map(|event| event.what).collect()
 }
 
 /// The final events, as `generation: result`.
-fn finals(db: &Connection) -> Vec<String> {
+fn finals(db: &WriteTx<'_>) -> Vec<String> {
     let last = |what| match what {
         EventKind::Environment { generation, progress: Progress::Ready { .. } } => Some(format!("{generation}: ready")),
         EventKind::Environment { generation, progress: Progress::Failed { problem, .. } } => {
@@ -307,8 +324,9 @@ fn events_are_bounded_per_developer() {
     for _ in 0..EVENTS_MAX + 500 {
         events::add(&db, 1, Some("noisy"), &what("noise")).unwrap();
     }
-    let count =
-        |uid| -> u64 { db.query_row("SELECT count(*) FROM events WHERE uid = ?", [uid], |row| row.get(0)).unwrap() };
+    let count = |uid| -> u64 {
+        db.select("SELECT count(*) FROM events WHERE uid = ?").unwrap().query_row([uid], |row| row.get(0)).unwrap()
+    };
     assert_eq!(count(1), EVENTS_MAX);
     assert_eq!(count(2), 1);
 }
@@ -320,7 +338,7 @@ fn an_event_of_a_newer_runner_hides_no_other() {
     machines::set_phase(&db, 1, MachinePhase::Starting, "asked").unwrap();
     machines::set_phase(&db, 1, MachinePhase::Running, "running").unwrap();
     for what in [r#"{"type": "port"}"#, r#"{"type": "squeeze", "means": "new"}"#, "not even JSON"] {
-        db.execute("UPDATE events SET what = ? WHERE id = 1", [what]).unwrap();
+        db.change("UPDATE events SET what = ? WHERE id = 1").unwrap().execute([what]).unwrap();
         let events = events::after(&db, 0, &Scope::All).unwrap();
         assert_eq!((events.len(), &events[0].what), (2, &EventKind::Unknown), "{what}");
         // It is passed on in a form that a reader tolerates.
@@ -356,7 +374,7 @@ fn machines_of_an_older_state_get_a_guarantee() {
         connection.execute(&format!("INSERT INTO machines VALUES {row}"), [uid, memory_mib]).unwrap();
     }
     schema::prepare(&mut connection).unwrap();
-    let rows = machines::all(&connection).unwrap();
+    let rows = machines::all(&ReadTx::new(&connection)).unwrap();
     assert_eq!(
         (rows[0].name.as_str(), rows[0].owner.as_str(), rows[0].account.as_deref()),
         ("dev1", "dev1", Some("dev1"))
@@ -416,20 +434,20 @@ async fn on_a_full_disk_machines_can_still_be_stopped() {
     let disk = SmallDisk::new();
     let store = Store::open(&disk.0.path().join("state.db")).unwrap();
     for uid in 0..20 {
-        store.run(move |db| machines::put(db, &machine(uid))).await.unwrap();
+        store.write(move |db| machines::put(db, &machine(uid))).await.unwrap();
     }
     disk.fill();
     for uid in 0..20 {
         store
-            .run(move |db| {
+            .write(move |db| {
                 machines::put(db, &MachineRow { desired: Desired::Stopped, ..machine(uid) })?;
                 machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")
             })
             .await
             .unwrap();
-        store.run(move |db| machines::set_phase(db, uid, MachinePhase::Stopped, "stopped")).await.unwrap();
+        store.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopped, "stopped")).await.unwrap();
     }
-    let rows = store.run(machines::all).await.unwrap();
+    let rows = store.read(machines::all).await.unwrap();
     assert!(rows.iter().all(|row| row.phase == MachinePhase::Stopped));
 }
 
@@ -438,9 +456,9 @@ async fn a_failed_job_leaves_nothing_behind_and_a_reopened_state_has_the_rest() 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let store = Store::open(&path).unwrap();
-    store.run(|db| machines::put(db, &machine(1))).await.unwrap();
+    store.write(|db| machines::put(db, &machine(1))).await.unwrap();
     let failed = store
-        .run(|db| {
+        .write(|db| {
             machines::put(db, &machine(2))?;
             machines::put(db, &MachineRow { name: "dev1".into(), ..machine(3) })
         })
@@ -450,7 +468,7 @@ async fn a_failed_job_leaves_nothing_behind_and_a_reopened_state_has_the_rest() 
     let seen = Arc::new(Mutex::new(Vec::new()));
     let names = seen.clone();
     again
-        .run(move |db| {
+        .read(move |db| {
             names.lock().unwrap().extend(machines::all(db)?.into_iter().map(|row| row.name));
             Ok(())
         })
