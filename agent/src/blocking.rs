@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use tokio::sync::Semaphore;
 
 /// One kind of work that may block. A caller waits at most `deadline`. Work that does not return keeps its thread and
@@ -37,10 +37,10 @@ impl Blocking {
             .await
         };
         match tokio::time::timeout(self.deadline, call).await {
-            Ok(done) => done.map_err(|error| Problem::new("internal", format!("{} failed: {error}", self.what))),
+            Ok(done) => done.map_err(|error| Problem::new(Code::Internal, format!("{} failed: {error}", self.what))),
             Err(_) => {
                 let message = format!("{} took longer than {} s; try again", self.what, self.deadline.as_secs());
-                Err(Problem::new("unavailable", message))
+                Err(Problem::new(Code::Unavailable, message))
             }
         }
     }
@@ -57,8 +57,8 @@ mod tests {
         static HANGING: Blocking = Blocking::new("the test's work", 1, Duration::from_millis(50));
         let (release, released) = mpsc::channel::<()>();
         let problem = HANGING.run(move || released.recv().ok()).await.unwrap_err();
-        assert_eq!(problem.code, "unavailable");
-        assert_eq!(HANGING.run(|| 1).await.unwrap_err().code, "unavailable");
+        assert_eq!(problem.code, Code::Unavailable);
+        assert_eq!(HANGING.run(|| 1).await.unwrap_err().code, Code::Unavailable);
         drop(release);
         while HANGING.run(|| 1).await.is_err() {}
     }

@@ -9,7 +9,6 @@ mod memory;
 mod processes;
 mod server;
 mod setup;
-mod statistics;
 mod users;
 mod workspaces;
 

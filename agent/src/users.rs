@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::blocking::Blocking;
@@ -43,7 +43,7 @@ impl Users {
     /// The users of the guest itself.
     pub(crate) async fn of_guest() -> Result<Self, Problem> {
         let read = GUEST.run(|| Self::load(Path::new("/"))).await?;
-        read.map_err(|error| Problem::new("internal", format!("cannot read the machine's users: {error}")))
+        read.map_err(|error| Problem::new(Code::Internal, format!("cannot read the machine's users: {error}")))
     }
 
     /// Reads the files below `root` (`/`, or `/proc/<pid>/root`). Links that lead out of it are not followed. A missing

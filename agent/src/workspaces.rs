@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -21,7 +21,7 @@ static RELEASE: Blocking = Blocking::new("releasing the workspace", 4, Duration:
 /// Checks a share's name: it must be the name of one folder.
 pub(crate) fn check_name(share: &str) -> Result<(), Problem> {
     if share.is_empty() || share.contains(['/', '\0']) || share == "." || share == ".." {
-        return Err(Problem::new("invalid", format!("{share:?} is not a workspace's name")));
+        return Err(Problem::new(Code::Invalid, format!("{share:?} is not a workspace's name")));
     }
     Ok(())
 }
@@ -40,7 +40,7 @@ fn release_now(folder: &Path) -> Result<(), Problem> {
     let device = parent.filter(|parent| parent.dev() != metadata.dev()).map(|_| metadata.dev());
     users(folder, device).into_iter().for_each(end);
     let failed = |what: &str, error: io::Error| {
-        Problem::new("conflict", format!("the workspace {folder:?} is still in use: {what}: {error}"))
+        Problem::new(Code::Conflict, format!("the workspace {folder:?} is still in use: {what}: {error}"))
     };
     // Sync only this file system: the data disk may have much to write.
     let sync = || -> io::Result<()> { Ok(rustix::fs::syncfs(fs::File::open(folder)?)?) };

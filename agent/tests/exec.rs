@@ -2,6 +2,7 @@
 
 mod common;
 
+use garret_api::Code;
 use std::time::Duration;
 
 use common::{Session, request};
@@ -239,7 +240,7 @@ async fn what_cannot_start_is_told_in_one_line() {
         let end = Session::open(asked).await.end().await;
         assert_eq!(end.outcome.status(), status, "{:?}", end.outcome);
         let Outcome::Failed(problem) = end.outcome else { panic!("{:?}", end.outcome) };
-        assert!(problem.message.contains(says) && !problem.message.contains('\n'), "{problem}");
+        assert!(problem.detail.contains(says) && !problem.detail.contains('\n'), "{problem}");
     }
 }
 
@@ -249,7 +250,7 @@ async fn a_request_that_is_none_is_refused() {
         let mut session = Session::connect().await;
         session.send(first).await;
         let Outcome::Failed(problem) = session.end().await.outcome else { panic!("it was accepted") };
-        assert_eq!(problem.code, "invalid");
+        assert_eq!(problem.code, Code::Invalid);
     }
 }
 

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use common::Server;
-use garret_api::Problem;
-use garret_api::agent::{AgentInfo, MemoryReport, Statistics};
+use garret_api::agent::{AgentInfo, MemoryReport};
+use garret_api::{Code, Problem};
 
 /// Sends one HTTP/1.1 request; returns the status and the body.
 async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -36,20 +36,6 @@ async fn the_agent_tells_who_it_is() {
     let info: AgentInfo = serde_json::from_str(&body).unwrap();
     assert_eq!((status, info.pid, info.set_up), (200, std::process::id(), false));
     assert_eq!(info.boot_id.len(), 36);
-}
-
-#[tokio::test]
-async fn statistics_are_the_kernels() {
-    let server = Server::start();
-    let (status, body) = call(&server, "GET", "/v1/statistics", "").await;
-    if !std::path::Path::new("/proc/pressure/cpu").exists() {
-        // A kernel without PSI: the agent reports an error, not invented figures.
-        assert_eq!(status, 500);
-        return;
-    }
-    let statistics: Statistics = serde_json::from_str(&body).unwrap();
-    assert!(statistics.memory["MemTotal"] > statistics.memory["MemFree"]);
-    assert_eq!(statistics.pressure.keys().collect::<Vec<_>>(), ["cpu", "io", "memory"]);
 }
 
 /// Opens `GET /v1/memory` and reads its first report.
@@ -91,22 +77,22 @@ async fn a_target_is_set_and_taken_back() {
 async fn every_refusal_is_a_problem() {
     let server = Server::start();
     let cases = [
-        ("GET", "/v2/agent", "", 404, "not-found"),
-        ("PUT", "/v1/machine", "{", 400, "invalid"),
-        ("PUT", "/v1/machine", r#"{"hostnme": "b"}"#, 400, "invalid"),
-        ("PUT", "/v1/machine", r#"{"hostname": "no spaces"}"#, 400, "invalid"),
-        ("POST", "/v1/workspaces/..%2fetc/release", "", 400, "invalid"),
-        ("POST", "/v1/power-off", "", 503, "unavailable"),
-        ("PUT", "/v1/memory", r#"{"target": 67108863}"#, 400, "invalid"),
-        ("PUT", "/v1/memory", r#"{"target": -1}"#, 400, "invalid"),
-        ("PUT", "/v1/memory", r#"{"target": "all"}"#, 400, "invalid"),
-        ("GET", "/v1/environments/none", "", 404, "not-found"),
-        ("GET", "/v1/environments/none/log", "", 404, "not-found"),
+        ("GET", "/v2/agent", "", 404, Code::NotFound),
+        ("PUT", "/v1/machine", "{", 400, Code::Invalid),
+        ("PUT", "/v1/machine", r#"{"hostnme": "b"}"#, 400, Code::Invalid),
+        ("PUT", "/v1/machine", r#"{"hostname": "no spaces"}"#, 400, Code::Invalid),
+        ("POST", "/v1/workspaces/..%2fetc/release", "", 400, Code::Invalid),
+        ("POST", "/v1/power-off", "", 503, Code::Unavailable),
+        ("PUT", "/v1/memory", r#"{"target": 67108863}"#, 400, Code::Invalid),
+        ("PUT", "/v1/memory", r#"{"target": -1}"#, 400, Code::Invalid),
+        ("PUT", "/v1/memory", r#"{"target": "all"}"#, 400, Code::Invalid),
+        ("GET", "/v1/environments/none", "", 404, Code::NotFound),
+        ("GET", "/v1/environments/none/log", "", 404, Code::NotFound),
     ];
     for (method, path, body, status, code) in cases {
         let (got, answer) = call(&server, method, path, body).await;
         let problem: Problem = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{path}: {answer:?}"));
-        assert_eq!((got, problem.code.as_str()), (status, code), "{method} {path}: {problem}");
-        assert!(!problem.message.contains('\n'));
+        assert_eq!((got, problem.code), (status, code), "{method} {path}: {problem}");
+        assert!(!problem.detail.contains('\n'));
     }
 }

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `GET /v1/agent` | → [`AgentInfo`] |
 //! | `PUT /v1/machine` | [`MachineSetup`] → 204; idempotent |
-//! | `GET /v1/statistics` | → [`Statistics`] |
 //! | `GET /v1/memory` | → newline-delimited [`MemoryReport`], one at once and then as things change, until the caller leaves |
 //! | `PUT /v1/memory` | [`MemorySqueeze`] → 204; idempotent |
 //! | `GET /v1/exec` | WebSocket, [`stream`](crate::stream): a process in the guest itself, as root |
@@ -296,17 +295,6 @@ pub enum EnvironmentPhase {
     /// What only a newer version understands.
     #[serde(other)]
     Unknown,
-}
-
-/// `GET /v1/statistics`: the guest's own view.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Statistics {
-    /// `/proc/meminfo`, in bytes, by its own names.
-    pub memory: BTreeMap<String, u64>,
-    /// Pressure of `cpu`, `memory` and `io`.
-    pub pressure: BTreeMap<String, Pressure>,
-    /// `/proc/loadavg`'s first figure.
-    pub load: f64,
 }
 
 /// A line of `GET /v1/memory`: how the guest's memory stands, in bytes. The guest's word: hints from an untrusted party.

@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::error::{ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use crate::stream::{FRAME_MAX, STDIN_CREDITS};
-use crate::{Problem, one_line};
+use crate::{Code, Problem, one_line};
 
 /// The largest answer that is read whole, in bytes, unless it is set by [`Client::with_body_max`].
 pub const BODY_MAX: usize = 16 << 20;
@@ -98,8 +98,14 @@ impl Error {
     pub fn into_problem(self) -> Problem {
         match self {
             Error::Problem { problem, .. } => problem,
-            other => Problem::new("unavailable", other.to_string()),
+            other => Problem::new(Code::Unavailable, other.to_string()),
         }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        error.into_problem()
     }
 }
 
@@ -353,7 +359,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> Error {
     let problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);
         let line = text.lines().next().unwrap_or_default().to_owned();
-        Problem::new("internal", if line.is_empty() { status.to_string() } else { line })
+        Problem::new(Code::Internal, if line.is_empty() { status.to_string() } else { line })
     });
     Error::Problem { status: status.as_u16(), problem: problem.clipped() }
 }

@@ -62,11 +62,11 @@ async fn a_hostile_handshake_ends() {
 #[tokio::test]
 async fn a_problem_keeps_its_status_and_words() {
     let (_dir, path, _server) =
-        serve(vec![("\r\n\r\n", answer("404 Not Found", r#"{"code":"not-found","message":"no such machine"}"#))]);
+        serve(vec![("\r\n\r\n", answer("404 Not Found", r#"{"code":"not-found","detail":"no such machine"}"#))]);
     let error = Client::unix(path).get::<String>("/v1/x").await.unwrap_err();
     assert_eq!(error.status(), Some(404));
     assert_eq!(error.to_string(), "no such machine");
-    assert_eq!(error.into_problem().code, "not-found");
+    assert_eq!(error.into_problem().code, Code::NotFound);
 }
 
 #[tokio::test]
@@ -81,12 +81,13 @@ const ERROR_MAX: usize = 1024;
 #[tokio::test]
 async fn a_refusal_is_one_short_line() {
     let said = "\u{1b}\n".repeat(2_000);
-    let problem = serde_json::to_string(&Problem::new(&said, format!("{said}{}", "y".repeat(10_000)))).unwrap();
+    let problem =
+        serde_json::to_string(&Problem::new(Code::Internal, format!("{said}{}", "y".repeat(10_000)))).unwrap();
     for body in [problem, "y".repeat(60_000)] {
         let (_dir, path, _server) = serve(vec![("\r\n\r\n", answer("500 Internal Server Error", &body))]);
         let problem = Client::unix(path).text("/v1/x").await.unwrap_err().into_problem();
-        assert!(problem.code.len() < ERROR_MAX && problem.message.len() < ERROR_MAX, "{}", problem.message.len());
-        assert!(problem.message.starts_with('y') && !problem.message.contains(char::is_control), "{problem}");
+        assert!(problem.detail.len() < ERROR_MAX, "{}", problem.detail.len());
+        assert!(problem.detail.starts_with('y') && !problem.detail.contains(char::is_control), "{problem}");
     }
 }
 
@@ -150,7 +151,7 @@ async fn silence_ends_at_the_deadline() {
 #[tokio::test]
 async fn a_refused_websocket_says_why() {
     let (_dir, path, _server) =
-        serve(vec![("\r\n\r\n", answer("409 Conflict", r#"{"code":"unavailable","message":"it is stopped"}"#))]);
+        serve(vec![("\r\n\r\n", answer("409 Conflict", r#"{"code":"unavailable","detail":"it is stopped"}"#))]);
     let error = Client::unix(path).exec_stream("/v1/exec").await.unwrap_err();
     assert_eq!((error.status(), error.to_string().as_str()), (Some(409), "it is stopped"));
 }

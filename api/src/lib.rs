@@ -22,4 +22,4 @@ pub mod stream;
 pub mod vmm;
 
 pub use line::one_line;
-pub use problem::Problem;
+pub use problem::{Code, PROBLEM_JSON, Problem, ProblemDetails};

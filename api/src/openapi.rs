@@ -1,5 +1,6 @@
 //! For the tests of the servers: their OpenAPI descriptions are files of this crate.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::{env, fs};
 
@@ -9,8 +10,9 @@ use utoipa::openapi::OpenApi;
 /// the environment it writes that file instead.
 ///
 /// # Panics
-/// They differ.
+/// They differ, or two calls have the same `operationId`.
 pub fn check(name: &str, description: &OpenApi) {
+    assert_unique_ids(description);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("openapi/{name}.json"));
     let text = description.to_pretty_json().expect("the description is plain data") + "\n";
     if env::var_os("GARRET_WRITE_OPENAPI").is_some() {
@@ -18,4 +20,15 @@ pub fn check(name: &str, description: &OpenApi) {
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
     assert!(kept == text, "{} is out of date: run this test with GARRET_WRITE_OPENAPI=1", path.display());
+}
+
+/// A generated client has a function per `operationId`.
+fn assert_unique_ids(description: &OpenApi) {
+    let mut ids = BTreeSet::new();
+    for (path, item) in &description.paths.paths {
+        for operation in [&item.get, &item.put, &item.post, &item.delete].into_iter().flatten() {
+            let id = operation.operation_id.as_deref().unwrap_or_default();
+            assert!(!id.is_empty() && ids.insert(id), "{path}: operationId {id:?}");
+        }
+    }
 }

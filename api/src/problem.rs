@@ -3,26 +3,161 @@ use utoipa::ToSchema;
 
 use crate::one_line;
 
-/// The body of every answer whose status is 4xx or 5xx.
+/// Why something was refused or failed.
 ///
-/// `message` is one line a person can act on: what is wrong, where, what to do. `code` is stable and meant for programs.
+/// As the body of an answer whose status is 4xx or 5xx it is a [`ProblemDetails`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
-#[error("{message}")]
+#[error("{detail}")]
 pub struct Problem {
-    /// Stable, lower-case, dash-separated: `not-found`, `conflict`, `invalid`, `forbidden`, `unavailable`, `internal`, …
-    pub code: String,
-    /// One line for a person.
-    pub message: String,
+    /// For programs.
+    pub code: Code,
+    /// One line for a person: what is wrong, where, what to do.
+    #[serde(alias = "message")] // as agents and VMMs of the first version wrote it
+    pub detail: String,
 }
 
+/// The kinds of problems. They are stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The request is wrong.
+    Invalid,
+    /// The caller may not do that.
+    Forbidden,
+    /// It does not exist, or the caller may not see it.
+    NotFound,
+    /// The path exists, and has no such method.
+    MethodNotAllowed,
+    /// The present state forbids it.
+    Conflict,
+    /// The host does not have the memory.
+    NoMemory,
+    /// A device of the machine is too busy: try again.
+    Busy,
+    /// Another request took its place.
+    Cancelled,
+    /// The body is too large.
+    TooLarge,
+    /// The path is a WebSocket.
+    UpgradeRequired,
+    /// A fault of garret, or of the system that it runs on.
+    Internal,
+    /// Another part is not available yet, or no longer: try again.
+    Unavailable,
+    /// The operation's deadline is over.
+    Deadline,
+    /// The machine's data disk is full.
+    DiskFull,
+    /// The host's disk is full or fails, and the machine's writes wait or fail.
+    HostDisk,
+    /// A lifecycle command ended with a status other than 0.
+    CommandFailed,
+    /// The image cannot be pulled.
+    ImageUnavailable,
+    /// The image cannot be built.
+    BuildFailed,
+    /// The container engine failed.
+    EngineFailed,
+    /// The machine was stopped.
+    Stopped,
+    /// The machine ended without a request.
+    MachineEnded,
+    /// The machine could not be set up.
+    MachineFailed,
+    /// The guest did not power off in time.
+    PowerCut,
+    /// A process of the machine still uses a removed workspace.
+    WorkspaceHeld,
+    /// There is no such program; a shell reports it as 127.
+    NoSuchProgram,
+    /// The program cannot be executed; a shell reports it as 126.
+    NotExecutable,
+    /// A code of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Code {
+    /// The status of an answer with this problem (RFC 9110 §15, RFC 4918 §11.5).
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::Forbidden => 403,
+            Self::NotFound | Self::NoSuchProgram => 404,
+            Self::MethodNotAllowed => 405,
+            Self::Conflict | Self::NoMemory | Self::Busy | Self::Cancelled | Self::Stopped => 409,
+            Self::TooLarge => 413,
+            Self::UpgradeRequired => 426,
+            Self::Unavailable => 503,
+            Self::Deadline => 504,
+            Self::DiskFull => 507,
+            Self::Internal
+            | Self::HostDisk
+            | Self::CommandFailed
+            | Self::ImageUnavailable
+            | Self::BuildFailed
+            | Self::EngineFailed
+            | Self::MachineEnded
+            | Self::MachineFailed
+            | Self::PowerCut
+            | Self::WorkspaceHeld
+            | Self::NotExecutable
+            | Self::Unknown => 500,
+        }
+    }
+}
+
+/// A problem as the body of an answer, `application/problem+json` (RFC 9457): without a `type`, as `code` says more than a
+/// URI.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProblemDetails {
+    /// The answer's status.
+    pub status: u16,
+    /// What is wrong.
+    #[serde(flatten)]
+    pub problem: Problem,
+}
+
+/// The media type of [`ProblemDetails`].
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
 impl Problem {
-    /// A problem with a stable `code` and one line for a person.
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into() }
+    /// A problem with one line for a person.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
     }
 
-    /// The same with code and message as [`one_line`] each: for what a peer says that is not trusted.
+    /// The same with its text as [`one_line`]: for what a peer says that is not trusted.
     pub fn clipped(self) -> Self {
-        Self { code: one_line(&self.code), message: one_line(&self.message) }
+        Self { detail: one_line(&self.detail), ..self }
+    }
+}
+
+impl From<Problem> for ProblemDetails {
+    fn from(problem: Problem) -> Self {
+        Self { status: problem.code.status(), problem }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_problem_is_written_by_its_standard() {
+        let details = ProblemDetails::from(Problem::new(Code::NoMemory, "the host has 2 GiB"));
+        let text = json!({"status": 409, "code": "no-memory", "detail": "the host has 2 GiB"});
+        assert_eq!(serde_json::to_value(&details).unwrap(), text);
+        assert_eq!(serde_json::from_value::<ProblemDetails>(text).unwrap(), details);
+    }
+
+    #[test]
+    fn problems_of_other_versions_are_read() {
+        let newer: Problem = serde_json::from_value(json!({"code": "no-quota", "detail": "d", "x": 1})).unwrap();
+        assert_eq!(newer, Problem::new(Code::Unknown, "d"));
+        let first: Problem = serde_json::from_value(json!({"code": "not-found", "message": "m"})).unwrap();
+        assert_eq!(first, Problem::new(Code::NotFound, "m"));
     }
 }

@@ -29,10 +29,6 @@ pub const REQUEST_MAX: usize = 1 << 20;
 pub const STDIN_CREDITS: &str = "garret-stdin-credits";
 /// Frames of standard input that may be on their way without a grant.
 pub const STDIN_WINDOW: u32 = 16;
-/// Code of the [`Problem`](crate::Problem) when there is no such program; a shell reports it as 127.
-pub const NO_SUCH_PROGRAM: &str = "no-such-program";
-/// Code of the [`Problem`](crate::Problem) when the program cannot be executed; a shell reports it as 126.
-pub const NOT_EXECUTABLE: &str = "not-executable";
 
 /// A message of the client while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,9 +82,9 @@ impl Outcome {
         match self {
             Outcome::Exited(status) => *status,
             Outcome::Signaled(signal) => 128u8.wrapping_add(*signal as u8),
-            Outcome::Failed(problem) => match problem.code.as_str() {
-                NO_SUCH_PROGRAM => 127,
-                NOT_EXECUTABLE => 126,
+            Outcome::Failed(problem) => match problem.code {
+                crate::Code::NoSuchProgram => 127,
+                crate::Code::NotExecutable => 126,
                 _ => 125,
             },
         }

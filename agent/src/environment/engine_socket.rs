@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -27,7 +27,8 @@ pub(super) async fn serve() -> Result<(), Problem> {
     if UnixStream::connect(ENGINE_SOCKET).await.is_ok() {
         return Ok(());
     }
-    let failed = |error: std::io::Error| Problem::new("internal", format!("{ENGINE_SOCKET} cannot be served: {error}"));
+    let failed =
+        |error: std::io::Error| Problem::new(Code::Internal, format!("{ENGINE_SOCKET} cannot be served: {error}"));
     let listener = listen(Path::new(ENGINE_SOCKET)).map_err(failed)?;
     let mut service = Command::new("/bin/sh");
     crate::exec::allow_oom_kill(&mut service);

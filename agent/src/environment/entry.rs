@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use tokio::sync::watch;
 
 use super::journal::Journal;
@@ -160,20 +160,20 @@ fn outdated(id: &str, asked: u64, newest: u64) -> Problem {
         "run {asked} of environment {id} is older than run {newest}, which this machine knows; if the host has lost its \
          state, remove the environment with `garret rm` and bring it up again"
     );
-    Problem::new("conflict", message)
+    Problem::new(Code::Conflict, message)
 }
 
 fn disk_problem(id: &str, error: &io::Error) -> Problem {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(),
-        _ => Problem::new("internal", format!("the record of {id} cannot be written to the data disk: {error}")),
+        _ => Problem::new(Code::Internal, format!("the record of {id} cannot be written to the data disk: {error}")),
     }
 }
 
 /// The machine's data disk has no space left.
 pub(super) fn disk_full() -> Problem {
     let to_do = "free space, for example with `garret exec --machine -- podman image prune --all`, and try again";
-    Problem::new("disk-full", format!("the machine's data disk is full: {to_do}"))
+    Problem::new(Code::DiskFull, format!("the machine's data disk is full: {to_do}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,7 +198,7 @@ mod tests {
         assert!(!new && Arc::ptr_eq(&joined.journal, &first.journal));
         let (second, new) = entry.begin(4).unwrap();
         assert!(new && first.cancelled().await.contains("newer"));
-        assert_eq!(entry.begin(3).unwrap_err().code, "conflict");
+        assert_eq!(entry.begin(3).unwrap_err().code, Code::Conflict);
         // The end of the replaced run does not end the current run.
         entry.end(&first);
         let (joined, new) = entry.begin(4).unwrap();
@@ -213,7 +213,7 @@ mod tests {
         entry(folder.path()).update(|record| record.generation = 7).await.unwrap();
         let store = Store::new(folder.path().join("environments"));
         let entry = Entry::new(store.clone(), store.load().remove(0));
-        assert_eq!(entry.begin(6).unwrap_err().code, "conflict");
+        assert_eq!(entry.begin(6).unwrap_err().code, Code::Conflict);
         assert!(entry.begin(7).unwrap().1);
     }
 
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_named() {
         let full = io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
-        assert_eq!(disk_problem("p-1", &full).code, "disk-full");
-        assert_eq!(disk_problem("p-1", &io::ErrorKind::Other.into()).code, "internal");
+        assert_eq!(disk_problem("p-1", &full).code, Code::DiskFull);
+        assert_eq!(disk_problem("p-1", &io::ErrorKind::Other.into()).code, Code::Internal);
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use garret_api::Problem;
 use garret_api::agent::ExecRequest;
 use garret_api::stream::Outcome;
+use garret_api::{Code, Problem};
 use garret_devcontainer::{Command, Single, Stage};
 
 use super::journal::{Journal, StepFailed};
@@ -43,14 +43,14 @@ fn check_outcome(step: &str, single: &Single, outcome: &Outcome) -> Result<(), P
         Outcome::Exited(0) => return Ok(()),
         Outcome::Exited(code) => format!("failed with exit code {code}"),
         Outcome::Signaled(signal) => format!("was killed by signal {signal}"),
-        Outcome::Failed(problem) => format!("was lost: {}", problem.message),
+        Outcome::Failed(problem) => format!("was lost: {}", problem.detail),
     };
     let text = match single {
         Single::Shell(line) => line.clone(),
         Single::Exec(argv) => argv.join(" "),
     };
     let message = format!("{step} {how}: {}; commands after it were not run", shown(&text));
-    Err(Problem::new("command-failed", message))
+    Err(Problem::new(Code::CommandFailed, message))
 }
 
 /// The command on one line of bounded length.
@@ -84,7 +84,7 @@ mod tests {
         let journal = Journal::new();
         let command: Command = serde_json::from_value(command).unwrap();
         let result = run(&journal, Stage::PostCreateCommand, &command, guest).await;
-        journal.write(Progress::Failed { step: "end".into(), problem: Problem::new("x", "y") });
+        journal.write(Progress::Failed { step: "end".into(), problem: Problem::new(Code::Unknown, "y") });
         let mut receiver = journal.follow();
         let mut lines = Vec::new();
         while let Some(line) = receiver.recv().await {
@@ -99,7 +99,7 @@ mod tests {
         let failed = result.unwrap_err();
         assert_eq!(failed.step, "postCreateCommand");
         let expected = "postCreateCommand failed with exit code 3: echo said; exit 3; commands after it were not run";
-        assert_eq!(failed.problem.message, expected);
+        assert_eq!(failed.problem.detail, expected);
         let output = Progress::Output { step: "postCreateCommand".into(), text: "said\n".into() };
         assert!(lines.contains(&output), "{lines:?}");
     }

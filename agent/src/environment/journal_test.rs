@@ -1,9 +1,10 @@
+use garret_api::Code;
 use proptest::prelude::*;
 
 use super::*;
 
 fn failed() -> Progress {
-    Progress::Failed { step: "s".into(), problem: Problem::new("internal", "x") }
+    Progress::Failed { step: "s".into(), problem: Problem::new(Code::Internal, "x") }
 }
 
 fn output(text: &str) -> Progress {
@@ -55,7 +56,7 @@ async fn a_step_tells_start_output_and_end() {
         Ok(7)
     });
     assert_eq!(done.await, Ok(7));
-    let problem = Problem::new("invalid", "no");
+    let problem = Problem::new(Code::Invalid, "no");
     let fails = journal.step("run", async |_| Err::<(), _>(problem.clone()));
     assert_eq!(fails.await, Err(StepFailed { step: "run".into(), problem }));
     journal.write(failed());

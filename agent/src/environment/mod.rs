@@ -36,8 +36,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
-use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, ExecRequest, LOG_MAX, Progress};
+use garret_api::{Code, Problem};
 use tokio::sync::{mpsc, watch};
 
 use self::entry::{Entry, RunHandle};
@@ -154,7 +154,7 @@ impl Environments {
     pub async fn exec(&self, id: &str, request: ExecRequest) -> Result<ProcessSpec, Problem> {
         let entry = self.entry(id)?;
         let (phase, container) = entry.with(|record| (record.phase, record.container.clone()));
-        let conflict = |what: &str| Problem::new("conflict", format!("environment {id} {what}"));
+        let conflict = |what: &str| Problem::new(Code::Conflict, format!("environment {id} {what}"));
         let container = container.ok_or_else(|| conflict("has no container yet; bring it up first"))?;
         if phase == EnvironmentPhase::Starting && !container.usable {
             return Err(conflict("is still starting; wait for it"));
@@ -227,7 +227,7 @@ impl Environments {
     }
 
     fn entry(&self, id: &str) -> Result<Arc<Entry>, Problem> {
-        let missing = || Problem::new("not-found", format!("there is no environment {id:?}"));
+        let missing = || Problem::new(Code::NotFound, format!("there is no environment {id:?}"));
         self.lock().get(id).cloned().ok_or_else(missing)
     }
 
@@ -265,7 +265,7 @@ async fn bring_up(mut run: BringUp, handle: RunHandle) {
     let begun = SystemTime::now();
     let result = tokio::select! {
         biased;
-        reason = handle.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new("conflict", reason) }),
+        reason = handle.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new(Code::Conflict, reason) }),
         result = run.execute() => result,
     };
     run.clean_up(begun).await;
@@ -294,7 +294,7 @@ fn check_id(id: &str) -> Result<(), Problem> {
         return Ok(());
     }
     let message = format!("{id:?} is not an environment's id: 1 to {ID_MAX} letters, digits, - and _");
-    Err(Problem::new("invalid", message))
+    Err(Problem::new(Code::Invalid, message))
 }
 
 #[cfg(test)]

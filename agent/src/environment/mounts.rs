@@ -1,6 +1,6 @@
 //! Sources of bind mounts: translates paths of the developer's machine to paths of the guest.
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use garret_devcontainer::Mount;
 
 /// The guest engine's own socket, which replaces `docker.sock`.
@@ -31,7 +31,7 @@ impl WorkspacePaths<'_> {
         match inside {
             Some(rest) if !climbs => Ok(format!("{}{rest}", self.guest)),
             _ => Err(Problem::new(
-                "invalid",
+                Code::Invalid,
                 format!(
                     "mount source {source:?} is outside the workspace {:?}: move it inside, use a volume, or take the mount out",
                     self.host
@@ -48,7 +48,7 @@ impl WorkspacePaths<'_> {
         let mut mount = mount.clone();
         if mount.kind == "bind" {
             let Some(source) = &mount.source else {
-                return Err(Problem::new("invalid", format!("the bind mount at {:?} has no source", mount.target)));
+                return Err(Problem::new(Code::Invalid, format!("the bind mount at {:?} has no source", mount.target)));
             };
             mount.source = Some(self.source(source)?);
         }
@@ -95,7 +95,7 @@ impl WorkspacePaths<'_> {
     }
 
     fn mount_argument(&self, text: &str) -> Result<String, Problem> {
-        let mount = Mount::parse(text).map_err(|message| Problem::new("invalid", format!("runArgs: {message}")))?;
+        let mount = Mount::parse(text).map_err(|message| Problem::new(Code::Invalid, format!("runArgs: {message}")))?;
         Ok(self.mount(&mount)?.to_argument())
     }
 }
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn sources_outside_are_one_clear_error() {
         for source in ["/home/ann/.ssh", "/home/ann/my project 2", "/home/ann/my project/../x", "relative", ""] {
-            let message = WORKSPACE_PATHS.source(source).unwrap_err().message;
+            let message = WORKSPACE_PATHS.source(source).unwrap_err().detail;
             assert!(message.contains("outside the workspace") && !message.contains('\n'), "{message}");
         }
     }

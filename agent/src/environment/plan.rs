@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use garret_devcontainer::{Build, Merged, Mount, Resolved};
 
 use super::image::repository;
@@ -170,7 +170,7 @@ fn start_script(entrypoints: &[String]) -> String {
 /// All mounts, the workspace's first.
 fn all_mounts(resolved: &Resolved, merged: &Merged) -> Result<Vec<Mount>, Problem> {
     let workspace = resolved.workspace_mount.as_deref().map(Mount::parse).transpose();
-    let workspace = workspace.map_err(|message| Problem::new("invalid", format!("workspaceMount: {message}")))?;
+    let workspace = workspace.map_err(|message| Problem::new(Code::Invalid, format!("workspaceMount: {message}")))?;
     Ok(workspace.into_iter().chain(merged.mounts.iter().map(|entry| entry.mount().clone())).collect())
 }
 
@@ -206,7 +206,7 @@ fn user_of_run_args(args: &[String]) -> Option<String> {
 /// # Errors
 /// The metadata is not valid.
 pub(super) fn merge(resolved: &Resolved, image: &ImageRecord) -> Result<Merged, Problem> {
-    resolved.merge(image.metadata.as_deref()).map_err(|error| Problem::new("invalid", error.to_string()))
+    resolved.merge(image.metadata.as_deref()).map_err(|error| Problem::new(Code::Invalid, error.to_string()))
 }
 
 /// The environment of a remote process. Later sources win: the container's own, the variables of the user's shell, the

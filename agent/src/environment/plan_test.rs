@@ -118,7 +118,7 @@ fn a_mount_from_outside_is_refused() {
         r#"{"image": "x", "runArgs": ["-v", "/etc:/e"]}"#,
         r#"{"image": "x", "workspaceMount": "type=bind,source=/,target=/host"}"#,
     ] {
-        assert!(run(text, None).unwrap_err().message.contains("outside the workspace"), "{text}");
+        assert!(run(text, None).unwrap_err().detail.contains("outside the workspace"), "{text}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -59,7 +59,7 @@ impl Failure {
 
     /// The problem to report for this failure. `message` adds details, except when the disk is full, which always has
     /// the same message.
-    pub fn problem(&self, code: &str, message: impl FnOnce() -> String) -> Problem {
+    pub fn problem(&self, code: Code, message: impl FnOnce() -> String) -> Problem {
         if self.stderr.to_lowercase().contains("no space left on device") {
             return disk_full();
         }
@@ -69,7 +69,7 @@ impl Failure {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        failure.problem("internal", || failure.to_string())
+        failure.problem(Code::Internal, || failure.to_string())
     }
 }
 
@@ -409,8 +409,11 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_the_same_way_each_time() {
         let failure = Failure { stderr: "Error: writing blob: write /var/tmp/x: no space left on device\n".into() };
-        assert_eq!(failure.problem("image-unavailable", || unreachable!()), disk_full());
-        assert_eq!(Failure { stderr: "x".into() }.problem("c", || "m".into()), Problem::new("c", "m"));
+        assert_eq!(failure.problem(Code::ImageUnavailable, || unreachable!()), disk_full());
+        assert_eq!(
+            Failure { stderr: "x".into() }.problem(Code::Internal, || "m".into()),
+            Problem::new(Code::Internal, "m")
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
+use garret_api::{Code, Problem};
 use garret_devcontainer::{Stage, UserEnvProbe};
 use serde::{Deserialize, Serialize};
 
@@ -216,7 +216,8 @@ fn read(path: &Path) -> io::Result<Record> {
     let mut record: Record = serde_json::from_slice(&std::fs::read(path)?)?;
     if record.phase == EnvironmentPhase::Starting {
         record.phase = EnvironmentPhase::Failed;
-        record.problem = Some(Problem::new("unavailable", "its start was interrupted; bring the environment up again"));
+        record.problem =
+            Some(Problem::new(Code::Unavailable, "its start was interrupted; bring the environment up again"));
     }
     // A container that was ready and still runs is still usable.
     if let (EnvironmentPhase::Ready, Some(container)) = (record.phase, &mut record.container) {
@@ -294,7 +295,7 @@ mod tests {
         store.save(&record(EnvironmentPhase::Starting)).unwrap();
         let status = store.load()[0].status(true);
         assert_eq!(status.phase, EnvironmentPhase::Failed);
-        assert!(status.problem.unwrap().message.contains("again"));
+        assert!(status.problem.unwrap().detail.contains("again"));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::agent::ExecRequest;
+use garret_api::{Code, Problem};
 use garret_devcontainer::UserEnvProbe;
 
 use super::plan;
@@ -34,7 +34,7 @@ pub(super) async fn users(pid: i32) -> Result<Users, Problem> {
     USER_FILES
         .run(move || Users::load(&root_of(pid)))
         .await?
-        .map_err(|error| Problem::new("internal", format!("the container's user files cannot be read: {error}")))
+        .map_err(|error| Problem::new(Code::Internal, format!("the container's user files cannot be read: {error}")))
 }
 
 /// One user of a container.
@@ -42,7 +42,7 @@ pub(super) fn user(users: &Users, name: &str) -> Result<User, Problem> {
     let unknown = || {
         let message =
             format!("the container has no user {name:?}: name one it has as remoteUser, or add it in the image");
-        Problem::new("not-found", message)
+        Problem::new(Code::NotFound, message)
     };
     users.find(name).ok_or_else(unknown)
 }
@@ -112,7 +112,7 @@ pub(super) async fn probe(
             Ok(None)
         }
         Ok(Err(problem)) => {
-            report(&format!("{}: its environment is not used", problem.message));
+            report(&format!("{}: its environment is not used", problem.detail));
             Ok(None)
         }
         Ok(Ok(_)) => Ok(parse(&String::from_utf8_lossy(&output), container.env.get("PATH").map(String::as_str), root)),
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(spec.args, ["/bin/bash", "-l"]);
         assert_eq!((spec.env["A"].as_str(), spec.env["TERM"].as_str()), ("container", "xterm-256color"));
         let request = ExecRequest { user: Some("bob".into()), ..ExecRequest::default() };
-        assert!(process(&container(), &users(), request).unwrap_err().message.contains("no user \"bob\""));
+        assert!(process(&container(), &users(), request).unwrap_err().detail.contains("no user \"bob\""));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use garret_devcontainer::{Build, Merged, Source};
 
 use super::image::{full_name, pull_failed};
@@ -21,7 +21,7 @@ pub(super) async fn image(run: &BringUp, read: &Read) -> Result<(String, Image),
     match source {
         Err(error) => Err(StepFailed {
             step: "read devcontainer.json".into(),
-            problem: Problem::new("invalid", error.to_string()),
+            problem: Problem::new(Code::Invalid, error.to_string()),
         }),
         Ok(Source::Image(image)) => pulled(run, image.trim()).await,
         Ok(Source::Dockerfile { dockerfile, context, build }) => {
@@ -48,7 +48,7 @@ async fn pulled(run: &BringUp, image: &str) -> Result<(String, Image), StepFaile
                 return found(run, &full).await;
             }
             let pull = run.podman.stream(["pull", &full], |bytes| output.bytes(bytes)).await;
-            pull.map_err(|failure| failure.problem("image-unavailable", || pull_failed(&full, &failure.stderr)))?;
+            pull.map_err(|failure| failure.problem(Code::ImageUnavailable, || pull_failed(&full, &failure.stderr)))?;
             found(run, &full).await
         })
         .await
@@ -56,8 +56,8 @@ async fn pulled(run: &BringUp, image: &str) -> Result<(String, Image), StepFaile
 
 async fn found(run: &BringUp, name: &str) -> Result<(String, Image), Problem> {
     let image = run.podman.image(name).await?;
-    let image =
-        image.ok_or_else(|| Problem::new("image-unavailable", format!("there is no image {name} in the machine")))?;
+    let image = image
+        .ok_or_else(|| Problem::new(Code::ImageUnavailable, format!("there is no image {name} in the machine")))?;
     Ok((name.to_owned(), image))
 }
 
@@ -77,11 +77,11 @@ async fn built(
     if !is_file {
         let message =
             format!("build.dockerfile: there is no file {:?} in the workspace", shown(&workspace, &dockerfile));
-        return Err(Problem::new("invalid", message));
+        return Err(Problem::new(Code::Invalid, message));
     }
     if !is_folder {
         let message = format!("build.context: there is no folder {:?} in the workspace", shown(&workspace, &context));
-        return Err(Problem::new("invalid", message));
+        return Err(Problem::new(Code::Invalid, message));
     }
     let mut env = run.facts.env.clone();
     env.retain(|name, _| !run.facts.engine_env.contains_key(name));
@@ -97,7 +97,7 @@ async fn built(
         no_cache: run.spec.rebuild,
     });
     run.build(args, variables.inherited, output).await.map_err(|failure| {
-        failure.problem("build-failed", || {
+        failure.problem(Code::BuildFailed, || {
             let dockerfile = shown(&workspace, &dockerfile);
             format!("the image could not be built from {dockerfile}: {failure}; its output is above")
         })
@@ -120,7 +120,7 @@ fn inside(workspace: &Path, folder: &Path, path: &str, property: &str) -> Result
     if whole.starts_with(workspace) {
         return Ok(whole);
     }
-    Err(Problem::new("invalid", format!("{property}: {path:?} is outside the workspace: move it inside")))
+    Err(Problem::new(Code::Invalid, format!("{property}: {path:?} is outside the workspace: move it inside")))
 }
 
 fn shown(workspace: &Path, path: &Path) -> String {
@@ -144,7 +144,7 @@ pub(super) async fn with_owner_ids(
     let Some(renumbered) = renumber(&passwd, &group, user) else { return Ok(name) };
     run.journal
         .step("adapt user ids", async |output| {
-            let internal = |error| Problem::new("internal", format!("cannot write an image's layer: {error}"));
+            let internal = |error| Problem::new(Code::Internal, format!("cannot write an image's layer: {error}"));
             let folder = tempfile::tempdir_in(&run.dirs.run).map_err(internal)?;
             write_layer(folder.path(), &name, &image.config.user, &renumbered).map_err(internal)?;
             let tag = plan::renumbered_image(&run.entry.id);
@@ -152,7 +152,7 @@ pub(super) async fn with_owner_ids(
             let label = plan::label(&run.entry.id);
             let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
             run.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
-                failure.problem("build-failed", || {
+                failure.problem(Code::BuildFailed, || {
                     let to_do = "set \"updateRemoteUserUID\" to false to continue without that";
                     format!("user {user} could not be given the workspace's owner: {failure}; {to_do}")
                 })
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(at("..").unwrap(), Path::new("/w/p"));
         assert_eq!(at("./a/../b").unwrap(), Path::new("/w/p/.devcontainer/b"));
         for path in ["../..", "../../p2", "/etc", "../../../../../.."] {
-            assert!(at(path).unwrap_err().message.contains("outside the workspace"), "{path}");
+            assert!(at(path).unwrap_err().detail.contains("outside the workspace"), "{path}");
         }
     }
 

@@ -102,23 +102,23 @@ async fn a_way_up_that_fails_is_recorded_and_survives() {
     let all = &fixture.all;
     let (one, two) = (all.up("p-1", spec(1)).await.unwrap(), all.up("p-1", spec(1)).await.unwrap());
     let Progress::Failed { step, problem } = last(one).await else { panic!("it must fail") };
-    assert_eq!((step.as_str(), problem.code.as_str()), ("read devcontainer.json", "invalid"));
+    assert_eq!((step.as_str(), problem.code), ("read devcontainer.json", Code::Invalid));
     assert_eq!(last(two).await, Progress::Failed { step, problem: problem.clone() });
     fixture.restart();
     let status = fixture.all.get("p-1").await.unwrap();
     assert_eq!((status.phase, status.problem), (EnvironmentPhase::Failed, Some(problem)));
     let refused = fixture.all.exec("p-1", ExecRequest::default()).await.unwrap_err();
-    assert_eq!(refused.code, "conflict");
+    assert_eq!(refused.code, Code::Conflict);
 }
 
 #[tokio::test]
 async fn what_is_not_there() {
     let fixture = Fixture::new("");
     let all = &fixture.all;
-    assert_eq!(all.get("x").await.unwrap_err().code, "not-found");
-    assert_eq!(all.exec("x", ExecRequest::default()).await.unwrap_err().code, "not-found");
+    assert_eq!(all.get("x").await.unwrap_err().code, Code::NotFound);
+    assert_eq!(all.exec("x", ExecRequest::default()).await.unwrap_err().code, Code::NotFound);
     for id in ["", "-x", "a/b", "../x", "ü", &"x".repeat(101)] {
-        assert_eq!(all.up(id, spec(1)).await.unwrap_err().code, "invalid", "{id}");
+        assert_eq!(all.up(id, spec(1)).await.unwrap_err().code, Code::Invalid, "{id}");
     }
 }
 
@@ -133,11 +133,11 @@ async fn a_newer_run_replaces_a_stalled_one_and_its_layers() {
     std::fs::write(workspace.join("devcontainer.json"), r#"{"image": "localhost/corrected"}"#).unwrap();
     let (step, problem) = fixture.up(EnvironmentSpec { rebuild: true, ..spec(2) }).await;
     assert_eq!(step, "pull image");
-    assert!(problem.message.contains("localhost/corrected"), "{problem}");
+    assert!(problem.detail.contains("localhost/corrected"), "{problem}");
     let Progress::Failed { problem, .. } = last(first).await else { panic!("it was replaced") };
-    assert_eq!(problem.message, "a newer request replaced this run");
+    assert_eq!(problem.detail, "a newer request replaced this run");
     assert!(!Path::new(&scratch).exists(), "a cancelled pull left its layers in {scratch}");
-    assert_eq!(fixture.all.up("p-1", spec(1)).await.unwrap_err().code, "conflict");
+    assert_eq!(fixture.all.up("p-1", spec(1)).await.unwrap_err().code, Code::Conflict);
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_name_held_by_a_half_made_container_is_freed() {
         );
         let runs = fixture.calls().iter().filter(|call| call.starts_with("run")).count();
         assert_eq!(runs, 1 + usize::from(removed), "{:?}", fixture.calls());
-        assert_eq!(problem.message.contains("--rebuild"), id == "ab", "{problem}");
+        assert_eq!(problem.detail.contains("--rebuild"), id == "ab", "{problem}");
     }
 }
 
@@ -215,7 +215,7 @@ async fn a_pull_into_a_full_disk_says_so() {
             pull) echo 'Error: writing blob: write /x: no space left on device' >&2; exit 125;; esac",
     );
     let (step, problem) = fixture.up(spec(1)).await;
-    assert_eq!((step.as_str(), problem.code.as_str()), ("pull image", "disk-full"));
+    assert_eq!((step.as_str(), problem.code), ("pull image", Code::DiskFull));
 }
 
 #[tokio::test]

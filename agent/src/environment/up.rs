@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec};
+use garret_api::{Code, Problem};
 use garret_devcontainer::{
     Document, Folder, METADATA_LABEL, Merged, Resolved, Stage, UserEnvProbe, Workspace, find, resolve,
 };
@@ -75,7 +75,7 @@ impl BringUp {
         .await?;
         // Checked after the record was written, because that waits for a removal that is still writing.
         if self.entry.is_removed() {
-            let problem = Problem::new("conflict", "the environment was removed; bring it up again");
+            let problem = Problem::new(Code::Conflict, "the environment was removed; bring it up again");
             return Err(StepFailed { step: "up".into(), problem });
         }
         self.spec.rebuild &= !self.is_built();
@@ -222,7 +222,7 @@ impl BringUp {
         match self.podman.output(["start", &container.id]).await {
             Ok(_) => Ok(Some(ContainerRecord { usable: false, ..container })),
             Err(failure) if failure.stderr.contains("no such container") => Ok(None),
-            Err(failure) => Err(failure.problem("engine-failed", || {
+            Err(failure) => Err(failure.problem(Code::EngineFailed, || {
                 format!("the container could not be started: {failure}; bring it up with --rebuild")
             })),
         }
@@ -278,7 +278,8 @@ impl BringUp {
     pub(super) fn secret_file(&self, text: &str) -> Result<tempfile::NamedTempFile, Problem> {
         let written = tempfile::NamedTempFile::new_in(&self.dirs.run)
             .and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file));
-        written.map_err(|error| Problem::new("internal", format!("cannot write the container's variables: {error}")))
+        written
+            .map_err(|error| Problem::new(Code::Internal, format!("cannot write the container's variables: {error}")))
     }
 
     /// Creates and starts a container. One that cannot be started is removed, so that the next run creates a new one.
@@ -311,15 +312,15 @@ impl BringUp {
                 let log = log.trim();
                 let to_do = "set \"overrideCommand\" to true to keep it";
                 let message = format!("its command ended at once, with {log:?}; {to_do}");
-                Problem::new("engine-failed", format!("the container could not be created: {message}"))
+                Problem::new(Code::EngineFailed, format!("the container could not be created: {message}"))
             }
             Err(failure) if failure.external_container(&name).is_some() => Problem::new(
-                "engine-failed",
+                Code::EngineFailed,
                 "podman does not know the container any more, but its files are there: `garret up --rebuild` removes them and \
                  makes a new one",
             ),
             Err(failure) => {
-                failure.problem("engine-failed", || format!("the container could not be created: {failure}"))
+                failure.problem(Code::EngineFailed, || format!("the container could not be created: {failure}"))
             }
         };
         self.remove_unrecorded().await;
@@ -371,7 +372,7 @@ impl BringUp {
     async fn record_settings(&self, read: &Read, container: ContainerRecord) -> Result<Container, Problem> {
         let merged = plan::merge(&read.resolved, &container.image)?;
         let running = runtime::running(&container.id)
-            .ok_or_else(|| Problem::new("engine-failed", "the container has ended; its output is in its log"))?;
+            .ok_or_else(|| Problem::new(Code::EngineFailed, "the container has ended; its output is in its log"))?;
         let users = remote::users(running.pid).await?;
         let remote_user = plan::remote_user(&read.resolved, &merged, &container.image);
         remote::user(&users, &remote_user)?;
@@ -380,7 +381,7 @@ impl BringUp {
             remote_user,
             workspace_folder: read.resolved.workspace_folder.clone(),
             env: running.env,
-            remote_env: remote_env.map_err(|error| Problem::new("invalid", error.to_string()))?,
+            remote_env: remote_env.map_err(|error| Problem::new(Code::Invalid, error.to_string()))?,
             usable: container.usable || merged.usable_after() == Stage::InitializeCommand,
             ..container
         };
@@ -471,7 +472,7 @@ fn image_record(image: &Image) -> ImageRecord {
 }
 
 fn read(workspace: &Path, spec: EnvironmentSpec) -> Result<Read, Problem> {
-    let invalid = |message: String| Problem::new("invalid", message);
+    let invalid = |message: String| Problem::new(Code::Invalid, message);
     if !workspace.is_dir() {
         return Err(invalid(format!("the workspace {} is not a folder of this machine", spec.host_path)));
     }
@@ -503,7 +504,7 @@ mod tests {
     }
 
     fn error(workspace: &Path) -> String {
-        read(workspace, spec("/home/ann/p")).err().expect("it fails").message
+        read(workspace, spec("/home/ann/p")).err().expect("it fails").detail
     }
 
     #[test]

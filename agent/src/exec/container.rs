@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use garret_api::Problem;
 use garret_api::stream;
+use garret_api::{Code, Problem};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal};
@@ -34,11 +34,11 @@ const PREFIX: &str = "exec-";
 /// Starts `spec` in container `id`.
 pub(super) async fn spawn(id: &str, spec: &ProcessSpec) -> Result<Running, Problem> {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(Problem::new("internal", format!("{id:?} is not a container's id")));
+        return Err(Problem::new(Code::Internal, format!("{id:?} is not a container's id")));
     }
     let config = Path::new(RUNTIME_ROOT).join(id).join("config.json");
     let config = std::fs::read(&config)
-        .map_err(|_| Problem::new("conflict", "the container is not running; bring the environment up first"))?;
+        .map_err(|_| Problem::new(Code::Conflict, "the container is not running; bring the environment up first"))?;
     let config: Value = serde_json::from_slice(&config).map_err(|error| internal("the container's config", error))?;
     let files = Files::make(&process(&config["process"], spec)).map_err(|error| internal("a scratch folder", error))?;
     files.run(id, spec).await
@@ -244,19 +244,22 @@ fn failure_of(log: &str, program: &str) -> Problem {
         .find_map(|line| Some(serde_json::from_str::<Value>(line).ok()?.get("msg")?.as_str()?.to_owned()))
         .unwrap_or_else(|| "the container's runtime ended without a message".into());
     if message.contains("not found in $PATH") || (message.contains(program) && message.contains("No such file")) {
-        return Problem::new(stream::NO_SUCH_PROGRAM, format!("{program}: no such program in the container"));
+        return Problem::new(Code::NoSuchProgram, format!("{program}: no such program in the container"));
     }
     if message.contains("chdir to") {
-        return Problem::new("not-found", format!("the folder to start in is not usable in the container: {message}"));
+        return Problem::new(
+            Code::NotFound,
+            format!("the folder to start in is not usable in the container: {message}"),
+        );
     }
     if message.contains("Permission denied") || message.contains("not executable") {
-        return Problem::new(stream::NOT_EXECUTABLE, format!("{program}: cannot be executed in the container"));
+        return Problem::new(Code::NotExecutable, format!("{program}: cannot be executed in the container"));
     }
-    Problem::new("internal", format!("cannot start {program} in the container: {message}"))
+    Problem::new(Code::Internal, format!("cannot start {program} in the container: {message}"))
 }
 
 fn internal(what: &str, error: impl std::fmt::Display) -> Problem {
-    Problem::new("internal", format!("cannot start a process in the container: {what}: {error}"))
+    Problem::new(Code::Internal, format!("cannot start a process in the container: {what}: {error}"))
 }
 
 #[cfg(test)]
@@ -318,12 +321,12 @@ mod tests {
     #[test]
     fn the_runtimes_words_become_a_problem() {
         let log = r#"{"msg":"executable file `nosuch` not found in $PATH: No such file or directory","level":"error"}"#;
-        assert_eq!(failure_of(log, "nosuch").code, stream::NO_SUCH_PROGRAM);
-        assert_eq!(failure_of("", "x").code, "internal");
+        assert_eq!(failure_of(log, "nosuch").code, Code::NoSuchProgram);
+        assert_eq!(failure_of("", "x").code, Code::Internal);
         let cases = [
-            ("open `/x`: Permission denied", stream::NOT_EXECUTABLE),
-            ("the path `/x` exists but it is not executable: Operation not permitted", stream::NOT_EXECUTABLE),
-            ("chdir to `/nosuch`: No such file or directory", "not-found"),
+            ("open `/x`: Permission denied", Code::NotExecutable),
+            ("the path `/x` exists but it is not executable: Operation not permitted", Code::NotExecutable),
+            ("chdir to `/nosuch`: No such file or directory", Code::NotFound),
         ];
         for (message, code) in cases {
             assert_eq!(failure_of(&json!({"msg": message}).to_string(), "/x").code, code, "{message}");

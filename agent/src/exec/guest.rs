@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use garret_api::Problem;
 use garret_api::agent::ExecRequest;
+use garret_api::{Code, Problem};
 
 use super::{Place, ProcessSpec};
 use crate::users::{User, Users};
@@ -19,7 +19,7 @@ pub(crate) fn process(
     let wanted = request.user.as_deref().unwrap_or("root");
     let user = users
         .find(wanted)
-        .ok_or_else(|| Problem::new("not-found", format!("there is no user {wanted:?} in the machine")))?;
+        .ok_or_else(|| Problem::new(Code::NotFound, format!("there is no user {wanted:?} in the machine")))?;
     let mut env = login_env(&user, request.terminal.is_some());
     env.extend(host_env.clone());
     env.extend(request.env);
@@ -80,6 +80,6 @@ mod tests {
     fn an_unknown_user_is_named() {
         let request = ExecRequest { user: Some("bob".into()), ..Default::default() };
         let problem = process(&users(), request, &BTreeMap::new()).unwrap_err();
-        assert_eq!(problem.message, "there is no user \"bob\" in the machine");
+        assert_eq!(problem.detail, "there is no user \"bob\" in the machine");
     }
 }

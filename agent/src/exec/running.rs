@@ -2,8 +2,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 
-use garret_api::Problem;
 use garret_api::stream::{Outcome, WindowSize};
+use garret_api::{Code, Problem};
 use rustix::process::{Pid, Signal};
 use rustix::termios::Winsize;
 use tempfile::TempDir;
@@ -34,10 +34,10 @@ impl Handle {
     /// Sends a signal to the process group. A group that no longer exists is no error; an invalid signal number is one.
     pub(super) fn signal(&self, number: i32) -> Result<(), Problem> {
         let signal = Signal::from_named_raw(number)
-            .ok_or_else(|| Problem::new("invalid", format!("{number} is not a signal from 1 to 31")))?;
+            .ok_or_else(|| Problem::new(Code::Invalid, format!("{number} is not a signal from 1 to 31")))?;
         match rustix::process::kill_process_group(self.group, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(Problem::new("internal", format!("cannot signal the process: {error}"))),
+            Err(error) => Err(Problem::new(Code::Internal, format!("cannot signal the process: {error}"))),
         }
     }
 
@@ -67,7 +67,7 @@ impl Reaper {
     pub(super) async fn wait(&mut self) -> Outcome {
         match self.child.wait().await {
             Ok(status) => outcome(status),
-            Err(error) => Outcome::Failed(Problem::new("internal", format!("the process was lost: {error}"))),
+            Err(error) => Outcome::Failed(Problem::new(Code::Internal, format!("the process was lost: {error}"))),
         }
     }
 }

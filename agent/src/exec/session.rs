@@ -12,9 +12,9 @@ use std::time::Duration;
 use axum::extract::ws::{Message, WebSocket};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use garret_api::Problem;
 use garret_api::agent::ExecRequest;
 use garret_api::stream::{Control, FRAME_MAX, Outcome, STDIN, STDIN_WINDOW, ServerMessage};
+use garret_api::{Code, Problem};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
@@ -111,14 +111,14 @@ async fn while_connected<T>(
                     "the command did not start within {} s; its container may be paused or out of memory",
                     START_TIMEOUT.as_secs()
                 );
-                return Ok(Err(Problem::new("unavailable", message)));
+                return Ok(Err(Problem::new(Code::Unavailable, message)));
             }
         }
     }
 }
 
 async fn first_frame(socket: &mut WebSocket) -> Result<ExecRequest, Problem> {
-    let invalid = |what: String| Problem::new("invalid", what);
+    let invalid = |what: String| Problem::new(Code::Invalid, what);
     let frame = tokio::time::timeout(REQUEST_TIMEOUT, socket.recv()).await;
     match frame {
         Ok(Some(Ok(Message::Text(text)))) => {

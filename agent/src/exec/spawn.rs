@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::stream::{self, WindowSize};
+use garret_api::{Code, Problem};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
@@ -32,7 +32,7 @@ static FOLDER: Blocking = Blocking::new("looking at the folder to start in", 16,
 pub(super) async fn spawn(spec: &ProcessSpec) -> Result<Running, Problem> {
     let folder = spec.cwd.clone();
     if !FOLDER.run(move || folder.is_dir()).await? {
-        return Err(Problem::new("not-found", format!("there is no folder {:?} to start in", spec.cwd)));
+        return Err(Problem::new(Code::NotFound, format!("there is no folder {:?} to start in", spec.cwd)));
     }
     let mut command = Command::new(&spec.args[0]);
     command.args(&spec.args[1..]).env_clear().envs(&spec.env).current_dir(&spec.cwd);
@@ -40,16 +40,16 @@ pub(super) async fn spawn(spec: &ProcessSpec) -> Result<Running, Problem> {
         Some(size) => Streams::terminal(size),
         None => Streams::pipes(),
     };
-    let internal = |error: io::Error| Problem::new("internal", format!("cannot start a process: {error}"));
+    let internal = |error: io::Error| Problem::new(Code::Internal, format!("cannot start a process: {error}"));
     let streams = streams.map_err(internal)?;
     let (child, pid) = streams.attach(&mut command).and_then(|()| start(command, Some(spec))).map_err(|error| {
         let program = &spec.args[0];
         match error.kind() {
-            io::ErrorKind::NotFound => Problem::new(stream::NO_SUCH_PROGRAM, format!("{program}: no such program")),
+            io::ErrorKind::NotFound => Problem::new(Code::NoSuchProgram, format!("{program}: no such program")),
             io::ErrorKind::PermissionDenied => {
-                Problem::new(stream::NOT_EXECUTABLE, format!("{program}: cannot be executed"))
+                Problem::new(Code::NotExecutable, format!("{program}: cannot be executed"))
             }
-            _ => Problem::new("internal", format!("{program}: {error}")),
+            _ => Problem::new(Code::Internal, format!("{program}: {error}")),
         }
     })?;
     Ok(Running {

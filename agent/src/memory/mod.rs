@@ -46,6 +46,7 @@ mod low_water;
 mod oom;
 mod pace;
 mod policy;
+mod procfs;
 mod readings;
 mod reclaim;
 mod sampler;
@@ -57,8 +58,8 @@ mod zram;
 
 use std::sync::Arc;
 
-use garret_api::Problem;
 use garret_api::agent::{MemoryReport, MemorySqueeze};
+use garret_api::{Code, Problem};
 use tokio::sync::watch;
 
 use reclaim::{Figures, Reclaimer};
@@ -113,7 +114,7 @@ impl Memory {
         if let Some(target) = target.filter(|&target| target < TARGET_MIN) {
             let message =
                 format!("target: {target} bytes are below {TARGET_MIN} (64 MiB), the least a guest can run with");
-            return Err(Problem::new("invalid", message));
+            return Err(Problem::new(Code::Invalid, message));
         }
         self.shared_target.set(target);
         Ok(())

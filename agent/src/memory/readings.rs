@@ -7,7 +7,7 @@ use std::time::Duration;
 use garret_api::agent::Pressure;
 
 use super::gauge::Counters;
-use crate::statistics::{parse_meminfo, parse_pressure};
+use super::procfs::{parse_meminfo, parse_pressure};
 
 /// `/proc/meminfo`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

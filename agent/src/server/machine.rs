@@ -5,16 +5,23 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use garret_api::Problem;
-use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup, Statistics};
+use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup};
 use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS};
+use garret_api::{Code, Problem, ProblemDetails};
+use garret_http::{Body, Refusal};
 use rustix::process::Signal;
 
-use super::{Agent, Body, Refusal};
+use super::Agent;
 use crate::exec::{self, ProcessSpec};
 use crate::users::Users;
 use crate::workspaces;
 
+#[utoipa::path(
+    get,
+    path = "/v1/agent",
+    operation_id = "get_agent",
+    responses((status = 200, body = AgentInfo))
+)]
 pub(super) async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentInfo>, Refusal> {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(internal)?;
     Ok(Json(AgentInfo {
@@ -27,6 +34,13 @@ pub(super) async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentIn
     }))
 }
 
+#[utoipa::path(
+    put,
+    path = "/v1/machine",
+    operation_id = "set_up_machine",
+    request_body = MachineSetup,
+    responses((status = 204, description = "The settings apply."), (status = 400, body = ProblemDetails))
+)]
 pub(super) async fn set_up(
     State(agent): State<Arc<Agent>>,
     Body(setup): Body<MachineSetup>,
@@ -35,10 +49,12 @@ pub(super) async fn set_up(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn statistics() -> Result<Json<Statistics>, Refusal> {
-    Ok(Json(crate::statistics::read().map_err(internal)?))
-}
-
+#[utoipa::path(
+    get,
+    path = "/v1/exec",
+    operation_id = "exec_in_machine",
+    responses((status = 101, description = "A WebSocket: a process in the guest itself, as root."))
+)]
 pub(super) async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
     session(agent, upgrade, async |agent: Arc<Agent>, request| {
         let users = Users::of_guest().await?;
@@ -62,13 +78,20 @@ where
         let full = permit.is_err();
         exec::serve(socket, credits, async move |request| match full {
             false => prepare(agent, request).await,
-            true => Err(Problem::new("unavailable", "too many commands run in this machine at once; end some")),
+            true => Err(Problem::new(Code::Unavailable, "too many commands run in this machine at once; end some")),
         })
         .await;
         drop(permit);
     })
 }
 
+#[utoipa::path(
+    post,
+    path = "/v1/workspaces/{share}/release",
+    operation_id = "release_workspace",
+    params(("share" = String, Path, description = "The folder's name among the shared ones.")),
+    responses((status = 204, description = "Nothing in the guest uses the folder."), (status = 400, body = ProblemDetails), (status = 503, body = ProblemDetails))
+)]
 pub(super) async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
     workspaces::check_name(&share)?;
     agent.environments.release(&share).await?;
@@ -77,14 +100,20 @@ pub(super) async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<S
 }
 
 /// Init powers off: it asks this agent to stop the containers and to end, and then ends the machine.
+#[utoipa::path(
+    post,
+    path = "/v1/power-off",
+    operation_id = "power_off_machine",
+    responses((status = 202, description = "Containers stop, then the machine."), (status = 503, body = ProblemDetails))
+)]
 pub(super) async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
     let init = agent.init.ok_or_else(|| {
-        Problem::new("unavailable", "this agent was not started by garret's init and cannot power off")
+        Problem::new(Code::Unavailable, "this agent was not started by garret's init and cannot power off")
     })?;
     rustix::process::kill_process(init, Signal::TERM).map_err(|error| internal(error.into()))?;
     Ok(StatusCode::ACCEPTED)
 }
 
 fn internal(error: std::io::Error) -> Refusal {
-    Problem::new("internal", error.to_string()).into()
+    Problem::new(Code::Internal, error.to_string()).into()
 }

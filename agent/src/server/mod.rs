@@ -3,22 +3,20 @@
 mod environments;
 mod machine;
 mod memory;
+#[cfg(test)]
+mod openapi;
 pub(crate) mod vsock;
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body as ResponseBody, Bytes};
 use axum::extract::DefaultBodyLimit;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::serve::Listener;
-use futures_util::{Stream, StreamExt};
-use garret_api::Problem;
+use garret_api::Code;
 use garret_api::agent::WORKSPACES_DIR;
+use garret_http::{Refusal, no_such_method};
 use rustix::process::Pid;
 use tokio::sync::Semaphore;
 
@@ -68,7 +66,6 @@ pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<A
     let router = Router::new()
         .route("/v1/agent", get(machine::info))
         .route("/v1/machine", put(machine::set_up))
-        .route("/v1/statistics", get(machine::statistics))
         .route("/v1/memory", get(memory::follow).put(memory::squeeze))
         .route("/v1/exec", get(machine::exec))
         .route("/v1/power-off", post(machine::power_off))
@@ -78,56 +75,9 @@ pub async fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, agent: Arc<A
         .route("/v1/environments/{id}/exec", get(environments::exec))
         .route("/v1/environments/{id}/log", get(environments::log))
         .route("/v1/environments/{id}/stop", post(environments::stop))
-        .fallback(async || Refusal(Problem::new("not-found", "there is no such call; the guest API begins with /v1")))
+        .fallback(async || Refusal::new(Code::NotFound, "there is no such call; the guest API begins with /v1"))
+        .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(agent);
     axum::serve(listener, router).await
-}
-
-/// A response of newline-delimited JSON; each value is sent when it is available.
-fn lines<T: serde::Serialize>(values: impl Stream<Item = T> + Send + 'static) -> Response {
-    let lines = values.map(|value| {
-        let mut line = serde_json::to_vec(&value).expect("what the API has is plain data");
-        line.push(b'\n');
-        Ok::<_, Infallible>(Bytes::from(line))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], ResponseBody::from_stream(lines)).into_response()
-}
-
-/// A [`Problem`] as a response.
-struct Refusal(Problem);
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Self(problem)
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let status = match self.0.code.as_str() {
-            "invalid" => StatusCode::BAD_REQUEST,
-            "forbidden" => StatusCode::FORBIDDEN,
-            "not-found" => StatusCode::NOT_FOUND,
-            "conflict" => StatusCode::CONFLICT,
-            "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
-            "disk-full" => StatusCode::INSUFFICIENT_STORAGE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        (status, axum::Json(self.0)).into_response()
-    }
-}
-
-/// A JSON body; an invalid body becomes a [`Problem`].
-struct Body<T>(T);
-
-impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<S> for Body<T> {
-    type Rejection = Refusal;
-
-    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Refusal> {
-        let invalid = |error: String| Problem::new("invalid", format!("the body is not valid: {error}"));
-        let bytes =
-            axum::body::Bytes::from_request(request, state).await.map_err(|error| invalid(error.to_string()))?;
-        Ok(Self(serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?))
-    }
 }

@@ -1,5 +1,5 @@
-use garret_api::Problem;
 use garret_api::agent::MachineSetup;
+use garret_api::{Code, Problem};
 
 /// The largest certificate bundle, in bytes.
 const BUNDLE_MAX: usize = 4 << 20;
@@ -7,7 +7,7 @@ const BUNDLE_MAX: usize = 4 << 20;
 /// Rejects values that would produce malformed files. The values are written to files of line-based formats, so no text
 /// except the certificates may hold a control character or a quote.
 pub(super) fn check(setup: &MachineSetup) -> Result<(), Problem> {
-    let invalid = |what: String| Err(Problem::new("invalid", what));
+    let invalid = |what: String| Err(Problem::new(Code::Invalid, what));
     let hostname = &setup.hostname;
     let label = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if hostname.is_empty() || hostname.len() > 63 || hostname.starts_with('-') || !hostname.bytes().all(label) {
@@ -79,8 +79,8 @@ mod tests {
         ];
         for (setup, named) in cases {
             let problem = check(&setup).unwrap_err();
-            assert!(problem.message.contains(named), "{problem}");
-            assert!(!problem.message.contains('\n'));
+            assert!(problem.detail.contains(named), "{problem}");
+            assert!(!problem.detail.contains('\n'));
         }
     }
 }

@@ -14,8 +14,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use garret_api::Problem;
 use garret_api::agent::MachineSetup;
+use garret_api::{Code, Problem};
 use tokio::sync::{Mutex, watch};
 
 pub(crate) use facts::{FactMount, HostFacts};
@@ -56,7 +56,7 @@ impl Setup {
             return Ok(());
         }
         let facts = render::facts(&setup);
-        let context = |error: io::Error| Problem::new("internal", format!("cannot set the machine up: {error}"));
+        let context = |error: io::Error| Problem::new(Code::Internal, format!("cannot set the machine up: {error}"));
         rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| context(error.into()))?;
         write_files(Path::new("/"), &setup, &facts, &self.file.with_file_name("image-certificates.crt"))
             .map_err(context)?;
@@ -165,6 +165,6 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let setup = Setup::load(run.path());
         let problem = setup.apply(MachineSetup { hostname: "".into(), ..Default::default() }).await.unwrap_err();
-        assert_eq!((problem.code.as_str(), setup.done().await), ("invalid", false));
+        assert_eq!((problem.code, setup.done().await), (Code::Invalid, false));
     }
 }

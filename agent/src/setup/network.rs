@@ -2,8 +2,8 @@
 
 use std::process::Stdio;
 
-use garret_api::Problem;
 use garret_api::agent::NetworkSetup;
+use garret_api::{Code, Problem};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -13,7 +13,8 @@ pub(super) async fn configure(before: Option<&NetworkSetup>, network: &NetworkSe
     if commands.is_empty() {
         return Ok(());
     }
-    let failed = |why: String| Problem::new("internal", format!("cannot configure the network interface eth0: {why}"));
+    let failed =
+        |why: String| Problem::new(Code::Internal, format!("cannot configure the network interface eth0: {why}"));
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| failed(format!("ip: {error}")))?;

@@ -113,7 +113,7 @@ fn unknown_api_fields_are_refused() {
         let (answer, status) = text.rsplit_once('\n').unwrap();
         assert!(["400", "422"].contains(&status), "{text}");
         let problem: serde_json::Value = serde_json::from_str(answer).unwrap();
-        assert!(problem["message"].as_str().unwrap().contains("turbo"), "{text}");
+        assert!(problem["detail"].as_str().unwrap().contains("turbo"), "{text}");
     }
 }
 

@@ -115,11 +115,7 @@ mod tests {
             (event(json!({"type": "stopped", "generation": 1})), true, true),
             (event(json!({"type": "removed", "generation": 1})), true, true),
             (step(json!({"kind": "started", "step": "pull image"})), false, true),
-            (
-                step(json!({"kind": "failed", "step": "x", "problem": {"code": "cancelled", "message": "y"}})),
-                true,
-                true,
-            ),
+            (step(json!({"kind": "failed", "step": "x", "problem": {"code": "cancelled", "detail": "y"}})), true, true),
             (event(json!({"type": "invented", "x": 1})), true, true),
             (json!({"id": 7, "what": 3}), true, false),
         ] {

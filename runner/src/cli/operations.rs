@@ -57,8 +57,8 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use garret_api::Problem;
     use garret_api::runner::OperationKind;
+    use garret_api::{Code, Problem};
 
     use super::*;
 
@@ -78,7 +78,7 @@ mod tests {
             ended_ms: outcome.as_ref().map(|_| begun_ms + 1500),
             outcome,
         };
-        let failed = Outcome::Failed { problem: Problem::new("build", "build image: exit status 1") };
+        let failed = Outcome::Failed { problem: Problem::new(Code::BuildFailed, "build image: exit status 1") };
         let operations = [
             operation(OperationKind::Rebuild, Some("w-1"), 599_000, None),
             operation(OperationKind::Start, Some("w-1"), 300_000, Some(failed)),

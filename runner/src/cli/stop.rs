@@ -72,7 +72,7 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
     let environment: Environment = client.put(&path, &request).await?;
     let seen = |event: &Event| {
         if let EventKind::Problem { problem } = &event.what {
-            eprintln!("{}", escape_controls(&problem.message));
+            eprintln!("{}", escape_controls(&problem.detail));
         }
     };
     match follow(client, &path, environment.last_event, seen, judge_environment).await? {
@@ -90,7 +90,7 @@ fn judge_environment(environment: &Environment) -> Option<Result<(), String>> {
         return None;
     }
     Some(match (environment.status.phase, &environment.status.problem) {
-        (EnvironmentPhase::Failed, Some(problem)) => Err(problem.message.clone()),
+        (EnvironmentPhase::Failed, Some(problem)) => Err(problem.detail.clone()),
         (EnvironmentPhase::Failed, None) => Err("it could not be stopped".into()),
         _ => Ok(()),
     })
@@ -98,7 +98,7 @@ fn judge_environment(environment: &Environment) -> Option<Result<(), String>> {
 
 #[cfg(test)]
 mod tests {
-    use garret_api::Problem;
+    use garret_api::{Code, Problem};
 
     use super::*;
     use crate::cli::tests::{environment, machine};
@@ -131,7 +131,7 @@ mod tests {
         assert!(judge_environment(&stopping(Desired::Running, 1)).unwrap().is_err());
         let mut failed = stopping(Desired::Stopped, 2);
         failed.status.phase = EnvironmentPhase::Failed;
-        failed.status.problem = Some(Problem::new("unavailable", "stop: why"));
+        failed.status.problem = Some(Problem::new(Code::Unavailable, "stop: why"));
         assert_eq!(judge_environment(&failed), Some(Err("stop: why".into())));
     }
 }

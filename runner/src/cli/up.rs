@@ -4,10 +4,10 @@ use std::fs;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use garret_api::Problem;
 use garret_api::agent::EnvironmentPhase;
 use garret_api::client::Client;
 use garret_api::runner::{Desired, Environment, EnvironmentRequest, Event, EventKind};
+use garret_api::{Code, Problem};
 use garret_devcontainer::{Folder, find};
 use rustix::process::geteuid;
 
@@ -110,7 +110,10 @@ pub(super) async fn wait_until_ready(client: &Client, environment: &Environment)
 /// The result of a run. `None` while it is in progress.
 fn judge(environment: &Environment) -> Option<Result<(), Problem>> {
     if environment.desired == Desired::Stopped {
-        return Some(Err(Problem::new("cancelled", format!("{} was stopped while it was starting", environment.id))));
+        return Some(Err(Problem::new(
+            Code::Cancelled,
+            format!("{} was stopped while it was starting", environment.id),
+        )));
     }
     if environment.observed_generation < environment.generation {
         return None;
@@ -118,7 +121,7 @@ fn judge(environment: &Environment) -> Option<Result<(), Problem>> {
     Some(match environment.status.phase {
         EnvironmentPhase::Ready => Ok(()),
         _ => {
-            let stopped = || Problem::new("stopped", format!("{} has stopped", environment.id));
+            let stopped = || Problem::new(Code::Stopped, format!("{} has stopped", environment.id));
             Err(environment.status.problem.clone().unwrap_or_else(stopped))
         }
     })
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn the_environment_decides_how_a_wait_ends() {
         use EnvironmentPhase::{Failed, Ready, Starting, Stopped};
-        let problem = || Some(Problem::new("build", "build image: exit status 1"));
+        let problem = || Some(Problem::new(Code::BuildFailed, "build image: exit status 1"));
         for (desired, generation, observed, phase, problem, ended) in [
             (Desired::Running, 2, 2, Ready, None, Some(Ok(()))),
             (Desired::Running, 2, 1, Ready, None, None),
@@ -145,7 +148,7 @@ mod tests {
             let mut one = environment("w-1", "alice", "/w");
             (one.desired, one.generation, one.observed_generation) = (desired, generation, observed);
             (one.status.phase, one.status.problem) = (phase, problem);
-            let judged = judge(&one).map(|ended| ended.map_err(|problem| problem.message));
+            let judged = judge(&one).map(|ended| ended.map_err(|problem| problem.detail));
             assert_eq!(judged, ended.map(|ended: Result<(), &str>| ended.map_err(String::from)), "{one:?}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use serde::Deserialize;
 
 /// Accounts below this uid and `nobody` are system accounts: they have no machine unless a group allows it.
@@ -82,7 +82,7 @@ impl Limit {
                 let said = format!(
                     "{what} is {value}, but at most {max} is allowed ([{table}] {what} in the daemon's configuration)"
                 );
-                Err(Problem::new("forbidden", said))
+                Err(Problem::new(Code::Forbidden, said))
             }
             _ => Ok(()),
         }
@@ -123,7 +123,7 @@ impl LimitsSection {
             }
             false => format!("{developer} is in none of the groups that may have a machine: see"),
         };
-        Err(Problem::new("forbidden", format!("{said} [limits] allow_groups in the daemon's configuration")))
+        Err(Problem::new(Code::Forbidden, format!("{said} [limits] allow_groups in the daemon's configuration")))
     }
 
     fn limit(&self, developer: &str, groups: &[&str], all: Option<u32>, get: impl Fn(&Maxima) -> Option<u32>) -> Limit {
@@ -170,9 +170,9 @@ mod tests {
         let limits = section("[group.ml]\nmemory_mib = 8000\n").limits_for(1000, "alice", &["ml"]).unwrap();
         assert_eq!(limits.memory_mib.check("memory_mib", 8000), Ok(()));
         let problem = limits.memory_mib.check("memory_mib", 8001).unwrap_err();
-        assert_eq!(problem.code, "forbidden");
+        assert_eq!(problem.code, Code::Forbidden);
         let said = "memory_mib is 8001, but at most 8000 is allowed ([limits.group.ml] memory_mib in the daemon's configuration)";
-        assert_eq!(problem.message, said);
+        assert_eq!(problem.detail, said);
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
         }
         for limits in [open, closed] {
             let problem = limits.limits_for(33, "www-data", &[]).unwrap_err();
-            assert!(problem.message.contains("www-data") && problem.message.contains("allow_groups"), "{problem}");
+            assert!(problem.detail.contains("www-data") && problem.detail.contains("allow_groups"), "{problem}");
         }
     }
 }

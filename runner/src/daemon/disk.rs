@@ -42,7 +42,7 @@ fn check_size(length: u64, template: &Path, limit: &Limit) -> anyhow::Result<()>
     }
     let gib = u32::try_from(length.div_ceil(GIB)).unwrap_or(u32::MAX);
     limit.check("disk_gib", gib).map_err(|problem| {
-        anyhow::anyhow!("{}: raise it, or `garret rm --machine` removes the disk with its data", problem.message)
+        anyhow::anyhow!("{}: raise it, or `garret rm --machine` removes the disk with its data", problem.detail)
     })
 }
 

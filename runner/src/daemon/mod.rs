@@ -32,7 +32,7 @@ use std::time::Duration;
 use anyhow::bail;
 use garret_api::client::Client;
 use garret_api::vmm::{Landlock, MachineInfo};
-use garret_api::{Problem, agent};
+use garret_api::{Code, Problem, agent};
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use admission::MEMORY_MIN_MIB;
@@ -279,12 +279,12 @@ impl Daemon {
 
     /// The limits of this uid.
     async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
-        let unanswered = |error: Unanswered| Problem::new("unavailable", error.to_string());
+        let unanswered = |error: Unanswered| Problem::new(Code::Unavailable, error.to_string());
         let account = self.account(uid).await.map_err(unanswered)?;
         // Otherwise each subordinate uid of an account (subuid(5)) would count as a developer.
         if account.is_none() && uid != 0 {
             return Err(Problem::new(
-                "forbidden",
+                Code::Forbidden,
                 format!("uid {uid} has no account on this host, so it has no machine"),
             ));
         }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind};
+use garret_api::{Code, Problem};
 
 use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
@@ -35,23 +35,23 @@ const OPERATION_SLACK: Duration = Duration::from_secs(600);
 pub(super) fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<MachineRow, Problem> {
     if machine.removed {
         let message = format!("the machine of {} is being removed: try again in a moment", machine.owner);
-        return Err(Problem::new("conflict", message));
+        return Err(Problem::new(Code::Conflict, message));
     }
     if request.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
-        return Err(Problem::new("invalid", "vcpus must be 1 to 32"));
+        return Err(Problem::new(Code::Invalid, "vcpus must be 1 to 32"));
     }
     if request.memory_mib.is_some_and(|mib| !(MEMORY_MIN_MIB..=MEMORY_MAX_MIB).contains(&mib)) {
-        return Err(Problem::new("invalid", format!("memory_mib must be {MEMORY_MIN_MIB} to {MEMORY_MAX_MIB}")));
+        return Err(Problem::new(Code::Invalid, format!("memory_mib must be {MEMORY_MIN_MIB} to {MEMORY_MAX_MIB}")));
     }
     let memory_mib = request.memory_mib.unwrap_or(machine.memory_mib);
     if let Some(mib) = request.guaranteed_mib
         && !(MEMORY_MIN_MIB..=memory_mib).contains(&mib)
     {
         let range = format!("{MEMORY_MIN_MIB} to the machine's memory_mib, which is {memory_mib}");
-        return Err(Problem::new("invalid", format!("guaranteed_mib must be {range}: not {mib}")));
+        return Err(Problem::new(Code::Invalid, format!("guaranteed_mib must be {range}: not {mib}")));
     }
     if request.weight.is_some_and(|weight| !(1..=WEIGHT_MAX).contains(&weight)) {
-        return Err(Problem::new("invalid", format!("weight must be 1 to {WEIGHT_MAX}")));
+        return Err(Problem::new(Code::Invalid, format!("weight must be 1 to {WEIGHT_MAX}")));
     }
     let desired = request.desired.unwrap_or(machine.desired);
     let again = machine.phase == MachinePhase::Failed && request.desired == Some(Desired::Running);
@@ -120,7 +120,7 @@ pub(super) fn check_limits(machine: &MachineRow, limits: &Limits) -> Result<(), 
 /// # Errors
 /// A path leads out of the workspace, or something is too large to store.
 pub(super) fn check_environment(request: &EnvironmentRequest) -> Result<(), Problem> {
-    let invalid = |said: String| Err(Problem::new("invalid", said));
+    let invalid = |said: String| Err(Problem::new(Code::Invalid, said));
     let workspace = &request.workspace;
     if workspace.as_os_str().len() > PATH_MAX || request.config.as_ref().is_some_and(|config| config.len() > PATH_MAX) {
         return invalid(format!("workspace and config have at most {PATH_MAX} bytes each"));
@@ -131,14 +131,14 @@ pub(super) fn check_environment(request: &EnvironmentRequest) -> Result<(), Prob
     if let Some(config) = &request.config {
         let inside = !config.is_empty() && !config.starts_with('/') && config.split('/').all(|part| part != "..");
         if !inside {
-            return Err(Problem::new("invalid", format!("config `{config}` must be a path inside the workspace")));
+            return Err(Problem::new(Code::Invalid, format!("config `{config}` must be a path inside the workspace")));
         }
     }
     if request.rebuild.as_ref().is_some_and(|order| order.is_empty() || order.len() > REBUILD_MAX) {
-        return Err(Problem::new("invalid", format!("rebuild must be a word of 1 to {REBUILD_MAX} bytes")));
+        return Err(Problem::new(Code::Invalid, format!("rebuild must be a word of 1 to {REBUILD_MAX} bytes")));
     }
     if request.local_env.iter().flatten().map(|(name, value)| name.len() + value.len()).sum::<usize>() > LOCAL_ENV_MAX {
-        return Err(Problem::new("invalid", format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
+        return Err(Problem::new(Code::Invalid, format!("local_env is larger than {LOCAL_ENV_MAX} bytes")));
     }
     Ok(())
 }
@@ -424,8 +424,8 @@ mod tests {
             assert_eq!(apply_machine(&machine(7), &request).is_ok(), fine, "{request:?}");
         }
         let removed = MachineRow { removed: true, ..machine(7) };
-        assert_eq!(apply_machine(&removed, &MachineRequest::default()).unwrap_err().code, "conflict");
-        let refused = apply_machine(&machine(7), &shares(Some(600), None)).unwrap_err().message;
+        assert_eq!(apply_machine(&removed, &MachineRequest::default()).unwrap_err().code, Code::Conflict);
+        let refused = apply_machine(&machine(7), &shares(Some(600), None)).unwrap_err().detail;
         assert_eq!(refused, "guaranteed_mib must be 256 to the machine's memory_mib, which is 512: not 600");
     }
 }

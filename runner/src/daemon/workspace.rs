@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::sync::{Semaphore, oneshot};
@@ -91,7 +91,7 @@ impl Workspaces {
         let late = || {
             let seconds = self.deadline.as_secs();
             Problem::new(
-                "unavailable",
+                Code::Unavailable,
                 format!("workspace {folder}: its file system did not answer within {seconds} s"),
             )
         };
@@ -99,7 +99,7 @@ impl Workspaces {
         match self.carry_out(spec, held).await {
             Ok(Some(answer)) => answer,
             Ok(None) => Err(late()),
-            Err(error) => Err(Problem::new("internal", format!("workspace {folder}: {error}"))),
+            Err(error) => Err(Problem::new(Code::Internal, format!("workspace {folder}: {error}"))),
         }
     }
 
@@ -236,22 +236,18 @@ mod tests {
     async fn an_answer_is_passed_on_and_a_process_without_one_is_reported() {
         let (_dir, answers) = workspaces(r#"echo '{"Ok":"same"}'"#, 60_000);
         assert_eq!(answers.share(spec()).await, Ok(ExistingMount::Same));
-        let (_dir, refuses) = workspaces(r#"echo '{"Err":{"code":"invalid","message":"no such folder"}}'"#, 60_000);
-        assert_eq!(refuses.share(spec()).await.unwrap_err().message, "no such folder");
+        let (_dir, refuses) = workspaces(r#"echo '{"Err":{"code":"invalid","detail":"no such folder"}}'"#, 60_000);
+        assert_eq!(refuses.share(spec()).await.unwrap_err().detail, "no such folder");
         let (_dir, dies) = workspaces("exit 3", 60_000);
         let problem = dies.share(spec()).await.unwrap_err();
-        assert_eq!(
-            (problem.code.as_str(), problem.message.contains("exit status: 3")),
-            ("internal", true),
-            "{problem}"
-        );
+        assert_eq!((problem.code, problem.detail.contains("exit status: 3")), (Code::Internal, true), "{problem}");
     }
 
     #[tokio::test]
     async fn a_process_that_hangs_is_killed() {
         let (_dir, hangs) = workspaces("exec sleep 1000", 100);
         let problem = hangs.share(spec()).await.unwrap_err();
-        assert!(problem.message.contains("did not answer"), "{problem}");
+        assert!(problem.detail.contains("did not answer"), "{problem}");
         // The permit is returned when the process ends.
         for _ in 0..CONCURRENT_MAX {
             hangs.permits.acquire(UID).await.unwrap().forget();

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatxFlags, accessat, open, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
@@ -96,8 +96,9 @@ pub(crate) fn main(daemon: i32, spec: &str) -> anyhow::Result<()> {
 /// One line for the developer.
 pub(crate) fn share(spec: &ShareSpec) -> Result<ExistingMount, Problem> {
     let folder = open_as(&spec.developer, &spec.folder)?;
-    let internal =
-        |error: anyhow::Error| Problem::new("internal", format!("cannot share {}: {error:#}", spec.folder.display()));
+    let internal = |error: anyhow::Error| {
+        Problem::new(Code::Internal, format!("cannot share {}: {error:#}", spec.folder.display()))
+    };
     let Some(mount_point) = &spec.mount_point else { return Ok(ExistingMount::Nothing) };
     let found = find_existing_mount(&folder, mount_point).map_err(internal)?;
     if let Some(MountRequest { vmm_uid, vmm_pid, note }) = &spec.mount
@@ -130,7 +131,7 @@ fn open_as(developer: &Identity, workspace: &Path) -> Result<OwnedFd, Problem> {
     match opened {
         Ok(Ok(folder)) => Ok(folder),
         Ok(Err(error)) => Err(explain_open(workspace, error)),
-        Err(_) => Err(Problem::new("internal", format!("workspace {}: the check panicked", workspace.display()))),
+        Err(_) => Err(Problem::new(Code::Internal, format!("workspace {}: the check panicked", workspace.display()))),
     }
 }
 
@@ -194,7 +195,7 @@ fn explain_mount(workspace: &Path, error: anyhow::Error) -> Problem {
             "its file system cannot show the files as another user's (id-mapped mounts), as a machine with a uid of its \
              own needs: use a local file system, or let an administrator set `run_as = \"developer\"` in [machine]",
         ),
-        _ => Problem::new("internal", format!("cannot share {}: {error:#}", workspace.display())),
+        _ => Problem::new(Code::Internal, format!("cannot share {}: {error:#}", workspace.display())),
     }
 }
 
@@ -203,14 +204,14 @@ fn explain_open(workspace: &Path, error: Errno) -> Problem {
         Errno::NOENT => refused(workspace, "no such folder"),
         Errno::NOTDIR => refused(workspace, "not a folder"),
         Errno::ACCESS | Errno::PERM => {
-            Problem::new("forbidden", format!("workspace {}: you may not read and write it", workspace.display()))
+            Problem::new(Code::Forbidden, format!("workspace {}: you may not read and write it", workspace.display()))
         }
         other => refused(workspace, &std::io::Error::from(other).to_string()),
     }
 }
 
 fn refused(workspace: &Path, why: &str) -> Problem {
-    Problem::new("invalid", format!("workspace {}: {why}", workspace.display()))
+    Problem::new(Code::Invalid, format!("workspace {}: {why}", workspace.display()))
 }
 
 #[cfg(test)]
@@ -227,7 +228,7 @@ mod tests {
     }
 
     fn said(uid: u32, path: &Path) -> String {
-        open_as(&identity(uid), path).unwrap_err().message
+        open_as(&identity(uid), path).unwrap_err().detail
     }
 
     #[test]

@@ -6,14 +6,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_api::runner::{
     Desired, Environment, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind, Outcome,
 };
+use garret_api::{Code, Problem, ProblemDetails};
 use hyper::StatusCode;
 
-use super::body::Body;
 use super::identity::Owner;
 use super::machines::{request_machine, require_running};
 use super::{Peer, Refusal, proxy};
@@ -23,6 +22,7 @@ use crate::daemon::state::{
 use crate::daemon::{Daemon, requests};
 use crate::environment_id::environment_id;
 use crate::host::share::{ExistingMount, ShareSpec};
+use garret_http::Body;
 
 /// How much longer than `stop_deadline_s` a removal may take before the request fails. The agent has `stop_deadline_s`
 /// to release the workspace; the VMM needs some seconds more.
@@ -36,7 +36,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[utoipa::path(
     get,
-    path = "/v1/environments",
+    path = "/v1/environments", operation_id = "list_environments",
     responses((status = 200, description = "The environments the caller may see.", body = Vec<Environment>))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
@@ -51,9 +51,9 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
 
 #[utoipa::path(
     get,
-    path = "/v1/environments/{id}",
+    path = "/v1/environments/{id}", operation_id = "get_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 200, description = "The environment.", body = Environment), (status = 404, body = Problem))
+    responses((status = 200, description = "The environment.", body = Environment), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn show(
     State(daemon): State<Arc<Daemon>>,
@@ -66,14 +66,14 @@ pub(super) async fn show(
 
 #[utoipa::path(
     put,
-    path = "/v1/environments/{id}",
+    path = "/v1/environments/{id}", operation_id = "put_environment",
     params(("id" = String, Path, description = "The environment's id.")),
     request_body = EnvironmentRequest,
     responses(
         (status = 200, description = "The environment, as it will be made.", body = Environment),
-        (status = 400, body = Problem),
-        (status = 403, description = "The caller may not read and write the workspace, or may have no machine.", body = Problem),
-        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = Problem),
+        (status = 400, body = ProblemDetails),
+        (status = 403, description = "The caller may not read and write the workspace, or may have no machine.", body = ProblemDetails),
+        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = ProblemDetails),
     )
 )]
 pub(super) async fn put(
@@ -113,7 +113,7 @@ pub(super) async fn put(
                 None if environments::of_machine(db, owner)?.len() >= ENVIRONMENTS_MAX => {
                     let said =
                         format!("a machine has at most {ENVIRONMENTS_MAX} environments: remove one with `garret rm`");
-                    return Ok(Err(Problem::new("conflict", said)));
+                    return Ok(Err(Problem::new(Code::Conflict, said)));
                 }
                 None => requests::new_environment(&id, owner, &request),
             };
@@ -130,7 +130,7 @@ pub(super) async fn put(
                     "the developer's environments keep more than {LOCAL_ENV_ALL_MAX} bytes of variables: \
                      `garret env clear` removes some"
                 );
-                return Ok(Err(Problem::new("conflict", said)));
+                return Ok(Err(Problem::new(Code::Conflict, said)));
             }
             if row.generation != kept.generation {
                 environments::cancel_run(db, &kept, "another request replaced this run")?;
@@ -159,20 +159,25 @@ async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRe
     if let Some(row) = kept.as_ref().filter(|row| peer.may(row.uid)) {
         return match row.workspace == request.workspace {
             true => Ok(row.uid),
-            false => Err(Refusal::conflict(format!("{id} is the environment of {}", row.workspace.display()))),
+            false => {
+                Err(Refusal::new(Code::Conflict, format!("{id} is the environment of {}", row.workspace.display())))
+            }
         };
     }
     let own = environment_id(peer.uid, &request.workspace);
     match own == id {
         true if kept.is_some() => Err(taken(id).into()),
         true => Ok(peer.uid),
-        false => Err(Refusal::invalid(format!("the environment of {} has the id {own}", request.workspace.display()))),
+        false => Err(Refusal::new(
+            Code::Invalid,
+            format!("the environment of {} has the id {own}", request.workspace.display()),
+        )),
     }
 }
 
 /// Two developers' paths have the same hash. This does not happen by chance, but a search might find such a path.
 fn taken(id: &str) -> Problem {
-    Problem::new("conflict", format!("the id {id} is in use: move the workspace to another path"))
+    Problem::new(Code::Conflict, format!("the id {id} is in use: move the workspace to another path"))
 }
 
 /// Asks the agent: a container may have ended since the last query. If the agent does not answer, the container counts
@@ -191,11 +196,11 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
 
 #[utoipa::path(
     delete,
-    path = "/v1/environments/{id}",
+    path = "/v1/environments/{id}", operation_id = "delete_environment",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
         (status = 204, description = "It is gone; in a machine that does not run, its container goes at the next start."),
-        (status = 404, body = Problem)
+        (status = 404, body = ProblemDetails)
     )
 )]
 pub(super) async fn remove(
@@ -235,7 +240,7 @@ pub(super) async fn remove(
     let late = || {
         let what =
             "is not removed yet, the daemon continues to try; if that does not help, `garret stop` stops the machine";
-        Err(Refusal::unavailable(format!("{id} {what}")))
+        Err(Refusal::new(Code::Unavailable, format!("{id} {what}")))
     };
     let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s) + REMOVAL_SLACK;
     tokio::time::timeout(patience, gone).await.unwrap_or_else(|_| late())
@@ -243,11 +248,11 @@ pub(super) async fn remove(
 
 #[utoipa::path(
     get,
-    path = "/v1/environments/{id}/local-env",
+    path = "/v1/environments/{id}/local-env", operation_id = "get_local_env",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
         (status = 200, description = "The names of the caller's variables that are kept.", body = Vec<String>),
-        (status = 404, body = Problem)
+        (status = 404, body = ProblemDetails)
     )
 )]
 pub(super) async fn show_local_env(
@@ -261,11 +266,11 @@ pub(super) async fn show_local_env(
 
 #[utoipa::path(
     delete,
-    path = "/v1/environments/{id}/local-env",
+    path = "/v1/environments/{id}/local-env", operation_id = "delete_local_env",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
         (status = 204, description = "None is kept; a container has what it was made with until it is rebuilt."),
-        (status = 404, body = Problem)
+        (status = 404, body = ProblemDetails)
     )
 )]
 pub(super) async fn clear_local_env(
@@ -285,7 +290,7 @@ pub(super) async fn clear_local_env(
 
 #[utoipa::path(
     get,
-    path = "/v1/environments/{id}/log",
+    path = "/v1/environments/{id}/log", operation_id = "get_environment_log",
     params(("id" = String, Path, description = "The environment's id.")),
     responses((status = 200, description = "What the container last printed.", body = String))
 )]
@@ -302,9 +307,9 @@ pub(super) async fn log(
 
 #[utoipa::path(
     get,
-    path = "/v1/environments/{id}/exec",
+    path = "/v1/environments/{id}/exec", operation_id = "exec_in_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 101, description = "A WebSocket: a process in the devcontainer."), (status = 404, body = Problem))
+    responses((status = 101, description = "A WebSocket: a process in the devcontainer."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
@@ -330,7 +335,10 @@ pub(super) async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(Envir
         })
         .await?;
     found.filter(|(row, _)| peer.may(row.uid) && !row.removed).ok_or_else(|| {
-        Refusal::not_found(format!("there is no environment {id}: `garret up` makes one, `garret ls` lists them"))
+        Refusal::new(
+            Code::NotFound,
+            format!("there is no environment {id}: `garret up` makes one, `garret ls` lists them"),
+        )
     })
 }
 

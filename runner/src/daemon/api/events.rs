@@ -6,17 +6,17 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use garret_api::Problem;
+use garret_api::ProblemDetails;
 use garret_api::runner::Event;
 use hyper::header;
 use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-use super::body::Parameters;
 use super::{Peer, Refusal, environments, machines};
 use crate::daemon::Daemon;
 use crate::daemon::state::{Scope, StoreError, events};
+use garret_http::Parameters;
 
 /// The query of a request for events.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
@@ -33,12 +33,12 @@ pub(super) struct EventParameters {
 
 #[utoipa::path(
     get,
-    path = "/v1/environments/{id}/events",
+    path = "/v1/environments/{id}/events", operation_id = "list_environment_events",
     params(("id" = String, Path, description = "The environment's id."), EventParameters),
     responses(
         (status = 200, description = "One event per line, of this environment and no earlier one of the same id.",
             body = Event, content_type = "application/x-ndjson"),
-        (status = 404, body = Problem)
+        (status = 404, body = ProblemDetails)
     )
 )]
 pub(super) async fn of_environment(
@@ -56,12 +56,12 @@ pub(super) async fn of_environment(
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/events",
+    path = "/v1/machines/{developer}/events", operation_id = "list_machine_events",
     params(("developer" = String, Path, description = "The developer's name, or uid."), EventParameters),
     responses(
         (status = 200, description = "One event per line, of the machine and its environments.", body = Event,
             content_type = "application/x-ndjson"),
-        (status = 404, body = Problem)
+        (status = 404, body = ProblemDetails)
     )
 )]
 pub(super) async fn of_machine(
@@ -76,7 +76,7 @@ pub(super) async fn of_machine(
 
 #[utoipa::path(
     get,
-    path = "/v1/events",
+    path = "/v1/events", operation_id = "list_events",
     params(EventParameters),
     responses((status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"))
 )]

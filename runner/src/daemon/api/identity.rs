@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 
 use super::Refusal;
 use crate::accounts::{Account, display_name};
@@ -29,7 +29,7 @@ impl Owner {
     /// # Errors
     /// The name service does not answer.
     pub(super) async fn find(daemon: &Daemon, uid: u32, gid: u32) -> Result<Self, Refusal> {
-        let account = daemon.account(uid).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+        let account = daemon.account(uid).await.map_err(|error| Refusal::new(Code::Unavailable, error.to_string()))?;
         Ok(Self { uid, gid: account.as_ref().map_or(gid, |account| account.gid), account })
     }
 
@@ -98,7 +98,7 @@ fn owned_by_another(machine: &MachineRow, owner: &Owner) -> Problem {
             )
         }
     };
-    Problem::new("forbidden", message)
+    Problem::new(Code::Forbidden, message)
 }
 
 #[cfg(test)]

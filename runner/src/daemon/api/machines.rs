@@ -6,12 +6,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use garret_api::Problem;
 use garret_api::agent::LOG_MAX;
 use garret_api::runner::{Desired, Machine, MachinePhase, MachineRequest, OperationKind};
+use garret_api::{Code, Problem, ProblemDetails};
 use hyper::StatusCode;
 
-use super::body::Body;
 use super::identity::{Owner, check_owner};
 use super::{Peer, Refusal, proxy};
 use crate::config::Limits;
@@ -19,13 +18,14 @@ use crate::daemon::admission::{self, Host};
 use crate::daemon::promises::{demand, promises};
 use crate::daemon::state::{MachineRow, NewOperation, ReadTx, Scope, events, machines, now_ms, operations};
 use crate::daemon::{Daemon, requests, tail};
+use garret_http::Body;
 
 /// How long the removal of a machine may take before the answer says that it continues.
 const REMOVAL: Duration = Duration::from_secs(120);
 
 #[utoipa::path(
     get,
-    path = "/v1/machines",
+    path = "/v1/machines", operation_id = "list_machines",
     responses((status = 200, description = "The machines the caller may see.", body = Vec<Machine>))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Machine>>, Refusal> {
@@ -41,9 +41,9 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}",
+    path = "/v1/machines/{developer}", operation_id = "get_machine",
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
-    responses((status = 200, description = "The machine.", body = Machine), (status = 404, body = Problem))
+    responses((status = 200, description = "The machine.", body = Machine), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn show(
     State(daemon): State<Arc<Daemon>>,
@@ -56,14 +56,14 @@ pub(super) async fn show(
 
 #[utoipa::path(
     put,
-    path = "/v1/machines/{developer}",
+    path = "/v1/machines/{developer}", operation_id = "put_machine",
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
     request_body = MachineRequest,
     responses(
         (status = 200, description = "The machine, as it will be made.", body = Machine),
-        (status = 400, body = Problem),
-        (status = 403, body = Problem),
-        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = Problem),
+        (status = 400, body = ProblemDetails),
+        (status = 403, body = ProblemDetails),
+        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = ProblemDetails),
     )
 )]
 pub(super) async fn put(
@@ -75,21 +75,23 @@ pub(super) async fn put(
     let kept = resolve(&daemon, peer, &developer).await?;
     let uid = match kept {
         Some(uid) if peer.may(uid) => uid,
-        None if peer.administrator => return Err(Refusal::not_found(format!("the host has no account {developer}"))),
-        _ => return Err(Refusal::forbidden(format!("only {developer} or an administrator may do that"))),
+        None if peer.administrator => {
+            return Err(Refusal::new(Code::NotFound, format!("the host has no account {developer}")));
+        }
+        _ => return Err(Refusal::new(Code::Forbidden, format!("only {developer} or an administrator may do that"))),
     };
     if (request.weight.is_some() || request.owner.is_some()) && !peer.administrator {
-        return Err(Refusal::forbidden("only an administrator may set a machine's weight or its owner"));
+        return Err(Refusal::new(Code::Forbidden, "only an administrator may set a machine's weight or its owner"));
     }
     let owner = Owner::find(&daemon, uid, peer.gid).await?;
     let there = daemon.read(move |db| machines::get(db, uid)).await?.is_some();
     if !there && uid != peer.uid && owner.account.is_none() {
-        return Err(Refusal::not_found(format!("the host has no account {developer}")));
+        return Err(Refusal::new(Code::NotFound, format!("the host has no account {developer}")));
     }
     if let Some(name) = &request.owner
         && owner.account.as_ref().is_none_or(|account| account.name != *name)
     {
-        return Err(Refusal::invalid(format!("owner: uid {uid} is not the account {name}")));
+        return Err(Refusal::new(Code::Invalid, format!("owner: uid {uid} is not the account {name}")));
     }
     let machine = request_machine(&daemon, &owner, peer.uid, request).await?;
     show_machine(&daemon, machine).await
@@ -97,9 +99,9 @@ pub(super) async fn put(
 
 #[utoipa::path(
     delete,
-    path = "/v1/machines/{developer}",
+    path = "/v1/machines/{developer}", operation_id = "delete_machine",
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
-    responses((status = 204, description = "It and its data disk are gone."), (status = 404, body = Problem))
+    responses((status = 204, description = "It and its data disk are gone."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn remove(
     State(daemon): State<Arc<Daemon>>,
@@ -129,13 +131,13 @@ pub(super) async fn remove(
         }
         Ok(StatusCode::NO_CONTENT)
     };
-    let late = || Err(Refusal::unavailable(format!("the machine of {developer} is still being removed")));
+    let late = || Err(Refusal::new(Code::Unavailable, format!("the machine of {developer} is still being removed")));
     tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| late())
 }
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/log",
+    path = "/v1/machines/{developer}/log", operation_id = "get_machine_log",
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
     responses((status = 200, description = "What the guest last printed on its console.", body = String))
 )]
@@ -154,9 +156,9 @@ pub(super) async fn log(
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/exec",
+    path = "/v1/machines/{developer}/exec", operation_id = "exec_in_machine",
     params(("developer" = String, Path, description = "The developer's name, or uid.")),
-    responses((status = 101, description = "A WebSocket: a process in the guest itself."), (status = 404, body = Problem))
+    responses((status = 101, description = "A WebSocket: a process in the guest itself."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
@@ -176,8 +178,13 @@ pub(super) async fn exec(
 pub(super) fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
     match machine.phase {
         MachinePhase::Running => Ok(()),
-        MachinePhase::Starting => Err(Refusal::unavailable("the machine is still starting: try again in a moment")),
-        _ => Err(Refusal::conflict(format!("the machine does not run ({}): `garret start` starts it", machine.reason))),
+        MachinePhase::Starting => {
+            Err(Refusal::new(Code::Unavailable, "the machine is still starting: try again in a moment"))
+        }
+        _ => Err(Refusal::new(
+            Code::Conflict,
+            format!("the machine does not run ({}): `garret start` starts it", machine.reason),
+        )),
     }
 }
 
@@ -194,7 +201,8 @@ async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<
     if !peer.administrator {
         return Ok(None);
     }
-    let account = daemon.names.by_name(developer).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+    let account =
+        daemon.names.by_name(developer).await.map_err(|error| Refusal::new(Code::Unavailable, error.to_string()))?;
     if let Some(account) = account {
         let owner = Owner { uid: account.uid, gid: account.gid, account: Some(account) };
         // A machine that may be another person's is visible to the administrator, under its earlier name.
@@ -240,7 +248,7 @@ pub(super) async fn request_machine(
             };
             if kept.is_none() {
                 let Some(slot) = machines::free_slot(db, slots)? else {
-                    return Ok(Err(Problem::new("conflict", format!("all {slots} places for machines are taken"))));
+                    return Ok(Err(Problem::new(Code::Conflict, format!("all {slots} places for machines are taken"))));
                 };
                 base.slot = slot;
                 if !machines::is_free(db, &base.name)? {
@@ -261,7 +269,7 @@ pub(super) async fn request_machine(
                 let all = machines::all(db)?;
                 let others = promises(all.iter().filter(|row| row.uid != uid), &started, overhead_mib);
                 if let Err(refusal) = admission::admit(&host, others, demand(&wanted, started(&wanted), overhead_mib)) {
-                    return Ok(Err(Problem::new("no-memory", refusal)));
+                    return Ok(Err(Problem::new(Code::NoMemory, refusal)));
                 }
             }
             machines::put(db, &wanted)?;
@@ -281,7 +289,7 @@ pub(super) async fn request_machine(
         let said = format!(
             "the machine stops, but may start again with the next daemon: its state cannot be written: {error}"
         );
-        return Err(Problem::new("internal", said).into());
+        return Err(Problem::new(Code::Internal, said).into());
     }
     let wanted = written??;
     if desired.is_some() {

@@ -1,6 +1,5 @@
 //! The host API on the daemon's Unix socket.
 
-mod body;
 mod environments;
 mod events;
 mod host;
@@ -11,19 +10,18 @@ mod openapi;
 mod operations;
 mod peer;
 mod proxy;
-mod refusal;
 #[cfg(test)]
 mod tests;
 mod top;
 
+use garret_api::Code;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::get;
-use hyper::StatusCode;
 
+use garret_http::{Refusal, no_such_method};
 pub(super) use peer::{Credentials, Peer};
-use refusal::Refusal;
 
 use super::Daemon;
 
@@ -50,9 +48,7 @@ pub(super) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/events", get(events::of_all))
-        .fallback(async || Refusal::not_found("there is nothing at this path: see the API's description"))
-        .method_not_allowed_fallback(async || {
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", "this path has no such method")
-        })
+        .fallback(async || Refusal::new(Code::NotFound, "there is nothing at this path: see the API's description"))
+        .method_not_allowed_fallback(no_such_method)
         .with_state(daemon)
 }

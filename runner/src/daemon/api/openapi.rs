@@ -31,7 +31,7 @@ use super::{environments, events, host, machines, operations, top};
         events::of_machine,
         events::of_all,
     ),
-    components(schemas(garret_api::runner::Event, garret_api::Problem))
+    components(schemas(garret_api::runner::Event, garret_api::ProblemDetails))
 )]
 struct Description;
 

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use garret_api::Problem;
 use garret_api::runner::Operation;
+use garret_api::{Code, ProblemDetails};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 
-use super::body::Parameters;
 use super::{Peer, Refusal};
 use crate::daemon::Daemon;
 use crate::daemon::state::operations;
+use garret_http::Parameters;
 
 /// The longest wait of one request, in seconds.
 const WAIT_MAX_S: u32 = 600;
@@ -31,7 +31,7 @@ pub(super) struct OperationParameters {
 
 #[utoipa::path(
     get,
-    path = "/v1/operations",
+    path = "/v1/operations", operation_id = "list_operations",
     responses((
         status = 200,
         description = "The newest operations on what the caller may see, the newest first; at most 256.",
@@ -45,11 +45,11 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
 
 #[utoipa::path(
     get,
-    path = "/v1/operations/{id}",
+    path = "/v1/operations/{id}", operation_id = "get_operation",
     params(("id" = String, Path, description = "The operation's id."), OperationParameters),
     responses(
         (status = 200, description = "The operation; without an outcome if it is still in progress.", body = Operation),
-        (status = 404, body = Problem)
+        (status = 404, body = ProblemDetails)
     )
 )]
 pub(super) async fn show(
@@ -64,9 +64,9 @@ pub(super) async fn show(
         changes.borrow_and_update();
         let asked = id.clone();
         let found = daemon.read(move |db| operations::get(db, &asked)).await?;
-        let operation = found
-            .filter(|operation| peer.may(operation.uid))
-            .ok_or_else(|| Refusal::not_found(format!("there is no operation {id}: `garret operations` lists them")))?;
+        let operation = found.filter(|operation| peer.may(operation.uid)).ok_or_else(|| {
+            Refusal::new(Code::NotFound, format!("there is no operation {id}: `garret operations` lists them"))
+        })?;
         if operation.outcome.is_some() || timeout_at(until, changes.changed()).await.is_err() {
             return Ok(Json(operation));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::serve::IncomingStream;
-use garret_api::Problem;
+use garret_api::{Code, Problem};
 use hyper::http::request::Parts;
 use tokio::net::UnixListener;
 
@@ -50,9 +50,9 @@ impl Peer {
 
     /// The machine, if it exists and the peer may see it. Otherwise the result is the same as if it did not exist.
     pub(crate) fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
-        machine
-            .filter(|machine| self.may(machine.uid))
-            .ok_or_else(|| Refusal::not_found(format!("there is no machine of {developer}: `garret up` makes one")))
+        machine.filter(|machine| self.may(machine.uid)).ok_or_else(|| {
+            Refusal::new(Code::NotFound, format!("there is no machine of {developer}: `garret up` makes one"))
+        })
     }
 }
 
@@ -61,7 +61,7 @@ impl FromRequestParts<Arc<Daemon>> for Peer {
 
     async fn from_request_parts(parts: &mut Parts, daemon: &Arc<Daemon>) -> Result<Self, Refusal> {
         let said = parts.extensions.get::<ConnectInfo<Credentials>>().and_then(|info| info.0.0);
-        let (uid, gid) = said.ok_or_else(|| Problem::new("forbidden", "the connection's owner is unknown"))?;
+        let (uid, gid) = said.ok_or_else(|| Problem::new(Code::Forbidden, "the connection's owner is unknown"))?;
         if uid == 0 {
             return Ok(Self { uid, gid, administrator: true });
         }
@@ -71,7 +71,7 @@ impl FromRequestParts<Arc<Daemon>> for Peer {
             Some(account) => daemon.names.is_member(account, ADMINISTRATORS).await,
             None => Ok(false),
         };
-        let administrator = administrator.map_err(|error| Refusal::unavailable(error.to_string()))?;
+        let administrator = administrator.map_err(|error| Refusal::new(Code::Unavailable, error.to_string()))?;
         Ok(Self { uid, gid: owner.gid, administrator })
     }
 }

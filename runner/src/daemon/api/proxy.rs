@@ -1,5 +1,6 @@
 //! Exec streams: passes the upgrade on to the agent, then copies bytes in both directions.
 
+use garret_api::Code;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -39,7 +40,7 @@ pub(super) async fn forward_upgrade(
     needed: WakeGuard,
 ) -> Result<Response, Refusal> {
     if !request.headers().contains_key(header::UPGRADE) {
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid", "this is a WebSocket: ask for an upgrade"));
+        return Err(Refusal::new(Code::UpgradeRequired, "this is a WebSocket: ask for an upgrade"));
     }
     let mut asked = hyper::Request::builder().uri(path).header(header::HOST, "garret");
     for name in HANDSHAKE {
@@ -47,7 +48,7 @@ pub(super) async fn forward_upgrade(
             asked = asked.header(name, value);
         }
     }
-    let asked = asked.body(Full::default()).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let asked = asked.body(Full::default()).map_err(|error| Refusal::new(Code::Invalid, error.to_string()))?;
     let mut answer = agent.forward(asked).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (parts, body) = answer.into_parts();

@@ -102,7 +102,7 @@ impl Server {
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, String) {
     let error = answer.unwrap_err();
     let status = error.status().unwrap_or_else(|| panic!("no status: {error}"));
-    (status, error.into_problem().message)
+    (status, error.into_problem().detail)
 }
 
 #[tokio::test]
@@ -483,7 +483,7 @@ async fn every_run_ends_with_one_event_whatever_ends_it() {
         let EventKind::Environment { generation, progress: Progress::Failed { problem, .. } } = event.what else {
             panic!("{event:?}");
         };
-        assert_eq!(problem.code, "cancelled");
+        assert_eq!(problem.code, Code::Cancelled);
         cancelled.push(generation);
     }
     assert_eq!(cancelled, [1, 2, 3, 4]);

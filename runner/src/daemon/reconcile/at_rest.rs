@@ -1,7 +1,7 @@
 //! Decides how the operation on a machine ended, once its driver has nothing left to do.
 
-use garret_api::Problem;
 use garret_api::runner::{MachinePhase, Operation, OperationKind, Outcome};
+use garret_api::{Code, Problem};
 
 use super::plan::{Goal, Vmm};
 use crate::daemon::state::MachineRow;
@@ -30,7 +30,7 @@ fn ended_badly(operation: &Operation, machine: &MachineRow) -> bool {
 }
 
 fn failed(message: String) -> Outcome {
-    Outcome::Failed { problem: Problem::new("machine-ended", message) }
+    Outcome::Failed { problem: Problem::new(Code::MachineEnded, message) }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use garret_api::agent::{API, AgentInfo, ApiRange, MachineSetup, Progress};
 use garret_api::client::{Client, Error};
 use garret_api::runner::{Desired, MachinePhase};
-use garret_api::{Problem, one_line};
+use garret_api::{Code, Problem, one_line};
 use tokio::time::Instant;
 
 use super::disk_failures::DiskFailures;
@@ -65,7 +65,7 @@ impl Driver {
             return false;
         }
         let said = "power cut: the runner cannot identify the VMM to ask it to stop";
-        self.report(&machine, Problem::new("power-cut", said)).await;
+        self.report(&machine, Problem::new(Code::PowerCut, said)).await;
         // Cleaning up kills everything in the machine's control group.
         (self.vmm, self.asked) = (VmmState::Dead, true);
         true
@@ -157,7 +157,7 @@ impl Driver {
 
     async fn start_vmm(&self, machine: &MachineRow) -> anyhow::Result<u32> {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
-        let forbidden = |problem: Problem| anyhow!("{}", problem.message);
+        let forbidden = |problem: Problem| anyhow!("{}", problem.detail);
         let limits = daemon.limits(machine.uid).await.map_err(forbidden)?;
         // The limits may have been lowered since the machine was requested.
         requests::check_limits(&machine, &limits).map_err(forbidden)?;
@@ -229,7 +229,7 @@ impl Driver {
                     machines::set_phase(db, uid, MachinePhase::Running, reason)?;
                 }
                 // Clients wait for these environments.
-                environments::fail_all(db, uid, &Problem::new("unavailable", said))
+                environments::fail_all(db, uid, &Problem::new(Code::Unavailable, said))
             })
             .await?;
         Ok(())
@@ -466,7 +466,7 @@ mod tests {
         assert!(matches!(driver.vmm, VmmState::Dead) && driver.asked);
         let scope = Scope::Developer(7);
         let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();
-        assert!(format!("{events:?}").contains("power-cut"), "{events:?}");
+        assert!(format!("{events:?}").contains("PowerCut"), "{events:?}");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Detects host I/O errors on a machine's data disk: one event for the developer per episode.
 
-use garret_api::Problem;
 use garret_api::vmm::Metrics;
+use garret_api::{Code, Problem};
 
 use super::driver::{Driver, REFRESH_DEADLINE};
 use crate::daemon::state::MachineRow;
@@ -42,7 +42,7 @@ impl Driver {
         if self.disk.begin(count(&metrics)) {
             let said = "the host cannot write the machine's data disk, and what a program has synced is kept: if the host's \
                         disk is full, writes wait until there is space; see the VMM's log for another reason";
-            self.report(machine, Problem::new("host-disk", said)).await;
+            self.report(machine, Problem::new(Code::HostDisk, said)).await;
         }
     }
 }

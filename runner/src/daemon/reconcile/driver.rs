@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use garret_api::Problem;
 use garret_api::agent::EnvironmentStatus;
 use garret_api::runner::{Desired, MachinePhase, Operation};
+use garret_api::{Code, Problem};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -348,7 +348,7 @@ impl Driver {
                 let Some(machine) = machines::get(db, uid)? else { return Ok(()) };
                 let starts =
                     machine.desired == Desired::Running && !machine.removed && machine.phase != MachinePhase::Failed;
-                let problem = Problem::new("stopped", format!("the machine does not run: {}", machine.reason));
+                let problem = Problem::new(Code::Stopped, format!("the machine does not run: {}", machine.reason));
                 for row in environments::of_machine(db, uid)? {
                     let waits = row.removed || (starts && row.desired == Desired::Running);
                     if !waits && !row.settled() {

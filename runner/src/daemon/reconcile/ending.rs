@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use garret_api::runner::{Desired, EventKind, MachinePhase};
 use garret_api::vmm::LastWords;
-use garret_api::{Problem, one_line};
+use garret_api::{Code, Problem, one_line};
 use tokio::time::Instant;
 
 use super::driver::{Driver, VmmState};
@@ -44,7 +44,7 @@ impl Driver {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
                 let said = format!("the guest did not power off within {} s: its power is cut", patience.as_secs());
-                self.report(machine, Problem::new("power-cut", said)).await;
+                self.report(machine, Problem::new(Code::PowerCut, said)).await;
                 self.cut_power(machine, process).await?;
             }
             never = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => match never {},
@@ -55,7 +55,7 @@ impl Driver {
 
     /// Logs a problem of the machine and records it as an event.
     pub(super) async fn report(&self, machine: &MachineRow, problem: Problem) {
-        tracing::warn!(machine = machine.name, "{}", problem.message);
+        tracing::warn!(machine = machine.name, "{}", problem.detail);
         let uid = self.uid;
         let written = self.daemon.write(move |db| events::add(db, uid, None, &EventKind::Problem { problem })).await;
         if let Err(error) = written {
@@ -120,7 +120,7 @@ impl Driver {
             .write(move |db| {
                 machines::set_vmm(db, uid, None)?;
                 machines::set_phase(db, uid, phase, &reason)?;
-                let problem = unasked.then(|| Problem::new("machine-ended", format!("the machine ended: {reason}")));
+                let problem = unasked.then(|| Problem::new(Code::MachineEnded, format!("the machine ended: {reason}")));
                 // A client requested a start while the machine stopped, or the guest reboots.
                 let wanted = machines::get(db, uid)?.is_some_and(|row| row.desired == Desired::Running && !row.removed);
                 environments::end_all(db, uid, problem.as_ref(), wanted && phase == MachinePhase::Stopped)

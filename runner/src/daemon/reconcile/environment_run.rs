@@ -8,7 +8,7 @@ use std::time::Duration;
 use garret_api::agent::{API, AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, EventKind};
-use garret_api::{Problem, one_line};
+use garret_api::{Code, Problem, one_line};
 use hyper::Method;
 use tokio::time::{Instant, timeout};
 
@@ -60,7 +60,7 @@ impl EnvironmentRun {
             match self.attempt(&mut spec).await? {
                 FollowResult::Ended(progress) => return finish(&self.daemon, &self.row, progress).await,
                 FollowResult::Lost(error) if attempt == TRIES_MAX => {
-                    let problem = Problem::new("unavailable", format!("the agent is lost: {error}")).clipped();
+                    let problem = Problem::new(Code::Unavailable, format!("the agent is lost: {error}")).clipped();
                     return finish(&self.daemon, &self.row, failed("agent", problem)).await;
                 }
                 FollowResult::Lost(error) => {
@@ -120,7 +120,7 @@ impl EnvironmentRun {
                     steps += u32::from(!matches!(progress, Progress::Output { .. }));
                     if steps > STEPS_MAX {
                         let problem =
-                            Problem::new("internal", format!("the agent reports more than {STEPS_MAX} steps"));
+                            Problem::new(Code::Internal, format!("the agent reports more than {STEPS_MAX} steps"));
                         return Ok(FollowResult::Ended(failed("agent", problem)));
                     }
                     self.store(progress).await?;
@@ -184,7 +184,7 @@ impl EnvironmentRun {
                 Ok(revoked) => break revoked,
                 Err(error) => {
                     let said = format!("cannot take {workspace} out of the machine yet; trying again: {error:#}");
-                    self.failed_try(&mut failures, Problem::new("workspace-held", said)).await?;
+                    self.failed_try(&mut failures, Problem::new(Code::WorkspaceHeld, said)).await?;
                 }
             }
         };
@@ -197,7 +197,7 @@ impl EnvironmentRun {
             }
         };
         if let Some(what) = what {
-            let problem = Problem::new("workspace-held", format!("{what}; it can use them until `garret stop`"));
+            let problem = Problem::new(Code::WorkspaceHeld, format!("{what}; it can use them until `garret stop`"));
             tracing::warn!("{problem}");
             self.report(problem).await?;
         }
@@ -219,7 +219,7 @@ impl EnvironmentRun {
                 let said = format!(
                     "the agent did not stop the container within {waited} s: `garret stop` stops the whole machine"
                 );
-                Ok(Err(Problem::new("unavailable", said)))
+                Ok(Err(Problem::new(Code::Unavailable, said)))
             }
         }
     }
@@ -241,7 +241,7 @@ impl EnvironmentRun {
                 Err(error) => error,
             };
             let said = format!("cannot {what} {} yet; trying again: {error}", self.row.id);
-            self.failed_try(refusals, Problem::new("unavailable", said).clipped()).await?;
+            self.failed_try(refusals, Problem::new(Code::Unavailable, said).clipped()).await?;
         }
     }
 
@@ -342,7 +342,7 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
         Progress::Ready { environment } => EnvironmentStatus { id: row.id.clone(), ..environment.clone() },
         Progress::Failed { step, problem } => EnvironmentStatus {
             phase: EnvironmentPhase::Failed,
-            problem: Some(Problem::new(&problem.code, format!("{step}: {}", problem.message))),
+            problem: Some(Problem::new(problem.code, format!("{step}: {}", problem.detail))),
             ..row.status.clone()
         },
         // No other kind of progress ends a run.

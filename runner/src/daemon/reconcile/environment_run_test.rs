@@ -26,8 +26,8 @@ fn reports_of_the_agent_are_truncated() {
         panic!("another kind");
     };
     assert_eq!(text.len(), OUTPUT_MAX);
-    let problem = Problem::new("x", "two\nlines\u{7}");
-    assert_eq!(sanitize(failed("a\nb", problem)), failed("a b", Problem::new("x", "two lines")));
+    let problem = Problem::new(Code::Unknown, "two\nlines\u{7}");
+    assert_eq!(sanitize(failed("a\nb", problem)), failed("a b", Problem::new(Code::Unknown, "two lines")));
 }
 
 #[test]
@@ -124,13 +124,8 @@ async fn long_error_of_a_lost_agent_is_truncated() {
         panic!("{} events", events.len())
     };
     let kept = row.unwrap().status.problem.unwrap();
-    assert!(problem.message.starts_with("the agent is lost: "), "{problem}");
-    assert!(
-        problem.message.len() < 1024 && kept.message.len() < 1024,
-        "{} {}",
-        problem.message.len(),
-        kept.message.len()
-    );
+    assert!(problem.detail.starts_with("the agent is lost: "), "{problem}");
+    assert!(problem.detail.len() < 1024 && kept.detail.len() < 1024, "{} {}", problem.detail.len(), kept.detail.len());
 }
 
 /// The environment's events and its stored row.
@@ -160,13 +155,13 @@ async fn a_stop_that_is_refused_ends_with_one_event_more() {
     assert!(asked.load(Ordering::Relaxed) > 1);
     let (events, row) = outcome(&run).await;
     let [EventKind::Problem { problem }, last] = &events[..] else { panic!("{events:?}") };
-    assert!(problem.message.starts_with("cannot stop w yet; trying again: "), "{problem}");
+    assert!(problem.detail.starts_with("cannot stop w yet; trying again: "), "{problem}");
     let EventKind::Environment { generation: 2, progress: Progress::Failed { step, .. } } = last else {
         panic!("{last:?}")
     };
     let row = row.unwrap();
     assert_eq!((step.as_str(), row.settled(), row.status.phase), ("stop", true, EnvironmentPhase::Failed));
-    let said = row.status.problem.unwrap().message;
+    let said = row.status.problem.unwrap().detail;
     assert!(said.starts_with("stop: the agent did not stop the container within "), "{said}");
 }
 
@@ -266,7 +261,7 @@ async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
         loop {
             let (events, row) = outcome(&run).await;
             if let [EventKind::Problem { problem }] = &events[..] {
-                return (problem.message.clone(), row);
+                return (problem.detail.clone(), row);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

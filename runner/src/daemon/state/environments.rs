@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use garret_api::Problem;
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
 use garret_api::runner::{Desired, EventKind};
+use garret_api::{Code, Problem};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Json, ReadTx, WriteTx, bounded_json, events, json};
@@ -150,7 +150,7 @@ pub(crate) fn cancel_run(db: &WriteTx<'_>, environment: &EnvironmentRow, why: &s
     if environment.settled() {
         return Ok(());
     }
-    let problem = Problem::new("cancelled", why);
+    let problem = Problem::new(Code::Cancelled, why);
     let last = failed(environment, "environment", problem);
     events::add(db, environment.uid, Some(&environment.id), &last)
 }
@@ -215,7 +215,7 @@ pub(crate) fn end_without_machine(
     let last = match environment.desired {
         Desired::Stopped => EventKind::Stopped { generation },
         Desired::Running => {
-            let problem = problem.cloned().unwrap_or_else(|| Problem::new("stopped", "the machine was stopped"));
+            let problem = problem.cloned().unwrap_or_else(|| Problem::new(Code::Stopped, "the machine was stopped"));
             environment.status.problem = Some(problem.clone());
             failed(&environment, "start machine", problem)
         }

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use garret_api::{Code, Problem};
 use rusqlite::Connection;
 use rusqlite::types::{FromSql, FromSqlError};
 use serde::Serialize;
@@ -113,6 +114,13 @@ pub(crate) enum StoreError {
     /// A job panicked.
     #[error("the state's thread has ended")]
     ThreadEnded,
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::error!("the state failed: {error}");
+        Problem::new(Code::Internal, format!("the runner's state failed: {error}"))
+    }
 }
 
 /// The current time, in milliseconds since 1970.

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use garret_api::Problem;
 use garret_api::agent::Progress;
 use garret_api::runner::{EventKind, Operation, OperationKind, Outcome};
+use garret_api::{Code, Problem};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Json, ReadTx, WriteTx, bounded_json, json, now_ms};
@@ -122,7 +122,7 @@ pub(crate) fn next_deadline(db: &ReadTx<'_>) -> rusqlite::Result<Option<u64>> {
 
 /// Ends operations whose deadline has passed.
 pub(crate) fn expire(db: &WriteTx<'_>, now_ms: u64) -> rusqlite::Result<()> {
-    let problem = Problem::new("deadline", "it did not end by its deadline; the daemon continues to try");
+    let problem = Problem::new(Code::Deadline, "it did not end by its deadline; the daemon continues to try");
     db.change("UPDATE operations SET outcome = ?, ended_ms = ?2 WHERE outcome IS NULL AND deadline_ms <= ?2")?
         .execute(params![json(&Outcome::Failed { problem })?, now_ms])?;
     Ok(())
@@ -161,8 +161,8 @@ fn change(what: &EventKind) -> Option<(Option<u64>, Change)> {
         EventKind::Environment { generation, progress } => match progress {
             Progress::Started { step } => Some((Some(*generation), Change::Step(step.clone()))),
             Progress::Ready { .. } => ended(*generation, Outcome::Succeeded),
-            Progress::Failed { problem, .. } if problem.code == "cancelled" => {
-                ended(*generation, Outcome::Cancelled { reason: problem.message.clone() })
+            Progress::Failed { problem, .. } if problem.code == Code::Cancelled => {
+                ended(*generation, Outcome::Cancelled { reason: problem.detail.clone() })
             }
             Progress::Failed { problem, .. } => ended(*generation, Outcome::Failed { problem: problem.clone() }),
             Progress::Output { .. } | Progress::Finished { .. } | Progress::Unknown => None,
@@ -237,14 +237,17 @@ mod tests {
 
     #[test]
     fn the_final_event_of_its_run_ends_an_environments_operation() {
-        let failed = |code: &str| Progress::Failed { step: "s".into(), problem: Problem::new(code, "why") };
+        let failed = |code: Code| Progress::Failed { step: "s".into(), problem: Problem::new(code, "why") };
         let status = environment(7, "e").status;
         let progress = |generation, progress| EventKind::Environment { generation, progress };
         for (what, outcome) in [
             (progress(2, Progress::Ready { environment: status.clone() }), Some(Outcome::Succeeded)),
             (progress(1, Progress::Ready { environment: status }), None),
-            (progress(2, failed("cancelled")), Some(Outcome::Cancelled { reason: "why".into() })),
-            (progress(2, failed("build")), Some(Outcome::Failed { problem: Problem::new("build", "why") })),
+            (progress(2, failed(Code::Cancelled)), Some(Outcome::Cancelled { reason: "why".into() })),
+            (
+                progress(2, failed(Code::BuildFailed)),
+                Some(Outcome::Failed { problem: Problem::new(Code::BuildFailed, "why") }),
+            ),
             (progress(2, Progress::Started { step: "pull image".into() }), None),
             (EventKind::Stopped { generation: 2 }, Some(Outcome::Succeeded)),
             (EventKind::Removed { generation: 2 }, Some(Outcome::Succeeded)),
@@ -293,7 +296,7 @@ mod tests {
         expire(&db, deadline).unwrap();
         assert_eq!(next_deadline(&db).unwrap(), None);
         let Some(Outcome::Failed { problem }) = last(&db, 7, None).unwrap().unwrap().outcome else { panic!() };
-        assert_eq!(problem.code, "deadline");
+        assert_eq!(problem.code, Code::Deadline);
         assert!(in_progress(&db, 7, Some("e")).unwrap().is_some());
     }
 

@@ -139,7 +139,7 @@ fn a_text_without_bounds_is_not_kept() {
     machines::put(&db, &machine(7)).unwrap();
     let row = environment(7, "e");
     environments::put(&db, &row).unwrap();
-    let problem = garret_api::Problem::new("internal", "x".repeat(TEXT_MAX));
+    let problem = garret_api::Problem::new(Code::Internal, "x".repeat(TEXT_MAX));
     let status = EnvironmentStatus { problem: Some(problem.clone()), ..row.status.clone() };
     let large = EnvironmentRow { status: status.clone(), ..row.clone() };
     let last = EventKind::Stopped { generation: 1 };
@@ -194,7 +194,8 @@ fn finals(db: &WriteTx<'_>) -> Vec<String> {
     let last = |what| match what {
         EventKind::Environment { generation, progress: Progress::Ready { .. } } => Some(format!("{generation}: ready")),
         EventKind::Environment { generation, progress: Progress::Failed { problem, .. } } => {
-            Some(format!("{generation}: {}", problem.code))
+            let code = serde_json::to_value(problem.code).unwrap();
+            Some(format!("{generation}: {}", code.as_str().unwrap()))
         }
         EventKind::Stopped { generation } => Some(format!("{generation}: stopped")),
         EventKind::Removed { generation } => Some(format!("{generation}: removed")),
@@ -275,7 +276,7 @@ fn a_start_begins_runs_and_an_end_tells_who_waits() {
     let generations: Vec<_> = begun.iter().map(|row| (row.id.as_str(), row.generation)).collect();
     assert_eq!(generations, [("asked", 1), ("ran", 2)]);
 
-    let problem = garret_api::Problem::new("machine-failed", "guest kernel panic");
+    let problem = garret_api::Problem::new(Code::MachineFailed, "guest kernel panic");
     environments::end_all(&db, 7, Some(&problem), true).unwrap();
     assert_eq!(finals(&db), ["1: stopped"], "it starts again: what should run has not ended");
     assert!(!environments::get(&db, "asked").unwrap().unwrap().settled());
@@ -297,7 +298,7 @@ fn a_stop_that_failed_is_done_when_the_machine_ends() {
     environments::put(&db, &environment(7, "up")).unwrap();
     environments::put(&db, &EnvironmentRow { desired: Desired::Stopped, ..environment(7, "stop") }).unwrap();
     environments::put(&db, &EnvironmentRow { removed: true, ..environment(7, "rm") }).unwrap();
-    let problem = garret_api::Problem::new("unavailable", "no answer");
+    let problem = garret_api::Problem::new(Code::Unavailable, "no answer");
     let phases = || -> Vec<_> {
         let rows = environments::of_machine(&db, 7).unwrap().into_iter();
         rows.map(|row| (row.id.clone(), row.settled(), row.status.phase)).collect()

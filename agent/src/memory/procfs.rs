@@ -1,21 +1,8 @@
-//! The guest's own view of its memory, pressure and load.
+//! The formats of `/proc/meminfo` and `/proc/pressure`.
 
 use std::collections::BTreeMap;
-use std::io;
 
-use garret_api::agent::{Pressure, Statistics};
-
-/// Reads `/proc`.
-pub(crate) fn read() -> io::Result<Statistics> {
-    let mut pressure = BTreeMap::new();
-    for resource in ["cpu", "memory", "io"] {
-        let text = std::fs::read_to_string(format!("/proc/pressure/{resource}"))?;
-        pressure.insert(resource.to_owned(), parse_pressure(&text));
-    }
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let load = load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default();
-    Ok(Statistics { memory: parse_meminfo(&std::fs::read_to_string("/proc/meminfo")?), pressure, load })
-}
+use garret_api::agent::Pressure;
 
 /// `/proc/meminfo` in bytes. Lines without a unit are counts of pages of other kinds and are left out.
 pub(crate) fn parse_meminfo(text: &str) -> BTreeMap<String, u64> {
