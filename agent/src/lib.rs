@@ -14,7 +14,3 @@ mod workspaces;
 
 pub use cli::main;
 pub use server::{Agent, serve};
-
-#[cfg(test)]
-#[path = "../../integration/test_program.rs"]
-mod test_program;

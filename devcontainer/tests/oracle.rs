@@ -9,10 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use garret_devcontainer::{Document, Folder, Resolved, Workspace, find, resolve};
+use garret_testing::{npm, program};
 use serde_json::{Value, json};
-
-#[path = "../../integration/test_program.rs"]
-mod test_program;
 
 const VERSION: &str = "0.89.0";
 
@@ -192,28 +190,15 @@ struct Reference(PathBuf);
 
 impl Reference {
     fn install() -> Self {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache =
-            cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
-        let folder = cache.join(format!("garret/devcontainers-cli-{VERSION}"));
+        let folder = npm::install("devcontainers-cli", &[&format!("@devcontainers/cli@{VERSION}")]);
         let program = folder.join("node_modules/@devcontainers/cli/devcontainer.js");
-        if !program.exists() {
-            std::fs::create_dir_all(&folder).unwrap();
-            let package = format!("@devcontainers/cli@{VERSION}");
-            let status = Command::new("npm")
-                .args(["install", "--no-audit", "--no-fund", "--prefix"])
-                .arg(&folder)
-                .arg(package)
-                .status();
-            let status = status.expect("npm is installed: run scripts/setup.sh");
-            assert!(status.success() && program.exists(), "npm could not install the reference implementation");
-        }
+        assert!(program.exists(), "the package has no {}", program.display());
         Self(program)
     }
 
     fn read_configuration(&self, folder: &Path, workspace: &Path, case: &Case) -> Value {
         let engine = folder.join("engine");
-        test_program::write(&engine, ENGINE);
+        program::write(&engine, ENGINE);
         let labels = case.label.map_or(json!({}), |label| json!({"devcontainer.metadata": label}));
         let image = json!([{"Id": "sha256:00", "Os": "linux", "Architecture": "amd64",
             "Config": {"User": "", "Env": ["PATH=/bin"], "Labels": labels}}]);

@@ -4,9 +4,6 @@
 mod groups;
 mod host;
 mod load;
-#[cfg(test)]
-#[path = "../test_program.rs"]
-mod test_program;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -304,7 +304,7 @@ pub(crate) mod tests {
     use futures_util::future::join_all;
 
     use super::*;
-    use crate::test_program;
+    use garret_testing::program;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000:Alice,,,:/home/alice:/bin/zsh\n\
          1001:x:1002:1002::/home/odd:/bin/sh\nbroken line\nbob.b:x:1003:100::/home/bob:/bin/sh\n";
@@ -319,7 +319,7 @@ pub(crate) mod tests {
             folder.display()
         );
         let program = folder.join("getent");
-        test_program::write(&program, &script);
+        program::write(&program, &script);
         for (file, text) in [("passwd", PASSWD), ("group", GROUP), ("initgroups", "alice 1000 27 60\n")] {
             fs::write(folder.join(file), text).unwrap();
         }

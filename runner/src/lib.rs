@@ -13,7 +13,3 @@ pub mod policy {
     pub use crate::daemon::{Arbiter, MachineView, Order, measure_host};
     pub use crate::host::cgroup;
 }
-
-#[cfg(test)]
-#[path = "../../integration/test_program.rs"]
-mod test_program;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::record::ContainerRecord;
 use super::*;
-use crate::test_program;
+use garret_testing::program;
 
 /// Environments in a folder of their own, with a workspace `p-1` that names an image.
 struct Fixture {
@@ -24,7 +24,7 @@ impl Fixture {
         let program = folder.path().join("engine");
         let calls = folder.path().join("calls");
         let script = format!("#!/bin/sh\ncalls={}\necho \"$*\" >> $calls\n{engine}\n", calls.display());
-        test_program::write(&program, &script);
+        program::write(&program, &script);
         let all = environments(folder.path());
         Self { folder, all }
     }

@@ -215,7 +215,7 @@ mod tests {
 
     use super::*;
     use crate::host::share::{Identity, MountRequest};
-    use crate::test_program;
+    use garret_testing::program;
 
     const UID: u32 = 7;
 
@@ -228,7 +228,7 @@ mod tests {
     fn workspaces(script: &str, deadline_ms: u64) -> (TempDir, Workspaces) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
-        test_program::write(&program, &format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display()));
+        program::write(&program, &format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display()));
         (dir, Workspaces::new(program, Duration::from_millis(deadline_ms)))
     }
 

@@ -1,4 +1,4 @@
-//! Shell scripts that tests put in the place of other programs. The crates' tests share this file.
+//! Shell scripts that tests put in the place of other programs.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,10 @@ use std::process::Command;
 ///
 /// A child writes it. A test that starts a program at the same moment would inherit this process's open file, and a
 /// file that is open for writing cannot be executed (execve(2), `ETXTBSY`).
-pub(crate) fn write(program: &Path, text: &str) {
+///
+/// # Panics
+/// It cannot be made.
+pub fn write(program: &Path, text: &str) {
     let write = ["-c", "printf %s \"$0\" > \"$1\" && chmod 755 \"$1\"", text];
-    assert!(Command::new("sh").args(write).arg(program).status().unwrap().success());
+    assert!(Command::new("sh").args(write).arg(program).status().expect("sh runs").success());
 }
