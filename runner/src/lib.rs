@@ -10,6 +10,6 @@ mod host;
 pub use cli::main;
 /// What the benches run without a daemon.
 pub mod policy {
-    pub use crate::daemon::{Arbiter, MachineView, Order, measure_host};
+    pub use crate::daemon::{History, MachineView, Order, decide, measure_host};
     pub use crate::host::cgroup;
 }

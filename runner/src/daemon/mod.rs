@@ -36,7 +36,7 @@ use garret_api::{Code, Problem, agent};
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use admission::MEMORY_MIN_MIB;
-pub use memory::{Arbiter, MachineView, Order, measure_host};
+pub use memory::{History, MachineView, Order, decide, measure_host};
 pub(crate) use serve::serve;
 
 use crate::accounts::{Account, NameService, Unanswered, display_name};

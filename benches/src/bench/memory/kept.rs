@@ -1,5 +1,5 @@
-//! What garret's runner does for a machine that idles on a host that has promised more than it has: its arbiter looks at
-//! this machine, and at one that exists on paper only and to which as much is promised as the host has. Of the arbiter's
+//! What garret's runner does for a machine that idles on a host that has promised more than it has: its policy looks at
+//! this machine, and at one that exists on paper only and to which as much is promised as the host has. Of the policy's
 //! orders those to swap something out are carried out; for others a host on which a bench runs has no cause.
 
 use std::fs;
@@ -7,21 +7,21 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use garret::policy::{Arbiter, MachineView, Order, cgroup, measure_host};
+use garret::policy::{History, MachineView, Order, cgroup, decide, measure_host};
 use rustix::process::getpid;
 
 /// The time between two looks.
 const EVERY: Duration = Duration::from_secs(1);
 /// Where control groups are.
 const ROOT: &str = "/sys/fs/cgroup";
-/// The arbiter's names for the two machines.
+/// The policy's names for the two machines.
 const REAL: u32 = 1;
 const PAPER: u32 = 2;
 
-/// A control group like the runner's, and what the arbiter knows of the machine in it.
+/// A control group like the runner's, and what the policy knows of the machine in it.
 pub(super) struct Kept {
     name: String,
-    arbiter: Arbiter,
+    history: History,
     looked: Option<(Instant, Duration)>,
 }
 
@@ -37,7 +37,7 @@ impl Kept {
         cgroup::prepare()?;
         let name = format!("bench-{}", getpid());
         cgroup::create(&name, u64::MAX)?;
-        Ok(Some(Self { name, arbiter: Arbiter::default(), looked: None }))
+        Ok(Some(Self { name, history: History::default(), looked: None }))
     }
 
     /// Starts something in the group. Memory stays with the group in which it was taken, so its processes have to be born
@@ -54,7 +54,7 @@ impl Kept {
         started
     }
 
-    /// Looks, once a second, and does as the arbiter says.
+    /// Looks, once a second, and does as the policy says.
     ///
     /// # Errors
     /// The machine has ended, or the kernel refuses.
@@ -79,7 +79,7 @@ impl Kept {
             ..sizes(promised)
         };
         let paper = MachineView { uid: PAPER, ..sizes(host.total) };
-        for order in self.arbiter.decide(&host, &[machine, paper], elapsed).orders {
+        for order in decide(&mut self.history, &host, &[machine, paper], elapsed).orders {
             if let Order::Swap { uid: REAL, bytes } = order {
                 cgroup::reclaim(&self.name, bytes)?;
             }

@@ -1,31 +1,14 @@
-//! Memory: each second this module measures the host and its machines, the arbiter decides, and its orders are passed
-//! on.
+//! Memory: each second this loop measures the host and its machines (`measure`), decides (`policy`, pure), carries the
+//! orders out (`act`) and publishes the figures (`report`).
 //!
-//! `model` and the parts of the arbiter are pure. The other modules measure, carry out orders and report. Nothing is
-//! stored: after a restart, the state is read again from the VMMs, the agents and the control groups.
+//! Nothing is stored: after a restart, the state is read again from the VMMs, the agents and the control groups.
 
-mod actuators;
-mod arbiter;
-mod escalation;
-mod follow;
-mod host;
-mod idle_swap;
-mod ladder;
-mod latest_only;
-mod limits;
-mod log_on_change;
-mod metrics;
-mod model;
-mod pause_control;
-mod pressure;
-#[cfg(test)]
-mod simulation;
-mod snapshot;
-mod targets;
+mod act;
+mod measure;
+mod policy;
+mod report;
 #[cfg(test)]
 mod tests;
-mod watched;
-mod working_set;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,23 +19,20 @@ use garret_api::runner::{Desired, EventKind, MachinePhase, Means};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-pub use arbiter::Arbiter;
-pub use host::measure as measure_host;
-pub(super) use host::meminfo;
-pub(super) use log_on_change::LogOnChange;
-pub(super) use metrics::render as render_metrics;
-pub(super) use model::{Decision, HostView, Notice};
-pub use model::{MachineView, Order};
-pub(super) use pause_control::{PauseState, WakeGuard};
-pub(super) use snapshot::Snapshot;
+pub(super) use act::{PauseState, WakeGuard};
+pub use measure::measure_host;
+pub(super) use measure::meminfo;
+pub use policy::{History, MachineView, Order, decide};
+pub(super) use report::{LogOnChange, Snapshot, render_metrics};
 
 use super::Daemon;
 use super::dedicated_runtime::run_on_dedicated_runtime;
 use super::promises::promises;
 use super::state::{MachineRow, environments, events, machines};
-use pause_control::PauseControl;
-use snapshot::{host_memory, machine_memory};
-use watched::Watched;
+use act::PauseControl;
+use measure::Watched;
+use policy::{Decision, HostView, Notice};
+use report::{host_memory, machine_memory};
 
 /// The interval between two cycles …
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -100,7 +80,7 @@ pub(super) async fn supervise(daemon: Arc<Daemon>) {
 /// The loop and its state between two cycles.
 struct MemoryLoop {
     daemon: Arc<Daemon>,
-    arbiter: Arbiter,
+    history: History,
     watched: BTreeMap<u32, Watched>,
     squeezes: BTreeMap<(String, Means), u64>,
     last: Instant,
@@ -112,7 +92,7 @@ impl MemoryLoop {
     fn new(daemon: Arc<Daemon>) -> Self {
         Self {
             daemon,
-            arbiter: Arbiter::default(),
+            history: History::default(),
             watched: BTreeMap::new(),
             squeezes: BTreeMap::new(),
             last: Instant::now(),
@@ -139,7 +119,7 @@ impl MemoryLoop {
         let views = self.views(&rows, &busy).await;
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
-        let decision = self.arbiter.decide(&host, &views, elapsed);
+        let decision = decide(&mut self.history, &host, &views, elapsed);
         for order in &decision.orders {
             tracing::debug!(?order);
             if let Some(watched) = self.watched.get(&uid(order)) {

@@ -7,12 +7,12 @@ use garret_api::vmm::MemoryInfo;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::actuators::Actuators;
 use super::follow::{Reports, follow};
-use super::log_on_change::LogOnChange;
-use super::model::{MachineView, Order};
-use super::pause_control::PauseState;
 use crate::daemon::Daemon;
+use crate::daemon::memory::act::Actuators;
+use crate::daemon::memory::act::PauseState;
+use crate::daemon::memory::policy::{MachineView, Order};
+use crate::daemon::memory::report::LogOnChange;
 use crate::daemon::state::{MachineRow, VmmId};
 use crate::host::{self, Usage};
 
@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 
 /// The state of one machine between two cycles.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(crate) struct Watched {
     vmm: VmmId,
     reports: Reports,
     /// The VMM's last report.
@@ -40,7 +40,7 @@ pub(super) struct Watched {
 
 impl Watched {
     /// Starts watching.
-    pub(super) fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
+    pub(crate) fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
         let (uid, name) = (machine.uid, machine.name.clone());
         let mut tasks = JoinSet::new();
         let actuators = Actuators::new(daemon, uid, &name, &mut tasks);
@@ -53,17 +53,17 @@ impl Watched {
     }
 
     /// Whether this watches the given VMM.
-    pub(super) fn is(&self, vmm: &VmmId) -> bool {
+    pub(crate) fn is(&self, vmm: &VmmId) -> bool {
         self.vmm == *vmm
     }
 
     /// The guest's reports about itself.
-    pub(super) fn reports(&self) -> &Reports {
+    pub(crate) fn reports(&self) -> &Reports {
         &self.reports
     }
 
     /// Measures the machine; `None` if it has just ended.
-    pub(super) async fn measure(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
+    pub(crate) async fn measure(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
         let vmm = daemon.vmm(&machine.name, REPORT_TIMEOUT);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
@@ -100,7 +100,7 @@ impl Watched {
     }
 
     /// Passes an order on. Returns at once.
-    pub(super) fn order(&self, order: &Order) {
+    pub(crate) fn order(&self, order: &Order) {
         match order {
             Order::Limit { bytes, .. } => {
                 if let Some(requested) = self.info.as_ref().and_then(|info| requested_mib(info, *bytes)) {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::model::HostView;
+use super::tuning::{HARD_FULL, PRESSED_SOME, RELAPSE, RELAXED_PRESSURE, SETTLE, SETTLE_MAX};
 
 const GIB: u64 = 1 << 30;
 
@@ -18,18 +19,6 @@ pub(super) enum Level {
     /// Machines must shrink to their targets now.
     Hard,
 }
-
-/// Pressure on some tasks at which memory is short, and on all tasks at which it is very short, in per cent.
-const PRESSED_SOME: f64 = 5.0;
-const HARD_FULL: f64 = 5.0;
-/// The level falls at a quarter more available memory than where it rose, and at half the pressure.
-const RELAXED_PRESSURE: f64 = 0.5;
-
-/// How long the figures must be better before the level falls.
-const SETTLE: Duration = Duration::from_secs(10);
-/// Memory that is short again within this time was given back too early. The next wait is twice as long.
-const RELAPSE: Duration = Duration::from_secs(120);
-const SETTLE_MAX: Duration = Duration::from_secs(320);
 
 /// Memory that should stay available. Below this mark memory is short, below half of it very short. Half of the reserve
 /// is for the host's programs. The mark is the other half plus a tenth of the host's memory; the tenth is at most 8 GiB.

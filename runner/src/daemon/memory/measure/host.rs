@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::model::HostView;
+use crate::daemon::memory::policy::HostView;
 
 /// Reads the host's figures; `reserve` is the memory reserved for the host itself, in bytes.
 ///

@@ -5,27 +5,10 @@
 use std::time::Duration;
 
 use super::model::MachineView;
-
-const MIB: u64 = 1 << 20;
-/// How long a machine must have been idle. No client is connected by then, so no client notices.
-const IDLE_MIN: Duration = Duration::from_secs(10);
-/// The interval between two steps, at first.
-const INTERVAL: Duration = Duration::from_secs(5);
-/// The longest interval, after much memory was swapped in again.
-const INTERVAL_MAX: Duration = Duration::from_secs(640);
-/// How much is swapped out in one step. The first steps yield little, because the kernel must first find untouched
-/// memory.
-const STEP_MAX: u64 = 32 * MIB;
-/// How much stays in memory: an idle guest's kernel, agent and timers touch about as much.
-const RESIDENT_MIN: u64 = 16 * MIB;
-/// If no more than this is swapped in again, it is ignored. More means that the machine was not really idle, or that it
-/// wakes now and then.
-const SWAP_IN_IGNORED: u64 = 2 * MIB;
-/// A smaller amount is not worth an order.
-const STEP_MIN: u64 = MIB;
-/// After the machine has been awake for this long, its next step is reported again. After no memory was swapped in for
-/// this long, the interval returns to [`INTERVAL`].
-const RESET_AFTER: Duration = Duration::from_secs(600);
+use super::tuning::{
+    IDLE_RESIDENT_MIN, IDLE_SWAP_AFTER, IDLE_SWAP_INTERVAL, IDLE_SWAP_INTERVAL_MAX, IDLE_SWAP_RESET_AFTER,
+    IDLE_SWAP_STEP_MAX, IDLE_SWAP_STEP_MIN, SWAP_IN_IGNORED,
+};
 
 /// The state of one machine.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +26,7 @@ pub(super) struct IdleSwap {
 impl Default for IdleSwap {
     fn default() -> Self {
         let (awake_for, quiet_for, since_step) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
-        Self { awake_for, quiet_for, since_step, interval: INTERVAL, swapped: 0, reported: false }
+        Self { awake_for, quiet_for, since_step, interval: IDLE_SWAP_INTERVAL, swapped: 0, reported: false }
     }
 }
 
@@ -65,7 +48,7 @@ impl IdleSwap {
         room: u64,
         elapsed: Duration,
     ) -> Option<Step> {
-        if idle_for < IDLE_MIN || machine.needed {
+        if idle_for < IDLE_SWAP_AFTER || machine.needed {
             self.skip_cycle(elapsed);
             return None;
         }
@@ -77,15 +60,15 @@ impl IdleSwap {
         }
         self.since_step = Duration::ZERO;
         if self.swapped - machine.swapped > SWAP_IN_IGNORED {
-            (self.interval, self.swapped) = ((self.interval * 2).min(INTERVAL_MAX), machine.swapped);
+            (self.interval, self.swapped) = ((self.interval * 2).min(IDLE_SWAP_INTERVAL_MAX), machine.swapped);
             self.quiet_for = Duration::ZERO;
             return None;
         }
-        if self.quiet_for >= RESET_AFTER {
-            self.interval = INTERVAL;
+        if self.quiet_for >= IDLE_SWAP_RESET_AFTER {
+            self.interval = IDLE_SWAP_INTERVAL;
         }
-        let bytes = machine.resident.saturating_sub(RESIDENT_MIN).min(STEP_MAX).min(room);
-        (bytes >= STEP_MIN).then(|| Step { bytes, first: !std::mem::replace(&mut self.reported, true) })
+        let bytes = machine.resident.saturating_sub(IDLE_RESIDENT_MIN).min(IDLE_SWAP_STEP_MAX).min(room);
+        (bytes >= IDLE_SWAP_STEP_MIN).then(|| Step { bytes, first: !std::mem::replace(&mut self.reported, true) })
     }
 
     /// The machine is awake, or its memory is managed by another means. Memory swapped in meanwhile counts when it is
@@ -94,7 +77,7 @@ impl IdleSwap {
         self.awake_for = self.awake_for.saturating_add(elapsed);
         self.quiet_for = self.quiet_for.saturating_add(elapsed);
         self.since_step = Duration::ZERO;
-        self.reported &= self.awake_for < RESET_AFTER;
+        self.reported &= self.awake_for < IDLE_SWAP_RESET_AFTER;
     }
 }
 
@@ -102,6 +85,7 @@ impl IdleSwap {
 mod tests {
     use super::*;
 
+    const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
 
     fn machine(resident: u64, swapped: u64) -> MachineView {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use garret_api::runner::{HostMemory, MachineMemory, Means, Top};
 
-use super::model::{Decision, HostView, MachineView};
 use crate::daemon::admission::Promises;
+use crate::daemon::memory::policy::{Decision, HostView, MachineView};
 
 /// The result of the last cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,7 +29,7 @@ impl Snapshot {
 }
 
 /// The host's figures. `promises` are in MiB.
-pub(super) fn host_memory(host: &HostView, promises: &Promises, machines: &[MachineView]) -> HostMemory {
+pub(crate) fn host_memory(host: &HostView, promises: &Promises, machines: &[MachineView]) -> HostMemory {
     let promised = promises.promised_mib << 20;
     HostMemory {
         total: host.total,
@@ -47,7 +47,7 @@ pub(super) fn host_memory(host: &HostView, promises: &Promises, machines: &[Mach
 }
 
 /// One machine's figures.
-pub(super) fn machine_memory(
+pub(crate) fn machine_memory(
     developer: &str,
     oom_kills: u64,
     view: &MachineView,

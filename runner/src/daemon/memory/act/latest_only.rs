@@ -11,12 +11,12 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Carries out one order at a time. A newer order replaces one that has not started.
 #[derive(Clone, Debug)]
-pub(super) struct LatestOnly<T>(watch::Sender<T>);
+pub(crate) struct LatestOnly<T>(watch::Sender<T>);
 
 impl<T: Clone + Send + Sync + 'static> LatestOnly<T> {
     /// Starts the actuator as a task in `tasks`. `initial` is not carried out. `carry_out` returns whether the
     /// order is done; an order that is not done is retried until a newer one arrives.
-    pub(super) fn new<F>(
+    pub(crate) fn new<F>(
         tasks: &mut JoinSet<()>,
         initial: T,
         mut carry_out: impl FnMut(T) -> F + Send + 'static,
@@ -44,12 +44,12 @@ impl<T: Clone + Send + Sync + 'static> LatestOnly<T> {
     }
 
     /// Sets the order to carry out.
-    pub(super) fn order(&self, order: T) {
+    pub(crate) fn order(&self, order: T) {
         self.0.send_replace(order);
     }
 
     /// Repeats the last order.
-    pub(super) fn repeat(&self) {
+    pub(crate) fn repeat(&self) {
         self.0.send_modify(|_| {});
     }
 }

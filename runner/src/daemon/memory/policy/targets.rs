@@ -4,8 +4,8 @@
 //! The tax is that of VMware ESX (Waldspurger, OSDI 2002): within a share, idle memory costs 1 / (1 - tax) times as
 //! much as memory in use. At 75 per cent, a machine with only idle memory has a quarter of its weight.
 
-/// The cost of one idle byte, in bytes in use: 1 / (1 - 0.75).
-const IDLE_COST: u128 = 4;
+use super::tuning::IDLE_COST;
+
 /// An untaxed weight of 1; the tax needs fractions of it.
 const UNIT: u128 = 1000;
 

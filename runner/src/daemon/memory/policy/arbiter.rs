@@ -1,12 +1,13 @@
 //! Decides from measurements of the host and its machines how much memory each machine should hold, how much it may
-//! plug, and by which means memory is taken. It has no clock and carries out nothing itself. Its state between two
-//! cycles can be lost at any time: it is rebuilt from what the next cycles see.
+//! plug, and by which means memory is taken. It has no clock and carries out nothing itself. The history can be lost at
+//! any time: it is rebuilt from what the next cycles see.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use garret_api::runner::Means;
 
+use super::activity::Activity;
 use super::escalation::Assessment;
 use super::idle_swap::IdleSwap;
 use super::ladder::{Ladder, Steps};
@@ -14,65 +15,49 @@ use super::limits::{Limit, PlugRetry};
 use super::model::{Decision, HostView, MachineView, Notice, Order};
 use super::pressure::{capacity, room};
 use super::targets::{Claim, targets};
+use super::tuning::{ELAPSED_MAX, UNPLUG_SWAPPED_MAX};
 use super::working_set::{held, wanted, working_set};
 
-/// A machine is idle if it uses less than this part of one CPU …
-const IDLE_CPUS: f64 = 0.1;
-/// … for this long.
-const IDLE_AFTER: Duration = Duration::from_secs(60);
-/// CPU use is averaged over this time, because an idle guest's timers fire in bursts.
-const CPU_AVERAGE: Duration = Duration::from_secs(5);
-/// A machine that uses this many seconds of CPU time between two cycles is awake at once. Cycles may come early.
-const AWAKE_CPU_S: f64 = 0.25;
-/// With this much memory swapped out of a machine, nothing is unplugged. Linux moves memory before it unplugs it, and
-/// would have to swap it in for that.
-const SWAPPED_MUCH: u64 = 64 << 20;
-/// A longer time between two cycles (the host slept) counts as this: a condition that holds at both cycles may not have
-/// held between them.
-const ELAPSED_MAX: Duration = Duration::from_secs(10);
-
+/// What the policy remembers from one cycle to the next.
 #[derive(Clone, Debug, Default)]
-pub struct Arbiter {
+pub struct History {
     ladder: Ladder,
-    machines: BTreeMap<u32, History>,
+    machines: BTreeMap<u32, MachineHistory>,
 }
 
-/// The state of one machine.
 #[derive(Clone, Copy, Debug, Default)]
-struct History {
-    /// The average of its CPU use.
-    cpus: f64,
-    idle_for: Duration,
+struct MachineHistory {
+    activity: Activity,
     limit: Limit,
     plug_retry: PlugRetry,
     idle_swap: IdleSwap,
 }
 
-impl Arbiter {
-    /// Decides what to do now; `elapsed` is the time since the last cycle.
-    pub fn decide(&mut self, host: &HostView, machines: &[MachineView], elapsed: Duration) -> Decision {
-        let elapsed = elapsed.min(ELAPSED_MAX);
-        self.update_histories(machines, elapsed);
-        let used: Vec<u64> = machines.iter().map(|machine| working_set(machine, self.idle(machine))).collect();
-        let claims: Vec<Claim> = machines.iter().zip(&used).map(|(machine, &used)| claim(machine, used)).collect();
-        let targets = targets(guaranteed_room(host, machines), &claims);
-        let assessed = machines.iter().zip(&targets).zip(&used);
-        let assessments: Vec<Assessment> =
-            assessed.map(|((machine, &target), &working_set)| Assessment { machine, target, working_set }).collect();
-        let Steps { mut orders, mut notices } = self.ladder.decide(host, &assessments, elapsed);
-        self.swap_out_idle(host, machines, elapsed, &mut orders, &mut notices);
-        orders.extend(machines.iter().filter_map(|machine| self.limit(machine, elapsed)));
-        orders.sort_by_key(precedence);
-        let uids = || machines.iter().map(|machine| machine.uid);
-        Decision {
-            targets: uids().zip(targets).collect(),
-            working_sets: uids().zip(used).collect(),
-            squeezed: self.ladder.squeezed(),
-            orders,
-            notices,
-        }
+/// Decides what to do now; `elapsed` is the time since the last cycle. It depends on nothing but its arguments.
+pub fn decide(history: &mut History, host: &HostView, machines: &[MachineView], elapsed: Duration) -> Decision {
+    let elapsed = elapsed.min(ELAPSED_MAX);
+    history.update_histories(machines, elapsed);
+    let used: Vec<u64> = machines.iter().map(|machine| working_set(machine, history.idle(machine))).collect();
+    let claims: Vec<Claim> = machines.iter().zip(&used).map(|(machine, &used)| claim(machine, used)).collect();
+    let targets = targets(guaranteed_room(host, machines), &claims);
+    let assessed = machines.iter().zip(&targets).zip(&used);
+    let assessments: Vec<Assessment> =
+        assessed.map(|((machine, &target), &working_set)| Assessment { machine, target, working_set }).collect();
+    let Steps { mut orders, mut notices } = history.ladder.decide(host, &assessments, elapsed);
+    history.swap_out_idle(host, machines, elapsed, &mut orders, &mut notices);
+    orders.extend(machines.iter().filter_map(|machine| history.limit(machine, elapsed)));
+    orders.sort_by_key(precedence);
+    let uids = || machines.iter().map(|machine| machine.uid);
+    Decision {
+        targets: uids().zip(targets).collect(),
+        working_sets: uids().zip(used).collect(),
+        squeezed: history.ladder.squeezed(),
+        orders,
+        notices,
     }
+}
 
+impl History {
     /// On an overcommitted host, swaps out the untouched memory of idle machines, except of machines from which memory
     /// is being taken by another means.
     fn swap_out_idle(
@@ -88,16 +73,19 @@ impl Arbiter {
             let uid = machine.uid;
             let squeezed = self.ladder.squeezed_to(uid).is_some();
             let Some(history) = self.machines.get_mut(&uid) else { continue };
-            let unplugs = history.limit.is_pending() && machine.swapped < SWAPPED_MUCH;
+            let unplugs = history.limit.is_pending() && machine.swapped < UNPLUG_SWAPPED_MAX;
             if squeezed || machine.paused || unplugs {
                 history.idle_swap.skip_cycle(elapsed);
                 continue;
             }
-            let Some(step) = history.idle_swap.next_step(machine, history.idle_for, room, elapsed) else { continue };
+            let Some(step) = history.idle_swap.next_step(machine, history.activity.idle_for(), room, elapsed) else {
+                continue;
+            };
             room -= step.bytes;
             orders.push(Order::Swap { uid, bytes: step.bytes });
             if step.first {
-                let (idle, promised, total) = (history.idle_for.as_secs(), promised(machines) >> 20, host.total >> 20);
+                let (idle, promised, total) =
+                    (history.activity.idle_for().as_secs(), promised(machines) >> 20, host.total >> 20);
                 let reason = format!(
                     "nothing has happened in this machine for {idle} s and {promised} MiB are promised on a host of {total}: \
                      what it does not touch is swapped out"
@@ -109,18 +97,15 @@ impl Arbiter {
 
     fn update_histories(&mut self, machines: &[MachineView], elapsed: Duration) {
         let known = std::mem::take(&mut self.machines);
-        let share = 1.0 - (-elapsed.div_duration_f64(CPU_AVERAGE)).exp();
         for machine in machines {
             let mut history = known.get(&machine.uid).copied().unwrap_or_default();
-            history.cpus += (machine.cpus - history.cpus) * share;
-            let idle = history.cpus < IDLE_CPUS && machine.cpus * elapsed.as_secs_f64().min(1.0) < AWAKE_CPU_S;
-            history.idle_for = if idle { history.idle_for.saturating_add(elapsed) } else { Duration::ZERO };
+            history.activity.update(machine.cpus, elapsed);
             self.machines.insert(machine.uid, history);
         }
     }
 
     fn idle(&self, machine: &MachineView) -> bool {
-        self.machines.get(&machine.uid).is_some_and(|history| history.idle_for >= IDLE_AFTER)
+        self.machines.get(&machine.uid).is_some_and(|history| history.activity.is_idle())
     }
 
     /// Returns a new limit if it should change, or the same limit again if the guest has not plugged it. A paused guest
@@ -130,7 +115,7 @@ impl Arbiter {
         let history = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
         let again = history.plug_retry.is_due(machine, elapsed);
         let wanted = history.limit.update(machine, squeezed, elapsed);
-        let futile = |bytes: u64| machine.swapped >= SWAPPED_MUCH && bytes < machine.limit;
+        let futile = |bytes: u64| machine.swapped >= UNPLUG_SWAPPED_MAX && bytes < machine.limit;
         let changed = wanted.filter(|&bytes| bytes != machine.limit && !futile(bytes));
         let bytes = changed.or_else(|| again.then_some(machine.limit))?;
         Some(Order::Limit { uid: machine.uid, bytes })
@@ -179,8 +164,8 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn decide(arbiter: &mut Arbiter, host: &HostView, machines: &[MachineView]) -> Decision {
-        arbiter.decide(host, machines, SECOND)
+    fn next_second(history: &mut History, host: &HostView, machines: &[MachineView]) -> Decision {
+        decide(history, host, machines, SECOND)
     }
 
     #[test]
@@ -188,10 +173,14 @@ mod tests {
         let host = HostView { total: 4000 * MIB, available: 2000 * MIB, ..HostView::default() };
         let resident = 1000 * MIB;
         let machine = MachineView { uid: 5, promised: 4000 * MIB, weight: 100, resident, ..MachineView::default() };
-        let mut arbiter = Arbiter::default();
-        let used: Vec<u64> = (0..60).map(|_| decide(&mut arbiter, &host, &[machine]).working_sets[&5] / MIB).collect();
+        let mut history = History::default();
+        let used: Vec<u64> =
+            (0..60).map(|_| next_second(&mut history, &host, &[machine]).working_sets[&5] / MIB).collect();
         assert_eq!((used[58], used[59]), (1000, 64));
-        assert_eq!(decide(&mut arbiter, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5], resident);
+        assert_eq!(
+            next_second(&mut history, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5],
+            resident
+        );
     }
 
     const ROOMY: u64 = 8000 * MIB;
@@ -204,11 +193,11 @@ mod tests {
 
     /// Whether anything is swapped out of a machine in five minutes; `cpus` is the CPU use at each cycle.
     fn is_swapped_out(host: &HostView, machine: &MachineView, interval: Duration, cpus: fn(u32) -> f64) -> bool {
-        let mut arbiter = Arbiter::default();
+        let mut history = History::default();
         let cycles = 300 * (SECOND.as_millis() / interval.as_millis()) as u32;
         let mut orders = (0..cycles).flat_map(|cycle| {
             let machine = MachineView { cpus: cpus(cycle), ..*machine };
-            arbiter.decide(host, &[machine], interval).orders
+            decide(&mut history, host, &[machine], interval).orders
         });
         orders.any(|order| matches!(order, Order::Swap { .. }))
     }
@@ -244,8 +233,8 @@ mod tests {
         let sizes = MachineView { uid: 5, promised, limit, plugged, boot, ..MachineView::default() };
         let machine = MachineView { weight: 100, resident: plugged, guest: Some(guest), ..sizes };
         let asked = |machine: &MachineView| {
-            let mut arbiter = Arbiter::default();
-            let orders = (0..10).flat_map(|_| decide(&mut arbiter, &roomy_host(), &[*machine]).orders);
+            let mut history = History::default();
+            let orders = (0..10).flat_map(|_| next_second(&mut history, &roomy_host(), &[*machine]).orders);
             orders.filter(|order| *order == Order::Limit { uid: 5, bytes: machine.limit }).count()
         };
         let wanted = MachineView { limit: 1152 * MIB, ..machine };
@@ -260,12 +249,13 @@ mod tests {
         let (boot, limit, plugged) = (512 * MIB, 3000 * MIB, 3000 * MIB);
         let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::default() };
         let machine = MachineView { uid: 5, resident: 70 * MIB, guest: Some(guest), ..sizes };
-        let mut arbiter = Arbiter::default();
-        let orders: Vec<Order> = (0..60).flat_map(|_| decide(&mut arbiter, &roomy_host(), &[machine]).orders).collect();
+        let mut history = History::default();
+        let orders: Vec<Order> =
+            (0..60).flat_map(|_| next_second(&mut history, &roomy_host(), &[machine]).orders).collect();
         let first = orders.iter().find(|order| matches!(order, Order::Limit { .. } | Order::Swap { .. }));
         assert!(matches!(first, Some(Order::Limit { .. })), "{orders:?}");
         // With much memory swapped out, nothing is unplugged, so there is nothing to wait for.
-        let swapped = MachineView { swapped: SWAPPED_MUCH, ..machine };
+        let swapped = MachineView { swapped: UNPLUG_SWAPPED_MAX, ..machine };
         assert!(is_swapped_out(&roomy_host(), &swapped, SECOND, |_| 0.0));
     }
 
@@ -279,8 +269,9 @@ mod tests {
         let host = HostView { total: 4000 * MIB, available: 100 * MIB, ..HostView::default() };
         for (swapped, lowered) in [(0, true), (64, false)] {
             let machine = MachineView { swapped: swapped * MIB, ..machine };
-            let mut arbiter = Arbiter::default();
-            let orders: Vec<Order> = (0..20).flat_map(|_| decide(&mut arbiter, &host, &[machine]).orders).collect();
+            let mut history = History::default();
+            let orders: Vec<Order> =
+                (0..20).flat_map(|_| next_second(&mut history, &host, &[machine]).orders).collect();
             let limits = orders.iter().any(|order| matches!(order, Order::Limit { .. }));
             assert_eq!(limits, lowered, "{orders:?}");
         }
@@ -305,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_host_without_machines_needs_no_decision() {
-        assert_eq!(decide(&mut Arbiter::default(), &HostView::default(), &[]), Decision::default());
+        assert_eq!(next_second(&mut History::default(), &HostView::default(), &[]), Decision::default());
     }
 
     fn any_guest() -> impl Strategy<Value = Option<GuestView>> {
@@ -367,7 +358,7 @@ mod tests {
         /// For any input, guarantees are kept if the capacity allows them, and the targets are within the capacity.
         #[test]
         fn targets_are_within_guarantees_and_capacity(host in any_host(), machines in any_machines()) {
-            let decision = decide(&mut Arbiter::default(), &host, &machines);
+            let decision = next_second(&mut History::default(), &host, &machines);
             prop_assert!(decision.targets.values().sum::<u64>() <= capacity(&host));
             let guaranteed: u64 = machines.iter().map(|machine| machine.guaranteed).sum();
             for machine in machines.iter().filter(|_| guaranteed <= capacity(&host)) {
@@ -384,9 +375,9 @@ mod tests {
             // The guest has no free and no cold memory.
             machines[0].guest = Some(GuestView::default());
             machines[0].plugged = u64::MAX;
-            let greedy = decide(&mut Arbiter::default(), &host, &machines);
+            let greedy = next_second(&mut History::default(), &host, &machines);
             machines[0].guest = word;
-            let lied = decide(&mut Arbiter::default(), &host, &machines);
+            let lied = next_second(&mut History::default(), &host, &machines);
             for machine in &machines[1..] {
                 let (greedy, lied) = (greedy.targets[&machine.uid], lied.targets[&machine.uid]);
                 prop_assert!(lied + 100 >= greedy, "{lied} instead of {greedy}");
@@ -397,9 +388,9 @@ mod tests {
         /// lines.
         #[test]
         fn orders_stay_within_the_swap(host in any_host(), machines in any_machines(), cycles in 1..30u32) {
-            let mut arbiter = Arbiter::default();
+            let mut history = History::default();
             for _ in 0..cycles {
-                let decision = decide(&mut arbiter, &host, &machines);
+                let decision = next_second(&mut history, &host, &machines);
                 let swapped = decision.orders.iter().map(|order| match order {
                     Order::Swap { bytes, .. } => *bytes,
                     _ => 0,

@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::latest_only::LatestOnly;
-use super::log_on_change::LogOnChange;
 use crate::daemon::Daemon;
+use crate::daemon::memory::report::LogOnChange;
 use crate::host;
 
 /// How long a VMM or an agent may take to carry out an order.
@@ -22,7 +22,7 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// The actuators of one machine.
 #[derive(Debug)]
-pub(super) struct Actuators {
+pub(crate) struct Actuators {
     /// The limit on plugged memory, in MiB.
     pub limit: LatestOnly<u32>,
     /// The size to which the agent should shrink the guest, in bytes.
@@ -35,7 +35,7 @@ pub(super) struct Actuators {
 
 impl Actuators {
     /// Starts the actuators as tasks in `tasks`.
-    pub(super) fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
+    pub(crate) fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
         let log = |what: &str| LogOnChange::of(format!("{what} {machine}"));
         let executor = Arc::new(Executor {
             daemon: daemon.clone(),

@@ -1,14 +1,7 @@
 //! How much of its memory a machine seems to use. The guest's report counts only within what the host has measured.
 
 use super::model::{GuestView, MachineView};
-
-const MIB: u64 = 1 << 20;
-
-/// A machine that holds memory uses at least this much of it, whatever its guest reports.
-const WORKING_SET_MIN: u64 = 64 * MIB;
-
-/// In addition to its working set, a machine may claim a quarter of it, at least this much, as headroom.
-const HEADROOM: u64 = 64 * MIB;
+use super::tuning::{CLAIM_HEADROOM, WORKING_SET_MIN};
 
 /// How much of the host's memory and swap it holds.
 pub(super) fn held(machine: &MachineView) -> u64 {
@@ -31,7 +24,7 @@ pub(super) fn working_set(machine: &MachineView, idle: bool) -> u64 {
 
 /// The working set plus headroom: the memory a machine may claim while other machines want memory too.
 pub(super) fn wanted(working_set: u64) -> u64 {
-    working_set.saturating_add(HEADROOM.max(working_set / 4))
+    working_set.saturating_add(CLAIM_HEADROOM.max(working_set / 4))
 }
 
 /// Memory that is neither free nor cold. Memory that the guest has compressed counts at its compressed size. When the
@@ -44,6 +37,7 @@ fn touched(machine: &MachineView, guest: &GuestView) -> u64 {
 mod tests {
     use super::*;
 
+    const MIB: u64 = 1 << 20;
     fn machine(resident: u64, swapped: u64, guest: Option<(u64, u64)>) -> MachineView {
         let guest = guest.map(|(free, cold)| GuestView { free: free * MIB, cold: cold * MIB, ..GuestView::default() });
         let (resident, swapped) = (resident * MIB, swapped * MIB);

@@ -198,8 +198,8 @@ mod tests {
     use tempfile::TempDir;
     use tokio::net::UnixListener;
 
-    use super::super::tests::machine_info;
     use super::*;
+    use crate::daemon::memory::tests::machine_info;
 
     /// A VMM that is slow to pause, and a record of the requests to it. Its state follows from the requests.
     fn vmm(pause: StatusCode) -> (TempDir, Client, Arc<Mutex<Vec<&'static str>>>) {

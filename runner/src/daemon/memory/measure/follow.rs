@@ -11,9 +11,9 @@ use hyper::Method;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::log_on_change::LogOnChange;
-use super::model::GuestView;
 use crate::daemon::Daemon;
+use crate::daemon::memory::policy::GuestView;
+use crate::daemon::memory::report::LogOnChange;
 
 /// The age at which a report is stale and the guest counts as silent.
 const STALE_AFTER: Duration = Duration::from_secs(15);
@@ -35,7 +35,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// The reports of one guest.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reports(Arc<Mutex<Received>>);
+pub(crate) struct Reports(Arc<Mutex<Received>>);
 
 #[derive(Debug, Default)]
 struct Received {
@@ -45,17 +45,17 @@ struct Received {
 
 impl Reports {
     /// The guest's latest report; `None` if it is silent.
-    pub(super) fn fresh(&self) -> Option<GuestView> {
+    pub(crate) fn fresh(&self) -> Option<GuestView> {
         self.received().last.as_ref().filter(|(at, _)| at.elapsed() <= STALE_AFTER).map(|(_, report)| view(report))
     }
 
     /// How many processes the guest's kernel has killed for lack of memory, by its last report.
-    pub(super) fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         self.received().last.as_ref().map_or(0, |(_, report)| report.oom_kills)
     }
 
     /// How often the stream broke, or had a line that could not be parsed.
-    pub(super) fn broken(&self) -> u64 {
+    pub(crate) fn broken(&self) -> u64 {
         self.received().broken
     }
 
@@ -75,7 +75,7 @@ fn view(report: &MemoryReport) -> GuestView {
 }
 
 /// Follows the reports until the task is aborted. Calls `connected` whenever a new stream begins.
-pub(super) async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
+pub(crate) async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
     let problem = LogOnChange::of(format!("memory reports of {machine}"));
     let mut delay = RETRY_DELAY;
     let (mut known, watched_since) = (false, Instant::now());

@@ -11,27 +11,12 @@ use garret_api::runner::Means;
 use super::escalation::{Assessment, Escalation};
 use super::model::{HostView, Notice, Order};
 use super::pressure::{Level, Pressure, deficit, swap_deficit};
+use super::tuning::{
+    GUEST_PATIENCE, GUEST_PATIENCE_HARD, PAUSE_GAP, PAUSE_MAX, RELEASE_PATIENCE, RESUME_GAP, SWAP_KEPT, SWAP_MIN,
+    SWAP_PACE, SWAP_PATIENCE,
+};
 
 const MIB: u64 = 1 << 20;
-/// How much is swapped out per second, of all machines together.
-const SWAP_PACE: u64 = 256 * MIB;
-/// One part in this many of the swap is left to the kernel.
-const SWAP_KEPT: u64 = 20;
-/// A smaller amount is not worth an order.
-const SWAP_MIN: u64 = 4 * MIB;
-/// How long a guest may take to shrink before its memory is swapped; and the same when memory is very short.
-const GUEST_PATIENCE: Duration = Duration::from_secs(5);
-const GUEST_PATIENCE_HARD: Duration = Duration::from_secs(1);
-/// How long memory must have been very short, in spite of swapping, before a machine is paused.
-const SWAP_PATIENCE: Duration = Duration::from_secs(15);
-/// The minimum time between two pauses.
-const PAUSE_GAP: Duration = Duration::from_secs(10);
-/// The minimum time between two resumes while the host is calm. Other resumes do not wait.
-const RESUME_GAP: Duration = Duration::from_secs(2);
-/// The longest that a machine is paused while host memory is short. Then another machine may be paused.
-const PAUSE_MAX: Duration = Duration::from_secs(300);
-/// How long a machine must have been far below its target to be released before the host is calm.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The result of one cycle.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,37 +8,21 @@
 use std::time::Duration;
 
 use super::model::MachineView;
+use super::tuning::{
+    LIMIT_HEADROOM, LIMIT_HEADROOM_SQUEEZED, LIMIT_PATIENCE, LIMIT_PATIENCE_SQUEEZED, LIMIT_STEP_MIN, PLUG_RETRY_AFTER,
+    SECTION,
+};
 use super::working_set::held;
-
-const MIB: u64 = 1 << 20;
-
-/// Linux plugs and unplugs whole memory sections.
-const SECTION: u64 = 128 * MIB;
-/// Headroom: half of the used memory, at least this.
-const HEADROOM: u64 = 512 * MIB;
-/// Headroom of a squeezed machine: a quarter, at least this, because with less its agent reports a shortage.
-const HEADROOM_SQUEEZED: u64 = 256 * MIB;
-/// A limit is lowered by no less than this.
-const STEP_MIN: u64 = 256 * MIB;
-/// How long a limit must be too high before it is lowered.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The same for a machine that is squeezed.
-const PATIENCE_SQUEEZED: Duration = Duration::from_secs(3);
-
-/// How long a guest may leave a part of its limit unplugged before the runner asks again. Plugging fails in a guest
-/// whose memory reserves are used up, and in a guest kernel of an earlier garret, which may not use them. Linux retries
-/// after 50 s (`VIRTIO_MEM_RETRY_TIMER_MIN_MS`), or at once if it is asked.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Decides when to repeat a limit that the guest has not plugged. Holds how long a part of it has been unplugged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PlugRetry(Duration);
 
 impl PlugRetry {
-    /// Returns true once per [`ASK_AGAIN_AFTER`] while a part of the limit is unplugged.
+    /// Returns true once per [`PLUG_RETRY_AFTER`] while a part of the limit is unplugged.
     pub(super) fn is_due(&mut self, machine: &MachineView, elapsed: Duration) -> bool {
         self.0 = if plugged(machine) < machine.limit { self.0 + elapsed } else { Duration::ZERO };
-        let again = self.0 >= ASK_AGAIN_AFTER;
+        let again = self.0 >= PLUG_RETRY_AFTER;
         if again {
             self.0 = Duration::ZERO;
         }
@@ -66,8 +50,8 @@ impl Limit {
     pub(super) fn update(&mut self, machine: &MachineView, squeezed: Option<u64>, elapsed: Duration) -> Option<u64> {
         let wanted = in_sections(machine, wanted(machine, squeezed));
         let (patience, least) = match squeezed {
-            None => (PATIENCE, STEP_MIN.max(machine.limit / 4)),
-            Some(_) => (PATIENCE_SQUEEZED, STEP_MIN),
+            None => (LIMIT_PATIENCE, LIMIT_STEP_MIN.max(machine.limit / 4)),
+            Some(_) => (LIMIT_PATIENCE_SQUEEZED, LIMIT_STEP_MIN),
         };
         let Some(excess) = machine.limit.checked_sub(wanted) else {
             *self = Self::default();
@@ -87,7 +71,7 @@ impl Limit {
 fn wanted(machine: &MachineView, squeezed: Option<u64>) -> u64 {
     let unsqueezed = unsqueezed(machine);
     squeezed.map_or(unsqueezed, |target| {
-        unsqueezed.min(target.max(with_headroom(unreclaimable(machine), 4, HEADROOM_SQUEEZED)))
+        unsqueezed.min(target.max(with_headroom(unreclaimable(machine), 4, LIMIT_HEADROOM_SQUEEZED)))
     })
 }
 
@@ -98,11 +82,11 @@ fn unsqueezed(machine: &MachineView) -> u64 {
         Some(guest) => plugged.saturating_sub(guest.free).saturating_sub(guest.cold),
         None => 0,
     };
-    let wanted = with_headroom(warm.max(unreclaimable(machine)), 2, HEADROOM);
+    let wanted = with_headroom(warm.max(unreclaimable(machine)), 2, LIMIT_HEADROOM);
     match guest.short {
         // From the plugged memory, not from the limit: the guest may report a shortage many times before it has
         // plugged.
-        true => wanted.max(with_headroom(plugged, 2, HEADROOM)),
+        true => wanted.max(with_headroom(plugged, 2, LIMIT_HEADROOM)),
         false => wanted,
     }
 }
@@ -134,6 +118,7 @@ mod tests {
     use super::super::model::GuestView;
     use super::*;
 
+    const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A machine of 512 to 8192 MiB whose guest has plugged its limit, uses `used` and has `cold` cache.

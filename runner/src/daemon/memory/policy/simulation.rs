@@ -11,7 +11,7 @@ use std::time::Duration;
 use garret_api::runner::Means;
 use proptest::prelude::*;
 
-use super::arbiter::Arbiter;
+use super::arbiter::{History, decide};
 use super::model::{Decision, GuestView, HostView, MachineView, Order};
 
 const MIB: u64 = 1 << 20;
@@ -184,7 +184,7 @@ impl Machine {
 struct Simulation {
     host: HostView,
     machines: Vec<Machine>,
-    arbiter: Arbiter,
+    history: History,
     second: u64,
     psi: bool,
 }
@@ -196,7 +196,7 @@ impl Simulation {
         let swap = promised.saturating_sub(total * MIB) + 512 * MIB;
         let reserve = (total / 20).max(256) * MIB;
         let host = HostView { total: total * MIB, swap_total: swap, reserve, ..HostView::default() };
-        Self { host, machines, arbiter: Arbiter::default(), second: 0, psi: true }
+        Self { host, machines, history: History::default(), second: 0, psi: true }
     }
 
     fn run(&mut self, seconds: u64) -> Vec<Decision> {
@@ -209,7 +209,7 @@ impl Simulation {
         self.kernel_swaps();
         self.measure(faulted);
         let views: Vec<MachineView> = self.machines.iter().map(|machine| machine.view).collect();
-        let decision = self.arbiter.decide(&self.host, &views, SECOND);
+        let decision = decide(&mut self.history, &self.host, &views, SECOND);
         self.check(&views, &decision);
         decision.orders.iter().for_each(|order| self.apply(order));
         for notice in &decision.notices {
@@ -503,7 +503,7 @@ fn a_new_arbiter_reaches_the_same_end() {
             let mut restarted = Simulation::new(4000, steady(&loads));
             kept.run(seconds + 900);
             restarted.run(seconds);
-            restarted.arbiter = Arbiter::default();
+            restarted.history = History::default();
             restarted.run(900);
             let (kept, restarted) = (kept.step(), restarted.step());
             assert_eq!((kept.targets, kept.squeezed), (restarted.targets, restarted.squeezed), "{loads:?} {seconds}");
@@ -516,7 +516,7 @@ fn machine_paused_by_a_killed_runner_is_resumed() {
     let mut simulation = Simulation::new(4000, steady(&[70, 70]));
     simulation.run(10);
     simulation.machine(1001).view.paused = true;
-    simulation.arbiter = Arbiter::default();
+    simulation.history = History::default();
     simulation.run(20);
     assert!(!simulation.machine(1001).view.paused);
 }

@@ -6,12 +6,9 @@ use std::time::Duration;
 use garret_api::runner::Means;
 
 use super::model::{MachineView, Order};
+use super::tuning::{PAUSE_DELAY, SQUEEZE_REPEAT};
 
 const MIB: u64 = 1 << 20;
-/// How long a machine takes to pause or resume after the order.
-const PAUSE_DELAY: Duration = Duration::from_secs(3);
-/// How often a request to a guest is repeated, because its agent may have been restarted.
-const REPEAT: Duration = Duration::from_secs(10);
 
 /// A machine with its target and its working set.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +108,8 @@ impl Escalation {
     /// The request to send to the guest now, if any.
     pub(super) fn ask(&mut self, machine: &MachineView) -> Option<Order> {
         let target = self.squeezed_to();
-        let known = self.asked.is_some_and(|(asked, ago)| asked == target && (target.is_none() || ago < REPEAT));
+        let known =
+            self.asked.is_some_and(|(asked, ago)| asked == target && (target.is_none() || ago < SQUEEZE_REPEAT));
         if known || machine.paused || machine.guest.is_none() {
             return None;
         }

@@ -1,0 +1,9 @@
+//! Measures the host, the machines and, through their agents, the guests.
+
+mod follow;
+mod host;
+mod machine;
+
+pub use host::measure as measure_host;
+pub(crate) use host::meminfo;
+pub(crate) use machine::Watched;
