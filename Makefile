@@ -1,5 +1,5 @@
 # What a person types. The work is done by scripts/ and by the driver of the tests (integration/).
-.PHONY: help setup build install up test campaign host bench
+.PHONY: help setup build install up check test campaign host bench
 .DEFAULT_GOAL := help
 driver := target/x86_64-unknown-linux-gnu/release/garret-integration
 
@@ -12,6 +12,7 @@ export WORKSPACE CMD SHARE
 help: ## this text
 	@echo 'make up                                 boot a machine and run the tests of examples/python-service in its devcontainer'
 	@echo "make up WORKSPACE=folder CMD='command'  the same for any folder with a devcontainer.json"
+	@echo 'make check                              what is checked without running anything: words, scripts, format, lints, docs'
 	@echo 'make test                               everything that must pass; GROUPS="lint unit artifacts end-to-end gate" for some of it'
 	@echo 'make campaign                           kills at random moments, for hours: KILLS=2000 SEED=1 CYCLES=300'
 	@echo "make host                               a shell on a host with garret; CMD='command' SHARE=folder for one command there"
@@ -37,6 +38,11 @@ test: setup
 	@scripts/dependencies.sh take
 	@cargo build --quiet --release -p garret-integration --bins
 	@$(driver) test $(GROUPS)
+
+check: setup
+	@scripts/dependencies.sh take
+	@cargo build --quiet --release -p garret-integration --bins
+	@$(driver) test lint
 
 campaign: setup
 	@scripts/build.sh >/dev/null

@@ -13,6 +13,8 @@ wanted=(
   linux-source-6.12 make flex bison bc patch xz-utils libelf-dev libssl-dev perl
   # … the images, of the guest, of the emulated host and of containers
   mmdebstrap debian-archive-keyring erofs-utils e2fsprogs cpio kmod busybox-static skopeo umoci docker-registry python3 curl
+  # to check texts and scripts
+  codespell shellcheck
   # to run machines
   nftables iproute2 conntrack procps ca-certificates git
   # what the end-to-end tests set beside the machines on a host that runs them itself

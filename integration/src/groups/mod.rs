@@ -38,7 +38,7 @@ pub(crate) struct Options {
 /// A group of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Group {
-    /// Words, format and lints
+    /// Words, spelling, scripts, format, lints and documentation
     Lint,
     /// Unit, property and conformance tests
     Unit,
@@ -118,8 +118,11 @@ fn enter_repository() -> anyhow::Result<()> {
 async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     match group {
         Group::Lint => Ok(run_to_end(Command::new("scripts/words.sh")).await?
+            && run_to_end(Command::new("codespell")).await?
+            && run_to_end(Command::new("scripts/shellcheck.sh")).await?
             && cargo(&["fmt", "--all", "--check"]).await?
-            && cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).await?),
+            && cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).await?
+            && cargo(&["doc", "--release", "--workspace", "--no-deps", "--document-private-items"]).await?),
         // All tests are compiled at once, because cargo then has work for every processor.
         Group::Unit => Ok(cargo(&["test", "--release", "--workspace", "--no-run"]).await?
             && keep_dependencies().await?
