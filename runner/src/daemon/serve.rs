@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::admission::Host;
-use super::api::{self, Credentials};
+use super::api::{self, AccountListener, Credentials};
 use super::state::{Store, machines};
 use super::{Daemon, deadlines, memory, notify, reconcile, resolvers, sweep};
 use crate::accounts::NameService;
@@ -61,7 +61,7 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
     tokio::spawn(deadlines::enforce(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
-        served = axum::serve(listener, router).into_future() => served?,
+        served = axum::serve(AccountListener::new(listener), router).into_future() => served?,
         ended = &mut reconciled => return ended,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -12,6 +12,7 @@ use garret_api::{Code, Problem, ProblemDetails};
 use hyper::StatusCode;
 
 use super::identity::{Owner, check_owner};
+use super::peer::Action;
 use super::{Peer, Refusal, proxy};
 use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
@@ -75,12 +76,12 @@ pub(super) async fn put(
     let kept = resolve(&daemon, peer, &developer).await?;
     let uid = match kept {
         Some(uid) if peer.may(uid) => uid,
-        None if peer.administrator => {
+        None if peer.allows(Action::Administer) => {
             return Err(Refusal::new(Code::NotFound, format!("the host has no account {developer}")));
         }
         _ => return Err(Refusal::new(Code::Forbidden, format!("only {developer} or an administrator may do that"))),
     };
-    if (request.weight.is_some() || request.owner.is_some()) && !peer.administrator {
+    if (request.weight.is_some() || request.owner.is_some()) && !peer.allows(Action::Administer) {
         return Err(Refusal::new(Code::Forbidden, "only an administrator may set a machine's weight or its owner"));
     }
     let owner = Owner::find(&daemon, uid, peer.gid).await?;
@@ -198,7 +199,7 @@ async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<
     if own.name() == developer {
         return Ok(Some(peer.uid));
     }
-    if !peer.administrator {
+    if !peer.allows(Action::SeeAll) {
         return Ok(None);
     }
     let account =

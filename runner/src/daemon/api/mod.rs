@@ -1,5 +1,7 @@
 //! The host API on the daemon's Unix socket.
 
+mod audit;
+mod connections;
 mod environments;
 mod events;
 mod host;
@@ -18,8 +20,10 @@ use garret_api::Code;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::routing::get;
 
+pub(super) use connections::AccountListener;
 use garret_http::{Refusal, no_such_method};
 pub(super) use peer::{Credentials, Peer};
 
@@ -50,5 +54,6 @@ pub(super) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/events", get(events::of_all))
         .fallback(async || Refusal::new(Code::NotFound, "there is nothing at this path: see the API's description"))
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn(audit::record))
         .with_state(daemon)
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 
+use super::peer::Action;
 use super::{Peer, Refusal};
 use crate::daemon::Daemon;
 use crate::daemon::state::operations;
@@ -39,7 +40,7 @@ pub(super) struct OperationParameters {
     ))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Operation>>, Refusal> {
-    let uid = (!peer.administrator).then_some(peer.uid);
+    let uid = (!peer.allows(Action::SeeAll)).then_some(peer.uid);
     Ok(Json(daemon.read(move |db| operations::newest(db, uid)).await?))
 }
 

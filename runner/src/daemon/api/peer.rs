@@ -7,9 +7,9 @@ use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::serve::IncomingStream;
 use garret_api::{Code, Problem};
 use hyper::http::request::Parts;
-use tokio::net::UnixListener;
 
 use super::Refusal;
+use super::connections::AccountListener;
 use super::identity::{Owner, check_owner};
 use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, Scope};
@@ -31,21 +31,46 @@ pub(crate) struct Peer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credentials(Option<(u32, u32)>);
 
-impl Connected<IncomingStream<'_, UnixListener>> for Credentials {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self(stream.io().peer_cred().ok().map(|peer| (peer.uid(), peer.gid())))
+impl Credentials {
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.0.map(|(uid, _)| uid)
     }
 }
 
+impl Connected<IncomingStream<'_, AccountListener>> for Credentials {
+    fn connect_info(stream: IncomingStream<'_, AccountListener>) -> Self {
+        Self(stream.io().peer())
+    }
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// See, change or enter the machine of this uid, or anything in it.
+    Use { owner: u32 },
+    /// Set a machine's weight or its owner, which concerns the machines of others.
+    Administer,
+    /// See the figures and events of all machines.
+    SeeAll,
+}
+
 impl Peer {
+    /// The one place that decides who may do what.
+    pub(super) fn allows(&self, action: Action) -> bool {
+        match action {
+            Action::Use { owner } => self.administrator || self.uid == owner,
+            Action::Administer | Action::SeeAll => self.administrator,
+        }
+    }
+
     /// Whether the peer may see and change what belongs to this uid.
     pub(crate) fn may(&self, owner: u32) -> bool {
-        self.administrator || self.uid == owner
+        self.allows(Action::Use { owner })
     }
 
     /// The events the peer may see.
     pub(crate) fn scope(&self) -> Scope {
-        if self.administrator { Scope::All } else { Scope::Developer(self.uid) }
+        if self.allows(Action::SeeAll) { Scope::All } else { Scope::Developer(self.uid) }
     }
 
     /// The machine, if it exists and the peer may see it. Otherwise the result is the same as if it did not exist.

@@ -55,7 +55,7 @@ impl Server {
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
         fs::set_permissions(dir.path().join("garret.sock"), fs::Permissions::from_mode(0o666)).unwrap();
         let service = router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
-        tokio::spawn(axum::serve(listener, service).into_future());
+        tokio::spawn(axum::serve(AccountListener::new(listener), service).into_future());
         Self { dir, daemon, poked, _names: None }
     }
 

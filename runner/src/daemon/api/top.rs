@@ -9,6 +9,7 @@ use garret_api::runner::Top;
 use garret_api::{Code, ProblemDetails};
 use hyper::header;
 
+use super::peer::Action;
 use super::{Peer, Refusal};
 use crate::daemon::Daemon;
 use crate::daemon::memory::{Snapshot, render_metrics};
@@ -38,7 +39,7 @@ pub(super) async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
     )
 )]
 pub(super) async fn metrics(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Response, Refusal> {
-    if !peer.administrator {
+    if !peer.allows(Action::SeeAll) {
         return Err(Refusal::new(
             Code::Forbidden,
             "only root and members of the group garret may read all developers' figures",
