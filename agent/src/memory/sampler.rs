@@ -1,19 +1,26 @@
-use std::io;
+//! The reports: one sampler makes those of all listeners.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use garret_api::agent::MemoryReport;
+use rustix::fs::OFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
+use super::kernel::Zones;
 use super::oom::OomKills;
-use super::pace::Pace;
+use super::policy::pace::Pace;
 use super::readings;
 use super::reclaim::Figures;
-use super::trigger::Trigger;
-use super::zones::Zones;
+use super::tuning::STALL_TRIGGER;
 
 /// One sampler for all listeners; it does nothing while there are no listeners.
-pub struct Sampler {
+pub(super) struct Sampler {
     reports: watch::Sender<MemoryReport>,
     wanted: Notify,
 }
@@ -27,14 +34,14 @@ enum Woken {
 
 impl Sampler {
     /// Must be called within the runtime. `figures` are the loop's.
-    pub fn start(figures: watch::Receiver<Figures>) -> Arc<Self> {
+    pub(super) fn start(figures: watch::Receiver<Figures>) -> Arc<Self> {
         let sampler = Arc::new(Self { reports: watch::Sender::default(), wanted: Notify::new() });
         tokio::spawn(sampler.clone().serve(figures));
         sampler
     }
 
     /// A new listener. A report is made for it at once.
-    pub fn follow(&self) -> watch::Receiver<MemoryReport> {
+    pub(super) fn follow(&self) -> watch::Receiver<MemoryReport> {
         let reports = self.reports.subscribe();
         self.wanted.notify_one();
         reports
@@ -113,4 +120,32 @@ fn report(figures: Figures, oom: &mut OomKills) -> io::Result<MemoryReport> {
         reclaimed: figures.reclaimed,
         oom_kills: oom.of(readings::vmstat()?.oom_kills),
     })
+}
+
+/// The kernel's event that memory is short.
+struct Trigger(AsyncFd<File>);
+
+impl Trigger {
+    /// Must be called within the runtime.
+    ///
+    /// # Errors
+    /// This kernel does not report pressure, or the agent may not read it.
+    #[allow(unsafe_code)] // register_with_interest has no safe variant for a file
+    fn arm() -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let mut file = options.open("/proc/pressure/memory")?;
+        file.write_all(STALL_TRIGGER)?;
+        // SAFETY: the file owns its descriptor, which does not change until the file is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?))
+    }
+
+    /// Waits for the event, which comes at most once every half second.
+    async fn fired(&self) {
+        match self.0.ready(Interest::PRIORITY).await {
+            Ok(mut guard) => guard.clear_ready(),
+            // The runtime is ending.
+            Err(_) => std::future::pending().await,
+        }
+    }
 }
