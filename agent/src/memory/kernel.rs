@@ -1,15 +1,17 @@
-//! The kernel's files that the loop writes. A feature that this kernel lacks is logged once.
+//! The kernel's files that the loop and the sampler write. A feature that this kernel lacks is logged once.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
-use super::generations::{self, Lru};
 use super::policy::Reclaim;
+use super::policy::generations::{self, Lru};
+use super::readings::KernelZones;
+use super::tuning::{CONTAINERS_PART, REPORTED_ORDER, REPORTED_ORDER_SMALL};
 
 const DEBUGFS: &str = "/sys/kernel/debug";
 const LRU_GEN: &str = "/sys/kernel/debug/lru_gen";
@@ -17,15 +19,15 @@ const LRU_GEN: &str = "/sys/kernel/debug/lru_gen";
 const RECLAIM: &str = "/sys/fs/cgroup/memory.reclaim";
 /// Free blocks of this order and larger are reported to the host.
 const REPORTED: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
-/// 2 MiB: memory that a busy guest frees in smaller blocks is soon in use again. Reporting it would break up the host's
-/// huge pages.
-const LARGE: u8 = 9;
-/// 64 KiB.
-const SMALL: u8 = 4;
 /// The group of podman's containers.
 const CONTAINERS_LOW: &str = "/sys/fs/cgroup/libpod_parent/memory.low";
-/// Containers in total are protected from reclaim up to this fraction of memory.
-const CONTAINERS_PART: u64 = 4;
+const ZONEINFO: &str = "/proc/zoneinfo";
+/// The largest ratio of movable memory to the kernel's memory, in per cent (admin-guide/mm/memory-hotplug.rst).
+const RATIO_FILE: &str = "/sys/module/memory_hotplug/parameters/auto_movable_ratio";
+/// The kernel's default.
+const DEFAULT_RATIO: &str = "301";
+/// No movable memory: memory that is plugged goes to the kernel.
+const RATIO_IN_SHORTAGE: &str = "0";
 
 /// The kernel files of the loop.
 #[derive(Default)]
@@ -101,7 +103,7 @@ impl Kernel {
 
     /// Sets whether small free blocks are reported as well, or only large ones.
     pub(super) fn report_small(&mut self, small: bool) {
-        let order = if small { SMALL } else { LARGE };
+        let order = if small { REPORTED_ORDER_SMALL } else { REPORTED_ORDER };
         if self.reported.replace(order) != Some(order) {
             let result = fs::write(REPORTED, order.to_string());
             self.log_once("free page reporting", result);
@@ -123,6 +125,50 @@ fn is_stale(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::RANGE | Errno::INTR))
 }
 
+/// Controls the zone of the memory that is plugged next.
+///
+/// Plugged memory is movable at first, so that it can be unplugged; the kernel cannot use it for itself. So processes of
+/// a guest with many threads could be killed while gigabytes are free. When the kernel's own zones are short, memory
+/// that is plugged next goes to the kernel.
+#[derive(Debug)]
+pub(super) struct Zones {
+    ratio: PathBuf,
+    short: bool,
+}
+
+impl Zones {
+    /// # Errors
+    /// The kernel has no such ratio: it was built without memory hotplug.
+    pub(super) fn new() -> io::Result<Self> {
+        Self::with_ratio(RATIO_FILE.into())
+    }
+
+    /// Reads the ratio, because an agent that died may have left the value of a shortage.
+    fn with_ratio(ratio: PathBuf) -> io::Result<Self> {
+        let short = fs::read_to_string(&ratio)?.trim() == RATIO_IN_SHORTAGE;
+        Ok(Self { ratio, short })
+    }
+
+    /// Reads the zones and sets the zone of the memory that is plugged next. Returns whether the kernel is short of its
+    /// own memory.
+    ///
+    /// # Errors
+    /// The kernel's files cannot be read or written.
+    pub(super) fn look(&mut self) -> io::Result<bool> {
+        let short = KernelZones::parse(&fs::read_to_string(ZONEINFO)?).are_short();
+        self.direct(short)?;
+        Ok(short)
+    }
+
+    fn direct(&mut self, short: bool) -> io::Result<()> {
+        if short != self.short {
+            fs::write(&self.ratio, if short { RATIO_IN_SHORTAGE } else { DEFAULT_RATIO })?;
+            self.short = short;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,5 +186,19 @@ mod tests {
     fn what_changed_meanwhile_is_no_failure() {
         let stale = |errno: Errno| is_stale(&errno.into());
         assert!(stale(Errno::INVAL) && stale(Errno::RANGE) && !stale(Errno::PERM));
+    }
+
+    #[test]
+    fn shortage_ratio_of_a_dead_agent_is_reset() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ratio = || fs::read_to_string(file.path()).unwrap();
+        fs::write(file.path(), "301\n").unwrap();
+        let zones = || Zones::with_ratio(file.path().into()).unwrap();
+        zones().direct(true).unwrap();
+        assert_eq!(ratio(), "0");
+        zones().direct(true).unwrap();
+        assert_eq!(ratio(), "0");
+        zones().direct(false).unwrap();
+        assert_eq!(ratio(), "301");
     }
 }

@@ -10,23 +10,14 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `tuning` | every constant, and the definition of idle |
+//! | `policy/` | every decision: pure |
 //! | `reclaim` | the loop: reads the figures, asks `policy`, carries out the plan |
-//! | `policy` | what to reclaim in a round: pure |
-//! | `gauge` | how busy the guest is between two readings: pure |
-//! | `backoff` | how long to wait after resistance: pure |
-//! | `generations` | the LRU's generations, read and commanded as text: pure |
-//! | `low_water` | the number of pages present during a whole period: pure |
-//! | `compaction` | when to compact: pure |
-//! | `swap_size` | how much swap to add as memory grows: pure |
+//! | `sampler` | the reports, and the kernel's event when memory is short |
 //! | `readings` | reads `/proc` |
-//! | `kernel` | the kernel's files that the loop writes |
-//! | `zram` | swap in compressed memory |
-//! | `shared_target` | passes the target to the loop |
-//! | `sampler` | one sampler that makes the reports of all listeners |
-//! | `pace` | when a report is due, and when memory is short: pure |
-//! | `trigger` | the kernel's event when memory is short |
-//! | `zones` | whether the kernel's own zones are short; if so, memory that is plugged next goes to them |
 //! | `oom` | kills for lack of memory, except those for containers' own limits |
+//! | `kernel` | the kernel's files that are written |
+//! | `zram` | swap in compressed memory |
 //!
 //! # What is protected
 //! - The agent and commands that run in the guest itself (`garret`, by `init`'s `memory.min` and `memory.low`): the loop
@@ -37,23 +28,14 @@
 //!   compiler started from it would inherit that score. The killer selects the largest process, so it kills the
 //!   compiler and not the shell.
 
-mod backoff;
-mod compaction;
-mod gauge;
-mod generations;
 mod kernel;
-mod low_water;
 mod oom;
-mod pace;
 mod policy;
 mod procfs;
 mod readings;
 mod reclaim;
 mod sampler;
-mod shared_target;
-mod swap_size;
-mod trigger;
-mod zones;
+mod tuning;
 mod zram;
 
 use std::sync::Arc;
@@ -62,12 +44,9 @@ use garret_api::agent::{MemoryReport, MemorySqueeze};
 use garret_api::{Code, Problem};
 use tokio::sync::watch;
 
-use reclaim::{Figures, Reclaimer};
-use sampler::Sampler;
-use shared_target::SharedTarget;
-
-/// The smallest target, in bytes.
-const TARGET_MIN: u64 = 64 << 20;
+use self::reclaim::{Figures, Reclaimer, SharedTarget};
+use self::sampler::Sampler;
+use self::tuning::TARGET_MIN;
 
 /// The guest's memory, as the API shows it.
 pub struct Memory {

@@ -1,3 +1,5 @@
+//! Counts the kills for lack of memory.
+
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -5,12 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::tuning::LOG_RECORDS_MAX;
+
 /// The beginning of the kernel's log line about a kill for a control group's own limit (mm/oom_kill.c).
 const OWN_LIMIT: &[u8] = b"Memory cgroup out of memory: Killed process";
 /// The longest log record (`PRINTK_MESSAGE_MAX` and its prefix).
 const RECORD_MAX: usize = 8192;
-/// The most records that are read at once; the rest is read next time.
-const RECORDS_MAX: usize = 10_000;
 
 /// Counts kills for lack of memory, except those for a container's own limit. The kernel counts both together, and a
 /// removed container's own count is lost with it. Only the kernel's log distinguishes them. It is read when the count
@@ -45,7 +47,7 @@ impl OomKills {
 fn own_limit_kills(log: &mut impl Read) -> u64 {
     let mut record = [0; RECORD_MAX];
     let mut kills = 0;
-    for _ in 0..RECORDS_MAX {
+    for _ in 0..LOG_RECORDS_MAX {
         match log.read(&mut record) {
             Ok(0) => break,
             Ok(length) => kills += u64::from(is_own_limit(&record[..length])),

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use garret_api::agent::Pressure;
 
-use super::gauge::Counters;
+use super::policy::load::Counters;
 use super::procfs::{parse_meminfo, parse_pressure};
+use super::tuning::{OBTAINABLE_PART, PAGE, REPORTED_ORDER};
 
 /// `/proc/meminfo`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +19,7 @@ pub(super) struct Meminfo {
     pub free: u64,
     /// Memory that a program could get without swapping.
     pub available: u64,
+    /// Swap.
     pub swap_total: u64,
     /// Unused swap.
     pub swap_free: u64,
@@ -105,28 +107,57 @@ fn parse_busy(text: &str, ticks_per_second: u64) -> Duration {
     Duration::from_millis(ticks.saturating_mul(1000) / ticks_per_second.max(1))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Bytes that are free in blocks smaller than 2 MiB, from the text of `/proc/buddyinfo`: for each zone, the number of
+/// blocks of 1, 2, 4 … pages.
+pub(super) fn fragmented_bytes(text: &str) -> u64 {
+    let zone = |line: &str| -> Option<u64> {
+        let (_, counts) = line.split_once("zone")?;
+        let counts = counts.split_whitespace().skip(1).take(REPORTED_ORDER.into()).enumerate();
+        let bytes = counts.map(|(order, count)| count.parse().unwrap_or(0u64).saturating_mul(PAGE << order));
+        Some(bytes.fold(0, u64::saturating_add))
+    };
+    text.lines().filter_map(zone).fold(0, u64::saturating_add)
+}
 
-    #[test]
-    fn vmstat_sums_both_kinds() {
-        let text = "nr_free_pages 4616552\nworkingset_refault_anon 3\nworkingset_refault_file 16730710\n\
-                    pgsteal_kswapd 9\npgsteal_anon 5\npgsteal_file 7\noom_kill 2\nodd\n";
-        assert_eq!(parse_vmstat(text), Vmstat { refaults: 16_730_713, evicted: 12, oom_kills: 2 });
+/// The zones from which the kernel takes its own memory (thread stacks, tables, sockets): the sum of all zones except the
+/// movable one, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KernelZones {
+    managed: u64,
+    /// Memory that is free, or that can be freed because it holds page cache or a program's memory.
+    obtainable: u64,
+}
+
+impl KernelZones {
+    pub(super) fn parse(zoneinfo: &str) -> Self {
+        let mut zones = Self::default();
+        let mut counts = false;
+        for line in zoneinfo.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (name, value) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let bytes = || value.parse::<u64>().unwrap_or(0).saturating_mul(PAGE);
+            match name {
+                "Node" => counts = !line.ends_with("Movable") && !line.ends_with("Device"),
+                "managed" if counts => zones.managed += bytes(),
+                "nr_free_pages"
+                | "nr_zone_inactive_anon"
+                | "nr_zone_active_anon"
+                | "nr_zone_inactive_file"
+                | "nr_zone_active_file"
+                    if counts =>
+                {
+                    zones.obtainable += bytes();
+                }
+                _ => {}
+            }
+        }
+        zones
     }
 
-    #[test]
-    fn all_but_idle_is_busy() {
-        let text = "cpu  100 10 40 99999 30 5 15 100 7 7\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(parse_busy(text, 100), Duration::from_secs(3));
-        assert_eq!(parse_busy("", 100), Duration::ZERO);
-    }
-
-    #[test]
-    fn this_kernels_files_are_read() {
-        let meminfo = meminfo().unwrap();
-        assert!(meminfo.total > meminfo.free && meminfo.in_use() > 0);
-        assert!(counters(memory_pressure(), vmstat().unwrap()).unwrap().busy > Duration::ZERO);
+    pub(super) fn are_short(self) -> bool {
+        self.obtainable < self.managed / OBTAINABLE_PART
     }
 }
+
+#[cfg(test)]
+mod tests;

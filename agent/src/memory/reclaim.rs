@@ -1,24 +1,49 @@
+//! The loop: reads the figures, asks the policy, carries out its plan.
+
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-use super::compaction::{self, Compaction};
 use super::kernel::Kernel;
+use super::policy::timing::Compaction;
 use super::policy::{Outcome, Plan, Policy, Reclaim, Snapshot};
 use super::readings;
-use super::shared_target::SharedTarget;
+use super::tuning::{PAGE, PAUSE_FAILED, PAUSE_FIRST, PIECE_PAGES, ROUND_TIME};
 use super::zram::Zram;
 
-/// The first round waits until the machine has started.
-const FIRST: Duration = Duration::from_secs(1);
-/// The pause after a round that failed.
-const FAILED: Duration = Duration::from_secs(10);
-const PAGE: u64 = 4096;
-/// The number of pages in one request to the kernel …
-const PIECE: u64 = 64;
-/// … repeated for up to this time in a round. The time per page is not known in advance: a page that the host has
-/// swapped out must be read back first.
-const TIME: Duration = Duration::from_millis(250);
+/// The target, passed from the API to the loop. The last one counts, and a new one wakes the loop.
+#[derive(Default)]
+pub(super) struct SharedTarget {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    target: Option<u64>,
+    new: bool,
+}
+
+impl SharedTarget {
+    /// Sets the target, in bytes. Setting the same target again has no effect.
+    pub(super) fn set(&self, target: Option<u64>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.target != target {
+            *state = State { target, new: true };
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for a new target, at most `time`; returns the current target.
+    pub(super) fn wait(&self, time: Duration) -> Option<u64> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(state, time, |state| !state.new);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.new = false;
+        state.target
+    }
+}
 
 /// The loop's figures for the reports, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,11 +56,11 @@ pub(super) struct Figures {
 
 /// Runs the loop and never returns. Calls `report` with the figures after each round.
 pub(super) fn run(shared_target: &SharedTarget, mut reclaimer: Reclaimer, report: impl Fn(Figures)) -> ! {
-    let mut pause = FIRST;
+    let mut pause = PAUSE_FIRST;
     loop {
         let target = shared_target.wait(pause);
         let round = reclaimer.round(target);
-        pause = reclaimer.kernel.log_once("a round failed", round).unwrap_or(FAILED);
+        pause = reclaimer.kernel.log_once("a round failed", round).unwrap_or(PAUSE_FAILED);
         report(reclaimer.figures);
     }
 }
@@ -114,7 +139,7 @@ impl Reclaimer {
         if plan.asked == 0 {
             return Ok((0, 0));
         }
-        let asked = self.ask(plan, Instant::now() + TIME) * PAGE;
+        let asked = self.ask(plan, Instant::now() + ROUND_TIME) * PAGE;
         let evicted = readings::vmstat()?.evicted.saturating_sub(before.evicted);
         let reclaimed = evicted.saturating_mul(PAGE);
         self.figures.reclaimed = self.figures.reclaimed.saturating_add(reclaimed);
@@ -144,7 +169,7 @@ impl Reclaimer {
     /// Compacts last, because reclaim leaves fragments.
     fn compact(&mut self, plan: &Plan, now: Duration, total: u64) -> std::io::Result<()> {
         if plan.extra_work_allowed {
-            let fragmented = compaction::fragmented_bytes(&std::fs::read_to_string("/proc/buddyinfo")?);
+            let fragmented = readings::fragmented_bytes(&std::fs::read_to_string("/proc/buddyinfo")?);
             if self.compaction.due(now, fragmented, total, plan.squeezed) {
                 self.kernel.compact();
             }
@@ -155,7 +180,7 @@ impl Reclaimer {
 
 /// Divides `pages` into pieces.
 fn pieces(pages: u64) -> impl Iterator<Item = u64> {
-    (0..pages.div_ceil(PIECE)).map(move |piece| PIECE.min(pages - piece * PIECE))
+    (0..pages.div_ceil(PIECE_PAGES)).map(move |piece| PIECE_PAGES.min(pages - piece * PIECE_PAGES))
 }
 
 /// CPU time of this thread, which includes the kernel's work for it.
@@ -174,5 +199,17 @@ mod tests {
         for (pages, expected) in [(0, &[][..]), (1, &[1]), (64, &[64]), (150, &[64, 64, 22])] {
             assert_eq!(pieces(pages).collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[test]
+    fn a_new_target_ends_the_wait_and_stays() {
+        let shared_target = SharedTarget::default();
+        assert_eq!(shared_target.wait(Duration::ZERO), None);
+        shared_target.set(Some(7));
+        assert_eq!(shared_target.wait(Duration::from_secs(60)), Some(7));
+        shared_target.set(Some(7));
+        assert_eq!(shared_target.wait(Duration::from_millis(1)), Some(7));
+        shared_target.set(None);
+        assert_eq!(shared_target.wait(Duration::from_secs(60)), None);
     }
 }

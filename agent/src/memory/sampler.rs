@@ -1,16 +1,23 @@
-use std::io;
+//! The reports: one sampler makes those of all listeners.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use garret_api::agent::MemoryReport;
+use rustix::fs::OFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
+use super::kernel::Zones;
 use super::oom::OomKills;
-use super::pace::Pace;
+use super::policy::pace::Pace;
 use super::readings;
 use super::reclaim::Figures;
-use super::trigger::Trigger;
-use super::zones::Zones;
+use super::tuning::STALL_TRIGGER;
 
 /// One sampler for all listeners; it does nothing while there are no listeners.
 pub(super) struct Sampler {
@@ -113,4 +120,32 @@ fn report(figures: Figures, oom: &mut OomKills) -> io::Result<MemoryReport> {
         reclaimed: figures.reclaimed,
         oom_kills: oom.of(readings::vmstat()?.oom_kills),
     })
+}
+
+/// The kernel's event that memory is short.
+struct Trigger(AsyncFd<File>);
+
+impl Trigger {
+    /// Must be called within the runtime.
+    ///
+    /// # Errors
+    /// This kernel does not report pressure, or the agent may not read it.
+    #[allow(unsafe_code)] // register_with_interest has no safe variant for a file
+    fn arm() -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let mut file = options.open("/proc/pressure/memory")?;
+        file.write_all(STALL_TRIGGER)?;
+        // SAFETY: the file owns its descriptor, which does not change until the file is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?))
+    }
+
+    /// Waits for the event, which comes at most once every half second.
+    async fn fired(&self) {
+        match self.0.ready(Interest::PRIORITY).await {
+            Ok(mut guard) => guard.clear_ready(),
+            // The runtime is ending.
+            Err(_) => std::future::pending().await,
+        }
+    }
 }

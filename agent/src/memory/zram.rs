@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::swap_size;
+use super::tuning::{PAGE, SWAP_DEVICES_MAX, SWAP_SLACK_PART};
 
 const CONTROL: &str = "/sys/class/zram-control/hot_add";
 const BLOCK: &str = "/sys/block";
@@ -31,7 +31,7 @@ impl Zram {
         self.total = total;
         let swap = swaps(&fs::read_to_string("/proc/swaps")?);
         let devices = devices()?;
-        match swap_size::missing(total, swap, devices.len() - unused(&devices).map_or(0, |_| 1)) {
+        match missing(total, swap, devices.len() - unused(&devices).map_or(0, |_| 1)) {
             Some(size) => add(&devices, size),
             None => Ok(()),
         }
@@ -81,8 +81,20 @@ fn swaps(text: &str) -> u64 {
     text.lines().filter_map(size).sum()
 }
 
+/// The size in bytes of the swap device to add for `total` bytes of memory, when there are `devices` of `swap` bytes in
+/// total.
+///
+/// Swap in compressed memory should be about as large as memory. A device cannot grow, so there are several, each at
+/// least as large as all earlier ones together: an empty device costs 16 bytes per page.
+fn missing(total: u64, swap: u64, devices: usize) -> Option<u64> {
+    let enough = swap.saturating_add(swap / SWAP_SLACK_PART) >= total;
+    let size = total.saturating_sub(swap).max(swap) / PAGE * PAGE;
+    (!enough && devices < SWAP_DEVICES_MAX && size > 0).then_some(size)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::tuning::MIB;
     use super::*;
 
     #[test]
@@ -97,5 +109,38 @@ mod tests {
     #[test]
     fn a_failed_program_is_named() {
         assert!(run("false", &[]).unwrap_err().to_string().starts_with("false: exit status: 1"));
+    }
+
+    #[test]
+    fn swap_follows_memory() {
+        let cases = [
+            // total, swap, devices, missing; in MiB
+            (0, 0, 0, None),
+            (512, 0, 0, Some(512)),
+            (512, 512, 1, None),
+            (640, 512, 1, None),
+            (641, 512, 1, Some(512)),
+            (4096, 512, 1, Some(3584)),
+            (256, 512, 1, None),
+            (4096, 512, 12, None),
+        ];
+        for (total, swap, devices, expected) in cases {
+            let missing = missing(total * MIB, swap * MIB, devices);
+            assert_eq!(missing, expected.map(|size: u64| size * MIB), "{total} {swap} {devices}");
+        }
+    }
+
+    #[test]
+    fn a_memory_that_grows_in_small_steps_stays_covered_and_not_by_too_much() {
+        let (mut total, mut swap, mut devices) = (512 * MIB, 0, 0);
+        while total < 1 << 40 {
+            while let Some(size) = missing(total, swap, devices) {
+                swap += size;
+                devices += 1;
+            }
+            assert!(swap * 5 / 4 >= total && swap <= 2 * total, "{total}: {swap}");
+            total += 128 * MIB;
+        }
+        assert!(devices <= SWAP_DEVICES_MAX);
     }
 }

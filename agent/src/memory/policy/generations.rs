@@ -11,7 +11,7 @@ const PAGES_MAX: u64 = 1 << 32;
 
 /// The pages of one control group on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lru {
+pub(crate) struct Lru {
     /// The kernel's number of the control group; 0 if the group was removed and only its pages remain.
     pub memcg: u32,
     /// Its path in the hierarchy; empty in a kernel without memory control groups.
@@ -24,17 +24,18 @@ pub(super) struct Lru {
 
 /// Pages of about the same age.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Generation {
+pub(crate) struct Generation {
     /// Its number.
     pub seq: u64,
     /// Time since this generation was created. Its pages were last accessed before the next generation was created.
     pub age: Duration,
+    /// Its pages.
     pub pages: Pages,
 }
 
 /// Counts of pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pages {
+pub(crate) struct Pages {
     /// Anonymous pages and those of tmpfs.
     pub anon: u64,
     /// Page cache.
@@ -43,7 +44,7 @@ pub(super) struct Pages {
 
 impl Pages {
     /// The sum of both kinds.
-    pub(super) fn all(self) -> u64 {
+    pub(crate) fn all(self) -> u64 {
         self.anon + self.file
     }
 }
@@ -56,32 +57,34 @@ impl std::iter::Sum for Pages {
 
 impl Lru {
     /// Whether its control group has been removed; then no command reaches it.
-    pub(super) fn is_orphan(&self) -> bool {
+    pub(crate) fn is_orphan(&self) -> bool {
         self.memcg == 0 && !self.path.is_empty()
     }
 
-    pub(super) fn group(&self) -> Group {
+    /// Its group.
+    pub(crate) fn group(&self) -> Group {
         (self.memcg, self.node, self.path.clone())
     }
 
-    pub(super) fn pages(&self) -> Pages {
+    /// All its pages.
+    pub(crate) fn pages(&self) -> Pages {
         self.generations.iter().map(|generation| generation.pages).sum()
     }
 
     /// Time since its youngest generation was created.
-    pub(super) fn youngest_age(&self) -> Option<Duration> {
+    pub(crate) fn youngest_age(&self) -> Option<Duration> {
         self.generations.last().map(|generation| generation.age)
     }
 
     /// Pages of the generations that can be evicted.
-    pub(super) fn evictable(&self) -> Pages {
+    pub(crate) fn evictable(&self) -> Pages {
         let count = self.generations.len().saturating_sub(GENERATIONS_MIN);
         self.generations[..count].iter().map(|generation| generation.pages).sum()
     }
 
     /// The memory that no process has accessed for `age`, and the youngest generation of it. No process uses an
     /// orphan's pages, so they are as old as their generation.
-    pub(super) fn untouched(&self, age: Duration) -> Option<(u64, Pages)> {
+    pub(crate) fn untouched(&self, age: Duration) -> Option<(u64, Pages)> {
         let old = if self.is_orphan() {
             self.generations.iter().take_while(|generation| generation.age >= age).count()
         } else {
@@ -96,28 +99,28 @@ impl Lru {
     /// The command that creates a new generation, after a walk through the page tables of the group's processes. With
     /// `can_swap`, the ages of anonymous memory are updated too. It is forced: otherwise it has no effect once there
     /// are four generations.
-    pub(super) fn age_command(&self, can_swap: bool) -> Option<String> {
+    pub(crate) fn age_command(&self, can_swap: bool) -> Option<String> {
         let youngest = self.generations.last()?.seq;
         Some(format!("+ {} {} {youngest} {} 1", self.memcg, self.node, u8::from(can_swap)))
     }
 
     /// Evicts page cache up to and including generation `seq`.
-    pub(super) fn evict_file(&self, seq: u64, pages: u64) -> Eviction {
+    pub(crate) fn evict_file(&self, seq: u64, pages: u64) -> Eviction {
         Eviction { of: format!("{} {} {seq} 0", self.memcg, self.node), files_of: Some(self.group()), pages }
     }
 
     /// Evicts anonymous memory up to and including generation `seq`; page cache only if there is no anonymous memory.
-    pub(super) fn evict_anon(&self, seq: u64, pages: u64) -> Eviction {
+    pub(crate) fn evict_anon(&self, seq: u64, pages: u64) -> Eviction {
         Eviction { of: format!("{} {} {seq} 200", self.memcg, self.node), files_of: None, pages }
     }
 }
 
 /// A control group's number, a memory node and the group's path. The path is needed because the kernel reuses numbers.
-pub(super) type Group = (u32, u32, String);
+pub(crate) type Group = (u32, u32, String);
 
 /// Pages to be evicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Eviction {
+pub(crate) struct Eviction {
     /// Group, node, generation and kind, in the format of the command.
     of: String,
     /// The group, if the pages are page cache.
@@ -128,13 +131,13 @@ pub(super) struct Eviction {
 
 impl Eviction {
     /// The command to evict `pages` of them.
-    pub(super) fn command(&self, pages: u64) -> String {
+    pub(crate) fn command(&self, pages: u64) -> String {
         format!("- {} {pages}", self.of)
     }
 }
 
 /// Parses the whole text. A line of an unknown format is skipped.
-pub(super) fn parse(text: &str) -> Vec<Lru> {
+pub(crate) fn parse(text: &str) -> Vec<Lru> {
     let mut lrus: Vec<Lru> = Vec::new();
     let (mut memcg, mut path) = (0, "");
     for line in text.lines() {
@@ -166,11 +169,11 @@ fn parse_generation(line: &str) -> Option<Generation> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     /// The format of `lru_gen_seq_show` (mm/vmscan.c of Linux 6.12).
-    pub(crate) const TEXT: &str = "\
+    const TEXT: &str = "\
 memcg     1 /
  node     0
           4     121504         10        100 

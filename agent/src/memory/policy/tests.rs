@@ -1,5 +1,6 @@
-use super::super::generations::Generation;
+use super::generations::{Generation, Pages};
 use super::*;
+use crate::memory::tuning::{MIB, PAUSE, PAUSE_SQUEEZED, SHARE, SHARE_IDLE, SHARE_SQUEEZED, STEP_MAX, STEP_PART};
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -111,7 +112,7 @@ fn files_that_come_after_a_taking_are_young() {
     let mut guest = Guest::new(Some(vec![lru(7, "/c", 0, 1000)]));
     let mut round = || {
         let plan = guest.after(5);
-        guest.policy.note_taken(&plan, u64::MAX);
+        guest.policy.cold_pages.note_taken(&plan.evict, u64::MAX);
         plan.asked / PAGE
     };
     let taken: Vec<_> = (0..40).map(|_| round()).collect();
@@ -209,7 +210,7 @@ fn a_squeeze_takes_what_is_cold_and_then_the_coldest() {
     assert_eq!(commands(&plan), ["- 7 0 5 0 5120"]);
     assert_eq!(plan.reclaim, Some(Reclaim { bytes: 12 * MIB, anon: true }));
     assert_eq!((plan.asked, plan.squeezed, plan.extra_work_allowed), (STEP_SQUEEZED, true, true));
-    guest.policy.note_taken(&plan, u64::MAX);
+    guest.policy.cold_pages.note_taken(&plan.evict, u64::MAX);
     guest.memory.free = 2096 * MIB;
     let plan = guest.after(5);
     assert_eq!((plan.asked, plan.squeezed), (0, false));

@@ -1,16 +1,12 @@
+//! The load of the guest between two readings of the kernel's counters.
+
 use std::time::Duration;
 
-/// The kernel updates its totals of pressure every 2 s: a shorter span has no information.
-const SPAN: Duration = Duration::from_secs(2);
-/// A guest that uses less CPU time than this, in CPUs, is idle.
-const IDLE_CPUS: f64 = 0.1;
-/// A guest in which tasks wait for a CPU during more than this fraction of the time is crowded: the loop does no extra
-/// work in it.
-const CROWDED: f64 = 0.5;
+use crate::memory::tuning::{CROWDED_STALL, IDLE_CPUS, LOAD_SPAN};
 
 /// The kernel's counters, each since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Counters {
+pub(crate) struct Counters {
     /// Time in which at least one task waited for memory; `None` if the kernel does not report it.
     pub memory_stall: Option<Duration>,
     /// The same for tasks that waited for a CPU.
@@ -23,7 +19,7 @@ pub(super) struct Counters {
 
 /// The guest's state between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Load {
+pub(crate) struct Load {
     /// The guest uses almost no CPU time.
     pub idle: bool,
     /// Tasks wait for CPUs.
@@ -36,16 +32,16 @@ pub(super) struct Load {
 
 /// Computes loads from counters.
 #[derive(Debug, Default)]
-pub(super) struct Gauge {
+pub(crate) struct Gauge {
     from: Option<(Duration, Counters)>,
     load: Option<Load>,
 }
 
 impl Gauge {
     /// The load of the last complete span up to `now`; `None` before the first span is complete.
-    pub(super) fn update(&mut self, now: Duration, counters: Counters) -> Option<Load> {
+    pub(crate) fn update(&mut self, now: Duration, counters: Counters) -> Option<Load> {
         match self.from {
-            Some((from, before)) if now >= from + SPAN => {
+            Some((from, before)) if now >= from + LOAD_SPAN => {
                 self.load = Some(load(now - from, before, counters));
                 self.from = Some((now, counters));
             }
@@ -61,7 +57,7 @@ fn load(elapsed: Duration, before: Counters, after: Counters) -> Load {
     let stall = |before: Option<Duration>, after: Option<Duration>| before.zip(after).map_or(0.0, |(a, b)| part(a, b));
     Load {
         idle: part(before.busy, after.busy) < IDLE_CPUS,
-        crowded: stall(before.cpu_stall, after.cpu_stall) > CROWDED,
+        crowded: stall(before.cpu_stall, after.cpu_stall) > CROWDED_STALL,
         memory_stall: stall(before.memory_stall, after.memory_stall),
         refaults: after.refaults.saturating_sub(before.refaults) as f64 / elapsed.as_secs_f64(),
     }

@@ -1,5 +1,69 @@
-use std::collections::VecDeque;
+//! Which pages are cold.
+
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+use super::generations::{Eviction, Group, Lru, Pages};
+use crate::memory::tuning::{AGES_BUSY, MARKS_MAX};
+
+/// The control group of the agent and of the guest's own shells: only its page cache is taken.
+const PROTECTED: &str = "/garret";
+
+/// A group's cold pages.
+pub(super) struct Cold<'a> {
+    pub lru: &'a Lru,
+    /// The youngest generation of them.
+    pub seq: u64,
+    pub pages: Pages,
+}
+
+/// The page cache of each group, observed from round to round.
+#[derive(Debug, Default)]
+pub(super) struct ColdPages {
+    files: BTreeMap<Group, LowWater>,
+}
+
+impl ColdPages {
+    /// Groups that have pages which no process has accessed for `age`, the largest amount first. Page cache counts only
+    /// as far as it was present during the whole period ([`LowWater`]).
+    pub(super) fn find<'a>(&mut self, now: Duration, lrus: &'a [Lru], age: Duration) -> Vec<Cold<'a>> {
+        let mut files = std::mem::take(&mut self.files);
+        let mut colds = Vec::new();
+        for lru in lrus {
+            let group = lru.group();
+            let mut water = files.remove(&group).unwrap_or_default();
+            water.note(now, lru.evictable().file, AGES_BUSY.cold);
+            if let Some((seq, mut pages)) = lru.untouched(age) {
+                if is_protected(lru) {
+                    pages.anon = 0;
+                }
+                if !lru.is_orphan() {
+                    pages.file = pages.file.min(water.least(now, age));
+                }
+                colds.push(Cold { lru, seq, pages });
+            }
+            self.files.insert(group, water);
+        }
+        colds.retain(|cold| cold.pages.all() > 0);
+        colds.sort_by_key(|cold| std::cmp::Reverse(cold.pages.all()));
+        colds
+    }
+
+    /// Notes that the first `pages` pages of these evictions were carried out.
+    pub(super) fn note_taken(&mut self, evictions: &[Eviction], mut pages: u64) {
+        for eviction in evictions {
+            let done = eviction.pages.min(pages);
+            pages -= done;
+            if let Some(water) = eviction.files_of.as_ref().and_then(|group| self.files.get_mut(group)) {
+                water.taken(done);
+            }
+        }
+    }
+}
+
+fn is_protected(lru: &Lru) -> bool {
+    lru.path.strip_prefix(PROTECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
 
 /// The minimum of a figure over a recent period: the part of a queue that was in it during the whole period.
 ///
@@ -7,16 +71,13 @@ use std::time::Duration;
 /// generations at once, behind the existing pages. So only the number of pages that were in those generations during
 /// the whole period counts as cold.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LowWater {
+struct LowWater {
     marks: VecDeque<(Duration, u64)>,
 }
 
-/// The most marks that are kept; the oldest is dropped first.
-const MARKS_MAX: usize = 64;
-
 impl LowWater {
     /// Notes the figure at `now`, and drops marks older than `keep`, except the newest of these.
-    pub(super) fn note(&mut self, now: Duration, figure: u64, keep: Duration) {
+    fn note(&mut self, now: Duration, figure: u64, keep: Duration) {
         self.marks.push_back((now, figure));
         while self.marks.len() > MARKS_MAX || self.marks.get(1).is_some_and(|(at, _)| *at + keep <= now) {
             self.marks.pop_front();
@@ -24,13 +85,13 @@ impl LowWater {
     }
 
     /// The minimum over the last `window` up to `now`; 0 if the figure is not known for that long.
-    pub(super) fn least(&self, now: Duration, window: Duration) -> u64 {
+    fn least(&self, now: Duration, window: Duration) -> u64 {
         let known = self.marks.iter().rposition(|(at, _)| *at + window <= now);
         known.and_then(|from| self.marks.range(from..).map(|(_, figure)| *figure).min()).unwrap_or(0)
     }
 
     /// Notes that `count` left the queue at its old end, so that they no longer count as present before.
-    pub(super) fn taken(&mut self, count: u64) {
+    fn taken(&mut self, count: u64) {
         self.marks.iter_mut().for_each(|(_, figure)| *figure = figure.saturating_sub(count));
     }
 }

@@ -1,51 +1,41 @@
+//! When a report is due, and when memory is short.
+
 use std::time::Duration;
 
 use garret_api::agent::MemoryReport;
 
-const MIB: u64 = 1 << 20;
-/// Interval between two readings: usually, and when memory is short.
-const TICK: Duration = Duration::from_secs(1);
-const TICK_SHORT: Duration = Duration::from_millis(200);
-/// The longest time between two reports.
-const LATEST: Duration = Duration::from_secs(10);
-/// A change by this fraction of memory causes a report.
-const NOTICEABLE_PART: u64 = 50;
-/// How long memory counts as short after a stall.
-const STALLED: Duration = Duration::from_secs(1);
-
-/// Memory is short if less than this fraction is available, within these bounds in bytes.
-const SHORT_PART: u64 = 8;
-const SHORT_MIN: u64 = 96 * MIB;
-const SHORT_MAX: u64 = 512 * MIB;
+use crate::memory::tuning::{
+    NOTICEABLE_PART, REPORT_INTERVAL_MAX, SHORT_MAX, SHORT_MIN, SHORT_PART, STALLED, TICK, TICK_SHORT,
+};
 
 /// Decides when a report is due. All times count from one fixed start.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     last: Option<(Duration, MemoryReport)>,
     stalled: Option<Duration>,
 }
 
 impl Pace {
     /// Notes the kernel's event that tasks wait for memory.
-    pub(super) fn stalled(&mut self, now: Duration) {
+    pub(crate) fn stalled(&mut self, now: Duration) {
         self.stalled = Some(now);
     }
 
     /// Whether memory is short.
-    pub(super) fn is_short(&self, now: Duration, total: u64, available: u64) -> bool {
+    pub(crate) fn is_short(&self, now: Duration, total: u64, available: u64) -> bool {
         available < (total / SHORT_PART).clamp(SHORT_MIN, SHORT_MAX)
             || self.stalled.is_some_and(|stalled| now < stalled + STALLED)
     }
 
     /// Whether to send this report. If so, it becomes the last sent report.
-    pub(super) fn is_due(&mut self, now: Duration, report: &MemoryReport) -> bool {
+    pub(crate) fn is_due(&mut self, now: Duration, report: &MemoryReport) -> bool {
         let due = match &self.last {
             None => true,
             Some((at, last)) => {
                 let passed = now.saturating_sub(*at);
                 // A reading may come a little early.
                 let usual = passed + TICK_SHORT / 2 >= TICK && is_noticeable(last, report);
-                report.short || last.short || usual || passed >= LATEST
+                report.short || last.short || usual || passed >= REPORT_INTERVAL_MAX
             }
         };
         if due {
@@ -55,12 +45,12 @@ impl Pace {
     }
 
     /// Makes the next report due, even if nothing has changed.
-    pub(super) fn ask(&mut self) {
+    pub(crate) fn ask(&mut self) {
         self.last = None;
     }
 
     /// The time until the next reading.
-    pub(super) fn tick(&self) -> Duration {
+    pub(crate) fn tick(&self) -> Duration {
         let short = self.last.as_ref().is_some_and(|(_, last)| last.short);
         if short { TICK_SHORT } else { TICK }
     }
@@ -78,6 +68,7 @@ fn is_noticeable(last: &MemoryReport, now: &MemoryReport) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::tuning::MIB;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

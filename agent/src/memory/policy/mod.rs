@@ -1,80 +1,31 @@
-//! Decides what the loop does in a round. Pure: it receives the guest's state and returns a plan.
+//! The decisions about the guest's memory. Pure: each receives figures and the time, and does no I/O.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod` | what to reclaim in a round |
+//! | `load` | how busy the guest is between two readings |
+//! | `generations` | the LRU's generations, read and commanded as text |
+//! | `cold` | which pages are cold |
+//! | `timing` | when to act again: after resistance, and before a compaction or a drop of caches |
+//! | `pace` | when a report is due, and when memory is short |
 
-use std::collections::BTreeMap;
+mod cold;
+pub(super) mod generations;
+pub(super) mod load;
+pub(super) mod pace;
+pub(super) mod timing;
+
 use std::time::Duration;
 
-use super::backoff::Backoff;
-use super::gauge::{Counters, Gauge, Load};
-use super::generations::{Eviction, Group, Lru, Pages};
-use super::low_water::LowWater;
+use self::cold::{Cold, ColdPages};
+use self::generations::{Eviction, Lru};
+use self::load::{Counters, Gauge, Load};
+use self::timing::{Backoff, SlabDrop};
 use super::readings::Meminfo;
-
-const PAGE: u64 = 4096;
-const MIB: u64 = 1 << 20;
-
-/// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is
-/// cold when the next one was created at least `cold` ago.
-#[derive(Clone, Copy)]
-struct Ages {
-    /// Interval between two generations.
-    begin: Duration,
-    /// Memory that was not accessed for this long is cold.
-    cold: Duration,
-}
-
-/// The ages are shorter in an idle guest: no task waits, and the pages of its last work become cold soon.
-const IDLE: Ages = Ages { begin: Duration::from_secs(15), cold: Duration::from_secs(30) };
-const BUSY: Ages = Ages { begin: Duration::from_secs(30), cold: Duration::from_secs(60) };
-
-/// The loop takes nothing from a guest in which tasks wait for memory during more than this fraction of the time.
-const STALL_MAX: f64 = 0.01;
-/// The same when the host wants memory, in per cent of the last 10 s.
-const STALL_MAX_SQUEEZED: f64 = 10.0;
-/// Refaults per second: at 100 µs each, this is 0.6 % of the time.
-const REFAULTS_MAX: f64 = 64.0;
-/// The same when the host wants memory. Pages that come back faster are in use, and the host has other means of getting
-/// memory.
-const REFAULTS_MAX_SQUEEZED: f64 = 512.0;
-
-/// A round takes this fraction of memory, within these bounds in bytes.
-const STEP_PART: u64 = 20;
-const STEP_MIN: u64 = 64 * MIB;
-const STEP_MAX: u64 = 256 * MIB;
-/// The same when the host wants memory; this memory may have to be compressed.
-const STEP_SQUEEZED: u64 = 32 * MIB;
-/// The fewest pages of a control group that are worth a command.
-const TAKE_MIN: u64 = 64;
-/// No generations are created in groups with fewer pages.
-const AGE_MIN: u64 = 256;
-/// The most commands of one kind in a round.
-const COMMANDS_MAX: usize = 128;
-/// In a kernel without generations, a round takes this fraction of the inactive page cache.
-const WITHOUT_AGES_PART: u64 = 64;
-/// The fraction of swap that is kept free.
-const SWAP_PART: u64 = 16;
-
-/// The kernel's caches of names and attributes are dropped if the guest was idle for this long and they have this size.
-/// They are dropped again only after they have grown by the same size and this interval has passed.
-const SLAB_IDLE: Duration = Duration::from_secs(60);
-const SLAB_MIN: u64 = 16 * MIB;
-const SLAB_INTERVAL: Duration = Duration::from_secs(600);
-
-/// The loop's share of one CPU: in a busy guest, in an idle guest, and when the host wants memory.
-const SHARE: f64 = 0.005;
-const SHARE_IDLE: f64 = 0.05;
-const SHARE_SQUEEZED: f64 = 0.2;
-/// The share for creating generations alone, which is useful only later.
-const SHARE_AGING: f64 = 0.0025;
-
-/// The shortest time between two rounds: usually, when there is nothing to do, when there is more to take, when the
-/// host wants memory.
-const PAUSE: Duration = Duration::from_secs(2);
-const PAUSE_IDLE: Duration = Duration::from_secs(10);
-const PAUSE_MORE: Duration = Duration::from_secs(1);
-const PAUSE_SQUEEZED: Duration = Duration::from_millis(50);
-
-/// The control group of the agent and of the guest's own shells: only its page cache is taken.
-const PROTECTED: &str = "/garret";
+use super::tuning::{
+    self, AGE_MIN, AGES_BUSY, AGES_IDLE, Ages, COMMANDS_MAX, PAGE, PAUSE_MORE, SHARE_AGING, STEP_SQUEEZED, SWAP_PART,
+    TAKE_MIN,
+};
 
 /// The guest's state at the beginning of a round.
 #[derive(Clone, Debug, Default)]
@@ -147,33 +98,24 @@ pub(super) struct Policy {
     /// Backoff after memory taken for a target came back.
     thrash_backoff: Backoff,
     target: Option<u64>,
-    files: BTreeMap<Group, LowWater>,
+    cold_pages: ColdPages,
     idle_since: Option<Duration>,
-    slab_dropped: Option<(Duration, u64)>,
-    slab_pending: bool,
+    slab_drop: SlabDrop,
     /// The last measured cost of creating generations.
     aging: Duration,
-}
-
-/// A group's cold pages.
-struct Cold<'a> {
-    lru: &'a Lru,
-    seq: u64,
-    pages: Pages,
 }
 
 impl Policy {
     pub(super) fn new() -> Self {
         Self {
             gauge: Gauge::default(),
-            backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
-            target_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
-            thrash_backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(600)),
+            backoff: Backoff::new(tuning::RESISTANCE),
+            target_backoff: Backoff::new(tuning::UNREACHED),
+            thrash_backoff: Backoff::new(tuning::RESISTANCE),
             target: None,
-            files: BTreeMap::new(),
+            cold_pages: ColdPages::default(),
             idle_since: None,
-            slab_dropped: None,
-            slab_pending: false,
+            slab_drop: SlabDrop::default(),
             aging: Duration::ZERO,
         }
     }
@@ -182,16 +124,17 @@ impl Policy {
     pub(super) fn plan(&mut self, snapshot: &Snapshot) -> Plan {
         if self.target != snapshot.target {
             self.target = snapshot.target;
-            self.target_backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+            self.target_backoff = Backoff::new(tuning::UNREACHED);
         }
         let load = self.gauge.update(snapshot.now, snapshot.counters);
         let idle = load.is_some_and(|load| load.idle);
         self.idle_since = idle.then(|| self.idle_since.unwrap_or(snapshot.now));
-        let ages = if idle { IDLE } else { BUSY };
-        let colds = self.cold(snapshot, ages);
+        let ages = if idle { AGES_IDLE } else { AGES_BUSY };
+        let lrus = snapshot.lrus.as_deref().unwrap_or_default();
+        let colds = self.cold_pages.find(snapshot.now, lrus, ages.cold);
         let cold = colds.iter().map(|cold| cold.pages.all() * PAGE).sum();
         let over = snapshot.target.map_or(0, |target| snapshot.memory.in_use().saturating_sub(target));
-        let mut plan = Plan { squeezed: over > 0, cold, pause: PAUSE, share: SHARE, ..Plan::default() };
+        let mut plan = Plan { squeezed: over > 0, cold, pause: tuning::PAUSE, share: tuning::SHARE, ..Plan::default() };
         if !load.is_some_and(|load| load.crowded) {
             plan.age = self.age(snapshot, ages);
         }
@@ -209,52 +152,15 @@ impl Policy {
         if !plan.age.is_empty() {
             self.aging = outcome.aging;
         }
-        self.note_taken(plan, outcome.asked / PAGE);
+        self.cold_pages.note_taken(&plan.evict, outcome.asked / PAGE);
         if plan.squeezed && outcome.asked > 0 {
-            if outcome.reclaimed < outcome.asked / 4 {
+            if outcome.reclaimed < outcome.asked / tuning::UNREACHED_PART {
                 self.target_backoff.resisted(now);
             } else {
-                self.target_backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+                self.target_backoff = Backoff::new(tuning::UNREACHED);
             }
         }
         plan.pause.max(outcome.all.div_f64(plan.share))
-    }
-
-    /// Notes the evictions that were carried out: the first `pages` pages of the plan.
-    fn note_taken(&mut self, plan: &Plan, mut pages: u64) {
-        for eviction in &plan.evict {
-            let done = eviction.pages.min(pages);
-            pages -= done;
-            if let Some(water) = eviction.files_of.as_ref().and_then(|group| self.files.get_mut(group)) {
-                water.taken(done);
-            }
-        }
-    }
-
-    /// Groups that have cold pages, the largest amount first. Page cache counts only as far as it was present during
-    /// the whole period ([`LowWater`]).
-    fn cold<'a>(&mut self, snapshot: &'a Snapshot, ages: Ages) -> Vec<Cold<'a>> {
-        let lrus = snapshot.lrus.as_deref().unwrap_or_default();
-        let mut files = std::mem::take(&mut self.files);
-        let mut colds = Vec::new();
-        for lru in lrus {
-            let group = lru.group();
-            let mut water = files.remove(&group).unwrap_or_default();
-            water.note(snapshot.now, lru.evictable().file, BUSY.cold);
-            if let Some((seq, mut pages)) = lru.untouched(ages.cold) {
-                if is_protected(lru) {
-                    pages.anon = 0;
-                }
-                if !lru.is_orphan() {
-                    pages.file = pages.file.min(water.least(snapshot.now, ages.cold));
-                }
-                colds.push(Cold { lru, seq, pages });
-            }
-            self.files.insert(group, water);
-        }
-        colds.retain(|cold| cold.pages.all() > 0);
-        colds.sort_by_key(|cold| std::cmp::Reverse(cold.pages.all()));
-        colds
     }
 
     /// Commands to create generations, for groups whose youngest generation is old enough.
@@ -277,18 +183,18 @@ impl Policy {
         load: Option<Load>,
         over: u64,
     ) {
-        plan.share = SHARE_SQUEEZED;
+        plan.share = tuning::SHARE_SQUEEZED;
         plan.pause = PAUSE_MORE;
-        if load.is_some_and(|load| load.refaults > REFAULTS_MAX_SQUEEZED) {
+        if load.is_some_and(|load| load.refaults > tuning::REFAULTS_MAX_SQUEEZED) {
             self.thrash_backoff.resisted(snapshot.now);
         } else {
             self.thrash_backoff.calm(snapshot.now);
         }
-        let stalled = snapshot.stall_avg10.is_some_and(|stall| stall >= STALL_MAX_SQUEEZED);
+        let stalled = snapshot.stall_avg10.is_some_and(|stall| stall >= tuning::STALL_MAX_SQUEEZED);
         if stalled || self.target_backoff.pausing(snapshot.now) || self.thrash_backoff.pausing(snapshot.now) {
             return;
         }
-        plan.pause = PAUSE_SQUEEZED;
+        plan.pause = tuning::PAUSE_SQUEEZED;
         let step = over.min(STEP_SQUEEZED);
         take(plan, snapshot, colds, step);
         let rest = step - plan.asked.min(step);
@@ -305,11 +211,12 @@ impl Policy {
         }
         let Some(load) = load else { return };
         if load.idle {
-            plan.share = SHARE_IDLE;
+            plan.share = tuning::SHARE_IDLE;
         }
         // Without PSI, a guest that has little available memory counts as under pressure.
-        let tight = snapshot.counters.memory_stall.is_none() && snapshot.memory.available < snapshot.memory.total / 8;
-        if load.memory_stall > STALL_MAX || load.refaults > REFAULTS_MAX || tight {
+        let tight = snapshot.counters.memory_stall.is_none()
+            && snapshot.memory.available < snapshot.memory.total / tuning::TIGHT_PART;
+        if load.memory_stall > tuning::STALL_MAX || load.refaults > tuning::REFAULTS_MAX || tight {
             self.backoff.resisted(snapshot.now);
         } else {
             self.backoff.calm(snapshot.now);
@@ -317,43 +224,18 @@ impl Policy {
         if self.backoff.pausing(snapshot.now) {
             return;
         }
-        let step = (snapshot.memory.total / STEP_PART).clamp(STEP_MIN, STEP_MAX) / PAGE * PAGE;
+        let step = (snapshot.memory.total / tuning::STEP_PART).clamp(tuning::STEP_MIN, tuning::STEP_MAX) / PAGE * PAGE;
         match snapshot.lrus {
             Some(_) => take(plan, snapshot, colds, step),
             None => take_without_ages(plan, snapshot),
         }
-        plan.drop_slab = self.slab_is_due(snapshot);
+        plan.drop_slab = self.slab_drop.due(snapshot.now, snapshot.memory.slab, self.idle_since);
         if plan.asked >= step {
             plan.pause = PAUSE_MORE;
         } else if load.idle && plan.asked == 0 && snapshot.target.is_none() {
-            plan.pause = PAUSE_IDLE;
+            plan.pause = tuning::PAUSE_IDLE;
         }
     }
-
-    /// Whether the slab caches must be dropped: after a long idle time and much growth.
-    fn slab_is_due(&mut self, snapshot: &Snapshot) -> bool {
-        let slab = snapshot.memory.slab;
-        if std::mem::take(&mut self.slab_pending)
-            && let Some((_, left)) = &mut self.slab_dropped
-        {
-            *left = slab;
-        }
-        let (rested, left) = match self.slab_dropped {
-            Some((at, left)) => (snapshot.now >= at + SLAB_INTERVAL, left),
-            None => (true, 0),
-        };
-        let idle = self.idle_since.is_some_and(|since| snapshot.now >= since + SLAB_IDLE);
-        let due = idle && rested && slab.saturating_sub(left) >= SLAB_MIN;
-        if due {
-            self.slab_dropped = Some((snapshot.now, slab));
-            self.slab_pending = true;
-        }
-        due
-    }
-}
-
-fn is_protected(lru: &Lru) -> bool {
-    lru.path.strip_prefix(PROTECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Takes cold pages, up to `step` bytes.
@@ -395,12 +277,11 @@ fn add_reclaim(plan: &mut Plan, more: Reclaim) {
 
 /// Without known ages: takes a little of the inactive page cache.
 fn take_without_ages(plan: &mut Plan, snapshot: &Snapshot) {
-    let bytes = (snapshot.memory.inactive_file / WITHOUT_AGES_PART).min(STEP_MIN);
+    let bytes = (snapshot.memory.inactive_file / tuning::WITHOUT_AGES_PART).min(tuning::STEP_MIN);
     if bytes >= TAKE_MIN * PAGE {
         add_reclaim(plan, Reclaim { bytes, anon: false });
     }
 }
 
 #[cfg(test)]
-#[path = "policy_test.rs"]
 mod tests;
