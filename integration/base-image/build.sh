@@ -21,7 +21,7 @@ base_tree() {
   echo 'vscode ALL=(root) NOPASSWD:ALL' >"$tree/etc/sudoers.d/vscode"; chmod 440 "$tree/etc/sudoers.d/vscode"
   # apt in a container goes to the mirror that this machine uses.
   debian_sources trixie >"$tree/etc/apt/sources.list"
-  rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/* "$tree"/var/log/* "$tree"/boot/* "$tree"/etc/machine-id
+  rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/* "$tree"/var/log/* "${tree:?}"/boot/* "$tree"/etc/machine-id
   : >"$tree/etc/resolv.conf"
 }
 
@@ -81,7 +81,8 @@ storage: { filesystem: { rootdirectory: $out } }
 http: { addr: "127.0.0.1:$port" }
 YAML
   docker-registry serve "$work/registry.yml" &
-  trap "kill $!" EXIT                                     # also after a failure: it holds the lock of build_once
+  server=$!
+  trap 'kill "$server"' EXIT                              # also after a failure: it holds the lock of build_once
   curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
   # A pull of zstd costs a fraction of one of gzip, which counts where the processor is emulated.
   push() { skopeo copy --dest-tls-verify=false --dest-compress-format zstd "oci:$work/oci:$1" "docker://127.0.0.1:$port/$2"; }

@@ -37,7 +37,8 @@ build_disk() {
   printf 'version: 0.1\nlog: { level: warn }\nstorage: { filesystem: { rootdirectory: "%s" } }\nhttp: { addr: "127.0.0.1:%s" }\n' \
     "$work/registry" "$port" >"$work/registry.yml"
   docker-registry serve "$work/registry.yml" &
-  trap "kill $!" EXIT
+  server=$!
+  trap 'kill "$server"' EXIT
   curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
   engine_pull "$work" "$port"
   data_disk "$work/data" "$out/data.ext4"

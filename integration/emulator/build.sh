@@ -23,7 +23,8 @@ speed=("$here/jump-cache.patch" "$here/guest-tlb.patch")
 source_of_qemu() {
   local version=$1 work=$2 apt=$2/apt suite
   # apt's own unprivileged user must be able to write there.
-  mkdir -m 777 -p "$apt"/{lists/partial,cache/archives/partial,out}
+  mkdir -p "$apt"/{lists/partial,cache/archives/partial,out}
+  chmod 777 "$apt"/{lists/partial,cache/archives/partial,out}
   suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
   debian_sources "$suite" | sed 's/^deb /deb-src /' >"$apt/sources.list"
   local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists"

@@ -23,7 +23,7 @@ enum Command {
     Load(load::Options),
     /// Kill daemon, VMM and agent in the middle of operations, again and again
     Campaign(groups::campaign::Options),
-    /// Run the groups of tests, measured by the budgets in CONTRIBUTING.md
+    /// Run the groups of tests, each within its budget of time
     Test(groups::Options),
 }
 

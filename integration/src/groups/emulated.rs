@@ -214,14 +214,14 @@ pub(super) async fn run_host(arguments: &[OsString], deadline: Duration, command
 #[cfg(test)]
 mod tests {
     use super::*;
-    use garret_testing::program;
+    use garret_testing::program::write;
 
     #[test]
-    fn hosts_side_by_side_run_every_test_once_and_a_failed_hosts_tests_go_to_the_next() {
+    fn hosts_share_out_tests_and_finish_those_of_a_failed_host() {
         let folder = tempfile::tempdir().unwrap();
         // The arguments are those of a test program; the test named 3 fails.
         let program = "#!/bin/sh\nsleep 0.01\necho $3 >> ../ran\n[ $3 != m::3 ]\n";
-        program::write(&folder.path().join("program"), program);
+        write(&folder.path().join("program"), program);
         let tests: Vec<_> = (0..20).map(|test| format!("program m::{test}")).collect();
         let list = List::new(&folder.path().join("list"), &tests).unwrap();
         // Host 0 failed before: it ended one test and not the other. Host 1 is still busy with one.

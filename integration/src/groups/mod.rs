@@ -4,18 +4,19 @@ mod budget;
 pub(crate) mod campaign;
 mod emulated;
 mod gate;
+mod process;
 mod progress;
 
 use anyhow::{Context, bail};
 use budget::{Budget, FAILS_BEYOND, Verdict};
-use rustix::process::{Pid, Signal, getuid, kill_process_group};
+use process::{cargo, run_to_end};
+use rustix::process::getuid;
 use serde::Deserialize;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 /// The target that `.cargo/config.toml` names.
@@ -38,7 +39,7 @@ pub(crate) struct Options {
 /// A group of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Group {
-    /// Words, spelling, scripts, format, lints and documentation
+    /// Static checks
     Lint,
     /// Unit, property and conformance tests
     Unit,
@@ -67,13 +68,10 @@ impl Group {
 /// Runs the groups; the exit code says whether all passed.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     enter_repository()?;
-    let table = budget::parse(&std::fs::read_to_string("CONTRIBUTING.md")?).context("CONTRIBUTING.md")?;
     let cold = !Path::new(RELEASE).join("garret").exists() || !guest_is_built();
     let groups = if options.groups.is_empty() { &Group::ALL[..] } else { &options.groups };
     for &group in groups {
-        let Budget { cold: when_cold, warm } = *table
-            .get(group.name())
-            .with_context(|| format!("CONTRIBUTING.md has no budget for `{}`", group.name()))?;
+        let Budget { cold: when_cold, warm } = Budget::of(group);
         let budget = if cold { when_cold } else { warm };
         let minutes = budget.as_secs() / 60;
         println!("== {} (budget {minutes} min, caches {})", group.name(), if cold { "cold" } else { "warm" });
@@ -159,7 +157,7 @@ async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool>
 }
 
 /// Whether guests can run natively. The processor decides, not the device node: some hosts imitate the node.
-pub(crate) fn has_virtualization() -> bool {
+fn has_virtualization() -> bool {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx") && Path::new("/dev/kvm").exists()
 }
@@ -224,51 +222,4 @@ fn as_root(program: &str) -> anyhow::Result<Command> {
     command.arg("env").arg(assign("PATH=", std::env::var_os("PATH"))?);
     command.arg(assign("GARRET_CACHE=", cache().map(PathBuf::into_os_string))?).arg(program);
     Ok(command)
-}
-
-/// Runs cargo; a unit test that hangs fails.
-async fn cargo(arguments: &[&str]) -> anyhow::Result<bool> {
-    let mut command = Command::new("cargo");
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if std::io::stdout().is_terminal() {
-        command.env("CARGO_TERM_COLOR", "always");
-    }
-    let (mut child, group) = spawn(command)?;
-    let status = progress::follow(&mut child).await?;
-    Ok(group.passed(status))
-}
-
-/// Runs a program to its end. Builds say nothing for long: only the group's limit ends one that hangs.
-async fn run_to_end(command: Command) -> anyhow::Result<bool> {
-    let (mut child, group) = spawn(command)?;
-    let status = child.wait().await?;
-    Ok(group.passed(Some(status)))
-}
-
-/// A program's process group, which dies as a whole if the caller gives up.
-struct ProcessGroup(Option<Pid>);
-
-impl ProcessGroup {
-    /// Whether the program passed. One without a status hangs and is killed.
-    fn passed(mut self, status: Option<ExitStatus>) -> bool {
-        if status.is_some() {
-            self.0 = None;
-        }
-        status.is_some_and(|status| status.success())
-    }
-}
-
-impl Drop for ProcessGroup {
-    fn drop(&mut self) {
-        if let Some(pid) = self.0 {
-            let _already_gone = kill_process_group(pid, Signal::KILL);
-        }
-    }
-}
-
-fn spawn(mut command: Command) -> anyhow::Result<(Child, ProcessGroup)> {
-    command.stdin(Stdio::null()).process_group(0);
-    let child = command.spawn().with_context(|| format!("cannot run {:?}", command.as_std().get_program()))?;
-    let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
-    Ok((child, group))
 }

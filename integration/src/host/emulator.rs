@@ -1,6 +1,6 @@
 //! One QEMU with its virtiofsd processes, and the streams between it and us.
 
-use super::{Options, stage::Stage, tsc};
+use super::{Options, boot_files::BootFiles, tsc};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -47,15 +47,15 @@ pub(super) struct Emulator {
 
 impl Emulator {
     /// Starts the emulator and what serves its shares.
-    pub(super) fn start(options: &Options, stage: &Stage) -> anyhow::Result<Self> {
+    pub(super) fn start(options: &Options, files: &BootFiles) -> anyhow::Result<Self> {
         let (control, control_inside) = UnixStream::pair()?;
         let (stdout, stdout_inside) = UnixStream::pair()?;
         let (stderr, stderr_inside) = UnixStream::pair()?;
         let mut arguments = Arguments::default();
-        machine(&mut arguments, options, stage);
-        let mut daemons = vec![share(&mut arguments, stage, "host", stage.path())?];
-        if let Some(folder) = &stage.share {
-            daemons.push(share(&mut arguments, stage, "share", folder)?);
+        machine(&mut arguments, options, files);
+        let mut daemons = vec![share(&mut arguments, files, "host", files.path())?];
+        if let Some(folder) = &files.share {
+            daemons.push(share(&mut arguments, files, "share", folder)?);
         }
         // The socket pairs' far ends must be inherited; they are closed here once QEMU has them.
         for (name, socket) in [("control", &control_inside), ("stdout", &stdout_inside), ("stderr", &stderr_inside)] {
@@ -67,8 +67,8 @@ impl Emulator {
         arguments.add("-chardev", if interactive { "stdio,id=terminal,signal=off" } else { "null,id=terminal" });
         arguments.add("-device", "virtconsole,chardev=terminal");
 
-        let log = File::create(stage.log("qemu.log"))?;
-        let mut command = dying_with_us(&stage.emulator);
+        let log = File::create(files.log("qemu.log"))?;
+        let mut command = dying_with_us(&files.emulator);
         command.args(arguments.0).stderr(log);
         if !interactive {
             // Ctrl-C is for the driver, which then ends the emulator.
@@ -103,12 +103,12 @@ impl Emulator {
 
     /// Notes in the logs what the processor of a host that hangs is doing. One that is halted with an interrupt in `IRR` that is
     /// not masked has lost it.
-    pub(super) async fn examine(&self, stage: &Stage) -> std::io::Result<()> {
-        let mut monitor = tokio::net::UnixStream::connect(stage.log(MONITOR)).await?;
+    pub(super) async fn examine(&self, files: &BootFiles) -> std::io::Result<()> {
+        let mut monitor = tokio::net::UnixStream::connect(files.log(MONITOR)).await?;
         monitor.write_all(b"info status\ninfo registers\ninfo lapic\ninfo pic\n").await?;
         let mut answer = Vec::new();
         let _still_open = timeout(MONITOR_ANSWERS_WITHIN, monitor.read_to_end(&mut answer)).await;
-        std::fs::write(stage.log("hang.log"), answer)
+        std::fs::write(files.log("hang.log"), answer)
     }
 
     /// Waits until the emulator has ended by itself and all output has been copied.
@@ -145,7 +145,7 @@ impl Arguments {
     }
 }
 
-fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
+fn machine(arguments: &mut Arguments, options: &Options, files: &BootFiles) {
     let accelerator: &[(&str, &str)] = if options.icount {
         &[
             ("-accel", "tcg,thread=single"),
@@ -175,8 +175,8 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
     arguments.add("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", options.memory));
     arguments.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
     arguments.add("-display", "none");
-    arguments.add_path("-kernel", "", &stage.kernel, "");
-    arguments.add_path("-initrd", "", &stage.initramfs, "");
+    arguments.add_path("-kernel", "", &files.kernel, "");
+    arguments.add_path("-initrd", "", &files.initramfs, "");
     // `norandmaps`: a program that is at the same addresses each time it runs is translated once; 5 % less processor time.
     let mut append =
         "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1 \
@@ -188,10 +188,10 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
         append += &format!(" tsc_early_khz={}", tsc::khz());
     }
     arguments.add("-append", append);
-    arguments.add_path("-monitor", "unix:", &stage.log(MONITOR), ",server=on,wait=off");
-    arguments.add_path("-serial", "file:", &stage.log("console.log"), "");
+    arguments.add_path("-monitor", "unix:", &files.log(MONITOR), ",server=on,wait=off");
+    arguments.add_path("-serial", "file:", &files.log("console.log"), "");
     // Nothing is ever written back: writes go to a temporary file that has no name.
-    for disk in [&stage.root, &stage.swap()] {
+    for disk in [&files.root, &files.swap()] {
         arguments.add_path("-drive", "if=virtio,format=raw,snapshot=on,cache=unsafe,discard=unmap,file=", disk, "");
     }
     arguments.add("-netdev", "user,id=net,ipv6=off");
@@ -201,11 +201,11 @@ fn machine(arguments: &mut Arguments, options: &Options, stage: &Stage) {
 }
 
 /// A virtiofsd for one folder. It ends when QEMU closes the connection.
-fn share(arguments: &mut Arguments, stage: &Stage, tag: &str, folder: &Path) -> anyhow::Result<Child> {
-    let path = stage.log(&format!("{tag}.sock"));
+fn share(arguments: &mut Arguments, files: &BootFiles, tag: &str, folder: &Path) -> anyhow::Result<Child> {
+    let path = files.log(&format!("{tag}.sock"));
     let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
     fcntl_setfd(&listener, FdFlags::empty())?;
-    let log = File::create(stage.log(&format!("virtiofsd-{tag}.log")))?;
+    let log = File::create(files.log(&format!("virtiofsd-{tag}.log")))?;
     let mut source = OsString::from("source=");
     source.push(folder);
     let daemon = dying_with_us(VIRTIOFSD)

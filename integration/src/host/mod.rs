@@ -1,8 +1,8 @@
 //! The emulated host: QEMU without hardware virtualization emulates a machine with AMD-V, on which garret and its guests run
 //! as on bare metal. Nothing in it is trusted to answer: every wait here has a deadline.
 
+mod boot_files;
 mod emulator;
-mod stage;
 mod tsc;
 
 use anyhow::{Context, bail};
@@ -138,7 +138,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         };
         match after_failure(begun, options.repeatable, attempt) {
             Next::Repeat => {
-                eprintln!("emulated host: {why}; starting another (attempt {attempt} of {ATTEMPTS} failed)")
+                eprintln!("emulated host: {why}; starting another (attempt {attempt} of {ATTEMPTS} failed)");
             }
             Next::RefuseToRepeat => bail!(
                 "the emulated host failed after the command had begun: {why}. The command may have had effects, so it does not \
@@ -153,19 +153,19 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcome> {
-    let stage = stage::prepare(options).context("preparing the emulated host")?;
-    let mut emulator = Emulator::start(options, &stage).context("starting the emulator")?;
+    let files = boot_files::prepare(options).context("preparing the emulated host")?;
+    let mut emulator = Emulator::start(options, &files).context("starting the emulator")?;
     let outcome = watch(&mut emulator, options, signals).await;
     if matches!(outcome, Ok(Outcome::Failed { .. })) {
         // An emulator that is gone has no monitor.
-        let _no_answer = emulator.examine(&stage).await;
+        let _no_answer = emulator.examine(&files).await;
     }
     emulator.kill().await;
     if let Some(folder) = &options.logs {
-        stage.keep_logs(folder)?;
+        files.keep_logs(folder)?;
     }
     if matches!(outcome, Err(_) | Ok(Outcome::Failed { .. })) {
-        eprint!("{}", stage.last_lines());
+        eprint!("{}", files.last_lines());
     }
     outcome
 }

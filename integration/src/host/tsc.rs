@@ -22,7 +22,7 @@ fn measure() -> u64 {
     u64::try_from(khz).expect("a frequency in kHz has 64 bits")
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "rdtsc has no safe wrapper")]
 fn ticks() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and it only reads.
     unsafe { _rdtsc() }

@@ -9,9 +9,6 @@
 mod case;
 mod census;
 mod operation;
-#[path = "../e2e/stage.rs"]
-#[allow(dead_code)] // most helpers are for the other tests
-mod stage;
 mod victim;
 
 use std::fs::OpenOptions;

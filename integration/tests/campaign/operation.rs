@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::case::{Case, Moment, Operation};
-use crate::stage::{Developer, Ran, Workspace, wait_until};
 use crate::victim::{Killer, vmms};
+use garret_integration::stage::{Developer, Ran, Workspace, wait_until};
 
 /// No other test uses this machine: the campaign counts what remains of it.
 const DEVELOPER: Developer = Developer { name: "frank", uid: 1010 };

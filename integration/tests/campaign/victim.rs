@@ -11,7 +11,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::case::Victim;
-use crate::stage::{Developer, kill, restart_daemon};
+use garret_integration::stage::{Developer, kill, restart_daemon};
 
 /// Is prepared in advance, so that it kills its victim at once.
 pub(crate) enum Killer {

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::records::{Files, ROUND, Writer, lines};
-use crate::stage::{ALICE, Workspace, end_daemon, kill_daemon, start_daemon, wait_until};
+use garret_integration::stage::{ALICE, Workspace, end_daemon, kill_daemon, start_daemon, wait_until};
 
 #[test]
 fn nothing_acknowledged_is_lost_however_a_machine_is_stopped() {

@@ -9,13 +9,13 @@ use std::process::Command;
 use rustix::mount::{UnmountFlags, unmount};
 use toml::{Table, Value};
 
-use crate::stage::{ALICE, BOB, CONFIG, Workspace, end_daemon, events, start_daemon, wait_until};
+use garret_integration::stage::{ALICE, BOB, CONFIG, Workspace, end_daemon, events, start_daemon, wait_until};
 
 const STATE: &str = "/var/lib/garret";
 const ASIDE: &str = "/var/lib/garret.aside";
 
 #[test]
-fn a_machine_of_an_earlier_garret_is_adopted_stopped_and_started() {
+fn machine_of_an_earlier_garret_is_adopted_and_restarts() {
     let host = Host::of_earlier();
     let workspace = Workspace::with_image(ALICE, "earlier", "");
     let boot = "cat /proc/sys/kernel/random/boot_id";

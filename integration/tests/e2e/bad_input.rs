@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use crate::stage::{ALICE, IMAGE, Workspace};
+use garret_integration::stage::{ALICE, IMAGE, Workspace};
 
 #[test]
 fn no_devcontainer_json() {
@@ -39,7 +39,7 @@ fn a_failing_dockerfile_shows_its_output() {
 }
 
 #[test]
-fn a_failing_lifecycle_command_is_named_with_its_code_and_later_ones_do_not_run() {
+fn a_failing_lifecycle_command_is_named_and_ends_the_sequence() {
     let workspace = Workspace::with_image(
         ALICE,
         "bad-lifecycle",

@@ -1,6 +1,6 @@
 //! A guest boots with 512 MiB. Programs that need more than that at once wait until it is plugged.
 
-use crate::stage::{CAROL, LOAD};
+use garret_integration::stage::{CAROL, LOAD};
 
 #[test]
 fn burst_that_outruns_plugging_ends_no_program() {

@@ -1,6 +1,6 @@
 //! Time in the workspace: the host stamps its files, the guest's clock tells `make` what is newer.
 
-use crate::stage::{ALICE, Workspace};
+use garret_integration::stage::{ALICE, Workspace};
 
 /// Nanoseconds by which a file's time may differ: both kernels stamp with the time of their last timer interrupt.
 const TOLERANCE: u64 = 10_000_000;

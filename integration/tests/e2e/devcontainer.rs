@@ -1,9 +1,9 @@
 //! What a devcontainer.json asks for is what the container has.
 
-use crate::stage::{ALICE, IMAGE, Workspace};
+use garret_integration::stage::{ALICE, IMAGE, Workspace};
 
 #[test]
-fn the_example_job_prints_the_containers_output_and_its_files_come_back() {
+fn the_example_job_prints_output_and_returns_its_files() {
     let workspace = Workspace::with_image(ALICE, "job", "");
     let ran = workspace.up(&["sh", "-c", "echo made > made; id -un; echo last words; exit 3"]);
     assert_eq!(ran.status, 3, "{}", ran.stderr);
@@ -12,7 +12,7 @@ fn the_example_job_prints_the_containers_output_and_its_files_come_back() {
 }
 
 #[test]
-fn folder_names_with_spaces_and_umlauts_and_every_place_of_the_file() {
+fn config_is_found_in_every_place_and_odd_folder_name() {
     let config = format!("{{ // a comment\n \"image\": \"{IMAGE}\", }}");
     for (name, file) in [
         ("mit Leerzeichen und Ümläuten 雪", ".devcontainer/devcontainer.json"),

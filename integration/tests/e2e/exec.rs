@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::stage::{ALICE, Workspace};
+use garret_integration::stage::{ALICE, Workspace};
 
 #[test]
 fn streams_are_apart_binary_safe_and_the_status_is_the_commands() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::records::{Files, ROUND};
-use crate::stage::{ALICE, BOB, Workspace, events, wait_until};
+use garret_integration::stage::{ALICE, BOB, Workspace, events, wait_until};
 
 /// Fills the file system at `$0` with two files: nearly all at once, then what is left block by block.
 const FILL: &str = "cd $0 && fallocate -l $(($(df --output=avail -B1 . | tail -n 1) - (16 << 20))) fill && ! cat /dev/zero 2>/dev/null >fill2";

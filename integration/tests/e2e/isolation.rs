@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
 
 use crate::settings::{Settings, append, network};
-use crate::stage::{ALICE, BOB, Workspace, wait_until};
+use garret_integration::stage::{ALICE, BOB, Workspace, wait_until};
 
 /// Prints those of the addresses that accept a connection to the port, which comes first.
 const CONNECT: &str = r#"

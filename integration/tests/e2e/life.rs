@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::stage::{ALICE, IMAGE, Workspace, kill, restart_daemon, wait_until};
+use garret_integration::stage::{ALICE, IMAGE, Workspace, kill, restart_daemon, wait_until};
 
 #[test]
-fn a_killed_vmm_is_noticed_explained_and_brought_back_with_its_data() {
+fn a_killed_vmm_is_explained_and_restarts_with_its_data() {
     let workspace = Workspace::with_image(ALICE, "killed", r#", "postStartCommand": "echo started >> starts""#);
     workspace.up(&[]).ok();
     workspace.sh("echo kept > ~/kept && sync").ok();

@@ -21,5 +21,4 @@ mod records;
 mod resolvers;
 mod revocation;
 mod settings;
-mod stage;
 mod sweep;

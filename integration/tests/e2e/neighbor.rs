@@ -11,7 +11,7 @@ use std::process::Command;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::stage::{ALICE, BOB, CAROL, Developer, Workspace, restart_daemon, wait_until};
+use garret_integration::stage::{ALICE, BOB, CAROL, Developer, Workspace, restart_daemon, wait_until};
 
 const SOCKETS: [&str; 2] = ["api.sock", "vsock.sock"];
 

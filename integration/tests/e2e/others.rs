@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::stage::{ALICE, Developer, Workspace, daemon_pid, send, wait_until};
+use garret_integration::stage::{ALICE, Developer, Workspace, daemon_pid, send, wait_until};
 
 const ROOT: Developer = Developer { name: "root", uid: 0 };
 

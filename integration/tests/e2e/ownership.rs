@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-use crate::stage::{ALICE, Workspace};
+use garret_integration::stage::{ALICE, Workspace};
 
 #[test]
 fn files_of_root_and_of_vscode_are_the_developers_on_the_host() {

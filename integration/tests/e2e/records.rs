@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Stdio};
 
-use crate::stage::{Developer, Workspace, wait_until};
+use garret_integration::stage::{Developer, Workspace, wait_until};
 
 /// Round `n` writes records from `n` million on: records of earlier rounds that were not acknowledged do not collide.
 pub(crate) const ROUND: u64 = 1_000_000;

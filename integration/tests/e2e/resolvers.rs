@@ -3,7 +3,7 @@
 use toml::Value;
 
 use crate::settings::{Settings, network};
-use crate::stage::{ALICE, Workspace, wait_until};
+use garret_integration::stage::{ALICE, Workspace, wait_until};
 
 #[test]
 fn changed_resolvers_are_followed_without_a_break() {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::stage::{ALICE, Workspace, events};
+use garret_integration::stage::{ALICE, Workspace, events};
 
 /// Binds a folder of the workspace in a mount namespace that no agent looks into.
 const HOLD: &str =

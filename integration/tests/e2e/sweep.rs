@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::stage::{ALICE, Workspace, kill_daemon, start_daemon, wait_until};
+use garret_integration::stage::{ALICE, Workspace, kill_daemon, start_daemon, wait_until};
 
 /// Moves the state, and what SQLite keeps beside it.
 fn move_state(from: &Path, to: &Path) {

@@ -76,7 +76,7 @@ fn plugged_memory_is_used_and_comes_back() {
 }
 
 #[test]
-fn a_target_may_come_before_the_driver_and_while_the_machine_stands_still() {
+fn target_set_before_the_driver_or_while_paused_is_reached() {
     let mut machine = Machine::start(pluggable(4, "while :; do sleep 1; done"));
     machine.wait("the API", |machine| machine.path("api.sock").exists());
     set(&machine, 128);
@@ -110,7 +110,7 @@ fn without_requests_a_machine_resumes_with_all_its_memory() {
 }
 
 #[test]
-fn what_cannot_be_is_one_clear_line() {
+fn impossible_target_is_one_clear_line() {
     let machine = Machine::start(pluggable(4, "while :; do sleep 1; done"));
     let without = Machine::start(config("while :; do sleep 1; done"));
     let mut machines = [machine, without];
@@ -135,7 +135,7 @@ fn what_cannot_be_is_one_clear_line() {
 
 /// A processor that touches what is not plugged finds nothing there, and goes on.
 #[test]
-fn a_touch_of_unplugged_memory_reads_as_ones_and_the_machine_lives_on() {
+fn unplugged_memory_reads_as_ones_and_ends_no_machine() {
     let mut kernel = tempfile::NamedTempFile::new().expect("a file");
     kernel.write_all(&toucher()).expect("writable");
     let mut config = config("");

@@ -1,7 +1,7 @@
 //! What the host does not promise, and what it never accepts.
 
-use crate::stage::{BOB, Developer};
 use crate::team::{MIB, NEWCOMER, PROMISED_MIB, TEAM, Team, top};
+use garret_integration::stage::{BOB, Developer};
 
 const ROOT: Developer = Developer { name: "root", uid: 0 };
 

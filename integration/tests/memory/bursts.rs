@@ -1,7 +1,7 @@
 //! Loads that the runner cannot foresee.
 
-use crate::stage::restart_daemon;
 use crate::team::{Detached, GUARANTEED_MIB, Load, TEAM, Team, machine, mib, release, shortages, top, wait_slowly};
+use garret_integration::stage::restart_daemon;
 
 /// More than half of the host's memory.
 const BURST_MIB: u32 = 900;
@@ -21,7 +21,7 @@ fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
 }
 
 #[test]
-fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
+fn all_at_once_are_served_while_the_runner_restarts() {
     let team = Team::assemble();
     let before = shortages();
     // The daemon's end cuts every stream through it: they run on their own.
@@ -45,7 +45,7 @@ fn all_at_once_are_served_while_the_runner_is_killed_and_begins_again() {
 }
 
 #[test]
-fn all_at_once_find_every_byte_again_while_one_of_them_is_stopped() {
+fn all_at_once_find_every_byte_while_one_is_stopped() {
     let team = Team::assemble();
     let (before, (stopped, others)) = (shortages(), TEAM.split_last().expect("four"));
     let squeezed = Load::hold(*stopped, SHARE_MIB);

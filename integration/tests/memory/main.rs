@@ -7,7 +7,4 @@ mod admission;
 mod bursts;
 mod hostile;
 mod seen;
-#[path = "../e2e/stage.rs"]
-#[allow(dead_code)] // workspaces are what the other tests need
-mod stage;
 mod team;

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use crate::stage::{ALICE, Developer};
 use crate::team::{MIB, SOCKET, TEAM, Team, events, top, wait_slowly};
+use garret_integration::stage::{ALICE, Developer};
 
 /// An idle machine holds about 60 MiB, of which its guest touches a quarter now and then.
 const AT_REST: u64 = 40 * MIB;
@@ -49,7 +49,7 @@ fn prometheus_reads_the_same() {
 }
 
 #[test]
-fn an_idle_machine_comes_down_to_what_it_touches_and_wakes_again() {
+fn an_idle_machine_shrinks_to_what_it_touches_and_wakes() {
     let team = Team::assemble();
     wait_slowly("all machines are at rest", 240, || {
         let top = top();

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::stage::{ALICE, BOB, CAROL, Developer, LOAD, Ran, SLOWER};
+use garret_integration::stage::{ALICE, BOB, CAROL, Developer, LOAD, Ran, SLOWER};
 
 pub(crate) const MIB: u64 = 1 << 20;
 

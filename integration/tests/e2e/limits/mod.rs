@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use crate::stage::{ALICE, Workspace};
+use garret_integration::stage::{ALICE, Workspace};
 
 /// A line in the machine itself, as root.
 fn guest(line: &str) -> String {

@@ -4,7 +4,7 @@ use std::fs;
 
 use toml::{Table, Value};
 
-use crate::stage::{CONFIG, restart_daemon};
+use garret_integration::stage::{CONFIG, restart_daemon};
 
 /// The daemon's configuration is changed, and the daemon restarted; at the end both are undone. Machines run through it.
 pub(crate) struct Settings {

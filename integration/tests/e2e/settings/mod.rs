@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use toml::Table;
 
-use crate::stage::{ALICE, IMAGE, Workspace};
+use garret_integration::stage::{ALICE, IMAGE, Workspace};
 
 pub(crate) use changed::{Settings, append, network};
 
@@ -20,7 +20,7 @@ const ADDRESS: &str = "192.0.2.7";
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 #[test]
-fn a_companys_mirror_certificates_proxy_and_indexes_reach_pulls_builds_and_containers() {
+fn company_mirror_and_proxy_reach_pulls_builds_and_containers() {
     let company = Company::open();
     // A machine gets its settings when it starts. There may be none yet.
     let _stopped = ALICE.garret(&["stop", "--machine"]);
@@ -76,9 +76,10 @@ impl Company {
         for (name, text) in [("company.sh", include_str!("company.sh")), ("serve.py", include_str!("serve.py"))] {
             fs::write(folder.path().join(name), text).expect("it writes");
         }
-        let upstream = match Path::new("/run/garret-registry.yml").exists() {
-            true => "http://192.0.2.1:5000",
-            false => "https://registry-1.docker.io",
+        let upstream = if Path::new("/run/garret-registry.yml").exists() {
+            "http://192.0.2.1:5000"
+        } else {
+            "https://registry-1.docker.io"
         };
         let mut servers = Command::new("bash")
             .arg(folder.path().join("company.sh"))

@@ -1,0 +1,35 @@
+//! The result of a command.
+
+/// What a command left.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Standard output as text.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Asserts success and gives standard output.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.status, 0, "stdout: {}\nstderr: {}", self.out(), self.stderr);
+        self.out()
+    }
+
+    /// Asserts failure, and that the last line says all of `words`: one clear line.
+    #[track_caller]
+    pub fn fails_with(self, words: &[&str]) -> Self {
+        assert_ne!(self.status, 0, "it should have failed; stdout: {}\nstderr: {}", self.out(), self.stderr);
+        let last = self.stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+        assert!(last.starts_with("garret: "), "the last line is not garret's: {}", self.stderr);
+        for word in words {
+            assert!(last.contains(word), "`{word}` is not in `{last}`; all of it: {}", self.stderr);
+        }
+        self
+    }
+}
