@@ -2,7 +2,7 @@
 //!
 //! Each call opens a separate connection: a call that hangs or a guest that misbehaves disturbs no other call. The peer
 //! may be a guest, so everything that it sends is bounded: answers by [`BODY_MAX`], lines by [`LINE_MAX`], WebSocket
-//! frames by [`FRAME_MAX`](crate::stream::FRAME_MAX), quotations in an [`Error`] by [`one_line`], and waiting by the
+//! frames by [`FRAME_MAX`], quotations in an [`Error`] by [`one_line`], and waiting by the
 //! client's deadline.
 
 use std::marker::PhantomData;

@@ -3,10 +3,10 @@
 //!
 //! The order of use is the order of the modules:
 //!
-//! 1. [`find`] selects the file of a workspace;
+//! 1. [`find()`] selects the file of a workspace;
 //! 2. [`Document::parse`] parses its text and keeps the place of every value;
 //!    [`Document::config`] returns its typed properties;
-//! 3. [`resolve`] replaces variables and fills in the defaults of the workspace;
+//! 3. [`resolve()`] replaces variables and fills in the defaults of the workspace;
 //! 4. [`Resolved::merge`] merges it with the image's metadata label;
 //! 5. [`Merged::remote_env_in`] replaces variables that need the running container's environment.
 //!

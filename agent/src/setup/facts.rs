@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 /// The settings of the host that the engine, image builds and containers need.
 ///
-/// [`apply`](super::apply) has already written `env`, `engine_env` and `mounts` into
+/// `Setup::apply` has already written `env`, `engine_env` and `mounts` into
 /// `/etc/containers/containers.conf.d`, where `podman run`, `podman build`, `podman exec` and the API socket
 /// (docker-compose) find them by themselves. This value is for callers that need them in another way: `--build-arg`,
 /// `--env`, `-v`.

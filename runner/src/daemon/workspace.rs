@@ -1,4 +1,4 @@
-//! Opens and shares workspaces through a process that can be killed (see [`host::share`](crate::host::share)), and
+//! Opens and shares workspaces through a process that can be killed (see [`host::share`]), and
 //! takes them out of their machines.
 
 use std::io;

@@ -20,7 +20,7 @@ use garret_api::Code;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 
 pub(super) use connections::AccountListener;
@@ -54,6 +54,6 @@ pub(super) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/events", get(events::of_all))
         .fallback(async || Refusal::new(Code::NotFound, "there is nothing at this path: see the API's description"))
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn(audit::record))
+        .layer(from_fn_with_state(audit::Audit::default(), audit::record))
         .with_state(daemon)
 }

@@ -106,12 +106,16 @@ pub(crate) fn end_one(db: &WriteTx<'_>, id: &str, outcome: &Outcome) -> rusqlite
     Ok(())
 }
 
-/// The machine was removed: this ends its removal, and what was in progress on its environments.
-pub(crate) fn end_with_machine(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<()> {
+/// The machine was removed: this ends its removal, and deletes what else was requested of it. Another person may get the
+/// uid, who must not see it.
+pub(super) fn end_with_machine(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<()> {
     end(db, uid, None, &Outcome::Succeeded)?;
-    let removed = Outcome::Cancelled { reason: "the machine was removed".into() };
-    db.change("UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND outcome IS NULL")?
-        .execute(params![json(&removed)?, now_ms(), uid])?;
+    let removal = json(&OperationKind::Remove)?;
+    db.change(
+        "DELETE FROM operations WHERE uid = ?1 AND number != (SELECT max(number) FROM operations
+         WHERE uid = ?1 AND environment IS NULL AND kind = ?2)",
+    )?
+    .execute(params![uid, removal])?;
     Ok(())
 }
 
@@ -274,15 +278,14 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_machine_leaves_no_operation_in_progress() {
+    fn of_a_removed_machine_only_the_removal_is_kept() {
         let db = with_machine();
         environments::put(&db, &environment(7, "e")).unwrap();
         begin(&db, &new(OperationKind::Start, Some(("e", 1)))).unwrap();
         begin(&db, &new(OperationKind::Remove, None)).unwrap();
         machines::forget(&db, 7).unwrap();
-        let outcomes: Vec<_> = newest(&db, Some(7)).unwrap().into_iter().map(|one| one.outcome).collect();
-        let cancelled = Outcome::Cancelled { reason: "the machine was removed".into() };
-        assert_eq!(outcomes, [Some(Outcome::Succeeded), Some(cancelled)]);
+        let [removal] = &newest(&db, Some(7)).unwrap()[..] else { panic!("not one") };
+        assert_eq!((removal.kind, &removal.outcome), (OperationKind::Remove, &Some(Outcome::Succeeded)));
     }
 
     #[test]

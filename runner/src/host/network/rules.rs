@@ -118,7 +118,7 @@ const FRAGMENTS_PER_S: u32 = 5;
 const FRAGMENTS_BURST: u32 = 100;
 
 /// The namespace's tables. Only packets with the guest's address leave, translated to that of the uplink, and only few
-/// fragments. The namespace itself accepts only a ping of the guest.
+/// fragments. The namespace itself accepts only a ping of the gateway, which is not tracked.
 ///
 /// A machine's connections are limited here, before any of them is in the host's table. A flow without an answer stays
 /// `new`, but its later packets belong to a confirmed entry.
@@ -139,7 +139,7 @@ pub(super) fn namespace_rules(uplink: Ipv4Addr, connections_max: u32) -> String 
   }}
   chain input {{
     type filter hook input priority filter; policy drop;
-    iifname "{TAP}" icmp type echo-request accept
+    iifname "{TAP}" ip daddr {GATEWAY} icmp type echo-request accept
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;

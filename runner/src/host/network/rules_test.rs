@@ -112,7 +112,7 @@ fn a_guest_pings_its_gateway_and_no_process_of_the_host_reaches_it() {
              send($socket, pack(\"CCnnn\", 8, 0, 0xf7fe, 0, 1), 0, sockaddr_in(0, inet_aton($ARGV[0]))) or die $!;
              recv($socket, my $answer, 100, 0); exit ord(substr($answer, 20))' $1
          }
-         ping 192.0.0.1 && echo gateway; ping 192.31.196.7 && echo beyond
+         ping 192.0.0.1 && echo gateway; ping 192.31.196.7 && echo beyond; ping 100.96.0.6 2>/dev/null && echo uplink
          machine cat /proc/sys/net/netfilter/nf_conntrack_count
          ip route add 192.0.0.2/32 via 100.96.0.6
          for address in 100.96.0.6 192.0.0.2; do ! timeout 1 bash -c \"</dev/tcp/$address/80\" 2>&1 | grep -q refused || echo $address; done",

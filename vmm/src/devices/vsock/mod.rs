@@ -5,7 +5,7 @@
 //! exists. An inherited socket has no path, so the guest can reach no socket of the host.
 //!
 //! [`packet`] defines the wire format, [`connection`] the rules of one stream without I/O, and [`peer`] a stream with
-//! its socket. [`muxer`] holds all connections, [`host`] the sockets on the host's side, and [`backend`] the queues. A
+//! its socket. [`muxer`] holds all connections, [`host`] the sockets on the host's side, and [`mod@backend`] the queues. A
 //! guest is limited to [`muxer::CONNECTIONS_MAX`] connections, [`connection::BUFFER`] waiting bytes per connection,
 //! [`muxer::BACKLOG_MAX`] waiting bytes in total, and [`muxer::REFUSALS_MAX`] waiting resets.
 
