@@ -23,8 +23,9 @@ wanted=(
   qemu-system-x86 qemu-system-common util-linux dpkg-dev meson ninja-build libglib2.0-dev libpixman-1-dev libslirp-dev libfdt-dev
   zlib1g-dev
 )
-# Debian's node and npm only where npm is missing: an installation from elsewhere stays.
+# Debian's npm and pip only where there is none: an installation from elsewhere stays.
 command -v npm >/dev/null || wanted+=(nodejs npm)
+command -v pip3 >/dev/null || wanted+=(python3-pip)
 
 installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true)
 missing=()
