@@ -154,6 +154,42 @@ mod tests {
     }
 
     #[test]
+    fn every_code_has_a_status_of_an_error() {
+        for (name, status) in [
+            ("invalid", 400),
+            ("forbidden", 403),
+            ("not-found", 404),
+            ("no-such-program", 404),
+            ("method-not-allowed", 405),
+            ("conflict", 409),
+            ("no-memory", 409),
+            ("busy", 409),
+            ("cancelled", 409),
+            ("stopped", 409),
+            ("too-large", 413),
+            ("upgrade-required", 426),
+            ("internal", 500),
+            ("host-disk", 500),
+            ("command-failed", 500),
+            ("image-unavailable", 500),
+            ("build-failed", 500),
+            ("engine-failed", 500),
+            ("machine-ended", 500),
+            ("machine-failed", 500),
+            ("power-cut", 500),
+            ("workspace-held", 500),
+            ("not-executable", 500),
+            ("unknown", 500),
+            ("unavailable", 503),
+            ("deadline", 504),
+            ("disk-full", 507),
+        ] {
+            let code: Code = serde_json::from_value(json!(name)).unwrap();
+            assert_eq!((serde_json::to_value(code).unwrap(), code.status()), (json!(name), status));
+        }
+    }
+
+    #[test]
     fn problems_of_other_versions_are_read() {
         let newer: Problem = serde_json::from_value(json!({"code": "no-quota", "detail": "d", "x": 1})).unwrap();
         assert_eq!(newer, Problem::new(Code::Unknown, "d"));

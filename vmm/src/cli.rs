@@ -11,7 +11,8 @@ use garret_api::vmm::{ExitReason, LastWords, SocketAt};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use crate::api_server::{self, ApiServer};
-use crate::control::{self, Events};
+use crate::control::Events;
+use crate::driver;
 use crate::last_words::LastWordsFile;
 use crate::machine::Machine;
 use crate::seccomp::Role;
@@ -100,7 +101,7 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     Role::Main.enter()?;
 
     machine.start(began);
-    let words = control::drive(machine, &receiver);
+    let words = driver::drive(machine, &receiver);
     api.end();
     Ok(words)
 }

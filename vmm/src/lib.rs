@@ -1,6 +1,7 @@
 //! One process is one machine: this library builds it, runs it and serves its API.
 //!
-//! `machine` assembles the machine, in the order of the boot; `control` holds its state.
+//! `machine` assembles the machine, in the order of the boot; `driver` runs it; `control` has the events and commands that
+//! all other threads send to it.
 
 mod acpi;
 mod api_server;
@@ -12,6 +13,7 @@ mod confine;
 mod console_log;
 mod control;
 mod devices;
+mod driver;
 mod inherited;
 mod kvm;
 mod last_words;

@@ -236,7 +236,7 @@ async fn what_is_removed_takes_its_unknown_containers_with_it() {
 }
 
 #[tokio::test]
-async fn an_environment_whose_removal_lost_its_caller_can_be_brought_up() {
+async fn after_a_removal_without_a_caller_up_works() {
     let fixture = Fixture::new("");
     fixture.up(spec(1)).await;
     // What the call has done when its caller goes: the record is gone, the entry is not.

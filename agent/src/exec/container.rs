@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn another_user_gets_no_group_and_no_capability_of_the_containers_user() {
+    fn another_user_gets_no_right_of_the_containers_user() {
         let made = process(&pattern(), &spec(5));
         assert_eq!(made["user"]["additionalGids"], json!([27]));
         for set in ["effective", "permitted", "inheritable", "ambient"] {

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_that_grows_in_small_steps_stays_covered_and_not_by_too_much() {
+    fn swap_covers_growing_memory_and_not_much_more() {
         let (mut total, mut swap, mut devices) = (512 * MIB, 0, 0);
         while total < 1 << 40 {
             while let Some(size) = missing(total, swap, devices) {

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificates_are_added_to_the_images_own_and_taken_away_again() {
+    fn certificates_are_added_and_removed_again() {
         let root = tempfile::tempdir().unwrap();
         let kept = root.path().join("kept.crt");
         let bundle = root.path().join("etc/ssl/certs/ca-certificates.crt");

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn microvm_has_its_root_as_the_last_disk_and_its_devices_on_mmio() {
+    fn microvm_has_its_root_last_and_devices_on_mmio() {
         let line = line(Kind::Microvm, &machine());
         for part in
             ["root=/dev/vdc rootfstype=erofs ro", "virtio-blk-device,drive=root", "vhost-vsock-device,guest-cid=77"]

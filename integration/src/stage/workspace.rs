@@ -3,6 +3,7 @@
 use super::{Developer, Ran};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The image most tests use; it comes through the host's registry mirror where the internet is not there.
 pub const IMAGE: &str = "mcr.microsoft.com/devcontainers/base:debian";
@@ -115,10 +116,12 @@ impl Workspace {
         self.developer.json(&["show", self.str()])
     }
 
-    /// The address of this developer's machine on the machines' network.
-    pub fn developer_machine_address(&self) -> String {
-        let line = "ip -4 -o addr show dev eth0";
-        let out = self.developer.guest(line).ok();
+    /// The address by which the host knows the developer's machine.
+    pub fn machine_address(&self) -> String {
+        let namespace = format!("garret-{}", self.developer.name);
+        let list = ["-n", &namespace, "-4", "-o", "addr", "show", "dev", "uplink"];
+        let out = Command::new("ip").args(list).output().expect("ip runs").stdout;
+        let out = String::from_utf8(out).expect("text");
         out.split_whitespace().nth(3).and_then(|field| field.split('/').next()).expect("an address").to_owned()
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use crate::settings::{Settings, append, network};
 use garret_integration::stage::{ALICE, BOB, Workspace, wait_until};
@@ -73,10 +74,15 @@ fn the_network_is_the_internet_and_nothing_else() {
     let config = r#"{ "image": "docker.io/library/busybox:latest", "runArgs": ["--network=host"] }"#;
     let theirs = Workspace::with_config(BOB, "net", config);
     theirs.up(&[]).ok();
-    let guest = theirs.developer_machine_address();
+    let machine = theirs.machine_address();
     theirs.exec(&["httpd", "-p", "7777", "-h", "/tmp"]).ok();
-    theirs.sh(&format!("nc -w 3 {guest} 7777 </dev/null")).ok();
-    assert_eq!(answering(&[&guest], 7777), none, "bob's machine answered alice's");
+    theirs.sh("nc -w 3 192.0.0.2 7777 </dev/null").ok();
+    assert_eq!(answering(&[&machine], 7777), none, "bob's machine answered alice's");
+    let address = format!("{machine}:7777").parse().unwrap();
+    assert!(
+        TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_err(),
+        "it answered an account of the host"
+    );
 }
 
 #[test]
@@ -100,15 +106,16 @@ fn a_private_network_is_reached_where_it_is_allowed() {
 #[test]
 fn a_flood_of_connections_stops_no_other_machine() {
     const LIMIT: u32 = 512;
-    let flood = Workspace::shared(ALICE);
-    flood.up(&[]).ok();
     let other = Workspace::shared(BOB);
     other.up(&[]).ok();
     let _beyond = Beyond::open();
     wait_until("the server beyond answers", 10, || TcpStream::connect((Beyond::PUBLIC, 80)).is_ok());
-    // A small limit, which a flood reaches at any speed.
+    // A small limit, which a flood reaches at any speed. It holds for machines that start from now on.
+    let _she_may_have_none = ALICE.garret(&["stop", "--machine"]);
     let _settings = Settings::change(|config| drop(network(config).insert("connections_max".into(), LIMIT.into())));
     wait_until("bob's machine is adopted", 60, || other.exec(&["true"]).status == 0);
+    let flood = Workspace::shared(ALICE);
+    flood.up(&[]).ok();
     let before = connections();
     // The guest's own table is smaller than what the host allows, and the guest's root may enlarge it.
     let enlarge = "echo 1000000 >/proc/sys/net/netfilter/nf_conntrack_max";
@@ -142,11 +149,13 @@ fn a_flood_of_connections_stops_no_other_machine() {
         most < before + u64::from(LIMIT) + 2000,
         "{most} connections in the host's table, {before} before the flood"
     );
-    let refused = Command::new("nft").args(["list", "table", "inet", "garret_connections"]).output().unwrap();
+    let list = ["netns", "exec", "garret-alice", "nft", "list", "chain", "inet", "garret", "leaving"];
+    let refused = Command::new("ip").args(list).output().unwrap();
     let refused = String::from_utf8(refused.stdout).unwrap();
     let counters =
         refused.split("counter packets ").skip(1).filter_map(|text| text.split(' ').next()?.parse::<u64>().ok());
     assert!(counters.sum::<u64>() > 0, "no connection was refused: {refused}");
+    ALICE.garret(&["stop", "--machine"]).ok();
 }
 
 /// Entries of the host's table of connections.

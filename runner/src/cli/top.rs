@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_psi_and_a_developer_without_a_machine_are_told() {
+    fn a_missing_psi_and_a_missing_machine_are_named() {
         let host = HostMemory { pressure_some: None, ..memory().host };
         let text = render(&Memory { host, machines: Vec::new() });
         assert!(

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_a_part_is_told_even_if_it_panics_while_a_thread_blocks() {
+    async fn a_panic_is_reported_while_a_thread_blocks() {
         assert_eq!(run_on_dedicated_runtime("part", async { 7 }).await.unwrap(), 7);
         let (_release, released) = std::sync::mpsc::channel::<()>();
         let part = async move {

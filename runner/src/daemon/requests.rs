@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn another_configuration_is_another_container_and_none_named_is_no_other() {
+    fn another_configuration_is_another_container() {
         let named = EnvironmentRequest { config: Some(".devcontainer/b/devcontainer.json".into()), ..up() };
         let ready = ended(put(&fresh(), &named), EnvironmentPhase::Ready);
         assert!(!ready.rebuild);

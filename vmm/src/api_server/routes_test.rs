@@ -73,7 +73,7 @@ impl Running {
 }
 
 #[test]
-fn every_path_answers_with_its_status_and_every_error_is_a_problem() {
+fn every_path_has_its_status_and_every_error_is_a_problem() {
     let running = Running::start();
     for (method, path, body, status, contains) in [
         ("GET", "/v1/metrics", "", 200, r#""setup_ns":0"#),

@@ -1,8 +1,6 @@
-//! The machine's state and the single thread that writes it. All other threads send it an [`Event`].
+//! What all threads send to the one that holds the machine's state (`driver`): an [`Event`], perhaps with a [`Command`].
 
 mod admit;
-mod driver;
-mod lease;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -11,7 +9,6 @@ use garret_api::vmm::{MachineDescription, MemoryInfo, MemoryTarget, Metrics};
 use tokio::sync::oneshot;
 
 pub(crate) use admit::{Refused, admit};
-pub(crate) use driver::drive;
 
 /// An event that may change the machine's state.
 #[derive(Debug)]

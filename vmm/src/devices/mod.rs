@@ -3,6 +3,8 @@
 
 pub(crate) mod balloon;
 pub(crate) mod block;
+#[cfg(test)]
+mod conformance;
 pub(crate) mod console;
 pub(crate) mod fs;
 pub(crate) mod mem;

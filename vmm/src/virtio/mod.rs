@@ -22,8 +22,6 @@ mod ring;
 mod worker;
 
 #[cfg(test)]
-pub(crate) mod conformance;
-#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -90,7 +90,7 @@ fn commands(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn what_is_cold_is_taken_the_most_first_and_of_the_protected_only_page_cache() {
+fn the_coldest_first_and_only_page_cache_of_the_protected() {
     let lrus =
         vec![lru(1, "/", 0, 500), lru(7, "/c", 2000, 900), lru(9, "/garret/exec", 9999, 700), lru(8, "/d", 9, 9)];
     let mut guest = Guest::new(Some(lrus));
@@ -187,7 +187,7 @@ fn what_looking_for_ages_costs_makes_it_rare() {
 }
 
 #[test]
-fn tasks_that_wait_for_a_cpu_are_not_disturbed_by_looking_for_ages() {
+fn no_aging_while_tasks_wait_for_a_cpu() {
     let mut old = lru(7, "/c", 5000, 0);
     old.generations[3].age = seconds(40);
     let mut guest = Guest::new(Some(vec![old]));
@@ -251,7 +251,7 @@ fn a_squeeze_spares_a_guest_that_is_stalled_already() {
 }
 
 #[test]
-fn a_squeeze_waits_longer_each_time_when_what_it_took_comes_back() {
+fn a_squeeze_backs_off_when_memory_comes_back() {
     let mut guest = Guest::new(Some(vec![]));
     let mut snapshot = Snapshot { memory: guest.memory, target: Some(64 * MIB), ..Snapshot::default() };
     let mut taken = Vec::new();
@@ -286,7 +286,7 @@ fn pages_of_groups_that_are_gone_are_reclaimed_as_files() {
 }
 
 #[test]
-fn without_generations_and_pressure_a_little_is_taken_while_there_is_enough() {
+fn without_generations_a_little_is_taken_if_there_is_enough() {
     let guest = Guest::new(None);
     let mut policy = Policy::new();
     let mut snapshot = Snapshot { memory: guest.memory, ..Snapshot::default() };

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_was_never_given_back_is_not_back_when_it_is_used_again() {
+    fn memory_that_never_returned_does_not_count_as_returned() {
         let course = course(&[(0.0, 3.0), (1.0, 3.0), (9.0, 3.0)]);
         assert_eq!(course.returned_after(1.0, 2.0 * GIB), None);
     }

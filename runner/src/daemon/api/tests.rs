@@ -240,7 +240,7 @@ async fn memory_beyond_the_hosts_is_refused_with_numbers() {
 }
 
 #[tokio::test]
-async fn a_guarantee_follows_the_memory_and_must_fit_beside_the_others() {
+async fn a_guarantee_follows_the_memory_and_must_fit() {
     let server = Server::start().await;
     let put = async |uid: u32, body: Value| {
         let answer = server.call(uid, Method::PUT, &format!("/v1/machines/{uid}"), Some(body)).await?;
@@ -271,7 +271,7 @@ async fn only_an_administrator_sets_a_weight() {
 }
 
 #[tokio::test]
-async fn everybody_sees_the_host_and_their_own_machine_and_metrics_are_an_administrators() {
+async fn top_shows_ones_own_and_metrics_are_an_administrators() {
     let server = Server::start().await;
     let machine = |uid: u32| (uid, MachineMemory { developer: uid.to_string(), ..MachineMemory::default() });
     let host = HostMemory { total: 1 << 30, ..HostMemory::default() };

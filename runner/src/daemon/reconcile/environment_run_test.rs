@@ -177,7 +177,7 @@ async fn a_stop_that_is_never_answered_ends() {
 }
 
 #[tokio::test]
-async fn a_removal_is_tried_until_it_is_done_with_one_event_for_all_refusals() {
+async fn a_removal_is_retried_with_one_event_for_all_refusals() {
     let dir = tempfile::tempdir().unwrap();
     let asked = Arc::new(AtomicU32::new(0));
     let remove = async move || match asked.fetch_add(1, Ordering::Relaxed) {
@@ -278,7 +278,7 @@ async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
 }
 
 #[tokio::test]
-async fn an_adopted_machine_whose_agent_refuses_its_setup_does_not_keep_a_workspace() {
+async fn an_agent_that_refuses_its_setup_keeps_no_workspace() {
     let dir = tempfile::tempdir().unwrap();
     let info = serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true});
     let refuse = async || StatusCode::INTERNAL_SERVER_ERROR;

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_machine_loses_workspaces_before_its_agent_is_set_up() {
+    fn workspaces_go_before_an_adopted_agent_is_set_up() {
         let environment = |goal, work| Environment {
             id: "e".into(),
             goal,

@@ -453,7 +453,7 @@ async fn on_a_full_disk_machines_can_still_be_stopped() {
 }
 
 #[tokio::test]
-async fn a_failed_job_leaves_nothing_behind_and_a_reopened_state_has_the_rest() {
+async fn a_failed_job_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let store = Store::open(&path).unwrap();

@@ -103,7 +103,7 @@ fn no_answer_says_which_machines_run() {
 }
 
 #[test]
-fn a_guest_pings_its_gateway_and_no_process_of_the_host_reaches_it() {
+fn a_guest_pings_its_gateway_and_the_host_cannot_reach_it() {
     let printed = run_in_namespaces(
         &network(),
         "ping() {

@@ -1,7 +1,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::conformance::{Request, Subject};
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::testing::{BUFFER, Descriptor, DriverQueue, Rig, WRITE, ram};
 
 const INFLATE: usize = 0;
@@ -96,7 +96,7 @@ fn a_guest_may_report_its_own_rings() {
 }
 
 #[test]
-fn reporting_is_found_where_linux_and_where_the_specification_put_it() {
+fn reports_are_in_any_queue_after_deflate() {
     for (queue, features, expected) in [
         (0, F_REPORTING, false),
         (1, F_REPORTING, false),

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_transfer_goes_on_after_short_steps_and_ends_at_the_file_s_end() {
+    fn short_transfers_continue_to_the_end_of_the_file() {
         let mut steps = vec![Ok(0), Ok(300), Err(io::ErrorKind::Interrupted.into()), Ok(212)];
         let mut seen = Vec::new();
         let mut step = |done| {

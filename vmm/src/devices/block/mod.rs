@@ -161,13 +161,13 @@ impl BlockBackend {
     /// Submits the queued requests, and answers those that the kernel completed at once. A completed write may be
     /// followed by its flush.
     fn submit(&mut self, ring: &mut Ring) -> Result<(), Fault> {
-        while let Some(uring) = &mut self.uring {
+        loop {
+            let Some(uring) = &mut self.uring else { return Ok(()) };
             if !uring.submit()? {
-                break;
+                return Ok(());
             }
             self.reap(ring)?;
         }
-        Ok(())
     }
 
     fn accept(&mut self, chain: Chain, ring: &mut Ring) -> Result<(), Fault> {

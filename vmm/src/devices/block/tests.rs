@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::virtio::conformance::{Request, Subject};
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::testing::{Answer, DriverQueue, Rig, ram};
 use crate::virtio::{ConfigSpace, VirtioDevice};
 

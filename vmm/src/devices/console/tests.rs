@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::virtio::conformance::{Request, Subject};
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::testing::Rig;
 
 fn device(folder: &Path) -> Device {
@@ -23,7 +23,7 @@ pub(crate) fn subject() -> Subject {
 }
 
 #[test]
-fn what_is_printed_is_in_the_log_in_order_and_a_request_is_capped() {
+fn printed_text_is_logged_in_order_and_requests_are_capped() {
     let folder = tempfile::tempdir().unwrap();
     let mut rig = Rig::new(Box::new(device(folder.path())));
     rig.start();

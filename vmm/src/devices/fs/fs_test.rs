@@ -17,7 +17,7 @@ use virtiofsd::soft_idmap::Id;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::fuse_client::{Broken, Client, HIGH_PRIORITY, REQUESTS, ROOT_ID, share, zero};
-use crate::virtio::conformance::{Request, Subject};
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::testing::panics;
 
 /// The user id of the developer on the host, in these tests.
@@ -401,7 +401,7 @@ fn numbers_beyond_all_files_are_errors_not_panics() {
 }
 
 #[test]
-fn a_driver_without_submounts_or_with_an_old_protocol_is_refused() {
+fn an_old_protocol_or_no_submounts_is_refused() {
     let place = Place::new();
     let mut client = Client::silent(&share(&place.share()));
     let init = |minor: u32, flags: u32| [7, minor, 1 << 17, flags].map(u32::to_le_bytes).concat();

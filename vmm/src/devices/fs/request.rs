@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_kernel_awaits_no_answer_for_may_come_without_room_for_one() {
+    fn only_requests_without_an_answer_need_no_room() {
         let silent: Vec<u32> = (0..64).filter(|number| !has_answer(Opcode::try_from(*number).ok())).collect();
         assert_eq!(silent, [2, 36, 38, 42]);
     }

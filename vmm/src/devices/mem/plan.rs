@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_plugged_may_be_more_than_is_requested_but_grows_no_further() {
+    fn plugged_memory_above_the_request_does_not_grow() {
         assert_eq!(plan(&Request::Plug(blocks(20, 1)), BASE, &map(), 0), Plan::Answer(Response::Nack));
         assert_eq!(plan(&Request::Unplug(blocks(0, 1)), BASE, &map(), SIZE), Plan::Unplug(0..BLOCK));
     }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_and_configuration_lie_as_the_specification_lays_them() {
+    fn responses_and_configuration_have_the_specified_layout() {
         for (response, kind, state) in [
             (Response::Ack, 0, 0),
             (Response::Nack, 1, 0),

@@ -7,8 +7,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::protocol::{Blocks, CONFIG_LEN, State};
 use super::*;
+use crate::devices::conformance::{Built, Request as Sent, Subject};
 use crate::memory::{BLOCK, GuestRam};
-use crate::virtio::conformance::{Built, Request as Sent, Subject};
 use crate::virtio::testing::{HOTPLUG, Rig};
 
 const MIB: u64 = 1 << 20;
@@ -123,7 +123,7 @@ fn blocks(offset_mib: u64, mib: u64) -> Blocks {
 }
 
 #[test]
-fn what_is_plugged_is_there_for_processors_and_devices_until_it_is_unplugged() {
+fn plugged_memory_is_there_until_it_is_unplugged() {
     let mut guest = Guest::new(300);
     assert_eq!((guest.mapped(), guest.info()), (vec![], (300, 0, 0)));
     guest.expect(Request::Plug(blocks(120, 16)), Response::Ack);
@@ -169,7 +169,7 @@ fn refusals_are_answered_and_counted() {
 }
 
 #[test]
-fn a_host_without_a_slot_left_plugs_nothing_and_the_guest_may_ask_again() {
+fn without_a_free_slot_nothing_is_plugged() {
     let mut guest = Guest::new(300);
     guest.slots.fails.store(true, Ordering::Relaxed);
     guest.expect(Request::Plug(blocks(120, 16)), Response::Busy);

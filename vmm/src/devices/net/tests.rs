@@ -7,8 +7,8 @@ use zerocopy::FromBytes;
 
 use super::header::{HEADER, Header};
 use super::*;
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::VirtioDevice;
-use crate::virtio::conformance::{Request, Subject};
 use crate::virtio::testing::{BUFFER, Rig};
 
 const GUEST_MAC: &str = "02:00:00:00:00:02";

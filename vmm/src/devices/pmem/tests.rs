@@ -5,8 +5,8 @@ use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress, VolatileMemory};
 
 use super::*;
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::VirtioDevice;
-use crate::virtio::conformance::{Request, Subject};
 use crate::virtio::testing::Rig;
 
 const BASE: u64 = 4 << 30;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::conformance::{Request, Subject};
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::testing::{BUFFER, Rig};
 
 pub(crate) fn subject() -> Subject {

@@ -260,7 +260,7 @@ fn the_guests_end_reaches_the_host_after_its_last_byte() {
 }
 
 #[test]
-fn a_guest_that_closed_gets_its_reset_once_the_host_has_everything() {
+fn a_closed_guest_gets_its_reset_after_all_data() {
     let mut connection = established();
     connection.receive(Op::Data, &packet(Op::Data, 0, (BUFFER, 0)), b"last").unwrap();
     receive(&mut connection, Op::Shutdown, SHUTDOWN_BOTH).unwrap();

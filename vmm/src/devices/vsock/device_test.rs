@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::muxer::REFUSALS_MAX;
 use super::packet::{self, HEADER_LEN, HOST_CID, Header, Key, Op};
-use crate::virtio::conformance::{Request, Subject};
+use crate::devices::conformance::{Request, Subject};
 use crate::virtio::testing::{HUNG, Rig};
 
 const TO_GUEST: usize = 0;

@@ -220,7 +220,7 @@ fn a_reset_does_not_block_the_guest_and_shows_when_it_is_done() {
 }
 
 #[test]
-fn a_device_too_busy_to_pause_goes_on_when_it_is_done_and_can_be_looked_at() {
+fn a_device_too_busy_to_pause_continues_when_done() {
     let (mut guest, stopping, release) = slow();
     guest.set_up();
     assert_eq!(guest.bus.pause(Duration::ZERO), Err(StillBusy("slow".into())));

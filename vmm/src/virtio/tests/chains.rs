@@ -89,7 +89,7 @@ fn an_indirect_chain_is_as_long_as_the_queue_at_most() {
 }
 
 #[test]
-fn a_taken_chain_does_not_change_when_the_guest_changes_its_descriptors() {
+fn a_taken_chain_does_not_change_with_its_descriptors() {
     let (mut queue, mut ring) = queue();
     let head = queue.add(&[b"abc".to_vec()], &[8]);
     let chain = ring.take().unwrap().unwrap();

@@ -47,7 +47,7 @@ fn no_interrupt_is_honoured_without_event_idx() {
 }
 
 #[test]
-fn event_idx_asks_for_an_interrupt_at_an_index_also_around_the_wrap() {
+fn event_idx_asks_for_an_interrupt_also_around_the_wrap() {
     // (index so far, index the driver waits for, completions, whether these wake the driver)
     for (start, used_event, count, wakes) in [
         (0u16, 0u16, 1u16, true),
@@ -182,7 +182,7 @@ fn completed_together_is_seen_together() {
 }
 
 #[test]
-fn a_chain_in_flight_is_neither_offered_again_nor_completed_twice() {
+fn a_chain_in_flight_is_not_completed_twice() {
     let (mut queue, mut ring) = queue(0);
     let head = queue.add(&[], &[8]);
     ring.take().unwrap().unwrap();

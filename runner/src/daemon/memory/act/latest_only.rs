@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_wrong_is_tried_again_until_something_newer_is_wanted() {
+    async fn a_failure_is_retried_until_a_newer_request() {
         let mut tasks = JoinSet::new();
         let broken = Arc::new(Mutex::new(true));
         let (actuator, begun) = actuator(&mut tasks, broken.clone());

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_refused_pause_it_runs_and_after_silence_it_is_unknown() {
+    async fn a_refused_pause_runs_and_silence_is_unknown() {
         let (_dir, refusing, _) = vmm(StatusCode::CONFLICT);
         let pauses = PauseControl::default();
         pauses.started(7);

@@ -496,7 +496,7 @@ fn no_machine_starves_under_too_great_a_load() {
 
 /// The runner is killed in the middle: its state is lost, its orders remain in effect.
 #[test]
-fn a_new_arbiter_reaches_the_same_end() {
+fn a_new_history_reaches_the_same_end() {
     for loads in [[900, 700, 500, 70], [3000, 100, 100, 70], [1200, 1000, 700, 500]] {
         for seconds in [2, 5, 20, 100] {
             let mut kept = Simulation::new(4000, steady(&loads));

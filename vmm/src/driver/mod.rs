@@ -1,13 +1,15 @@
 //! The state driver: one loop over events, on the main thread.
 
+mod lease;
+
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use garret_api::vmm::{ExitReason, LastWords, MachineState};
 
-use super::lease::{Lease, is_withheld};
-use super::{Command, Event, Refused, Reply, admit};
+use crate::control::{Command, Event, Refused, Reply, admit};
 use crate::machine::Machine;
+use lease::{Lease, is_withheld};
 
 /// How long devices may take to finish the requests in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);

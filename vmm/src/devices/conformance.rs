@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueState;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::testing::{Answer, BUFFER, DriverQueue, HOTPLUG, HUNG, INDIRECT, NEXT, Rig, WRITE, panics};
-use super::{GuestRam, VirtioDevice};
 use crate::memory::BLOCK;
+use crate::virtio::testing::{Answer, BUFFER, DriverQueue, HOTPLUG, HUNG, INDIRECT, NEXT, Rig, WRITE, panics};
+use crate::virtio::{GuestRam, VirtioDevice};
 
 /// A device, and the objects that must exist as long as it (files, sockets, folders).
 pub(crate) type Built = (Box<dyn VirtioDevice>, Box<dyn Any>);
@@ -130,7 +131,7 @@ pub(crate) fn stop_when_idle(subject: Subject) {
     assert_eq!(trial.rig.stop().len(), trial.rig.queues.len());
     assert_eq!(trial.rig.stop(), []);
     // A driver that enables no queue.
-    let states = trial.rig.queues.iter().map(|queue| super::QueueState { ready: false, ..queue.state() }).collect();
+    let states = trial.rig.queues.iter().map(|queue| QueueState { ready: false, ..queue.state() }).collect();
     trial.rig.resume(states);
     trial.rig.queues.iter().for_each(DriverQueue::kick);
     assert_eq!(trial.rig.stop().len(), trial.rig.queues.len());
