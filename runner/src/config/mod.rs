@@ -13,7 +13,6 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use tracing_subscriber::filter::Targets;
 
-use crate::daemon::MEMORY_MIN_MIB;
 use crate::host;
 
 pub(crate) use limits::{Limit, Limits, LimitsSection};
@@ -21,6 +20,8 @@ pub(crate) use limits::{Limit, Limits, LimitsSection};
 /// The configuration file, unless `garret daemon --config` names another.
 pub(crate) const CONFIG: &str = "/etc/garret/config.toml";
 
+/// The least memory a machine may have, in MiB.
+pub(crate) const MEMORY_MIN_MIB: u32 = 256;
 /// The longest filter of messages, in bytes.
 const LOG_MAX: usize = 256;
 /// The minimum of `connections_max`: fewer connections break a single browser page.

@@ -2,8 +2,7 @@
 
 use std::fs;
 
-/// The least memory a machine may have, in MiB.
-pub(crate) const MEMORY_MIN_MIB: u32 = 256;
+use crate::config::MEMORY_MIN_MIB;
 
 /// The host memory that an idle machine needs in addition to its own, in MiB: for the VMM, page tables and kernel
 /// objects.
@@ -81,7 +80,7 @@ fn default_reserve_mib(memory_mib: u64) -> u64 {
 }
 
 fn meminfo_mib(meminfo: &str, name: &str) -> u64 {
-    super::memory::meminfo(meminfo, name) >> 20
+    crate::host::meminfo(meminfo, name) >> 20
 }
 
 /// Checks whether a machine may run beside those that should run. The error is the reason, with figures. The host's

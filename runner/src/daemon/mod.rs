@@ -35,7 +35,6 @@ use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Code, Problem, agent};
 use tokio::sync::{mpsc, watch};
 
-pub(crate) use admission::MEMORY_MIN_MIB;
 pub use memory::{History, MachineView, Order, decide, measure_host};
 pub(crate) use serve::serve;
 

@@ -7,9 +7,8 @@ use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind};
 use garret_api::{Code, Problem};
 
-use super::admission::MEMORY_MIN_MIB;
 use super::state::{EnvironmentRow, MachineRow};
-use crate::config::{Limits, MachineDefaults, Policy};
+use crate::config::{Limits, MEMORY_MIN_MIB, MachineDefaults, Policy};
 
 /// The longest path, in bytes: no system call accepts a longer one.
 const PATH_MAX: usize = 4096;

@@ -8,6 +8,7 @@ mod descriptors;
 mod idmap;
 pub(crate) mod jail;
 mod launch;
+mod meminfo;
 pub(crate) mod network;
 mod paths;
 mod program;
@@ -19,6 +20,7 @@ mod workspaces;
 
 pub(crate) use cgroup::{Usage, oom_kills, protect, reclaim, usage};
 pub(crate) use launch::{Artifacts, Launch, clean_up, launch, started};
+pub(crate) use meminfo::meminfo;
 pub(crate) use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub(crate) use paths::MachinePaths;
 pub(crate) use run_folder::remove as remove_run_folder;

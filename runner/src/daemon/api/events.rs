@@ -15,7 +15,7 @@ use utoipa::IntoParams;
 
 use super::{Peer, Refusal, environments, machines};
 use crate::daemon::Daemon;
-use crate::daemon::state::{Scope, StoreError, events};
+use crate::daemon::state::{Scope, StoreError, events, scope_end};
 use garret_http::Parameters;
 
 /// The query of a request for events.
@@ -115,7 +115,7 @@ impl Follower {
             let (after, scope) = (self.parameters.after, self.scope.clone());
             let (page, over) = self
                 .daemon
-                .read(move |db| Ok((events::after(db, after, &scope)?, events::is_over(db, &scope)?)))
+                .read(move |db| Ok((events::after(db, after, &scope)?, scope_end::is_over(db, &scope)?)))
                 .await?;
             if let Some(last) = page.last() {
                 self.parameters.after = last.id;

@@ -21,7 +21,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub(super) use act::{PauseState, WakeGuard};
 pub use measure::measure_host;
-pub(super) use measure::meminfo;
 pub use policy::{History, MachineView, Order, decide};
 pub(super) use report::{LogOnChange, Snapshot, render_metrics};
 

@@ -1,10 +1,6 @@
 //! Detects host I/O errors on a machine's data disk: one event for the developer per episode.
 
 use garret_api::vmm::Metrics;
-use garret_api::{Code, Problem};
-
-use super::driver::{Driver, REFRESH_DEADLINE};
-use crate::daemon::state::MachineRow;
 
 /// The VMM's count at the last check. For an adopted VMM, the count is unknown before the first check.
 #[derive(Debug, Default)]
@@ -20,7 +16,7 @@ impl DiskFailures {
     }
 
     /// Stores the VMM's count; returns whether an episode has begun.
-    fn begin(&mut self, count: u64) -> bool {
+    pub(super) fn begin(&mut self, count: u64) -> bool {
         let failing = self.count.is_some_and(|known| count > known);
         self.count = Some(count);
         !std::mem::replace(&mut self.failing, failing) && failing
@@ -28,23 +24,9 @@ impl DiskFailures {
 }
 
 /// The sum over all block devices. The VMM reports these figures, and a guest may have taken over the VMM.
-fn count(metrics: &Metrics) -> u64 {
+pub(super) fn count(metrics: &Metrics) -> u64 {
     let disks = metrics.devices.iter().filter(|(name, _)| name.starts_with("block"));
     disks.map(|(_, device)| device.host_failures).fold(0, u64::saturating_add)
-}
-
-impl Driver {
-    /// Asks the VMM whether the host failed to read or write its disk, and reports new failures.
-    pub(super) async fn check_disk(&mut self, machine: &MachineRow) {
-        let vmm = self.daemon.vmm(&machine.name, REFRESH_DEADLINE);
-        // A VMM that does not answer is asked again at the next check.
-        let Ok(metrics) = vmm.get::<Metrics>("/v1/metrics").await else { return };
-        if self.disk.begin(count(&metrics)) {
-            let said = "the host cannot write the machine's data disk, and what a program has synced is kept: if the host's \
-                        disk is full, writes wait until there is space; see the VMM's log for another reason";
-            self.report(machine, Problem::new(Code::HostDisk, said)).await;
-        }
-    }
 }
 
 #[cfg(test)]

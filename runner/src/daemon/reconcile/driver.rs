@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use garret_api::agent::EnvironmentStatus;
 use garret_api::runner::{Desired, MachinePhase, Operation};
+use garret_api::vmm::Metrics;
 use garret_api::{Code, Problem};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use super::at_rest;
 use super::backoff::backoff;
 use super::boot_retry::BootRetry;
-use super::disk_failures::DiskFailures;
+use super::disk_failures::{self, DiskFailures};
 use super::environment_run;
 use super::plan::{self, Action, Goal, Observed, Vmm, Work, next_action};
 use crate::daemon::Daemon;
@@ -392,6 +393,18 @@ impl Driver {
         if let Err(error) = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)).await {
             tracing::warn!(machine = machine.name, resolvers = ?network.resolvers, "the agent did not accept the new resolvers: {error}");
             self.network.mark_changed();
+        }
+    }
+
+    /// Asks the VMM whether the host failed to read or write its disk, and reports new failures.
+    async fn check_disk(&mut self, machine: &MachineRow) {
+        let vmm = self.daemon.vmm(&machine.name, REFRESH_DEADLINE);
+        // A VMM that does not answer is asked again at the next check.
+        let Ok(metrics) = vmm.get::<Metrics>("/v1/metrics").await else { return };
+        if self.disk.begin(disk_failures::count(&metrics)) {
+            let said = "the host cannot write the machine's data disk, and what a program has synced is kept: if the host's \
+                        disk is full, writes wait until there is space; see the VMM's log for another reason";
+            self.report(machine, Problem::new(Code::HostDisk, said)).await;
         }
     }
 

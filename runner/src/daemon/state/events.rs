@@ -3,7 +3,7 @@
 use garret_api::runner::{Event, EventKind};
 use rusqlite::{Row, ToSql, params};
 
-use super::{ReadTx, WriteTx, bounded_json, environments, machines, now_ms, operations};
+use super::{ReadTx, WriteTx, bounded_json, now_ms, operations};
 
 /// The number of events stored per developer; one developer's events never displace another's.
 pub(crate) const EVENTS_MAX: u64 = 2048;
@@ -84,17 +84,6 @@ pub(crate) fn last_removal(db: &ReadTx<'_>, uid: u32, id: &str) -> rusqlite::Res
 const LAST_REMOVAL: &str = r#"SELECT coalesce(max(id), 0) FROM events
     WHERE uid = ? AND environment = ? AND octet_length(what) <= 200 AND what LIKE '{"type":"removed",%'"#;
 
-/// Whether the machine or environment of the scope no longer exists, so that no event of it will follow.
-pub(crate) fn is_over(db: &ReadTx<'_>, scope: &Scope) -> rusqlite::Result<bool> {
-    match scope {
-        Scope::All => Ok(false),
-        Scope::Developer(uid) => Ok(machines::get(db, *uid)?.is_none()),
-        Scope::Environment(uid, id) => {
-            Ok(environments::get(db, id)?.is_none_or(|environment| environment.uid != *uid || environment.removed))
-        }
-    }
-}
-
 /// One statement per scope, each with an index. With one statement for all scopes, with optional conditions, SQLite
 /// would read the whole table.
 fn select(columns: &str, scope: &Scope, order: &str) -> String {
@@ -120,6 +109,7 @@ mod tests {
 
     use garret_api::agent::Progress;
 
+    use super::super::machines;
     use super::super::tests::{machine, memory};
     use super::*;
 

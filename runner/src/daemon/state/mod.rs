@@ -6,6 +6,7 @@ mod free_pages;
 pub(super) mod machines;
 pub(super) mod operations;
 mod schema;
+pub(super) mod scope_end;
 #[cfg(test)]
 pub(super) mod tests;
 mod transaction;

@@ -248,7 +248,7 @@ fn a_removal_cancels_the_run_and_is_told_once() {
     let removed = environments::get(&db, "a").unwrap().unwrap();
     assert!(removed.removed);
     let scope = Scope::Environment(7, "a".into());
-    assert!(events::is_over(&db, &scope).unwrap());
+    assert!(scope_end::is_over(&db, &scope).unwrap());
     environments::forget(&db, &removed).unwrap();
     environments::forget(&db, &removed).unwrap();
     assert_eq!(finals(&db), ["1: cancelled", "1: removed"]);

@@ -1,5 +1,6 @@
 //! The host's memory, as its kernel reports it.
 
+use crate::host::meminfo;
 use std::fs;
 
 use crate::daemon::memory::policy::HostView;
@@ -25,13 +26,6 @@ fn view(text: &str, pressure: &str, reserve: u64) -> HostView {
         pressure_some: avg10(pressure, "some"),
         pressure_full: avg10(pressure, "full"),
     }
-}
-
-/// A line of `/proc/meminfo`, in bytes; 0 if it is not there.
-pub(crate) fn meminfo(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 /// Parses `some avg10=0.22 avg60=…`, in per cent.

@@ -5,5 +5,4 @@ mod host;
 mod machine;
 
 pub use host::measure as measure_host;
-pub(crate) use host::meminfo;
 pub(crate) use machine::Watched;
