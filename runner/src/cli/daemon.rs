@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
 use crate::config::{CONFIG, Config};
+use crate::daemon;
 
 /// Run the host daemon. It needs root, and /dev/kvm for the machines.
 #[derive(Debug, Args)]
@@ -24,10 +25,11 @@ pub(super) struct Daemon {
 impl Daemon {
     pub(super) async fn run(self, socket: PathBuf) -> anyhow::Result<u8> {
         let filter: Targets = self.log.parse().with_context(|| format!("--log {}", self.log))?;
+        let filter = filter.with_target(daemon::AUDIT, LevelFilter::INFO);
         let ansi = io::stderr().is_terminal();
         let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(io::stderr);
         tracing_subscriber::registry().with(lines).with(filter).init();
-        crate::daemon::serve(Config::read(&self.config)?, socket).await?;
+        daemon::serve(Config::read(&self.config)?, socket).await?;
         Ok(0)
     }
 }

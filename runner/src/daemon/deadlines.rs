@@ -10,8 +10,9 @@ use super::state::{now_ms, operations};
 /// sees it.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Runs until the daemon ends.
+/// Runs until the daemon ends. The first check comes after a pause: what came to rest while no daemon ran is noticed first.
 pub(super) async fn enforce(daemon: Arc<Daemon>) {
+    tokio::time::sleep(PAUSE_MAX).await;
     loop {
         let pause = match daemon.read(operations::next_deadline).await {
             Ok(Some(deadline)) if deadline <= now_ms() => {

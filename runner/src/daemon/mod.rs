@@ -35,6 +35,7 @@ use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Code, Problem, agent};
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use api::audit::TARGET as AUDIT;
 pub use memory::{History, MachineView, Order, decide, measure_host};
 pub(crate) use serve::serve;
 

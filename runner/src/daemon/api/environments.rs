@@ -212,14 +212,14 @@ pub(super) async fn remove(
     let mut changes = daemon.changes.subscribe();
     let kind = OperationKind::Remove;
     let allowed = requests::environment_operation_time(kind, &daemon.config.machine);
-    let waits = machine.phase != MachinePhase::Running;
     daemon
         .write(move |db| {
-            environments::remove(db, row.uid, &row.id)?;
+            let Some(row) = environments::remove(db, row.uid, &row.id)? else { return Ok(()) };
             let environment = Some((&*row.id, row.generation));
             operations::begin(db, &NewOperation { kind, uid: row.uid, environment, requested_by: peer.uid, allowed })?;
             // Its container is removed at the machine's next start; no client waits for that.
-            if waits { operations::end(db, row.uid, Some(&row.id), &Outcome::Succeeded) } else { Ok(()) }
+            let runs = machines::get(db, row.uid)?.is_some_and(|machine| machine.phase == MachinePhase::Running);
+            if runs { Ok(()) } else { operations::end(db, row.uid, Some(&row.id), &Outcome::Succeeded) }
         })
         .await?;
     daemon.poke(machine.uid);

@@ -1,6 +1,6 @@
 //! The host API on the daemon's Unix socket.
 
-mod audit;
+pub(super) mod audit;
 mod connections;
 mod environments;
 mod events;

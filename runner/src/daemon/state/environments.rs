@@ -6,11 +6,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
-use garret_api::runner::{Desired, EventKind};
+use garret_api::runner::{Desired, EventKind, Outcome};
 use garret_api::{Code, Problem};
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Json, ReadTx, WriteTx, bounded_json, events, json};
+use super::{Json, ReadTx, WriteTx, bounded_json, events, json, operations};
 
 /// One environment as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,6 +189,10 @@ pub(crate) fn begin_all(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<Vec<Envi
 /// itself and they continue there.
 pub(crate) fn end_all(db: &WriteTx<'_>, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
     for mut environment in of_machine(db, uid)? {
+        if environment.removed {
+            // Its container is removed at the machine's next start; no client waits for that.
+            operations::end(db, uid, Some(&environment.id), &Outcome::Succeeded)?;
+        }
         if environment.settled() {
             // A stop that failed is done now; a failed run keeps its reason.
             if environment.status.phase != EnvironmentPhase::Failed || environment.desired == Desired::Stopped {
@@ -248,11 +252,13 @@ pub(crate) fn add_progress(db: &WriteTx<'_>, environment: &EnvironmentRow, progr
     }
 }
 
-/// Marks the environment for removal. A run that has not ended is canceled.
-pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<()> {
-    let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(()) };
+/// Marks the environment for removal, and returns it. A run that has not ended is canceled.
+pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
+    let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(None) };
     cancel_run(db, &environment, "the environment was removed")?;
-    put(db, &EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment })
+    let removed = EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment };
+    put(db, &removed)?;
+    Ok(Some(removed))
 }
 
 /// Deletes the row, unless the environment was requested again.

@@ -289,6 +289,18 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_ends_with_the_machine_that_stops() {
+        let db = with_machine();
+        environments::put(&db, &environment(7, "e")).unwrap();
+        assert_eq!(environments::remove(&db, 8, "e").unwrap(), None, "another developer's");
+        let removed = environments::remove(&db, 7, "e").unwrap().unwrap();
+        begin(&db, &new(OperationKind::Remove, Some(("e", removed.generation)))).unwrap();
+        environments::end_all(&db, 7, None, false).unwrap();
+        assert_eq!(last(&db, 7, Some("e")).unwrap().unwrap().outcome, Some(Outcome::Succeeded));
+        assert!(environments::get(&db, "e").unwrap().unwrap().removed, "its container is removed at the next start");
+    }
+
+    #[test]
     fn an_operation_fails_at_its_deadline() {
         let db = with_machine();
         begin(&db, &new(OperationKind::Stop, None)).unwrap();

@@ -42,7 +42,8 @@ const MACHINES_MAX: u16 = u16::MAX;
 
 /// The host's table: the destinations that machines may reach. It is replaced in one transaction, so that no packet ever
 /// meets only half of the rules. `running` are the address blocks of running machines, of whatever pool. Packets that are
-/// `invalid` are not translated, and would leave with the machine's own address.
+/// `invalid` are not translated, and would leave with the machine's own address. The first table limited connections in
+/// earlier versions.
 pub(super) fn host_rules(network: &NetworkConfig, running: &[String]) -> String {
     let pool = format!("{}/{}", network.pool.0, network.pool.1);
     let machines = std::iter::once(&pool).chain(running).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -51,7 +52,9 @@ pub(super) fn host_rules(network: &NetworkConfig, running: &[String]) -> String 
     let to_host = verdicts(network.allow.iter().filter(|allow| allow.is_one_address()), dns.as_deref(), "accept");
     let to_private = verdicts(network.allow.iter(), dns.as_deref(), "return");
     format!(
-        r#"table inet garret
+        r#"table inet garret_connections
+delete table inet garret_connections
+table inet garret
 delete table inet garret
 table inet garret {{
   set special {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {special}, {machines} }} }}
