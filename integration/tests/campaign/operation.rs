@@ -133,7 +133,9 @@ impl Scene {
     fn is_as_desired(&self, operation: Operation) {
         match operation {
             Operation::Stop => {
-                assert_eq!(DEVELOPER.machine()["phase"], "stopped");
+                let phase = DEVELOPER.machine()["phase"].clone();
+                // A machine whose VMM ended before the request had failed already. A stop does not hide that.
+                assert!(["stopped", "failed"].contains(&phase.as_str().unwrap_or_default()), "{phase}");
                 assert!(vmms().iter().all(|pid| self.others.contains(pid)), "a VMM runs on");
                 return;
             }
