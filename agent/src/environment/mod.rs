@@ -116,26 +116,33 @@ impl Environments {
     }
 
     /// Stops the environment's containers; nothing is removed.
-    pub async fn stop(&self, id: &str) -> Result<(), Problem> {
-        self.stop_entry(&self.entry(id)?).await
+    pub async fn stop(self: &Arc<Self>, id: &str) -> Result<(), Problem> {
+        let (all, entry) = (self.clone(), self.entry(id)?);
+        to_the_end(async move { all.stop_entry(&entry).await }).await
     }
 
     /// Removes the environment's containers, its volumes and its record. Removing an unknown environment succeeds. A
     /// volume that another environment uses stays.
-    pub async fn delete(&self, id: &str) -> Result<(), Problem> {
+    pub async fn delete(self: &Arc<Self>, id: &str) -> Result<(), Problem> {
         check_id(id)?;
         // An environment without a record may still have left containers or volumes.
-        let entry = self.entry(id).unwrap_or_else(|_| Entry::new(self.store.clone(), Record::new(id, "")));
+        let new = || Entry::new(self.store.clone(), Record::new(id, ""));
+        let entry = self.lock().entry(id.to_owned()).or_insert_with(new).clone();
+        let all = self.clone();
+        to_the_end(async move { all.delete_entry(&entry).await }).await
+    }
+
+    async fn delete_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
         let _guard = entry.gate.lock().await;
         // Another removal may have come first, and a new environment with this id after it.
         if !entry.is_removed() {
-            self.remove_parts(&entry).await?;
+            self.remove_parts(entry).await?;
             entry.delete_record().await?;
         }
         let mut entries = self.lock();
-        if entries.get(id).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
-            entries.remove(id);
+        if entries.get(&entry.id).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+            entries.remove(&entry.id);
         }
         Ok(())
     }
@@ -295,6 +302,12 @@ fn check_id(id: &str) -> Result<(), Problem> {
     }
     let message = format!("{id:?} is not an environment's id: 1 to {ID_MAX} letters, digits, - and _");
     Err(Problem::new(Code::Invalid, message))
+}
+
+/// Runs the work to its end, also if the caller leaves: it holds an environment's gate as long as the engine works on it.
+async fn to_the_end(work: impl Future<Output = Result<(), Problem>> + Send + 'static) -> Result<(), Problem> {
+    let panicked = |error| Err(Problem::new(Code::Internal, format!("the agent's own code failed: {error}")));
+    tokio::spawn(work).await.unwrap_or_else(panicked)
 }
 
 #[cfg(test)]

@@ -244,3 +244,29 @@ async fn after_a_removal_without_a_caller_up_works() {
     let (step, problem) = fixture.up(spec(2)).await;
     assert_ne!(step, "up", "{problem}");
 }
+
+#[tokio::test]
+async fn the_next_run_waits_for_a_stop_without_a_caller() {
+    let mut fixture = Fixture::new("case $1 in stop) sleep 0.5; echo stopped >> $calls;; esac");
+    fixture.record_container();
+    {
+        let mut stop = std::pin::pin!(fixture.all.stop("p-1"));
+        tokio::select! {
+            _ = &mut stop => panic!("the engine takes longer"),
+            () = fixture.wait_for_call("stop") => {}
+        }
+    }
+    fixture.up(spec(8)).await;
+    let calls = fixture.calls();
+    let stopped = calls.iter().position(|call| call == "stopped").expect("it went on");
+    assert!(calls[..stopped].last().unwrap().starts_with("stop "), "the engine was called before its end: {calls:?}");
+}
+
+#[tokio::test]
+async fn removals_side_by_side_remove_once() {
+    let fixture = Fixture::new("case $1 in rm) sleep 0.2;; esac");
+    let (first, second) = tokio::join!(fixture.all.delete("p-1"), fixture.all.delete("p-1"));
+    first.and(second).unwrap();
+    let removals = fixture.calls().iter().filter(|call| call.starts_with("rm ") && call.contains("label=")).count();
+    assert_eq!(removals, 1, "{:?}", fixture.calls());
+}

@@ -14,7 +14,6 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const SYSCTLS: &[(&str, &str)] = &[
     // File watchers of editors and bundlers.
     ("fs/inotify/max_user_instances", "8192"),
-    ("fs/inotify/max_user_watches", "1048576"),
     ("fs/protected_fifos", "1"),
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_regular", "2"),
@@ -26,8 +25,6 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
-    // Databases map many files.
-    ("vm/max_map_count", "1048576"),
     // Plugging takes 2 MiB of the reserves at a time; with 512 MiB of memory, Linux by default reserves less than 3
     // MiB.
     ("vm/min_free_kbytes", "8192"),

@@ -48,6 +48,10 @@ pub(super) fn sysctls_for(mib: u64) -> Vec<(&'static str, String)> {
         // A quarter of the number of entries; Linux uses the same number. This table is allocated at once, also in idle
         // machines.
         one("net/netfilter/nf_conntrack_buckets", 6, 4096, 65_536),
+        // Databases map many files; a map has some 200 bytes.
+        one("vm/max_map_count", 128, 262_144, 1 << 24),
+        // File watchers of editors and bundlers. A watch holds an inode of about 1 KiB: an eighth of memory.
+        one("fs/inotify/max_user_watches", 128, 131_072, 1 << 24),
         pages("net/ipv4/tcp_mem", [12, 16, 24]),
         pages("net/ipv4/udp_mem", [24, 32, 48]),
     ]
@@ -88,14 +92,55 @@ c0000000-dfffffff : PCI Bus 0000:00
             "fs/epoll/max_user_watches",
             "net/netfilter/nf_conntrack_max",
             "net/netfilter/nf_conntrack_buckets",
+            "vm/max_map_count",
+            "fs/inotify/max_user_watches",
             "net/ipv4/tcp_mem",
             "net/ipv4/udp_mem",
         ];
         for (mib, expected) in [
-            (64, ["4096", "65536", "65536", "16384", "4096", "768 1024 1536", "1536 2048 3072"]),
-            (512, ["4096", "65536", "107008", "16384", "4096", "6144 8192 12288", "12288 16384 24576"]),
-            (3973, ["31784", "405246", "830357", "95352", "23838", "47676 63568 95352", "95352 127136 190704"]),
-            (4096, ["32768", "417792", "856064", "98304", "24576", "49152 65536 98304", "98304 131072 196608"]),
+            (64, ["4096", "65536", "65536", "16384", "4096", "262144", "131072", "768 1024 1536", "1536 2048 3072"]),
+            (
+                512,
+                [
+                    "4096",
+                    "65536",
+                    "107008",
+                    "16384",
+                    "4096",
+                    "262144",
+                    "131072",
+                    "6144 8192 12288",
+                    "12288 16384 24576",
+                ],
+            ),
+            (
+                3973,
+                [
+                    "31784",
+                    "405246",
+                    "830357",
+                    "95352",
+                    "23838",
+                    "508544",
+                    "508544",
+                    "47676 63568 95352",
+                    "95352 127136 190704",
+                ],
+            ),
+            (
+                4096,
+                [
+                    "32768",
+                    "417792",
+                    "856064",
+                    "98304",
+                    "24576",
+                    "524288",
+                    "524288",
+                    "49152 65536 98304",
+                    "98304 131072 196608",
+                ],
+            ),
             (
                 1 << 20,
                 [
@@ -104,6 +149,8 @@ c0000000-dfffffff : PCI Bus 0000:00
                     "219152384",
                     "1048576",
                     "65536",
+                    "16777216",
+                    "16777216",
                     "12582912 16777216 25165824",
                     "25165824 33554432 50331648",
                 ],
@@ -122,7 +169,7 @@ c0000000-dfffffff : PCI Bus 0000:00
             mib in proptest::prelude::any::<u64>(),
         ) {
             promised(&text, &["virtio1".to_owned()]);
-            proptest::prop_assert_eq!(sysctls_for(mib).len(), 7);
+            proptest::prop_assert_eq!(sysctls_for(mib).len(), 9);
         }
     }
 }

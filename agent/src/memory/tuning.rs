@@ -17,11 +17,11 @@ pub(super) const MIB: u64 = 1 << 20;
 pub(super) const LOAD_SPAN: Duration = Duration::from_secs(2);
 /// A guest that uses less CPU time than this, in CPUs, is idle.
 pub(super) const IDLE_CPUS: f64 = 0.1;
-/// A guest in which tasks wait for a CPU during more than this fraction of the time is crowded: the loop does no extra
-/// work in it.
+/// A guest in which tasks wait for a CPU during more than this fraction of the time is crowded: the loop creates no
+/// generations in it.
 pub(super) const CROWDED_STALL: f64 = 0.5;
 
-// What is cold.
+// Cold memory.
 
 /// How often generations are created and which age is cold. The kernel keeps at most four generations: the oldest is
 /// cold when the next one was created at least `cold` ago.
