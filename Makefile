@@ -12,7 +12,7 @@ export WORKSPACE CMD SHARE
 help: ## this text
 	@echo 'make up                                 boot a machine and run the tests of examples/python-service in its devcontainer'
 	@echo "make up WORKSPACE=folder CMD='command'  the same for any folder with a devcontainer.json"
-	@echo 'make check                              what is checked without running anything: words, scripts, format, lints, docs, dependencies'
+	@echo 'make check                              the checks that need no machine: words, spelling, scripts, format, lints, docs, dependencies'
 	@echo 'make test                               everything that must pass; GROUPS="lint unit artifacts end-to-end gate" for some of it'
 	@echo 'make campaign                           kills at random moments, for hours: KILLS=2000 SEED=1 CYCLES=300'
 	@echo "make host                               a shell on a host with garret; CMD='command' SHARE=folder for one command there"

@@ -26,9 +26,10 @@ case "${1:-}" in
   take)
     if [ ! -e "$target" ] && [ -d "$cache_root/dependencies/$key" ]; then
       # Of a `take` that was killed.
-      find "${target%/*}" -maxdepth 1 -name 'target.??????' -mmin +60 -exec rm -rf {} +
-      copy=$(mktemp -d "$target.XXXXXX"); trap 'rm -rf "$copy"' EXIT
+      find "${target%/*}" -maxdepth 1 -name 'target.dependencies.??????' -mmin +60 -exec rm -rf {} +
+      copy=$(mktemp -d "$target.dependencies.XXXXXX"); trap 'rm -rf "$copy"' EXIT
       cp -a "$cache_root/dependencies/$key/target/." "$copy"
+      touch "$copy"                                       # cp gave it the age of the cached folder
       # Another `take` may have been first.
       mv -T "$copy" "$target" 2>/dev/null || [ -e "$target" ]
     fi ;;

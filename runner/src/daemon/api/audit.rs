@@ -22,7 +22,7 @@ const LINES_MAX: u32 = 500;
 const REFUSED_MAX: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// What is counted: the lines of one uid, or those of all that is refused.
+/// The key of a count: one uid, or all refused requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Count {
     Of(u32),
@@ -54,8 +54,7 @@ fn is_recorded(request: &Request) -> bool {
     request.method() != Method::GET || request.headers().contains_key(header::UPGRADE)
 }
 
-/// Is logged when it is dropped, which also happens when the client leaves before the answer: what it asked for may
-/// have been done.
+/// Logs itself when dropped. A client may leave before the answer, and its request may have been carried out.
 struct Line {
     audit: Audit,
     uid: Option<u32>,

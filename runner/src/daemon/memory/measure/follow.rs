@@ -19,8 +19,6 @@ use crate::daemon::memory::report::LogOnChange;
 const STALE_AFTER: Duration = Duration::from_secs(15);
 /// How long the agent may take to start its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long errors may have the reason that the guest is still booting.
-const BOOT_TIME: Duration = Duration::from_secs(60);
 /// A stream that is silent for longer is dropped; the agent promises a line every 10 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The minimum time between two lines that are read, so that a guest cannot flood the daemon.
@@ -79,6 +77,8 @@ pub(crate) async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, repor
     let problem = LogOnChange::of(format!("memory reports of {machine}"));
     let mut delay = RETRY_DELAY;
     let (mut known, watched_since) = (false, Instant::now());
+    // Until then, errors may have the reason that the guest is still booting.
+    let boot_time = Duration::from_secs(daemon.config.machine.boot_deadline_s);
     loop {
         // A paused guest does not answer, and connections to it would only accumulate.
         daemon.memory.pauses.wait_until_running(uid).await;
@@ -92,7 +92,7 @@ pub(crate) async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, repor
                 listen(&daemon.memory.wake, &reports, lines).await
             }
             // The guest is still booting. Its driver watches that.
-            Err(_) if !known && watched_since.elapsed() < BOOT_TIME => {
+            Err(_) if !known && watched_since.elapsed() < boot_time => {
                 tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }

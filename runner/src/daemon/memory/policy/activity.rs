@@ -1,4 +1,4 @@
-//! What is idle: the one definition, by CPU use.
+//! The one definition of an idle machine, by CPU use.
 
 use std::time::Duration;
 

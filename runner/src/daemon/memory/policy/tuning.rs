@@ -8,7 +8,7 @@ const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-// What is idle (`activity`).
+// Idle machines (`activity`).
 
 /// A machine is idle if it uses less than this part of one CPU …
 pub(super) const IDLE_CPUS: f64 = 0.1;
