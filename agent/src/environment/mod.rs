@@ -117,8 +117,7 @@ impl Environments {
 
     /// Stops the environment's containers; nothing is removed.
     pub async fn stop(self: &Arc<Self>, id: &str) -> Result<(), Problem> {
-        let (all, entry) = (self.clone(), self.entry(id)?);
-        to_the_end(async move { all.stop_entry(&entry).await }).await
+        self.stop_entry(self.entry(id)?).await
     }
 
     /// Removes the environment's containers, its volumes and its record. Removing an unknown environment succeeds. A
@@ -172,9 +171,8 @@ impl Environments {
 
     /// Stops the containers of every environment whose workspace is `share`, because that folder is about to be
     /// removed.
-    pub async fn release(&self, share: &str) -> Result<(), Problem> {
-        let all = self.all();
-        let of_share = all.iter().filter(|entry| entry.with(|record| record.share == share));
+    pub async fn release(self: &Arc<Self>, share: &str) -> Result<(), Problem> {
+        let of_share = self.all().into_iter().filter(|entry| entry.with(|record| record.share == share));
         join_all(of_share.map(|entry| self.stop_entry(entry))).await.into_iter().collect()
     }
 
@@ -212,7 +210,12 @@ impl Environments {
         Ok(())
     }
 
-    async fn stop_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
+    async fn stop_entry(self: &Arc<Self>, entry: Arc<Entry>) -> Result<(), Problem> {
+        let all = self.clone();
+        to_the_end(async move { all.stop_container_of(&entry).await }).await
+    }
+
+    async fn stop_container_of(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
         let _guard = entry.gate.lock().await;
         if let Some(container) = entry.container_id() {

@@ -2,14 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
 use axum::serve::Listener;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use garret_http::Connection;
+use tokio::net::UnixListener;
 use tokio::net::unix::SocketAddr;
-use tokio::net::{UnixListener, UnixStream};
 
 /// The most open connections of one uid other than root's. A terminal, a command and a follower of events take one each.
 const CONNECTIONS_MAX: usize = 256;
@@ -32,16 +30,16 @@ impl AccountListener {
 }
 
 impl Listener for AccountListener {
-    type Io = Connection;
+    type Io = Connection<Admitted>;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
         loop {
             let (stream, address) = Listener::accept(&mut self.listener).await;
             // Without credentials no handler does anything for the peer.
             let peer = stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
             match Place::take(&self.open, peer.map_or(u32::MAX, |(uid, _)| uid)) {
-                Some(place) => return (Connection { stream, peer, _place: place }, address),
+                Some(place) => return (Connection::new(stream, Admitted { peer, _place: place }), address),
                 // The socket's buffer is empty and has room for it.
                 None => drop(stream.try_write(REFUSAL)),
             }
@@ -51,6 +49,12 @@ impl Listener for AccountListener {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
+}
+
+/// The peer's uid and group, as the kernel reported them when the connection was accepted, and its place.
+pub(crate) struct Admitted {
+    pub(super) peer: Option<(u32, u32)>,
+    _place: Place,
 }
 
 /// One of an account's connections; it ends when this is dropped.
@@ -79,39 +83,6 @@ impl Drop for Place {
         if *count == 0 {
             counts.remove(&self.uid);
         }
-    }
-}
-
-/// A connection with its peer's uid and group, as the kernel reported them when it was accepted.
-pub(crate) struct Connection {
-    stream: UnixStream,
-    peer: Option<(u32, u32)>,
-    _place: Place,
-}
-
-impl Connection {
-    pub(super) fn peer(&self) -> Option<(u32, u32)> {
-        self.peer
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
 

@@ -39,7 +39,7 @@ impl Credentials {
 
 impl Connected<IncomingStream<'_, AccountListener>> for Credentials {
     fn connect_info(stream: IncomingStream<'_, AccountListener>) -> Self {
-        Self(stream.io().peer())
+        Self(stream.io().guard().peer)
     }
 }
 
