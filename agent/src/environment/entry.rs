@@ -114,6 +114,17 @@ impl Entry {
         SAVE.run(delete).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
+    /// Makes an environment of this share from one that was removed.
+    pub(super) async fn renew(self: &Arc<Self>, share: &str) -> Result<(), Problem> {
+        let (entry, record) = (self.clone(), Record::new(&self.id, share));
+        let renew = move || {
+            let _guard = lock(&entry.writing);
+            *lock(&entry.record) = record;
+            entry.removed.store(false, Ordering::Release);
+        };
+        SAVE.run(renew).await
+    }
+
     /// Whether the environment has been removed. A task that still holds it must not start it again.
     pub(super) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -145,6 +156,11 @@ impl Entry {
     /// Notes that the run `ended` is over.
     pub(super) fn end(&self, ended: &RunHandle) {
         lock(&self.run).take_if(|run| Arc::ptr_eq(&run.journal, &ended.journal));
+    }
+
+    /// Whether a run of `up` is in progress, or waits for the gate.
+    pub(super) fn runs(&self) -> bool {
+        lock(&self.run).is_some()
     }
 
     /// Cancels the run in progress, if there is one. To wait for its end, lock the gate.
@@ -242,7 +258,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let entry = entry(folder.path());
         let _hanging = lock(&entry.writing);
-        assert!(!entry.is_removed() && entry.container_id().is_none());
+        let (sender, read) = std::sync::mpsc::channel();
+        let reader = entry.clone();
+        std::thread::spawn(move || sender.send(!reader.is_removed() && reader.container_id().is_none()));
+        assert!(read.recv_timeout(Duration::from_secs(10)).expect("it does not wait for the disk"));
     }
 
     #[test]

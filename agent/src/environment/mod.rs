@@ -87,8 +87,7 @@ impl Environments {
     /// first. A call with a newer generation replaces the run. The work continues when the receiver is dropped.
     pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
         check_id(id)?;
-        let entry = self.entry_or_new(id, &spec);
-        let (handle, new) = entry.begin(spec.generation)?;
+        let (entry, (handle, new)) = self.begin(id, &spec)?;
         let lines = handle.journal.follow();
         if new {
             let run = BringUp {
@@ -100,7 +99,7 @@ impl Environments {
                 spec,
                 leftovers: Leftovers::default(),
             };
-            tokio::spawn(bring_up(run, handle));
+            tokio::spawn(bring_up(self.clone(), run, handle));
         }
         Ok(lines)
     }
@@ -125,25 +124,38 @@ impl Environments {
     pub async fn delete(self: &Arc<Self>, id: &str) -> Result<(), Problem> {
         check_id(id)?;
         // An environment without a record may still have left containers or volumes.
-        let new = || Entry::new(self.store.clone(), Record::new(id, ""));
-        let entry = self.lock().entry(id.to_owned()).or_insert_with(new).clone();
+        let known = self.lock().get(id).cloned();
+        let is_known = known.is_some();
+        let entry = known.unwrap_or_else(|| Entry::new(self.store.clone(), Record::new(id, "")));
+        self.lock().insert(id.to_owned(), entry.clone());
         let all = self.clone();
-        to_the_end(async move { all.delete_entry(&entry).await }).await
+        to_the_end(async move {
+            let deleted = all.delete_entry(&entry).await;
+            if deleted.is_ok() || !is_known {
+                all.forget(&entry);
+            }
+            deleted
+        })
+        .await
     }
 
     async fn delete_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
         let _guard = entry.gate.lock().await;
-        // Another removal may have come first, and a new environment with this id after it.
-        if !entry.is_removed() {
-            self.remove_parts(entry).await?;
-            entry.delete_record().await?;
+        // Another removal may have come first.
+        if entry.is_removed() {
+            return Ok(());
         }
+        self.remove_parts(entry).await?;
+        entry.delete_record().await
+    }
+
+    /// Forgets an entry, unless a run of `up` waits for its removal or there is another entry of this id.
+    fn forget(&self, entry: &Arc<Entry>) {
         let mut entries = self.lock();
-        if entries.get(&entry.id).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+        if !entry.runs() && entries.get(&entry.id).is_some_and(|known| Arc::ptr_eq(known, entry)) {
             entries.remove(&entry.id);
         }
-        Ok(())
     }
 
     /// The last [`LOG_MAX`] bytes of the output of the environment's container.
@@ -241,17 +253,18 @@ impl Environments {
         self.lock().get(id).cloned().ok_or_else(missing)
     }
 
-    fn entry_or_new(&self, id: &str, spec: &EnvironmentSpec) -> Arc<Entry> {
+    /// Begins or joins a run, in one turn: a removal that ends meanwhile would forget the entry.
+    fn begin(&self, id: &str, spec: &EnvironmentSpec) -> Result<(Arc<Entry>, (RunHandle, bool)), Problem> {
         let mut entries = self.lock();
         // A removal whose caller gave up may have removed the record and left its entry.
-        match entries.get(id) {
-            Some(known) if !known.is_removed() => return known.clone(),
-            Some(removed) => removed.cancel(),
-            None => {}
+        if let Some(removed) = entries.get(id).filter(|known| known.is_removed() && !known.runs()) {
+            removed.cancel();
+            entries.remove(id);
         }
-        let new = Entry::new(self.store.clone(), Record::new(id, &spec.share));
-        entries.insert(id.to_owned(), new.clone());
-        new
+        let new = || Entry::new(self.store.clone(), Record::new(id, &spec.share));
+        let entry = entries.entry(id.to_owned()).or_insert_with(new).clone();
+        let run = entry.begin(spec.generation)?;
+        Ok((entry, run))
     }
 
     fn all(&self) -> Vec<Arc<Entry>> {
@@ -269,24 +282,53 @@ pub(crate) fn clean_up() {
 }
 
 /// Runs all of `up`, including its last line.
-async fn bring_up(mut run: BringUp, handle: RunHandle) {
+async fn bring_up(all: Arc<Environments>, mut run: BringUp, handle: RunHandle) {
     let entry = run.entry.clone();
-    let guard = entry.gate.lock().await;
-    let begun = SystemTime::now();
-    let result = tokio::select! {
-        biased;
-        reason = handle.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new(Code::Conflict, reason) }),
-        result = run.execute() => result,
+    let result = match turn(&entry, &handle).await {
+        // Nothing was touched.
+        Err(failed) => Err(failed),
+        Ok(guard) => {
+            let begun = SystemTime::now();
+            let result = tokio::select! {
+                biased;
+                reason = handle.cancelled() => Err(cancelled("up", reason)),
+                result = run.execute() => result,
+            };
+            run.clean_up(begun).await;
+            let result = run.record_result(result).await;
+            drop(guard);
+            result
+        }
     };
-    run.clean_up(begun).await;
-    let result = run.record_result(result).await;
-    drop(guard);
     // Before the last line: a client that reads it and asks again must get a new run.
     entry.end(&handle);
+    if entry.is_removed() {
+        all.forget(&entry);
+    }
     handle.journal.write(match result {
         Ok(()) => Progress::Ready { environment: status(&entry) },
         Err(StepFailed { step, problem }) => Progress::Failed { step, problem },
     });
+}
+
+/// Waits until the engine's work for earlier requests has ended. It may take minutes, so it is a step.
+async fn turn<'a>(entry: &'a Entry, handle: &RunHandle) -> Result<tokio::sync::MutexGuard<'a, ()>, StepFailed> {
+    const STEP: &str = "wait for an earlier request";
+    if let Ok(guard) = entry.gate.try_lock() {
+        return Ok(guard);
+    }
+    let wait = async |_: &journal::Output| {
+        tokio::select! {
+            biased;
+            reason = handle.cancelled() => Err(cancelled(STEP, reason).problem),
+            guard = entry.gate.lock() => Ok(guard),
+        }
+    };
+    handle.journal.step(STEP, wait).await
+}
+
+fn cancelled(step: &str, reason: &str) -> StepFailed {
+    StepFailed { step: step.into(), problem: Problem::new(Code::Conflict, reason) }
 }
 
 fn status(entry: &Entry) -> EnvironmentStatus {

@@ -262,6 +262,64 @@ async fn the_next_run_waits_for_a_stop_without_a_caller() {
     assert!(calls[..stopped].last().unwrap().starts_with("stop "), "the engine was called before its end: {calls:?}");
 }
 
+/// Starts a removal and leaves it as soon as the engine works on it.
+async fn removal_without_a_caller(fixture: &Fixture) {
+    let mut removal = std::pin::pin!(fixture.all.delete("p-1"));
+    tokio::select! {
+        _ = &mut removal => panic!("the engine takes longer"),
+        () = fixture.wait_for_call("rm ") => {}
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_waited_for_a_removal_makes_the_environment_again() {
+    let mut fixture = Fixture::new("case $1 in rm) sleep 0.5;; esac");
+    fixture.record_container();
+    removal_without_a_caller(&fixture).await;
+    let mut lines = fixture.all.up("p-1", spec(8)).await.unwrap();
+    let Some(Progress::Started { step }) = lines.recv().await else { panic!("no step") };
+    assert_eq!(step, "wait for an earlier request");
+    let Progress::Failed { step, problem } = last(lines).await else { panic!("no container ever runs") };
+    assert!(!["up", "wait for an earlier request"].contains(&&*step), "{problem}");
+    fixture.restart();
+    let recorded = fixture.all.entry("p-1").expect("its record was written").with(|record| record.generation);
+    assert_eq!(recorded, 8);
+}
+
+#[tokio::test]
+async fn a_waiting_run_can_be_cancelled() {
+    let mut fixture = Fixture::new("case $1 in rm) sleep 5;; esac");
+    fixture.record_container();
+    removal_without_a_caller(&fixture).await;
+    let lines = fixture.all.up("p-1", spec(8)).await.unwrap();
+    tokio::task::yield_now().await;
+    fixture.all.entry("p-1").unwrap().cancel();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(3), last(lines)).await;
+    assert!(matches!(ended.expect("it does not wait for the engine"), Progress::Failed { .. }));
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_makes_no_environment() {
+    let fixture = Fixture::new("case $1 in rm) exit 1;; esac");
+    fixture.all.delete("p-2").await.unwrap_err();
+    assert_eq!(fixture.all.get("p-2").await.unwrap_err().code, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_release_goes_on_without_its_caller() {
+    let mut fixture = Fixture::new("case $1 in stop) sleep 0.5; echo stopped >> $calls;; esac");
+    fixture.record_container();
+    {
+        let mut release = std::pin::pin!(fixture.all.release("p-1"));
+        tokio::select! {
+            _ = &mut release => panic!("the engine takes longer"),
+            () = fixture.wait_for_call("stop") => {}
+        }
+    }
+    fixture.up(spec(8)).await;
+    assert!(fixture.called("stopped"));
+}
+
 #[tokio::test]
 async fn removals_side_by_side_remove_once() {
     let fixture = Fixture::new("case $1 in rm) sleep 0.2;; esac");

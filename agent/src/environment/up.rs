@@ -40,6 +40,9 @@ pub(super) struct BringUp {
     pub leftovers: Leftovers,
 }
 
+/// The step in which a failure to write the record is reported.
+const SAVE_STEP: &str = "save state";
+
 /// The engine calls that have started and have not ended successfully.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
@@ -66,20 +69,25 @@ struct Container {
 impl BringUp {
     /// Runs all steps. The container stays if a step fails.
     pub(super) async fn execute(&mut self) -> Result<(), StepFailed> {
+        self.record_begin().await?;
+        // Checked after the record was written, because that waits for a removal that is still writing.
+        if self.entry.is_removed() {
+            let renewed = self.entry.renew(&self.spec.share).await;
+            renewed.map_err(|problem| StepFailed { step: SAVE_STEP.into(), problem })?;
+            self.record_begin().await?;
+        }
+        self.spec.rebuild &= !self.is_built();
+        self.steps().await
+    }
+
+    async fn record_begin(&self) -> Result<(), StepFailed> {
         self.record(|record| {
             record.share.clone_from(&self.spec.share);
             record.generation = record.generation.max(self.spec.generation);
             record.phase = EnvironmentPhase::Starting;
             record.problem = None;
         })
-        .await?;
-        // Checked after the record was written, because that waits for a removal that is still writing.
-        if self.entry.is_removed() {
-            let problem = Problem::new(Code::Conflict, "the environment was removed; bring it up again");
-            return Err(StepFailed { step: "up".into(), problem });
-        }
-        self.spec.rebuild &= !self.is_built();
-        self.steps().await
+        .await
     }
 
     async fn steps(&self) -> Result<(), StepFailed> {
@@ -108,7 +116,7 @@ impl BringUp {
     /// Changes the record; a failure is reported as a step of the run.
     async fn record<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<(), StepFailed> {
         let recorded = self.entry.update(change).await;
-        recorded.map_err(|problem| StepFailed { step: "save state".into(), problem })
+        recorded.map_err(|problem| StepFailed { step: SAVE_STEP.into(), problem })
     }
 
     pub(super) fn workspace(&self) -> PathBuf {

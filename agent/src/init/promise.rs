@@ -50,8 +50,9 @@ pub(super) fn sysctls_for(mib: u64) -> Vec<(&'static str, String)> {
         one("net/netfilter/nf_conntrack_buckets", 6, 4096, 65_536),
         // Databases map many files; a map has some 200 bytes.
         one("vm/max_map_count", 128, 262_144, 1 << 24),
-        // File watchers of editors and bundlers. A watch holds an inode of about 1 KiB: an eighth of memory.
-        one("fs/inotify/max_user_watches", 128, 131_072, 1 << 24),
+        // File watchers of editors and bundlers; they ask for this least number. A watch holds an inode of about 1 KiB, so
+        // beyond it all watches of one uid may use an eighth of memory.
+        one("fs/inotify/max_user_watches", 128, 524_288, 1 << 24),
         pages("net/ipv4/tcp_mem", [12, 16, 24]),
         pages("net/ipv4/udp_mem", [24, 32, 48]),
     ]
@@ -98,7 +99,7 @@ c0000000-dfffffff : PCI Bus 0000:00
             "net/ipv4/udp_mem",
         ];
         for (mib, expected) in [
-            (64, ["4096", "65536", "65536", "16384", "4096", "262144", "131072", "768 1024 1536", "1536 2048 3072"]),
+            (64, ["4096", "65536", "65536", "16384", "4096", "262144", "524288", "768 1024 1536", "1536 2048 3072"]),
             (
                 512,
                 [
@@ -108,7 +109,7 @@ c0000000-dfffffff : PCI Bus 0000:00
                     "16384",
                     "4096",
                     "262144",
-                    "131072",
+                    "524288",
                     "6144 8192 12288",
                     "12288 16384 24576",
                 ],
@@ -122,7 +123,7 @@ c0000000-dfffffff : PCI Bus 0000:00
                     "95352",
                     "23838",
                     "508544",
-                    "508544",
+                    "524288",
                     "47676 63568 95352",
                     "95352 127136 190704",
                 ],
