@@ -15,6 +15,9 @@ use tokio::time::{Instant, timeout};
 
 /// How long an answer is reused.
 const FRESH: Duration = Duration::from_secs(10);
+/// How old an answer may be that stands in for a service that does not answer. The account may belong to another person by
+/// then.
+const OLDER_MAX: Duration = Duration::from_secs(3600);
 /// How long the name service may take.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// The most concurrent queries about uids that have a machine, names and groups.
@@ -43,6 +46,8 @@ pub(crate) struct NameService {
     unknown: QueryQueue,
     /// How long an answer is reused.
     keep: Duration,
+    /// How long it may stand in for a service that does not answer.
+    older_max: Duration,
     /// How long a query may wait for its turn, and again for its answer.
     deadline: Duration,
 }
@@ -52,8 +57,26 @@ pub(crate) struct NameService {
 #[derive(Debug)]
 struct QueryQueue {
     permits: Semaphore,
-    answers: Mutex<HashMap<Query, (Instant, Answer)>>,
+    answers: Mutex<HashMap<Query, CachedAnswer>>,
     answers_max: usize,
+}
+
+/// An answer, or an older one that stands in for it.
+#[derive(Clone, Debug)]
+struct CachedAnswer {
+    answer: Answer,
+    /// When the query was made.
+    asked: Instant,
+    /// When the service or the files gave the answer.
+    given: Instant,
+}
+
+impl CachedAnswer {
+    /// An answer of the service or of the files.
+    fn new(answer: Answer) -> Self {
+        let now = Instant::now();
+        Self { answer, asked: now, given: now }
+    }
 }
 
 impl QueryQueue {
@@ -61,18 +84,18 @@ impl QueryQueue {
         Self { permits: Semaphore::new(queries_max), answers: Mutex::default(), answers_max }
     }
 
-    fn get(&self, query: &Query) -> Option<(Instant, Answer)> {
+    fn get(&self, query: &Query) -> Option<CachedAnswer> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(query).cloned()
     }
 
     /// Caches an answer; evicts the oldest one if the cache is full.
-    fn put(&self, query: Query, answer: Answer) {
+    fn put(&self, query: Query, answer: CachedAnswer) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= self.answers_max && !answers.contains_key(&query) {
-            let oldest = answers.iter().min_by_key(|(_, (at, _))| *at).map(|(query, _)| query.clone());
+            let oldest = answers.iter().min_by_key(|(_, answer)| answer.asked).map(|(query, _)| query.clone());
             oldest.and_then(|oldest| answers.remove(&oldest));
         }
-        answers.insert(query, (Instant::now(), answer));
+        answers.insert(query, answer);
     }
 }
 
@@ -110,6 +133,7 @@ impl NameService {
             known: QueryQueue::new(QUERIES_MAX, ANSWERS_MAX),
             unknown: QueryQueue::new(UNKNOWN_QUERIES_MAX, UNKNOWN_ANSWERS_MAX),
             keep: FRESH,
+            older_max: OLDER_MAX,
             deadline: DEADLINE,
         }
     }
@@ -133,10 +157,16 @@ impl NameService {
             return self.by_uid(uid).await;
         }
         let account = self.account_in(&self.unknown, uid).await;
-        if let (Ok(Some(_)), Some((_, answer))) = (&account, self.unknown.get(&query)) {
+        if let (Ok(Some(_)), Some(answer)) = (&account, self.unknown.get(&query)) {
             self.known.put(query, answer);
         }
         account
+    }
+
+    /// Whether an account with this uid was found before.
+    pub(crate) fn knows(&self, uid: u32) -> bool {
+        let query = Query { database: "passwd", key: uid.to_string() };
+        self.known.get(&query).is_some_and(|cached| matches!(cached.answer, Ok(Some(_))))
     }
 
     async fn account_in(&self, queue: &QueryQueue, uid: u32) -> Result<Option<Account>, Unanswered> {
@@ -192,33 +222,39 @@ impl NameService {
     /// The line of one entry. A recent answer is reused.
     async fn ask_in(&self, queue: &QueryQueue, database: &'static str, key: &str) -> Answer {
         let query = Query { database, key: key.to_owned() };
-        let fresh = || queue.get(&query).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, answer)| answer);
+        let fresh =
+            || queue.get(&query).filter(|cached| cached.asked.elapsed() < self.keep).map(|cached| cached.answer);
         if let Some(answer) = fresh() {
             return answer;
         }
-        let older = || queue.get(&query).and_then(|(_, answer)| answer.ok().flatten());
+        let older = || queue.get(&query).filter(|cached| cached.given.elapsed() < self.older_max);
         let Ok(_permit) = timeout(self.deadline, queue.permits.acquire()).await else {
-            return fallback_answer(&query, older(), ErrorKind::TimedOut.into());
+            return fallback_answer(&query, older(), ErrorKind::TimedOut.into()).answer;
         };
         if let Some(answer) = fresh() {
             return answer;
         }
-        let answer = run(&self.getent, database, key, self.deadline).await;
-        let answer = answer.or_else(|why| fallback_answer(&query, older(), why));
-        queue.put(query, answer.clone());
-        answer
+        let cached = match run(&self.getent, database, key, self.deadline).await {
+            Ok(line) => CachedAnswer::new(Ok(line)),
+            Err(why) => fallback_answer(&query, older(), why),
+        };
+        queue.put(query, cached.clone());
+        cached.answer
     }
 }
 
 /// Returns an older answer, or that of the files. If neither has the entry, this is an error unless `getent` is
 /// missing.
-fn fallback_answer(query: &Query, older: Option<String>, why: io::Error) -> Answer {
-    let line = older.or_else(|| AccountFiles::read().line(query));
+fn fallback_answer(query: &Query, older: Option<CachedAnswer>, why: io::Error) -> CachedAnswer {
+    if let Some(older) = older.filter(|older| matches!(older.answer, Ok(Some(_)))) {
+        return CachedAnswer { asked: Instant::now(), ..older };
+    }
+    let line = AccountFiles::read().line(query);
     if line.is_none() && why.kind() != ErrorKind::NotFound {
         let Query { database, key } = query.clone();
-        return Err(Unanswered { database, key, why: Arc::new(why) });
+        return CachedAnswer::new(Err(Unanswered { database, key, why: Arc::new(why) }));
     }
-    Ok(line)
+    CachedAnswer::new(Ok(line))
 }
 
 /// Runs `getent`; `None` if there is no such entry.
@@ -411,7 +447,7 @@ pub(crate) mod tests {
         let mut names = name_service(dir.path(), "");
         assert!(names.by_uid(1000).await.unwrap().is_some());
         for uid in 0..2 * UNKNOWN_ANSWERS_MAX {
-            names.unknown.put(Query { database: "passwd", key: uid.to_string() }, Ok(None));
+            names.unknown.put(Query { database: "passwd", key: uid.to_string() }, CachedAnswer::new(Ok(None)));
         }
         assert_eq!(names.unknown.answers.lock().unwrap().len(), UNKNOWN_ANSWERS_MAX);
         names.getent = "/bin/false".into();
@@ -423,10 +459,27 @@ pub(crate) mod tests {
         let queue = QueryQueue::new(1, 3);
         let query = |key: &str| Query { database: "passwd", key: key.into() };
         for key in ["a", "b", "c", "a", "d"] {
-            queue.put(query(key), Ok(None));
+            queue.put(query(key), CachedAnswer::new(Ok(None)));
         }
         let kept: Vec<_> = ["a", "b", "c", "d"].into_iter().filter(|key| queue.get(&query(key)).is_some()).collect();
         assert_eq!(kept, ["a", "c", "d"]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_old_does_not_stand_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut names = name_service(dir.path(), "[ -e ../down ] && exit 3; true");
+        let down = dir.path().join("down");
+        let script = fs::read_to_string(dir.path().join("getent")).unwrap();
+        program::write(&dir.path().join("getent"), &script.replace("../down", down.to_str().unwrap()));
+        assert!(!names.knows(1003));
+        names.by_uid(1003).await.unwrap().unwrap();
+        assert!(names.knows(1003));
+        fs::write(&down, "").unwrap();
+        assert_eq!(names.by_uid(1003).await.unwrap().unwrap().name, "bob.b");
+        names.older_max = Duration::ZERO;
+        names.by_uid(1003).await.unwrap_err();
+        assert!(!names.knows(1003));
     }
 
     #[tokio::test]

@@ -214,6 +214,10 @@ pub(super) async fn remove(
     let allowed = requests::environment_operation_time(kind, &daemon.config.machine);
     daemon
         .write(move |db| {
+            // A removal that was requested before continues, as the operation that it is.
+            if environments::get(db, &row.id)?.is_some_and(|row| row.removed) {
+                return Ok(());
+            }
             let Some(row) = environments::remove(db, row.uid, &row.id)? else { return Ok(()) };
             let environment = Some((&*row.id, row.generation));
             operations::begin(db, &NewOperation { kind, uid: row.uid, environment, requested_by: peer.uid, allowed })?;

@@ -105,7 +105,7 @@ fn answer(daemon: Arc<Daemon>, scope: Scope, parameters: EventParameters, ends: 
     let pages = stream::try_unfold(follower, async |mut follower| {
         Ok::<_, StoreError>(follower.page().await?.map(|page| (page, follower)))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response()
+    ([(header::CONTENT_TYPE, garret_http::NDJSON)], Body::from_stream(pages)).into_response()
 }
 
 impl Follower {

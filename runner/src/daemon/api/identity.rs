@@ -50,13 +50,14 @@ impl Owner {
     }
 }
 
-/// Checks that the owner is the person that the machine was created for, and stores their current names.
+/// Checks that the owner is the person that the machine was created for, and stores their current names. Returns whether
+/// there is a machine.
 ///
 /// # Errors
 /// They may be another person.
-pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
+pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<bool, Refusal> {
     let uid = owner.uid;
-    let Some(machine) = daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
+    let Some(machine) = daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(false) };
     if !is_same_person(&machine, owner.account.as_ref()) {
         return Err(owned_by_another(&machine, owner).into());
     }
@@ -64,7 +65,7 @@ pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Re
     if known != machine {
         daemon.write(move |db| machines::set_owner(db, &known)).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn is_same_person(machine: &MachineRow, account: Option<&Account>) -> bool {

@@ -1,6 +1,7 @@
 //! The host API on the daemon's Unix socket.
 
 pub(super) mod audit;
+mod authenticate;
 mod connections;
 mod environments;
 mod events;
@@ -20,17 +21,21 @@ use garret_api::Code;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 
-pub(super) use connections::AccountListener;
+pub(super) use connections::{HEAD_TIME, serve};
 use garret_http::{Refusal, no_such_method};
-pub(super) use peer::{Credentials, Peer};
+pub(super) use peer::Peer;
 
 use super::Daemon;
 
+/// The largest body of a request, in bytes. An environment's variables are the largest part of one.
+const BODY_MAX: usize = 512 * 1024;
+
 /// The router of the whole API.
-pub(super) fn router(daemon: Arc<Daemon>) -> Router {
+fn router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/host", get(host::show))
         .route("/v1/top", get(top::show))
@@ -54,6 +59,7 @@ pub(super) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/events", get(events::of_all))
         .fallback(async || Refusal::new(Code::NotFound, "there is nothing at this path: see the API's description"))
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn_with_state(audit::Audit::default(), audit::record))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(from_fn_with_state((daemon.clone(), audit::Audit::default()), authenticate::authenticate))
         .with_state(daemon)
 }

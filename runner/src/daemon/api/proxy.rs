@@ -1,12 +1,12 @@
 //! Exec streams: passes the upgrade on to the agent, then copies bytes in both directions.
 
-use garret_api::Code;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use garret_api::client::Client;
+use garret_api::{Code, PROBLEM_JSON};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName};
@@ -55,7 +55,7 @@ pub(super) async fn forward_upgrade(
         let body = Limited::new(body, REFUSAL_MAX).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = parts.status;
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(PROBLEM_JSON));
         return Ok(response);
     }
     let mut response = Response::new(Body::empty());
