@@ -23,3 +23,7 @@ pub mod vmm;
 
 pub use line::one_line;
 pub use problem::{Code, PROBLEM_JSON, Problem, ProblemDetails};
+
+/// What "idle" means in all of garret: a machine, or the guest in it, uses less than this many CPUs. Each program says over
+/// which time it measures.
+pub const IDLE_CPUS: f64 = 0.1;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::memory::tuning::{CROWDED_STALL, IDLE_CPUS, LOAD_SPAN};
+use garret_api::IDLE_CPUS;
+
+use crate::memory::tuning::{CROWDED_STALL, LOAD_SPAN};
 
 /// The kernel's counters, each since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -171,11 +171,7 @@ impl Driver {
                 if let Some(operation) = operation
                     && let Some(outcome) = at_rest::outcome(&operation, observed.vmm, goal, &machine)
                 {
-                    let ended = self.daemon.write(move |db| operations::end_one(db, &operation.id, &outcome)).await;
-                    // The next step tries again. The machine is looked after meanwhile.
-                    if let Err(error) = ended {
-                        tracing::warn!(machine = machine.name, "cannot write how an operation ended: {error}");
-                    }
+                    self.daemon.write(move |db| operations::end_one(db, &operation.id, &outcome)).await?;
                 }
                 self.wait(&machine, &environments).await?;
             }

@@ -112,8 +112,8 @@ pub(super) fn end_with_machine(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<(
     end(db, uid, None, &Outcome::Succeeded)?;
     let removal = json(&OperationKind::Remove)?;
     db.change(
-        "DELETE FROM operations WHERE uid = ?1 AND number != (SELECT max(number) FROM operations
-         WHERE uid = ?1 AND environment IS NULL AND kind = ?2)",
+        "DELETE FROM operations WHERE uid = ?1 AND number != coalesce((SELECT max(number) FROM operations
+         WHERE uid = ?1 AND environment IS NULL AND kind = ?2), -1)",
     )?
     .execute(params![uid, removal])?;
     Ok(())

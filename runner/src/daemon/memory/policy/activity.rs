@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::tuning::{AWAKE_CPU_S, CPU_AVERAGE, IDLE_AFTER, IDLE_CPUS};
+use garret_api::IDLE_CPUS;
+
+use super::tuning::{AWAKE_CPU_S, CPU_AVERAGE, IDLE_AFTER};
 
 /// The activity of one machine.
 #[derive(Clone, Copy, Debug, Default)]
