@@ -25,9 +25,9 @@ pub const STDERR: u8 = 2;
 pub const FRAME_MAX: usize = 64 * 1024;
 /// The largest request (the first frame), in bytes.
 pub const REQUEST_MAX: usize = 1 << 20;
-/// The WebSocket subprotocol in which standard input is granted by the frame.
+/// The WebSocket subprotocol in which the server grants each frame of standard input.
 pub const STDIN_CREDITS: &str = "garret-stdin-credits";
-/// Frames of standard input that may be on their way without a grant.
+/// Frames of standard input that the client may send without a grant.
 pub const STDIN_WINDOW: u32 = 16;
 
 /// A message of the client while the process runs.
@@ -38,7 +38,7 @@ pub enum Control {
     Resize(WindowSize),
     /// Send this signal (its number on x86-64, 1 to 31) to the process group.
     Signal(i32),
-    /// Standard input ends here.
+    /// Close standard input.
     CloseStdin,
 }
 
@@ -72,7 +72,7 @@ pub enum Outcome {
     Exited(u8),
     /// This signal killed it; a shell would show 128 plus the number.
     Signaled(i32),
-    /// It could not be started, or was lost.
+    /// It could not be started, or the connection to it was lost.
     Failed(crate::Problem),
 }
 

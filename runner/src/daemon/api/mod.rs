@@ -52,7 +52,7 @@ pub(super) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/events", get(events::of_all))
-        .fallback(async || Refusal::new(Code::NotFound, "there is nothing at this path: see the API's description"))
+        .fallback(async || Refusal::new(Code::NotFound, "there is no such path: see the API's description"))
         .method_not_allowed_fallback(no_such_method)
         .layer(from_fn_with_state(audit::Audit::default(), audit::record))
         .with_state(daemon)
