@@ -31,7 +31,8 @@ use crate::stream::WindowSize;
 
 /// The agent's vsock port.
 pub const PORT: u32 = 1024;
-/// The tag of the one virtio-fs share. The runner mounts each workspace in it, in a folder named by the environment's id.
+/// The tag of the one virtio-fs share. The runner mounts each workspace in it, in a folder named by the environment's
+/// id.
 pub const WORKSPACES_TAG: &str = "workspaces";
 /// Where the guest mounts that share.
 pub const WORKSPACES_DIR: &str = "/workspaces";
@@ -43,8 +44,8 @@ pub const API: ApiRange = ApiRange { min: 1, max: 1 };
 /// Capability: `PUT /v1/environments/{id}` uses [`EnvironmentSpec::generation`].
 pub const GENERATIONS: &str = "environment-generations";
 
-/// A range of versions of the guest API, both ends included. The version changes only when an older peer would misread a
-/// message. A new field is enough if an older peer can ignore it; otherwise it comes with a capability.
+/// A range of versions of the guest API, both ends included. The version changes only when an older peer would misread
+/// a message. A new field is enough if an older peer can ignore it; otherwise it comes with a capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiRange {
     /// The oldest version.
@@ -198,7 +199,8 @@ pub struct ExecRequest {
 pub struct EnvironmentSpec {
     /// The folder below [`WORKSPACES_DIR`] that holds the workspace.
     pub share: String,
-    /// The workspace's path on the host: `${localWorkspaceFolder}`. The agent resolves mount sources below it in the share.
+    /// The workspace's path on the host: `${localWorkspaceFolder}`. The agent resolves mount sources below it in the
+    /// share.
     pub host_path: String,
     /// The path of the devcontainer.json to use, relative to the workspace. Absent: the agent looks for it where the
     /// specification says.
@@ -211,8 +213,8 @@ pub struct EnvironmentSpec {
     #[serde(default)]
     pub rebuild: bool,
     /// The number of the environment's run. A request with the same number joins the run in progress. One with a larger
-    /// number cancels and replaces the run, and one with a smaller number is rejected. 0, from a runner that does not count,
-    /// joins. Sent only to agents with [`GENERATIONS`].
+    /// number cancels and replaces the run, and one with a smaller number is rejected. 0, from a runner that does not
+    /// count, joins. Sent only to agents with [`GENERATIONS`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub generation: u64,
 }
@@ -299,10 +301,11 @@ pub enum EnvironmentPhase {
     Unknown,
 }
 
-/// A line of `GET /v1/memory`: the guest's memory, in bytes. The guest is not trusted, so the host uses these figures only as
-/// hints.
+/// A line of `GET /v1/memory`: the guest's memory, in bytes. The guest is not trusted, so the host uses these figures
+/// only as hints.
 ///
-/// The agent sends a line each second while the figures change, at least every 10 s, and at once when memory gets short.
+/// The agent sends a line each second while the figures change, at least every 10 s, and at once when memory gets
+/// short.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryReport {
     /// Memory that the guest's kernel manages. It grows and shrinks as memory is plugged and unplugged.
@@ -325,16 +328,16 @@ pub struct MemoryReport {
     pub short: bool,
     /// Memory that the agent has reclaimed since it started.
     pub reclaimed: u64,
-    /// Processes that the guest's kernel killed for lack of memory since boot, without those killed by a container's own
-    /// limit.
+    /// Processes that the guest's kernel killed for lack of memory since boot, without those killed by a container's
+    /// own limit.
     pub oom_kills: u64,
 }
 
 /// `PUT /v1/memory`: how much memory the guest should use for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemorySqueeze {
-    /// The most bytes in use (`total` minus `free`), 64 MiB or more. The agent reclaims the coldest memory first, which may
-    /// slow programs down. Absent: the agent reclaims only memory that programs do not miss.
+    /// The most bytes in use (`total` minus `free`), 64 MiB or more. The agent reclaims the coldest memory first, which
+    /// may slow programs down. Absent: the agent reclaims only memory that programs do not miss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<u64>,
 }

@@ -27,8 +27,8 @@ pub struct Operation {
     pub requested_by: u32,
     /// When it was requested, in milliseconds since 1970.
     pub begun_ms: u64,
-    /// If it has no outcome by this time, in milliseconds since 1970, it fails with the code `deadline`. An environment's
-    /// start has no deadline: a build may take hours.
+    /// If it has no outcome by this time, in milliseconds since 1970, it fails with the code `deadline`. An
+    /// environment's start has no deadline: a build may take hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     /// The last step that began.

@@ -109,7 +109,8 @@ impl Code {
     }
 }
 
-/// A problem as the body of an answer, `application/problem+json` (RFC 9457). It has no `type`: `code` replaces the URI.
+/// A problem as the body of an answer, `application/problem+json` (RFC 9457). It has no `type`: `code` replaces the
+/// URI.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemDetails {
     /// The answer's HTTP status.

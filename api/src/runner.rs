@@ -25,8 +25,8 @@
 //! | `GET /v1/operations/{id}?wait=SECONDS` | → [`Operation`]; with `wait`, when it has ended, or after that time |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`], all that the caller may see |
 //!
-//! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are strict:
-//! people write them by hand, and a misspelled field must not be ignored.
+//! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are
+//! strict: people write them by hand, and a misspelled field must not be ignored.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -82,8 +82,8 @@ pub struct MachineRequest {
     /// Guaranteed memory, which no other machine can take, in MiB, 256 to `memory_mib`. Takes effect immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guaranteed_mib: Option<u32>,
-    /// Share of the memory beyond the guarantees, relative to other machines, 1 to 10,000; the default is 100. Takes effect
-    /// immediately. Root and the `garret` group only.
+    /// Share of the memory beyond the guarantees, relative to other machines, 1 to 10,000; the default is 100. Takes
+    /// effect immediately. Root and the `garret` group only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
     /// Assigns the machine to the account that its uid has now. That account must have this name: another person may
@@ -103,7 +103,8 @@ pub struct Machine {
     pub desired: Desired,
     /// The current state.
     pub phase: MachinePhase,
-    /// The reason for the current state, in one line: `running`, `killed by signal 9 (SIGKILL)`, `guest kernel panic: …`.
+    /// The reason for the current state, in one line: `running`, `killed by signal 9 (SIGKILL)`, `guest kernel panic:
+    /// …`.
     pub reason: String,
     /// Virtual CPUs.
     pub vcpus: u8,
@@ -124,7 +125,8 @@ pub struct Machine {
     pub since: u64,
     /// The number of the developer's newest event. `events?after=` with this number returns only newer ones.
     pub last_event: u64,
-    /// The last operation on the machine. In the answer to a request that changed something: the operation that it began.
+    /// The last operation on the machine. In the answer to a request that changed something: the operation that it
+    /// began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
 }
@@ -185,7 +187,8 @@ pub struct Environment {
     pub workspace: PathBuf,
     /// The requested state.
     pub desired: Desired,
-    /// The number of the current run. Each `PUT` that changes something begins a run, and so does each start of the machine.
+    /// The number of the current run. Each `PUT` that changes something begins a run, and so does each start of the
+    /// machine.
     pub generation: u64,
     /// The generation that `status` describes.
     pub observed_generation: u64,
@@ -240,8 +243,8 @@ pub enum EventKind {
         progress: Progress,
     },
     /// A run stopped an environment. Each run has one last event. A run that starts an environment ends with the step
-    /// `ready` or `failed`. A run that could not stop one also ends with `failed`. If another request replaced the run, the
-    /// problem of `failed` has the code `cancelled`.
+    /// `ready` or `failed`. A run that could not stop one also ends with `failed`. If another request replaced the run,
+    /// the problem of `failed` has the code `cancelled`.
     Stopped {
         /// The generation of the run.
         generation: u64,
@@ -260,8 +263,8 @@ pub enum EventKind {
         /// The reason, in one line with numbers.
         reason: String,
     },
-    /// A problem outside the steps of a run. An action that is retried until it succeeds reports only its first failure; the
-    /// run's last event reports how the run ended.
+    /// A problem outside the steps of a run. An action that is retried until it succeeds reports only its first
+    /// failure; the run's last event reports how the run ended.
     Problem {
         /// What is wrong.
         problem: Problem,
@@ -343,8 +346,8 @@ pub struct MachineMemory {
     pub swapped: u64,
     /// Host memory that the machine holds and uses: `resident` without what is free or cold in the guest.
     pub working_set: u64,
-    /// Memory pressure in the guest: percentage of the last 10 s in which some task waited; absent if the guest does not
-    /// report it.
+    /// Memory pressure in the guest: percentage of the last 10 s in which some task waited; absent if the guest does
+    /// not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_some: Option<f64>,
     /// How memory is being taken from the machine; absent if none is taken.

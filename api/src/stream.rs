@@ -2,7 +2,8 @@
 //!
 //! The client opens the WebSocket and sends one text frame, the request (an
 //! [`ExecRequest`](crate::agent::ExecRequest)). After it:
-//! - binary frames carry bytes; their first byte names the channel ([`STDIN`], [`STDOUT`], [`STDERR`]), the rest is data;
+//! - binary frames carry bytes; their first byte names the channel ([`STDIN`], [`STDOUT`], [`STDERR`]), the rest is
+//! data;
 //! - text frames carry a [`Control`] (client to server) or an [`Outcome`] (server to client, exactly one, last).
 //!
 //! A client that offers the WebSocket subprotocol [`STDIN_CREDITS`], to a server that selects it, sends at most

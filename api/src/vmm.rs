@@ -7,8 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A machine's complete configuration. The command line names a file that holds it, the VMM builds the devices from it, and
-/// `GET /v1/machine` returns it.
+/// A machine's complete configuration. The command line names a file that holds it, the VMM builds the devices from it,
+/// and `GET /v1/machine` returns it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
@@ -154,8 +154,8 @@ fn default_fd_limit() -> u64 {
     100_000
 }
 
-/// The virtio-vsock device and its Unix socket. A client connects, writes `CONNECT <port>\n` and reads `OK <port>\n`. After
-/// that the connection is a byte stream to that port of the guest.
+/// The virtio-vsock device and its Unix socket. A client connects, writes `CONNECT <port>\n` and reads `OK <port>\n`.
+/// After that the connection is a byte stream to that port of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
@@ -253,8 +253,8 @@ pub struct MemoryInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
-    /// The log file; absent: the VMM's standard output. The file has at most [`CONSOLE_LOG_MAX`] bytes: when it is full, the
-    /// VMM discards the older half.
+    /// The log file; absent: the VMM's standard output. The file has at most [`CONSOLE_LOG_MAX`] bytes: when it is
+    /// full, the VMM discards the older half.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub log: Option<PathBuf>,
@@ -277,8 +277,8 @@ pub struct MachineInfo {
     pub landlock: Option<Landlock>,
 }
 
-/// The answer to `GET /v1/machine`. Readers parse only [`MachineInfo`]: the configuration of another version may have other
-/// fields.
+/// The answer to `GET /v1/machine`. Readers parse only [`MachineInfo`]: the configuration of another version may have
+/// other fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MachineDescription {
     /// The machine's state.

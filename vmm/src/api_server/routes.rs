@@ -48,8 +48,8 @@ pub(super) async fn resume(State(events): State<Events>) -> Result<StatusCode, R
     order(&events, Command::Resume).await
 }
 
-/// Presses the power button, which asks the guest to power off. The guest may take some time. It ignores a press before its
-/// kernel has booted: press again. A paused guest sees the press when it resumes.
+/// Presses the power button, which asks the guest to power off. The guest may take some time. It ignores a press before
+/// its kernel has booted: press again. A paused guest sees the press when it resumes.
 #[utoipa::path(post, path = "/v1/power-button", operation_id = "press_power_button", responses((status = 202), (status = 409, body = ProblemDetails)))]
 pub(super) async fn power_button(State(events): State<Events>) -> Result<StatusCode, Refusal> {
     send(&events, Command::PowerButton).await.map(|()| StatusCode::ACCEPTED)
