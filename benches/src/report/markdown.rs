@@ -48,7 +48,7 @@ fn line(report: &Report<'_>, row: &Row<'_>) -> String {
     format!("| {}{detail} | {} | {ratio} |", row.metric, cells.collect::<Vec<_>>().join(" | "))
 }
 
-/// What ends a cell or begins an element is written otherwise.
+/// Escapes the characters that would end a cell or begin an element.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
 }

@@ -1,4 +1,4 @@
-//! Firecracker: virtio devices, no virtio-fs, the serial port as its only console.
+//! Firecracker, which has virtio devices, no virtio-fs, and the serial port as its only console.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::process::Program;
 pub(super) struct Firecracker(PathBuf);
 
 impl Firecracker {
-    /// The given binary.
+    /// Measures this binary.
     pub(super) fn new(program: &Path) -> Self {
         Self(program.to_owned())
     }
