@@ -1,4 +1,4 @@
-//! What the VMM cannot use, it names: one line, which says what is wrong and where.
+//! The VMM reports invalid input in one line, which says what is wrong and where.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A running machine under the machine API, and under signals.
+//! A running machine: the machine API and signals.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Every way a machine ends by itself has its own reason and status.
+//! Each way in which a machine ends by itself has its own reason and status.
 
 use garret_api::vmm::ExitReason;
 

@@ -1,17 +1,17 @@
-//! What a person sees of it.
+//! What `garret top`, the events and the metrics show.
 
 use std::process::Command;
 
 use crate::team::{MIB, SOCKET, TEAM, Team, events, top, wait_slowly};
 use garret_integration::stage::{ALICE, Developer};
 
-/// An idle machine holds about 60 MiB, of which its guest touches a quarter now and then.
+/// An idle machine holds about 60 MiB. Its guest touches a quarter of that from time to time.
 const AT_REST: u64 = 40 * MIB;
 
 #[test]
 fn top_shows_everything_to_root_and_each_developer_their_own() {
     let team = Team::assemble();
-    // A guest that was paused in the test before may not have reported since.
+    // A guest that was paused in an earlier test may not have reported since.
     let mut all = top();
     wait_slowly("every guest reports its pressure", 30, || {
         all = top();
