@@ -87,7 +87,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn lines_for_us() {
+    fn only_bench_lines_are_messages() {
         let value = |name: &str, text: &str| Mark::Value { name: name.into(), text: text.into() };
         for (line, expected) in [
             ("@bench ready\r", Some(Mark::Ready)),

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts() {
+    fn a_verdict_depends_on_direction_and_tolerance() {
         for (value, better, verdict_is) in [
             (100.0, Better::Lower, Verdict::Within),
             (105.0, Better::Lower, Verdict::Within),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_missing() {
+    fn a_value_without_a_measurement_is_missing() {
         let baseline = Baseline::from([("a/m".into(), expected(10.0, 1.0)), ("a/n".into(), expected(10.0, 1.0))]);
         let records =
             [record("a", "m", "garret", Unit::Count, &[10.0]), record("a", "n", "qemu-q35", Unit::Count, &[10.0]), {

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_not_run_again() {
+    fn existing_samples_are_not_taken_again() {
         let there = |a, b| Wanted { subjects: vec![("a".into(), a), ("b".into(), b)], ..wanted("boot", &[], 2, true) };
         let told = |wanted: Wanted| {
             let told = steps(&[wanted]).into_iter().map(|step| (step.subjects.concat(), step.warm_up, step.last));

@@ -98,7 +98,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_process_that_ends_is_told_with_its_last_line() {
+    fn a_process_that_ends_is_reported_with_its_last_line() {
         let folder = tempfile::tempdir().unwrap();
         let program = Program::new(Path::new("/bin/sh"), ["-c", "echo first >&2; echo 'no such disk' >&2; exit 3"]);
         assert!(program.line().starts_with("/bin/sh -c echo"));
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_process_is_gone() {
+    fn a_dropped_process_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("output");
         let mut process =
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn commands() {
+    fn a_failed_command_is_reported_with_its_last_line() {
         assert_eq!(run("echo", &["a", "b"]).unwrap(), "a b\n");
         assert!(run("ls", &["/no/such"]).unwrap_err().to_string().contains("/no/such"));
         assert_eq!(last_line("a\nb\n\n"), "b");

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_goes_on_where_it_was() {
+    fn a_resumed_run_takes_only_missing_samples() {
         let folder = tempfile::tempdir().unwrap();
         let mut run = run_into(folder.path());
         let cost =
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_part_in_what() {
+    fn each_bench_takes_its_subjects() {
         let subjects = Programs::new(Path::new("/usr/lib/garret"), &["firecracker=/f".into()]).unwrap().subjects();
         let names = |bench: &str, size| {
             let benches = bench::all(size);
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_there_is_told() {
+    fn an_unknown_name_is_an_error_with_the_known_ones() {
         let all = || bench::all(Size::Quick);
         assert_eq!(chosen_benches(all(), &["fs".into(), "boot".into()]).unwrap().len(), 2);
         assert_eq!(chosen_benches(all(), &[]).unwrap().len(), all().len());

@@ -91,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn medians() {
+    fn a_median_is_the_middle_or_the_mean_of_two() {
         for (samples, expected) in [
             (&[][..], None),
             (&[3.0], Some(3.0)),

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accounts() {
+    fn an_account_is_found_by_its_exact_name() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\nalice:x:1001:1002::/home/alice:/bin/bash\nbroken:x:\n";
         let alice = parse_account(passwd, "alice").unwrap();
         assert_eq!((alice.uid, alice.gid, alice.home.as_str()), (1001, 1002, "/home/alice"));

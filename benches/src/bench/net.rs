@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn iperf3_tells_bits() {
+    fn bits_of_iperf3_become_bytes() {
         assert_eq!(received(r#"{"end": {"sum_received": {"bits_per_second": 8000.0}}}"#).unwrap(), 1000.0);
         assert!(received(r#"{"error": "refused"}"#).is_err());
         assert!(received("").is_err());

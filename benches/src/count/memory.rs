@@ -134,7 +134,7 @@ VmFlags: rd wr mr
 ";
 
     #[test]
-    fn memory_is_told_apart() {
+    fn memory_is_divided_by_purpose() {
         let memory = parse(SMAPS, 512 << 20);
         let kib = |kib: u64| kib << 10;
         assert_eq!(
@@ -152,7 +152,7 @@ VmFlags: rd wr mr
     }
 
     #[test]
-    fn this_process() {
+    fn memory_of_this_process_is_read() {
         let own = std::process::id();
         assert!(resident(own).unwrap() > 0);
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();

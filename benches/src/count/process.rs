@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process() {
+    fn figures_of_this_process_are_read() {
         let own = std::process::id();
         assert!(threads(own).contains(&own));
         assert!(open_descriptors(own) >= 3);

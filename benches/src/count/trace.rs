@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn histograms() {
+    fn histograms_are_parsed() {
         let text = "# event histogram\n#\n# trigger info: hist:keys=common_pid:vals=hitcount:sort=hitcount:size=2048 \
                     [active]\n#\n\n{ common_pid:       1234 } hitcount:          5\n\
                     { common_pid:         77 } hitcount:     123456\n\nTotals:\n    Hits: 123461\n    Entries: 2\n";
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_entries() {
+    fn recorded_entries_are_parsed() {
         for (line, expected) in [
             (
                 "     CPU 0/KVM-1234    [001] .....    12.345678: kvm_run: (kvm_arch_vcpu_ioctl_run+0x0)",

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_and_a_helper_that_is_gone_are_errors() {
+    fn a_bad_command_and_a_lost_helper_are_errors() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.write_all(b"?").unwrap();
         assert!(serve(&mut theirs).is_err());

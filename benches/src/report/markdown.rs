@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page() {
+    fn a_page_has_values_ratios_and_failures() {
         let records = records();
         let page = page(&Report::new(&records));
         for part in [

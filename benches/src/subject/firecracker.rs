@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_lacks_is_said() {
+    fn a_missing_device_is_an_error() {
         let error = Firecracker::new(Path::new("/f")).start(&machine(), Path::new("/w")).err().unwrap();
         assert!(error.to_string().contains("virtio-fs"));
     }

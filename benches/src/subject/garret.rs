@@ -128,7 +128,7 @@ mod tests {
     use garret_api::vmm::{HotplugConfig, MachineConfig};
 
     #[test]
-    fn the_vmm_understands_what_it_is_given() {
+    fn the_vmm_accepts_the_configuration() {
         let machine = machine();
         let config: MachineConfig = serde_json::from_value(configuration(&machine, Path::new("/w"))).unwrap();
         assert_eq!((config.vcpus, config.memory_mib, config.hotplug), (2, 512, None));

@@ -293,7 +293,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn peers_take_part_when_they_are_given() {
+    fn peers_take_part_if_they_are_named() {
         let names = |peers: &[&str]| {
             let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
             let programs = Programs::new(Path::new("/usr/lib/garret"), &peers)?;

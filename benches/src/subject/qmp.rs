@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told() {
+    fn a_refusal_is_an_error_with_its_text() {
         let (_folder, qmp) = monitor(vec![vec![json!({"error": {"class": "x", "desc": "no balloon device"}})]]);
         let error = qmp.command("balloon", &json!({"value": 1})).unwrap_err().to_string();
         assert_eq!(error, "balloon: no balloon device");

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_cannot_start_says_why() {
+    fn a_server_that_cannot_start_is_an_error_with_its_reason() {
         let folder = tempfile::tempdir().unwrap();
         let error = start(Path::new("/bin/false"), Path::new("/tmp"), folder.path()).err().unwrap().to_string();
         assert!(error.contains("false ended"), "{error}");

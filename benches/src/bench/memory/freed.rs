@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_never_returned_says_so() {
+    fn memory_that_never_returns_is_marked() {
         for (left, value, tail) in [(110.0, 500.0, "x"), (290.0, 40_000.0, "x; not within 40 s")] {
             let found = freed(left).measured("freed_to_host_ms", UNASKED, "x".into());
             assert_eq!((found.value, found.detail.as_str(), found.series.len()), (value, tail, 3));

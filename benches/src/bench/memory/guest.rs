@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_is_not_there_is_told() {
+    fn a_missing_guest_is_an_error() {
         let error = fill(&[GuestSocket::Unix("/no/such".into())], 1, || Ok(())).unwrap_err();
         assert!(format!("{error:#}").starts_with("memory taken in the guest: /no/such"), "{error:#}");
     }
