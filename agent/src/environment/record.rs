@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_loaded() {
+    fn a_saved_record_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("environments"));
         assert!(store.load().is_empty());
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_way_up_has_failed() {
+    fn an_interrupted_start_has_failed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().into());
         store.save(&record(EnvironmentPhase::Starting)).unwrap();

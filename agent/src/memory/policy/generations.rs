@@ -194,7 +194,7 @@ memcg   117 /garret/agent
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn the_kernels_text() {
+    fn the_kernels_text_is_parsed() {
         let lrus = parse(TEXT);
         let names: Vec<_> = lrus.iter().map(|lru| (lru.memcg, lru.path.as_str(), lru.generations.len())).collect();
         assert_eq!(names, [(1, "/", 4), (0, "/libpod_parent/libpod-a b", 3), (117, "/garret/agent", 2)]);
@@ -218,7 +218,7 @@ memcg   117 /garret/agent
     }
 
     #[test]
-    fn commands() {
+    fn commands_are_written_as_the_kernel_reads_them() {
         let lru = &parse(TEXT)[0];
         assert_eq!(lru.age_command(true).unwrap(), "+ 1 0 7 1 1");
         assert_eq!(lru.age_command(false).unwrap(), "+ 1 0 7 0 1");

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short() {
+    fn memory_is_short_below_its_thresholds() {
         // total, available in MiB
         let cases = [
             (512, 96, false),
