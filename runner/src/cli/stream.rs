@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_stops_at_the_window_and_signals_go_on() {
+    async fn input_stops_at_the_window_and_signals_still_pass() {
         let (signal, mut server, pump) = pumping(true).await;
         for _ in 0..STDIN_WINDOW {
             assert!(server.next().await.unwrap().unwrap().is_binary());

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_vmm_printed_last_is_told() {
+    fn the_last_line_of_the_vmm_is_reported() {
         let verdict = judge(&End { log: "thread 'vcpu0' panicked".into(), ..End::default() });
         assert!(verdict.reason.ends_with("crashed; its log ends: thread 'vcpu0' panicked"), "{verdict:?}");
     }

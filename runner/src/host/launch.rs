@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_machine_was_started_with_is_read_again() {
+    fn the_configuration_of_a_started_machine_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let paths = MachinePaths::new(dir.path(), "m");
         assert_eq!(started(&paths), None);

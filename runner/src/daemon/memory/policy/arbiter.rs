@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_soon_unplugged_is_not_swapped_out_before() {
+    fn memory_about_to_be_unplugged_is_not_swapped_out() {
         let guest = GuestView { free: 2900 * MIB, available: 2950 * MIB, ..GuestView::default() };
         let (boot, limit, plugged) = (512 * MIB, 3000 * MIB, 3000 * MIB);
         let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::default() };
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_comes_before_what_takes() {
+    fn resume_and_limit_come_before_swap_and_pause() {
         let uid = 1;
         let mut orders = vec![
             Order::Pause { uid },
