@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_for_the_disk_is_not_served_by_the_rings_thread() {
+    fn requests_that_wait_for_the_disk_leave_the_rings_thread() {
         for opcode in [Opcode::Read, Opcode::Fsync, Opcode::Fsyncdir, Opcode::Syncfs, Opcode::Fallocate, Opcode::Init] {
             assert_eq!(dispatch(Some(opcode)), Dispatch::Pool, "{opcode:?}");
         }

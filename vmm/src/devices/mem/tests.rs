@@ -144,7 +144,7 @@ fn plugged_memory_is_there_until_it_is_unplugged() {
 }
 
 #[test]
-fn what_a_guest_touched_beside_its_blocks_goes_with_the_granule() {
+fn memory_beside_plugged_blocks_is_freed_with_the_granule() {
     let mut guest = Guest::new(300);
     guest.expect(Request::Plug(blocks(0, 2)), Response::Ack);
     let beside = GuestAddress(HOTPLUG + 50 * MIB);
@@ -261,7 +261,7 @@ fn a_request_without_room_for_the_answer_has_no_effect() {
 }
 
 #[test]
-fn whether_there_is_a_driver_is_told() {
+fn the_presence_of_a_driver_is_reported() {
     let guest = Guest::new(64);
     let interrupt = guest.rig.device.config_interrupt();
     assert!(!guest.hotplug.info().driver);

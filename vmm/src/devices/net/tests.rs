@@ -253,7 +253,7 @@ fn buffers_survive_a_pause() {
 }
 
 #[test]
-fn what_is_no_packet_is_dropped_and_the_next_is_sent() {
+fn an_invalid_packet_is_dropped_and_the_next_is_sent() {
     let mut guest = Guest::new();
     let good = udp(Header::default(), b"good");
     let beyond = Header { flags: 1, csum_start: 5000.into(), csum_offset: 6.into(), ..Header::default() };
