@@ -360,14 +360,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_of_the_first_version_says_nothing_of_versions() {
+    fn an_agent_without_a_range_has_the_first_version() {
         let old = r#"{"version": "0.1.0", "boot_id": "b", "pid": 1, "set_up": true}"#;
         let info: AgentInfo = serde_json::from_str(old).unwrap();
         assert!(info.api.overlaps(API) && !info.can(GENERATIONS));
     }
 
     #[test]
-    fn ranges_overlap() {
+    fn ranges_overlap_if_they_share_a_version() {
         let range = |min, max| ApiRange { min, max };
         assert!(range(1, 1).overlaps(range(1, 3)) && range(2, 5).overlaps(range(1, 2)));
         assert!(!range(1, 1).overlaps(range(2, 3)) && !range(4, 5).overlaps(range(1, 3)));
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_version_adds_is_tolerated() {
+    fn additions_of_a_newer_version_are_tolerated() {
         let setup: MachineSetup =
             serde_json::from_str(r#"{"hostname": "h", "proxy": {"socks": "x"}, "new": 1}"#).unwrap();
         assert_eq!(setup.hostname, "h");

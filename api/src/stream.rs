@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grant_and_an_outcome_are_told_apart() {
+    fn a_grant_and_an_outcome_are_distinguished() {
         let read = |text: &str| serde_json::from_str::<ServerMessage>(text).unwrap();
         assert_eq!(read(r#"{"credit": 3}"#), ServerMessage::Credit { credit: 3 });
         assert_eq!(read(r#"{"exited": 3}"#), ServerMessage::Outcome(Outcome::Exited(3)));
