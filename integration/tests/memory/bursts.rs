@@ -10,7 +10,7 @@ const BURST_MIB: u32 = 900;
 const SHARE_MIB: u32 = 360;
 
 #[test]
-fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
+fn consecutive_bursts_get_memory_and_return_it() {
     let team = Team::assemble();
     for developer in TEAM {
         let before = mib(&developer, "resident");
@@ -21,7 +21,7 @@ fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
 }
 
 #[test]
-fn all_at_once_are_served_while_the_runner_restarts() {
+fn simultaneous_bursts_survive_a_restart_of_the_runner() {
     let team = Team::assemble();
     let before = shortages();
     // The daemon's end closes every stream through it, so these loads run without a connection.
@@ -45,7 +45,7 @@ fn all_at_once_are_served_while_the_runner_restarts() {
 }
 
 #[test]
-fn all_at_once_find_every_byte_while_one_is_stopped() {
+fn simultaneous_loads_stay_intact_while_one_machine_stops() {
     let team = Team::assemble();
     let (before, (stopped, others)) = (shortages(), TEAM.split_last().expect("four"));
     let squeezed = Load::hold(*stopped, SHARE_MIB);

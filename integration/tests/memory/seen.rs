@@ -36,7 +36,7 @@ fn top_shows_everything_to_root_and_each_developer_their_own() {
 }
 
 #[test]
-fn prometheus_reads_the_same() {
+fn metrics_have_the_same_figures() {
     let team = Team::assemble();
     let socket = ["--unix-socket", SOCKET, "-sS", "-w", "%{http_code}", "http://garret/metrics"];
     let output = Command::new("curl").args(socket).output().unwrap();
