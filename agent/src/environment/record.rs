@@ -157,7 +157,9 @@ impl Store {
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         files
-            .filter_map(|path| read(&path).map_err(|error| tracing::warn!("{path:?} is left alone: {error}")).ok())
+            .filter_map(|path| {
+                read(&path).map_err(|error| tracing::warn!("ignoring the record {path:?}: {error}")).ok()
+            })
             .collect()
     }
 

@@ -196,7 +196,7 @@ impl VirtioDevice for Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if self.stop(DROP_DEADLINE).is_err() {
-            tracing::warn!(device = self.identity.name, "left behind with requests in flight");
+            tracing::warn!(device = self.identity.name, "the device is abandoned with requests in flight");
             return;
         }
         for group in &mut self.groups {

@@ -174,7 +174,7 @@ impl Driver {
                     let ended = self.daemon.write(move |db| operations::end_one(db, &operation.id, &outcome)).await;
                     // The next step tries again. The machine is looked after meanwhile.
                     if let Err(error) = ended {
-                        tracing::warn!(machine = machine.name, "cannot write how an operation ended: {error}");
+                        tracing::warn!(machine = machine.name, "cannot record how an operation ended: {error}");
                     }
                 }
                 self.wait(&machine, &environments).await?;
@@ -376,7 +376,7 @@ impl Driver {
             statuses = agent.get("/v1/environments") => match statuses {
                 Ok(statuses) => statuses,
                 Err(error) => {
-                    tracing::warn!(machine = machine.name, "the agent does not say how its environments are: {error}");
+                    tracing::warn!(machine = machine.name, "the agent does not report its environments: {error}");
                     return Ok(());
                 }
             },

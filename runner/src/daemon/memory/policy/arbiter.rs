@@ -87,8 +87,8 @@ impl History {
                 let (idle, promised, total) =
                     (history.activity.idle_for().as_secs(), promised(machines) >> 20, host.total >> 20);
                 let reason = format!(
-                    "nothing has happened in this machine for {idle} s and {promised} MiB are promised on a host of {total}: \
-                     what it does not touch is swapped out"
+                    "this machine has been idle for {idle} s, and {promised} MiB are promised on a host of {total} MiB: \
+                     memory that it does not use is swapped out"
                 );
                 notices.push(Notice { uid, means: Means::Swap, bytes: step.bytes, reason });
             }

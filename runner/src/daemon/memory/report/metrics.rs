@@ -98,7 +98,7 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
         page.sample(name, &[("developer", &machine.developer)], machine.oom_kills);
     }
     let name = "garret_machine_broken_reports_total";
-    page.family(name, "counter", "Times a guest's memory reports broke off or were none.");
+    page.family(name, "counter", "Times a guest's memory reports ended or were invalid.");
     for (developer, count) in &snapshot.broken_reports {
         page.sample(name, &[("developer", developer)], count);
     }
