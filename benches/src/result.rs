@@ -172,9 +172,9 @@ impl Writer {
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn open(path: &Path, go_on: bool) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, resume: bool) -> anyhow::Result<Self> {
         let whole = match fs::read(path) {
-            Ok(text) if go_on => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
+            Ok(text) if resume => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
             Ok(_) => 0,
             Err(error) if error.kind() == ErrorKind::NotFound => 0,
             Err(error) => return Err(error).with_context(|| format!("results {}", path.display())),

@@ -258,7 +258,7 @@ async fn the_next_run_waits_for_a_stop_without_a_caller() {
     }
     fixture.up(spec(8)).await;
     let calls = fixture.calls();
-    let stopped = calls.iter().position(|call| call == "stopped").expect("it went on");
+    let stopped = calls.iter().position(|call| call == "stopped").expect("it continued");
     assert!(calls[..stopped].last().unwrap().starts_with("stop "), "the engine was called before its end: {calls:?}");
 }
 

@@ -33,7 +33,7 @@ fn wait_plugged(machine: &mut Machine, what: &str, is_right: impl Fn(u32) -> boo
 /// The VMM's own memory, which includes the guest's, in MiB.
 fn resident_mib(machine: &Machine) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", machine.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("it is told");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel reports it");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
 }
 

@@ -25,8 +25,8 @@ fn a_lying_guest_hurts_only_itself() {
 #[test]
 fn a_leak_ends_at_its_own_containers_limit() {
     let team = Team::assemble();
-    let [leaking, neighbour, ..] = TEAM;
-    let load = Load::start_busy(neighbour, 400, 10);
+    let [leaking, neighbor, ..] = TEAM;
+    let load = Load::start_busy(neighbor, 400, 10);
     // A container as podman makes it, with the guest's own root, so that no image is pulled.
     let leak = "mkdir -p /run/rootfs && mount --bind / /run/rootfs && \
                 podman run --rm --memory 200m --memory-swap 200m --network none --rootfs /run/rootfs:O \

@@ -233,7 +233,7 @@ fn text(value: &impl serde::Serialize) -> Message {
 }
 
 /// Frames from standard input; the channel closes at its end. A thread of its own, because a read from a terminal
-/// cannot be canceled.
+/// cannot be cancelled.
 fn read_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(4);
     thread::spawn(move || {

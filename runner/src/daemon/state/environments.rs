@@ -144,7 +144,7 @@ pub(crate) fn end_run(db: &WriteTx<'_>, environment: &EnvironmentRow, last: &Eve
     Ok(ended == 1)
 }
 
-/// Reports to the clients of the current run, if it has not ended, that it is canceled. The caller writes a row with a
+/// Reports to the clients of the current run, if it has not ended, that it is cancelled. The caller writes a row with a
 /// newer generation, or one that is settled.
 pub(crate) fn cancel_run(db: &WriteTx<'_>, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
     if environment.settled() {
@@ -252,7 +252,7 @@ pub(crate) fn add_progress(db: &WriteTx<'_>, environment: &EnvironmentRow, progr
     }
 }
 
-/// Marks the environment for removal, and returns it. A run that has not ended is canceled.
+/// Marks the environment for removal, and returns it. A run that has not ended is cancelled.
 pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(None) };
     cancel_run(db, &environment, "the environment was removed")?;

@@ -196,7 +196,7 @@ fn the_driver_reads_where_the_region_is_and_what_is_requested() {
     guest.expect(Request::Plug(blocks(0, 4)), Response::Ack);
     let generation = guest.rig.device.config_interrupt().generation();
     guest.hotplug.set_target(MemoryTarget { requested_mib: 512 }).unwrap();
-    assert_ne!(guest.rig.device.config_interrupt().generation(), generation, "the driver is told");
+    assert_ne!(guest.rig.device.config_interrupt().generation(), generation, "the driver gets an interrupt");
     assert_eq!(guest.config(), config(4, 512));
     let mut beyond = [7; 4];
     guest.rig.device.identity().config.read(CONFIG_LEN as u64, &mut beyond);

@@ -31,7 +31,7 @@ fn network() {
     ip("tuntap add dev tap0 mode tap vnet_hdr");
     ip("address add 10.9.8.1/24 dev tap0");
     ip(&format!("link set tap0 up mtu {MTU} address 02:00:00:00:00:01"));
-    ip(&format!("neighbour add 10.9.8.2 lladdr {GUEST_MAC} dev tap0"));
+    ip(&format!("neigh add 10.9.8.2 lladdr {GUEST_MAC} dev tap0"));
 }
 
 fn config() -> NetConfig {

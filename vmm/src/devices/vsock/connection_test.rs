@@ -255,7 +255,7 @@ fn the_guests_end_reaches_the_host_after_its_last_byte() {
     connection.delivered(4);
     assert!(connection.pass_on_end());
     assert!(!connection.pass_on_end(), "once");
-    assert_eq!(connection.window(), BUFFER, "the other direction goes on");
+    assert_eq!(connection.window(), BUFFER, "the other direction continues");
     assert_eq!(receive(&mut connection, Op::Data, 0), Err(Broken), "it promised to send no more");
 }
 

@@ -469,7 +469,7 @@ fn a_new_driver_has_no_connections() {
     assert_eq!(rig.receive_all(), []);
     rig.send(key, Op::Data, b"x");
     assert_eq!(rig.receive_all(), [(key, Op::Reset.number())]);
-    assert_eq!(rig.drain(&waiting), (vec![], false), "a client that has not asked yet may go on");
+    assert_eq!(rig.drain(&waiting), (vec![], false), "a client that has not asked yet may continue");
     rig.connect();
 }
 

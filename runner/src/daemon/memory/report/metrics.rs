@@ -93,7 +93,11 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
         }
     }
     let name = "garret_machine_oom_kills_total";
-    page.family(name, "counter", "Processes that a guest's kernel killed for lack of memory since its boot, as the guest reports.");
+    page.family(
+        name,
+        "counter",
+        "Processes that a guest's kernel killed for lack of memory since its boot, as the guest reports.",
+    );
     for machine in machines() {
         page.sample(name, &[("developer", &machine.developer)], machine.oom_kills);
     }
