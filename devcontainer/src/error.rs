@@ -1,3 +1,5 @@
+//! Errors, each with the file and the place in it.
+
 use std::fmt;
 
 /// A place in a text: both count from 1, columns in characters.

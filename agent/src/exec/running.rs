@@ -1,3 +1,5 @@
+//! A started process, in the guest or in a container: streams, terminal, signals and end.
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;

@@ -1,3 +1,5 @@
+//! The complete description of a process to run.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

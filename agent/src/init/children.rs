@@ -1,3 +1,5 @@
+//! The processes that init starts and reaps.
+
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;

@@ -1,3 +1,5 @@
+//! `/v1/environments`
+
 use std::sync::Arc;
 
 use axum::Json;

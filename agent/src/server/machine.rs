@@ -1,3 +1,5 @@
+//! `/v1/agent`, `/v1/machine`, `/v1/exec`, `/v1/workspaces` and `/v1/power-off`
+
 use std::sync::Arc;
 
 use axum::Json;

@@ -1,3 +1,5 @@
+//! `/v1/memory`
+
 use std::sync::Arc;
 
 use axum::extract::State;

@@ -1,4 +1,5 @@
-//! Checks a FUSE request before it is served: whether the server can accept it, and which thread serves it.
+//! Checks a FUSE request of virtio-fs before it is served: whether the server can accept it, and which thread serves
+//! it.
 
 use std::io::Read;
 
