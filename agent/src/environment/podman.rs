@@ -301,7 +301,6 @@ struct Listed {
 pub(super) struct Container {
     /// Its image's id.
     pub image: String,
-    /// The container's mounts.
     pub mounts: Vec<ContainerMount>,
 }
 
@@ -372,9 +371,7 @@ pub(super) struct Config {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub(super) enum OneOrMany {
-    /// One string.
     One(String),
-    /// A list.
     Many(Vec<String>),
 }
 

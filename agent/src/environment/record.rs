@@ -42,7 +42,6 @@ pub(super) struct ContainerRecord {
     pub generation: u64,
     /// Data from its image.
     pub image: ImageRecord,
-    /// Whether it has the engine's socket.
     pub engine_socket: bool,
     /// The user that runs commands.
     pub remote_user: String,
@@ -62,7 +61,6 @@ pub(super) struct ContainerRecord {
     pub usable: bool,
 }
 
-/// The record of a container's image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ImageRecord {
     /// Its user; empty: root.
@@ -78,7 +76,6 @@ pub(super) struct Probed {
     pub kind: UserEnvProbe,
     /// When the container was started, as the runtime reports it.
     pub started_at: String,
-    /// The variables.
     pub env: BTreeMap<String, String>,
 }
 
@@ -145,7 +142,6 @@ impl Record {
 pub(super) struct Store(PathBuf);
 
 impl Store {
-    /// Records in `folder`.
     pub(super) fn new(folder: PathBuf) -> Self {
         Self(folder)
     }

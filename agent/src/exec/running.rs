@@ -12,7 +12,6 @@ use tempfile::TempDir;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 
-/// A process that has been started.
 pub(super) struct Running {
     /// Its standard input: a pipe or its terminal.
     pub stdin: pipe::Sender,

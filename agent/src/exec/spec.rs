@@ -37,10 +37,8 @@ pub enum Place {
 /// Numeric user, group and supplementary groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// The user id.
     pub uid: u32,
     /// The primary group.
     pub gid: u32,
-    /// The supplementary groups.
     pub groups: Vec<u32>,
 }

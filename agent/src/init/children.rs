@@ -53,7 +53,6 @@ impl Children {
         }
     }
 
-    /// Whether the agent is running.
     pub(super) fn has_agent(&self) -> bool {
         self.agent.is_some()
     }

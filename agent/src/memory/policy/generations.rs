@@ -29,7 +29,6 @@ pub(crate) struct Generation {
     pub seq: u64,
     /// Time since this generation was created. Its pages were last accessed before the next generation was created.
     pub age: Duration,
-    /// Its pages.
     pub pages: Pages,
 }
 
@@ -43,7 +42,6 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// The sum of both kinds.
     pub(crate) fn all(self) -> u64 {
         self.anon + self.file
     }
@@ -61,12 +59,10 @@ impl Lru {
         self.memcg == 0 && !self.path.is_empty()
     }
 
-    /// Its group.
     pub(crate) fn group(&self) -> Group {
         (self.memcg, self.node, self.path.clone())
     }
 
-    /// All its pages.
     pub(crate) fn pages(&self) -> Pages {
         self.generations.iter().map(|generation| generation.pages).sum()
     }

@@ -21,7 +21,6 @@ impl Pace {
         self.stalled = Some(now);
     }
 
-    /// Whether memory is short.
     pub(crate) fn is_short(&self, now: Duration, total: u64, available: u64) -> bool {
         available < (total / SHORT_PART).clamp(SHORT_MIN, SHORT_MAX)
             || self.stalled.is_some_and(|stalled| now < stalled + STALLED)
