@@ -45,7 +45,6 @@ pub(crate) struct Options {
 /// The expected values, by `bench/metric`.
 pub(crate) type Baseline = BTreeMap<String, Expected>;
 
-/// One expected value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Expected {

@@ -63,7 +63,6 @@ pub(crate) struct Record {
     pub host: Host,
 }
 
-/// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
@@ -104,7 +103,6 @@ pub(crate) enum Better {
 pub(crate) type Key = (String, String, String);
 
 impl Record {
-    /// The record's key.
     pub(crate) fn key(&self) -> Key {
         (self.bench.clone(), self.metric.clone(), self.subject.clone())
     }

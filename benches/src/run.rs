@@ -211,7 +211,6 @@ impl Run {
         }
     }
 
-    /// The number of samples.
     fn samples(&self, bench: &str, subject: &str) -> usize {
         let key = (bench.to_owned(), LAST_METRIC.to_owned(), subject.to_owned());
         self.records.get(&key).map_or(0, |record| record.samples.len())

@@ -70,7 +70,6 @@ pub(crate) struct Sampled {
     pub measurements: Vec<Measurement>,
 }
 
-/// A benchmark.
 pub(crate) trait Bench {
     /// Its name in results and on the command line.
     fn name(&self) -> &'static str;

@@ -70,7 +70,6 @@ impl Tracer {
         Ok(())
     }
 
-    /// Whether it counts.
     pub(crate) fn counting(&self) -> bool {
         self.counting.get()
     }

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use super::{Report, Row};
 use crate::result::Record;
 
-/// The whole page.
 pub(super) fn page(report: &Report<'_>) -> String {
     let mut text = String::from("# Benchmarks\n\n");
     if let Some(caution) = report.caution() {

@@ -48,7 +48,6 @@ pub(crate) struct Machine {
     pub staleness_ms: u32,
     /// An existing TAP interface.
     pub tap: Option<String>,
-    /// Whether it has a vsock.
     pub vsock: bool,
 }
 
@@ -56,7 +55,6 @@ pub(crate) struct Machine {
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     pub path: PathBuf,
-    /// Whether it is read-only.
     pub read_only: bool,
 }
 
@@ -108,7 +106,6 @@ pub(crate) trait Subject {
     }
 }
 
-/// Controls of a running machine.
 pub(crate) trait Control {
     /// Asks the balloon to take this much.
     ///

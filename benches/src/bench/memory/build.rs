@@ -24,7 +24,6 @@ const EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Built<'a> {
     pub guest: Guest<'a>,
     pub build: Case,
-    /// The measurements.
     pub measurements: Vec<Measurement>,
 }
 

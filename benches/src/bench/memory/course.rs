@@ -73,7 +73,6 @@ impl Course {
         self.points.iter().map(|(_, bytes)| *bytes).fold(0.0, f64::max)
     }
 
-    /// The last value.
     pub(super) fn last(&self) -> f64 {
         self.points.last().map_or(0.0, |(_, bytes)| *bytes)
     }
