@@ -39,7 +39,6 @@ fn wait_for_end(what: &str, pid: u64, seconds: u32) {
     wait_until(&format!("{what} is gone"), seconds, || !Path::new(&format!("/proc/{pid}")).exists());
 }
 
-/// Kills the daemon.
 pub fn kill_daemon() {
     let pid = daemon_pid();
     kill(pid);

@@ -21,7 +21,6 @@ pub(crate) const NEWCOMER: Developer = Developer { name: "erin", uid: 1005 };
 /// Held loads end when this file exists.
 const RELEASED: &str = "/run/released";
 
-/// The runner's socket.
 pub(crate) const SOCKET: &str = "/run/garret/garret.sock";
 
 const ROOT: Developer = Developer { name: "root", uid: 0 };
@@ -30,7 +29,6 @@ const ROOT: Developer = Developer { name: "root", uid: 0 };
 pub(crate) struct Team {
     /// Kills on this host before the test.
     kills: u64,
-    /// The VMM of each machine.
     vmms: Vec<Value>,
 }
 
