@@ -27,7 +27,6 @@ pub(super) struct End {
 /// The result for the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The machine's phase.
     pub phase: MachinePhase,
     /// The reason, in one line.
     pub reason: String,
@@ -46,7 +45,6 @@ pub(super) enum Next {
     StayStopped,
 }
 
-/// Returns the verdict on an end.
 pub(super) fn judge(end: &End) -> Verdict {
     let words = end.last_words.as_ref();
     let said = words.map(|words| one_line(&words.message)).unwrap_or_default();

@@ -39,7 +39,6 @@ const LEASE_S: u32 = 30;
 pub(crate) struct Artifacts {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
-    /// The guest kernel.
     pub kernel: PathBuf,
     /// The read-only root image.
     pub root: PathBuf,
@@ -181,7 +180,6 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
 pub(crate) struct Started {
     /// The most guest memory, in MiB.
     pub memory_mib: u32,
-    /// The guest's address.
     pub guest: Option<Ipv4Addr>,
 }
 

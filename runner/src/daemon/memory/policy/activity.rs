@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::tuning::{AWAKE_CPU_S, CPU_AVERAGE, IDLE_AFTER, IDLE_CPUS};
 
-/// The activity of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Activity {
     /// The average of its CPU use, in CPUs.

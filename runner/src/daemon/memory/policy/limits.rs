@@ -30,7 +30,6 @@ impl PlugRetry {
     }
 }
 
-/// The state of one machine's limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Limit {
     /// How long the limit has been too high.
