@@ -43,7 +43,6 @@ pub(crate) enum Error {
     Call {
         /// The attempted action.
         what: &'static str,
-        /// The kernel's error.
         source: std::io::Error,
     },
 }

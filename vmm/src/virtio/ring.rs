@@ -94,7 +94,6 @@ impl Ring {
         })
     }
 
-    /// Guest memory.
     pub(crate) fn mem(&self) -> &Arc<GuestRam> {
         &self.mem
     }
@@ -325,7 +324,6 @@ pub(crate) struct Permit<'r> {
 }
 
 impl Permit<'_> {
-    /// The chain to fill.
     pub(crate) fn chain(&self) -> &Chain {
         // Only `used` and `later` take the chain, and they consume the permit.
         self.chain.as_ref().expect("a permit holds its chain")

@@ -40,7 +40,6 @@ pub(super) struct Header {
 pub(super) struct Range {
     /// The first sector.
     pub sector: U64,
-    /// The number of sectors.
     pub sectors: U32,
     /// `VIRTIO_BLK_WRITE_ZEROES_FLAG_*`.
     pub flags: U32,
