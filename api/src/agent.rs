@@ -314,8 +314,8 @@ pub struct MemoryReport {
     pub free: u64,
     /// Memory that programs could get without swapping (`MemAvailable`).
     pub available: u64,
-    /// Page cache and anonymous memory that no process has touched for a minute or longer (in an idle guest 30 s), as
-    /// the multi-generational LRU reports.
+    /// Page cache and anonymous memory that no process has touched for a minute (in an idle guest 30 s), as the
+    /// multi-generational LRU reports it.
     pub cold: u64,
     /// Total swap, which is compressed memory.
     pub swap_total: u64,

@@ -5,7 +5,7 @@ use tokio::net::UnixListener;
 
 use super::*;
 
-/// A server for one connection: reads until `until` was seen, answers `answer`, and closes; gives what it read.
+/// A server for one connection: reads until it has read `until`, sends `answer`, and closes. Returns what it read.
 fn serve(steps: Vec<(&'static str, Vec<u8>)>) -> (TempDir, PathBuf, tokio::task::JoinHandle<String>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("api.sock");

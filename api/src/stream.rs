@@ -6,10 +6,10 @@
 //! data;
 //! - text frames carry a [`Control`] (client to server) or an [`Outcome`] (server to client, exactly one, last).
 //!
-//! A client that offers the WebSocket subprotocol [`STDIN_CREDITS`], to a server that selects it, sends at most
-//! [`STDIN_WINDOW`] frames of standard input, and one more for each that the server grants by `{"credit": n}`. So the
-//! server always reads, and a signal overtakes input that the process does not read. Without it, the server reads only
-//! as the process reads.
+//! The WebSocket subprotocol [`STDIN_CREDITS`] limits standard input. If the client offers it and the server selects it,
+//! the client sends at most [`STDIN_WINDOW`] frames of standard input. It sends one more for each frame that the server
+//! grants by `{"credit": n}`. So the server always reads, and a signal overtakes input that the process does not read.
+//! Without the subprotocol, the server reads only as the process reads.
 //!
 //! With a terminal everything the process prints is on [`STDOUT`]. Either side may close; a closed connection sends the
 //! process `SIGHUP`.

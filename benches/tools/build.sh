@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds `tools.erofs` and prints its folder. It is a Debian trixie with the programs that the benches run inside guests (fio,
-# iperf3, a compiler, npm), a C program's source and a web project's packages. Every machine gets it as a read-only disk.
+# Builds `tools.erofs` and prints its folder. It is a Debian trixie with the programs that the benches run inside guests: fio,
+# iperf3, a compiler and npm. It also contains a C program's source and a web project's packages. Every machine gets it as a
+# read-only disk.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
