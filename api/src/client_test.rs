@@ -5,7 +5,7 @@ use tokio::net::UnixListener;
 
 use super::*;
 
-/// A server for one connection: reads until `until` was seen, answers `answer`, and closes; gives what it read.
+/// A server for one connection: reads until it has read `until`, sends `answer`, and closes. Returns what it read.
 fn serve(steps: Vec<(&'static str, Vec<u8>)>) -> (TempDir, PathBuf, tokio::task::JoinHandle<String>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("api.sock");
@@ -29,7 +29,7 @@ fn answer(status: &str, body: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn json_goes_out_and_comes_back() {
+async fn json_is_sent_and_received() {
     let (_dir, path, server) = serve(vec![("{\"a\":1}", answer("200 OK", "[1,2]"))]);
     let got: Vec<u32> = Client::unix(path).put("/v1/x", &serde_json::json!({"a": 1})).await.unwrap();
     assert_eq!(got, [1, 2]);
@@ -46,7 +46,7 @@ async fn the_vsock_handshake_comes_first() {
 }
 
 #[tokio::test]
-async fn a_port_without_a_listener_is_told_apart() {
+async fn a_port_without_a_listener_has_its_own_error() {
     let (_dir, path, _server) = serve(vec![("CONNECT 1024\n", Vec::new())]);
     let error = Client::vsock(path, 1024).get::<String>("/v1/agent").await.unwrap_err();
     assert!(matches!(error, Error::NoListener { port: 1024 }), "{error}");
@@ -149,7 +149,7 @@ async fn silence_ends_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_refused_websocket_says_why() {
+async fn a_refused_websocket_has_its_reason() {
     let (_dir, path, _server) =
         serve(vec![("\r\n\r\n", answer("409 Conflict", r#"{"code":"unavailable","detail":"it is stopped"}"#))]);
     let error = Client::unix(path).exec_stream("/v1/exec").await.unwrap_err();

@@ -1,6 +1,6 @@
 //! The wire types of garret's three APIs, and one client for all of them.
 //!
-//! | API | who serves it | over | types |
+//! | API | server | over | types |
 //! |---|---|---|---|
 //! | machine | `garret-vmm`, one process per machine | Unix socket | [`vmm`] |
 //! | guest | `garret-agent`, in the machine | vsock port [`agent::PORT`] | [`agent`] |

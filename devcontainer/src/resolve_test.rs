@@ -21,7 +21,7 @@ fn the_workspace_has_defaults() {
 }
 
 #[test]
-fn the_workspace_goes_where_the_file_says() {
+fn the_workspace_is_mounted_where_the_file_says() {
     let resolved = resolved(
         r#"{"image": "x", "workspaceFolder": "/src/${localWorkspaceFolderBasename}/a",
             "workspaceMount": "type=bind,source=${localWorkspaceFolder},target=${containerWorkspaceFolder}",

@@ -273,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn several_mistakes_are_told_at_once() {
+    fn several_mistakes_are_reported_at_once() {
         let text = changed("/vcpus", json!(0)).replace("512", "1");
         assert_eq!(error(&text).lines().count(), 2);
     }
 
     #[test]
-    fn unknown_fields_and_broken_json_are_told_with_line_and_column() {
+    fn bad_fields_and_json_are_reported_with_line_and_column() {
         let text = "{\n  \"vcpus\": 1,\n  \"memory\": 5\n}";
         let line = error(text);
         assert!(

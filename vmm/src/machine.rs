@@ -133,7 +133,6 @@ impl Machine {
         MachineDescription { info, config: self.config.clone() }
     }
 
-    /// Its counters.
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics {
             setup_ns: self.setup.as_nanos() as u64,

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back_under_a_filter() {
+    fn memory_is_freed_under_a_filter() {
         share_heap();
         let churn = || {
             // Blocks below the size for which a separate mapping is used, and more of them than the C library keeps.

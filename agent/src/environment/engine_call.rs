@@ -30,10 +30,8 @@ const SCRATCH_PREFIX: &str = "garret-podman-";
 const BYTES_MIN: u64 = 64 * 1024;
 const CPU_TICKS_MIN: u64 = 100;
 
-/// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
-    /// In total.
     Total(Duration),
     /// Without progress: the call prints nothing, and neither it nor its children read, write or compute.
     Silence(Duration),
@@ -58,7 +56,6 @@ impl Limit {
     }
 }
 
-/// A running call.
 pub(super) struct Call {
     /// `None` once the call has been ended.
     running: Option<EngineProcess>,

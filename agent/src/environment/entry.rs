@@ -66,7 +66,6 @@ impl Entry {
         })
     }
 
-    /// Reads the record.
     pub(super) fn with<T>(&self, look: impl FnOnce(&Record) -> T) -> T {
         look(&lock(&self.record))
     }

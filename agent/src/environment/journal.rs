@@ -110,9 +110,7 @@ fn weight(line: &Progress) -> usize {
 /// A step that failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StepFailed {
-    /// The step's name.
     pub step: String,
-    /// The reason.
     pub problem: Problem,
 }
 

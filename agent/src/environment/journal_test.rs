@@ -20,7 +20,7 @@ async fn all(mut receiver: mpsc::Receiver<Progress>) -> Vec<Progress> {
 }
 
 #[tokio::test]
-async fn who_joins_late_receives_all() {
+async fn a_late_follower_receives_all_lines() {
     let journal = Journal::new();
     let early = journal.follow();
     journal.write(output("a"));
@@ -34,7 +34,7 @@ async fn who_joins_late_receives_all() {
 }
 
 #[tokio::test]
-async fn what_is_kept_has_a_limit_and_the_last_line_always_comes() {
+async fn kept_lines_are_bounded_and_the_last_one_always_arrives() {
     let journal = Journal::new();
     let slow = journal.follow();
     for _ in 0..100 {

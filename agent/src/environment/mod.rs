@@ -64,7 +64,6 @@ pub struct Dirs {
     pub run: PathBuf,
 }
 
-/// All environments of this machine.
 #[derive(Debug)]
 pub struct Environments {
     dirs: Dirs,

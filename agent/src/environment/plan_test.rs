@@ -130,7 +130,7 @@ fn the_engines_socket_is_noticed() {
 }
 
 #[test]
-fn builds() {
+fn a_build_has_its_context_file_and_arguments() {
     let build = Build {
         args: BTreeMap::from([("V".into(), "1 2".into())]),
         target: Some("dev".into()),
@@ -174,7 +174,7 @@ fn builds() {
 }
 
 #[test]
-fn who_the_remote_user_is() {
+fn the_remote_user_comes_from_file_image_or_default() {
     for (text, label, expected) in [
         (r#"{"image": "x"}"#, None, "app"),
         (r#"{"image": "x", "containerUser": "c:g"}"#, None, "c"),

@@ -301,7 +301,6 @@ struct Listed {
 pub(super) struct Container {
     /// Its image's id.
     pub image: String,
-    /// The container's mounts.
     pub mounts: Vec<ContainerMount>,
 }
 
@@ -372,9 +371,7 @@ pub(super) struct Config {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub(super) enum OneOrMany {
-    /// One string.
     One(String),
-    /// A list.
     Many(Vec<String>),
 }
 
@@ -407,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_the_same_way_each_time() {
+    fn a_full_disk_always_has_the_same_message() {
         let failure = Failure { stderr: "Error: writing blob: write /var/tmp/x: no space left on device\n".into() };
         assert_eq!(failure.problem(Code::ImageUnavailable, || unreachable!()), disk_full());
         assert_eq!(
@@ -417,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn builds_are_told_from_other_calls() {
+    fn builds_are_distinguished_from_other_calls() {
         assert!(is_build(b"/usr/bin/podman\0build\0.\0") && is_build(b"buildah\0bud\0"));
         // The service of the API socket may build an image for a client.
         assert!(is_build(b"podman\0system\0service\0"));
@@ -434,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_podman() {
+    fn answers_of_podman_are_parsed() {
         let image: Vec<Image> = serde_json::from_str(
             r#"[{"Id": "ab", "Config": {"Cmd": ["bash"], "Entrypoint": ["/e"], "Labels": null}, "Size": 5,
                 "GraphDriver": {"Name": "overlay", "Data": {"LowerDir": "/b:/c", "UpperDir": "/a"}}}]"#,

@@ -96,7 +96,7 @@ const STALLS: &str = "case $1 in ps) echo '[]';; image) echo image not known >&2
     pull) echo layer > $TMPDIR/layer; echo $TMPDIR >> $calls; exec sleep 1000;; esac";
 
 #[tokio::test]
-async fn a_way_up_that_fails_is_recorded_and_survives() {
+async fn a_failed_start_is_recorded_and_survives() {
     let mut fixture = Fixture::new("");
     std::fs::remove_file(fixture.folder.path().join("workspaces/p-1/devcontainer.json")).unwrap();
     let all = &fixture.all;
@@ -112,7 +112,7 @@ async fn a_way_up_that_fails_is_recorded_and_survives() {
 }
 
 #[tokio::test]
-async fn what_is_not_there() {
+async fn unknown_environments_are_not_found() {
     let fixture = Fixture::new("");
     let all = &fixture.all;
     assert_eq!(all.get("x").await.unwrap_err().code, Code::NotFound);
@@ -209,7 +209,7 @@ async fn a_container_that_the_record_lost_is_adopted() {
 }
 
 #[tokio::test]
-async fn a_pull_into_a_full_disk_says_so() {
+async fn a_pull_into_a_full_disk_reports_the_disk() {
     let fixture = Fixture::new(
         "case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;;
             pull) echo 'Error: writing blob: write /x: no space left on device' >&2; exit 125;; esac",
@@ -228,7 +228,7 @@ async fn a_record_that_cannot_be_written_fails_the_run() {
 }
 
 #[tokio::test]
-async fn what_is_removed_takes_its_unknown_containers_with_it() {
+async fn a_removal_includes_unknown_containers() {
     let fixture = Fixture::new("");
     fixture.all.delete("p-1").await.unwrap();
     let all = "rm --force --ignore --time 10 --volumes --filter label=garret.environment=p-1";
@@ -258,7 +258,7 @@ async fn the_next_run_waits_for_a_stop_without_a_caller() {
     }
     fixture.up(spec(8)).await;
     let calls = fixture.calls();
-    let stopped = calls.iter().position(|call| call == "stopped").expect("it went on");
+    let stopped = calls.iter().position(|call| call == "stopped").expect("it continued");
     assert!(calls[..stopped].last().unwrap().starts_with("stop "), "the engine was called before its end: {calls:?}");
 }
 

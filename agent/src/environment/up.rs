@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_workspace_is_one_line() {
+    fn a_bad_workspace_is_one_clear_line() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(error(&folder.path().join("x")), "the workspace /home/ann/p is not a folder of this machine");
         assert!(error(folder.path()).starts_with("/home/ann/p: no devcontainer.json in the workspace"));

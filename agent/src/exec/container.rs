@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_spec_does_not_say_stays_as_the_container_has_it() {
+    fn fields_missing_in_the_request_come_from_the_container() {
         let made = process(&pattern(), &spec(1000));
         assert_eq!(made["args"], json!(["id"]));
         assert_eq!(made["env"], json!(["A=b=c"]));

@@ -1,3 +1,5 @@
+//! A started process, in the guest or in a container: streams, terminal, signals and end.
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
@@ -10,7 +12,6 @@ use tempfile::TempDir;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 
-/// A process that has been started.
 pub(super) struct Running {
     /// Its standard input: a pipe or its terminal.
     pub stdin: pipe::Sender,

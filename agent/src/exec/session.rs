@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_start_is_given_up_when_its_client_leaves() {
+    async fn a_start_is_cancelled_when_its_client_leaves() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let (told, mut ends) = mpsc::channel(1);

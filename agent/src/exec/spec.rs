@@ -1,3 +1,5 @@
+//! The complete description of a process to run.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -35,10 +37,8 @@ pub enum Place {
 /// Numeric user, group and supplementary groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// The user id.
     pub uid: u32,
     /// The primary group.
     pub gid: u32,
-    /// The supplementary groups.
     pub groups: Vec<u32>,
 }

@@ -1,3 +1,5 @@
+//! The processes that init starts and reaps.
+
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
@@ -51,7 +53,6 @@ impl Children {
         }
     }
 
-    /// Whether the agent is running.
     pub(super) fn has_agent(&self) -> bool {
         self.agent.is_some()
     }

@@ -1,3 +1,5 @@
+//! Kernel settings, resource limits and cgroups of the guest.
+
 use std::fs;
 use std::io;
 use std::path::Path;

@@ -74,10 +74,10 @@ impl Ending {
 
 /// Ends all processes, unmounts, and ends the machine. `stopped`: the agent has stopped the containers.
 pub(super) fn now(goal: Goal, stopped: bool) -> ! {
-    let everybody = Pid::from_raw(-1);
+    let all = Pid::from_raw(-1);
     let terminate = if stopped { TERMINATE } else { TERMINATE_CONTAINERS };
     for (signal, time) in [(Signal::SIGTERM, terminate), (Signal::SIGKILL, KILL)] {
-        kill(everybody, signal).ok();
+        kill(all, signal).ok();
         if reap_until(time, None) {
             break;
         }

@@ -19,7 +19,6 @@ pub(super) struct Meminfo {
     pub free: u64,
     /// Memory that a program could get without swapping.
     pub available: u64,
-    /// Swap.
     pub swap_total: u64,
     /// Unused swap.
     pub swap_free: u64,

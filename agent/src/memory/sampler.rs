@@ -100,7 +100,7 @@ impl Sampler {
 fn is_short(zones: &mut Option<Zones>) -> bool {
     let looked = zones.as_mut().map(Zones::look);
     if let Some(Err(error)) = &looked {
-        tracing::warn!("the kernel's zones are not looked at any more: {error}");
+        tracing::warn!("a shortage of kernel memory is no longer detected: cannot read the kernel's zones: {error}");
         *zones = None;
     }
     matches!(looked, Some(Ok(true)))

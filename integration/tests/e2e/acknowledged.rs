@@ -1,6 +1,6 @@
-//! What a program was told is on its disk is there again, however its machine is stopped in order: a file and a SQLite
-//! database in a container's own file system, and a PostgreSQL in a volume. Each record counts once its number has come out
-//! of `garret exec` on the host.
+//! Data that a program has synced survives every orderly stop of its machine: a file and a SQLite
+//! database in a container's own file system, and a PostgreSQL in a volume. Each record counts once its number has come
+//! out of `garret exec` on the host.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -51,8 +51,8 @@ fn stop_while_the_daemon_is_killed() {
     ALICE.garret(&["start", "--machine"]).ok();
 }
 
-/// The host's service manager ends the daemon; asked by the daemon it says that it ends everything. The test host does not
-/// really shut down, so that answer is given by a program that comes first in the daemon's path.
+/// The host's service manager ends the daemon; asked by the daemon it says that it ends everything. The test host does
+/// not really shut down, so that answer is given by a program that comes first in the daemon's path.
 fn shut_the_host_down() {
     let vmm = ALICE.machine()["vmm_pid"].as_u64().expect("it runs");
     let answer = PathBuf::from("/usr/local/sbin/systemctl");
@@ -70,7 +70,8 @@ struct Postgres(Workspace);
 
 impl Postgres {
     fn up() -> Self {
-        // With an init: as process 1, the server takes another's killed child for one of its own and recovers from a crash.
+        // With an init: as process 1, the server takes another's killed child for one of its own and recovers from a
+        // crash.
         let config = r#"{ "image": "postgres:17", "overrideCommand": false, "init": true,
             "containerEnv": { "POSTGRES_HOST_AUTH_METHOD": "trust", "PGHOST": "127.0.0.1", "PGUSER": "postgres" } }"#;
         let postgres = Self(Workspace::with_config(ALICE, "postgres", config));

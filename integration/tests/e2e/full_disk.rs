@@ -12,7 +12,7 @@ use garret_integration::stage::{ALICE, BOB, Workspace, events, wait_until};
 const FILL: &str = "cd $0 && fallocate -l $(($(df --output=avail -B1 . | tail -n 1) - (16 << 20))) fill && ! cat /dev/zero 2>/dev/null >fill2";
 
 #[test]
-fn a_full_data_disk_is_told_and_with_room_again_all_goes_on() {
+fn a_full_data_disk_is_reported_and_room_lets_all_continue() {
     let files = Files::up(ALICE, "data-disk");
     let other = Workspace::with_config(ALICE, "pulled", r#"{ "image": "docker.io/library/busybox:latest" }"#);
     let in_the_machine = |line: &str| ALICE.garret(&["exec", "--machine", "--", "sh", "-c", line, "/data"]).ok();

@@ -71,7 +71,7 @@ fn a_container_that_was_half_made_is_no_obstacle() {
 }
 
 #[test]
-fn a_guest_panic_is_told_as_such() {
+fn a_guest_panic_is_reported_as_one() {
     let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     ALICE.guest("echo c > /proc/sysrq-trigger");
@@ -84,7 +84,7 @@ fn a_guest_panic_is_told_as_such() {
 }
 
 #[test]
-fn several_environments_come_and_go_with_files_open() {
+fn several_environments_start_and_end_with_files_open() {
     let first = Workspace::with_image(ALICE, "first", "");
     let second = Workspace::with_image(ALICE, "second", "");
     first.up(&[]).ok();

@@ -124,7 +124,7 @@ fn two_machines_never_share_a_uid() {
     }
 }
 
-/// A file system whose server never answers, mounted for everybody.
+/// A file system whose server never answers, mounted for all users.
 struct Hung {
     path: PathBuf,
     _device: OwnedFd,

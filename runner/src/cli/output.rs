@@ -50,7 +50,6 @@ fn color_length(text: &str) -> usize {
     if inside[end..].starts_with('m') { end + 3 } else { 0 }
 }
 
-/// Prints a value as JSON.
 pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
 }

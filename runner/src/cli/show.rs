@@ -87,7 +87,7 @@ mod tests {
     use crate::cli::tests::{environment, machine};
 
     #[test]
-    fn what_there_is_is_shown() {
+    fn machines_and_environments_are_listed() {
         let text = output::table(&machine_rows(&machine("alice")));
         assert!(text.contains("memory:      512 MiB\nguaranteed:  256 MiB\nweight:      100\n"), "{text}");
         assert!(!text.contains("Landlock"), "{text}");

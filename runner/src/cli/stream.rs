@@ -233,7 +233,7 @@ fn text(value: &impl serde::Serialize) -> Message {
 }
 
 /// Frames from standard input; the channel closes at its end. A thread of its own, because a read from a terminal
-/// cannot be canceled.
+/// cannot be cancelled.
 fn read_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(4);
     thread::spawn(move || {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_stops_at_the_window_and_signals_go_on() {
+    async fn input_stops_at_the_window_and_signals_still_pass() {
         let (signal, mut server, pump) = pumping(true).await;
         for _ in 0..STDIN_WINDOW {
             assert!(server.next().await.unwrap().unwrap().is_binary());

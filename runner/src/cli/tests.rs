@@ -92,7 +92,7 @@ fn command_lines_are_understood() {
 }
 
 #[test]
-fn nonsense_is_refused() {
+fn invalid_arguments_are_refused() {
     for line in [
         "garret",
         "garret exec",

@@ -63,7 +63,6 @@ pub(crate) struct Limits {
 pub(crate) struct Limit(Option<(u32, String)>);
 
 impl Limit {
-    /// A limit with this maximum.
     #[cfg(test)]
     pub(crate) fn of(max: u32) -> Self {
         Self(Some((max, "limits".into())))

@@ -106,7 +106,6 @@ fn checked<T: DeserializeOwned + Serialize>(written: toml::Table) -> Result<T, S
 pub(crate) struct ArtifactsConfig {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
-    /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest's root image.
     pub root: PathBuf,

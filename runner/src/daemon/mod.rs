@@ -277,7 +277,6 @@ impl Daemon {
         Identity { uid, gid, groups }
     }
 
-    /// The limits of this uid.
     async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
         let unanswered = |error: Unanswered| Problem::new(Code::Unavailable, error.to_string());
         let account = self.account(uid).await.map_err(unanswered)?;

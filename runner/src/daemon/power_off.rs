@@ -24,7 +24,7 @@ pub(super) async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, 
         heard = heard || agent.post("/v1/power-off").await.is_ok();
         if button.elapsed() >= BUTTON_AFTER {
             let pressed = vmm.post("/v1/power-button").await;
-            tracing::info!(machine, heard, ?pressed, "the guest does not end: the power button");
+            tracing::info!(machine, heard, ?pressed, "the guest does not power off: pressing the power button");
             button = Instant::now();
         }
         tokio::time::sleep(PAUSE).await;

@@ -79,7 +79,7 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
             ended = &mut reconciled => ended?,
         }
     } else {
-        tracing::info!("ends; the machines continue");
+        tracing::info!("the daemon ends; the machines continue");
     }
     tokio::time::sleep(OPEN_CALLS_TIME).await;
     Ok(())
@@ -116,7 +116,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
 async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
     let known = match store.read(machines::all).await {
         Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
-        Err(error) => return tracing::error!("cannot look for machines that no state knows of: {error}"),
+        Err(error) => return tracing::error!("cannot look for machines that are not in the state: {error}"),
     };
     if let Err(error) = notify::ask_for_time(stop_deadline + STOP_SLACK) {
         tracing::warn!("cannot ask the service manager for time: {error}");

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) async fn sweep(run: &Path, known: &BTreeSet<String>, patience: Duration) {
     match host::unknown_machines(run, known) {
         Ok(names) => drop(join_all(names.into_iter().map(|name| end(run.to_owned(), name, patience))).await),
-        Err(error) => tracing::error!("cannot look for machines that no state knows of: {error:#}"),
+        Err(error) => tracing::error!("cannot look for machines that are not in the state: {error:#}"),
     }
 }
 
@@ -31,11 +31,11 @@ async fn end(run: PathBuf, name: String, patience: Duration) {
     let removed = name.clone();
     let gone = tokio::task::spawn_blocking(move || host::remove_unknown(&run, &removed)).await;
     match gone.map_err(anyhow::Error::from).flatten() {
-        Ok(()) if powered_off => tracing::warn!("ended machine {name}, which no state knows of"),
+        Ok(()) if powered_off => tracing::warn!("ended machine {name}, which is not in the state"),
         Ok(()) => {
-            tracing::warn!("cut the power of machine {name}, which no state knows of and which does not power off")
+            tracing::warn!("killed machine {name}, which is not in the state and did not power off")
         }
-        Err(error) => tracing::error!("cannot end machine {name}, which no state knows of: {error:#}"),
+        Err(error) => tracing::error!("cannot end machine {name}, which is not in the state: {error:#}"),
     }
 }
 

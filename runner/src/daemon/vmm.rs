@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_listens_is_found() {
+    async fn the_process_that_listens_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api.sock");
         assert!(VmmProcess::listening_on(&socket).await.unwrap().is_none());

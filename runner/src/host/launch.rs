@@ -39,7 +39,6 @@ const LEASE_S: u32 = 30;
 pub(crate) struct Artifacts {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
-    /// The guest kernel.
     pub kernel: PathBuf,
     /// The read-only root image.
     pub root: PathBuf,
@@ -181,7 +180,6 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
 pub(crate) struct Started {
     /// The most guest memory, in MiB.
     pub memory_mib: u32,
-    /// The guest's address.
     pub guest: Option<Ipv4Addr>,
 }
 
@@ -286,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_machine_was_started_with_is_read_again() {
+    fn the_configuration_of_a_started_machine_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let paths = MachinePaths::new(dir.path(), "m");
         assert_eq!(started(&paths), None);

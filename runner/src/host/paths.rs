@@ -1,3 +1,5 @@
+//! The paths of a running machine below `/run/garret`.
+
 use std::path::{Path, PathBuf};
 
 /// The files of one running machine below `/run/garret`: its folder `machines/<name>`, and `revocations/<name>`.

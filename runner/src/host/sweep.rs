@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_no_state_knows_of_goes() {
+    fn only_machines_outside_the_state_are_unknown() {
         let run = tempfile::tempdir().unwrap();
         let unknown = |known: &[&str]| {
             unknown_machines(run.path(), &known.iter().map(|name| (*name).to_owned()).collect()).unwrap()

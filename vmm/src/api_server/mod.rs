@@ -31,7 +31,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The most open connections; the runner has fewer than ten.
 const CONNECTIONS_MAX: usize = 32;
 
-/// The running server.
 pub(crate) struct ApiServer {
     thread: JoinHandle<()>,
     end: oneshot::Sender<()>,

@@ -69,7 +69,6 @@ impl ConfigSpace for ConfigBytes {
     }
 }
 
-/// A device's identity.
 #[derive(Clone)]
 pub(crate) struct Identity {
     /// Its name in metrics, logs and thread names: `block0`, `vsock`.
@@ -81,7 +80,6 @@ pub(crate) struct Identity {
     pub features: u64,
     /// The largest size of each queue: powers of two, at most [`QUEUE_SIZE_MAX`](super::QUEUE_SIZE_MAX).
     pub queue_sizes: Vec<u16>,
-    /// Its configuration space.
     pub config: Arc<dyn ConfigSpace>,
 }
 
@@ -105,7 +103,6 @@ pub(crate) trait VirtioDevice: Send {
     /// Its identity; `features` are all that it offers.
     fn identity(&self) -> &Identity;
 
-    /// Its configuration interrupt and counters.
     fn config_interrupt(&self) -> &ConfigInterrupt;
 
     /// Moves the rings to the workers.

@@ -100,7 +100,6 @@ impl Chain {
         self.ticket.head
     }
 
-    /// Guest memory.
     pub(crate) fn mem(&self) -> &GuestRam {
         &self.mem
     }

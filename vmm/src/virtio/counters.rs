@@ -45,7 +45,6 @@ impl Counters {
         self.short_of_space.load(Ordering::Relaxed)
     }
 
-    /// The current values.
     pub(crate) fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
             kicks: self.kicks.load(Ordering::Relaxed),

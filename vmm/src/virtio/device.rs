@@ -26,18 +26,12 @@ pub(crate) enum BuildError {
     /// The queue groups do not cover all queues in order, or the size of a queue is invalid.
     #[error("{device}: {why}")]
     Queues {
-        /// The device's name.
         device: String,
         /// The problem.
         why: &'static str,
     },
     #[error("{device}: cannot start a worker thread: {source}")]
-    Worker {
-        /// The device's name.
-        device: String,
-        /// The host's error.
-        source: io::Error,
-    },
+    Worker { device: String, source: io::Error },
 }
 
 /// A device with a worker thread per queue group. `new` creates the threads, each idle and under its role's seccomp
@@ -196,7 +190,7 @@ impl VirtioDevice for Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if self.stop(DROP_DEADLINE).is_err() {
-            tracing::warn!(device = self.identity.name, "left behind with requests in flight");
+            tracing::warn!(device = self.identity.name, "the device is abandoned with requests in flight");
             return;
         }
         for group in &mut self.groups {

@@ -18,7 +18,6 @@ pub(crate) enum Fault {
     Chain {
         /// The index of its head.
         head: u16,
-        /// The broken rule.
         why: ChainFault,
     },
     /// A well-formed chain holds a request that the device cannot even answer with an error.

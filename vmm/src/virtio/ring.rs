@@ -38,7 +38,7 @@ pub(crate) struct Ring {
     counters: Arc<Counters>,
     in_flight: InFlight,
     /// Completions since the last decision about an interrupt.
-    unsignalled: u16,
+    unsignaled: u16,
     /// The number of chains this ring still returns before it kicks itself.
     budget: u16,
     /// Kicks by the ring itself that have not been read from the event.
@@ -87,14 +87,13 @@ impl Ring {
             interrupt,
             counters,
             in_flight,
-            unsignalled: 0,
+            unsignaled: 0,
             budget,
             own_kicks: 0,
             notified: true,
         })
     }
 
-    /// Guest memory.
     pub(crate) fn mem(&self) -> &Arc<GuestRam> {
         &self.mem
     }
@@ -232,7 +231,7 @@ impl Ring {
         self.queue.set_next_used(next.0);
         self.queue.add_used(&*self.mem, *last, *last_written)?;
         // At most the ring's size: no more are in flight, and `signal` follows every call of the backend.
-        self.unsignalled = self.unsignalled.saturating_add(used.len() as u16);
+        self.unsignaled = self.unsignaled.saturating_add(used.len() as u16);
         self.counters.chains(used.len() as u64);
         Ok(())
     }
@@ -250,7 +249,7 @@ impl Ring {
     /// Interrupts the driver if it asked for that, for the completions since the last call. The worker calls it after
     /// every call of the backend; a backend needs it only to interrupt earlier.
     pub(crate) fn signal(&mut self) -> Result<(), Fault> {
-        let completed = std::mem::take(&mut self.unsignalled);
+        let completed = std::mem::take(&mut self.unsignaled);
         if completed == 0 || !self.wants_interrupt(completed)? {
             return Ok(());
         }
@@ -325,7 +324,6 @@ pub(crate) struct Permit<'r> {
 }
 
 impl Permit<'_> {
-    /// The chain to fill.
     pub(crate) fn chain(&self) -> &Chain {
         // Only `used` and `later` take the chain, and they consume the permit.
         self.chain.as_ref().expect("a permit holds its chain")

@@ -37,7 +37,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 #[utoipa::path(
     get,
     path = "/v1/environments", operation_id = "list_environments",
-    responses((status = 200, description = "The environments the caller may see.", body = Vec<Environment>))
+    responses((status = 200, description = "The environments that the caller may see.", body = Vec<Environment>))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
     let list = daemon
@@ -70,10 +70,10 @@ pub(super) async fn show(
     params(("id" = String, Path, description = "The environment's id.")),
     request_body = EnvironmentRequest,
     responses(
-        (status = 200, description = "The environment, as it will be made.", body = Environment),
+        (status = 200, description = "The environment with its new settings; it may not be running yet.", body = Environment),
         (status = 400, body = ProblemDetails),
         (status = 403, description = "The caller may not read and write the workspace, or may have no machine.", body = ProblemDetails),
-        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = ProblemDetails),
+        (status = 409, description = "The host does not have enough memory, or the machine is being removed.", body = ProblemDetails),
     )
 )]
 pub(super) async fn put(
@@ -199,7 +199,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
     path = "/v1/environments/{id}", operation_id = "delete_environment",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 204, description = "It is gone; in a machine that does not run, its container goes at the next start."),
+        (status = 204, description = "It is removed. If the machine does not run, its container is removed at the next start."),
         (status = 404, body = ProblemDetails)
     )
 )]
@@ -255,7 +255,7 @@ pub(super) async fn remove(
     path = "/v1/environments/{id}/local-env", operation_id = "get_local_env",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 200, description = "The names of the caller's variables that are kept.", body = Vec<String>),
+        (status = 200, description = "The names of the kept variables.", body = Vec<String>),
         (status = 404, body = ProblemDetails)
     )
 )]
@@ -273,7 +273,7 @@ pub(super) async fn show_local_env(
     path = "/v1/environments/{id}/local-env", operation_id = "delete_local_env",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 204, description = "None is kept; a container has what it was made with until it is rebuilt."),
+        (status = 204, description = "The kept variables are removed. The container keeps its variables until it is rebuilt."),
         (status = 404, body = ProblemDetails)
     )
 )]
@@ -296,7 +296,7 @@ pub(super) async fn clear_local_env(
     get,
     path = "/v1/environments/{id}/log", operation_id = "get_environment_log",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 200, description = "What the container last printed.", body = String))
+    responses((status = 200, description = "The last output of the container.", body = String))
 )]
 pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
@@ -313,7 +313,7 @@ pub(super) async fn log(
     get,
     path = "/v1/environments/{id}/exec", operation_id = "exec_in_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 101, description = "A WebSocket: a process in the devcontainer."), (status = 404, body = ProblemDetails))
+    responses((status = 101, description = "A WebSocket to a process in the devcontainer."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,

@@ -33,7 +33,6 @@ impl Owner {
         Ok(Self { uid, gid: account.as_ref().map_or(gid, |account| account.gid), account })
     }
 
-    /// The developer's name.
     pub(super) fn name(&self) -> String {
         display_name(self.uid, self.account.as_ref())
     }

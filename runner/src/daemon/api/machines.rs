@@ -27,7 +27,7 @@ const REMOVAL: Duration = Duration::from_secs(120);
 #[utoipa::path(
     get,
     path = "/v1/machines", operation_id = "list_machines",
-    responses((status = 200, description = "The machines the caller may see.", body = Vec<Machine>))
+    responses((status = 200, description = "The machines that the caller may see.", body = Vec<Machine>))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Machine>>, Refusal> {
     let asked = daemon.clone();
@@ -43,7 +43,7 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
 #[utoipa::path(
     get,
     path = "/v1/machines/{developer}", operation_id = "get_machine",
-    params(("developer" = String, Path, description = "The developer's name, or uid.")),
+    params(("developer" = String, Path, description = "The developer's account name or uid.")),
     responses((status = 200, description = "The machine.", body = Machine), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn show(
@@ -58,13 +58,13 @@ pub(super) async fn show(
 #[utoipa::path(
     put,
     path = "/v1/machines/{developer}", operation_id = "put_machine",
-    params(("developer" = String, Path, description = "The developer's name, or uid.")),
+    params(("developer" = String, Path, description = "The developer's account name or uid.")),
     request_body = MachineRequest,
     responses(
-        (status = 200, description = "The machine, as it will be made.", body = Machine),
+        (status = 200, description = "The machine with its new settings; it may not be running yet.", body = Machine),
         (status = 400, body = ProblemDetails),
         (status = 403, body = ProblemDetails),
-        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = ProblemDetails),
+        (status = 409, description = "The host does not have enough memory, or the machine is being removed.", body = ProblemDetails),
     )
 )]
 pub(super) async fn put(
@@ -101,8 +101,8 @@ pub(super) async fn put(
 #[utoipa::path(
     delete,
     path = "/v1/machines/{developer}", operation_id = "delete_machine",
-    params(("developer" = String, Path, description = "The developer's name, or uid.")),
-    responses((status = 204, description = "It and its data disk are gone."), (status = 404, body = ProblemDetails))
+    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    responses((status = 204, description = "The machine and its data disk are removed."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn remove(
     State(daemon): State<Arc<Daemon>>,
@@ -139,8 +139,8 @@ pub(super) async fn remove(
 #[utoipa::path(
     get,
     path = "/v1/machines/{developer}/log", operation_id = "get_machine_log",
-    params(("developer" = String, Path, description = "The developer's name, or uid.")),
-    responses((status = 200, description = "What the guest last printed on its console.", body = String))
+    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    responses((status = 200, description = "The last output of the guest's console.", body = String))
 )]
 pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
@@ -158,8 +158,8 @@ pub(super) async fn log(
 #[utoipa::path(
     get,
     path = "/v1/machines/{developer}/exec", operation_id = "exec_in_machine",
-    params(("developer" = String, Path, description = "The developer's name, or uid.")),
-    responses((status = 101, description = "A WebSocket: a process in the guest itself."), (status = 404, body = ProblemDetails))
+    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    responses((status = 101, description = "A WebSocket to a process in the guest itself."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,

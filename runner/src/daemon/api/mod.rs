@@ -57,7 +57,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/events", get(events::of_all))
-        .fallback(async || Refusal::new(Code::NotFound, "there is nothing at this path: see the API's description"))
+        .fallback(async || Refusal::new(Code::NotFound, "there is no such path: see the API's description"))
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(from_fn_with_state((daemon.clone(), audit::Audit::default()), authenticate::authenticate))

@@ -6,7 +6,7 @@ use super::{environments, events, host, machines, operations, top};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "garret host API", description = "What `garret daemon` answers on its Unix socket."),
+    info(title = "garret host API", description = "The API of `garret daemon` on its Unix socket."),
     paths(
         host::show,
         top::show,

@@ -21,7 +21,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
     get,
     path = "/v1/top", operation_id = "get_top",
     responses(
-        (status = 200, description = "The host's memory, and that of the machines the caller may see.", body = Top),
+        (status = 200, description = "Memory of the host and of each machine that the caller may see.", body = Top),
         (status = 503, description = "Nothing has been measured yet.", body = ProblemDetails)
     )
 )]
@@ -33,7 +33,7 @@ pub(super) async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
     get,
     path = "/metrics", operation_id = "get_prometheus_metrics",
     responses(
-        (status = 200, description = "The same of all machines in Prometheus' text format.", body = String),
+        (status = 200, description = "Memory of the host and of all machines, in Prometheus' text format.", body = String),
         (status = 403, body = ProblemDetails),
         (status = 503, description = "Nothing has been measured yet.", body = ProblemDetails)
     )

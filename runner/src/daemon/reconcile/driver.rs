@@ -372,7 +372,7 @@ impl Driver {
             statuses = agent.get("/v1/environments") => match statuses {
                 Ok(statuses) => statuses,
                 Err(error) => {
-                    tracing::warn!(machine = machine.name, "the agent does not say how its environments are: {error}");
+                    tracing::warn!(machine = machine.name, "the agent does not report its environments: {error}");
                     return Ok(());
                 }
             },

@@ -34,7 +34,7 @@ impl Driver {
         // This only reports: if the state cannot be written, the machine is stopped all the same.
         let said = self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await;
         if let Err(error) = said {
-            tracing::warn!(machine = machine.name, "cannot write that it stops: {error}");
+            tracing::warn!(machine = machine.name, "cannot record that the machine is stopping: {error}");
         }
         let (VmmState::Booting(process) | VmmState::Ready(process)) = &self.vmm else { return Ok(()) };
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
@@ -43,7 +43,7 @@ impl Driver {
         tokio::select! {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
-                let said = format!("the guest did not power off within {} s: its power is cut", patience.as_secs());
+                let said = format!("the guest did not power off within {} s: the runner ends the VMM", patience.as_secs());
                 self.report(machine, Problem::new(Code::PowerCut, said)).await;
                 self.cut_power(machine, process).await?;
             }
@@ -59,7 +59,7 @@ impl Driver {
         let uid = self.uid;
         let written = self.daemon.write(move |db| events::add(db, uid, None, &EventKind::Problem { problem })).await;
         if let Err(error) = written {
-            tracing::warn!(machine = machine.name, "cannot write the event: {error}");
+            tracing::warn!(machine = machine.name, "cannot record the event: {error}");
         }
     }
 

@@ -54,7 +54,7 @@ async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>)
                 match ended {
                     Ok((task, ())) => drivers.ended(task, Duration::ZERO).await?,
                     Err(error) => {
-                        tracing::error!("a driver died: {error}");
+                        tracing::error!("a machine's driver failed and is restarted: {error}");
                         drivers.ended(error.id(), RETRY).await?;
                     }
                 }

@@ -5,14 +5,12 @@ use garret_api::runner::Desired;
 /// One machine as its driver sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Observed {
-    /// The state of its VMM.
     pub vmm: Vmm,
     /// It ended without a request, and its next try is not due. Until then, only a request starts it.
     pub failed: bool,
     pub environments: Vec<Environment>,
 }
 
-/// The state of one machine's VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Vmm {
     /// There is none.

@@ -16,14 +16,12 @@ use super::{Json, ReadTx, WriteTx, bounded_json, events, json, operations};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EnvironmentRow {
     pub id: String,
-    /// The uid of its developer.
     pub uid: u32,
     pub workspace: PathBuf,
     /// The devcontainer.json, if one was named.
     pub config: Option<String>,
     /// The caller's variables that the policy let through.
     pub local_env: BTreeMap<String, String>,
-    /// The desired state.
     pub desired: Desired,
     /// The next run removes the container first.
     pub rebuild: bool,
@@ -72,7 +70,6 @@ pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.select(&format!("SELECT {COLUMNS} ORDER BY id"))?.query_map([], row)?.collect()
 }
 
-/// All environments in the machine of this uid.
 pub(crate) fn of_machine(db: &ReadTx<'_>, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
     db.select(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
 }
@@ -84,7 +81,6 @@ pub(crate) fn busy(db: &ReadTx<'_>) -> rusqlite::Result<BTreeSet<u32>> {
         .collect()
 }
 
-/// The environment with this id.
 pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
@@ -144,7 +140,7 @@ pub(crate) fn end_run(db: &WriteTx<'_>, environment: &EnvironmentRow, last: &Eve
     Ok(ended == 1)
 }
 
-/// Reports to the clients of the current run, if it has not ended, that it is canceled. The caller writes a row with a
+/// Reports to the clients of the current run, if it has not ended, that it is cancelled. The caller writes a row with a
 /// newer generation, or one that is settled.
 pub(crate) fn cancel_run(db: &WriteTx<'_>, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
     if environment.settled() {
@@ -252,7 +248,7 @@ pub(crate) fn add_progress(db: &WriteTx<'_>, environment: &EnvironmentRow, progr
     }
 }
 
-/// Marks the environment for removal, and returns it. A run that has not ended is canceled.
+/// Marks the environment for removal, and returns it. A run that has not ended is cancelled.
 pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(None) };
     cancel_run(db, &environment, "the environment was removed")?;

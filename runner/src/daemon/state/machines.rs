@@ -24,7 +24,6 @@ pub(crate) struct VmmId {
 /// One developer's machine as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MachineRow {
-    /// The developer's uid.
     pub uid: u32,
     /// The developer's primary group.
     pub gid: u32,
@@ -38,7 +37,6 @@ pub(crate) struct MachineRow {
     pub home: Option<PathBuf>,
     /// Its place in the address pool.
     pub slot: u16,
-    /// The desired state.
     pub desired: Desired,
     /// It should be removed with everything that belongs to it.
     pub removed: bool,
@@ -90,7 +88,6 @@ pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<MachineRow>> {
     db.select(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
 }
 
-/// The machine of this uid.
 pub(crate) fn get(db: &ReadTx<'_>, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
     db.select(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
 }

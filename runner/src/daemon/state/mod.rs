@@ -119,7 +119,7 @@ pub(crate) enum StoreError {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        tracing::error!("the state failed: {error}");
+        tracing::error!("cannot use the state: {error}");
         Problem::new(Code::Internal, format!("the runner's state failed: {error}"))
     }
 }

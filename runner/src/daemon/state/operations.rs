@@ -190,7 +190,6 @@ pub(crate) fn last(db: &ReadTx<'_>, uid: u32, environment: Option<&str>) -> rusq
         .optional()
 }
 
-/// The operation with this id.
 pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<Operation>> {
     db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }

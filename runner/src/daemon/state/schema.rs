@@ -84,7 +84,7 @@ const MIGRATIONS: &[&str] = &[
 /// # Errors
 /// A newer runner has written it, or the file is not a state.
 pub(super) fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
-    // WAL: a commit writes and syncs one file. FULL: clients were told that a committed change is
+    // WAL: a commit writes and syncs one file. FULL: clients are assured that a committed change is
     // stored, so it must survive a power loss of the host.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;

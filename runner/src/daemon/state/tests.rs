@@ -94,7 +94,7 @@ fn a_reader_cannot_write() {
 }
 
 #[test]
-fn what_is_written_is_read_again() {
+fn a_written_row_is_read_back() {
     let db = memory();
     let mut row = machine(7);
     machines::put(&db, &row).unwrap();
@@ -238,7 +238,7 @@ fn a_replaced_run_is_cancelled_and_its_end_changes_nothing() {
 }
 
 #[test]
-fn a_removal_cancels_the_run_and_is_told_once() {
+fn a_removal_cancels_the_run_and_has_one_event() {
     let db = memory();
     machines::put(&db, &machine(7)).unwrap();
     environments::put(&db, &environment(7, "a")).unwrap();
@@ -266,7 +266,7 @@ fn an_environment_asked_for_again_is_not_forgotten() {
 }
 
 #[test]
-fn a_start_begins_runs_and_an_end_tells_who_waits() {
+fn a_start_begins_runs_and_an_end_fails_the_waiting_ones() {
     let db = memory();
     machines::put(&db, &machine(7)).unwrap();
     environments::put(&db, &EnvironmentRow { observed_generation: 1, ..environment(7, "ran") }).unwrap();
@@ -385,7 +385,7 @@ fn machines_of_an_older_state_get_a_guarantee() {
 }
 
 #[test]
-fn what_is_to_be_done_makes_a_machine_busy() {
+fn pending_work_makes_a_machine_busy() {
     let db = memory();
     for uid in [1, 2, 3] {
         machines::put(&db, &machine(uid)).unwrap();

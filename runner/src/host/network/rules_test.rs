@@ -86,7 +86,7 @@ fn denied_connections_are_refused_at_once_up_to_a_rate() {
 }
 
 #[test]
-fn no_answer_says_which_machines_run() {
+fn no_answer_reveals_which_machines_run() {
     // A second machine runs: slot 1 of the pool, whose addresses end in 10, 13 and 14. Slot 2 is empty.
     let answered = run_in_namespaces(
         &network(),

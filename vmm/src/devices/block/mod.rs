@@ -295,7 +295,10 @@ impl Backend for BlockBackend {
     fn prepare(&mut self) -> io::Result<()> {
         match Uring::new(&self.image.file, QUEUE_SIZE) {
             Ok(uring) => self.uring = Some(uring),
-            Err(error) => tracing::info!(disk = self.id, "the host has no io_uring for us, requests block: {error}"),
+            Err(error) => tracing::info!(
+                disk = self.id,
+                "io_uring is not available; requests run on the worker's thread: {error}"
+            ),
         }
         Ok(())
     }

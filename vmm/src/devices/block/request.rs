@@ -1,4 +1,5 @@
-//! Checks the requests of a driver (§5.2.6) before they are carried out. Pure: bytes in, an [`Action`] or a status out.
+//! Checks the requests of a virtio-blk driver (§5.2.6) before they are carried out. Pure: bytes in, an [`Action`] or a
+//! status out.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -39,7 +40,6 @@ pub(super) struct Header {
 pub(super) struct Range {
     /// The first sector.
     pub sector: U64,
-    /// The number of sectors.
     pub sectors: U32,
     /// `VIRTIO_BLK_WRITE_ZEROES_FLAG_*`.
     pub flags: U32,

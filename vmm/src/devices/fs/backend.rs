@@ -1,4 +1,5 @@
-//! Serves one request queue; the first instance also serves the high-priority queue (virtio 1.2 §5.11.2).
+//! The backend of virtio-fs. It serves one request queue; the first instance also serves the high-priority queue
+//! (virtio 1.2 §5.11.2).
 
 use std::io;
 use std::sync::Arc;

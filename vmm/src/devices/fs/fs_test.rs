@@ -330,7 +330,7 @@ fn there_are_no_device_nodes() {
 }
 
 #[test]
-fn what_the_guest_holds_open_is_limited_and_given_back() {
+fn open_files_of_the_guest_are_bounded_and_returned() {
     let place = Place::new();
     fs::write(place.share().join("file"), "").unwrap();
     let mut client = Client::silent(&garret_api::vmm::ShareConfig { fd_limit: 8, ..share(&place.share()) });
@@ -353,7 +353,7 @@ fn what_the_guest_holds_open_is_limited_and_given_back() {
 }
 
 #[test]
-fn folders_that_come_and_go_are_seen() {
+fn created_and_removed_folders_are_seen() {
     let place = Place::new();
     let mut client = Client::new(&place.share());
     assert_eq!(client.lookup(ROOT_ID, "workspace").unwrap().nodeid, 0);
@@ -641,7 +641,7 @@ fn the_rarer_operations_work() {
 }
 
 #[test]
-fn what_is_wrong_with_the_config_is_said() {
+fn a_bad_configuration_is_one_clear_line() {
     let place = Place::new();
     let good = share(&place.share());
     let with = |change: fn(&mut garret_api::vmm::ShareConfig)| {

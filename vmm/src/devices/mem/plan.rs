@@ -1,4 +1,4 @@
-//! Decides the response to a request and the action before it: the whole policy, and pure.
+//! Decides the response of virtio-mem to a request, and the action before it. It is the whole policy, and pure.
 
 use std::ops::Range;
 

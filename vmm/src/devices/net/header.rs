@@ -173,7 +173,7 @@ mod tests {
     proptest! {
         /// A packet for the host never points outside itself and requests only what was negotiated.
         #[test]
-        fn what_is_admitted_is_sound(bytes in any::<[u8; 12]>(), length in 0..70_000_usize, features in any::<u64>()) {
+        fn an_admitted_header_is_valid(bytes in any::<[u8; 12]>(), length in 0..70_000_usize, features in any::<u64>()) {
             let header = Header::read_from_bytes(&bytes).unwrap();
             if let Some(admitted) = admit(header, length, features, 1500) {
                 let frame = length - HEADER;

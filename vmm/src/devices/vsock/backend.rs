@@ -1,4 +1,5 @@
-//! The three queues: packets to the guest, packets from it, and events (virtio 1.2 §5.10.2).
+//! The backend of virtio-vsock. It serves the three queues: packets to the guest, packets from it, and events (virtio
+//! 1.2 §5.10.2).
 
 use std::io::Read;
 use std::os::fd::AsFd;

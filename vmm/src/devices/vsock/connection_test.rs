@@ -255,7 +255,7 @@ fn the_guests_end_reaches_the_host_after_its_last_byte() {
     connection.delivered(4);
     assert!(connection.pass_on_end());
     assert!(!connection.pass_on_end(), "once");
-    assert_eq!(connection.window(), BUFFER, "the other direction goes on");
+    assert_eq!(connection.window(), BUFFER, "the other direction continues");
     assert_eq!(receive(&mut connection, Op::Data, 0), Err(Broken), "it promised to send no more");
 }
 
@@ -284,7 +284,7 @@ fn a_guest_that_resets_does_not_cut_off_what_it_sent() {
 }
 
 #[test]
-fn the_hosts_end_is_told_half_by_half() {
+fn each_half_of_the_hosts_end_is_announced() {
     let mut connection = established();
     connection.note_host_send_closed();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, SHUTDOWN_SEND)));
@@ -304,7 +304,7 @@ fn when_both_have_sent_everything_the_connection_closes() {
 }
 
 #[test]
-fn a_guest_that_hears_no_more_is_sent_no_more() {
+fn a_guest_that_closed_receiving_is_sent_no_more() {
     let mut connection = established();
     receive(&mut connection, Op::Shutdown, SHUTDOWN_RECEIVE).unwrap();
     assert_eq!(connection.window(), 0);
@@ -313,7 +313,7 @@ fn a_guest_that_hears_no_more_is_sent_no_more() {
 }
 
 #[test]
-fn what_a_deaf_host_does_not_hear_is_dropped_but_counted() {
+fn data_to_a_host_that_closed_is_dropped_but_counted() {
     let mut connection = established();
     connection.note_host_receive_closed();
     let header = packet(Op::Data, 0, (BUFFER, 0));

@@ -126,7 +126,7 @@ impl Guest {
 }
 
 #[test]
-fn an_echo_goes_round() {
+fn an_echo_returns_to_the_client() {
     let mut guest = Guest::new();
     let (mut client, key) = guest.connect();
     let mut taken = 0;
@@ -150,7 +150,7 @@ fn an_echo_goes_round() {
 }
 
 #[test]
-fn connections_go_on_after_a_pause_and_end_with_the_driver() {
+fn connections_survive_a_pause_and_end_with_the_driver() {
     let mut guest = Guest::new();
     let (mut client, key) = guest.connect();
     let states = guest.rig.stop();
@@ -212,7 +212,7 @@ fn a_guest_that_takes_no_answers_waits_and_loses_none() {
 }
 
 #[test]
-fn what_is_wrong_with_the_config_is_said() {
+fn a_bad_configuration_is_one_clear_line() {
     let (_dir, mut config) = config();
     for cid in [0, 1, 2, u32::MAX] {
         config.cid = cid;

@@ -101,7 +101,6 @@ impl Muxer {
         &self.epoll
     }
 
-    /// The number of connections.
     #[cfg(test)]
     pub(super) fn connections(&self) -> usize {
         self.peers.len()

@@ -186,7 +186,7 @@ fn without_a_listener_in_the_guest_the_client_is_closed_at_once() {
 }
 
 #[test]
-fn what_is_not_the_protocol_is_closed_at_once() {
+fn a_client_with_another_protocol_is_closed_at_once() {
     let mut rig = Rig::new();
     for line in ["GET / HTTP/1.1\r\n", "CONNECT x\n", &"A".repeat(4000)] {
         let client = rig.client(line);
@@ -296,7 +296,7 @@ fn a_guest_that_ignores_its_credit_is_reset() {
 }
 
 #[test]
-fn a_half_closed_client_hears_the_rest() {
+fn a_half_closed_client_receives_the_rest() {
     let mut rig = Rig::new();
     let (client, key) = rig.connect();
     client.shutdown(Shutdown::Write).unwrap();
@@ -311,7 +311,7 @@ fn a_half_closed_client_hears_the_rest() {
 }
 
 #[test]
-fn a_half_closed_guest_hears_the_rest() {
+fn a_half_closed_guest_receives_the_rest() {
     let mut rig = Rig::new();
     let (mut client, key) = rig.connect();
     rig.send(key, Op::Data, b"question");
@@ -358,7 +358,7 @@ fn a_client_that_leaves_before_the_answer_is_withdrawn() {
 }
 
 #[test]
-fn a_guest_that_never_answers_is_given_up() {
+fn a_guest_that_never_answers_loses_the_connection() {
     let mut rig = Rig::new();
     let client = rig.client("CONNECT 1024\n");
     let (key, ..) = rig.receive().unwrap();
@@ -422,7 +422,7 @@ fn connections_are_bounded() {
 }
 
 #[test]
-fn connections_that_come_and_go_unanswered_leave_nothing() {
+fn unanswered_connections_leave_nothing_behind() {
     let mut rig = Rig::new();
     let listener = UnixListener::bind(format!("{}_77", rig.path.display())).unwrap();
     for port in 0..3000 {
@@ -437,7 +437,7 @@ fn connections_that_come_and_go_unanswered_leave_nothing() {
 }
 
 #[test]
-fn a_guest_that_hears_no_more_learns_that_the_client_has_gone() {
+fn a_guest_that_closed_receiving_learns_of_the_clients_end() {
     let mut rig = Rig::new();
     let (mut client, key) = rig.connect();
     rig.send_flags(key, Op::Shutdown, SHUTDOWN_RECEIVE, &[]);
@@ -449,7 +449,7 @@ fn a_guest_that_hears_no_more_learns_that_the_client_has_gone() {
 }
 
 #[test]
-fn a_client_of_a_guest_that_takes_no_packets_is_let_go() {
+fn a_client_of_a_guest_that_takes_no_packets_is_closed() {
     let mut rig = Rig::new();
     let client = rig.client("CONNECT 1024\n");
     rig.pass(TIMEOUT);
@@ -469,7 +469,7 @@ fn a_new_driver_has_no_connections() {
     assert_eq!(rig.receive_all(), []);
     rig.send(key, Op::Data, b"x");
     assert_eq!(rig.receive_all(), [(key, Op::Reset.number())]);
-    assert_eq!(rig.drain(&waiting), (vec![], false), "a client that has not asked yet may go on");
+    assert_eq!(rig.drain(&waiting), (vec![], false), "a client that has not asked yet may continue");
     rig.connect();
 }
 
@@ -505,7 +505,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     /// With any guest and any clients, nothing panics; after all have disconnected, nothing is left.
     #[test]
-    fn whatever_happens_ends(steps in steps()) {
+    fn any_sequence_of_events_ends(steps in steps()) {
         let mut rig = Rig::new();
         let listener = UnixListener::bind(format!("{}_1", rig.path.display())).unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -38,7 +38,7 @@ fn one_interrupt_for_all_that_one_drain_completes() {
 }
 
 #[test]
-fn no_interrupt_is_honoured_without_event_idx() {
+fn the_no_interrupt_flag_is_honored_without_event_idx() {
     let (mut queue, mut ring) = queue(0);
     queue.mem.write_obj(VRING_AVAIL_F_NO_INTERRUPT as u16, GuestAddress(queue.avail_ring())).unwrap();
     queue.add(&[vec![1]], &[]);

@@ -157,7 +157,7 @@ impl Backend for SlowToStop {
 }
 
 #[test]
-fn stop_says_busy_in_time_and_succeeds_later() {
+fn a_stop_reports_busy_in_time_and_succeeds_later() {
     let ((go, release), (calls, called)) = (channel(), channel());
     let own = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let backend = SlowToStop { release, calls, own };

@@ -164,7 +164,7 @@ async fn unknown_fields_and_broken_bodies_are_refused_in_one_line() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found() {
+async fn unknown_paths_and_ids_are_not_found() {
     let server = Server::start().await;
     for path in ["/v1/machines/root", "/v1/environments/x", "/v1/environments/x/events", "/v1/nothing", "/"] {
         assert_eq!(refused(server.client().get::<Value>(path).await).0, 404, "{path}");
@@ -591,7 +591,7 @@ async fn a_uid_of_another_person_is_refused_until_it_is_given() {
 }
 
 #[tokio::test]
-async fn administrators_are_who_the_name_service_says() {
+async fn administrators_are_the_members_in_the_name_service() {
     let names = tempfile::tempdir().unwrap();
     let service = name_service_with(names.path(), &[ALICE]);
     let passwd = fs::read_to_string(names.path().join("passwd")).unwrap();

@@ -112,7 +112,6 @@ impl PauseControl {
         self.machine(uid).check(vmm).await;
     }
 
-    /// Whether the machine is paused.
     pub(crate) fn state(&self, uid: u32) -> PauseState {
         *self.machine(uid).state.borrow()
     }

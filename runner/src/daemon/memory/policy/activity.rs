@@ -6,7 +6,6 @@ use garret_api::IDLE_CPUS;
 
 use super::tuning::{AWAKE_CPU_S, CPU_AVERAGE, IDLE_AFTER};
 
-/// The activity of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Activity {
     /// The average of its CPU use, in CPUs.

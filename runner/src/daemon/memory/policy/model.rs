@@ -24,7 +24,6 @@ pub struct HostView {
 /// One running machine. Values that begin with "the guest says" are trusted only within what the host has measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MachineView {
-    /// The machine's uid.
     pub uid: u32,
     /// The most memory it can have.
     pub promised: u64,
@@ -67,36 +66,30 @@ pub struct GuestView {
     pub short: bool,
 }
 
-/// An order to a machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
     /// Let its guest plug up to this much, including memory at boot.
     Limit {
-        /// The machine's uid.
         uid: u32,
         /// The new limit.
         bytes: u64,
     },
     /// Ask its agent to shrink the guest to this size; `None`: stop shrinking.
     Squeeze {
-        /// The machine's uid.
         uid: u32,
         /// The amount of memory in use to reach.
         target: Option<u64>,
     },
     /// Swap out this much of its memory, from the host.
     Swap {
-        /// The machine's uid.
         uid: u32,
         /// The amount.
         bytes: u64,
     },
     Pause {
-        /// The machine's uid.
         uid: u32,
     },
     Resume {
-        /// The machine's uid.
         uid: u32,
     },
 }
@@ -104,7 +97,6 @@ pub enum Order {
 /// A change to report to people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
-    /// The machine's uid.
     pub uid: u32,
     /// The means by which memory is taken now.
     pub means: Means,

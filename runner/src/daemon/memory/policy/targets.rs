@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_comes_before_what_is_left() {
+    fn demand_is_served_before_the_rest_is_shared() {
         let busy = claim(256, 4096, 2000, 100);
         let resting = claim(256, 4096, 300, 100);
         assert_eq!(in_mib(3000, &[busy, resting]), [2350, 650]);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_more_than_there_is_shares_by_weight() {
+    fn memory_beyond_the_guarantees_is_shared_by_weight() {
         let (light, heavy) = (claim(256, 4096, 4096, 100), claim(256, 4096, 4096, 300));
         assert_eq!(in_mib(2512, &[light, heavy]), [756, 1756]);
     }
@@ -191,7 +191,7 @@ mod tests {
         }
 
         #[test]
-        fn who_gets_less_than_wanted_gets_the_fair_share(
+        fn a_machine_below_its_wish_gets_the_fair_share(
             spare in 0..100_000u64, claims in prop::collection::vec(any_claim(), 1..50),
         ) {
             let room = claims.iter().map(|claim| claim.guaranteed).sum::<u64>() + spare * MIB;

@@ -72,7 +72,7 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
         }
     }
     let name = "garret_machine_target_bytes";
-    page.family(name, "gauge", "What a running machine should hold of the host's memory.");
+    page.family(name, "gauge", "Host memory that a running machine should hold.");
     for machine in machines() {
         page.sample(name, &[("developer", &machine.developer)], machine.target);
     }
@@ -85,7 +85,7 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
     page.family(
         name,
         "gauge",
-        "Share of the last 10 s in which some task of the guest waited for memory, as the guest says.",
+        "Share of the last 10 s in which some task of the guest waited for memory, as the guest reports.",
     );
     for machine in machines() {
         if let Some(percent) = machine.pressure_some {
@@ -93,12 +93,16 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
         }
     }
     let name = "garret_machine_oom_kills_total";
-    page.family(name, "counter", "Times a guest's kernel killed for lack of memory since its boot, as the guest says.");
+    page.family(
+        name,
+        "counter",
+        "Processes that a guest's kernel killed for lack of memory since its boot, as the guest reports.",
+    );
     for machine in machines() {
         page.sample(name, &[("developer", &machine.developer)], machine.oom_kills);
     }
     let name = "garret_machine_broken_reports_total";
-    page.family(name, "counter", "Times a guest's memory reports broke off or were none.");
+    page.family(name, "counter", "Times a guest's memory reports ended or were invalid.");
     for (developer, count) in &snapshot.broken_reports {
         page.sample(name, &[("developer", developer)], count);
     }
