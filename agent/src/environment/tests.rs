@@ -306,7 +306,7 @@ async fn a_removal_that_fails_makes_no_environment() {
 }
 
 #[tokio::test]
-async fn a_release_goes_on_without_its_caller() {
+async fn a_release_continues_without_its_caller() {
     let mut fixture = Fixture::new("case $1 in stop) sleep 0.5; echo stopped >> $calls;; esac");
     fixture.record_container();
     {
