@@ -14,7 +14,6 @@ pub struct Problem {
     /// The kind of the problem, for programs.
     pub code: Code,
     /// One line for a person: what is wrong, where, and what to do.
-    #[serde(alias = "message")] // as agents and VMMs of the first version wrote it
     pub detail: String,
 }
 
@@ -195,7 +194,5 @@ mod tests {
     fn problems_of_other_versions_are_read() {
         let newer: Problem = serde_json::from_value(json!({"code": "no-quota", "detail": "d", "x": 1})).unwrap();
         assert_eq!(newer, Problem::new(Code::Unknown, "d"));
-        let first: Problem = serde_json::from_value(json!({"code": "not-found", "message": "m"})).unwrap();
-        assert_eq!(first, Problem::new(Code::NotFound, "m"));
     }
 }
