@@ -3,6 +3,8 @@ use std::path::PathBuf;
 
 use garret_api::stream::WindowSize;
 
+use crate::users::Credentials;
+
 /// A complete description of a process to run: nothing else needs to be looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
@@ -30,15 +32,4 @@ pub enum Place {
         /// The container's full id, 64 hexadecimal digits.
         id: String,
     },
-}
-
-/// Numeric user, group and supplementary groups.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user id.
-    pub uid: u32,
-    /// The primary group.
-    pub gid: u32,
-    /// The supplementary groups.
-    pub groups: Vec<u32>,
 }
