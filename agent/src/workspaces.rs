@@ -79,9 +79,9 @@ fn uses(pid: Pid, folder: &Path, device: Option<u64>) -> bool {
 fn end(pid: Pid) {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
     tracing::info!("killing process {}, which uses a workspace that is being released", pid.as_raw_nonzero());
-    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok();
+    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
     let timeout = Timespec { tv_sec: KILL_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
-    rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).ok();
+    let _ = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ async fn streams_are_apart_and_the_status_arrives() {
 }
 
 #[tokio::test]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "setting how a signal is handled has no safe wrapper")]
 async fn a_process_heeds_the_signals_that_the_agent_ignores() {
     // SAFETY: ignoring a signal runs no code, and no process sends this one.
     unsafe { signal(Signal::SIGUSR2, SigHandler::SigIgn) }.unwrap();

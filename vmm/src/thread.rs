@@ -18,7 +18,7 @@ const STACK: usize = 256 << 10;
 ///
 /// By default the C library creates a heap for every thread. When it first shrinks one, it reads
 /// `/proc/sys/vm/overcommit_memory`: a call that every role forbids, at a time that the guest can choose.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub(crate) fn share_heap() {
     // SAFETY: a plain setter; both arguments are constants it knows.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };

@@ -124,16 +124,16 @@ impl EngineProcess {
                 .filter_map(|child| rustix::process::pidfd_open(Pid::from_raw(child)?, PidfdFlags::empty()).ok())
                 .collect();
             // The process has not been reaped yet, so no other process has its number.
-            rustix::process::kill_process(pid, Signal::TERM).ok();
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
             if timeout(TERM_TIMEOUT, self.child.wait()).await.is_err() {
-                self.child.kill().await.ok();
+                let _ = self.child.kill().await;
             }
             for child in children {
-                rustix::process::pidfd_send_signal(&child, Signal::KILL).ok();
+                let _ = rustix::process::pidfd_send_signal(&child, Signal::KILL);
             }
         }
         if let Some(scratch) = self.scratch.take() {
-            tokio::task::spawn_blocking(move || drop(scratch)).await.ok();
+            let _ = tokio::task::spawn_blocking(move || drop(scratch)).await;
         }
     }
 }
@@ -142,7 +142,7 @@ impl EngineProcess {
 pub(super) fn clean_up() {
     let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(SCRATCH_PREFIX.as_bytes())) {
-        std::fs::remove_dir_all(entry.path()).ok();
+        let _ = std::fs::remove_dir_all(entry.path());
     }
 }
 

@@ -2,30 +2,36 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `up` | one run of `up`, step by step |
-//! | `source` | its image: pulled, built, adapted |
+//! | `run`, `up` | one run of `up`, and its steps in order |
+//! | `read` | its devcontainer.json, read |
+//! | `container`, `source` | its container: found or created; its image: pulled, built, adapted |
 //! | `hooks` | its lifecycle commands |
 //! | `remote` | processes in it: user, environment |
-//! | `plan`, `mounts`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
-//! | `podman`, `engine_call` | the engine's command line, and one call of it |
+//! | `plan`, `mounts`, `names`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
+//! | `podman`, `engine_call`, `inspect` | the engine's command line, one call of it, what it prints |
 //! | `engine_socket`, `runtime` | the engine's API socket, the OCI runtime's records |
 //! | `git` | git and the workspace's owner |
 //! | `journal` | the progress lines of one run of `up` |
 //! | `record`, `entry` | the record of an environment |
 
+mod container;
 mod engine_call;
 mod engine_socket;
 mod entry;
 mod git;
 mod hooks;
 mod image;
+mod inspect;
 mod journal;
 mod mounts;
+mod names;
 mod plan;
 mod podman;
+mod read;
 mod record;
 mod remote;
 mod renumber;
+mod run;
 mod runtime;
 mod source;
 mod up;
@@ -39,12 +45,13 @@ use futures_util::future::join_all;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, ExecRequest, LOG_MAX, Progress};
 use garret_api::{Code, Problem};
 use tokio::sync::{mpsc, watch};
+use tracing::{Instrument, Span};
 
 use self::entry::{Entry, RunHandle};
 use self::journal::StepFailed;
 use self::podman::{Podman, keep_end};
 use self::record::{Record, Store};
-use self::up::{BringUp, Leftovers};
+use self::run::{Leftovers, Run};
 use crate::exec::ProcessSpec;
 use crate::setup::HostFacts;
 
@@ -89,7 +96,7 @@ impl Environments {
         let (entry, (handle, new)) = self.begin(id, &spec)?;
         let lines = handle.journal.follow();
         if new {
-            let run = BringUp {
+            let run = Run {
                 dirs: self.dirs.clone(),
                 facts: self.facts.borrow().clone(),
                 podman: self.podman(),
@@ -98,7 +105,8 @@ impl Environments {
                 spec,
                 leftovers: Leftovers::default(),
             };
-            tokio::spawn(bring_up(self.clone(), run, handle));
+            let span = tracing::error_span!("environment", id, generation = run.spec.generation);
+            tokio::spawn(bring_up(self.clone(), run, handle).instrument(span));
         }
         Ok(lines)
     }
@@ -127,15 +135,15 @@ impl Environments {
         let is_known = known.is_some();
         let entry = known.unwrap_or_else(|| Entry::new(self.store.clone(), Record::new(id, "")));
         self.lock().insert(id.to_owned(), entry.clone());
-        let all = self.clone();
-        to_the_end(async move {
+        let (all, span) = (self.clone(), span_of(&entry));
+        let work = async move {
             let deleted = all.delete_entry(&entry).await;
             if deleted.is_ok() || !is_known {
                 all.forget(&entry);
             }
             deleted
-        })
-        .await
+        };
+        to_the_end(work.instrument(span)).await
     }
 
     async fn delete_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
@@ -209,21 +217,21 @@ impl Environments {
         podman.remove_containers_of(&entry.id).await?;
         // A container has no label if podman was killed while it created the container, or if podman's database lost
         // it.
-        podman.remove_containers([plan::container_name(&entry.id)]).await?;
+        podman.remove_containers([names::container_name(&entry.id)]).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
-            podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();
+            let _ = podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await;
         }
-        let images = [plan::renumbered_image(&entry.id), plan::built_image(&entry.id)];
+        let images = [names::renumbered_image(&entry.id), names::built_image(&entry.id)];
         let rmi = ["image", "rm", "--ignore"].map(str::to_owned);
-        podman.output(rmi.into_iter().chain(images)).await.ok();
+        let _ = podman.output(rmi.into_iter().chain(images)).await;
         podman.prune_images(&entry.id).await;
         Ok(())
     }
 
     async fn stop_entry(self: &Arc<Self>, entry: Arc<Entry>) -> Result<(), Problem> {
-        let all = self.clone();
-        to_the_end(async move { all.stop_container_of(&entry).await }).await
+        let (all, span) = (self.clone(), span_of(&entry));
+        to_the_end(async move { all.stop_container_of(&entry).await }.instrument(span)).await
     }
 
     async fn stop_container_of(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
@@ -281,7 +289,7 @@ pub(crate) fn clean_up() {
 }
 
 /// Runs all of `up`, including its last line.
-async fn bring_up(all: Arc<Environments>, mut run: BringUp, handle: RunHandle) {
+async fn bring_up(all: Arc<Environments>, mut run: Run, handle: RunHandle) {
     let entry = run.entry.clone();
     let result = match turn(&entry, &handle).await {
         // Nothing was touched.
@@ -291,7 +299,7 @@ async fn bring_up(all: Arc<Environments>, mut run: BringUp, handle: RunHandle) {
             let result = tokio::select! {
                 biased;
                 reason = handle.cancelled() => Err(cancelled("up", reason)),
-                result = run.execute() => result,
+                result = up::execute(&mut run) => result,
             };
             run.clean_up(begun).await;
             let result = run.record_result(result).await;
@@ -328,6 +336,11 @@ async fn turn<'a>(entry: &'a Entry, handle: &RunHandle) -> Result<tokio::sync::M
 
 fn cancelled(step: &str, reason: &str) -> StepFailed {
     StepFailed { step: step.into(), problem: Problem::new(Code::Conflict, reason) }
+}
+
+/// Names the environment in the log. Of the level that is always logged.
+fn span_of(entry: &Entry) -> Span {
+    tracing::error_span!("environment", id = entry.id)
 }
 
 fn status(entry: &Entry) -> EnvironmentStatus {

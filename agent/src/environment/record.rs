@@ -149,7 +149,7 @@ impl Store {
     /// All records that can be read. A file that cannot be read is left in place and logged.
     pub(super) fn load(&self) -> Vec<Record> {
         // An earlier agent made the folder readable for all users.
-        std::fs::set_permissions(&self.0, Permissions::from_mode(0o700)).ok();
+        let _ = std::fs::set_permissions(&self.0, Permissions::from_mode(0o700));
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         files

@@ -187,16 +187,17 @@ async fn a_name_held_by_a_half_made_container_is_freed() {
     }
 }
 
-#[tokio::test]
-async fn a_container_that_the_record_lost_is_adopted() {
-    let fixture = Fixture::new(
-        r#"case "$1 $2" in
+/// An engine with containers that no record knows.
+const LOST: &str = r#"case "$1 $2" in
             "ps --all") echo '[{"Id": "old", "Created": 1}, {"Id": "new", "Created": 2}]';;
             "container inspect") echo '[{"Id": "new", "Image": "img", "Mounts": [
                 {"Type": "volume", "Name": "cache"}, {"Type": "bind", "Source": "/workspaces/p"}]}]';;
             "image inspect") echo '[{"Id": "img", "Config": {"User": "app"}}]';;
-        esac"#,
-    );
+    esac"#;
+
+#[tokio::test]
+async fn a_container_that_the_record_lost_is_adopted() {
+    let fixture = Fixture::new(LOST);
     assert_eq!(fixture.up(spec(1)).await.0, "read container");
     assert!(fixture.called("start new"), "{:?}", fixture.calls());
     assert!(!fixture.called("run") && !fixture.called("rm"), "{:?}", fixture.calls());
@@ -206,6 +207,18 @@ async fn a_container_that_the_record_lost_is_adopted() {
         Some(("new".into(), "app".into()))
     );
     assert!(record.volumes.contains("cache"));
+}
+
+#[tokio::test]
+async fn log_lines_name_environment_and_generation() {
+    let fixture = Fixture::new(LOST);
+    let log = fixture.folder.path().join("log");
+    let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::new(std::fs::File::create(&log).unwrap()));
+    let _until_dropped = tracing::subscriber::set_default(lines.finish());
+    fixture.up(spec(3)).await;
+    let log = std::fs::read_to_string(log).unwrap();
+    let adopted = log.lines().find(|line| line.ends_with("is adopted")).expect("a line about it");
+    assert!(adopted.contains(r#"environment{id="p-1" generation=3}"#), "{adopted}");
 }
 
 #[tokio::test]

@@ -45,14 +45,14 @@ impl Handle {
     /// Handles a lost connection: sends SIGHUP, and SIGCONT so that a stopped job receives it.
     pub(super) fn hang_up(&self) {
         for signal in [Signal::HUP, Signal::CONT] {
-            rustix::process::kill_process_group(self.group, signal).ok();
+            let _ = rustix::process::kill_process_group(self.group, signal);
         }
     }
 
     /// Sets the terminal's size; does nothing without a terminal.
     pub(super) fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
-            set_size(terminal, size).ok();
+            let _ = set_size(terminal, size);
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use garret_api::stream::WindowSize;
 
+use crate::users::Credentials;
+
 /// A complete description of a process to run: nothing else needs to be looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
@@ -32,13 +34,4 @@ pub enum Place {
         /// The container's full id, 64 hexadecimal digits.
         id: String,
     },
-}
-
-/// Numeric user, group and supplementary groups.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Credentials {
-    pub uid: u32,
-    /// The primary group.
-    pub gid: u32,
-    pub groups: Vec<u32>,
 }

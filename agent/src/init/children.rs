@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::boot_tasks::BootTask;
+use super::goal::Goal;
 use super::kernel;
-use super::shutdown::Goal;
 
 /// The processes that init knows by name, and the signals about all processes.
 pub(super) struct Children {
@@ -60,7 +60,7 @@ impl Children {
     /// Signals the agent, if there is one.
     pub(super) fn signal_agent(&self, signal: Signal) {
         if let Some(agent) = self.agent {
-            kill(agent, signal).ok();
+            let _ = kill(agent, signal);
         }
     }
 

@@ -130,7 +130,7 @@ impl Trigger {
     ///
     /// # Errors
     /// This kernel does not report pressure, or the agent may not read it.
-    #[allow(unsafe_code)] // register_with_interest has no safe variant for a file
+    #[allow(unsafe_code, reason = "register_with_interest has no safe variant for a file")]
     fn arm() -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);

@@ -211,7 +211,8 @@ pub(super) async fn run_host(arguments: &[OsString], deadline: Duration, command
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
         kill_process(pid, Signal::TERM)?;
     }
-    let _killed_when_dropped = timeout(KEEPS_LOGS_WITHIN, child.wait()).await;
+    // A child that does not end is killed when it is dropped.
+    let _ = timeout(KEEPS_LOGS_WITHIN, child.wait()).await;
     Ok(Some(i32::from(crate::host::STATUS_HOST_FAILED)))
 }
 

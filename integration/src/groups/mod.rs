@@ -6,6 +6,7 @@ mod emulated;
 mod gate;
 mod process;
 mod progress;
+mod sources;
 
 use anyhow::{Context, bail};
 use budget::{Budget, FAILS_BEYOND, Verdict};
@@ -115,7 +116,8 @@ fn enter_repository() -> anyhow::Result<()> {
 
 async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     match group {
-        Group::Lint => Ok(run_to_end(Command::new("scripts/words.sh")).await?
+        Group::Lint => Ok(sources::check()?
+            && run_to_end(Command::new("scripts/words.sh")).await?
             && run_to_end(Command::new("codespell")).await?
             && run_to_end(Command::new("scripts/shellcheck.sh")).await?
             && cargo(&["fmt", "--all", "--check"]).await?

@@ -42,7 +42,8 @@ impl ProcessGroup {
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
-            let _already_gone = kill_process_group(pid, Signal::KILL);
+            // It may be gone already.
+            let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 }

@@ -107,7 +107,8 @@ impl Emulator {
         let mut monitor = tokio::net::UnixStream::connect(files.log(MONITOR)).await?;
         monitor.write_all(b"info status\ninfo registers\ninfo lapic\ninfo pic\n").await?;
         let mut answer = Vec::new();
-        let _still_open = timeout(MONITOR_ANSWERS_WITHIN, monitor.read_to_end(&mut answer)).await;
+        // The monitor stays open.
+        let _ = timeout(MONITOR_ANSWERS_WITHIN, monitor.read_to_end(&mut answer)).await;
         std::fs::write(files.log("hang.log"), answer)
     }
 

@@ -159,7 +159,7 @@ async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcom
     let outcome = watch(&mut emulator, options, signals).await;
     if matches!(outcome, Ok(Outcome::Failed { .. })) {
         // An emulator that has ended has no monitor.
-        let _no_answer = emulator.examine(&files).await;
+        let _ = emulator.examine(&files).await;
     }
     emulator.kill().await;
     if let Some(folder) = &options.logs {

@@ -135,7 +135,7 @@ impl Drop for Workspace {
     fn drop(&mut self) {
         if self.folder.is_some() {
             // A failed test may have left no environment. Its own message counts.
-            let _may_be_gone = self.developer.garret(&["rm", self.str()]);
+            let _ = self.developer.garret(&["rm", self.str()]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A VMM's process. It is not the runner's child, so it is watched through a pidfd.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "register_with_interest has no safe variant for a descriptor")]
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -1,6 +1,6 @@
 //! Guest memory: private and anonymous, so that transparent huge pages, cheap discards and copy-on-write clones work.
 
-#![allow(unsafe_code)] // mappings
+#![allow(unsafe_code, reason = "mappings")]
 
 mod guest;
 pub(crate) mod layout;

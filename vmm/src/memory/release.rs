@@ -1,5 +1,5 @@
 //! Returns the host memory behind guest pages to the host.
-#![allow(unsafe_code)] // madvise on guest memory
+#![allow(unsafe_code, reason = "madvise on guest memory")]
 
 use std::ops::Range;
 
@@ -43,7 +43,7 @@ pub(crate) fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)] // one range is what is meant
+#[allow(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
 mod tests {
     use super::*;
     use crate::memory::coalesce;

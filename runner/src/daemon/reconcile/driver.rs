@@ -13,6 +13,7 @@ use garret_api::{Code, Problem};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::at_rest;
 use super::backoff::backoff;
@@ -413,19 +414,21 @@ impl Driver {
         let id = row.id.clone();
         let run = environment_run::EnvironmentRun { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
         let machine = machine.clone();
-        let handle = self.tasks.spawn(async move {
+        // Of the level that is always logged, for the lines of the whole run.
+        let span = tracing::error_span!("environment", id, generation = run.row.generation);
+        let work_on = async move {
             let _needed = run.daemon.wake(&machine).await;
-            let id = run.row.id.clone();
             let done = match work.goal {
                 Goal::Run => run.share_and_bring_up(&machine).await,
                 Goal::Stop => run.stop().await,
                 Goal::Remove => run.remove().await,
             };
             if let Err(error) = done {
-                tracing::error!(environment = id, "cannot record the result: {error}");
+                tracing::error!("cannot record the result: {error}");
                 tokio::time::sleep(WRITE_RETRY).await;
             }
-        });
+        };
+        let handle = self.tasks.spawn(work_on.instrument(span));
         self.work.insert(id, RunningWork { work, since: Instant::now(), task: handle });
         Ok(())
     }

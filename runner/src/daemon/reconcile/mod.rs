@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::Daemon;
 use super::dedicated_runtime::run_on_dedicated_runtime;
@@ -81,10 +82,12 @@ impl Drivers {
     fn drive(&mut self, uid: u32, after: Duration) {
         let poke = Arc::new(Notify::new());
         let driver = Driver::new(self.daemon.clone(), uid, poke.clone(), self.starts.clone());
-        let task = self.tasks.spawn(async move {
+        let drive = async move {
             tokio::time::sleep(after).await;
             driver.run().await;
-        });
+        };
+        // Of the level that is always logged.
+        let task = self.tasks.spawn(drive.instrument(tracing::error_span!("machine", uid)));
         self.running.insert(uid, (task.id(), poke));
     }
 

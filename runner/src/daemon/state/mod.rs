@@ -100,7 +100,8 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let _a_caller_that_was_dropped_needs_no_answer = answer.send(job(connection));
+            // A caller that was dropped needs no answer.
+            let _ = answer.send(job(connection));
         });
         self.jobs.send(job).map_err(|_| StoreError::ThreadEnded)?;
         Ok(answered.await.map_err(|_| StoreError::ThreadEnded)??)

@@ -456,7 +456,7 @@ struct Lease {
 }
 
 impl Lease {
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "leases have no safe wrapper")]
     fn take(path: &Path) -> Self {
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
         // SAFETY: only plain integers are passed. The signal has no effect by default; it replaces SIGIO, which would

@@ -64,7 +64,7 @@ impl EnvironmentRun {
                     return finish(&self.daemon, &self.row, failed("agent", problem)).await;
                 }
                 FollowResult::Lost(error) => {
-                    tracing::warn!(environment = self.row.id, "the agent's answer broke off: {error}");
+                    tracing::warn!("the agent's answer broke off: {error}");
                     tokio::time::sleep(RETRY).await;
                     // An agent that does not count runs may have started this one: a second removal would delete the
                     // result of the first. Other agents rebuild once per generation.
@@ -434,5 +434,4 @@ fn truncate(mut text: String, max: usize) -> String {
 }
 
 #[cfg(test)]
-#[path = "environment_run_test.rs"]
 mod tests;

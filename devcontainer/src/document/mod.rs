@@ -194,5 +194,4 @@ impl Walk<'_> {
 }
 
 #[cfg(test)]
-#[path = "document_test.rs"]
 mod tests;

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use super::NetworkConfig;
-use super::conntrack::FORGET;
-use super::rules::{host_rules, namespace_rules};
-use super::tests::network;
+use crate::host::network::NetworkConfig;
+use crate::host::network::conntrack::FORGET;
+use crate::host::network::rules::{host_rules, namespace_rules};
+use crate::host::network::tests::network;
 
 /// The four namespaces; the script runs in that of the host. No server is needed: a closed port that is reached
 /// refuses the connection.

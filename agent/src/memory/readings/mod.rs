@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use garret_api::agent::Pressure;
 
-use super::policy::load::Counters;
 use super::procfs::{parse_meminfo, parse_pressure};
 use super::tuning::{OBTAINABLE_PART, PAGE, REPORTED_ORDER};
 
@@ -44,6 +43,19 @@ pub(super) struct Vmstat {
     pub evicted: u64,
     /// Processes killed for lack of memory, including kills for a control group's own limit.
     pub oom_kills: u64,
+}
+
+/// The kernel's counters, each since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Counters {
+    /// Time in which at least one task waited for memory; `None` if the kernel does not report it.
+    pub memory_stall: Option<Duration>,
+    /// The same for tasks that waited for a CPU.
+    pub cpu_stall: Option<Duration>,
+    /// Time in which the CPUs were used or waited for a disk, summed over all CPUs.
+    pub busy: Duration,
+    /// Pages that were read back after their eviction.
+    pub refaults: u64,
 }
 
 /// Reads `/proc/meminfo`.

@@ -120,5 +120,4 @@ impl Resolved {
 }
 
 #[cfg(test)]
-#[path = "resolve_test.rs"]
 mod tests;

@@ -195,5 +195,4 @@ fn unfinished(bytes: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-#[path = "journal_test.rs"]
 mod tests;

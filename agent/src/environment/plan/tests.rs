@@ -1,7 +1,7 @@
 use garret_devcontainer::{Document, Workspace, resolve};
 
 use super::*;
-use crate::environment::podman::OneOrMany;
+use crate::environment::inspect::OneOrMany;
 
 const WORKSPACE_PATHS: WorkspacePaths<'_> = WorkspacePaths { host: "/home/ann/p", guest: "/workspaces/p-1" };
 

@@ -6,12 +6,11 @@ use garret_api::{Code, Problem};
 use garret_devcontainer::{Build, Merged, Mount, Resolved};
 
 use super::image::repository;
+use super::inspect::Config;
 use super::mounts::WorkspacePaths;
-use super::podman::Config;
+use super::names::{built_image, container_name, label};
 use super::record::ImageRecord;
 
-/// The label of everything that belongs to an environment; its value is the environment's id.
-const ENVIRONMENT_LABEL: &str = "garret.environment";
 /// Beyond this size the engine starts the container's log again. The agent shows less than this of it.
 const LOG_FILE_MAX: &str = "4mb";
 
@@ -19,26 +18,6 @@ const LOG_FILE_MAX: &str = "4mb";
 /// add to the image run before it. `sleep` runs in the background with `wait`, because a shell handles a signal only
 /// between commands.
 const KEEP_ALIVE: &str = "exec \"$@\"\nwhile :; do sleep 86400 & wait $!; done";
-
-/// The label of an environment's parts, with its value.
-pub(super) fn label(id: &str) -> String {
-    format!("{ENVIRONMENT_LABEL}={id}")
-}
-
-/// The name of an environment's container, unless `runArgs` set another.
-pub(super) fn container_name(id: &str) -> String {
-    format!("garret-{id}")
-}
-
-/// The name of the image that an environment builds.
-pub(super) fn built_image(id: &str) -> String {
-    format!("localhost/garret-{}", id.to_lowercase())
-}
-
-/// The image in which the remote user has the ids of the workspace's owner.
-pub(super) fn renumbered_image(id: &str) -> String {
-    format!("{}-user", built_image(id))
-}
 
 /// The input of [`build_args`].
 #[derive(Debug)]
@@ -234,5 +213,4 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 #[cfg(test)]
-#[path = "plan_test.rs"]
 mod tests;

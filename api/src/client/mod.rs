@@ -426,5 +426,4 @@ impl<T: DeserializeOwned> Lines<T> {
 }
 
 #[cfg(test)]
-#[path = "client_test.rs"]
 mod tests;
