@@ -11,7 +11,7 @@ use vm_memory::Address;
 
 use crate::memory::{coalesce, release};
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, Chain, ConfigBytes, Device, Fault, Fds, Identity, Ring, Segment, Served};
+use crate::virtio::{self, Backend, Chain, ConfigBytes, Device, EventOps, Fault, Identity, Ring, Segment, Served};
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -69,7 +69,7 @@ struct BalloonBackend {
 }
 
 impl Backend for BalloonBackend {
-    fn start(&mut self, features: u64, _: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, features: u64, _: &mut EventOps<'_>) -> Result<(), Fault> {
         self.features = features;
         Ok(())
     }
