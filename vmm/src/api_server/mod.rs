@@ -4,6 +4,8 @@ mod limit;
 #[cfg(test)]
 mod openapi;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, Permissions};
 use std::io;
