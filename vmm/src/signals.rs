@@ -47,8 +47,11 @@ mod tests {
     fn a_signal_that_came_before_the_wait_ends_the_machine() {
         let (events, received) = Events::channel();
         let signals = EndingSignals::block().unwrap();
-        nix::sys::signal::raise(Signal::SIGTERM).unwrap();
-        signals.wait(&events);
+        let wait = move || {
+            nix::sys::signal::raise(Signal::SIGTERM).unwrap();
+            signals.wait(&events);
+        };
+        thread::spawn("signals", Role::Signals, wait).unwrap().join().unwrap();
         assert!(matches!(received.try_recv(), Ok(Event::Terminate)));
     }
 }
