@@ -1,8 +1,7 @@
 //! Threads of a machine: named, with small stacks, each under its role's filter.
 //!
 //! All threads are created while the machine is assembled: a thread inherits its creator's filter, and no role may
-//! create threads. They also inherit the signal mask of the main thread, which blocks SIGTERM and SIGINT. Only the
-//! API's thread unblocks these signals.
+//! create threads. They also inherit the signal mask of the main thread, which blocks SIGTERM and SIGINT (`signals`).
 
 use std::io;
 use std::sync::mpsc;

@@ -68,7 +68,7 @@ fn every_thread_is_under_its_filter_and_has_gained_nothing() {
         assert_eq!(field("NoNewPrivs:").as_deref(), Some("1"), "thread {name}");
         names.push(name);
     }
-    for expected in ["garret-vmm", "api", "vcpu0"] {
+    for expected in ["garret-vmm", "signals", "api", "vcpu0"] {
         assert!(names.iter().any(|name| name == expected), "{names:?}");
     }
 }

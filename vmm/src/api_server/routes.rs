@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::control::{Command, Event, Events, Refused, Reply};
 
 /// The largest body of a request, in bytes; every body of this API is much smaller.
-const BODY_MAX: usize = 16 << 10;
+pub(super) const BODY_MAX: usize = 16 << 10;
 
 /// The API, which sends its commands to `events`.
 pub(super) fn router(events: Events) -> Router {
@@ -112,7 +112,3 @@ impl From<Refused> for Problem {
         Problem::new(code, refused.to_string())
     }
 }
-
-#[cfg(test)]
-#[path = "routes_test.rs"]
-mod tests;

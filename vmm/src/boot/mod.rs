@@ -5,6 +5,9 @@ mod elf;
 mod linux;
 mod pvh;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -185,6 +188,3 @@ fn open(what: &'static str, path: &Path) -> Result<File, Error> {
     }
     Ok(file)
 }
-
-#[cfg(test)]
-mod tests;

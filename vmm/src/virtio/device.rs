@@ -7,12 +7,12 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use event_manager::EventManager;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::Worker;
+use super::worker::{EVENTS_MAX, Worker};
 use super::{
-    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Fds, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start,
-    VirtioDevice,
+    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start, VirtioDevice,
 };
 use crate::seccomp::Role;
 use crate::thread;
@@ -114,10 +114,9 @@ impl Group {
         let stop = Arc::new(EventFd::new(libc::EFD_CLOEXEC)?);
         let worker = {
             let (name, stop, config_interrupt) = (name.clone(), stop.clone(), config_interrupt.clone());
-            let fds = Fds::new(&*stop)?;
-            move |backend| {
-                Worker { name, backend, fds, starts: to_start, stop, stopped: to_stopped, config_interrupt }.run()
-            }
+            let events = EventManager::new_with_capacity(EVENTS_MAX).map_err(io::Error::other)?;
+            let worker = Worker { name, events, starts: to_start, stop, stopped: to_stopped, config_interrupt };
+            move |backend| worker.run(backend)
         };
         let thread = thread::spawn_prepared(&name, role, move || backend.prepare().map(|()| backend), worker)?;
         Ok(Self { queues, starts: Some(starts), stop, stopped, thread: Some(thread), phase: Phase::Idle })

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error("host: {0}")]
     Host(#[from] io::Error),
+    #[error(transparent)]
+    Events(#[from] event_manager::Error),
     #[error("device code: {0}")]
     Bug(&'static str),
     #[error("device code panicked: {0}")]

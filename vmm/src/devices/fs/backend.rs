@@ -7,9 +7,7 @@ use std::sync::Arc;
 use super::pool::{Completions, Job, Pool, unshare_umask};
 use super::request::{Dispatch, Message};
 use super::share_server::ShareServer;
-use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
-
-const COMPLETIONS: Token = Token(0);
+use crate::virtio::{Backend, EventOps, EventSet, Events, Fault, RawTable, Ring};
 
 /// Serves quick requests itself, and passes the others to the pool.
 pub(crate) struct FsBackend {
@@ -51,9 +49,9 @@ impl Backend for FsBackend {
         }
     }
 
-    fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, _features: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         self.server.started();
-        Ok(fds.add(self.completions.event(), COMPLETIONS, EventSet::IN)?)
+        Ok(ops.add(Events::new(self.completions.event(), EventSet::IN))?)
     }
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -75,7 +73,7 @@ impl Backend for FsBackend {
         Ok(())
     }
 
-    fn ready(&mut self, _: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+    fn ready(&mut self, _: Events, rings: &mut [Ring]) -> Result<(), Fault> {
         self.complete(rings)
     }
 

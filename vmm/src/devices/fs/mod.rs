@@ -12,9 +12,9 @@ mod request;
 mod share_server;
 
 #[cfg(test)]
-pub(crate) mod fs_test;
-#[cfg(test)]
 mod fuse_client;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::io;
 use std::path::PathBuf;

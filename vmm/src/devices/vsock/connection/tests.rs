@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::connection::{BUFFER, Broken, Connection};
-use super::packet::{self, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::{BUFFER, Broken, Connection};
+use crate::devices::vsock::packet::{self, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const KEY: Key = Key { guest_port: 1, host_port: 2 };
 

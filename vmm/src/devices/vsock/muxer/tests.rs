@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::connection::BUFFER;
-use super::host::Host;
-use super::muxer::{CLIENTS_MAX, CONNECTIONS_MAX, Muxer, Outgoing, REFUSALS_MAX, TIMEOUT};
-use super::packet::{self, HOST_CID, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::{CLIENTS_MAX, CONNECTIONS_MAX, Muxer, Outgoing, REFUSALS_MAX, TIMEOUT};
+use crate::devices::vsock::connection::BUFFER;
+use crate::devices::vsock::host::Host;
+use crate::devices::vsock::packet::{self, HOST_CID, Header, Key, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const GUEST: u64 = 3;
 const PORT: u32 = 1024;

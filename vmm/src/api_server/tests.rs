@@ -1,14 +1,15 @@
 //! The real server on a real socket, in front of a driver without a machine.
 
-use super::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 
-use garret_api::vmm::{MachineState, SocketAt};
+use garret_api::Problem;
+use garret_api::vmm::{MachineState, MemoryInfo, MemoryTarget, Metrics, SocketAt};
 
-use crate::api_server::ApiServer;
-use crate::control::admit;
+use super::routes::BODY_MAX;
+use super::{ApiServer, CONNECTIONS_MAX};
+use crate::control::{Command, Event, Events, Refused, admit};
 
 /// Answers like the driver, without a machine.
 fn answer_all(events: Receiver<Event>, mut state: MachineState) {
@@ -117,8 +118,7 @@ fn a_large_body_is_refused() {
 #[test]
 fn connections_beyond_the_limit_wait_for_a_place() {
     let running = Running::start();
-    let mut idle: Vec<_> =
-        (0..crate::api_server::CONNECTIONS_MAX).map(|_| UnixStream::connect(&running.socket).unwrap()).collect();
+    let mut idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| UnixStream::connect(&running.socket).unwrap()).collect();
     let mut waiting = UnixStream::connect(&running.socket).unwrap();
     waiting.write_all(b"GET /v1/memory HTTP/1.1\r\nhost: vmm\r\nconnection: close\r\n\r\n").unwrap();
     waiting.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();

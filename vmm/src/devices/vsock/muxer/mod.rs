@@ -1,5 +1,8 @@
 //! All connections of one machine: their owners, the order in which they send to the guest, and their limits.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;

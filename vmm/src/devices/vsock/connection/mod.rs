@@ -2,6 +2,9 @@
 //! which packets the guest must get, how many bytes each side may still send (virtio 1.2 §5.10.6.3), and when the
 //! connection is over.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
