@@ -320,7 +320,7 @@ pub struct Metrics {
     /// Bytes returned to the host by free page reporting.
     #[serde(default)]
     pub reported_free: u64,
-    /// Per device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`): kicks, interrupts, requests, faults, failures of the host.
+    /// Per device (`block0`, `net0`, `fs0`, `vsock`, `mem`, `pmem`, `balloon`, `rng`, `console`).
     pub devices: std::collections::BTreeMap<String, DeviceMetrics>,
 }
 
@@ -331,8 +331,12 @@ pub struct DeviceMetrics {
     pub kicks: u64,
     /// Interrupts to the driver.
     pub interrupts: u64,
-    /// Descriptor chains served.
+    /// Descriptor chains served: requests of a disk or share, packets of a network interface.
     pub chains: u64,
+    /// Bytes that the driver and the device wrote into these chains, headers included; a VMM of an earlier version does
+    /// not count them.
+    #[serde(default)]
+    pub bytes: u64,
     /// Times the guest broke the device's rules and it asked for a reset.
     pub faults: u64,
     /// Requests that the host failed, as when its disk is full; a VMM of an earlier version does not count them.
