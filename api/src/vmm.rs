@@ -53,13 +53,9 @@ pub struct MachineConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelConfig {
-    /// An ELF file with a PVH entry note (`vmlinux`), or a bzImage.
+    /// An ELF file with a PVH entry note (`vmlinux`).
     #[schema(value_type = String)]
     pub image: PathBuf,
-    /// An initial RAM file system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub initrd: Option<PathBuf>,
     /// Appended to what the VMM itself puts on the command line; at most 2,000 bytes in all.
     #[serde(default)]
     pub cmdline: String,

@@ -48,7 +48,7 @@ fn kernel_truncated() {
 fn kernel_is_something_else() {
     let mut config = config("");
     config["kernel"]["image"] = "/etc/passwd".into();
-    fails(config, &["kernel /etc/passwd: neither an ELF file nor a bzImage"]);
+    fails(config, &["kernel /etc/passwd: not an ELF file"]);
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         vcpus: launch.vcpus,
         memory_mib,
         hotplug,
-        kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: cmdline(launch.log) },
+        kernel: KernelConfig { image: "/vmlinux".into(), cmdline: cmdline(launch.log) },
         root: Some("/root.erofs".into()),
         disks: vec![DiskConfig {
             id: "data".into(),
