@@ -4,13 +4,14 @@
 //! |---|---|
 //! | `GET /v1/host` | → [`HostInfo`] |
 //! | `GET /v1/top` | → [`Top`]: memory of the host, and of each machine that the caller may see |
-//! | `GET /metrics` | → the same as Prometheus text, of all machines; root and the `garret` group only |
+//! | `GET /metrics` | → the same, and the counters of the VMMs, as Prometheus text, of all machines; root and the `garret` group only |
 //! | `GET /v1/machines` | → list of [`Machine`] |
 //! | `GET /v1/machines/{developer}` | → [`Machine`] |
 //! | `PUT /v1/machines/{developer}` | [`MachineRequest`] → [`Machine`]; idempotent |
 //! | `DELETE /v1/machines/{developer}` | → 204; the machine and its data disk are removed |
 //! | `GET /v1/machines/{developer}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
 //! | `GET /v1/machines/{developer}/log` | → text: the console's last bytes |
+//! | `GET /v1/machines/{developer}/metrics` | → [`Metrics`](crate::vmm::Metrics): what the VMM counts |
 //! | `GET /v1/machines/{developer}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
 //! | `GET /v1/environments` | → list of [`Environment`] |
 //! | `PUT /v1/environments/{id}` | [`EnvironmentRequest`] → [`Environment`]; idempotent |

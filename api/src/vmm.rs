@@ -53,13 +53,9 @@ pub struct MachineConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelConfig {
-    /// An ELF file with a PVH entry note (`vmlinux`), or a bzImage.
+    /// An ELF file with a PVH entry note (`vmlinux`).
     #[schema(value_type = String)]
     pub image: PathBuf,
-    /// An initial RAM file system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub initrd: Option<PathBuf>,
     /// Appended to the command line that the VMM makes. Both together have at most 2,000 bytes.
     #[serde(default)]
     pub cmdline: String,
@@ -322,7 +318,7 @@ pub struct Metrics {
     /// Bytes returned to the host by free page reporting.
     #[serde(default)]
     pub reported_free: u64,
-    /// Counters by device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`).
+    /// Counters by device (`block0`, `net0`, `fs0`, `vsock`, `mem`, `pmem`, `balloon`, `rng`, `console`).
     pub devices: std::collections::BTreeMap<String, DeviceMetrics>,
 }
 
@@ -333,8 +329,12 @@ pub struct DeviceMetrics {
     pub kicks: u64,
     /// Interrupts to the driver.
     pub interrupts: u64,
-    /// Descriptor chains served.
+    /// Descriptor chains served: requests of a disk or share, packets of a network interface.
     pub chains: u64,
+    /// Bytes that the driver and the device wrote into these chains, headers included; a VMM of an earlier version does
+    /// not count them.
+    #[serde(default)]
+    pub bytes: u64,
     /// Times that the guest broke the device's rules and the device requested a reset.
     pub faults: u64,
     /// Requests that failed on the host, as when its disk is full; 0 from a VMM of an earlier version.

@@ -52,7 +52,7 @@ fn rules(config: &MachineConfig, api: Option<&Path>) -> Vec<(BitFlags<AccessFs>,
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
     let sockets = config.vsock.iter().filter_map(|vsock| vsock.socket.path()).chain(api);
     let made = sockets.chain(config.console.log.as_deref()).map(folder).collect();
-    let images = std::iter::once(&config.kernel.image).chain(&config.kernel.initrd).chain(&config.root).cloned();
+    let images = std::iter::once(&config.kernel.image).chain(&config.root).cloned();
     vec![
         (read, images.chain(["/proc".into()]).collect()),
         (write, config.disks.iter().map(|disk| disk.path.clone()).collect()),

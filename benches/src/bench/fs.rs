@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_case_on_the_share_counts_the_shares_requests() {
-        let device = |chains| DeviceMetrics { kicks: 1, interrupts: 2, chains, faults: 0, host_failures: 0 };
+        let device = |chains| DeviceMetrics { kicks: 1, interrupts: 2, chains, ..Default::default() };
         let devices = BTreeMap::from([("fs0".into(), device(500)), ("block0".into(), device(30))]);
         let counts = Snapshot { devices, ..Snapshot::default() };
         for (name, requests) in [("find", 500.0), ("find_on_disk", 30.0)] {

@@ -43,6 +43,7 @@ impl Snapshot {
                 kicks: now.kicks.saturating_sub(then.kicks),
                 interrupts: now.interrupts.saturating_sub(then.interrupts),
                 chains: now.chains.saturating_sub(then.chains),
+                bytes: now.bytes.saturating_sub(then.bytes),
                 faults: now.faults.saturating_sub(then.faults),
                 host_failures: now.host_failures.saturating_sub(then.host_failures),
             };
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     fn snapshot(exits: u64, chains: u64) -> Snapshot {
-        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0, host_failures: 0 };
+        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, ..Default::default() };
         Snapshot {
             kvm: BTreeMap::from([("exits".into(), exits)]),
             system_calls: Some(exits * 2),

@@ -48,7 +48,7 @@ fn a_truncated_kernel_is_one_clear_line() {
 fn a_kernel_of_another_format_is_one_clear_line() {
     let mut config = config("");
     config["kernel"]["image"] = "/etc/passwd".into();
-    fails(config, &["kernel /etc/passwd: neither an ELF file nor a bzImage"]);
+    fails(config, &["kernel /etc/passwd: not an ELF file"]);
 }
 
 #[test]

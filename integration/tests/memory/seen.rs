@@ -43,9 +43,26 @@ fn metrics_have_the_same_figures() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.ends_with("200"), "{text}");
     assert!(text.contains("# TYPE ") && text.contains("developer=\"alice\""), "{text}");
+    for developer in TEAM {
+        let name = developer.name;
+        assert!(text.contains(&format!("garret_vmm_up{{developer=\"{name}\"}} 1\n")), "{name}: {text}");
+        // A machine whose devices and exits had other names would be missing here.
+        for series in ["device_requests_total", "device_bytes_total", "exits_total"] {
+            let prefix = format!("garret_vmm_{series}{{developer=\"{name}\"");
+            let sum: u64 = text.lines().filter(|line| line.starts_with(&prefix)).filter_map(value).sum();
+            assert!(sum > 0, "{name}, {series}: {text}");
+        }
+    }
+    let shown = ALICE.garret(&["show", "--machine"]).ok();
+    assert!(shown.contains("disk:") && shown.contains("network:") && !shown.contains("faults"), "{shown}");
     let denied = ALICE.run("curl", &socket, &[], b"").ok();
     assert!(denied.ends_with("403"), "{denied}");
     team.all_well();
+}
+
+/// The value of a sample.
+fn value(line: &str) -> Option<u64> {
+    line.rsplit(' ').next()?.parse().ok()
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod keyed_semaphore;
 mod memory;
 mod notify;
 mod power_off;
+mod prometheus;
 mod promises;
 mod reconcile;
 mod requests;
@@ -21,6 +22,7 @@ mod tail;
 mod testing;
 mod verdict;
 mod vmm;
+mod vmm_metrics;
 mod workspace;
 
 use std::collections::{BTreeSet, HashMap};

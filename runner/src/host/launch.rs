@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
-    ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, SocketAt,
+    ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, RateLimit, ShareConfig, SocketAt,
     VsockConfig,
 };
 
@@ -46,6 +46,15 @@ pub(crate) struct Artifacts {
     pub data_template: PathBuf,
 }
 
+/// How much of the host's disk and network a machine may use per second; `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rates {
+    /// The data disk, reads and writes together.
+    pub disk: Option<RateLimit>,
+    /// The network, each direction.
+    pub network: Option<RateLimit>,
+}
+
 /// One machine, about to start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Launch<'a> {
@@ -64,6 +73,7 @@ pub(crate) struct Launch<'a> {
     /// Memory that the VMM itself may use beyond guest memory and private pages of the root image, in MiB. It includes
     /// page cache of its disk.
     pub memory_overhead_mib: u32,
+    pub rates: Rates,
     /// The files from which it is made.
     pub artifacts: &'a Artifacts,
     pub data_disk: &'a Path,
@@ -156,10 +166,15 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         vcpus: launch.vcpus,
         memory_mib,
         hotplug,
-        kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: cmdline(launch.log) },
+        kernel: KernelConfig { image: "/vmlinux".into(), cmdline: cmdline(launch.log) },
         root: Some("/root.erofs".into()),
-        disks: vec![DiskConfig { id: "data".into(), path: "/data.img".into(), read_only: false, rate_limit: None }],
-        nets: vec![NetConfig { tap: network::TAP.into(), mac: network::MAC.into(), rate_limit: None }],
+        disks: vec![DiskConfig {
+            id: "data".into(),
+            path: "/data.img".into(),
+            read_only: false,
+            rate_limit: launch.rates.disk,
+        }],
+        nets: vec![NetConfig { tap: network::TAP.into(), mac: network::MAC.into(), rate_limit: launch.rates.network }],
         shares: vec![ShareConfig {
             tag: WORKSPACES_TAG.into(),
             path: "/workspaces".into(),
@@ -305,6 +320,7 @@ mod tests {
             memory_mib: 4000,
             boot_mib: 512,
             memory_overhead_mib: 0,
+            rates: Rates::default(),
             artifacts: &artifacts,
             data_disk: Path::new("/d"),
             paths: &paths,

@@ -1,5 +1,7 @@
 //! Kernel limits follow the promise, not the 512 MiB a guest boots with.
 
+mod rates;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};

@@ -8,6 +8,7 @@ mod events;
 mod host;
 mod identity;
 mod machines;
+mod metrics;
 #[cfg(test)]
 mod openapi;
 mod operations;
@@ -39,11 +40,12 @@ fn router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/host", get(host::show))
         .route("/v1/top", get(top::show))
-        .route("/metrics", get(top::metrics))
+        .route("/metrics", get(metrics::of_all))
         .route("/v1/machines", get(machines::list))
         .route("/v1/machines/{developer}", get(machines::show).put(machines::put).delete(machines::remove))
         .route("/v1/machines/{developer}/events", get(events::of_machine))
         .route("/v1/machines/{developer}/log", get(machines::log))
+        .route("/v1/machines/{developer}/metrics", get(metrics::of_machine))
         .route("/v1/machines/{developer}/exec", get(machines::exec))
         .route("/v1/environments", get(environments::list))
         .route("/v1/environments/{id}", get(environments::show).put(environments::put).delete(environments::remove))

@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::{environments, events, host, machines, operations, top};
+use super::{environments, events, host, machines, metrics, operations, top};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -10,12 +10,13 @@ use super::{environments, events, host, machines, operations, top};
     paths(
         host::show,
         top::show,
-        top::metrics,
+        metrics::of_all,
         machines::list,
         machines::show,
         machines::put,
         machines::remove,
         machines::log,
+        metrics::of_machine,
         machines::exec,
         environments::list,
         environments::show,

@@ -174,6 +174,7 @@ impl Driver {
                 memory_mib: machine.memory_mib,
                 boot_mib: daemon.config.machine.boot_mib,
                 memory_overhead_mib: daemon.config.machine.memory_overhead_mib,
+                rates: limits.rates,
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
                 paths: &daemon.paths(&machine.name),

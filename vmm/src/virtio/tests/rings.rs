@@ -134,6 +134,18 @@ fn own_kicks_are_not_counted() {
 }
 
 #[test]
+fn bytes_are_counted_when_a_chain_is_completed() {
+    let (mut queue, mut ring) = queue(0);
+    queue.add(&[vec![1; 100]], &[50]);
+    ring.refill();
+    let chain = ring.take().unwrap().unwrap();
+    ring.put_back(chain).unwrap();
+    assert_eq!(queue.counters.metrics().bytes, 0);
+    ring.drain(|_| Ok(Served::Used(7))).unwrap();
+    assert_eq!(queue.counters.metrics().bytes, 107, "what was read, and what was written of 50 bytes");
+}
+
+#[test]
 fn put_back_is_as_if_never_taken() {
     let (mut queue, mut ring) = queue(EVENT_IDX);
     let heads = [0; 3].map(|_| queue.add(&[], &[8]));

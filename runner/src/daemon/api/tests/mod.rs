@@ -297,6 +297,18 @@ async fn top_shows_ones_own_and_metrics_are_an_administrators() {
     assert!(status == 403 && message.contains("the group garret"), "{message}");
     let text = server.client().text("/metrics").await.unwrap();
     assert!(text.contains(&format!("garret_machine_target_bytes{{developer=\"{BOB}\"}} 0\n")), "{text}");
+    assert!(text.contains("# TYPE garret_vmm_up gauge\n"), "{text}");
+}
+
+#[tokio::test]
+async fn vmm_metrics_need_a_vmm_and_the_right_to_see_it() {
+    let server = Server::start().await;
+    let body = json!({"desired": "running", "memory_mib": 512});
+    server.call(ALICE, Method::PUT, &format!("/v1/machines/{ALICE}"), Some(body)).await.unwrap();
+    let path = format!("/v1/machines/{ALICE}/metrics");
+    assert_eq!(refused(server.call(BOB, Method::GET, &path, None).await).0, 404);
+    let (status, message) = refused(server.call(ALICE, Method::GET, &path, None).await);
+    assert!(status == 409 && message == "the machine does not run (never started)", "{message}");
 }
 
 #[tokio::test]

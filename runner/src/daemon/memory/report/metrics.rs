@@ -1,33 +1,14 @@
-//! A snapshot in the Prometheus text exposition format, version 0.0.4.
-
-use std::fmt::{Display, Write};
+//! A snapshot as metrics.
 
 use garret_api::runner::{MachineMemory, Means};
 
 use super::snapshot::Snapshot;
+use crate::daemon::prometheus::Page;
 
-/// Renders all metrics. Developers' names are plain words (see `accounts::is_plain`), so no label needs escaping.
-pub(crate) fn render(snapshot: &Snapshot) -> String {
-    let mut page = Page::default();
-    host(&mut page, snapshot);
-    machines(&mut page, snapshot);
-    page.0
-}
-
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let _ = writeln!(self.0, "{name}{labels} {value}");
-    }
+/// Adds all figures of the snapshot to the page.
+pub(crate) fn render(page: &mut Page, snapshot: &Snapshot) {
+    host(page, snapshot);
+    machines(page, snapshot);
 }
 
 fn host(page: &mut Page, snapshot: &Snapshot) {
@@ -139,6 +120,13 @@ mod tests {
     use garret_api::runner::HostMemory;
 
     use super::*;
+    use crate::daemon::prometheus::is_grouped;
+
+    fn text(snapshot: &Snapshot) -> String {
+        let mut page = Page::default();
+        render(&mut page, snapshot);
+        page.into_text()
+    }
 
     fn snapshot() -> Snapshot {
         let alice = MachineMemory {
@@ -158,7 +146,7 @@ mod tests {
 
     #[test]
     fn every_figure_is_there() {
-        let text = render(&snapshot());
+        let text = text(&snapshot());
         for line in [
             "garret_host_memory_bytes{kind=\"total\"} 1073741824",
             "garret_host_overcommit_ratio 3.5",
@@ -173,18 +161,6 @@ mod tests {
             assert!(text.lines().any(|there| there == line), "no `{line}` in:\n{text}");
         }
         assert!(!text.contains("kind=\"full\""), "a host without PSI does not tell it");
-    }
-
-    #[test]
-    fn every_sample_follows_the_header_of_its_family() {
-        let text = render(&snapshot());
-        let mut family = String::new();
-        for line in text.lines() {
-            if let Some(header) = line.strip_prefix("# TYPE ") {
-                family = header.split(' ').next().unwrap().into();
-            } else if !line.starts_with('#') {
-                assert_eq!(line.split(['{', ' ']).next().unwrap(), family);
-            }
-        }
+        assert!(is_grouped(&text), "{text}");
     }
 }
