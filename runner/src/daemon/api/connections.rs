@@ -9,8 +9,13 @@ use garret_http::Connection;
 use tokio::net::UnixListener;
 use tokio::net::unix::SocketAddr;
 
+use crate::daemon::streams::OF_ACCOUNT_MAX;
+
 /// The most open connections of one uid other than root's. A terminal, a command and a follower of events take one each.
 const CONNECTIONS_MAX: usize = 256;
+
+/// An account with all its streams open can still list and end them.
+const _: () = assert!(OF_ACCOUNT_MAX < CONNECTIONS_MAX);
 
 /// The answer beyond the limit.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
