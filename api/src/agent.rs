@@ -17,8 +17,10 @@
 //! | `POST /v1/workspaces/{share}/release` | → 204; nothing in the guest uses that folder any more |
 //! | `POST /v1/power-off` | → 202; containers stop, file systems are unmounted, the machine powers off |
 //!
-//! Runner and agent are often of different versions: an agent runs as long as its machine. Readers tolerate fields and
-//! variants they do not know. A writer that depends on a new field first checks that the agent has the capability.
+//! This is the only channel between host and guest, and only the host opens connections. [`AgentInfo`] is the agent's hello:
+//! versions of this API, capabilities, kinds of streams. Runner and agent are often of different versions: an agent runs as
+//! long as its machine. Readers tolerate fields and variants they do not know. A writer that depends on a new field asks
+//! first whether the agent has the capability. The runner opens only streams of a kind that the agent names.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::Problem;
-use crate::stream::WindowSize;
+use crate::stream::{StreamKind, WindowSize};
 
 /// The agent's vsock port.
 pub const PORT: u32 = 1024;
@@ -85,6 +87,13 @@ pub struct AgentInfo {
     /// The names of the capabilities that the agent has beyond the first release of its API version.
     #[serde(default)]
     pub capabilities: Vec<String>,
+    /// The kinds of streams that it serves. An agent that does not name them serves `exec`.
+    #[serde(default = "exec_only")]
+    pub streams: Vec<StreamKind>,
+}
+
+fn exec_only() -> Vec<StreamKind> {
+    vec![StreamKind::Exec]
 }
 
 impl AgentInfo {
@@ -364,6 +373,7 @@ mod tests {
         let old = r#"{"version": "0.1.0", "boot_id": "b", "pid": 1, "set_up": true}"#;
         let info: AgentInfo = serde_json::from_str(old).unwrap();
         assert!(info.api.overlaps(API) && !info.can(GENERATIONS));
+        assert_eq!(info.streams, [StreamKind::Exec]);
     }
 
     #[test]
@@ -396,5 +406,7 @@ mod tests {
         assert_eq!(status.phase, EnvironmentPhase::Unknown);
         let line: Progress = serde_json::from_str(r#"{"kind": "paused", "step": "x"}"#).unwrap();
         assert_eq!(line, Progress::Unknown);
+        let kinds: Vec<StreamKind> = serde_json::from_str(r#"["exec", "port"]"#).unwrap();
+        assert_eq!(kinds, [StreamKind::Exec, StreamKind::Unknown]);
     }
 }

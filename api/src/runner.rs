@@ -24,6 +24,8 @@
 //! | `GET /v1/environments/{id}/exec` | WebSocket: in the devcontainer |
 //! | `GET /v1/operations` | → list of [`Operation`], the newest first |
 //! | `GET /v1/operations/{id}?wait=SECONDS` | → [`Operation`]; with `wait`, when it has ended, or after that time |
+//! | `GET /v1/streams` | → list of [`Stream`], the oldest first |
+//! | `DELETE /v1/streams/{id}` | → 204; the stream has ended, and its client got the reason |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`], all that the caller may see |
 //!
 //! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are
@@ -37,6 +39,7 @@ use utoipa::ToSchema;
 
 use crate::Problem;
 use crate::agent::{EnvironmentStatus, Progress};
+use crate::stream::StreamKind;
 use crate::vmm::Landlock;
 
 pub use crate::operation::{Operation, OperationKind, Outcome};
@@ -200,6 +203,30 @@ pub struct Environment {
     /// The last operation on it. In the answer to a request that changed something: the operation that it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
+}
+
+/// An open connection of a client to a guest, through the daemon. Its machine is not paused while it is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stream {
+    /// 8 hexadecimal digits.
+    pub id: String,
+    /// What it carries.
+    pub kind: StreamKind,
+    /// The developer whose machine it leads to.
+    pub developer: String,
+    /// Their uid.
+    pub uid: u32,
+    /// The environment; absent if it leads to the guest itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// The uid of the client that opened it.
+    pub opened_by: u32,
+    /// When, in milliseconds since 1970.
+    pub opened_ms: u64,
+    /// Bytes from the client to the guest, with the framing.
+    pub to_guest_bytes: u64,
+    /// Bytes from the guest to the client, with the framing.
+    pub from_guest_bytes: u64,
 }
 
 /// A change of a machine or an environment, or a problem with one.

@@ -12,9 +12,31 @@
 //! Without the subprotocol, the server reads only as the process reads.
 //!
 //! With a terminal everything the process prints is on [`STDOUT`]. Either side may close; a closed connection sends the
-//! process `SIGHUP`.
+//! process `SIGHUP`. If the runner ends the stream, its close frame has the reason, which is one line for a person.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+/// What a stream between a client and a guest carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamKind {
+    /// A command or a terminal, by the protocol of this module.
+    Exec,
+    /// A kind of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for StreamKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exec => "exec",
+            Self::Unknown => "unknown",
+        })
+    }
+}
 
 /// Channel byte of data for the process's standard input.
 pub const STDIN: u8 = 0;

@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup};
-use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS};
+use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS, StreamKind};
 use garret_api::{Code, Problem, ProblemDetails};
 use garret_http::{Body, Refusal};
 use rustix::process::Signal;
@@ -33,6 +33,7 @@ pub(super) async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentIn
         set_up: agent.setup.done().await,
         api: API,
         capabilities: vec![GENERATIONS.into()],
+        streams: vec![StreamKind::Exec],
     }))
 }
 

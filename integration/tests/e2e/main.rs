@@ -21,4 +21,5 @@ mod records;
 mod resolvers;
 mod revocation;
 mod settings;
+mod streams;
 mod sweep;

@@ -62,6 +62,16 @@ pub(super) fn wire_name(value: &impl Serialize) -> String {
     }
 }
 
+/// A time in its largest unit.
+pub(super) fn duration(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// A table with aligned columns. Characters that could break it, or a terminal, are made visible.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let plain = |cell: &String| cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();

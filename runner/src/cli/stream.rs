@@ -10,6 +10,7 @@ use futures_util::stream::SplitStream;
 use futures_util::{Sink, SinkExt, StreamExt};
 use garret_api::agent::ExecRequest;
 use garret_api::client::{Client, WebSocket};
+use garret_api::one_line;
 use garret_api::stream::{Control, FRAME_MAX, Outcome, STDERR, STDIN, STDIN_WINDOW, STDOUT, ServerMessage};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
@@ -72,6 +73,9 @@ async fn receive(mut from: SplitStream<WebSocket>, credit: &Credit) -> anyhow::R
                     ServerMessage::Credit { credit: frames } => credit.grant(frames),
                     ServerMessage::Outcome(outcome) => return Ok(Some(outcome)),
                 }
+            }
+            Some(Ok(Message::Close(Some(frame)))) if !frame.reason.is_empty() => {
+                bail!("the stream ended: {}", one_line(&frame.reason))
             }
             Some(Ok(Message::Close(_))) | None => bail!("the connection to the machine was lost"),
             Some(Ok(_)) => {}

@@ -72,6 +72,8 @@ fn command_lines_are_understood() {
         "garret --json ls",
         "garret show --machine --json",
         "garret operations --json",
+        "garret streams --json",
+        "garret streams end 0a1b2c3d",
         "garret logs --machine --follow",
         "garret logs folder -f",
         "garret stop",
@@ -106,6 +108,7 @@ fn invalid_arguments_are_refused() {
         "garret top folder",
         "garret frobnicate",
         "garret env",
+        "garret streams end",
         "garret up --allow-env",
     ] {
         assert!(parse(line).is_err(), "{line}");

@@ -16,6 +16,7 @@ mod requests;
 mod resolvers;
 mod serve;
 mod state;
+mod streams;
 mod sweep;
 mod tail;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use garret_api::client::Client;
+use garret_api::stream::StreamKind;
 use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Code, Problem, agent};
 use tokio::sync::{mpsc, watch};
@@ -48,6 +50,7 @@ use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, WakeGuard};
 use state::{MachineRow, ReadTx, Store, StoreError, WriteTx, machines};
+use streams::Streams;
 use vmm::uid_of;
 use workspace::Workspaces;
 
@@ -73,6 +76,7 @@ struct Daemon {
     store: Store,
     names: NameService,
     memory: Memory,
+    streams: Streams,
     workspaces: Workspaces,
     /// Each running machine's VMM, by the machine's name.
     vmms: Mutex<HashMap<String, RunningVmm>>,
@@ -95,6 +99,8 @@ struct RunningVmm {
     pid: u32,
     /// As the VMM reported it; `None`: not asked yet, or the VMM is of an earlier version.
     landlock: Option<Landlock>,
+    /// The kinds of streams that the agent's hello names; `None`: the agent has not answered this daemon yet.
+    serves: Option<Vec<StreamKind>>,
 }
 
 impl Daemon {
@@ -117,6 +123,7 @@ impl Daemon {
             store,
             names,
             memory: Memory::default(),
+            streams: Streams::default(),
             workspaces: Workspaces::default(),
             vmms: Mutex::default(),
             changes,
@@ -231,7 +238,7 @@ impl Daemon {
     fn set_vmm(&self, machine: &str, pid: Option<u32>) {
         let mut vmms = self.vmms();
         match pid {
-            Some(pid) => vmms.insert(machine.to_owned(), RunningVmm { pid, landlock: None }),
+            Some(pid) => vmms.insert(machine.to_owned(), RunningVmm { pid, landlock: None, serves: None }),
             None => vmms.remove(machine),
         };
     }
@@ -257,6 +264,26 @@ impl Daemon {
         }
         if let Some(vmm) = self.vmms().get_mut(machine) {
             vmm.landlock = info.landlock;
+        }
+    }
+
+    /// Sets the kinds of streams that the machine's agent serves.
+    fn set_serves(&self, machine: &str, kinds: Vec<StreamKind>) {
+        if let Some(vmm) = self.vmms().get_mut(machine) {
+            vmm.serves = Some(kinds);
+        }
+    }
+
+    /// # Errors
+    /// The machine's agent serves no streams of this kind.
+    fn check_serves(&self, machine: &MachineRow, kind: StreamKind) -> Result<(), Problem> {
+        match self.vmms().get(&machine.name).and_then(|vmm| vmm.serves.as_ref()) {
+            Some(kinds) if !kinds.contains(&kind) => {
+                let what = format!("the agent of this machine serves no {kind} streams");
+                let to_do = "`garret stop` and `garret start` bring it to the installed version";
+                Err(Problem::new(Code::Conflict, format!("{what}: {to_do}")))
+            }
+            _ => Ok(()),
         }
     }
 

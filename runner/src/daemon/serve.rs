@@ -81,6 +81,7 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
     } else {
         tracing::info!("the daemon ends; the machines continue");
     }
+    daemon.streams.close();
     tokio::time::sleep(OPEN_CALLS_TIME).await;
     Ok(())
 }

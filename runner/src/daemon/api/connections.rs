@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::peer::Credentials;
 use super::router;
 use crate::daemon::Daemon;
+use crate::daemon::streams::OF_ACCOUNT_MAX;
 
 /// The most open connections of one account other than root. A terminal, a command and a follower of events take one each.
 const CONNECTIONS_MAX: usize = 256;
@@ -23,6 +24,9 @@ const CONNECTIONS_MAX: usize = 256;
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
 /// The most bytes that a connection buffers while its head arrives.
 const HEAD_MAX: usize = 64 * 1024;
+
+/// An account with all its streams open can still list and end them.
+const _: () = assert!(OF_ACCOUNT_MAX < CONNECTIONS_MAX);
 
 /// The answer beyond the limit.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\

@@ -313,7 +313,11 @@ pub(super) async fn log(
     get,
     path = "/v1/environments/{id}/exec", operation_id = "exec_in_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 101, description = "A WebSocket to a process in the devcontainer."), (status = 404, body = ProblemDetails))
+    responses(
+        (status = 101, description = "A WebSocket to a process in the devcontainer."),
+        (status = 404, body = ProblemDetails),
+        (status = 503, description = "The machine is starting, or there are too many streams.", body = ProblemDetails)
+    )
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
@@ -322,11 +326,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (row, machine) = find(&daemon, peer, &id).await?;
-    require_running(&machine)?;
-    tracing::info!(uid = peer.uid, environment = row.id, "exec");
-    let needed = daemon.wake(&machine).await;
-    let agent = daemon.agent(&machine.name, proxy::DEADLINE);
-    proxy::forward_upgrade(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
+    proxy::exec(&daemon, peer, &machine, Some(row.id), request).await
 }
 
 /// The environment and its machine, if the peer may see them. Otherwise the result is the same as if it did not exist.

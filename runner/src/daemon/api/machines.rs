@@ -159,7 +159,11 @@ pub(super) async fn log(
     get,
     path = "/v1/machines/{developer}/exec", operation_id = "exec_in_machine",
     params(("developer" = String, Path, description = "The developer's account name or uid.")),
-    responses((status = 101, description = "A WebSocket to a process in the guest itself."), (status = 404, body = ProblemDetails))
+    responses(
+        (status = 101, description = "A WebSocket to a process in the guest itself."),
+        (status = 404, body = ProblemDetails),
+        (status = 503, description = "The machine is starting, or there are too many streams.", body = ProblemDetails)
+    )
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
@@ -168,11 +172,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Result<Response, Refusal> {
     let machine = find(&daemon, peer, &developer).await?;
-    require_running(&machine)?;
-    tracing::info!(uid = peer.uid, machine = machine.name, "exec in the guest");
-    let needed = daemon.wake(&machine).await;
-    let agent = daemon.agent(&machine.name, proxy::DEADLINE);
-    proxy::forward_upgrade(&agent, "/v1/exec", request, needed).await
+    proxy::exec(&daemon, peer, &machine, None, request).await
 }
 
 /// Rejects requests to a machine that does not run.

@@ -14,6 +14,7 @@ mod openapi;
 mod operations;
 mod peer;
 mod proxy;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod top;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::routing::{delete, get};
 
 pub(super) use connections::{HEAD_TIME, serve};
 use garret_http::{Refusal, no_such_method};
@@ -58,6 +59,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/environments/{id}/exec", get(environments::exec))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show))
+        .route("/v1/streams", get(streams::list))
+        .route("/v1/streams/{id}", delete(streams::end))
         .route("/v1/events", get(events::of_all))
         .fallback(async || Refusal::new(Code::NotFound, "there is no such path: see the API's description"))
         .method_not_allowed_fallback(no_such_method)

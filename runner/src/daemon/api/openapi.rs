@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::{environments, events, host, machines, metrics, operations, top};
+use super::{environments, events, host, machines, metrics, operations, streams, top};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,6 +28,8 @@ use super::{environments, events, host, machines, metrics, operations, top};
         environments::exec,
         operations::list,
         operations::show,
+        streams::list,
+        streams::end,
         events::of_environment,
         events::of_machine,
         events::of_all,

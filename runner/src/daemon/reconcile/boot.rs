@@ -200,6 +200,7 @@ impl Driver {
                 wait_for_answer(&agent).await
             } => {
                 tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
+                self.daemon.set_serves(&machine.name, info.streams);
                 if API.overlaps(info.api) {
                     self.set_up(machine).await?;
                 } else {

@@ -2,6 +2,7 @@
 
 mod connections;
 mod operations;
+mod streams;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -78,14 +79,10 @@ impl Server {
         path
     }
 
-    /// One call as another user: in Linux, rights, and with them a socket's credentials, belong to a thread.
+    /// One call as another user.
     async fn call(&self, uid: u32, method: Method, path: &str, body: Option<Value>) -> Result<Value, Error> {
         let (client, path) = (self.client(), path.to_owned());
-        let caller = thread::spawn(move || {
-            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-            rustix::thread::set_thread_groups(&[]).unwrap();
-            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
-            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        as_user(uid, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 match method {
@@ -94,8 +91,8 @@ impl Server {
                     other => client.send(other, &path, body.as_ref()).await.map(|()| Value::Null),
                 }
             })
-        });
-        tokio::task::spawn_blocking(move || caller.join().unwrap()).await.unwrap()
+        })
+        .await
     }
 
     async fn up(&self, uid: u32, workspace: &Path) -> Result<Environment, Error> {
@@ -104,6 +101,18 @@ impl Server {
         let answer = self.call(uid, Method::PUT, &format!("/v1/environments/{id}"), Some(body)).await?;
         Ok(serde_json::from_value(answer).unwrap())
     }
+}
+
+/// Runs `job` as another user, on a thread: in Linux, rights, and with them a socket's credentials, belong to a thread.
+async fn as_user<T: Send + 'static>(uid: u32, job: impl FnOnce() -> T + Send + 'static) -> T {
+    let user = thread::spawn(move || {
+        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        job()
+    });
+    tokio::task::spawn_blocking(move || user.join().unwrap()).await.unwrap()
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, String) {
