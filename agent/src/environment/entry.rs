@@ -242,7 +242,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let entry = entry(folder.path());
         let _hanging = lock(&entry.writing);
-        assert!(!entry.is_removed() && entry.container_id().is_none());
+        let (sender, answer) = std::sync::mpsc::channel();
+        let reader = entry.clone();
+        // A reader that waits for the disk must fail the test, not hang it.
+        std::thread::spawn(move || sender.send((reader.is_removed(), reader.container_id())));
+        assert_eq!(answer.recv_timeout(Duration::from_secs(30)), Ok((false, None)));
     }
 
     #[test]
