@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::records::{Files, ROUND};
 use crate::vmm;
-use garret_integration::stage::{ALICE, BOB, Workspace, events, wait_until};
+use garret_integration::stage::{ALICE, BOB, Workspace, events, restart_daemon, wait_until};
 
 const STATE: &str = "/var/lib/garret";
 
@@ -82,6 +82,8 @@ fn everything_ends_on_a_full_disk(files: &Files, disk: SmallDisk) {
         full.assert();
         BOB.garret(&order).ok();
     }
+    // The next daemon finds the same room.
+    restart_daemon();
     assert_eq!(BOB.machine()["phase"], "stopped");
     assert!(!BOB.json(&["ls"]).to_string().contains("host-disk"));
     // The machine's folder is removed with it.
