@@ -47,14 +47,15 @@ async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool
         Ok(None) => return true,
         Err(_) => return false,
     };
+    let question = power_off::question(patience);
     let bound_to_vmm =
-        |client: Client| client.of_process(process.id.pid).with_deadline(power_off::QUESTION).with_body_max(ANSWER_MAX);
+        |client: Client| client.of_process(process.id.pid).with_deadline(question).with_body_max(ANSWER_MAX);
     let vmm = bound_to_vmm(Client::unix(paths.api_socket()));
     let agent = bound_to_vmm(Client::vsock(paths.vsock_socket(), agent::PORT));
     tokio::select! {
         () = process.ended() => true,
         () = sleep_until(deadline) => false,
-        never = power_off::ask(name, &agent, &vmm, || vmm.post("/v1/resume")) => match never {},
+        never = power_off::ask(name, &agent, &vmm, patience, || vmm.post("/v1/resume")) => match never {},
     }
 }
 

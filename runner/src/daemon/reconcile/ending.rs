@@ -38,8 +38,8 @@ impl Driver {
         }
         let (VmmState::Booting(process) | VmmState::Ready(process)) = &self.vmm else { return Ok(()) };
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
-        let agent = self.daemon.agent(&machine.name, power_off::QUESTION);
-        let vmm = self.daemon.vmm(&machine.name, power_off::QUESTION);
+        let question = power_off::question(patience);
+        let (agent, vmm) = (self.daemon.agent(&machine.name, question), self.daemon.vmm(&machine.name, question));
         tokio::select! {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
@@ -47,7 +47,7 @@ impl Driver {
                 self.report(machine, Problem::new(Code::PowerCut, said)).await;
                 self.cut_power(machine, process).await?;
             }
-            never = power_off::ask(&machine.name, &agent, &vmm, || self.daemon.wake(machine)) => match never {},
+            never = power_off::ask(&machine.name, &agent, &vmm, patience, || self.daemon.wake(machine)) => match never {},
         }
         self.vmm = VmmState::Dead;
         Ok(())
@@ -65,9 +65,13 @@ impl Driver {
 
     /// Asks the VMM to end, and kills its process if it has not ended by the deadline.
     async fn cut_power(&self, machine: &MachineRow, process: &VmmProcess) -> anyhow::Result<()> {
-        // The result does not matter: the deadline decides.
-        let _ = self.daemon.vmm(&machine.name, VMM_DEADLINE).post("/v1/shutdown").await;
-        if tokio::time::timeout(VMM_DEADLINE, process.ended()).await.is_err() {
+        let vmm = self.daemon.vmm(&machine.name, VMM_DEADLINE);
+        let ended = async {
+            // The result does not matter: the deadline decides.
+            let _ = vmm.post("/v1/shutdown").await;
+            process.ended().await;
+        };
+        if tokio::time::timeout(VMM_DEADLINE, ended).await.is_err() {
             process.kill()?;
             process.ended().await;
         }
@@ -166,26 +170,5 @@ fn tail(path: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn last_words_are_read_and_rubbish_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("last-words.json");
-        assert_eq!(last_words(&path), None);
-        fs::write(&path, r#"{"reason":"panic","message":"oops"}"#).unwrap();
-        assert_eq!(last_words(&path).unwrap().message, "oops");
-        fs::write(&path, vec![b'{'; 1 << 20]).unwrap();
-        assert_eq!(last_words(&path), None);
-    }
-
-    #[test]
-    fn the_logs_last_line_is_shown() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vmm.log");
-        assert_eq!(tail(&path), "");
-        fs::write(&path, "first\nthread 'main' panicked\n\n").unwrap();
-        assert_eq!(tail(&path), "thread 'main' panicked");
-    }
-}
+#[path = "ending_test.rs"]
+mod tests;

@@ -2,6 +2,8 @@
 
 use rusqlite::Connection;
 
+use super::free_pages;
+
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE machines (
@@ -89,6 +91,7 @@ pub(super) fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update(None, "wal_autocheckpoint", free_pages::LOG_PAGES)?;
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > MIGRATIONS.len() {
         anyhow::bail!("a newer garret has written it (version {version}): install the newer garret again");

@@ -453,6 +453,54 @@ async fn on_a_full_disk_machines_can_still_be_stopped() {
 }
 
 #[tokio::test]
+async fn on_a_full_disk_environments_can_still_be_removed() {
+    let disk = SmallDisk::new();
+    let store = Store::open(&disk.0.path().join("state.db")).unwrap();
+    store.write(|db| machines::put(db, &machine(7))).await.unwrap();
+    let local_env = [("NAME".to_string(), "x".repeat(200_000))].into();
+    let row = EnvironmentRow { local_env, ..environment(7, "e") };
+    let again = row.clone();
+    store.write(move |db| environments::put(db, &again)).await.unwrap();
+    disk.fill();
+    // Often enough that some change of many pages begins at every place of the state's log.
+    for round in 0..300 {
+        let again = row.clone();
+        let removed = store.write(move |db| environments::remove(db, 7, "e")).await.unwrap().unwrap();
+        store.write(move |db| environments::forget(db, &removed)).await.unwrap();
+        for _ in 0..round % 7 {
+            store.write(|db| machines::set_phase(db, 7, MachinePhase::Stopping, "stopping")).await.unwrap();
+        }
+        store.write(move |db| environments::put(db, &again)).await.unwrap();
+    }
+    store
+        .write(|db| {
+            machines::put(db, &MachineRow { removed: true, ..machine(7) })?;
+            machines::forget(db, 7)
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_state_without_its_room_works_until_it_is_full() {
+    let disk = SmallDisk::new();
+    let store = Store::open(&disk.0.path().join("state.db")).unwrap();
+    store.write(|db| machines::put(db, &machine(7))).await.unwrap();
+    disk.fill();
+    let reason = "x".repeat(20_000);
+    let more = |reason: String| store.write(move |db| machines::set_phase(db, 7, MachinePhase::Failed, &reason));
+    let mut written = 0;
+    while more(reason.clone()).await.is_ok() {
+        written += 1;
+    }
+    // More than half of the room was used, so its renewal was tried and failed.
+    assert!(written > FREE_PAGES_INTERVAL, "{written}");
+    assert_eq!(store.read(machines::all).await.unwrap().len(), 1);
+    std::fs::remove_file(disk.0.path().join("full")).unwrap();
+    more(reason).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_failed_job_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");

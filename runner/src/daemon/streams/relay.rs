@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_guest_is_told_and_one_that_closed_is_not_told_again() {
+    async fn a_lost_guest_is_reported_unless_it_had_closed() {
         for closes in [false, true] {
             let mut rig = Rig::new().await;
             rig.guest.send(Message::text("last")).await.unwrap();
