@@ -33,7 +33,7 @@ fn name_problems(description: &mut OpenApi) {
             for (status, response) in &mut operation.responses.responses {
                 let RefOr::T(response) = response else { continue };
                 if status.starts_with(['4', '5'])
-                    && let Some(content) = response.content.remove("application/json")
+                    && let Some(content) = response.content.swap_remove("application/json")
                 {
                     response.content.insert(PROBLEM_JSON.into(), content);
                 }

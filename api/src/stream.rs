@@ -3,7 +3,7 @@
 //! The client opens the WebSocket and sends one text frame, the request (an
 //! [`ExecRequest`](crate::agent::ExecRequest)). After it:
 //! - binary frames carry bytes; their first byte names the channel ([`STDIN`], [`STDOUT`], [`STDERR`]), the rest is
-//! data;
+//!   data;
 //! - text frames carry a [`Control`] (client to server) or an [`Outcome`] (server to client, exactly one, last).
 //!
 //! The WebSocket subprotocol [`STDIN_CREDITS`] limits standard input. If the client offers it and the server selects it,

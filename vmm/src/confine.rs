@@ -28,7 +28,7 @@ pub(crate) fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Land
         Landlock::Enforced => {}
         Landlock::Partial => tracing::warn!("Landlock confines the VMM in part: the kernel is older than Linux 6.10"),
         Landlock::Absent => {
-            tracing::warn!("Landlock does not confine the VMM: start Linux 5.13 or later with lsm=landlock")
+            tracing::warn!("Landlock does not confine the VMM: start Linux 5.13 or later with lsm=landlock");
         }
     }
     Ok(landlock)

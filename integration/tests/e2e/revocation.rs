@@ -30,7 +30,7 @@ fn a_removed_workspace_leaves_no_file_open_in_the_vmm() {
     let _host = HostWithoutLandlock::begin();
     let keeps = Workspace::shared(ALICE);
     keeps.up(&["true"]).ok();
-    absent_landlock_is_told();
+    absent_landlock_is_reported();
     for held in [Held::Nothing, Held::Workspace, Held::Former] {
         let goes = Workspace::with_image(ALICE, "goes", "");
         goes.write("folder/file", "text");
@@ -61,7 +61,7 @@ fn a_removed_workspace_leaves_no_file_open_in_the_vmm() {
 }
 
 #[track_caller]
-fn absent_landlock_is_told() {
+fn absent_landlock_is_reported() {
     assert_eq!(ALICE.machine()["landlock"], "absent");
     let shown = ALICE.garret(&["show", "--machine"]).ok();
     assert!(shown.contains("warning:") && shown.contains("Landlock does not confine the VMM"), "{shown}");

@@ -33,7 +33,7 @@ async fn end(run: PathBuf, name: String, patience: Duration) {
     match gone.map_err(anyhow::Error::from).flatten() {
         Ok(()) if powered_off => tracing::warn!("ended machine {name}, which is not in the state"),
         Ok(()) => {
-            tracing::warn!("killed machine {name}, which is not in the state and did not power off")
+            tracing::warn!("killed machine {name}, which is not in the state and did not power off");
         }
         Err(error) => tracing::error!("cannot end machine {name}, which is not in the state: {error:#}"),
     }

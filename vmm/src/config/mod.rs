@@ -160,7 +160,7 @@ impl Check {
                 format_args!("{:?} is not six pairs of hexadecimal digits with colons between them", net.mac),
             ),
             Some(bytes) if bytes[0] & 1 != 0 => {
-                self.mistake(format_args!("nets[{index}].mac"), format_args!("{} is a group address", net.mac))
+                self.mistake(format_args!("nets[{index}].mac"), format_args!("{} is a group address", net.mac));
             }
             Some(_) => {}
         }

@@ -69,7 +69,7 @@ fn as_owner(path: &Path, body: impl FnOnce(u32) + Send) {
                     rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
                     rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
                 }
-                body(owner)
+                body(owner);
             })
             .join()
             .unwrap();
