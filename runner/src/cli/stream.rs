@@ -312,7 +312,8 @@ impl Signals {
 mod tests {
     use tokio::net::UnixStream;
     use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::protocol::Role;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+    use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
     use super::*;
 
@@ -379,6 +380,17 @@ mod tests {
             signal.send(INTERRUPT).await.unwrap();
         }
         pump.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_close_frame_says_why_the_stream_ended() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let mut server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+        let reason = "uid 7 ended it\u{1b}[2J\n".into();
+        server.close(Some(CloseFrame { code: CloseCode::Away, reason })).await.unwrap();
+        let error = receive(client.split().1, &Credit::new(true)).await.unwrap_err();
+        assert_eq!(error.to_string(), "the stream ended: uid 7 ended it [2J");
     }
 
     #[test]
