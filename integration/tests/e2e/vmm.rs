@@ -36,9 +36,9 @@ pub(crate) fn swap_out(developer: Developer) -> u64 {
     let group = PathBuf::from("/sys/fs/cgroup/garret").join(developer.name);
     for _ in 0..PIECES_MAX {
         let written =
-            File::options().write(true).open(group.join("memory.reclaim")).and_then(|mut file| file.write(PIECE));
+            File::options().write(true).open(group.join("memory.reclaim")).and_then(|mut file| file.write_all(PIECE));
         match written {
-            Ok(_) => {}
+            Ok(()) => {}
             // There is no more.
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => panic!("memory.reclaim: {error}"),
