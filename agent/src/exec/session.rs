@@ -78,7 +78,7 @@ where
     if socket.send(Message::text(text)).await.is_ok() {
         let _ = socket.send(Message::Close(None)).await;
         // Wait for the client's close: if the connection were dropped at once, the last frames could be lost.
-        tokio::time::timeout(REQUEST_TIMEOUT, async { while let Some(Ok(_)) = socket.recv().await {} }).await.ok();
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, async { while let Some(Ok(_)) = socket.recv().await {} }).await;
     }
 }
 

@@ -85,9 +85,9 @@ fn shut_the_host_down() {
 /// The number of the last event in which this developer's machine came to this phase.
 #[track_caller]
 fn last_event(events: &str, developer: Developer, phase: &str) -> u64 {
-    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).rev();
     let of_phase = |event: &Value| event["developer"] == developer.name && event["what"]["phase"] == phase;
-    events.filter(of_phase).last().and_then(|event| event["id"].as_u64()).unwrap_or_else(|| panic!("no {phase}"))
+    events.find(of_phase).and_then(|event| event["id"].as_u64()).unwrap_or_else(|| panic!("no {phase}"))
 }
 
 /// The database of the public image, which serves it as the container's own command.

@@ -29,7 +29,10 @@ impl Show {
             };
             match json {
                 true => {
-                    output::print_json(&MachineAndMetrics { machine: &machine, metrics: metrics.and_then(Result::ok) })?;
+                    output::print_json(&MachineAndMetrics {
+                        machine: &machine,
+                        metrics: metrics.and_then(Result::ok),
+                    })?;
                 }
                 false => {
                     let rows = [machine_rows(&machine), metrics.as_ref().map(metrics_rows).unwrap_or_default()];

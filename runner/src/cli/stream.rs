@@ -331,7 +331,7 @@ mod tests {
         let (signal, signals) = mpsc::channel(4);
         let pump = tokio::spawn(async move {
             let (to, _from) = client.split();
-            pump(to, input, signals, &Credit::new(granted)).await
+            pump(to, input, signals, &Credit::new(granted)).await;
         });
         (signal, server, pump)
     }

@@ -39,13 +39,6 @@ pub(super) fn daemon_with(
     Daemon::new(config, network, host, store, names)
 }
 
-/// Serves this router as the VMM of the machine. The daemon connects only after `set_vmm`.
-pub(super) fn serve_vmm(daemon: &Daemon, machine: &str, router: Router) {
-    let socket = daemon.paths(machine).api_socket();
-    fs::create_dir_all(socket.parent().unwrap()).unwrap();
-    tokio::spawn(axum::serve(UnixListener::bind(socket).unwrap(), router).into_future());
-}
-
 /// Serves this router as the agent of the machine: behind the vsock socket of a VMM. The daemon connects only after
 /// `set_vmm`.
 pub(super) fn serve_agent(daemon: &Daemon, machine: &str, router: Router) {

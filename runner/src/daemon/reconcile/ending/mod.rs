@@ -170,5 +170,4 @@ fn tail(path: &Path) -> String {
 }
 
 #[cfg(test)]
-#[path = "ending_test.rs"]
 mod tests;
