@@ -79,11 +79,11 @@ impl Backend for FsBackend {
 
     /// Waits for the pool. The wait may take as long as the host's disk does; the transport sets the deadline.
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        self.server.stopped();
         let mut result = Ok(());
         while self.in_flight > 0 {
             result = result.and(self.complete(rings));
         }
-        self.server.stopped();
         result
     }
 }

@@ -43,7 +43,7 @@ impl Driver {
         tokio::select! {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
-                let said = format!("the guest did not power off within {} s: the runner ends the VMM", patience.as_secs());
+                let said = format!("the guest did not power off within {} s: its power is cut", patience.as_secs());
                 self.report(machine, Problem::new(Code::PowerCut, said)).await;
                 self.cut_power(machine, process).await?;
             }

@@ -47,7 +47,7 @@ async fn output_of_alternating_steps_is_paced_and_complete() {
     let info = serde_json::json!({"version": "1", "boot_id": "b", "pid": 1, "set_up": true});
     let line =
         |step: &str| format!("{{\"kind\":\"output\",\"step\":\"{step}\",\"text\":\"{}\"}}\n", "x".repeat(20_000));
-    let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"message\": \"m\"}}\n";
+    let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"detail\": \"m\"}}\n";
     let answer = [line("a"), line("b"), line("b"), line("a"), end.to_owned()].concat();
     let router = Router::new()
         .route("/v1/agent", routing::get(async move || axum::Json(info)))
@@ -91,7 +91,7 @@ async fn sent(capabilities: &[&str]) -> Vec<serde_json::Value> {
     let put = async move |body: String| {
         let mut asked = asked.lock().unwrap();
         asked.push(serde_json::from_str(&body).unwrap());
-        let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"message\": \"m\"}}\n";
+        let end = "{\"kind\": \"failed\", \"step\": \"s\", \"problem\": {\"code\": \"c\", \"detail\": \"m\"}}\n";
         if asked.len() == 1 { "" } else { end }
     };
     let router = Router::new()
