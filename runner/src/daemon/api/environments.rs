@@ -14,7 +14,8 @@ use garret_api::{Code, Problem, ProblemDetails};
 use hyper::StatusCode;
 
 use super::identity::Owner;
-use super::machines::{request_machine, require_running};
+use super::machines::request_machine;
+use super::running::require_running;
 use super::{Peer, Refusal, proxy};
 use crate::daemon::state::{
     EnvironmentRow, MachineRow, NewOperation, ReadTx, Scope, environments, events, machines, operations,

@@ -175,20 +175,6 @@ pub(super) async fn exec(
     proxy::exec(&daemon, peer, &machine, None, request).await
 }
 
-/// Rejects requests to a machine that does not run.
-pub(super) fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
-    match machine.phase {
-        MachinePhase::Running => Ok(()),
-        MachinePhase::Starting => {
-            Err(Refusal::new(Code::Unavailable, "the machine is still starting: try again in a moment"))
-        }
-        _ => Err(Refusal::new(
-            Code::Conflict,
-            format!("the machine does not run ({}): `garret start` starts it", machine.reason),
-        )),
-    }
-}
-
 /// The uid that `developer` names to this peer: a uid's digits or the peer's own name. An administrator may also give
 /// any account's name, or the last name of a machine's developer.
 async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<u32>, Refusal> {

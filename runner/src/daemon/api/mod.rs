@@ -14,6 +14,7 @@ mod openapi;
 mod operations;
 mod peer;
 mod proxy;
+mod running;
 mod streams;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use hyper::{StatusCode, upgrade};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use super::machines::require_running;
+use super::running::require_running;
 use super::{Peer, Refusal};
 use crate::daemon::Daemon;
 use crate::daemon::state::MachineRow;
