@@ -113,15 +113,12 @@ impl Entry {
         SAVE.run(delete).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
-    /// Makes an environment of this share from one that was removed.
-    pub(super) async fn renew(self: &Arc<Self>, share: &str) -> Result<(), Problem> {
-        let (entry, record) = (self.clone(), Record::new(&self.id, share));
-        let renew = move || {
-            let _guard = lock(&entry.writing);
-            *lock(&entry.record) = record;
-            entry.removed.store(false, Ordering::Release);
-        };
-        SAVE.run(renew).await
+    /// Makes an environment of this share from one that was removed. Needs the gate: a removal has ended before, so the
+    /// lock is free.
+    pub(super) fn renew(&self, share: &str) {
+        let _guard = lock(&self.writing);
+        *lock(&self.record) = Record::new(&self.id, share);
+        self.removed.store(false, Ordering::Release);
     }
 
     /// Whether the environment has been removed. A task that still holds it must not start it again.

@@ -131,10 +131,12 @@ impl Environments {
     pub async fn delete(self: &Arc<Self>, id: &str) -> Result<(), Problem> {
         check_id(id)?;
         // An environment without a record may still have left containers or volumes.
-        let known = self.lock().get(id).cloned();
-        let is_known = known.is_some();
-        let entry = known.unwrap_or_else(|| Entry::new(self.store.clone(), Record::new(id, "")));
-        self.lock().insert(id.to_owned(), entry.clone());
+        let mut is_known = true;
+        let new = || {
+            is_known = false;
+            Entry::new(self.store.clone(), Record::new(id, ""))
+        };
+        let entry = self.lock().entry(id.to_owned()).or_insert_with(new).clone();
         let (all, span) = (self.clone(), span_of(&entry));
         let work = async move {
             let deleted = all.delete_entry(&entry).await;

@@ -17,9 +17,6 @@ use super::podman::{Failure, Podman};
 use super::record::{ContainerRecord, Record};
 use crate::setup::HostFacts;
 
-/// The step in which a failure to write the record is reported.
-pub(super) const SAVE_STEP: &str = "save state";
-
 pub(super) struct Run {
     pub dirs: Dirs,
     pub facts: Arc<HostFacts>,
@@ -60,7 +57,7 @@ impl Run {
     /// Changes the record; a failure is reported as a step of the run.
     pub(super) async fn record<T>(&self, change: impl FnOnce(&mut Record) -> T) -> Result<(), StepFailed> {
         let recorded = self.entry.update(change).await;
-        recorded.map_err(|problem| StepFailed { step: SAVE_STEP.into(), problem })
+        recorded.map_err(|problem| StepFailed { step: "save state".into(), problem })
     }
 
     pub(super) fn container_record(&self) -> ContainerRecord {

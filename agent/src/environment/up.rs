@@ -7,7 +7,7 @@ use super::container::{self, Container};
 use super::journal::{Output, StepFailed};
 use super::read::{self, Read};
 use super::record::Probed;
-use super::run::{Run, SAVE_STEP};
+use super::run::Run;
 use super::{hooks, remote};
 use crate::exec;
 use crate::users::Users;
@@ -17,8 +17,7 @@ pub(super) async fn execute(run: &mut Run) -> Result<(), StepFailed> {
     record_begin(run).await?;
     // Checked after the record was written, because that waits for a removal that is still writing.
     if run.entry.is_removed() {
-        let renewed = run.entry.renew(&run.spec.share).await;
-        renewed.map_err(|problem| StepFailed { step: SAVE_STEP.into(), problem })?;
+        run.entry.renew(&run.spec.share);
         record_begin(run).await?;
     }
     run.spec.rebuild &= !run.is_built();

@@ -6,6 +6,7 @@ mod deadlines;
 mod dedicated_runtime;
 mod disk;
 mod keyed_semaphore;
+mod line_limit;
 mod memory;
 mod notify;
 mod power_off;
@@ -267,8 +268,11 @@ impl Daemon {
         }
     }
 
-    /// Sets the kinds of streams that the machine's agent serves.
-    fn set_serves(&self, machine: &str, kinds: Vec<StreamKind>) {
+    /// Sets the kinds of streams that the machine's agent serves. Of a guest's list only known kinds are kept.
+    fn set_serves(&self, machine: &str, mut kinds: Vec<StreamKind>) {
+        kinds.retain(|kind| *kind != StreamKind::Unknown);
+        kinds.dedup();
+        kinds.shrink_to_fit();
         if let Some(vmm) = self.vmms().get_mut(machine) {
             vmm.serves = Some(kinds);
         }

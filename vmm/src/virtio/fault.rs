@@ -1,5 +1,6 @@
 //! The errors of serving a queue. Every one of them ends in DEVICE_NEEDS_RESET (§2.1), never in a panic.
 
+use std::any::Any;
 use std::io;
 
 /// Why a device cannot continue until its driver resets it.
@@ -33,6 +34,14 @@ pub(crate) enum Fault {
     Bug(&'static str),
     #[error("device code panicked: {0}")]
     Panic(String),
+}
+
+impl Fault {
+    /// A panic of device code. Of its message at most 200 characters are kept: the guest may have a part in it.
+    pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Self::Panic(text.unwrap_or("no message").chars().take(200).collect())
+    }
 }
 
 /// Which rule of §2.7.5 a descriptor chain breaks.

@@ -1,8 +1,8 @@
 //! The virtio core: the parts that all devices share, without code for a single device.
 //!
 //! A device author writes a [`Backend`]. [`Device`] gives each queue group a [`worker`] thread that owns the backend
-//! and, while the device runs, its [`Ring`]s. `start` moves the rings to the worker, and `stop` returns them; reset,
-//! pause and snapshot all use that same `stop`. The transport (`pci`) defines how the driver reaches the device
+//! and, while the device runs, its [`Ring`]s. `start` moves the rings to the worker, and `stop` returns them; reset
+//! and pause both use that same `stop`. The transport (`pci`) defines how the driver reaches the device
 //! (registers, interrupts).
 //!
 //! All code here follows Virtual I/O Device (VIRTIO) Version 1.2; section numbers in comments refer to that document.

@@ -8,8 +8,8 @@ use vm_memory::ByteValued;
 use super::cursor::Cursor;
 use super::{Chain, Fault, Segment, iov};
 
-/// Reads the bytes a driver sent. Cloning gives a second, independent position.
-#[derive(Clone, Debug)]
+/// Reads the bytes a driver sent.
+#[derive(Debug)]
 pub(crate) struct Reader<'c> {
     cursor: Cursor<'c>,
 }

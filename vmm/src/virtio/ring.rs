@@ -336,7 +336,7 @@ pub(crate) struct Permit<'r> {
 
 impl Permit<'_> {
     pub(crate) fn chain(&self) -> &Chain {
-        // Only `used` and `later` take the chain, and they consume the permit.
+        // Only `used` takes the chain, and it consumes the permit.
         self.chain.as_ref().expect("a permit holds its chain")
     }
 

@@ -83,7 +83,7 @@ impl<B: Backend> Session<B> {
         self.rings.iter_mut().for_each(Ring::refill);
         // The backend may be left in an inconsistent state: `reset` repairs it, and only `stop` may be called before.
         catch_unwind(AssertUnwindSafe(|| work(&mut self.backend, &mut self.rings)))
-            .unwrap_or_else(|panic| Err(Fault::Panic(message(&*panic))))?;
+            .unwrap_or_else(|panic| Err(Fault::of_panic(&*panic)))?;
         self.rings.iter_mut().try_for_each(Ring::signal)
     }
 }
@@ -104,9 +104,4 @@ impl<B: Backend> MutEventSubscriber for Session<B> {
             self.ended = Some(Err(fault));
         }
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("no message").chars().take(200).collect()
 }

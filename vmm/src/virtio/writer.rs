@@ -8,8 +8,8 @@ use vm_memory::ByteValued;
 use super::cursor::Cursor;
 use super::{Chain, Fault, Segment, iov};
 
-/// Writes the answer to a request. Cloning gives a second, independent position.
-#[derive(Clone, Debug)]
+/// Writes the answer to a request.
+#[derive(Debug)]
 pub(crate) struct Writer<'c> {
     cursor: Cursor<'c>,
     size: u32,

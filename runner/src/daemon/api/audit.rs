@@ -1,22 +1,19 @@
 //! One line of the log for each request that changes something or enters a machine.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::Request;
 use garret_api::one_line;
 use hyper::{Method, StatusCode, header};
 
+use crate::daemon::line_limit::{LineLimit, OF_ACCOUNT_MAX};
+
 /// The target of the lines. The log has them whatever its filter is.
 pub(crate) const TARGET: &str = "audit";
 
-/// The service manager drops the lines of a service that logs too much (systemd: 10,000 in 30 s). No account should
-/// have the lines of others dropped, so these are the most in one [`WINDOW`]: of one account that is let in …
-const LINES_MAX: u32 = 500;
-/// … and of all that is refused. One account may have many subordinate uids, which are refused.
+/// The most lines in one window of all that is refused. One account may have many subordinate uids, which are refused.
 const REFUSED_MAX: u32 = 100;
-const WINDOW: Duration = Duration::from_secs(10);
 
 /// The key of a count: one uid, or all refused requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,9 +22,9 @@ enum Count {
     Refused,
 }
 
-/// The lines of the present window.
+/// The limits of the lines.
 #[derive(Clone, Default)]
-pub(super) struct Audit(Arc<Mutex<HashMap<Count, (Instant, u32)>>>);
+pub(super) struct Audit(Arc<Mutex<LineLimit<Count>>>);
 
 fn is_recorded(request: &Request) -> bool {
     request.method() != Method::GET || request.headers().contains_key(header::UPGRADE)
@@ -73,7 +70,7 @@ impl Drop for Line {
         let Self { audit, uid, method, path, admitted, status } = self;
         let refused = !*admitted || status.is_some_and(|status| status >= 400);
         let (count, most) = match uid {
-            Some(uid) if !refused => (Count::Of(*uid), LINES_MAX),
+            Some(uid) if !refused => (Count::Of(*uid), OF_ACCOUNT_MAX),
             _ => (Count::Refused, REFUSED_MAX),
         };
         let before = audit.count(count, Instant::now());
@@ -86,13 +83,8 @@ impl Drop for Line {
 }
 
 impl Audit {
-    /// Counts a line; returns how many there were before it in the present window.
     fn count(&self, count: Count, now: Instant) -> u32 {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
-        let (_, lines) = counts.entry(count).or_insert((now, 0));
-        *lines = lines.saturating_add(1);
-        *lines - 1
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).count(count, now)
     }
 }
 
@@ -127,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_window_counts_from_zero_and_refusals_use_up_no_account() {
+    fn refusals_use_up_no_lines_of_an_account() {
         let (audit, start) = (Audit::default(), Instant::now());
         for (admitted, status) in [(true, 403), (true, 404), (false, 403), (true, 200)] {
             let mut line = line(&audit);
@@ -140,8 +132,5 @@ mod tests {
         line(&audit).admit();
         drop(line(&audit));
         assert_eq!((audit.count(Count::Of(1000), start), audit.count(Count::Refused, start)), (2, 4));
-        assert_eq!(audit.count(Count::Of(1001), start), 0);
-        assert_eq!(audit.count(Count::Of(1000), start + 2 * WINDOW), 0);
-        assert_eq!(audit.0.lock().unwrap().len(), 1, "what has no line is forgotten");
     }
 }

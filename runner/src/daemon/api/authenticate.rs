@@ -10,6 +10,7 @@ use garret_api::{Code, Problem};
 
 use super::Refusal;
 use super::audit::{Audit, Line};
+use super::connections::Place;
 use super::identity::{Owner, check_owner};
 use super::peer::{Credentials, Peer};
 use crate::accounts::Unanswered;
@@ -18,16 +19,16 @@ use crate::daemon::Daemon;
 /// Members of this group, and root, may use every machine without restriction.
 const ADMINISTRATORS: &str = "garret";
 
-/// Identifies the peer, which the handlers take from the request, and refuses those who have no business here before
+/// Identifies the peer, which the handlers take from the request, and refuses uids without access before
 /// their body is read.
 pub(super) async fn authenticate(
     State((daemon, audit)): State<(Arc<Daemon>, Audit)>,
-    Extension(credentials): Extension<Credentials>,
+    Extension((credentials, place)): Extension<(Credentials, Place)>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let mut line = Line::of(&audit, &request, credentials.uid());
-    let response = match identify(&daemon, credentials).await {
+    let response = match identify(&daemon, credentials, &place).await {
         Ok(peer) => {
             if let Some(line) = &mut line {
                 line.admit();
@@ -44,9 +45,9 @@ pub(super) async fn authenticate(
 }
 
 /// # Errors
-/// The peer may be another person than the owner of the uid's machine, or has neither an account nor a machine; or the
-/// name service does not answer.
-async fn identify(daemon: &Daemon, credentials: Credentials) -> Result<Peer, Refusal> {
+/// The peer may be another person than the owner of the uid's machine, has neither an account nor a machine, or has too
+/// many connections; or the name service does not answer.
+async fn identify(daemon: &Daemon, credentials: Credentials, place: &Place) -> Result<Peer, Refusal> {
     let Credentials(Some((uid, gid))) = credentials else {
         return Err(Problem::new(Code::Forbidden, "the connection's owner is unknown").into());
     };
@@ -63,6 +64,7 @@ async fn identify(daemon: &Daemon, credentials: Credentials) -> Result<Peer, Ref
         }
         None => false,
     };
+    place.move_to_account(uid)?;
     Ok(Peer { uid, gid: owner.gid, administrator })
 }
 

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::running::require_running;
 use super::{Peer, Refusal};
 use crate::daemon::Daemon;
+use crate::daemon::memory::WakeGuard;
 use crate::daemon::state::MachineRow;
 use crate::daemon::streams::{End, NewStream, relay};
 
@@ -35,6 +36,12 @@ const HANDSHAKE: [HeaderName; 6] = [
     header::SEC_WEBSOCKET_ACCEPT,
 ];
 
+/// The agent's answer to a handshake.
+enum Opened {
+    Stream(hyper::Response<Incoming>, WakeGuard),
+    Refused(Response),
+}
+
 /// Opens an exec stream to the machine's environment with this id, or to the guest itself. The machine is needed until
 /// the stream ends.
 pub(super) async fn exec(
@@ -51,15 +58,23 @@ pub(super) async fn exec(
     daemon.check_serves(machine, kind)?;
     let (uid, developer) = (machine.uid, machine.owner.clone());
     let stream = daemon.streams.open(NewStream { kind, developer, uid, environment, opened_by: peer.uid })?;
-    let needed = daemon.wake(machine).await;
     let agent = daemon.agent(&machine.name, DEADLINE);
-    let mut answer = tokio::select! {
-        answer = agent.forward(asked) => answer?,
+    let opened = async {
+        let needed = daemon.wake(machine).await;
+        let answer = agent.forward(asked).await?;
+        Ok::<_, Refusal>(if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            Opened::Stream(answer, needed)
+        } else {
+            Opened::Refused(refusal(answer).await)
+        })
+    };
+    let (mut answer, needed) = tokio::select! {
+        opened = opened => match opened? {
+            Opened::Stream(answer, needed) => (answer, needed),
+            Opened::Refused(response) => return Ok(response),
+        },
         end = stream.end_requested() => return Err(Refusal::new(Code::Cancelled, end.to_string())),
     };
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(refusal(answer).await);
-    }
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     for name in HANDSHAKE {

@@ -11,12 +11,14 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use garret_api::runner::Stream;
 use garret_api::stream::StreamKind;
 use garret_api::{Code, Problem};
 use tokio::sync::watch;
 
+use super::line_limit::{self, LineLimit};
 use super::state::now_ms;
 pub(super) use relay::relay;
 
@@ -36,6 +38,8 @@ struct Registry {
     ids: (RandomState, u64),
     /// The daemon ends.
     closed: bool,
+    /// Of the log, by the uid that opened the stream.
+    lines: LineLimit<u32>,
 }
 
 #[derive(Debug)]
@@ -222,7 +226,14 @@ impl OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        let Some(entry) = lock(&self.registry).open.remove(&self.id) else { return };
+        let mut registry = lock(&self.registry);
+        let Some(entry) = registry.open.remove(&self.id) else { return };
+        let lines = registry.lines.count(entry.stream.opened_by, Instant::now());
+        drop(registry);
+        // A guest may refuse streams as fast as they are opened.
+        if lines >= line_limit::OF_ACCOUNT_MAX {
+            return;
+        }
         let Stream { id, kind, developer, environment, opened_by, to_guest_bytes, from_guest_bytes, .. } = entry.show();
         let why = self.ended.as_ref().map_or_else(|| "it did not begin".into(), End::to_string);
         tracing::info!(
@@ -260,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn accounts_and_machines_have_limits_and_root_enters_any_machine() {
+    fn accounts_and_machines_have_limits_and_root_only_the_second() {
         // The account, the machine, and how many of its streams the machine has afterwards.
         let streams = Streams::default();
         let mut held = Vec::new();

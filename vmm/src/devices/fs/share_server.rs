@@ -110,7 +110,7 @@ impl ShareServer {
         match answer {
             Ok(result) => Ok(result.map_err(malformed)? as u32),
             // Locks that the server held stay locked; FUSE_INIT replaces the server.
-            Err(panic) => Err(Fault::Panic(panic_message(&*panic))),
+            Err(panic) => Err(Fault::of_panic(&*panic)),
         }
     }
 
@@ -146,9 +146,4 @@ impl ShareServer {
 fn open_folder(path: &Path) -> io::Result<File> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("no message").to_owned()
 }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::*;
+use crate::daemon::api::connections::CONNECTIONS_MAX;
 
 impl Server {
     /// Connects as this uid, sends `request` and returns what comes back until the server closes the connection.
@@ -68,11 +69,30 @@ async fn the_connection_beyond_the_limit_is_answered() {
     // Accounts are known from their first request on.
     server.call(ALICE, Method::GET, "/v1/machines", None).await.unwrap();
     let path = server.dir.path().join("garret.sock");
-    let connect = move || (0..256).map(|_| UnixStream::connect(&path).unwrap()).collect::<Vec<_>>();
+    let connect = move || (0..CONNECTIONS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect::<Vec<_>>();
     let caller = thread::spawn(|| as_uid(ALICE, connect));
     let open = tokio::task::spawn_blocking(move || caller.join().unwrap()).await.unwrap();
     let (status, said) = refused(server.call(ALICE, Method::GET, "/v1/machines", None).await);
     assert!(status == 503 && said.contains("256 connections"), "{said}");
+    server.call(BOB, Method::GET, "/v1/machines", None).await.unwrap();
+    drop(open);
+}
+
+#[tokio::test]
+async fn an_account_leaves_the_places_of_unknown_uids() {
+    let server = Server::start().await;
+    let path = server.dir.path().join("garret.sock");
+    // All connect before the account is known, and each gets an answer on a connection that stays open.
+    let follow = move || {
+        let streams: Vec<_> = (0..CONNECTIONS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        for mut stream in &streams {
+            stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nhost: garret\r\n\r\n").unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+        }
+        streams
+    };
+    let caller = thread::spawn(|| as_uid(ALICE, follow));
+    let open = tokio::task::spawn_blocking(move || caller.join().unwrap()).await.unwrap();
     server.call(BOB, Method::GET, "/v1/machines", None).await.unwrap();
     drop(open);
 }
