@@ -6,12 +6,12 @@
 //! | `GET /v1/top` | → [`Top`]: how the host's memory and each machine's stands, of the machines the caller may see |
 //! | `GET /metrics` | → the same as Prometheus text, of all machines; root and the `garret` group only |
 //! | `GET /v1/machines` | → list of [`Machine`] |
-//! | `GET /v1/machines/{developer}` | → [`Machine`] |
-//! | `PUT /v1/machines/{developer}` | [`MachineRequest`] → [`Machine`]; idempotent |
-//! | `DELETE /v1/machines/{developer}` | → 204; the machine and its data disk are removed |
-//! | `GET /v1/machines/{developer}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
-//! | `GET /v1/machines/{developer}/log` | → text: the console's last bytes |
-//! | `GET /v1/machines/{developer}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
+//! | `GET /v1/machines/{machine}` | → [`Machine`] |
+//! | `PUT /v1/machines/{machine}` | [`MachineRequest`] → [`Machine`]; idempotent |
+//! | `DELETE /v1/machines/{machine}` | → 204; the machine and its data disk are removed |
+//! | `GET /v1/machines/{machine}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
+//! | `GET /v1/machines/{machine}/log` | → text: the console's last bytes |
+//! | `GET /v1/machines/{machine}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
 //! | `GET /v1/environments` | → list of [`Environment`] |
 //! | `PUT /v1/environments/{id}` | [`EnvironmentRequest`] → [`Environment`]; idempotent |
 //! | `GET /v1/environments/{id}` | → [`Environment`] |
@@ -25,6 +25,8 @@
 //! | `GET /v1/operations/{id}?wait=SECONDS` | → [`Operation`]; with `wait`, when it has ended, or after that time |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`] of everything the caller may see |
 //!
+//! `{machine}` is a developer's name or uid, which means the developer's own machine, or a machine's [id](MachineId).
+//!
 //! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are strict:
 //! people write them by hand, and a misspelled field must not be ignored.
 
@@ -34,9 +36,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Problem;
 use crate::agent::{EnvironmentStatus, Progress};
 use crate::vmm::Landlock;
+use crate::{MachineId, Problem};
 
 pub use crate::operation::{Operation, OperationKind, Outcome};
 
@@ -66,7 +68,7 @@ pub enum Desired {
     Stopped,
 }
 
-/// `PUT /v1/machines/{developer}`: absent fields stay as they are.
+/// `PUT /v1/machines/{machine}`: absent fields stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineRequest {
@@ -94,6 +96,8 @@ pub struct MachineRequest {
 /// One developer's machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {
+    /// Its id: it is never changed and never used again.
+    pub id: MachineId,
     /// The developer: the account's name, or its uid as digits where it has none.
     pub developer: String,
     /// Their uid.
@@ -120,7 +124,7 @@ pub struct Machine {
     pub landlock: Option<Landlock>,
     /// When the present phase began, in seconds since 1970.
     pub since: u64,
-    /// The number of the developer's newest event: `events?after=` this shows only what is new.
+    /// The number of its newest event: `events?after=` this shows only what is new.
     pub last_event: u64,
     /// The last operation on the machine: after a request that changed something, the one that it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,7 +177,9 @@ pub struct EnvironmentRequest {
 pub struct Environment {
     /// `<folder name, simplified>-<32 hex digits of uid and path>`.
     pub id: String,
-    /// Whose machine it is in.
+    /// The machine it is in.
+    pub machine: MachineId,
+    /// Whose machine that is.
     pub developer: String,
     /// Their uid.
     pub uid: u32,
@@ -202,7 +208,9 @@ pub struct Event {
     pub id: u64,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
-    /// Whose.
+    /// The machine that it is about.
+    pub machine: MachineId,
+    /// Whose machine that is.
     pub developer: String,
     /// The environment it is about, if it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -363,7 +371,8 @@ mod tests {
     #[test]
     fn an_event_of_a_newer_version_is_read() {
         let event = |what: &str| -> EventKind {
-            let text = format!(r#"{{"id": 1, "at_ms": 2, "developer": "ann", "new": 1, "what": {what}}}"#);
+            let text =
+                format!(r#"{{"id": 1, "at_ms": 2, "machine": "m1", "developer": "ann", "new": 1, "what": {what}}}"#);
             serde_json::from_str::<Event>(&text).unwrap().what
         };
         for what in [

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::records::{Files, ROUND};
-use garret_integration::stage::{ALICE, BOB, Workspace, events, wait_until};
+use garret_integration::stage::{ALICE, BOB, Developer, Workspace, events, wait_until};
 
 /// Fills the file system at `$0` with two files: nearly all at once, then what is left block by block.
 const FILL: &str = "cd $0 && fallocate -l $(($(df --output=avail -B1 . | tail -n 1) - (16 << 20))) fill && ! cat /dev/zero 2>/dev/null >fill2";
@@ -44,7 +44,8 @@ fn a_full_data_disk_is_told_and_with_room_again_all_goes_on() {
 fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     // Whatever machine bob has: the next one's data disk is on a file system of its own.
     let _none = BOB.garret(&["rm", "--machine", "--yes"]);
-    let disk = SmallDisk::mount(Path::new("/var/lib/garret/machines/bob"));
+    put_machine(BOB);
+    let disk = SmallDisk::mount(&BOB.data_folder());
     let files = Files::up(BOB, "host-disk");
     let told = || events().matches("host-disk\"").count();
     let before = told();
@@ -52,11 +53,12 @@ fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     writer.wait_for_enough();
     disk.fill();
     wait_until("the host's full disk is reported", 60, || told() > before);
-    let log = fs::read_to_string("/run/garret/machines/bob/vmm.log").expect("the VMM's log");
+    let log = fs::read_to_string(BOB.run_folder().join("vmm.log")).expect("the VMM's log");
     assert_eq!(log.matches("No space left on device").count(), 1, "{log}");
     // A disk that stops would serve no reads either.
-    let pause = ["--unix-socket", "/run/garret/machines/bob/api.sock", "-sS", "-X", "POST", "http://vmm/v1/pause"];
-    let refused = Command::new("curl").args(pause).output().expect("curl runs").stdout;
+    let pause = ["-sS", "-X", "POST", "http://vmm/v1/pause", "--unix-socket"];
+    let socket = BOB.run_folder().join("api.sock");
+    let refused = Command::new("curl").args(pause).arg(socket).output().expect("curl runs").stdout;
     assert!(String::from_utf8_lossy(&refused).contains("waits for space on the host"), "{refused:?}");
 
     disk.free();
@@ -66,6 +68,15 @@ fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     BOB.garret(&["start", "--machine"]).ok();
     wait_until("the environment is ready again", 120, || files.0.environment()["status"]["phase"] == "ready");
     writer.end().is_in(&files.read());
+}
+
+/// Makes a machine that does not run, so that its id is known before its data disk is made.
+fn put_machine(developer: Developer) {
+    let url = format!("http://garret/v1/machines/{}", developer.uid);
+    let request = ["-sS", "--fail", "-X", "PUT", "-H", "content-type: application/json", "-d", "{}", &url];
+    let socket = ["--unix-socket", "/run/garret/garret.sock"];
+    let output = Command::new("curl").args(request).args(socket).output().expect("curl runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A small ext4 of the host.

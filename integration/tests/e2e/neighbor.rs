@@ -26,7 +26,7 @@ fn vmm_pid(developer: Developer) -> u64 {
 
 /// The folder that a VMM may write.
 fn vm_folder(developer: Developer) -> PathBuf {
-    Path::new("/run/garret/machines").join(developer.name).join("vm")
+    developer.run_folder().join("vm")
 }
 
 /// Puts something in the place of each socket that the VMM's folder once held.
@@ -50,7 +50,8 @@ fn nothing_planted_in_a_vmms_folder_leads_to_another_machine() {
     // A descriptor of the folder, kept over stop and start.
     let kept = File::open(&folder).unwrap();
     let kept = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), kept.as_raw_fd()));
-    let to_bob = |path: &Path, socket: &str| symlink(Path::new("/run/garret/machines/bob").join(socket), path).unwrap();
+    let bobs = BOB.run_folder();
+    let to_bob = |path: &Path, socket: &str| symlink(bobs.join(socket), path).unwrap();
 
     plant(&folder, to_bob);
     assert_eq!(guest_secret(ALICE), alice, "alice's command reached another guest");
@@ -97,7 +98,7 @@ fn a_developer_cannot_enter_the_process_of_their_machine() {
         format!(": >>/proc/{pid}/root/data.img"),
         format!("kill -0 {pid}"),
         format!("python3 -c 'import ctypes; c = ctypes.CDLL(None); exit(c.ptrace(16, {pid}, 0, 0) != 0)'"),
-        "ls /run/garret/machines/alice".to_owned(),
+        format!("ls {}", ALICE.run_folder().display()),
         "ls /var/lib/garret".to_owned(),
     ] {
         assert_ne!(ALICE.run("sh", &["-c", &line], &[], b"").status, 0, "{line}");
@@ -118,7 +119,7 @@ fn two_machines_never_share_a_uid() {
     let owner = |developer: Developer| fs::metadata(vm_folder(developer)).unwrap().uid();
     assert_ne!(owner(ALICE), owner(BOB));
     for developer in [ALICE, BOB] {
-        let disk = Path::new("/var/lib/garret/machines").join(developer.name).join("data.img");
+        let disk = developer.data_folder().join("data.img");
         let metadata = fs::metadata(disk).unwrap();
         assert_eq!((metadata.uid(), metadata.mode() & 0o777), (owner(developer), 0o600));
     }

@@ -19,8 +19,8 @@ pub(super) struct Show {
 
 impl Show {
     pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
-        if let Some(developer) = self.machine.developer() {
-            let machine: Machine = client.get(&format!("/v1/machines/{developer}")).await?;
+        if let Some(name) = self.machine.name() {
+            let machine: Machine = client.get(&format!("/v1/machines/{name}")).await?;
             match json {
                 true => output::print_json(&machine)?,
                 false => output::print(&output::table(&machine_rows(&machine)))?,
@@ -44,6 +44,7 @@ fn machine_rows(machine: &Machine) -> Vec<Vec<String>> {
     let mut rows = vec![
         row("developer", &machine.developer),
         row("uid", machine.uid),
+        row("id", machine.id),
         row("state", output::wire_name(&machine.phase)),
         row("why", &machine.reason),
         row("desired", output::wire_name(&machine.desired)),
@@ -89,6 +90,7 @@ mod tests {
     #[test]
     fn what_there_is_is_shown() {
         let text = output::table(&machine_rows(&machine("alice")));
+        assert!(text.contains("id:          m1\n"), "{text}");
         assert!(text.contains("memory:      512 MiB\nguaranteed:  256 MiB\nweight:      100\n"), "{text}");
         assert!(!text.contains("Landlock"), "{text}");
         for (landlock, warns) in [(Landlock::Enforced, false), (Landlock::Partial, true), (Landlock::Absent, true)] {

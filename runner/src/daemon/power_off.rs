@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::client::Client;
 use tokio::time::Instant;
 
@@ -17,14 +18,19 @@ const BUTTON_AFTER: Duration = Duration::from_secs(15);
 /// Asks until the future is dropped: the caller waits for the machine's end. `wake` resumes a paused machine and keeps
 /// it running until the returned value is dropped. The button is pressed even if the agent agreed, because another
 /// program in the guest may have taken its port.
-pub(super) async fn ask<W: Future>(machine: &str, agent: &Client, vmm: &Client, wake: impl Fn() -> W) -> Infallible {
+pub(super) async fn ask<W: Future>(
+    machine: MachineId,
+    agent: &Client,
+    vmm: &Client,
+    wake: impl Fn() -> W,
+) -> Infallible {
     let (mut heard, mut button) = (false, Instant::now());
     loop {
         let _awake = wake().await;
         heard = heard || agent.post("/v1/power-off").await.is_ok();
         if button.elapsed() >= BUTTON_AFTER {
             let pressed = vmm.post("/v1/power-button").await;
-            tracing::info!(machine, heard, ?pressed, "the guest does not end: the power button");
+            tracing::info!(%machine, heard, ?pressed, "the guest does not end: the power button");
             button = Instant::now();
         }
         tokio::time::sleep(PAUSE).await;
