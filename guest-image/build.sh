@@ -11,17 +11,17 @@ here=$(cd "$(dirname "$0")" && pwd)
 agent=$here/../target/x86_64-unknown-linux-gnu/release/garret-agent
 export SOURCE_DATE_EPOCH=1767225600                       # 2026-01-01: the same inputs, the same bytes
 
-# tree OUT: the root file system but for the agent.
+# tree OUT: the root file system without the agent.
 build_tree() {
   local tree=$1/tree
   debian_tree trixie "$(packages "$here/packages")" "$tree"
   cp -r "$here/etc/." "$tree/etc/"
-  # Every machine makes its own, and what it is told about its network and name.
+  # Every machine creates its own keys and id. Its host sends it its network and name.
   rm -f "$tree"/etc/ssh/ssh_host_* "$tree"/etc/machine-id "$tree"/etc/resolv.conf
   : >"$tree/etc/machine-id"; : >"$tree/etc/resolv.conf"
   echo garret >"$tree/etc/hostname"
   printf '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n' >"$tree/etc/hosts"
-  # Where the agent mounts.
+  # The agent's mount points.
   mkdir -p "$tree/workspaces" "$tree/data" "$tree/var/lib/containers" "$tree/usr/lib/garret"
   rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/* "$tree"/var/cache/debconf/*-old "$tree"/var/log/* "$tree"/boot/*
   rm -rf "$tree"/usr/share/{gitweb,bash-completion,common-licenses,gcc,gdb,bug}
@@ -32,12 +32,12 @@ build_image() {
   local out=$1 root=$2/root data=$2/data
   cp -al "$tree/tree" "$root"
   strip -o "$root/usr/lib/garret/garret-agent" "$agent"
-  # Not compressed and nothing inlined: every page of every file can be mapped where it is. pmem wants whole 2 MiB.
+  # Without compression and inlined data each page of a file can be mapped in place. pmem needs a multiple of 2 MiB.
   mkfs.erofs -E noinline_data -T "$SOURCE_DATE_EPOCH" -U 6b7b1e0e-2f5e-4c52-9d34-0e1e3f0a7c11 "$out/root.erofs" "$root" >/dev/null
   truncate -s %2M "$out/root.erofs"
   data_tree "$tree/tree" "$data"
   data_disk "$data" "$out/data.ext4"
-  # mkfs.erofs keeps it; a running machine maps it.
+  # Running machines map this file, so nothing may write to it.
   chmod 444 "$out/root.erofs"
 }
 

@@ -6,7 +6,7 @@ data_tree() {
   cp -a "$1/root" "$2/root"; chmod 700 "$2/root"
 }
 
-# data_disk FOLDER FILE: a sparse ext4 with what FOLDER holds.
+# data_disk FOLDER FILE: a sparse ext4 with the contents of FOLDER.
 data_disk() {
   truncate -s 64G "$2"
   # A sparse file reads as zeros: nothing has to be initialized, neither now nor by the guest later.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# `make bench`: garret and its peers in one run on one host, natively or on the emulated one. ONLY=boot,fs for some of the
-# benches, SIZE=full for hours on bare metal, PEERS='firecracker=/path cloud-hypervisor=/path' for peers that Debian does not
-# have, COMPARE=old.jsonl to see what changed, ICOUNT=1 for counts that repeat. MINUTES=24: no round of
-# the quick size begins later. Interrupted, it keeps what it has; RESUME=1 goes on.
+# `make bench`: garret and its peers in one run on one host, natively or on the emulated one. ONLY=boot,fs runs some of the
+# benches, and SIZE=full takes hours on bare metal. PEERS='firecracker=/path cloud-hypervisor=/path' adds peers that Debian does
+# not have. COMPARE=old.jsonl shows what changed, and ICOUNT=1 counts instructions. After MINUTES=24 no round of the quick size
+# begins. An interrupted run keeps its results; RESUME=1 continues it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -32,7 +32,7 @@ else
   echo "bench: this machine has no hardware virtualization: measuring in the emulated host, where times mean nothing" >&2
   options=(--no-runner --share "$out" --program "$release/garret-bench" --program "$tools")
   if [ -n "${ICOUNT:-}" ]; then options+=(--icount); run+=(--icount); fi
-  # Now and then the emulator hangs. What was measured until then is kept, and another one goes on with the rest.
+  # The emulator may hang. The results until then are kept, and another emulator measures the rest.
   attempts=4
   while
     minutes=$(( ${MINUTES:-24} - SECONDS / 60 ))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds everything that is installed, and what the emulated host needs where machines cannot run natively. What is built
-# already is left alone.
+# Builds everything that is installed. If machines cannot run natively, also builds the emulated host. Existing results
+# are not built again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"

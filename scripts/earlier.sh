@@ -7,7 +7,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
-commit=794f475b5f448788d54d354a9f91b62e472c77c6
+commit=4956e43e9fc901502d560dea3f26315cba67126d
 
 key=$(digest "$here/earlier.sh" </dev/null)
 [ -d "$cache_root/earlier/$key" ] || git -C "$here" cat-file -e "$commit^{commit}" 2>/dev/null \

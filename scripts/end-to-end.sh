@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the end-to-end tests on this machine: installs garret, makes the two developers the tests act as, starts the runner.
-# Arguments: the test programs, then perhaps a part of the names of the tests to run.
+# Runs the end-to-end tests on this machine: installs garret, creates the two developers of the tests, starts the
+# runner.
+# Arguments: the test programs, and optionally a part of the names of the tests to run.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs garret under a folder (`/` for this machine): the programs, the guest's kernel and images. Builds the kernel and
-# the images first if they are not in the cache; the programs have to be built (make build).
-# A file is never changed in place: a running machine goes on with the one it has.
+# the images first if they are not in the cache. `make build` must have built the programs.
+# A file is never changed in place: a running machine keeps using the old one.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -12,10 +12,10 @@ bin=${1%/}/usr/bin
 units=${1%/}/usr/lib/systemd/system
 docs=${1%/}/usr/share/doc/garret
 
-# Size and time tell versions apart: copies keep the time, and reading 64 GiB of holes would take its own.
+# Size and time identify a version: copies keep the time, and reading 64 GiB of holes would be slow.
 version() { stat -c '%s %.9Y' "$1" 2>/dev/null; }
 
-# place FILE FOLDER: a hard link where that works (a staging folder), else a sparse copy, renamed into place.
+# place FILE FOLDER: makes a hard link if possible (a staging folder), else a sparse copy, and renames it into place.
 place() {
   local name; name=$(basename "$1")
   if [ "$(version "$1")" = "$(version "$2/$name")" ]; then return; fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building, testing and running garret need. Says nothing and takes no time when they are
-# there already.
+# Installs the Debian packages that building, testing and running garret need. If they are installed, it prints nothing
+# and returns at once.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -9,21 +9,21 @@ command -v apt-get >/dev/null || die "this is not a Debian: install what scripts
 wanted=(
   # to build the programs
   gcc libc6-dev pkg-config libcap-ng-dev libseccomp-dev
-  # … the guest's kernel
+  # to build the guest's kernel
   linux-source-6.12 make flex bison bc patch xz-utils libelf-dev libssl-dev perl
-  # … the images, of the guest, of the emulated host and of containers
+  # to build the images: the guest's, the emulated host's and the containers'
   mmdebstrap debian-archive-keyring erofs-utils e2fsprogs cpio kmod busybox-static skopeo umoci docker-registry python3 curl
   # to check texts and scripts
   codespell shellcheck
   # to run machines
   nftables iproute2 conntrack procps ca-certificates git
-  # what the end-to-end tests set beside the machines on a host that runs them itself
+  # for the end-to-end tests on a host that runs machines itself
   openssl tinyproxy-bin
   # the emulated host
   qemu-system-x86 qemu-system-common util-linux dpkg-dev meson ninja-build libglib2.0-dev libpixman-1-dev libslirp-dev libfdt-dev
   zlib1g-dev
 )
-# Debian's npm and pip only where there is none: an installation from elsewhere stays.
+# Debian's npm and pip are installed only if there are none, so that an installation from elsewhere stays.
 command -v npm >/dev/null || wanted+=(nodejs npm)
 command -v pip3 >/dev/null || wanted+=(python3-pip)
 
@@ -36,7 +36,7 @@ if [ ${#missing[@]} != 0 ]; then
   echo "setup: installing ${missing[*]}" >&2
   log=$(mktemp)
   { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 \
-    || { tail -n 20 "$log" >&2; die "apt-get failed; all it said: $log"; }
+    || { tail -n 20 "$log" >&2; die "apt-get failed; its output: $log"; }
   rm "$log"
   # The package starts a registry for the whole network; garret starts its own where it needs one.
   case " ${missing[*]} " in *" docker-registry "*)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Starts the installed runner on this machine: by systemd where that runs, else in the background. Where no public container
-# registry answers, first a registry with the images built from Debian packages, and the setting that makes garret use it.
+# Starts the installed runner on this machine: by systemd if it runs, else in the background. If no public container
+# registry answers, it first starts a registry with the images built from Debian packages, and configures garret to use
+# it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"

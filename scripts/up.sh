@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make up`: from nothing to a command's output in a devcontainer. WORKSPACE is the folder (examples/python-service if
-# not set), CMD a shell command to run in its container. The exit status is the command's.
+# `make up`: sets everything up and runs a command in a devcontainer. WORKSPACE is the folder (default:
+# examples/python-service), CMD a shell command to run in its container. The exit status is the command's.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -24,6 +24,6 @@ fi
 echo "up: this machine has no hardware virtualization: running in the emulated host" >&2
 line=$(printf '%q ' garret "${arguments[@]}")
 driver=$here/../target/x86_64-unknown-linux-gnu/release/garret-integration
-# A second `garret up` completes what the first began, so another host may repeat it if one hangs.
+# A second `garret up` completes what the first began, so another host may repeat it after a hang.
 as_root env "USER=${USER:-root}" "$driver" host --repeatable --run-as-developer --share "$workspace" \
   --as "$(id -u):$(id -g)" "$line"

@@ -9,12 +9,22 @@ use garret_api::{Code, Problem};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::blocking::Blocking;
-use crate::exec::Credentials;
 
 /// The size limit of a user file, in bytes: a container writes its own.
 const FILE_MAX: u64 = 1 << 20;
 /// The most supplementary groups of a user.
 const GROUPS_MAX: usize = 256;
+
+/// Numeric user, group and supplementary groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user id.
+    pub uid: u32,
+    /// The primary group.
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+}
 
 /// One user, with the values that a login sets.
 #[derive(Clone, Debug, PartialEq, Eq)]

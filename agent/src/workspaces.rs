@@ -78,10 +78,10 @@ fn uses(pid: Pid, folder: &Path, device: Option<u64>) -> bool {
 /// Kills one process and waits until it has ended.
 fn end(pid: Pid) {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
-    tracing::info!("process {} uses a workspace that goes away and is killed", pid.as_raw_nonzero());
-    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok();
+    tracing::info!("killing process {}, which uses a workspace that is being released", pid.as_raw_nonzero());
+    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
     let timeout = Timespec { tv_sec: KILL_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
-    rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).ok();
+    let _ = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
 }
 
 #[cfg(test)]

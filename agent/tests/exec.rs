@@ -27,7 +27,7 @@ async fn streams_are_apart_and_the_status_arrives() {
 }
 
 #[tokio::test]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "setting how a signal is handled has no safe wrapper")]
 async fn a_process_heeds_the_signals_that_the_agent_ignores() {
     // SAFETY: ignoring a signal runs no code, and no process sends this one.
     unsafe { signal(Signal::SIGUSR2, SigHandler::SigIgn) }.unwrap();
@@ -75,7 +75,7 @@ async fn a_slow_reader_stops_the_process_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_process_that_reads_nothing_can_still_be_signalled() {
+async fn a_process_that_reads_nothing_can_still_be_signaled() {
     let mut session = Session::open(request(&["sleep", "1000"])).await;
     let mut frame = vec![STDIN];
     frame.resize(FRAME_MAX, 0);
@@ -134,7 +134,7 @@ async fn signals_reach_the_whole_process_group() {
 }
 
 #[tokio::test]
-async fn a_terminal_has_a_size_and_hears_of_a_new_one() {
+async fn a_terminal_has_a_size_and_can_be_resized() {
     let command = "stty size; trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.01; done";
     let mut session = Session::open(terminal(&["sh", "-c", command])).await;
     session.await_output("ready").await;
@@ -201,7 +201,7 @@ async fn a_lost_client_is_noticed_while_its_input_is_stuck() {
 }
 
 #[tokio::test]
-async fn what_is_left_in_the_background_does_not_hold_the_end_back() {
+async fn a_background_process_does_not_delay_the_end() {
     let mut session = Session::open(request(&["sh", "-c", "sleep 1000 & echo $!"])).await;
     let end = session.end().await;
     assert_eq!(end.outcome, Outcome::Exited(0));
@@ -227,7 +227,7 @@ async fn another_user_has_its_own_numbers() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_is_told_in_one_line() {
+async fn a_command_that_cannot_start_is_one_clear_line() {
     let cases = [
         (request(&["no-such-program-anywhere"]), 127, "no-such-program-anywhere: no such program"),
         (request(&["/etc/passwd"]), 126, "/etc/passwd: cannot be executed"),

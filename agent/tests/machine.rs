@@ -30,7 +30,7 @@ async fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, St
 }
 
 #[tokio::test]
-async fn the_agent_tells_who_it_is() {
+async fn the_agent_reports_version_and_boot() {
     let server = Server::start();
     let (status, body) = call(&server, "GET", "/v1/agent", "").await;
     let info: AgentInfo = serde_json::from_str(&body).unwrap();

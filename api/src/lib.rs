@@ -1,6 +1,6 @@
 //! The wire types of garret's three APIs, and one client for all of them.
 //!
-//! | API | who serves it | over | types |
+//! | API | server | over | types |
 //! |---|---|---|---|
 //! | machine | `garret-vmm`, one process per machine | Unix socket | [`vmm`] |
 //! | guest | `garret-agent`, in the machine | vsock port [`agent::PORT`] | [`agent`] |
@@ -25,3 +25,7 @@ pub mod vmm;
 pub use line::one_line;
 pub use machine_id::{InvalidMachineId, MachineId};
 pub use problem::{Code, PROBLEM_JSON, Problem, ProblemDetails};
+
+/// What "idle" means in all of garret: a machine, or the guest in it, uses less than this many CPUs. Each program says over
+/// which time it measures.
+pub const IDLE_CPUS: f64 = 0.1;

@@ -1,3 +1,5 @@
+//! Makes untrusted text safe to log and to print.
+
 /// The longest line, in characters.
 const LINE_MAX: usize = 500;
 

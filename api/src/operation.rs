@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::{MachineId, Problem};
 
 /// A change that a client requested, from the request to its one outcome. A machine, and each environment, has at most
-/// one without an outcome: another request ends it as cancelled.
+/// one operation without an outcome: another request ends it as cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
     /// 32 hexadecimal digits.
@@ -17,23 +17,23 @@ pub struct Operation {
     pub machine: MachineId,
     /// Whose machine that is.
     pub developer: String,
-    /// Their uid.
+    /// The developer's uid.
     pub uid: u32,
     /// The environment; absent if it is about the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// The environment's run that it is.
+    /// The generation of the environment's run; absent if it is about the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// The uid of the client that requested it.
     pub requested_by: u32,
-    /// When, in milliseconds since 1970.
+    /// When it was requested, in milliseconds since 1970.
     pub begun_ms: u64,
-    /// Without an outcome by then, it fails with the code `deadline`; in milliseconds since 1970. An environment's start
-    /// has none: a build may take hours.
+    /// If it has no outcome by this time, in milliseconds since 1970, it fails with the code `deadline`. An
+    /// environment's start has no deadline: a build may take hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// The last step that has begun.
+    /// The last step that began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     /// When it ended, in milliseconds since 1970.
@@ -48,15 +48,15 @@ pub struct Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
-    /// The machine or the container should run.
+    /// Start the machine or the container.
     Start,
-    /// Remove the environment's container, and start it again.
+    /// Remove the environment's container and build it again.
     Rebuild,
-    /// It should not run; its data is kept.
+    /// Stop it. Its data is kept.
     Stop,
-    /// The machine with its data disk, or the environment's container, should be gone.
+    /// Remove the machine with its data disk, or the environment's container.
     Remove,
-    /// A kind of a newer version.
+    /// A value of a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -67,17 +67,17 @@ pub enum OperationKind {
 pub enum Outcome {
     /// The requested state was reached.
     Succeeded,
-    /// It was not.
+    /// The requested state was not reached.
     Failed {
-        /// Why.
+        /// What is wrong and what to do.
         problem: Problem,
     },
-    /// Another request took its place.
+    /// Another request replaced it.
     Cancelled {
-        /// Which, in one line.
+        /// The request that replaced it, in one line.
         reason: String,
     },
-    /// An outcome of a newer version.
+    /// A value of a newer version.
     #[serde(other)]
     Unknown,
 }

@@ -1,54 +1,55 @@
+//! Problems: the error type that all three APIs return (RFC 9457).
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::one_line;
 
-/// Why something was refused or failed.
+/// Why a request was rejected or an operation failed.
 ///
-/// As the body of an answer whose status is 4xx or 5xx it is a [`ProblemDetails`].
+/// The body of an answer whose status is 4xx or 5xx is a [`ProblemDetails`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
 #[error("{detail}")]
 pub struct Problem {
-    /// For programs.
+    /// The kind of the problem, for programs.
     pub code: Code,
-    /// One line for a person: what is wrong, where, what to do.
-    #[serde(alias = "message")] // as agents and VMMs of the first version wrote it
+    /// One line for a person: what is wrong, where, and what to do.
     pub detail: String,
 }
 
-/// The kinds of problems. They are stable.
+/// The kind of a problem. Names do not change between versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
-    /// The request is wrong.
+    /// The request is not valid.
     Invalid,
     /// The caller may not do that.
     Forbidden,
     /// It does not exist, or the caller may not see it.
     NotFound,
-    /// The path exists, and has no such method.
+    /// The path exists but does not support the method.
     MethodNotAllowed,
-    /// The present state forbids it.
+    /// The current state does not allow the request.
     Conflict,
-    /// The host does not have the memory.
+    /// The host does not have enough memory.
     NoMemory,
     /// A device of the machine is too busy: try again.
     Busy,
-    /// Another request took its place.
+    /// Another request replaced this one.
     Cancelled,
     /// The body is too large.
     TooLarge,
-    /// The path is a WebSocket.
+    /// The path is only available as a WebSocket.
     UpgradeRequired,
-    /// A fault of garret, or of the system that it runs on.
+    /// An error in garret, or in the system that it runs on.
     Internal,
-    /// Another part is not available yet, or no longer: try again.
+    /// A part of garret is not available at the moment: try again.
     Unavailable,
-    /// The operation's deadline is over.
+    /// The operation's deadline has passed.
     Deadline,
     /// The machine's data disk is full.
     DiskFull,
-    /// The host's disk is full or fails, and the machine's writes wait or fail.
+    /// The host's disk is full or reports errors, so the machine's writes wait or fail.
     HostDisk,
     /// A lifecycle command ended with a status other than 0.
     CommandFailed,
@@ -68,17 +69,17 @@ pub enum Code {
     PowerCut,
     /// A process of the machine still uses a removed workspace.
     WorkspaceHeld,
-    /// There is no such program; a shell reports it as 127.
+    /// The program does not exist; a shell reports this as 127.
     NoSuchProgram,
-    /// The program cannot be executed; a shell reports it as 126.
+    /// The program cannot be executed; a shell reports this as 126.
     NotExecutable,
-    /// A code of a newer version.
+    /// A value of a newer version.
     #[serde(other)]
     Unknown,
 }
 
 impl Code {
-    /// The status of an answer with this problem (RFC 9110 §15, RFC 4918 §11.5).
+    /// The HTTP status of an answer with this problem (RFC 9110 §15, RFC 4918 §11.5).
     pub fn status(self) -> u16 {
         match self {
             Self::Invalid => 400,
@@ -107,11 +108,11 @@ impl Code {
     }
 }
 
-/// A problem as the body of an answer, `application/problem+json` (RFC 9457): without a `type`, as `code` says more than a
+/// A problem as the body of an answer, `application/problem+json` (RFC 9457). It has no `type`: `code` replaces the
 /// URI.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemDetails {
-    /// The answer's status.
+    /// The answer's HTTP status.
     pub status: u16,
     /// What is wrong.
     #[serde(flatten)]
@@ -127,7 +128,7 @@ impl Problem {
         Self { code, detail: detail.into() }
     }
 
-    /// The same with its text as [`one_line`]: for what a peer says that is not trusted.
+    /// Converts the text by [`one_line`], for problems from an untrusted peer.
     pub fn clipped(self) -> Self {
         Self { detail: one_line(&self.detail), ..self }
     }
@@ -193,7 +194,5 @@ mod tests {
     fn problems_of_other_versions_are_read() {
         let newer: Problem = serde_json::from_value(json!({"code": "no-quota", "detail": "d", "x": 1})).unwrap();
         assert_eq!(newer, Problem::new(Code::Unknown, "d"));
-        let first: Problem = serde_json::from_value(json!({"code": "not-found", "message": "m"})).unwrap();
-        assert_eq!(first, Problem::new(Code::NotFound, "m"));
     }
 }

@@ -3,14 +3,15 @@
 //! | call | body → answer |
 //! |---|---|
 //! | `GET /v1/host` | → [`HostInfo`] |
-//! | `GET /v1/top` | → [`Top`]: how the host's memory and each machine's stands, of the machines the caller may see |
-//! | `GET /metrics` | → the same as Prometheus text, of all machines; root and the `garret` group only |
+//! | `GET /v1/top` | → [`Top`]: memory of the host, and of each machine that the caller may see |
+//! | `GET /metrics` | → the same, and the counters of the VMMs, as Prometheus text, of all machines; root and the `garret` group only |
 //! | `GET /v1/machines` | → list of [`Machine`] |
 //! | `GET /v1/machines/{machine}` | → [`Machine`] |
 //! | `PUT /v1/machines/{machine}` | [`MachineRequest`] → [`Machine`]; idempotent |
 //! | `DELETE /v1/machines/{machine}` | → 204; the machine and its data disk are removed |
 //! | `GET /v1/machines/{machine}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
 //! | `GET /v1/machines/{machine}/log` | → text: the console's last bytes |
+//! | `GET /v1/machines/{machine}/metrics` | → [`Metrics`](crate::vmm::Metrics): what the VMM counts |
 //! | `GET /v1/machines/{machine}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
 //! | `GET /v1/environments` | → list of [`Environment`] |
 //! | `PUT /v1/environments/{id}` | [`EnvironmentRequest`] → [`Environment`]; idempotent |
@@ -18,17 +19,19 @@
 //! | `DELETE /v1/environments/{id}` | → 204 |
 //! | `GET /v1/environments/{id}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the environment |
 //! | `GET /v1/environments/{id}/local-env` | → list of the names of the caller's variables that are kept |
-//! | `DELETE /v1/environments/{id}/local-env` | → 204; none is kept |
+//! | `DELETE /v1/environments/{id}/local-env` | → 204; removes the variables that are kept |
 //! | `GET /v1/environments/{id}/log` | → text: the container's own output |
 //! | `GET /v1/environments/{id}/exec` | WebSocket: in the devcontainer |
 //! | `GET /v1/operations` | → list of [`Operation`], the newest first |
 //! | `GET /v1/operations/{id}?wait=SECONDS` | → [`Operation`]; with `wait`, when it has ended, or after that time |
-//! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`] of everything the caller may see |
+//! | `GET /v1/streams` | → list of [`Stream`], the oldest first |
+//! | `DELETE /v1/streams/{id}` | → 204; the stream has ended, and its client got the reason |
+//! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`], all that the caller may see |
 //!
 //! `{machine}` is a developer's name or uid, which means the developer's own machine, or a machine's [id](MachineId).
 //!
-//! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are strict:
-//! people write them by hand, and a misspelled field must not be ignored.
+//! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are
+//! strict: people write them by hand, and a misspelled field must not be ignored.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::agent::{EnvironmentStatus, Progress};
+use crate::stream::StreamKind;
 use crate::vmm::Landlock;
 use crate::{MachineId, Problem};
 
@@ -58,37 +62,38 @@ pub struct HostInfo {
     pub promised_mib: u64,
 }
 
-/// What should be.
+/// The requested state of a machine or an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Desired {
     /// It should run.
     Running,
-    /// It should stand still and keep its data.
+    /// It should be stopped. Its data is kept.
     Stopped,
 }
 
-/// `PUT /v1/machines/{machine}`: absent fields stay as they are.
+/// `PUT /v1/machines/{machine}`. An absent field leaves its setting unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineRequest {
-    /// Whether it should run.
+    /// The requested state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub desired: Option<Desired>,
-    /// Virtual CPUs, 1 to 32; used from the next start.
+    /// Virtual CPUs, 1 to 32. Takes effect at the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
-    /// The most memory it can have, in MiB, 256 or more; used from the next start.
+    /// Maximum memory, in MiB, 256 or more. Takes effect at the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u32>,
-    /// Memory that is its own whatever the others do, in MiB, 256 to `memory_mib`; at once.
+    /// Guaranteed memory, which no other machine can take, in MiB, 256 to `memory_mib`. Takes effect immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guaranteed_mib: Option<u32>,
-    /// Its share of what is left beyond the guarantees, 1 to 10,000 (100 is usual); at once. Root and the `garret` group only.
+    /// Share of the memory beyond the guarantees, relative to other machines, 1 to 10,000; the default is 100. Takes
+    /// effect immediately. Root and the `garret` group only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
-    /// Gives the machine to the account that its uid has now, which must have this name: the uid may have been another
-    /// person's before. Root and the `garret` group only.
+    /// Assigns the machine to the account that its uid has now. That account must have this name: another person may
+    /// have had the uid before. Root and the `garret` group only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
@@ -98,35 +103,38 @@ pub struct MachineRequest {
 pub struct Machine {
     /// Its id: it is never changed and never used again.
     pub id: MachineId,
-    /// The developer: the account's name, or its uid as digits where it has none.
+    /// The developer: the account's name, or the uid as digits if it has no account.
     pub developer: String,
-    /// Their uid.
+    /// The developer's uid.
     pub uid: u32,
-    /// What should be.
+    /// The requested state.
     pub desired: Desired,
-    /// What is.
+    /// The current state.
     pub phase: MachinePhase,
-    /// Why, in one line: `running`, `killed by signal 9 (SIGKILL)`, `guest kernel panic: …`.
+    /// The reason for the current state, in one line: `running`, `killed by signal 9 (SIGKILL)`, `guest kernel panic:
+    /// …`.
     pub reason: String,
     /// Virtual CPUs.
     pub vcpus: u8,
-    /// The most memory it can have, in MiB: what it was promised.
+    /// Maximum memory, in MiB.
     pub memory_mib: u32,
-    /// Memory that is its own whatever the others do, in MiB.
+    /// Guaranteed memory, which no other machine can take, in MiB.
     pub guaranteed_mib: u32,
-    /// Its share of what is left beyond the guarantees; 100 is usual.
+    /// Share of the memory beyond the guarantees, relative to other machines; the default is 100.
     pub weight: u32,
-    /// The VMM's process id on the host, while there is one.
+    /// The VMM's process id on the host; absent if no VMM runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
-    /// How far Landlock confines the VMM, while it runs and says so. Anything but `enforced` is worth a look.
+    /// How far Landlock confines the VMM; absent if no VMM runs, or if it does not report this. Any value other than
+    /// `enforced` means that the confinement is incomplete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<Landlock>,
-    /// When the present phase began, in seconds since 1970.
+    /// When the current phase began, in seconds since 1970.
     pub since: u64,
-    /// The number of its newest event: `events?after=` this shows only what is new.
+    /// The number of the machine's newest event. `events?after=` with this number returns only newer ones.
     pub last_event: u64,
-    /// The last operation on the machine: after a request that changed something, the one that it began.
+    /// The last operation on the machine. In the answer to a request that changed something: the operation that it
+    /// began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
 }
@@ -135,17 +143,17 @@ pub struct Machine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachinePhase {
-    /// It stands still; its disk is kept.
+    /// It is stopped. Its disk is kept.
     Stopped,
-    /// On its way up.
+    /// It is starting.
     Starting,
-    /// The agent answers.
+    /// It runs, and its agent answers.
     Running,
-    /// On its way down.
+    /// It is stopping.
     Stopping,
     /// It ended without a request, or it could not start.
     Failed,
-    /// What only a newer version understands.
+    /// A value of a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -157,17 +165,18 @@ pub struct EnvironmentRequest {
     /// The workspace: an absolute path to a folder the caller may read and write.
     #[schema(value_type = String)]
     pub workspace: PathBuf,
-    /// What should be.
+    /// The requested state.
     pub desired: Desired,
-    /// The devcontainer.json to use, relative to the workspace.
+    /// The path of the devcontainer.json to use, relative to the workspace. Absent: the agent looks for it where the
+    /// specification says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
-    /// The caller's environment for `${localEnv:…}`, in place of what is kept; as far as the policy lets it through. Absent:
-    /// what is kept stays.
+    /// The caller's variables for `${localEnv:…}`. Those that the policy allows replace the kept ones. Absent: the kept
+    /// variables stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_env: Option<BTreeMap<String, String>>,
-    /// Remove the container first and build it again. A key of at most 64 bytes: a request that is repeated with
-    /// the same key, because its answer was lost, does not rebuild twice.
+    /// Remove the container and build it again. The value is a key of at most 64 bytes. A client whose answer was lost
+    /// repeats the request with the same key, and the container is not built twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<String>,
 }
@@ -179,150 +188,177 @@ pub struct Environment {
     pub id: String,
     /// The machine it is in.
     pub machine: MachineId,
-    /// Whose machine that is.
+    /// The developer whose machine that is.
     pub developer: String,
-    /// Their uid.
+    /// The developer's uid.
     pub uid: u32,
-    /// The workspace.
+    /// The workspace's path on the host.
     #[schema(value_type = String)]
     pub workspace: PathBuf,
-    /// What should be.
+    /// The requested state.
     pub desired: Desired,
-    /// Counts the runs: each `PUT` that changes something begins one, and so does each start of the machine.
+    /// The number of the current run. Each `PUT` that changes something begins a run, and so does each start of the
+    /// machine.
     pub generation: u64,
-    /// The generation the status speaks of.
+    /// The generation that `status` describes.
     pub observed_generation: u64,
-    /// What is, as the agent last told; `stopped` while the machine does not run.
+    /// The current state, as the agent last reported it; `stopped` while the machine does not run.
     pub status: EnvironmentStatus,
-    /// The number of its newest event: `events?after=` this shows only what is new.
+    /// The number of its newest event. `events?after=` with this number returns only newer ones.
     pub last_event: u64,
-    /// The last operation on it: after a request that changed something, the one that it began.
+    /// The last operation on it. In the answer to a request that changed something: the operation that it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
 }
 
-/// Something that happened.
+/// An open connection of a client to a guest, through the daemon. Its machine is not paused while it is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stream {
+    /// 8 hexadecimal digits.
+    pub id: String,
+    /// What it carries.
+    pub kind: StreamKind,
+    /// The machine that it leads to.
+    pub machine: MachineId,
+    /// The developer whose machine that is.
+    pub developer: String,
+    /// Their uid.
+    pub uid: u32,
+    /// The environment; absent if it leads to the guest itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// The uid of the client that opened it.
+    pub opened_by: u32,
+    /// When, in milliseconds since 1970.
+    pub opened_ms: u64,
+    /// Bytes from the client to the guest, with the framing.
+    pub to_guest_bytes: u64,
+    /// Bytes from the guest to the client, with the framing.
+    pub from_guest_bytes: u64,
+}
+
+/// A change of a machine or an environment, or a problem with one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its number; they grow.
+    /// The event's number. A newer event has a larger number.
     pub id: u64,
-    /// When, in milliseconds since 1970.
+    /// When it happened, in milliseconds since 1970.
     pub at_ms: u64,
     /// The machine that it is about.
     pub machine: MachineId,
-    /// Whose machine that is.
+    /// The developer whose machine that is.
     pub developer: String,
-    /// The environment it is about, if it is about one.
+    /// The environment; absent if the event is about the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// What.
+    /// What happened.
     #[serde(deserialize_with = "event_kind")]
     pub what: EventKind,
 }
 
-/// Anything that this version does not know, however deep, is [`EventKind::Unknown`].
+/// A value that this version does not know, at any depth, makes the result [`EventKind::Unknown`].
 fn event_kind<'de, D: serde::Deserializer<'de>>(from: D) -> Result<EventKind, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
     Ok(serde_json::from_value(value).unwrap_or(EventKind::Unknown))
 }
 
-/// What happened.
+/// What an event reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum EventKind {
-    /// A machine came into a phase.
+    /// The machine's phase changed.
     Machine {
         /// The new phase.
         phase: MachinePhase,
-        /// Why, in one line.
+        /// The reason, in one line.
         reason: String,
     },
     /// A step of starting an environment.
     Environment {
-        /// The generation it is about.
+        /// The generation of the run.
         generation: u64,
         /// The step.
         progress: Progress,
     },
-    /// A run that stopped an environment has ended. Runs that bring one up end with a step: `ready`, or `failed`, whose
-    /// problem has the code `cancelled` if another request took the run's place. One that could not stop it ends with
-    /// `failed` too. Each run has one such last event.
+    /// A run stopped an environment. Each run has one last event. A run that starts an environment ends with the step
+    /// `ready` or `failed`. A run that could not stop one also ends with `failed`. If another request replaced the run,
+    /// the problem of `failed` has the code `cancelled`.
     Stopped {
         /// The generation of the run.
         generation: u64,
     },
-    /// An environment and its container are gone.
+    /// An environment and its container were removed.
     Removed {
-        /// Its last generation.
+        /// The environment's last generation.
         generation: u64,
     },
-    /// Memory was taken from a machine, or given back after that.
+    /// Memory was taken from a machine, or returned to it.
     Squeeze {
-        /// By which means.
+        /// How it was taken.
         means: Means,
-        /// Bytes it may hold from now on, or bytes taken where the means is `swap`.
+        /// Bytes that the machine may hold from now on. If `means` is `swap`: bytes that were taken.
         bytes: u64,
-        /// Why, in one line with numbers.
+        /// The reason, in one line with numbers.
         reason: String,
     },
-    /// Something is wrong that no step tells of. What is tried until it succeeds has one such event, of the first refusal; the
-    /// run's last event says how it ended.
+    /// A problem outside the steps of a run. An action that is retried until it succeeds reports only its first
+    /// failure; the run's last event reports how the run ended.
     Problem {
-        /// What.
+        /// What is wrong.
         problem: Problem,
     },
-    /// What only a newer version understands.
+    /// A value of a newer version.
     Unknown,
 }
 
-/// How memory is taken from a machine, the gentlest first.
+/// How memory is taken from a machine. Each value is more severe than the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Means {
-    /// Nothing is taken any more.
+    /// No memory is taken any more.
     Released,
-    /// Its agent reclaims what is cold, and what it may plug is lowered.
+    /// The agent reclaims cold memory, and the guest may plug less.
     Guest,
-    /// The host swaps its memory out.
+    /// The host swaps the machine's memory out.
     Swap,
-    /// It stands still, so that what was swapped out stays there.
+    /// The machine is paused, so that its memory stays swapped out.
     Paused,
 }
 
 /// `GET /v1/top`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Top {
-    /// The host.
+    /// The host's memory.
     pub host: HostMemory,
-    /// The machines that the caller may see, in order of their names.
+    /// The machines that the caller may see, sorted by developer.
     pub machines: Vec<MachineMemory>,
 }
 
 /// The host's memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostMemory {
-    /// Memory.
+    /// Total memory.
     pub total: u64,
-    /// What a program could get without swapping.
+    /// Memory that programs could get without swapping (`MemAvailable`).
     pub available: u64,
-    /// Swap.
+    /// Total swap.
     pub swap_total: u64,
-    /// Swap that is free.
+    /// Free swap.
     pub swap_free: u64,
-    /// What the arbiter gives to machines: the memory without the reserve for the host itself.
+    /// Memory for machines: `total` without the reserve for the host itself.
     pub capacity: u64,
-    /// Promised to the machines that should run.
+    /// Memory promised to the machines that should run.
     pub promised: u64,
-    /// Guaranteed to them.
+    /// Memory guaranteed to the machines that should run.
     pub guaranteed: u64,
-    /// What they hold.
+    /// Memory that the running machines hold.
     pub resident: u64,
     /// `promised` divided by `total`.
     pub overcommit: f64,
-    /// Memory pressure: per cent of the last 10 s in which some task waited; absent on a host without PSI.
+    /// Memory pressure: percentage of the last 10 s in which some task waited; absent on a host without PSI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_some: Option<f64>,
-    /// The same of all tasks.
+    /// Memory pressure: percentage of the last 10 s in which all tasks waited; absent on a host without PSI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_full: Option<f64>,
 }
@@ -330,35 +366,36 @@ pub struct HostMemory {
 /// One running machine's memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineMemory {
-    /// Whose it is.
+    /// The developer whose machine it is.
     pub developer: String,
-    /// The most it can have.
+    /// Maximum memory.
     pub promised: u64,
-    /// Its own whatever the others do.
+    /// Guaranteed memory, which no other machine can take.
     pub guaranteed: u64,
-    /// Its share of what is left.
+    /// Share of the memory beyond the guarantees, relative to other machines.
     pub weight: u32,
-    /// What its guest may use now: memory at boot and what it may plug.
+    /// Memory that the guest may use now: boot memory and the memory that it may plug.
     pub limit: u64,
-    /// What it should hold of the host's memory, as the arbiter sees it.
+    /// Host memory that the machine should hold, as the arbiter decided.
     pub target: u64,
-    /// What it holds of the host's memory.
+    /// Host memory that the machine holds.
     pub resident: u64,
-    /// What the host has swapped out of it.
+    /// Memory of the machine that the host has swapped out.
     pub swapped: u64,
-    /// What it holds and uses: without what is free or cold in the guest.
+    /// Host memory that the machine holds and uses: `resident` without what is free or cold in the guest.
     pub working_set: u64,
-    /// Memory pressure in the guest: per cent of the last 10 s in which some task waited; absent if it does not tell.
+    /// Memory pressure in the guest: percentage of the last 10 s in which some task waited; absent if the guest does
+    /// not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_some: Option<f64>,
-    /// What is being done to it.
+    /// How memory is being taken from the machine; absent if none is taken.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "means")]
     pub squeezed: Option<Means>,
-    /// Times something in the guest was killed for lack of memory, containers' own limits not counted.
+    /// Processes that the guest's kernel killed for lack of memory, without those killed by a container's own limit.
     pub oom_kills: u64,
 }
 
-/// Means that this version does not know are none.
+/// A value that this version does not know becomes `None`.
 fn means<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Means>, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
     Ok(serde_json::from_value(value).unwrap_or(None))

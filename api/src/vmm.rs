@@ -7,21 +7,21 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Everything a machine is built from. The one configuration: the command line names a file that holds it, the devices are
-/// made from it, `GET /v1/machine` shows it.
+/// A machine's complete configuration. The command line names a file that holds it, the VMM builds the devices from it,
+/// and `GET /v1/machine` returns it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
-    /// Guest memory that is there from the start, in MiB, 64 to 1,048,576.
+    /// Guest memory at boot, in MiB, 64 to 1,048,576.
     pub memory_mib: u32,
-    /// Memory that can be plugged and unplugged while the machine runs (virtio-mem), beside `memory_mib`.
+    /// Memory in addition to `memory_mib` that can be plugged and unplugged while the machine runs (virtio-mem).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotplug: Option<HotplugConfig>,
-    /// What to boot.
+    /// The kernel to boot.
     pub kernel: KernelConfig,
-    /// The read-only root image, given to the guest as `/dev/pmem0`; its length must be a multiple of 2 MiB.
+    /// The read-only root image, which the guest sees as `/dev/pmem0`. Its length must be a multiple of 2 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub root: Option<PathBuf>,
@@ -34,33 +34,29 @@ pub struct MachineConfig {
     /// Folders shared by virtio-fs, at most 4.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
-    /// The socket to the guest.
+    /// The virtio-vsock device, which connects host and guest by sockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
-    /// The guest reports free pages, and their host memory is released.
+    /// Whether the guest reports its free pages, so that the VMM returns them to the host.
     #[serde(default = "yes")]
     pub free_page_reporting: bool,
-    /// The serial and the virtio console.
+    /// The serial console and the virtio console.
     #[serde(default)]
     pub console: ConsoleConfig,
-    /// Seconds without an API request, 1 to 86,400, after which a paused machine resumes and may plug all of its hotplug
+    /// Seconds without an API request, 1 to 86,400. After them a paused machine resumes and may plug all of its hotplug
     /// memory. Absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_s: Option<u32>,
 }
 
-/// What to boot.
+/// The kernel to boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelConfig {
-    /// An ELF file with a PVH entry note (`vmlinux`), or a bzImage.
+    /// An ELF file with a PVH entry note (`vmlinux`).
     #[schema(value_type = String)]
     pub image: PathBuf,
-    /// An initial RAM file system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub initrd: Option<PathBuf>,
-    /// Appended to what the VMM itself puts on the command line; at most 2,000 bytes in all.
+    /// Appended to the command line that the VMM makes. Both together have at most 2,000 bytes.
     #[serde(default)]
     pub cmdline: String,
 }
@@ -74,37 +70,37 @@ pub struct DiskConfig {
     /// A raw image; its length is the disk's size and a multiple of 512.
     #[schema(value_type = String)]
     pub path: PathBuf,
-    /// Refuse writes.
+    /// Whether writes are rejected.
     #[serde(default)]
     pub read_only: bool,
-    /// Limit of operations and bytes.
+    /// Limit of operations and bytes. Absent: unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 }
 
-/// A token bucket for each of bytes and operations; an absent one is unlimited.
+/// A token bucket for bytes and one for operations. An absent one means unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
-    /// Bytes.
+    /// The bucket for bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Bucket>,
-    /// Operations (requests of a disk, packets of a network interface).
+    /// The bucket for operations: requests of a disk, or packets of a network interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operations: Option<Bucket>,
 }
 
-/// A token bucket: `per_second` tokens flow in, up to `burst`.
+/// A token bucket, which gains `per_second` tokens each second and holds at most `burst`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
     /// Tokens per second, 1 or more.
     pub per_second: u64,
-    /// The bucket's size, 1 or more.
+    /// The most tokens that the bucket holds, 1 or more.
     pub burst: u64,
 }
 
-/// One virtio-net device on a TAP interface that exists already.
+/// One virtio-net device on an existing TAP interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
@@ -112,7 +108,7 @@ pub struct NetConfig {
     pub tap: String,
     /// The guest's hardware address, `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
-    /// Limit of each direction.
+    /// Limit of each direction. Absent: unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 }
@@ -123,19 +119,20 @@ pub struct NetConfig {
 pub struct ShareConfig {
     /// The mount tag, 1 to 36 bytes.
     pub tag: String,
-    /// The served folder.
+    /// The folder on the host.
     #[schema(value_type = String)]
     pub path: PathBuf,
     /// Request queues, 1 to 8.
     #[serde(default = "one")]
     pub queues: u8,
-    /// How long the guest may trust a cached name or attribute, in milliseconds: host edits are visible within it.
+    /// How long the guest may cache names and attributes, in milliseconds. The guest sees a change on the host within
+    /// this time.
     #[serde(default = "default_staleness_ms")]
     pub staleness_ms: u32,
-    /// How owners are shown: every guest id maps to the VMM's own uid and gid, which the guest sees as this id.
+    /// The uid and gid that the guest sees as the owner of all files. On the host they belong to the VMM's uid and gid.
     #[serde(default = "default_guest_id")]
     pub guest_id: u32,
-    /// How many files the guest may hold open or known at once.
+    /// The most files that the guest may have open or cached at a time.
     #[serde(default = "default_fd_limit")]
     pub fd_limit: u64,
 }
@@ -153,8 +150,8 @@ fn default_fd_limit() -> u64 {
     100_000
 }
 
-/// The virtio-vsock device and its Unix socket: a client connects, writes `CONNECT <port>\n`, reads `OK <port>\n`, and has
-/// a byte stream to that port of the guest.
+/// The virtio-vsock device and its Unix socket. A client connects, writes `CONNECT <port>\n` and reads `OK <port>\n`.
+/// After that the connection is a byte stream to that port of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
@@ -170,7 +167,7 @@ pub struct VsockConfig {
 pub enum SocketAt {
     /// An inherited descriptor of a bound stream socket. Guests reach no socket of the host through it.
     Descriptor(i32),
-    /// A path, where the VMM makes it.
+    /// A path, where the VMM creates the socket.
     #[schema(value_type = String)]
     Path(PathBuf),
 }
@@ -212,38 +209,39 @@ fn yes() -> bool {
     true
 }
 
-/// The virtio-mem device: the guest has of its region what it was allowed to plug, in blocks of 2 MiB.
+/// The virtio-mem device. The guest plugs memory of the device's region up to the requested size, in blocks of 2 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HotplugConfig {
-    /// The most there can be, in MiB: a multiple of 128 (what Linux adds at once), up to 1,048,576. Address space, not memory.
+    /// Size of the region, in MiB: a multiple of 128 (the block size of Linux's memory hotplug), up to 1,048,576. It
+    /// reserves address space, not memory.
     pub size_mib: u32,
-    /// What the guest may plug when it starts, in MiB: a multiple of 2, at most `size_mib`.
+    /// Memory that the guest may plug when it starts, in MiB: a multiple of 2, at most `size_mib`.
     #[serde(default)]
     pub requested_mib: u32,
 }
 
-/// `PUT /v1/memory`: how much of the virtio-mem region the guest shall have plugged.
+/// `PUT /v1/memory`: the memory that the guest should have plugged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryTarget {
-    /// MiB, a multiple of 2, 0 to the region's size.
+    /// Requested memory, in MiB: a multiple of 2, at most the region's size.
     pub requested_mib: u32,
 }
 
-/// `GET /v1/memory`. What is plugged is the VMM's own count, not the guest's word.
+/// `GET /v1/memory`. The VMM counts plugged memory itself and does not rely on the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryInfo {
-    /// Memory that is always there, in MiB.
+    /// Memory at boot, which cannot be unplugged, in MiB.
     pub boot_mib: u32,
-    /// The virtio-mem region's size, in MiB; 0: the machine has none.
+    /// Size of the virtio-mem region, in MiB; 0 if the machine has none.
     pub size_mib: u32,
-    /// What was asked last, in MiB.
+    /// The last requested memory, in MiB.
     pub requested_mib: u32,
-    /// What the guest has plugged, in MiB.
+    /// Memory that the guest has plugged, in MiB.
     pub plugged_mib: u32,
-    /// Whether a driver of the guest serves the device: without one nothing is ever plugged.
+    /// Whether a driver of the guest serves the device. Without one the guest plugs nothing.
     pub driver: bool,
-    /// Plug and unplug requests that were refused since the start.
+    /// Plug and unplug requests that the device rejected since the start.
     pub refused: u64,
 }
 
@@ -251,14 +249,14 @@ pub struct MemoryInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
-    /// The log file; absent: the VMM's standard output. The file keeps the last [`CONSOLE_LOG_MAX`] bytes, at least half
-    /// of them, whatever the guest prints.
+    /// The log file; absent: the VMM's standard output. The file has at most [`CONSOLE_LOG_MAX`] bytes: when it is
+    /// full, the VMM discards the older half.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub log: Option<PathBuf>,
 }
 
-/// The largest a console log grows, in bytes.
+/// The largest size of a console log, in bytes.
 pub const CONSOLE_LOG_MAX: u64 = 1 << 20;
 
 /// `GET /v1/machine`.
@@ -266,23 +264,23 @@ pub const CONSOLE_LOG_MAX: u64 = 1 << 20;
 pub struct MachineInfo {
     /// The VMM's version.
     pub version: String,
-    /// Its process id, as the VMM itself sees it.
+    /// The VMM's process id in its own PID namespace.
     pub pid: u32,
-    /// What it is doing.
+    /// The current state.
     pub state: MachineState,
-    /// How far Landlock confines the process; a VMM of an earlier version does not say.
+    /// How far Landlock confines the process; absent from a VMM of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<Landlock>,
 }
 
-/// What the VMM answers to `GET /v1/machine`. Readers take it as [`MachineInfo`]: the configuration of another version may
-/// have other fields.
+/// The answer to `GET /v1/machine`. Readers parse only [`MachineInfo`]: the configuration of another version may have
+/// other fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MachineDescription {
-    /// The machine now.
+    /// The machine's state.
     #[serde(flatten)]
     pub info: MachineInfo,
-    /// What it was built from.
+    /// The configuration that the machine was built from.
     pub config: MachineConfig,
 }
 
@@ -290,15 +288,15 @@ pub struct MachineDescription {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Landlock {
-    /// All that the VMM asks for is enforced.
+    /// The kernel enforces all rules.
     Enforced,
-    /// The kernel is too old for some of it.
+    /// The kernel is too old to enforce some of the rules.
     Partial,
-    /// The kernel has no Landlock, or it is switched off.
+    /// The kernel has no Landlock, or it is disabled.
     Absent,
 }
 
-/// What a machine is doing.
+/// The state of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineState {
@@ -306,7 +304,7 @@ pub enum MachineState {
     Running,
     /// The vCPUs and the devices are paused.
     Paused,
-    /// It is going away.
+    /// The machine is ending.
     Stopping,
 }
 
@@ -315,12 +313,12 @@ pub enum MachineState {
 pub struct Metrics {
     /// Nanoseconds from the process's start to the first `KVM_RUN`.
     pub setup_ns: u64,
-    /// Exits to user space of all vCPUs, by reason (`io`, `mmio`, `hlt`, …).
+    /// Exits of all vCPUs to user space, by reason (`io`, `mmio`, `hlt`, …).
     pub exits: std::collections::BTreeMap<String, u64>,
     /// Bytes returned to the host by free page reporting.
     #[serde(default)]
     pub reported_free: u64,
-    /// Per device (`block0`, `net0`, `fs0`, `vsock`, `balloon`, `rng`, `console`): kicks, interrupts, requests, faults, failures of the host.
+    /// Counters by device (`block0`, `net0`, `fs0`, `vsock`, `mem`, `pmem`, `balloon`, `rng`, `console`).
     pub devices: std::collections::BTreeMap<String, DeviceMetrics>,
 }
 
@@ -331,16 +329,20 @@ pub struct DeviceMetrics {
     pub kicks: u64,
     /// Interrupts to the driver.
     pub interrupts: u64,
-    /// Descriptor chains served.
+    /// Descriptor chains served: requests of a disk or share, packets of a network interface.
     pub chains: u64,
-    /// Times the guest broke the device's rules and it asked for a reset.
+    /// Bytes that the driver and the device wrote into these chains, headers included; a VMM of an earlier version does
+    /// not count them.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Times that the guest broke the device's rules and the device requested a reset.
     pub faults: u64,
-    /// Requests that the host failed, as when its disk is full; a VMM of an earlier version does not count them.
+    /// Requests that failed on the host, as when its disk is full; 0 from a VMM of an earlier version.
     #[serde(default)]
     pub host_failures: u64,
 }
 
-/// The VMM's last words, written to the file `--last-words` names just before it exits.
+/// Why the machine ended. The VMM writes this to the file that `--last-words` names just before it exits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastWords {
     /// Why the machine ended.
@@ -355,19 +357,18 @@ pub struct LastWords {
 pub enum ExitReason {
     /// The guest powered off.
     PowerOff,
-    /// The guest asked for a reboot. The program that started the VMM starts it again.
+    /// The guest requested a reboot. The program that started the VMM starts it again.
     Reboot,
     /// The guest's kernel panicked.
     Panic,
-    /// `POST /v1/shutdown`, or `SIGTERM`.
+    /// `POST /v1/shutdown` or `SIGTERM` ended it.
     Asked,
-    /// The machine could not be built or could not go on.
+    /// The machine could not be built or could not continue.
     Failed,
 }
 
-/// The status `garret-vmm` exits with.
 impl ExitReason {
-    /// 0 when it was meant to end, 3 to be started again, 4 after a guest panic, 1 otherwise.
+    /// The exit status of `garret-vmm`: 0 after a requested end, 3 for a reboot, 4 after a guest panic, else 1.
     pub fn status(self) -> u8 {
         match self {
             ExitReason::PowerOff | ExitReason::Asked => 0,

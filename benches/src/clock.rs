@@ -1,4 +1,4 @@
-//! The monotonic clock, which the kernel's traces are stamped with too.
+//! The monotonic clock, which also stamps the kernel's traces.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ pub(crate) fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Asks `again` every `step` until it has an answer.
+/// Calls `again` every `step` until it returns a value.
 ///
 /// # Errors
-/// It has one itself, or `deadline` has passed.
+/// `again` fails, or `deadline` has passed.
 pub(crate) fn poll<T>(
     what: &str,
     deadline: Duration,

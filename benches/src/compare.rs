@@ -1,4 +1,4 @@
-//! What changed between two runs.
+//! Compares two runs.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -9,27 +9,27 @@ use clap::Args;
 use crate::result::{self, Better, Key, Record};
 use crate::statistics::{self, Estimate};
 
-/// Two results.
+/// The two results to compare.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Before
     old: PathBuf,
     /// After
     new: PathBuf,
-    /// Show what has not changed, too
+    /// Also show unchanged metrics
     #[arg(long)]
     all: bool,
 }
 
-/// Less than this is no change, however certain.
+/// A smaller ratio is no change, even if it is certain.
 const NOTHING: f64 = 0.01;
 
-/// What became of a metric.
+/// How a metric changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Better,
     Worse,
-    /// The interval holds 1, or the difference is nothing.
+    /// The interval contains 1, or the difference is too small.
     None,
 }
 
@@ -61,7 +61,7 @@ fn compared(old: &[Record], new: &[Record], all: bool) -> String {
         }
         let _ = writeln!(text, "{}", row(old, record, ratio, change));
     }
-    let _ = writeln!(text, "\n{unchanged} metrics without a change that is certain.");
+    let _ = writeln!(text, "\n{unchanged} metrics: no certain change.");
     text
 }
 
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(rows.len(), 2, "{text}");
         assert!(rows[0].contains("a/faster") && rows[0].ends_with("| better |"), "{text}");
         assert!(rows[1].contains("1.200 [1.200, 1.200]") && rows[1].ends_with("**worse** |"), "{text}");
-        assert!(text.contains("1 metrics without"), "{text}");
+        assert!(text.contains("1 metrics: no certain"), "{text}");
         assert_eq!(compared(&old, &new, true).lines().filter(|line| line.starts_with("| a/")).count(), 3);
     }
 

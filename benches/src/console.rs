@@ -1,25 +1,25 @@
-//! What the guest says: lines of its console that begin with `@bench`.
+//! Messages of the guest: lines of its console that begin with `@bench`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// One thing the guest says.
+/// A message of the guest.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Mark {
-    /// It is up, or ready to be worked with.
+    /// The guest has started, or is ready to work.
     Ready,
-    /// A case begins; for a moment nothing happens, so that counters can be read.
+    /// A case begins. For a moment the guest does nothing, so that the host can read its counters.
     Begin(String),
-    /// A case has ended, with this exit status, after this long by the guest's clock; then again a moment of rest.
+    /// A case has ended, with this exit status and this duration by the guest's clock. The guest pauses again.
     End {
         case: String,
         /// The command's exit status.
         status: i32,
-        /// How long it took, in seconds.
+        /// Its duration, in seconds.
         seconds: f64,
     },
-    /// What a command printed that the harness has to read.
+    /// Output of a command that the harness parses.
     Value {
         name: String,
         text: String,
@@ -27,9 +27,9 @@ pub(crate) enum Mark {
     Done,
 }
 
-/// One line of the console; nothing if it is not for us.
+/// Parses one line of the console; `None` if it is no message.
 fn parse(line: &str) -> Option<Mark> {
-    // Whatever the kernel printed before it without an end of line stands in front.
+    // The kernel may have printed text before it without an end of line.
     let (_, said) = line.split_once("@bench ")?;
     let (word, rest) = said.trim_end().split_once(' ').unwrap_or((said.trim_end(), ""));
     match word {
@@ -50,21 +50,21 @@ fn parse(line: &str) -> Option<Mark> {
     }
 }
 
-/// A console's log, read as it grows.
+/// Reads a console's log as it grows.
 pub(crate) struct Console {
     path: PathBuf,
     read: u64,
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of an incomplete line.
     rest: Vec<u8>,
 }
 
 impl Console {
-    /// Of the log at `path`, which need not be there yet.
+    /// Reads the log at `path`, which need not exist yet.
     pub(crate) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), read: 0, rest: Vec::new() }
     }
 
-    /// What has been said since the last time.
+    /// Returns the messages since the last call.
     ///
     /// # Errors
     /// The log cannot be read.
@@ -87,7 +87,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn lines_for_us() {
+    fn only_bench_lines_are_messages() {
         let value = |name: &str, text: &str| Mark::Value { name: name.into(), text: text.into() };
         for (line, expected) in [
             ("@bench ready\r", Some(Mark::Ready)),

@@ -1,4 +1,4 @@
-//! The regression gate: garret's counts against a baseline that is committed. The judging is pure.
+//! The regression gate: compares garret's counts with a committed baseline. The comparison is pure.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::result::{self, Better, Record};
 
-/// The subject that is judged.
+/// The subject that is compared.
 const SUBJECT: &str = "garret";
-/// What a baseline holds that is written from nothing, and how far each may be off, in percent.
+/// The metrics of a new baseline, and the tolerance of each in percent.
 const GATED: &[(&str, f64)] = &[
     ("boot/kvm_run_to_init", 2.0),
     ("boot/io_exits_to_init", 2.0),
@@ -30,54 +30,54 @@ const GATED: &[(&str, f64)] = &[
     ("fs/git_status_system_calls", 5.0),
 ];
 
-/// What to judge by what.
+/// The arguments of `gate`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// The committed baseline
     baseline: PathBuf,
     /// The results of `run --size gate`
     results: PathBuf,
-    /// Write the results' values into the baseline, for this reason
+    /// Write the results' values into the baseline, with this reason
     #[arg(long, value_name = "REASON")]
     update: Option<String>,
 }
 
-/// What is expected: by `bench/metric`.
+/// The expected values, by `bench/metric`.
 pub(crate) type Baseline = BTreeMap<String, Expected>;
 
-/// One expectation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Expected {
     pub value: f64,
-    /// How far off it may be, in percent of the value.
+    /// The tolerance, in percent of the value.
     pub tolerance_percent: f64,
-    /// Why it is what it is.
+    /// Why it has this value.
     pub reason: String,
 }
 
-/// How a metric stands.
+/// The result for one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
-    /// As expected.
+    /// Within the tolerance.
     Within,
-    /// Better than the tolerance: the baseline wants to be renewed, or the next regression hides in the difference.
+    /// Better than the tolerance. The baseline must be renewed, else the difference hides the next regression.
     Better,
-    /// It was not measured, or failed.
+    /// It was not measured, or its measurement failed.
     Missing,
     /// Worse than the tolerance.
     Worse,
 }
 
-/// Judges, and says so. 0: all is as expected; 1: something is worse or missing; 3: only better, the baseline is out of date.
+/// Compares and prints the result. Returns 0 if all is as expected, 1 if something is worse or missing, and 3 if the
+/// baseline is out of date: something is only better.
 ///
 /// # Errors
-/// A file cannot be read, or written.
+/// A file cannot be read or written.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let records = result::read(&options.results)?;
     if let Some(reason) = &options.update {
         let baseline = updated(&read(&options.baseline).unwrap_or_default(), &records, reason);
-        ensure!(!baseline.is_empty(), "the results hold nothing that is gated");
+        ensure!(!baseline.is_empty(), "the results contain no metric of the gate");
         let text = serde_json::to_string_pretty(&baseline)? + "\n";
         fs::write(&options.baseline, text).with_context(|| options.baseline.display().to_string())?;
         println!("{}: {} values", options.baseline.display(), baseline.len());
@@ -110,7 +110,7 @@ fn find<'a>(records: &'a [Record], name: &str) -> Option<&'a Record> {
 
 type Judged<'a> = (&'a str, &'a Expected, Option<f64>, Verdict);
 
-/// Every expectation with what was found.
+/// Each expectation with the value that was found.
 fn judge<'a>(baseline: &'a Baseline, records: &[Record]) -> Vec<Judged<'a>> {
     let judged = baseline.iter().map(|(name, expected)| {
         let found = find(records, name).and_then(|record| Some((record.median?, record.better)));
@@ -146,7 +146,8 @@ fn line(name: &str, expected: &Expected, found: Option<f64>, verdict: Verdict) -
     format!("{told:8}{name}: {found}, expected {value} ± {tolerance_percent} %{because}")
 }
 
-/// The baseline with the values that were found. Only what has changed by more than its tolerance gets the new reason.
+/// The baseline with the values that were found. Only values that changed by more than their tolerance get the new
+/// reason.
 fn updated(old: &Baseline, records: &[Record], reason: &str) -> Baseline {
     let fresh = GATED.iter().map(|(name, tolerance)| {
         let expected = Expected { value: f64::NAN, tolerance_percent: *tolerance, reason: String::new() };
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts() {
+    fn a_verdict_depends_on_direction_and_tolerance() {
         for (value, better, verdict_is) in [
             (100.0, Better::Lower, Verdict::Within),
             (105.0, Better::Lower, Verdict::Within),
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_missing() {
+    fn a_value_without_a_measurement_is_missing() {
         let baseline = Baseline::from([("a/m".into(), expected(10.0, 1.0)), ("a/n".into(), expected(10.0, 1.0))]);
         let records =
             [record("a", "m", "garret", Unit::Count, &[10.0]), record("a", "n", "qemu-q35", Unit::Count, &[10.0]), {
@@ -232,7 +233,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is better for one direction is worse for the other, and the value itself is always within.
+        /// A value that is better in one direction is worse in the other, and the value itself is within the tolerance.
         #[test]
         fn directions_mirror(value in 1.0f64..1e9, found in 1.0f64..1e9, tolerance in 0.1f64..50.0) {
             let expected = expected(value, tolerance);

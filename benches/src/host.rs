@@ -1,4 +1,4 @@
-//! Where a run takes place: without it a number says nothing.
+//! The host of a run: its numbers mean nothing without it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::run;
 
-/// The facts, in every record.
+/// The facts about the host, in every record.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Host {
-    /// Whether its time means anything.
+    /// Whether times on it are meaningful.
     pub platform: Platform,
-    /// The emulator counts instructions: a virtual nanosecond is one instruction.
+    /// Whether the emulator counts instructions: one instruction is then one virtual nanosecond.
     pub icount: bool,
     /// The kernel's release.
     pub kernel: String,
     /// The processor's name.
     pub cpu: String,
-    /// How many of them.
+    /// The number of processors.
     pub cpus: usize,
     /// Memory in MiB.
     pub memory_mib: u64,
@@ -28,25 +28,25 @@ pub(crate) struct Host {
     pub versions: BTreeMap<String, String>,
     /// The commit garret was built from.
     pub commit: String,
-    /// When the run began, UTC.
+    /// When the run began, in UTC.
     pub date: String,
 }
 
-/// What the host runs on.
+/// The platform that the host runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Platform {
-    /// Hardware: times count.
+    /// Hardware. Times are meaningful.
     #[default]
     Native,
-    /// A virtual machine with nested virtualization: exits cost more than on hardware.
+    /// A virtual machine with nested virtualization. Exits cost more than on hardware.
     Nested,
-    /// An emulated processor: counts and ratios mean something, times do not.
+    /// An emulated processor. Counts and ratios are meaningful, times are not.
     Emulated,
 }
 
 impl Platform {
-    /// What a reader must know of times measured there; nothing for hardware.
+    /// A warning about times measured there; `None` for hardware.
     pub(crate) fn caution(self) -> Option<&'static str> {
         match self {
             Platform::Native => None,
@@ -56,7 +56,7 @@ impl Platform {
     }
 }
 
-/// Looks at this host. `GARRET_EMULATED` (0 or 1) overrules what the processor says of itself.
+/// Detects this host's facts. `GARRET_EMULATED` (0 or 1) overrides the processor's flags.
 pub(crate) fn look(commit: &str, icount: bool, programs: &[(&str, &Path)]) -> Host {
     let cpuinfo = read("/proc/cpuinfo");
     Host {
@@ -98,7 +98,7 @@ fn memory_mib(meminfo: &str) -> u64 {
     kib.unwrap_or(0) >> 10
 }
 
-/// What a program says of itself; nothing if it cannot be run.
+/// The version that a program prints; empty if it cannot be run.
 fn version(program: &Path) -> String {
     let said = run(&program.to_string_lossy(), &["--version"]).unwrap_or_default();
     said.lines().next().unwrap_or_default().trim().to_owned()

@@ -1,4 +1,4 @@
-//! Where the benches work: files, images and the counting that all of them share.
+//! What all benches share: files, images and counters.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,31 +17,31 @@ use crate::project;
 use crate::scale::{Scale, Size};
 use crate::subject::{Disk, Machine};
 
-/// The data disk of a machine: sparse, so that its size costs nothing.
+/// The size of a machine's data disk. It is sparse, so its size costs nothing.
 const DATA_BYTES: u64 = 8 << 30;
-/// Files of one folder of the source tree.
+/// Number of files in one folder of the source tree.
 const FILES_PER_FOLDER: usize = 50;
-/// Chooses the lengths of the source tree's files.
+/// The seed for the lengths of the source tree's files.
 const SEED: u64 = 7;
 
 /// The default of `fs.nr_open`: the most descriptors that a process may have.
 const DESCRIPTORS: u64 = 1 << 20;
-/// How folders of ours begin in a folder of everybody's.
+/// The prefix of our folders in a shared folder.
 const PREFIX: &str = "garret-bench-";
 
-/// Where everything is.
+/// The locations of everything that a run needs.
 #[derive(Debug, Args)]
 pub(crate) struct Places {
     /// Where garret is installed
     #[arg(long, value_name = "FOLDER", default_value = "/usr/lib/garret")]
     pub lib: PathBuf,
-    /// The image made by benches/tools/build.sh; fs, block and net need it
+    /// The image made by benches/tools/build.sh. The benches fs, block and net need it
     #[arg(long, value_name = "FILE", env = "GARRET_BENCH_TOOLS")]
     tools: Option<PathBuf>,
-    /// A folder on a disk: the machines' files are in a folder of its own in it
+    /// A folder on a disk. The machines' files are in a folder of their own in it
     #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
     work: PathBuf,
-    /// Leave the machines' files (consoles, configurations, disks) where they are
+    /// Keep the machines' files (consoles, configurations, disks)
     #[arg(long)]
     keep: bool,
     /// The account that the devcontainer bench acts as
@@ -49,21 +49,21 @@ pub(crate) struct Places {
     developer: String,
 }
 
-/// What a run has to work with.
+/// The resources of a run.
 pub(crate) struct Lab {
     /// The profile.
     pub size: Size,
-    /// Its numbers.
+    /// The profile's numbers.
     pub scale: Scale,
-    /// garret's folder.
+    /// The folder of garret's programs.
     pub lib: PathBuf,
-    /// An erofs image of a Debian with fio, iperf3, a compiler and npm; some benches need it.
+    /// An erofs image of a Debian with fio, iperf3, a compiler and npm, which some benches need.
     tools: Option<PathBuf>,
     /// The account that the devcontainer bench acts as.
     pub developer: String,
-    /// The kernel's counting.
+    /// The kernel's counters.
     pub tracer: Tracer,
-    /// A nanosecond of this host's clock is an instruction.
+    /// Whether the emulator counts instructions: one instruction is then one nanosecond of this host's clock.
     pub icount: bool,
     work: TempDir,
     keep: bool,
@@ -73,7 +73,7 @@ impl Lab {
     /// Prepares a run.
     ///
     /// # Errors
-    /// garret is not installed, this is not root, or the kernel's traces cannot be used.
+    /// garret is not installed, this process is not root, or the kernel's traces cannot be used.
     pub(crate) fn open(size: Size, places: &Places, icount: bool) -> anyhow::Result<Self> {
         let Places { lib, work, .. } = places;
         for name in ["vmlinux", "root.erofs", "garret-vmm"] {
@@ -81,7 +81,7 @@ impl Lab {
             ensure!(file.exists(), "{} is missing: install garret first (make install)", file.display());
         }
         ensure!(rustix::process::geteuid().is_root(), "the benchmarks run as root: they read the kernel's counters");
-        // Where they are built in, or not needed by anybody who is there, nothing is to be loaded.
+        // An error is ignored: the module may be built in, or no bench of this host needs it.
         for module in ["kvm_amd", "kvm_intel", "vhost_vsock", "vhost_net", "tun"] {
             let _ = run("modprobe", &["-q", module]);
         }
@@ -105,7 +105,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// A machine with the common parts and no disks yet.
+    /// A machine with the common parts and without disks.
     pub(crate) fn machine(&self, cmdline: &str) -> Machine {
         Machine {
             vcpus: self.scale.vcpus,
@@ -117,34 +117,34 @@ impl Lab {
             cmdline: cmdline.to_owned(),
             disks: Vec::new(),
             share: None,
-            // Under icount a machine lives through minutes of its own time: nothing may run out meanwhile.
+            // Under icount a machine lives through minutes of its own time, so no deadline may be short.
             staleness_ms: if self.size == Size::Gate { 86_400_000 } else { 1000 },
             tap: None,
             vsock: false,
         }
     }
 
-    /// The memory of a machine, in bytes.
+    /// A machine's memory, in bytes.
     pub(crate) fn guest_bytes(&self) -> u64 {
         u64::from(self.scale.memory_mib) << 20
     }
 
-    /// An empty folder for one machine; it goes when it is dropped, unless all is to be kept.
+    /// Creates an empty folder for one machine. It is removed when dropped, unless all files are kept.
     ///
     /// # Errors
-    /// The disk is full, say.
+    /// For example, the disk is full.
     pub(crate) fn folder(&self) -> anyhow::Result<TempDir> {
         let mut folder = tempfile::Builder::new().prefix("run-").tempdir_in(self.work.path())?;
         folder.disable_cleanup(self.keep);
-        // Other accounts may have to get to what is in it.
+        // Other accounts may need files in it.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         Ok(folder)
     }
 
-    /// A formatted, empty data disk in `folder`.
+    /// Creates a formatted, empty data disk in `folder`.
     ///
     /// # Errors
-    /// There is no `mkfs.ext4`.
+    /// `mkfs.ext4` is missing.
     pub(crate) fn data_disk(&self, folder: &Path) -> anyhow::Result<Disk> {
         let path = folder.join("data.img");
         File::create(&path)?.set_len(DATA_BYTES)?;
@@ -153,7 +153,7 @@ impl Lab {
         Ok(Disk { path, read_only: false })
     }
 
-    /// A disk with a job's script on it.
+    /// Creates a disk with a job's script.
     ///
     /// # Errors
     /// It cannot be written.
@@ -163,10 +163,10 @@ impl Lab {
         Ok(Disk { path, read_only: true })
     }
 
-    /// The tools.
+    /// The tools image.
     ///
     /// # Errors
-    /// There are none.
+    /// It is missing.
     pub(crate) fn tools_disk(&self) -> anyhow::Result<Disk> {
         let path = self.tools.clone().context("no tools image: benches/tools/build.sh makes one, --tools names it")?;
         ensure!(path.exists(), "no tools image {}", path.display());
@@ -178,10 +178,10 @@ impl Lab {
         Disk { path: self.work.path().join("helper.img"), read_only: true }
     }
 
-    /// The source tree as a tar archive, made once.
+    /// The source tree as a tar archive, created once.
     ///
     /// # Errors
-    /// It cannot be written, or there is no `tar`.
+    /// It cannot be written, or `tar` is missing.
     pub(crate) fn source_disk(&self) -> anyhow::Result<Disk> {
         let path = self.work.path().join("source.tar");
         if !path.exists() {
@@ -194,10 +194,10 @@ impl Lab {
         Ok(Disk { path, read_only: true })
     }
 
-    /// A small C program's source as a tar archive, in one folder and with a Makefile, made once.
+    /// The source of a small C program as a tar archive, in one folder and with a Makefile, created once.
     ///
     /// # Errors
-    /// It cannot be written, or there is no `tar`.
+    /// It cannot be written, or `tar` is missing.
     pub(crate) fn project_disk(&self) -> anyhow::Result<Disk> {
         let path = self.work.path().join("project.tar");
         if !path.exists() {
@@ -210,7 +210,8 @@ impl Lab {
         Ok(Disk { path, read_only: true })
     }
 
-    /// A raw disk of `mib`, written all over, made once and used again: who comes later finds what the one before wrote.
+    /// A raw disk of `mib`, fully written. It is created once and used again: a later job finds what an earlier one
+    /// wrote.
     ///
     /// # Errors
     /// It cannot be written.
@@ -236,14 +237,14 @@ impl Lab {
     }
 }
 
-/// A file server may keep a descriptor for each file its guest knows: the same plenty for all subjects, whatever a login
-/// shell of this host allows.
+/// Sets the limit of descriptors, whatever the shell's limit is. A file server may keep a descriptor for each file that
+/// its guest knows, so all subjects get the same high limit.
 fn allow_descriptors() -> anyhow::Result<()> {
     let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
     setrlimit(Resource::Nofile, limit).context("RLIMIT_NOFILE")
 }
 
-/// What runs that were killed, or were to keep everything, have left.
+/// Removes the files of runs that were killed or that kept their files.
 fn remove_old(work: &Path) {
     for entry in fs::read_dir(work).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
@@ -252,7 +253,7 @@ fn remove_old(work: &Path) {
     }
 }
 
-/// Folders of text files of 200 bytes to 8 KiB, the same each time.
+/// Writes folders of text files of 200 bytes to 8 KiB, the same each time.
 fn write_tree(tree: &Path, files: usize) -> anyhow::Result<()> {
     let mut random = fastrand::Rng::with_seed(SEED);
     for number in 0..files {

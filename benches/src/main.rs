@@ -1,4 +1,4 @@
-//! `garret-bench`: measures garret and what a user would pick instead, in the same run on the same host.
+//! `garret-bench`: measures garret and its alternatives in the same run on the same host.
 
 mod bench;
 mod clock;
@@ -34,7 +34,7 @@ struct Arguments {
 enum Command {
     /// Measure, as root on a host with /dev/kvm and garret installed
     Run(Box<run::Options>),
-    /// Make tables and pictures out of results
+    /// Make tables and plots of results
     Report(report::Options),
     /// Show what changed between two results
     Compare(compare::Options),

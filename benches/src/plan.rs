@@ -1,13 +1,13 @@
-//! What is run in which order. Pure.
+//! The order of a run's rounds. Pure.
 
 use std::ops::RangeInclusive;
 
-/// One bench as the plan sees it.
+/// One bench, as the plan needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Its name.
     pub bench: &'static str,
-    /// Who takes part, with the samples there already.
+    /// The subjects, each with its number of samples so far.
     pub subjects: Vec<(String, usize)>,
     /// How many samples of each are kept.
     pub kept: usize,
@@ -19,18 +19,19 @@ pub(crate) struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
     pub bench: &'static str,
-    /// The subjects in the order they run. It rotates by one each round: no subject always runs after the same one.
+    /// The subjects in the order they run. The order rotates by one in each round, so that no subject always follows
+    /// the same one.
     pub subjects: Vec<String>,
-    /// The samples are dropped.
+    /// Whether the samples are dropped.
     pub warm_up: bool,
-    /// After this round all samples are there.
+    /// Whether this is the bench's last round.
     pub last: bool,
-    /// Its place among the rounds, from 0.
+    /// The round's number, from 0.
     pub round: usize,
 }
 
-/// All rounds: first a sample of each bench (behind its warm-up), then a second of each, …. What is left out when time runs
-/// short is then the repetitions, not the benches at the end.
+/// All rounds: first one sample of each bench (after its warm-up), then a second of each, and so on. If time runs out,
+/// repetitions are missing instead of whole benches.
 pub(crate) fn steps(wanted: &[Wanted]) -> Vec<Step> {
     let most = wanted.iter().map(|wanted| wanted.kept).max().unwrap_or(0);
     (0..most)
@@ -40,7 +41,7 @@ pub(crate) fn steps(wanted: &[Wanted]) -> Vec<Step> {
         .collect()
 }
 
-/// The rounds that give a sample: the first comes with the warm-up before it.
+/// The rounds that yield one sample. The first includes the warm-up.
 fn rounds(wanted: &Wanted, sample: usize) -> RangeInclusive<usize> {
     let round = sample + usize::from(wanted.warms_up);
     if sample == 0 { 0..=round } else { round..=round }
@@ -57,7 +58,7 @@ fn step(wanted: &Wanted, round: usize) -> Step {
     }
 }
 
-/// Whose sample of this round is not there. Who misses any warms up again.
+/// The subjects whose sample of this round is missing. A subject without all samples warms up again.
 fn missing(wanted: &Wanted, round: usize) -> Vec<String> {
     let warm_ups = usize::from(wanted.warms_up);
     let is_there = |there: usize| if round < warm_ups { there >= wanted.kept } else { there > round - warm_ups };
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_not_run_again() {
+    fn existing_samples_are_not_taken_again() {
         let there = |a, b| Wanted { subjects: vec![("a".into(), a), ("b".into(), b)], ..wanted("boot", &[], 2, true) };
         let told = |wanted: Wanted| {
             let told = steps(&[wanted]).into_iter().map(|step| (step.subjects.concat(), step.warm_up, step.last));

@@ -1,4 +1,4 @@
-//! The processes of a subject: they die with the harness, and what they last said is kept.
+//! The processes of a subject. They end with the harness, and their last output is kept.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,30 +14,30 @@ pub(crate) struct Process {
     stderr: PathBuf,
 }
 
-/// What to run.
+/// A program with its arguments.
 pub(crate) struct Program {
-    /// The file, or a name to look for.
+    /// The file, or a name to search in `PATH`.
     pub path: PathBuf,
     pub arguments: Vec<OsString>,
 }
 
 impl Program {
-    /// `path` with `arguments`.
+    /// The program at `path` with `arguments`.
     pub(crate) fn new(path: &Path, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         Self { path: path.to_owned(), arguments: arguments.into_iter().map(Into::into).collect() }
     }
 
-    /// As a person would type it.
+    /// The command line as text.
     pub(crate) fn line(&self) -> String {
         let arguments = self.arguments.iter().map(|argument| argument.to_string_lossy());
         [self.path.to_string_lossy()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
     }
 
-    /// Starts it. Its standard error goes to a file in `folder`; its standard output to `output`, or nowhere.
-    /// `setpriv` becomes the program; should the harness be killed, the kernel kills it too.
+    /// Starts the process. Standard error goes to a file in `folder`, standard output to `output` or to /dev/null. It
+    /// starts through `setpriv`, so that the kernel kills it if the harness is killed.
     ///
     /// # Errors
-    /// There is no such program.
+    /// The program does not exist.
     pub(crate) fn start(&self, folder: &Path, output: Option<&Path>) -> anyhow::Result<Process> {
         let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned();
         let stderr = folder.join(format!("{name}.stderr"));
@@ -51,13 +51,12 @@ impl Program {
 }
 
 impl Process {
-    /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// # Errors
-    /// It has ended; with the last line it wrote.
+    /// The process has ended. The error includes the last line that it wrote.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
         let Some(status) = self.child.try_wait()? else { return Ok(()) };
         let said = fs::read(&self.stderr).unwrap_or_default();
@@ -74,10 +73,10 @@ impl Drop for Process {
 
 /// The last line that is not empty.
 pub(crate) fn last_line(text: &str) -> &str {
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing")
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("there is no output")
 }
 
-/// Runs a command to its end, which comes within five minutes; gives what it printed.
+/// Runs a command to its end, for at most five minutes, and returns its output.
 ///
 /// # Errors
 /// It cannot be run, fails, or takes too long.
@@ -99,7 +98,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_process_that_ends_is_told_with_its_last_line() {
+    fn a_process_that_ends_is_reported_with_its_last_line() {
         let folder = tempfile::tempdir().unwrap();
         let program = Program::new(Path::new("/bin/sh"), ["-c", "echo first >&2; echo 'no such disk' >&2; exit 3"]);
         assert!(program.line().starts_with("/bin/sh -c echo"));
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_process_is_gone() {
+    fn a_dropped_process_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("output");
         let mut process =
@@ -124,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn commands() {
+    fn a_failed_command_is_reported_with_its_last_line() {
         assert_eq!(run("echo", &["a", "b"]).unwrap(), "a b\n");
         assert!(run("ls", &["/no/such"]).unwrap_err().to_string().contains("/no/such"));
         assert_eq!(last_line("a\nb\n\n"), "b");
-        assert_eq!(last_line(""), "it said nothing");
+        assert_eq!(last_line(""), "there is no output");
     }
 }

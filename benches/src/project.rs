@@ -1,4 +1,4 @@
-//! A C program that is large enough to be built for a while: generated, so that every run builds the same.
+//! A generated C program that takes a while to build. Every run builds the same one.
 
 use std::fmt::Write;
 use std::fs;
@@ -6,12 +6,12 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Its files, but for the one with `main`.
+/// The number of its files without the one with `main`.
 pub(crate) const FILES: usize = 48;
-/// Functions of a file that others call.
+/// Functions of a file that other files call.
 const FUNCTIONS: usize = 3;
 
-/// What a file begins with.
+/// The beginning of each file.
 const HEAD: &str = "\
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +20,7 @@ const HEAD: &str = "\
 struct node { struct node *next; unsigned key; char text[24]; };
 ";
 
-/// Two functions; `@` stands for the number of the file and the function, `#` for a small odd number.
+/// Two functions. `@` stands for the number of the file and the function, `#` for a small odd number.
 const FUNCTION: &str = r#"
 static struct node *insert_@(struct node *list, unsigned key)
 {
@@ -62,10 +62,10 @@ program: $(patsubst %.c,%.o,$(wildcard *.c))
 \t$(CC) -o $@ $^
 ";
 
-/// Writes it.
+/// Writes the program.
 ///
 /// # Errors
-/// The folder is there already, or cannot be written.
+/// The folder exists already, or cannot be written.
 pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
     let file = |name: &str, text: &str| fs::write(folder.join(name), text).with_context(|| name.to_owned());
     fs::create_dir(folder).with_context(|| folder.display().to_string())?;
@@ -121,7 +121,7 @@ mod tests {
         assert!(write(&tree).is_err());
     }
 
-    /// `cc` links this test, too: it is there.
+    /// This test needs `cc`, which also links this test.
     #[test]
     fn a_compiler_takes_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a run leaves: `results.jsonl`, one [`Record`] a line.
+//! The results of a run: `results.jsonl`, one [`Record`] per line.
 //!
 //! A run appends a record after each round of its bench, with the samples so far. The last line of a key (bench,
 //! metric, subject) is the valid one. So an interrupted run keeps what it has. A reader ignores a torn last line.
@@ -19,31 +19,31 @@ use crate::statistics;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
-    /// What was run: `boot`, `fs`, ….
+    /// The bench: `boot`, `fs`, ….
     pub bench: String,
-    /// What of it was measured: `exits_to_agent`.
+    /// The metric of the bench: `exits_to_agent`.
     pub metric: String,
-    /// Who was measured: `garret`, `qemu-microvm`, ….
+    /// The subject: `garret`, `qemu-microvm`, ….
     pub subject: String,
-    /// Of all the numbers here.
+    /// The unit of all numbers in this record.
     pub unit: Unit,
-    /// Which direction is the good one.
+    /// Which direction is better.
     pub better: Better,
-    /// The samples' median; absent where there is an error.
+    /// The samples' median; absent if there is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub median: Option<f64>,
-    /// Where the median's 95 % interval begins; absent with fewer than two samples.
+    /// The lower end of the median's 95 % interval; absent with fewer than two samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low: Option<f64>,
-    /// Where it ends.
+    /// Its upper end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high: Option<f64>,
-    /// Every sample, in the order they were taken; those of the warm-up are not among them.
+    /// All samples in the order they were taken, without the warm-up's.
     #[serde(default)]
     pub samples: Vec<f64>,
-    /// Whether all rounds that were planned are in it.
+    /// Whether it includes all planned rounds.
     pub complete: bool,
-    /// How large the run was.
+    /// The size of the run.
     pub size: Size,
     /// What exactly was done: number of files, queue depth, ….
     #[serde(default)]
@@ -51,23 +51,22 @@ pub(crate) struct Record {
     /// How the subject was started: devices, the root's transport, the kernel's command line.
     #[serde(default)]
     pub setup: String,
-    /// Whether it depends on how fast the host is: in an emulated host it is then good for ratios only.
+    /// Whether it depends on the host's speed. On an emulated host such a number is meaningful only in ratios.
     pub absolute_time: bool,
-    /// Value over time (seconds, value) of one of the rounds, for metrics that have a course.
+    /// The course over time (seconds and value) of one of the rounds, for metrics that have one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<(f64, f64)>,
     /// Why there is no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Where it was measured.
+    /// The host of the run.
     pub host: Host,
 }
 
-/// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
-    /// Things.
+    /// A plain count.
     Count,
     Bytes,
     Nanoseconds,
@@ -75,22 +74,22 @@ pub(crate) enum Unit {
     Seconds,
     GibPerSecond,
     BytesPerSecond,
-    /// Operations in a second.
+    /// Operations per second.
     PerSecond,
     /// Memory held over time: GiB times seconds.
     GibSeconds,
-    /// One number over another of the same kind.
+    /// A ratio of two numbers of the same kind.
     Ratio,
 }
 
 impl Unit {
-    /// Whether a faster host gives another number.
+    /// Whether the number depends on the host's speed.
     pub(crate) fn is_time(self) -> bool {
         !matches!(self, Unit::Count | Unit::Bytes | Unit::Ratio)
     }
 }
 
-/// Which direction is the good one.
+/// Which direction is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Better {
@@ -100,11 +99,10 @@ pub(crate) enum Better {
     Higher,
 }
 
-/// What tells records apart.
+/// Bench, metric and subject, which identify a record.
 pub(crate) type Key = (String, String, String);
 
 impl Record {
-    /// What tells it apart.
     pub(crate) fn key(&self) -> Key {
         (self.bench.clone(), self.metric.clone(), self.subject.clone())
     }
@@ -114,7 +112,7 @@ impl Record {
         format!("{}/{}", self.bench, self.metric)
     }
 
-    /// Fills in what follows from the samples.
+    /// Computes the fields that follow from the samples.
     pub(crate) fn summarized(mut self) -> Self {
         self.median = statistics::median(&self.samples);
         let estimate = statistics::of_median(&self.samples);
@@ -124,10 +122,10 @@ impl Record {
     }
 }
 
-/// The records of a file: of each key the last, in the order in which keys first appear. A torn last line is passed over.
+/// The last record of each key in a file, in the order in which keys first appear. A torn last line is skipped.
 ///
 /// # Errors
-/// It cannot be read, or a line that is not the last is no record.
+/// The file cannot be read, or a line other than the last is not a record.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Record>> {
     let text = fs::read_to_string(path).with_context(|| format!("results {}", path.display()))?;
     parse(&text).with_context(|| format!("results {}", path.display()))
@@ -154,7 +152,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Replaces what is in a file; there is no moment at which half of it is there.
+/// Replaces a file's contents atomically.
 ///
 /// # Errors
 /// It cannot be written.
@@ -168,13 +166,13 @@ pub(crate) fn replace(path: &Path, records: &[Record]) -> anyhow::Result<()> {
 pub(crate) struct Writer(File);
 
 impl Writer {
-    /// Opens it; unless it is to be continued, what is in it goes. A torn last line always goes.
+    /// Opens the file. It is emptied unless the run continues it. A torn last line is always removed.
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn open(path: &Path, go_on: bool) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, resume: bool) -> anyhow::Result<Self> {
         let whole = match fs::read(path) {
-            Ok(text) if go_on => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
+            Ok(text) if resume => text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1),
             Ok(_) => 0,
             Err(error) if error.kind() == ErrorKind::NotFound => 0,
             Err(error) => return Err(error).with_context(|| format!("results {}", path.display())),
@@ -185,10 +183,10 @@ impl Writer {
         Ok(Self(file))
     }
 
-    /// Adds records, in one write.
+    /// Appends records in one write.
     ///
     /// # Errors
-    /// The disk is full, say.
+    /// For example, the disk is full.
     pub(crate) fn write(&mut self, records: &[Record]) -> anyhow::Result<()> {
         let mut lines = Vec::new();
         for record in records {
@@ -233,7 +231,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_record_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let records = [record("a", "m", "garret", Unit::Seconds, &[1.0, 2.0]), {

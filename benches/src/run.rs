@@ -1,4 +1,4 @@
-//! A run: the plan carried out, each round's samples written down at once.
+//! A run: carries out the plan, and writes each round's samples at once.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ use crate::subject::{Programs, Subject};
 
 /// The file of results, in the run's folder.
 pub(crate) const RESULTS: &str = "results.jsonl";
-/// The metric that is written after all others of a subject: with it a bench is complete.
+/// The metric that is written last of a subject: if it exists, the bench is complete.
 const LAST_METRIC: &str = "harness_seconds";
-/// The metric that holds why a subject has no others.
+/// The metric that records why a subject has no others.
 const FAILURE: &str = "failure";
 
-/// What to run.
+/// The arguments of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only these benches
@@ -31,19 +31,19 @@ pub(crate) struct Options {
     /// Only these subjects
     #[arg(long, value_delimiter = ',', value_name = "SUBJECT,…")]
     subjects: Vec<String>,
-    /// How large
+    /// The size of the run
     #[arg(long, value_enum, default_value_t)]
     size: Size,
     /// A peer's program: qemu, virtiofsd, firecracker or cloud-hypervisor; repeatable
     #[arg(long = "peer", value_name = "NAME=PATH")]
     peers: Vec<String>,
-    /// Where the results go
+    /// The folder for results
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     out: PathBuf,
-    /// Go on with the results that are there: no sample is taken twice
+    /// Continue with existing results: no sample is taken twice
     #[arg(long)]
     resume: bool,
-    /// Begin no round after so many minutes (24 by default for the quick size, else none)
+    /// Begin no round after this many minutes (24 by default for the quick size, else unlimited)
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<u64>,
     #[command(flatten)]
@@ -51,7 +51,7 @@ pub(crate) struct Options {
     /// The commit garret was built from
     #[arg(long, value_name = "HASH", default_value = "unknown", env = "GARRET_COMMIT")]
     commit: String,
-    /// The emulator of this host counts instructions
+    /// Set if this host's emulator counts instructions
     #[arg(long)]
     icount: bool,
 }
@@ -59,10 +59,10 @@ pub(crate) struct Options {
 /// How long the quick size may take before the last round begins.
 const QUICK_MINUTES: u64 = 24;
 
-/// Runs what is asked for.
+/// Runs the requested benches.
 ///
 /// # Errors
-/// Nothing can be run here, or the results cannot be written. A subject that fails is a result.
+/// This host cannot run any bench, or the results cannot be written. A subject's failure is a result.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let programs = Programs::new(&options.places.lib, &options.peers)?;
     let subjects = chosen_subjects(programs.subjects(), &options.subjects)?;
@@ -109,7 +109,7 @@ fn check(wanted: &[String], there: &[&str], what: &str) -> anyhow::Result<()> {
     }
 }
 
-/// What an earlier run has written. Its failures go out of the file: they get another chance.
+/// Reads what an earlier run wrote. Its failures are removed from the file, so that they are run again.
 fn resumed(results: &Path) -> anyhow::Result<HashMap<Key, Record>> {
     if !results.exists() {
         return Ok(HashMap::new());
@@ -120,12 +120,12 @@ fn resumed(results: &Path) -> anyhow::Result<HashMap<Key, Record>> {
     Ok(records.into_iter().map(|record| (record.key(), record)).collect())
 }
 
-/// A run under way.
+/// A run in progress.
 struct Run {
     host: Host,
     writer: Writer,
     records: HashMap<Key, Record>,
-    /// Benches and subjects that have no further rounds.
+    /// Benches and subjects that have no more rounds.
     failed: HashSet<(String, String)>,
     size: Size,
 }
@@ -145,7 +145,7 @@ impl Run {
         for (number, step) in steps.iter().enumerate() {
             if limit.is_some_and(|limit| began.elapsed() >= limit) {
                 eprintln!(
-                    "out of time: {} of {} rounds are left out (--minutes, --resume)",
+                    "out of time: {} of {} rounds did not run (--minutes, --resume)",
                     steps.len() - number,
                     steps.len()
                 );
@@ -186,9 +186,7 @@ impl Run {
                         sampled.measurements.retain(|measurement| !measurement.unit.is_time());
                     }
                     let cost = Measurement::less(LAST_METRIC, Unit::Seconds, each);
-                    sampled
-                        .measurements
-                        .push(cost.with("what a round of this bench takes, starting and stopping included"));
+                    sampled.measurements.push(cost.with("duration of a round of this bench, with start and stop"));
                     self.keep(step, subject.name(), sampled)?;
                 }
                 Err(error) => {
@@ -213,7 +211,6 @@ impl Run {
         }
     }
 
-    /// How many samples there are.
     fn samples(&self, bench: &str, subject: &str) -> usize {
         let key = (bench.to_owned(), LAST_METRIC.to_owned(), subject.to_owned());
         self.records.get(&key).map_or(0, |record| record.samples.len())
@@ -243,7 +240,8 @@ impl Run {
                     key.clone()
                 })
                 .collect();
-            // A line that is torn off the end must not be missed: the one that says that all are there comes last.
+            // If a line is torn off the end, it must be the one that marks the bench as complete, so that one comes
+            // last.
             written.sort_by_key(|key| (key.1 == LAST_METRIC, key.clone()));
         }
         let records: Vec<_> = written.iter().filter_map(|key| self.records.get(key).cloned()).collect();
@@ -334,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_goes_on_where_it_was() {
+    fn a_resumed_run_takes_only_missing_samples() {
         let folder = tempfile::tempdir().unwrap();
         let mut run = run_into(folder.path());
         let cost =
@@ -349,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_part_in_what() {
+    fn each_bench_takes_its_subjects() {
         let subjects = Programs::new(Path::new("/usr/lib/garret"), &["firecracker=/f".into()]).unwrap().subjects();
         let names = |bench: &str, size| {
             let benches = bench::all(size);
@@ -369,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_there_is_told() {
+    fn an_unknown_name_is_an_error_with_the_known_ones() {
         let all = || bench::all(Size::Quick);
         assert_eq!(chosen_benches(all(), &["fs".into(), "boot".into()]).unwrap().len(), 2);
         assert_eq!(chosen_benches(all(), &[]).unwrap().len(), all().len());

@@ -1,4 +1,4 @@
-//! How large a run is: what fits the regression gate, `make bench` in the emulated host, and bare metal.
+//! The size of a run: for the regression gate, for `make bench` on the emulated host, and for bare metal.
 
 use std::time::Duration;
 
@@ -9,49 +9,48 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Size {
-    /// Only the counts that repeat, once: what the regression gate reads
+    /// Only the counts that repeat, once: for the regression gate
     Gate,
-    /// Scaled so that all of it takes half an hour in the emulated host
+    /// All benches in half an hour on the emulated host
     #[default]
     Quick,
-    /// As a person would measure bare metal: hours
+    /// All benches on bare metal, for hours
     Full,
 }
 
-/// The numbers behind a [`Size`].
+/// The numbers of a [`Size`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scale {
     /// Virtual CPUs of each machine.
     pub vcpus: u8,
     /// Memory of each machine, in MiB.
     pub memory_mib: u32,
-    /// Samples kept of benches whose runs are short.
+    /// Samples of a bench whose runs are short.
     pub short_rounds: usize,
-    /// Samples kept of the others.
+    /// Samples of the other benches.
     pub long_rounds: usize,
     /// How many machines boot at once, for each of the counts.
     pub at_once: &'static [usize],
-    /// Idle machines of each subject that are up together.
+    /// Idle machines of each subject that run together.
     pub idle_machines: usize,
-    /// How long they idle before they are measured.
+    /// How long they are idle before they are measured.
     pub idle: Duration,
     /// Small files of a source tree.
     pub files: usize,
-    /// A file that is read and written in large pieces, in MiB.
+    /// Size of the file that is read and written in large blocks, in MiB.
     pub file_mib: u32,
     /// How long each fio job and each transfer runs, in seconds.
     pub transfer_s: u32,
     /// Round trips of a request/response test.
     pub round_trips: u32,
-    /// Memory a guest takes and gives back, in MiB: a multiple of 128, what Linux plugs at once. As much comes by
-    /// virtio-mem.
+    /// Memory that a guest takes and frees, in MiB: a multiple of 128, the block size of Linux's memory hotplug. The
+    /// same amount comes by virtio-mem.
     pub fill_mib: u32,
-    /// Longest that one machine may take for its work.
+    /// The longest time that one machine may take for its work.
     pub deadline: Duration,
 }
 
 impl Size {
-    /// The numbers.
     pub(crate) fn scale(self) -> Scale {
         match self {
             Size::Gate => Scale {
@@ -102,14 +101,14 @@ impl Size {
         }
     }
 
-    /// Whether the first round of a long bench is only there to warm up. In the quick size the many rounds of the short bench
-    /// that comes first have warmed the host.
+    /// Whether the first round of a long bench is only a warm-up. In the quick size the many rounds of the short bench
+    /// before it have warmed the host up.
     pub(crate) fn warms_up(self) -> bool {
         self == Size::Full
     }
 
-    /// Whether a round counts system calls, which makes each of them a little slower. At full size every second round counts,
-    /// and its times are dropped; else there are too few rounds for that, and all subjects bear the same.
+    /// Whether a round counts system calls, which slows each of them a little. At full size every second round counts,
+    /// and its times are dropped. Other sizes have too few rounds for that, and all subjects are slowed equally.
     pub(crate) fn counts(self, round: usize) -> bool {
         self != Size::Full || round % 2 == 1
     }

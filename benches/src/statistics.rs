@@ -1,13 +1,13 @@
-//! Medians and how sure they are: the bootstrap, with a generator whose seed is fixed, so that the same samples always
-//! give the same interval. Pure.
+//! Medians and their confidence intervals by bootstrap. The generator's seed is fixed, so the same samples always give
+//! the same interval. Pure.
 
-/// Resamples of a bootstrap: enough that the ends of a 95 % interval stand on 50 of them.
+/// Resamples of a bootstrap, enough that 50 of them lie beyond each end of a 95 % interval.
 const RESAMPLES: usize = 2000;
 const SEED: u64 = 0x6761_7272_6574;
-/// What lies outside a 95 % interval, on each side.
+/// The share of resamples that lies outside a 95 % interval, on each side.
 const TAIL: f64 = 0.025;
 
-/// An estimate with its 95 % confidence interval, which is all there is where nothing is known of how much samples differ.
+/// An estimate with its 95 % confidence interval. The interval is all values if the spread of the samples is unknown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Estimate {
     pub value: f64,
@@ -16,12 +16,12 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    /// Whether there were samples enough for an interval.
+    /// Whether there were enough samples for an interval.
     pub(crate) fn is_bounded(self) -> bool {
         self.high.is_finite()
     }
 
-    /// The interval for a person, with this many digits.
+    /// Formats the interval with this many digits.
     pub(crate) fn interval(self, digits: usize) -> String {
         if self.is_bounded() {
             format!("[{:.digits$}, {:.digits$}]", self.low, self.high)
@@ -30,13 +30,13 @@ impl Estimate {
         }
     }
 
-    /// The same seen the other way round: of `b / a` for an estimate of `a / b`.
+    /// The reciprocal: an estimate of `b / a` from one of `a / b`.
     pub(crate) fn inverse(self) -> Self {
         Self { value: 1.0 / self.value, low: 1.0 / self.high, high: 1.0 / self.low }
     }
 }
 
-/// The middle of the samples, or of the two in the middle.
+/// The median of the samples, or the mean of the two in the middle.
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -48,7 +48,7 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     }
 }
 
-/// The median and its interval. One sample has no interval: it says nothing of how much samples differ.
+/// The median and its interval. A single sample has no interval, because its spread is unknown.
 pub(crate) fn of_median(samples: &[f64]) -> Option<Estimate> {
     let value = median(samples)?;
     let mut random = fastrand::Rng::with_seed(SEED);
@@ -57,7 +57,7 @@ pub(crate) fn of_median(samples: &[f64]) -> Option<Estimate> {
     Some(Estimate { value, low, high })
 }
 
-/// The median of `above` over the median of `below`, and its interval; absent where `below` is zero.
+/// The median of `above` divided by the median of `below`, with its interval; `None` if `below` is zero.
 pub(crate) fn of_ratio(above: &[f64], below: &[f64]) -> Option<Estimate> {
     let value = median(above)? / median(below)?;
     if !value.is_finite() || value <= 0.0 {
@@ -71,7 +71,7 @@ pub(crate) fn of_ratio(above: &[f64], below: &[f64]) -> Option<Estimate> {
     (low.is_finite() && high.is_finite() && low > 0.0).then_some(Estimate { value, low, high })
 }
 
-/// The interval that holds all but the tails of what `draw` gives.
+/// The interval without the tails of what `draw` returns.
 fn spread(draw: impl FnMut() -> f64) -> (f64, f64) {
     let mut drawn: Vec<f64> = std::iter::repeat_with(draw).take(RESAMPLES).collect();
     drawn.sort_by(f64::total_cmp);
@@ -91,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn medians() {
+    fn a_median_is_the_middle_or_the_mean_of_two() {
         for (samples, expected) in [
             (&[][..], None),
             (&[3.0], Some(3.0)),

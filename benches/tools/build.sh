@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Builds `tools.erofs`: a Debian trixie with what the benches run inside guests (fio, iperf3, a compiler, npm), a C program's
-# source and a web project's packages. Every machine gets it as a read-only disk. Prints the folder that holds it.
+# Builds `tools.erofs` and prints its folder. It is a Debian trixie with the programs that the benches run inside guests: fio,
+# iperf3, a compiler and npm. It also contains a C program's source and a web project's packages. Every machine gets it as a
+# read-only disk.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
 . "$here/../../scripts/debian.sh"
 npm_version=10.9.4
-program=lua5.4                                            # small, plain C, and built by `make linux` without anything else
+program=lua5.4                                            # small, plain C, and built by `make linux` without other packages
 export SOURCE_DATE_EPOCH=1767225600
 
-# source_of PACKAGE FILE WORK: the program as its authors publish it, from Debian's source mirror.
+# source_of PACKAGE FILE WORK: writes the program's original source from Debian's mirror to FILE.
 source_of() {
   local package=$1 file=$2 apt=$3/apt
   mkdir -m 777 -p "$apt"/{lists/partial,cache/archives/partial,out}
@@ -32,7 +33,7 @@ build_tools() {
   (cd "$work" && npm pack --silent "npm@$npm_version" && tar -xzf "npm-$npm_version.tgz" -C "$tree/opt" \
     && mv "$tree/opt/package" "$tree/opt/npm")
   ln -s ../../../opt/npm/bin/npm-cli.js "$tree/usr/local/bin/npm"
-  # Fills the cache; what is installed meanwhile is not kept.
+  # This fills the cache. The installed files are not kept.
   cp -r "$here/npm" "$work/npm"
   (cd "$work/npm" && npm ci --silent --ignore-scripts --no-audit --no-fund --cache "$bench/npm/cache")
   rm -rf "$bench"/npm/cache/_logs

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the `virtiofsd` program from its crate, in the version whose library garret uses: so the file server beside QEMU is the
-# same code, and what is measured is where it runs. Prints the folder that holds it.
+# Builds the `virtiofsd` program from its crate, and prints its folder. The version is that of the library that garret uses, so
+# the file server beside QEMU is the same code in another place.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
 version=$(sed -n '/^name = "virtiofsd"$/{n;s/version = "\(.*\)"/\1/p}' "$here/../../Cargo.lock")
 
-# build_virtiofsd OUT WORK: outside this project, whose settings for static programs do not suit it.
+# build_virtiofsd OUT WORK: builds outside this project, whose settings for static programs do not suit it.
 build_virtiofsd() {
   (cd "$2" && env -u LIBCAPNG_LINK_TYPE -u CARGO_TARGET_DIR cargo install --locked --quiet --root installed --target-dir target \
     --version "$version" virtiofsd)

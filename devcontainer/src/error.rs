@@ -1,3 +1,5 @@
+//! Errors, each with the file and the place in it.
+
 use std::fmt;
 
 /// A place in a text: both count from 1, columns in characters.
@@ -24,7 +26,7 @@ pub enum Error {
     )]
     NotFound,
     /// There are several below `.devcontainer/`, and none was chosen.
-    #[error("several devcontainer.json and none chosen: name one of {}", .0.join(", "))]
+    #[error("the workspace has several devcontainer.json: choose one of {}", .0.join(", "))]
     Several(Vec<String>),
     /// The chosen one does not exist, or is not a relative path inside the workspace.
     #[error("{0}: no such file in the workspace")]
@@ -64,7 +66,7 @@ pub enum Error {
         instead: String,
     },
     /// Neither an image nor a Dockerfile is named.
-    #[error("{file}: neither \"image\" nor \"build\" is set: one of them says what the container is made from")]
+    #[error("{file}: neither \"image\" nor \"build\" is set: set one of them")]
     NoSource {
         /// The file as the caller named it.
         file: String,

@@ -1,3 +1,5 @@
+//! The value of `${devcontainerId}`.
+
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};

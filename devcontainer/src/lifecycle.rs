@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn three_forms() {
+    fn a_command_has_three_forms() {
         let shell = |line: &str| vec!["/bin/sh".to_owned(), "-c".into(), line.into()];
         assert_eq!(singles(json!("npm ci && x")), [(None, shell("npm ci && x"))]);
         assert_eq!(singles(json!(["a", "b c"])), [(None, vec!["a".to_owned(), "b c".into()])]);

@@ -163,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(source in proptest::option::of("[ -~ä]{1,20}"), target in "/[ -~ä]{0,20}") {
+        fn a_written_mount_is_read_back(source in proptest::option::of("[ -~ä]{1,20}"), target in "/[ -~ä]{0,20}") {
             let mount = Mount { kind: "bind".into(), source, target, options: vec!["consistency=cached".into()] };
             prop_assert_eq!(Mount::parse(&mount.to_argument()).unwrap(), mount);
         }

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_variable() {
+    fn each_variable_is_replaced() {
         for (text, expected) in [
             ("a${localEnv:HOME}b", "a/home/meb"),
             ("${env:HOME}", "/home/me"),

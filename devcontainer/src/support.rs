@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_another_container_is_refused() {
+    fn properties_that_change_the_container_are_refused() {
         let error = notices("{\n \"features\": {\"x\": {}} }").unwrap_err().to_string();
         assert!(error.starts_with("d:2:14: features is not supported yet: "), "{error}");
         let error = notices(r#"{"dockerComposeFile": "c.yml"}"#).unwrap_err().to_string();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_named_and_empty_ones_say_nothing() {
+    fn other_properties_are_named_unless_empty() {
         assert_eq!(notices(r#"{"features": {}, "forwardPorts": [], "image": "x"}"#).unwrap(), []);
         let notices = notices(r#"{"image": "x", "forwardPorts": [80], "shutdownAction": "none"}"#).unwrap();
         assert_eq!(notices.len(), 2);

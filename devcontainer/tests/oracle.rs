@@ -119,7 +119,7 @@ const MERGED: &[&str] = &[
 ];
 
 #[test]
-fn says_what_the_reference_says() {
+fn results_equal_those_of_the_reference() {
     let reference = Reference::install();
     for case in CASES {
         let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the container images that stand in for public ones where no public registry is in reach, and puts them into the
-# storage folder of a container registry (Debian's docker-registry), whose path it prints:
-#   devcontainers/base:debian   made from Debian's packages; has what a devcontainer base image has
+# Builds container images that replace public ones on machines without a public registry. Puts them into the storage folder of a
+# container registry (Debian's docker-registry), and prints its path:
+#   devcontainers/base:debian   made from Debian's packages, with the programs of a devcontainer base image
 #   library/postgres:17         PostgreSQL on top of that, used as the public image is
 #   library/busybox:latest      one static program, for quick tests
 set -euo pipefail
@@ -28,9 +28,9 @@ base_tree() {
 postgres_tree() {
   local tree=$1
   base_tree "$tree" postgresql-17
-  # The package makes a database at once, the image where it is told to.
+  # The package creates a database when it is installed. The image creates it at its first start.
   rm -r "$tree"/var/lib/postgresql/17 "$tree"/etc/postgresql/17
-  # The compiler for long queries is as large as all the rest; the database goes without where it is not there.
+  # The compiler for long queries is as large as all the rest. The database works without it.
   rm "$tree"/usr/lib/x86_64-linux-gnu/lib{LLVM,z3}.so*; rm -r "$tree"/usr/lib/postgresql/17/lib/{bitcode,llvmjit*}
   install -m 755 "$here/postgres-entrypoint" "$tree/usr/local/bin/docker-entrypoint.sh"
 }
@@ -84,7 +84,7 @@ YAML
   server=$!
   trap 'kill "$server"' EXIT                              # also after a failure: it holds the lock of build_once
   curl -s -o /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$port/v2/"
-  # A pull of zstd costs a fraction of one of gzip, which counts where the processor is emulated.
+  # Pulling zstd costs a fraction of pulling gzip, which matters on an emulated processor.
   push() { skopeo copy --dest-tls-verify=false --dest-compress-format zstd "oci:$work/oci:$1" "docker://127.0.0.1:$port/$2"; }
   push base devcontainers/base:debian
   push postgres library/postgres:17

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the data disk of test hosts' machines, `data.ext4`: as guest-image/build.sh makes it, and the container engine's
-# storage in it already holds the larger images. Pulling one takes minutes on an emulated processor. Prints the folder.
+# Builds the data disk of test hosts' machines, `data.ext4`, and prints its folder. It is made as in guest-image/build.sh, with the
+# larger images in the container engine's storage. Pulling one takes minutes on an emulated processor.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 images=(mcr.microsoft.com/devcontainers/base:debian docker.io/library/postgres:17)
 
 # engine_pull WORK PORT: the guest's own engine, in its root file system, pulls the images through a mirror on this port.
-# What is mounted ends with the namespace.
+# The mounts end with the namespace.
 engine_pull() {
   local work=$1 port=$2 image
   mkdir "$work/root"
@@ -21,7 +21,7 @@ engine_pull() {
     for folder in run tmp; do mount -t tmpfs tmpfs "$3/$folder"; done
     for folder in proc sys dev; do mount --rbind "/$folder" "$3/$folder"; done
     mount --bind "$2/containers" "$3/var/lib/containers"
-    # Its networks and its database are made by the machine itself.
+    # The machine itself creates its networks and its database.
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp CONTAINERS_REGISTRIES_CONF=/var/lib/containers/registries.conf \
       chroot "$3" podman pull "${@:4}"
   ' - "$tree" "$work/data" "$work/root" "${images[@]}"

@@ -2,14 +2,14 @@
 # Builds the emulator of the emulated host: Debian's QEMU from its source, x86-64 by TCG only, with two fixes and, for
 # QEMU 7.2, two patches for speed (jump-cache.patch, guest-tlb.patch). Prints its folder.
 #
-# 1. When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but leaves its number behind as a
-# pending exception. Should the emulator be disturbed before the guest's next exit, by a timer while it counts instructions or
-# by another of its processors, the guest gets that interrupt again, with interrupts off: it deadlocks, or dies of a triple
-# fault. QEMU 7.2 and 10.0 alike.
+# 1. When a hypervisor injects an interrupt (VMRUN with EVENTINJ), QEMU delivers it at once but keeps its number as a pending
+# exception. The emulator may be interrupted before the guest's next exit, by a timer while it counts instructions or by another
+# of its processors. Then the guest gets that interrupt again, with interrupts disabled, and deadlocks or has a triple fault. QEMU
+# 7.2 and 10.0 have this fault.
 #
 # 2. When a hypervisor asks for an interrupt window (VMRUN with V_IRQ), QEMU adds a bit to the processor's pending interrupts
-# without the lock that all other writers hold. An interrupt that a timer or a device raises at the same moment is lost. If that
-# was the host's timer and the host sleeps then, it never wakes: the emulator is idle, and the interrupt stands in the APIC's IRR.
+# without the lock that all other writers hold. An interrupt that a timer or a device raises at the same moment is lost. If it was
+# the host's timer and the host then sleeps, it never wakes: the emulator is idle, and the APIC's IRR contains the interrupt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
@@ -30,7 +30,7 @@ source_of_qemu() {
   local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists"
     -o "Dir::Cache=$apt/cache" -o Acquire::Languages=none -o APT::Sandbox::User=root)
   apt-get "${options[@]}" update
-  # A mirror keeps the newest of a release.
+  # A mirror may have only the newest version of a release.
   (cd "$apt/out" && { apt-get "${options[@]}" source --download-only "qemu=$version" \
     || apt-get "${options[@]}" source --download-only qemu; })
   (cd "$work" && dpkg-source --no-check -x "$apt"/out/qemu_*.dsc qemu)
@@ -56,10 +56,10 @@ build_emulator() {
 }
 
 version=$(dpkg-query -W -f '${source:Version}' qemu-system-x86)
-# Not in a condition: bash would switch off errexit inside.
+# Not in a condition: bash would disable errexit inside.
 set +e; emulator=$(build_once emulator "$(digest "$here/build.sh" "${speed[@]}" <<<"$version")" build_emulator); status=$?; set -e
 if [ "$status" != 0 ]; then
-  echo "emulator: going on with Debian's own, which hangs now and then" >&2
+  echo "emulator: using Debian's own instead, which sometimes hangs" >&2
   emulator=/usr/bin
 fi
 echo "$emulator"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds what the emulated host boots: `vmlinuz` (Debian's 6.12 cloud kernel, extracted from its package), `initramfs`
-# and `root.ext4` (Debian trixie with what a runner's host needs). Prints the folders: kernel and root, initramfs.
+# Builds the files that the emulated host boots: `vmlinuz` (Debian's 6.12 cloud kernel, extracted from its package), `initramfs`
+# and `root.ext4` (Debian trixie with the programs of a runner's host). Prints the folders: kernel and root, initramfs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../scripts/lib.sh"
 . "$here/../../scripts/debian.sh"
 starters=("$here/../../scripts/garret-daemon-start" "$here/../../scripts/garret-registry-start")
 
-# apt answers nothing while its lists are being renewed.
+# apt reports no package while its lists are being renewed.
 kernel_package=$({ apt-cache depends linux-image-6.12-cloud-amd64 || true; } | sed -n 's/.*Depends: \(linux-image.*\)/\1/p')
 [ -n "$kernel_package" ] || die "apt does not know linux-image-6.12-cloud-amd64: run apt-get update (make setup)"
 
@@ -22,7 +22,7 @@ build_root() {
   local version; version=$(ls "$tree/usr/lib/modules")
   depmod -b "$tree" "$version"
   cp "$work/kernel/boot/vmlinuz-$version" "$out/vmlinuz"
-  # The one module that must be there before the root is.
+  # The one module that mounting the root needs.
   mkdir "$out/modules"
   modprobe -d "$tree" -S "$version" --show-depends virtio_blk | awk '$1 == "insmod" { print $2 }' | while read -r module; do
     xz -dc "$module" >"$out/modules/$(basename "$module" .xz)"

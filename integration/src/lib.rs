@@ -1,3 +1,4 @@
-//! What the test programs in `tests/` share. The tests run as root on a host with garret installed and its daemon up.
+//! The common code of the test programs in `tests/`. The tests run as root on a host with garret installed and its
+//! daemon running.
 
 pub mod stage;

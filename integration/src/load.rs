@@ -1,5 +1,5 @@
-//! A program that needs memory: every page's contents follow from its number, so that a page lost, mixed up or changed on its
-//! way through compression and swap is found.
+//! A program that takes memory. Each page's contents follow from its number. So a page that compression or swap lost,
+//! exchanged or changed is found.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,13 +9,13 @@ use anyhow::bail;
 
 /// 64-bit words of a page.
 const WORDS: usize = 512;
-/// Words of a page that do not compress: memory of real programs compresses about two to one.
+/// Words of a page that do not compress. Memory of real programs compresses about two to one.
 const RANDOM: usize = WORDS / 2;
 
-/// A load whose test has failed ends by itself.
+/// The longest time. If the test has failed, the load ends by itself.
 const HELD_MOST: Duration = Duration::from_secs(1200);
 
-/// How much, and how long.
+/// The size and the duration of a load.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Memory to take, in MiB
@@ -23,15 +23,15 @@ pub(crate) struct Options {
     /// Seconds to keep it
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     hold: u64,
-    /// Keep it until there is this file, for twenty minutes at most
+    /// Keep it until this file exists, for twenty minutes at most
     #[arg(long, value_name = "FILE")]
     until: Option<PathBuf>,
-    /// Keep it busy meanwhile: read all of it again and again
+    /// Read all of it repeatedly meanwhile
     #[arg(long)]
     busy: bool,
 }
 
-/// Takes, keeps, checks. Prints a line when it has the memory and one when every page was right.
+/// Takes memory, keeps it, and checks it. Prints a line when it has the memory, and one when every page was right.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let mut memory = vec![0_u64; (options.mib << 20) / size_of::<u64>()];
@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The last page first: read in the order it was written, memory that is a little too large would be swapped altogether.
+/// Checks the last page first. In the order of writing, memory that is a little too large would be swapped completely.
 fn check(memory: &[u64]) -> anyhow::Result<()> {
     let mut expected = [0; WORDS];
     for (number, page) in memory.chunks_exact(WORDS).enumerate().rev() {
@@ -67,7 +67,7 @@ fn check(memory: &[u64]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What page `number` holds: a xorshift sequence, then its last word again and again.
+/// The contents of page `number`: a xorshift sequence, then its last word repeated.
 fn fill(number: usize, page: &mut [u64]) {
     // Never zero, and different for each page.
     let mut word = (number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);

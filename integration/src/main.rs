@@ -1,5 +1,5 @@
-//! The driver of garret's tests: opens the emulated host, and runs the groups of tests within their budgets.
-//! `make host` and `make test` call it.
+//! The driver of garret's tests, which `make host` and `make test` call: runs the emulated host, and the groups of
+//! tests within their budgets.
 
 mod groups;
 mod host;
@@ -17,11 +17,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Boot the emulated host: a Debian under QEMU whose /dev/kvm is a complete KVM, with garret installed and its runner up
+    /// Boot the emulated host: a Debian under QEMU whose /dev/kvm is a complete KVM, with garret installed and its
+    /// runner started
     Host(host::Options),
-    /// Take memory, keep it and check it, byte by byte: what the memory tests run in their guests
+    /// Take memory, keep it and check it byte by byte, for the memory tests in their guests
     Load(load::Options),
-    /// Kill daemon, VMM and agent in the middle of operations, again and again
+    /// Kill daemon, VMM and agent during operations, repeatedly
     Campaign(groups::campaign::Options),
     /// Run the groups of tests, each within its budget of time
     Test(groups::Options),

@@ -10,12 +10,13 @@ use clap::{Args, Parser, Subcommand};
 use garret_api::vmm::{ExitReason, LastWords, SocketAt};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
-use crate::api_server::{self, ApiServer};
+use crate::api_server::ApiServer;
 use crate::control::Events;
 use crate::driver;
 use crate::last_words::LastWordsFile;
 use crate::machine::Machine;
 use crate::seccomp::Role;
+use crate::signals::EndingSignals;
 use crate::{config, confine, thread};
 
 /// Runs one virtual machine until it ends. Exit status: 0 the guest powered off or the end was requested, 1 failure,
@@ -92,10 +93,11 @@ fn run_machine(run: &Run, began: Instant) -> anyhow::Result<LastWords> {
     limit_output();
     raise_descriptor_limit();
     let config = config::load(&run.config)?;
-    api_server::ending_signals().thread_block().context("cannot block signals")?;
+    let signals = EndingSignals::block().context("cannot block signals")?;
     let landlock = confine::confine(&config, run.api.path()).context("cannot confine the process (Landlock)")?;
 
     let (events, receiver) = Events::channel();
+    signals.spawn(events.clone()).context("cannot wait for signals")?;
     let mut machine = Machine::assemble(&config, landlock, &events)?;
     let api = ApiServer::spawn(run.api.clone(), events).with_context(|| format!("API socket {}", run.api))?;
     Role::Main.enter()?;

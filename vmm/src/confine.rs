@@ -28,7 +28,7 @@ pub(crate) fn confine(config: &MachineConfig, api: Option<&Path>) -> Result<Land
         Landlock::Enforced => {}
         Landlock::Partial => tracing::warn!("Landlock confines the VMM in part: the kernel is older than Linux 6.10"),
         Landlock::Absent => {
-            tracing::warn!("Landlock does not confine the VMM: start Linux 5.13 or later with lsm=landlock")
+            tracing::warn!("Landlock does not confine the VMM: start Linux 5.13 or later with lsm=landlock");
         }
     }
     Ok(landlock)
@@ -52,7 +52,7 @@ fn rules(config: &MachineConfig, api: Option<&Path>) -> Vec<(BitFlags<AccessFs>,
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
     let sockets = config.vsock.iter().filter_map(|vsock| vsock.socket.path()).chain(api);
     let made = sockets.chain(config.console.log.as_deref()).map(folder).collect();
-    let images = std::iter::once(&config.kernel.image).chain(&config.kernel.initrd).chain(&config.root).cloned();
+    let images = std::iter::once(&config.kernel.image).chain(&config.root).cloned();
     vec![
         (read, images.chain(["/proc".into()]).collect()),
         (write, config.disks.iter().map(|disk| disk.path.clone()).collect()),

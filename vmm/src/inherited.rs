@@ -1,6 +1,6 @@
 //! Sockets that the process inherits: the process that created its jail has bound them to known descriptor numbers.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "taking over inherited descriptors")]
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -23,6 +23,7 @@ mod pci;
 mod platform;
 mod rate_limit;
 mod seccomp;
+mod signals;
 mod thread;
 mod timer;
 mod vcpu;

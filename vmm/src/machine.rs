@@ -15,7 +15,7 @@ use crate::control::{Event, Events};
 use crate::devices::balloon::Reported;
 use crate::devices::mem::{Hotplug, TargetRefused};
 use crate::devices::{self, pmem};
-use crate::kvm::registers::{self, Entry};
+use crate::kvm::registers;
 use crate::kvm::{self, Vm, cpuid};
 use crate::memory::{self, GuestRam, layout};
 use crate::pci::{BarWindow, ConfigWindow, PciBus, StillBusy};
@@ -61,7 +61,7 @@ impl Machine {
         let entry = boot::load(&memory, &config.kernel, &cmdline, rsdp)?;
 
         let Devices { pci, reported, hotplug } = pci_devices(config, &vm, &memory, root, &log)?;
-        let vcpus = vcpus(config.vcpus, &vm, &memory, entry)?;
+        let vcpus = vcpus(config.vcpus, &vm, entry)?;
         let power_button = PowerButton::new(&vm)?;
         let buses = buses(&vm, &pci, log, events)?;
         let vcpus = Vcpus::spawn(vcpus, &buses, events)?;
@@ -133,7 +133,6 @@ impl Machine {
         MachineDescription { info, config: self.config.clone() }
     }
 
-    /// Its counters.
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics {
             setup_ns: self.setup.as_nanos() as u64,
@@ -249,7 +248,7 @@ fn hotplug(
     Ok(Some(hotplug))
 }
 
-fn vcpus(count: u8, vm: &Vm, memory: &GuestRam, entry: Entry) -> Result<Vec<VcpuFd>, kvm::Error> {
+fn vcpus(count: u8, vm: &Vm, entry: u64) -> Result<Vec<VcpuFd>, kvm::Error> {
     let supported = cpuid::supported(vm.kvm())?;
     let vcpus = (0..count).map(|index| {
         let vcpu = vm.create_vcpu(index)?;
@@ -257,7 +256,7 @@ fn vcpus(count: u8, vm: &Vm, memory: &GuestRam, entry: Entry) -> Result<Vec<Vcpu
         Ok(vcpu)
     });
     let vcpus = vcpus.collect::<Result<Vec<_>, kvm::Error>>()?;
-    registers::set_entry(&vcpus[0], memory, entry)?; // the others wait for their start-up signal in KVM
+    registers::set_entry(&vcpus[0], entry)?; // the others wait for their start-up signal in KVM
     Ok(vcpus)
 }
 

@@ -1,8 +1,7 @@
 //! Threads of a machine: named, with small stacks, each under its role's filter.
 //!
 //! All threads are created while the machine is assembled: a thread inherits its creator's filter, and no role may
-//! create threads. They also inherit the signal mask of the main thread, which blocks SIGTERM and SIGINT. Only the
-//! API's thread unblocks these signals.
+//! create threads. They also inherit the signal mask of the main thread, which blocks SIGTERM and SIGINT (`signals`).
 
 use std::io;
 use std::sync::mpsc;
@@ -18,7 +17,7 @@ const STACK: usize = 256 << 10;
 ///
 /// By default the C library creates a heap for every thread. When it first shrinks one, it reads
 /// `/proc/sys/vm/overcommit_memory`: a call that every role forbids, at a time that the guest can choose.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub(crate) fn share_heap() {
     // SAFETY: a plain setter; both arguments are constants it knows.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
@@ -71,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back_under_a_filter() {
+    fn memory_is_freed_under_a_filter() {
         share_heap();
         let churn = || {
             // Blocks below the size for which a separate mapping is used, and more of them than the C library keeps.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const ROLES: [&str; 9] = ["main", "api", "vcpu", "block", "net", "fs", "vsock", "mem", "quiet"];
+const ROLES: [&str; 10] = ["main", "signals", "api", "vcpu", "block", "net", "fs", "vsock", "mem", "quiet"];
 
 /// The longest permitted list of a role. To allow a longer list, change this number.
 const LIST_MAX: usize = 64;
@@ -37,4 +37,4 @@ macro_rules! roles {
     };
 }
 
-roles!(main api vcpu block net fs vsock mem quiet);
+roles!(main signals api vcpu block net fs vsock mem quiet);

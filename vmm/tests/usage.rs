@@ -19,7 +19,7 @@ fn run(folder: &Path, config: &str) -> (Output, String) {
 }
 
 #[test]
-fn an_unknown_field_is_told_with_its_place() {
+fn an_unknown_field_is_reported_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let (output, message) = run(folder.path(), "{\"vcpus\": 1,\n \"memory\": 5}");
     assert_eq!(output.status.code(), Some(1));
@@ -28,7 +28,7 @@ fn an_unknown_field_is_told_with_its_place() {
 }
 
 #[test]
-fn a_wrong_value_is_told_with_its_range() {
+fn a_wrong_value_is_reported_with_its_range() {
     let folder = tempfile::tempdir().unwrap();
     let config = r#"{"vcpus": 99, "memory_mib": 64, "kernel": {"image": "/vmlinux"}}"#;
     let (_, message) = run(folder.path(), config);

@@ -30,10 +30,8 @@ const SCRATCH_PREFIX: &str = "garret-podman-";
 const BYTES_MIN: u64 = 64 * 1024;
 const CPU_TICKS_MIN: u64 = 100;
 
-/// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
-    /// In total.
     Total(Duration),
     /// Without progress: the call prints nothing, and neither it nor its children read, write or compute.
     Silence(Duration),
@@ -58,7 +56,6 @@ impl Limit {
     }
 }
 
-/// A running call.
 pub(super) struct Call {
     /// `None` once the call has been ended.
     running: Option<EngineProcess>,
@@ -127,16 +124,16 @@ impl EngineProcess {
                 .filter_map(|child| rustix::process::pidfd_open(Pid::from_raw(child)?, PidfdFlags::empty()).ok())
                 .collect();
             // The process has not been reaped yet, so no other process has its number.
-            rustix::process::kill_process(pid, Signal::TERM).ok();
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
             if timeout(TERM_TIMEOUT, self.child.wait()).await.is_err() {
-                self.child.kill().await.ok();
+                let _ = self.child.kill().await;
             }
             for child in children {
-                rustix::process::pidfd_send_signal(&child, Signal::KILL).ok();
+                let _ = rustix::process::pidfd_send_signal(&child, Signal::KILL);
             }
         }
         if let Some(scratch) = self.scratch.take() {
-            tokio::task::spawn_blocking(move || drop(scratch)).await.ok();
+            let _ = tokio::task::spawn_blocking(move || drop(scratch)).await;
         }
     }
 }
@@ -145,7 +142,7 @@ impl EngineProcess {
 pub(super) fn clean_up() {
     let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(SCRATCH_PREFIX.as_bytes())) {
-        std::fs::remove_dir_all(entry.path()).ok();
+        let _ = std::fs::remove_dir_all(entry.path());
     }
 }
 

@@ -66,7 +66,6 @@ impl Entry {
         })
     }
 
-    /// Reads the record.
     pub(super) fn with<T>(&self, look: impl FnOnce(&Record) -> T) -> T {
         look(&lock(&self.record))
     }
@@ -114,6 +113,17 @@ impl Entry {
         SAVE.run(delete).await?.map_err(|error| disk_problem(&self.id, &error))
     }
 
+    /// Makes an environment of this share from one that was removed.
+    pub(super) async fn renew(self: &Arc<Self>, share: &str) -> Result<(), Problem> {
+        let (entry, record) = (self.clone(), Record::new(&self.id, share));
+        let renew = move || {
+            let _guard = lock(&entry.writing);
+            *lock(&entry.record) = record;
+            entry.removed.store(false, Ordering::Release);
+        };
+        SAVE.run(renew).await
+    }
+
     /// Whether the environment has been removed. A task that still holds it must not start it again.
     pub(super) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -145,6 +155,11 @@ impl Entry {
     /// Notes that the run `ended` is over.
     pub(super) fn end(&self, ended: &RunHandle) {
         lock(&self.run).take_if(|run| Arc::ptr_eq(&run.journal, &ended.journal));
+    }
+
+    /// Whether a run of `up` is in progress, or waits for the gate.
+    pub(super) fn runs(&self) -> bool {
+        lock(&self.run).is_some()
     }
 
     /// Cancels the run in progress, if there is one. To wait for its end, lock the gate.
@@ -242,7 +257,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let entry = entry(folder.path());
         let _hanging = lock(&entry.writing);
-        assert!(!entry.is_removed() && entry.container_id().is_none());
+        let (sender, answer) = std::sync::mpsc::channel();
+        let reader = entry.clone();
+        // A reader that waits for the disk must fail the test, not hang it.
+        std::thread::spawn(move || sender.send((reader.is_removed(), reader.container_id())));
+        assert_eq!(answer.recv_timeout(Duration::from_secs(30)), Ok((false, None)));
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_image_says_stays() {
+    fn settings_of_the_image_stay() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::fs::write(root.path().join("etc/gitconfig"), "[user]\n\tname = x\n").unwrap();

@@ -67,7 +67,8 @@ mod tests {
     use garret_api::agent::Progress;
 
     use super::*;
-    use crate::exec::{Credentials, Place};
+    use crate::exec::Place;
+    use crate::users::Credentials;
 
     fn guest(request: ExecRequest) -> Result<ProcessSpec, Problem> {
         Ok(ProcessSpec {

@@ -2,30 +2,36 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `up` | one run of `up`, step by step |
-//! | `source` | its image: pulled, built, adapted |
+//! | `run`, `up` | one run of `up`, and its steps in order |
+//! | `read` | its devcontainer.json, read |
+//! | `container`, `source` | its container: found or created; its image: pulled, built, adapted |
 //! | `hooks` | its lifecycle commands |
 //! | `remote` | processes in it: user, environment |
-//! | `plan`, `mounts`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
-//! | `podman`, `engine_call` | the engine's command line, and one call of it |
+//! | `plan`, `mounts`, `names`, `image`, `renumber` | pure: from configuration and facts to the engine's arguments |
+//! | `podman`, `engine_call`, `inspect` | the engine's command line, one call of it, what it prints |
 //! | `engine_socket`, `runtime` | the engine's API socket, the OCI runtime's records |
 //! | `git` | git and the workspace's owner |
 //! | `journal` | the progress lines of one run of `up` |
 //! | `record`, `entry` | the record of an environment |
 
+mod container;
 mod engine_call;
 mod engine_socket;
 mod entry;
 mod git;
 mod hooks;
 mod image;
+mod inspect;
 mod journal;
 mod mounts;
+mod names;
 mod plan;
 mod podman;
+mod read;
 mod record;
 mod remote;
 mod renumber;
+mod run;
 mod runtime;
 mod source;
 mod up;
@@ -39,12 +45,13 @@ use futures_util::future::join_all;
 use garret_api::agent::{EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, ExecRequest, LOG_MAX, Progress};
 use garret_api::{Code, Problem};
 use tokio::sync::{mpsc, watch};
+use tracing::{Instrument, Span};
 
 use self::entry::{Entry, RunHandle};
 use self::journal::StepFailed;
 use self::podman::{Podman, keep_end};
 use self::record::{Record, Store};
-use self::up::{BringUp, Leftovers};
+use self::run::{Leftovers, Run};
 use crate::exec::ProcessSpec;
 use crate::setup::HostFacts;
 
@@ -64,7 +71,6 @@ pub struct Dirs {
     pub run: PathBuf,
 }
 
-/// All environments of this machine.
 #[derive(Debug)]
 pub struct Environments {
     dirs: Dirs,
@@ -87,11 +93,10 @@ impl Environments {
     /// first. A call with a newer generation replaces the run. The work continues when the receiver is dropped.
     pub async fn up(self: &Arc<Self>, id: &str, spec: EnvironmentSpec) -> Result<mpsc::Receiver<Progress>, Problem> {
         check_id(id)?;
-        let entry = self.entry_or_new(id, &spec);
-        let (handle, new) = entry.begin(spec.generation)?;
+        let (entry, (handle, new)) = self.begin(id, &spec)?;
         let lines = handle.journal.follow();
         if new {
-            let run = BringUp {
+            let run = Run {
                 dirs: self.dirs.clone(),
                 facts: self.facts.borrow().clone(),
                 podman: self.podman(),
@@ -100,7 +105,8 @@ impl Environments {
                 spec,
                 leftovers: Leftovers::default(),
             };
-            tokio::spawn(bring_up(run, handle));
+            let span = tracing::error_span!("environment", id, generation = run.spec.generation);
+            tokio::spawn(bring_up(self.clone(), run, handle).instrument(span));
         }
         Ok(lines)
     }
@@ -125,25 +131,38 @@ impl Environments {
     pub async fn delete(self: &Arc<Self>, id: &str) -> Result<(), Problem> {
         check_id(id)?;
         // An environment without a record may still have left containers or volumes.
-        let new = || Entry::new(self.store.clone(), Record::new(id, ""));
-        let entry = self.lock().entry(id.to_owned()).or_insert_with(new).clone();
-        let all = self.clone();
-        to_the_end(async move { all.delete_entry(&entry).await }).await
+        let known = self.lock().get(id).cloned();
+        let is_known = known.is_some();
+        let entry = known.unwrap_or_else(|| Entry::new(self.store.clone(), Record::new(id, "")));
+        self.lock().insert(id.to_owned(), entry.clone());
+        let (all, span) = (self.clone(), span_of(&entry));
+        let work = async move {
+            let deleted = all.delete_entry(&entry).await;
+            if deleted.is_ok() || !is_known {
+                all.forget(&entry);
+            }
+            deleted
+        };
+        to_the_end(work.instrument(span)).await
     }
 
     async fn delete_entry(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         entry.cancel();
         let _guard = entry.gate.lock().await;
-        // Another removal may have come first, and a new environment with this id after it.
-        if !entry.is_removed() {
-            self.remove_parts(entry).await?;
-            entry.delete_record().await?;
+        // Another removal may have come first.
+        if entry.is_removed() {
+            return Ok(());
         }
+        self.remove_parts(entry).await?;
+        entry.delete_record().await
+    }
+
+    /// Forgets an entry, unless a run of `up` waits for its removal or there is another entry of this id.
+    fn forget(&self, entry: &Arc<Entry>) {
         let mut entries = self.lock();
-        if entries.get(&entry.id).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+        if !entry.runs() && entries.get(&entry.id).is_some_and(|known| Arc::ptr_eq(known, entry)) {
             entries.remove(&entry.id);
         }
-        Ok(())
     }
 
     /// The last [`LOG_MAX`] bytes of the output of the environment's container.
@@ -198,21 +217,21 @@ impl Environments {
         podman.remove_containers_of(&entry.id).await?;
         // A container has no label if podman was killed while it created the container, or if podman's database lost
         // it.
-        podman.remove_containers([plan::container_name(&entry.id)]).await?;
+        podman.remove_containers([names::container_name(&entry.id)]).await?;
         let volumes = entry.with(|record| record.volumes.clone());
         if !volumes.is_empty() {
-            podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await.ok();
+            let _ = podman.output(["volume".to_owned(), "rm".to_owned()].into_iter().chain(volumes)).await;
         }
-        let images = [plan::renumbered_image(&entry.id), plan::built_image(&entry.id)];
+        let images = [names::renumbered_image(&entry.id), names::built_image(&entry.id)];
         let rmi = ["image", "rm", "--ignore"].map(str::to_owned);
-        podman.output(rmi.into_iter().chain(images)).await.ok();
+        let _ = podman.output(rmi.into_iter().chain(images)).await;
         podman.prune_images(&entry.id).await;
         Ok(())
     }
 
     async fn stop_entry(self: &Arc<Self>, entry: Arc<Entry>) -> Result<(), Problem> {
-        let all = self.clone();
-        to_the_end(async move { all.stop_container_of(&entry).await }).await
+        let (all, span) = (self.clone(), span_of(&entry));
+        to_the_end(async move { all.stop_container_of(&entry).await }.instrument(span)).await
     }
 
     async fn stop_container_of(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
@@ -241,17 +260,18 @@ impl Environments {
         self.lock().get(id).cloned().ok_or_else(missing)
     }
 
-    fn entry_or_new(&self, id: &str, spec: &EnvironmentSpec) -> Arc<Entry> {
+    /// Begins or joins a run, in one turn: a removal that ends meanwhile would forget the entry.
+    fn begin(&self, id: &str, spec: &EnvironmentSpec) -> Result<(Arc<Entry>, (RunHandle, bool)), Problem> {
         let mut entries = self.lock();
         // A removal whose caller gave up may have removed the record and left its entry.
-        match entries.get(id) {
-            Some(known) if !known.is_removed() => return known.clone(),
-            Some(removed) => removed.cancel(),
-            None => {}
+        if let Some(removed) = entries.get(id).filter(|known| known.is_removed() && !known.runs()) {
+            removed.cancel();
+            entries.remove(id);
         }
-        let new = Entry::new(self.store.clone(), Record::new(id, &spec.share));
-        entries.insert(id.to_owned(), new.clone());
-        new
+        let new = || Entry::new(self.store.clone(), Record::new(id, &spec.share));
+        let entry = entries.entry(id.to_owned()).or_insert_with(new).clone();
+        let run = entry.begin(spec.generation)?;
+        Ok((entry, run))
     }
 
     fn all(&self) -> Vec<Arc<Entry>> {
@@ -269,24 +289,58 @@ pub(crate) fn clean_up() {
 }
 
 /// Runs all of `up`, including its last line.
-async fn bring_up(mut run: BringUp, handle: RunHandle) {
+async fn bring_up(all: Arc<Environments>, mut run: Run, handle: RunHandle) {
     let entry = run.entry.clone();
-    let guard = entry.gate.lock().await;
-    let begun = SystemTime::now();
-    let result = tokio::select! {
-        biased;
-        reason = handle.cancelled() => Err(StepFailed { step: "up".into(), problem: Problem::new(Code::Conflict, reason) }),
-        result = run.execute() => result,
+    let result = match turn(&entry, &handle).await {
+        // Nothing was touched.
+        Err(failed) => Err(failed),
+        Ok(guard) => {
+            let begun = SystemTime::now();
+            let result = tokio::select! {
+                biased;
+                reason = handle.cancelled() => Err(cancelled("up", reason)),
+                result = up::execute(&mut run) => result,
+            };
+            run.clean_up(begun).await;
+            let result = run.record_result(result).await;
+            drop(guard);
+            result
+        }
     };
-    run.clean_up(begun).await;
-    let result = run.record_result(result).await;
-    drop(guard);
     // Before the last line: a client that reads it and asks again must get a new run.
     entry.end(&handle);
+    if entry.is_removed() {
+        all.forget(&entry);
+    }
     handle.journal.write(match result {
         Ok(()) => Progress::Ready { environment: status(&entry) },
         Err(StepFailed { step, problem }) => Progress::Failed { step, problem },
     });
+}
+
+/// Waits until the engine's work for earlier requests has ended. It may take minutes, so it is a step.
+async fn turn<'a>(entry: &'a Entry, handle: &RunHandle) -> Result<tokio::sync::MutexGuard<'a, ()>, StepFailed> {
+    const STEP: &str = "wait for an earlier request";
+    if let Ok(guard) = entry.gate.try_lock() {
+        return Ok(guard);
+    }
+    let wait = async |_: &journal::Output| {
+        tokio::select! {
+            biased;
+            reason = handle.cancelled() => Err(cancelled(STEP, reason).problem),
+            guard = entry.gate.lock() => Ok(guard),
+        }
+    };
+    handle.journal.step(STEP, wait).await
+}
+
+fn cancelled(step: &str, reason: &str) -> StepFailed {
+    StepFailed { step: step.into(), problem: Problem::new(Code::Conflict, reason) }
+}
+
+/// Names the environment in the log. Of the level that is always logged.
+fn span_of(entry: &Entry) -> Span {
+    tracing::error_span!("environment", id = entry.id)
 }
 
 fn status(entry: &Entry) -> EnvironmentStatus {

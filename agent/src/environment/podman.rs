@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use garret_api::{Code, Problem};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Semaphore;
 
-use super::STOP_SECONDS;
 use super::engine_call::{Call, Limit, LimitTimer};
 use super::entry::disk_full;
+use super::inspect::{Container, Image, Listed};
+use super::{STOP_SECONDS, names};
 use crate::blocking::Blocking;
 
 /// The environment of podman itself; the agent's own environment is not passed to it.
@@ -186,7 +186,7 @@ impl Podman {
     /// name are removed: an image that the developer made of the container (`podman commit`) has the same label.
     pub(super) async fn prune_images(&self, environment: &str) {
         if let Err(failure) = self.output(["image", "prune", "--force", "--filter", &filter(environment)]).await {
-            tracing::warn!("old images of {environment} could not be removed: {failure}");
+            tracing::warn!("old images could not be removed: {failure}");
         }
     }
 
@@ -233,7 +233,7 @@ impl Podman {
 
 /// The filter for containers or images of an environment.
 fn filter(environment: &str) -> String {
-    format!("label={}", super::plan::label(environment))
+    format!("label={}", names::label(environment))
 }
 
 #[derive(Clone, Copy)]
@@ -285,116 +285,6 @@ fn is_build(command: &[u8]) -> bool {
     engine && words.any(|word| [&b"build"[..], b"bud", b"system"].contains(&word))
 }
 
-/// One line of `podman ps`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Listed {
-    id: String,
-    /// In seconds since 1970.
-    #[serde(default)]
-    created: u64,
-}
-
-/// The fields of a container that the agent uses.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Container {
-    /// Its image's id.
-    pub image: String,
-    /// The container's mounts.
-    pub mounts: Vec<ContainerMount>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct ContainerMount {
-    /// For example `bind` or `volume`.
-    #[serde(rename = "Type")]
-    pub kind: String,
-    /// A volume's name.
-    pub name: String,
-    /// In the guest.
-    pub source: String,
-}
-
-/// The fields of an image that the agent uses.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Image {
-    /// Its id, 64 hexadecimal digits.
-    pub id: String,
-    /// The settings of containers that are made from it.
-    pub config: Config,
-    /// The location of its files.
-    pub graph_driver: GraphDriver,
-}
-
-/// The location of an image's layers.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct GraphDriver {
-    /// Folders by their role in the overlay.
-    pub data: Option<Layers>,
-}
-
-/// The folders of an overlay.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Layers {
-    /// The topmost layer.
-    pub upper_dir: Option<String>,
-    /// The layers below it, topmost first, separated by colons.
-    pub lower_dir: Option<String>,
-}
-
-impl Image {
-    /// The folders of its layers, topmost first.
-    pub(super) fn layers(&self) -> Vec<&Path> {
-        let Some(layers) = &self.graph_driver.data else { return Vec::new() };
-        let lower = layers.lower_dir.iter().flat_map(|dirs| dirs.split(':'));
-        layers.upper_dir.as_deref().into_iter().chain(lower).map(Path::new).collect()
-    }
-}
-
-/// The settings of containers made from an image. Absent lists are `null` in podman's output.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Config {
-    /// `user[:group]`; empty: root.
-    pub user: String,
-    pub labels: Option<BTreeMap<String, String>>,
-    /// The program that runs before the command.
-    pub entrypoint: Option<OneOrMany>,
-    pub cmd: Option<Vec<String>>,
-}
-
-/// Older versions of podman print a container's entrypoint as one string.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub(super) enum OneOrMany {
-    /// One string.
-    One(String),
-    /// A list.
-    Many(Vec<String>),
-}
-
-impl Config {
-    /// A label's value.
-    pub(super) fn label(&self, name: &str) -> Option<&str> {
-        self.labels.as_ref()?.get(name).map(String::as_str)
-    }
-
-    /// The command of the image itself: entrypoint and command.
-    pub(super) fn own_command(&self) -> Vec<String> {
-        let entrypoint = match &self.entrypoint {
-            None => Vec::new(),
-            Some(OneOrMany::One(one)) => vec![one.clone()],
-            Some(OneOrMany::Many(many)) => many.clone(),
-        };
-        entrypoint.into_iter().chain(self.cmd.iter().flatten().cloned()).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_the_same_way_each_time() {
+    fn a_full_disk_always_has_the_same_message() {
         let failure = Failure { stderr: "Error: writing blob: write /var/tmp/x: no space left on device\n".into() };
         assert_eq!(failure.problem(Code::ImageUnavailable, || unreachable!()), disk_full());
         assert_eq!(
@@ -417,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn builds_are_told_from_other_calls() {
+    fn builds_are_distinguished_from_other_calls() {
         assert!(is_build(b"/usr/bin/podman\0build\0.\0") && is_build(b"buildah\0bud\0"));
         // The service of the API socket may build an image for a client.
         assert!(is_build(b"podman\0system\0service\0"));
@@ -431,17 +321,5 @@ mod tests {
             keep_end(&mut kept, &[byte], 10);
         }
         assert!(kept.len() <= 20 && kept.ends_with(&[90, 91, 92, 93, 94, 95, 96, 97, 98, 99]));
-    }
-
-    #[test]
-    fn answers_of_podman() {
-        let image: Vec<Image> = serde_json::from_str(
-            r#"[{"Id": "ab", "Config": {"Cmd": ["bash"], "Entrypoint": ["/e"], "Labels": null}, "Size": 5,
-                "GraphDriver": {"Name": "overlay", "Data": {"LowerDir": "/b:/c", "UpperDir": "/a"}}}]"#,
-        )
-        .unwrap();
-        let config = &image[0].config;
-        assert_eq!((config.user.as_str(), image[0].layers()), ("", ["/a", "/b", "/c"].map(Path::new).to_vec()));
-        assert_eq!((config.label("x"), config.own_command()), (None, vec!["/e".to_owned(), "bash".into()]));
     }
 }

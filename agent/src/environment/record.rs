@@ -42,7 +42,6 @@ pub(super) struct ContainerRecord {
     pub generation: u64,
     /// Data from its image.
     pub image: ImageRecord,
-    /// Whether it has the engine's socket.
     pub engine_socket: bool,
     /// The user that runs commands.
     pub remote_user: String,
@@ -62,7 +61,6 @@ pub(super) struct ContainerRecord {
     pub usable: bool,
 }
 
-/// The record of a container's image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ImageRecord {
     /// Its user; empty: root.
@@ -78,7 +76,6 @@ pub(super) struct Probed {
     pub kind: UserEnvProbe,
     /// When the container was started, as the runtime reports it.
     pub started_at: String,
-    /// The variables.
     pub env: BTreeMap<String, String>,
 }
 
@@ -145,7 +142,6 @@ impl Record {
 pub(super) struct Store(PathBuf);
 
 impl Store {
-    /// Records in `folder`.
     pub(super) fn new(folder: PathBuf) -> Self {
         Self(folder)
     }
@@ -153,11 +149,13 @@ impl Store {
     /// All records that can be read. A file that cannot be read is left in place and logged.
     pub(super) fn load(&self) -> Vec<Record> {
         // An earlier agent made the folder readable for all users.
-        std::fs::set_permissions(&self.0, Permissions::from_mode(0o700)).ok();
+        let _ = std::fs::set_permissions(&self.0, Permissions::from_mode(0o700));
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         files
-            .filter_map(|path| read(&path).map_err(|error| tracing::warn!("{path:?} is left alone: {error}")).ok())
+            .filter_map(|path| {
+                read(&path).map_err(|error| tracing::warn!("ignoring the record {path:?}: {error}")).ok()
+            })
             .collect()
     }
 
@@ -248,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_loaded() {
+    fn a_saved_record_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("environments"));
         assert!(store.load().is_empty());
@@ -289,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_way_up_has_failed() {
+    fn an_interrupted_start_has_failed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().into());
         store.save(&record(EnvironmentPhase::Starting)).unwrap();

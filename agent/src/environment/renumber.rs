@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do() {
+    fn equal_ids_need_no_change() {
         for user in ["root", "node", "1001", "nobody-here"] {
             assert_eq!(renumber(PASSWD, GROUP, user), None, "{user}");
         }

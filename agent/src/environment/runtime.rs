@@ -10,12 +10,10 @@ use serde::Deserialize;
 /// The folder in which podman lets crun keep its state. It is in memory, so a reboot clears it.
 const ROOT: &str = "/run/crun";
 
-/// A running container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Running {
     /// The guest's process id of its first process.
     pub pid: i32,
-    /// When it was started.
     pub started_at: String,
     /// The environment of its first process.
     pub env: BTreeMap<String, String>,

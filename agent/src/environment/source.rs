@@ -7,16 +7,18 @@ use garret_api::{Code, Problem};
 use garret_devcontainer::{Build, Merged, Source};
 
 use super::image::{full_name, pull_failed};
+use super::inspect::Image;
 use super::journal::{Output, StepFailed};
+use super::names;
 use super::plan::{self, BuildPlan};
-use super::podman::Image;
+use super::read::{Read, WORKSPACE};
 use super::remote::USER_FILES;
 use super::renumber::{Renumbered, renumber};
-use super::up::{BringUp, Read, WORKSPACE};
+use super::run::Run;
 use crate::users::Users;
 
 /// The image that devcontainer.json asks for, and the name to run it by.
-pub(super) async fn image(run: &BringUp, read: &Read) -> Result<(String, Image), StepFailed> {
+pub(super) async fn image(run: &Run, read: &Read) -> Result<(String, Image), StepFailed> {
     let source = read.resolved.config.source(read.resolved.file());
     match source {
         Err(error) => Err(StepFailed {
@@ -33,7 +35,7 @@ pub(super) async fn image(run: &BringUp, read: &Read) -> Result<(String, Image),
 }
 
 /// A local image is used as it is, under the name as written (the guest's own images) or under the full name.
-async fn pulled(run: &BringUp, image: &str) -> Result<(String, Image), StepFailed> {
+async fn pulled(run: &Run, image: &str) -> Result<(String, Image), StepFailed> {
     let full = full_name(image);
     if !run.spec.rebuild {
         let find = async || -> Result<_, Problem> { Ok(run.podman.image(&full).await?) };
@@ -54,7 +56,7 @@ async fn pulled(run: &BringUp, image: &str) -> Result<(String, Image), StepFaile
         .await
 }
 
-async fn found(run: &BringUp, name: &str) -> Result<(String, Image), Problem> {
+async fn found(run: &Run, name: &str) -> Result<(String, Image), Problem> {
     let image = run.podman.image(name).await?;
     let image = image
         .ok_or_else(|| Problem::new(Code::ImageUnavailable, format!("there is no image {name} in the machine")))?;
@@ -62,7 +64,7 @@ async fn found(run: &BringUp, name: &str) -> Result<(String, Image), Problem> {
 }
 
 async fn built(
-    run: &BringUp,
+    run: &Run,
     read: &Read,
     dockerfile: &str,
     context: &str,
@@ -102,7 +104,7 @@ async fn built(
             format!("the image could not be built from {dockerfile}: {failure}; its output is above")
         })
     })?;
-    found(run, &plan::built_image(&run.entry.id)).await
+    found(run, &names::built_image(&run.entry.id)).await
 }
 
 /// A path relative to `folder` that stays in the workspace.
@@ -129,7 +131,7 @@ fn shown(workspace: &Path, path: &Path) -> String {
 
 /// The image, or a new image on top of it in which the remote user has the ids of the workspace's files.
 pub(super) async fn with_owner_ids(
-    run: &BringUp,
+    run: &Run,
     user: &str,
     merged: &Merged,
     name: String,
@@ -147,9 +149,9 @@ pub(super) async fn with_owner_ids(
             let internal = |error| Problem::new(Code::Internal, format!("cannot write an image's layer: {error}"));
             let folder = tempfile::tempdir_in(&run.dirs.run).map_err(internal)?;
             write_layer(folder.path(), &name, &image.config.user, &renumbered).map_err(internal)?;
-            let tag = plan::renumbered_image(&run.entry.id);
+            let tag = names::renumbered_image(&run.entry.id);
             let context = folder.path().to_string_lossy();
-            let label = plan::label(&run.entry.id);
+            let label = names::label(&run.entry.id);
             let args = ["build", "--format", "docker", "--tag", &tag, "--label", &label, &context];
             run.build(args.map(str::to_owned).into(), BTreeMap::new(), output).await.map_err(|failure| {
                 failure.problem(Code::BuildFailed, || {

@@ -96,7 +96,7 @@ const STALLS: &str = "case $1 in ps) echo '[]';; image) echo image not known >&2
     pull) echo layer > $TMPDIR/layer; echo $TMPDIR >> $calls; exec sleep 1000;; esac";
 
 #[tokio::test]
-async fn a_way_up_that_fails_is_recorded_and_survives() {
+async fn a_failed_start_is_recorded_and_survives() {
     let mut fixture = Fixture::new("");
     std::fs::remove_file(fixture.folder.path().join("workspaces/p-1/devcontainer.json")).unwrap();
     let all = &fixture.all;
@@ -112,7 +112,7 @@ async fn a_way_up_that_fails_is_recorded_and_survives() {
 }
 
 #[tokio::test]
-async fn what_is_not_there() {
+async fn unknown_environments_are_not_found() {
     let fixture = Fixture::new("");
     let all = &fixture.all;
     assert_eq!(all.get("x").await.unwrap_err().code, Code::NotFound);
@@ -187,16 +187,17 @@ async fn a_name_held_by_a_half_made_container_is_freed() {
     }
 }
 
-#[tokio::test]
-async fn a_container_that_the_record_lost_is_adopted() {
-    let fixture = Fixture::new(
-        r#"case "$1 $2" in
+/// An engine with containers that no record knows.
+const LOST: &str = r#"case "$1 $2" in
             "ps --all") echo '[{"Id": "old", "Created": 1}, {"Id": "new", "Created": 2}]';;
             "container inspect") echo '[{"Id": "new", "Image": "img", "Mounts": [
                 {"Type": "volume", "Name": "cache"}, {"Type": "bind", "Source": "/workspaces/p"}]}]';;
             "image inspect") echo '[{"Id": "img", "Config": {"User": "app"}}]';;
-        esac"#,
-    );
+    esac"#;
+
+#[tokio::test]
+async fn a_container_that_the_record_lost_is_adopted() {
+    let fixture = Fixture::new(LOST);
     assert_eq!(fixture.up(spec(1)).await.0, "read container");
     assert!(fixture.called("start new"), "{:?}", fixture.calls());
     assert!(!fixture.called("run") && !fixture.called("rm"), "{:?}", fixture.calls());
@@ -209,7 +210,19 @@ async fn a_container_that_the_record_lost_is_adopted() {
 }
 
 #[tokio::test]
-async fn a_pull_into_a_full_disk_says_so() {
+async fn log_lines_name_environment_and_generation() {
+    let fixture = Fixture::new(LOST);
+    let log = fixture.folder.path().join("log");
+    let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::new(std::fs::File::create(&log).unwrap()));
+    let _until_dropped = tracing::subscriber::set_default(lines.finish());
+    fixture.up(spec(3)).await;
+    let log = std::fs::read_to_string(log).unwrap();
+    let adopted = log.lines().find(|line| line.ends_with("is adopted")).expect("a line about it");
+    assert!(adopted.contains(r#"environment{id="p-1" generation=3}"#), "{adopted}");
+}
+
+#[tokio::test]
+async fn a_pull_into_a_full_disk_reports_the_disk() {
     let fixture = Fixture::new(
         "case $1 in ps) echo '[]';; image) echo image not known >&2; exit 1;;
             pull) echo 'Error: writing blob: write /x: no space left on device' >&2; exit 125;; esac",
@@ -228,7 +241,7 @@ async fn a_record_that_cannot_be_written_fails_the_run() {
 }
 
 #[tokio::test]
-async fn what_is_removed_takes_its_unknown_containers_with_it() {
+async fn a_removal_includes_unknown_containers() {
     let fixture = Fixture::new("");
     fixture.all.delete("p-1").await.unwrap();
     let all = "rm --force --ignore --time 10 --volumes --filter label=garret.environment=p-1";
@@ -258,8 +271,66 @@ async fn the_next_run_waits_for_a_stop_without_a_caller() {
     }
     fixture.up(spec(8)).await;
     let calls = fixture.calls();
-    let stopped = calls.iter().position(|call| call == "stopped").expect("it went on");
+    let stopped = calls.iter().position(|call| call == "stopped").expect("it continued");
     assert!(calls[..stopped].last().unwrap().starts_with("stop "), "the engine was called before its end: {calls:?}");
+}
+
+/// Starts a removal and leaves it as soon as the engine works on it.
+async fn removal_without_a_caller(fixture: &Fixture) {
+    let mut removal = std::pin::pin!(fixture.all.delete("p-1"));
+    tokio::select! {
+        _ = &mut removal => panic!("the engine takes longer"),
+        () = fixture.wait_for_call("rm ") => {}
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_waited_for_a_removal_makes_the_environment_again() {
+    let mut fixture = Fixture::new("case $1 in rm) sleep 0.5;; esac");
+    fixture.record_container();
+    removal_without_a_caller(&fixture).await;
+    let mut lines = fixture.all.up("p-1", spec(8)).await.unwrap();
+    let Some(Progress::Started { step }) = lines.recv().await else { panic!("no step") };
+    assert_eq!(step, "wait for an earlier request");
+    let Progress::Failed { step, problem } = last(lines).await else { panic!("no container ever runs") };
+    assert!(!["up", "wait for an earlier request"].contains(&&*step), "{problem}");
+    fixture.restart();
+    let recorded = fixture.all.entry("p-1").expect("its record was written").with(|record| record.generation);
+    assert_eq!(recorded, 8);
+}
+
+#[tokio::test]
+async fn a_waiting_run_can_be_cancelled() {
+    let mut fixture = Fixture::new("case $1 in rm) sleep 5;; esac");
+    fixture.record_container();
+    removal_without_a_caller(&fixture).await;
+    let lines = fixture.all.up("p-1", spec(8)).await.unwrap();
+    tokio::task::yield_now().await;
+    fixture.all.entry("p-1").unwrap().cancel();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(3), last(lines)).await;
+    assert!(matches!(ended.expect("it does not wait for the engine"), Progress::Failed { .. }));
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_makes_no_environment() {
+    let fixture = Fixture::new("case $1 in rm) exit 1;; esac");
+    fixture.all.delete("p-2").await.unwrap_err();
+    assert_eq!(fixture.all.get("p-2").await.unwrap_err().code, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_release_continues_without_its_caller() {
+    let mut fixture = Fixture::new("case $1 in stop) sleep 0.5; echo stopped >> $calls;; esac");
+    fixture.record_container();
+    {
+        let mut release = std::pin::pin!(fixture.all.release("p-1"));
+        tokio::select! {
+            _ = &mut release => panic!("the engine takes longer"),
+            () = fixture.wait_for_call("stop") => {}
+        }
+    }
+    fixture.up(spec(8)).await;
+    assert!(fixture.called("stopped"));
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub(super) async fn spawn(id: &str, spec: &ProcessSpec) -> Result<Running, Probl
 pub(crate) fn clean_up() {
     let entries = std::fs::read_dir(SCRATCH).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())) {
-        std::fs::remove_dir_all(entry.path()).ok();
+        let _ = std::fs::remove_dir_all(entry.path());
     }
 }
 
@@ -147,11 +147,11 @@ impl Drop for KillOnDrop {
         let Some(child) = &mut self.0 else { return };
         for pid in child.id().map(|id| descendants(id as i32)).unwrap_or_default() {
             if let Some(pid) = Pid::from_raw(pid) {
-                rustix::process::kill_process(pid, Signal::KILL).ok();
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
         // Tokio reaps the process.
-        child.start_kill().ok();
+        let _ = child.start_kill();
     }
 }
 
@@ -266,8 +266,9 @@ fn internal(what: &str, error: impl std::fmt::Display) -> Problem {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::{Credentials, Place};
+    use super::super::Place;
     use super::*;
+    use crate::users::Credentials;
 
     fn spec(uid: u32) -> ProcessSpec {
         ProcessSpec {
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_spec_does_not_say_stays_as_the_container_has_it() {
+    fn fields_missing_in_the_request_come_from_the_container() {
         let made = process(&pattern(), &spec(1000));
         assert_eq!(made["args"], json!(["id"]));
         assert_eq!(made["env"], json!(["A=b=c"]));

@@ -1,3 +1,5 @@
+//! Builds the specification of a process in the guest from a request.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -23,4 +23,4 @@ pub(crate) use guest::process as guest_process;
 pub(crate) use run::run;
 pub(crate) use session::serve;
 pub(crate) use spawn::{allow_oom_kill, end_with_agent};
-pub(crate) use spec::{Credentials, Place, ProcessSpec};
+pub(crate) use spec::{Place, ProcessSpec};

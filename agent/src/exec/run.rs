@@ -82,8 +82,8 @@ impl Drop for HangUp {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::Credentials;
     use super::*;
+    use crate::users::Credentials;
 
     async fn shell(line: &str) -> (Outcome, String) {
         let spec = ProcessSpec {

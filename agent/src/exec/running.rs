@@ -1,3 +1,5 @@
+//! A started process, in the guest or in a container: streams, terminal, signals and end.
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
@@ -10,7 +12,6 @@ use tempfile::TempDir;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 
-/// A process that has been started.
 pub(super) struct Running {
     /// Its standard input: a pipe or its terminal.
     pub stdin: pipe::Sender,
@@ -44,14 +45,14 @@ impl Handle {
     /// Handles a lost connection: sends SIGHUP, and SIGCONT so that a stopped job receives it.
     pub(super) fn hang_up(&self) {
         for signal in [Signal::HUP, Signal::CONT] {
-            rustix::process::kill_process_group(self.group, signal).ok();
+            let _ = rustix::process::kill_process_group(self.group, signal);
         }
     }
 
     /// Sets the terminal's size; does nothing without a terminal.
     pub(super) fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
-            set_size(terminal, size).ok();
+            let _ = set_size(terminal, size);
         }
     }
 }

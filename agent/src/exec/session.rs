@@ -76,9 +76,9 @@ where
     };
     let text = serde_json::to_string(&outcome).expect("an outcome is plain data");
     if socket.send(Message::text(text)).await.is_ok() {
-        socket.send(Message::Close(None)).await.ok();
+        let _ = socket.send(Message::Close(None)).await;
         // Wait for the client's close: if the connection were dropped at once, the last frames could be lost.
-        tokio::time::timeout(REQUEST_TIMEOUT, async { while let Some(Ok(_)) = socket.recv().await {} }).await.ok();
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, async { while let Some(Ok(_)) = socket.recv().await {} }).await;
     }
 }
 
@@ -207,7 +207,7 @@ async fn pump_output(
     buffer[0] = channel;
     loop {
         let lingering = async {
-            ended.wait_for(|ended| *ended).await.ok();
+            let _ = ended.wait_for(|ended| *ended).await;
             tokio::time::sleep(LINGER).await;
         };
         let read = tokio::select! {
@@ -344,7 +344,7 @@ async fn feed_stdin(
         }
         if let Some(grants) = grants.as_ref().filter(|_| data) {
             // There are never more grants than waiting frames.
-            grants.try_send(()).ok();
+            let _ = grants.try_send(());
         }
     }
     std::future::pending().await
@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_start_is_given_up_when_its_client_leaves() {
+    async fn a_start_is_cancelled_when_its_client_leaves() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let (told, mut ends) = mpsc::channel(1);

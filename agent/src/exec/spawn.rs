@@ -1,5 +1,5 @@
 //! Starts a process in the guest: in its own session, in the cgroup for interactive use, as its user.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "code between fork and exec")]
 
 use std::fs::OpenOptions;
 use std::io;
@@ -18,9 +18,10 @@ use rustix::pty::OpenptFlags;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use super::ProcessSpec;
 use super::running::{Handle, Reaper, Running, set_size, terminal_streams};
-use super::{Credentials, ProcessSpec};
 use crate::blocking::Blocking;
+use crate::users::Credentials;
 
 /// The cgroup of interactive processes, separate from the agent's.
 const CGROUP: &str = "/sys/fs/cgroup/garret/exec/cgroup.procs";
@@ -158,7 +159,7 @@ pub(crate) fn end_with_agent(command: &mut Command) {
 /// Runs in the single thread after a fork. The write may fail if the agent has no exemption (tests on a plain host).
 fn reset_oom_score() {
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-        rustix::io::write(file, b"0").ok();
+        let _ = rustix::io::write(file, b"0");
     }
 }
 

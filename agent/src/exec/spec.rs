@@ -1,7 +1,11 @@
+//! The complete description of a process to run.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use garret_api::stream::WindowSize;
+
+use crate::users::Credentials;
 
 /// A complete description of a process to run: nothing else needs to be looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +34,4 @@ pub enum Place {
         /// The container's full id, 64 hexadecimal digits.
         id: String,
     },
-}
-
-/// Numeric user, group and supplementary groups.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user id.
-    pub uid: u32,
-    /// The primary group.
-    pub gid: u32,
-    /// The supplementary groups.
-    pub groups: Vec<u32>,
 }

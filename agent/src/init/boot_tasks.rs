@@ -1,3 +1,5 @@
+//! Small programs that run during the boot: loopback, growing a file system.
+
 use std::process::Command;
 
 /// A small program that runs during the boot.

@@ -1,3 +1,5 @@
+//! The processes that init starts and reaps.
+
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
@@ -9,8 +11,8 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::boot_tasks::BootTask;
+use super::goal::Goal;
 use super::kernel;
-use super::shutdown::Goal;
 
 /// The processes that init knows by name, and the signals about all processes.
 pub(super) struct Children {
@@ -51,7 +53,6 @@ impl Children {
         }
     }
 
-    /// Whether the agent is running.
     pub(super) fn has_agent(&self) -> bool {
         self.agent.is_some()
     }
@@ -59,7 +60,7 @@ impl Children {
     /// Signals the agent, if there is one.
     pub(super) fn signal_agent(&self, signal: Signal) {
         if let Some(agent) = self.agent {
-            kill(agent, signal).ok();
+            let _ = kill(agent, signal);
         }
     }
 

@@ -4,7 +4,7 @@
 //! then counts timer interrupts until it has a clock source; a busy host delivers fewer of them. Later the guest's
 //! clock follows the host's counter, without the corrections that NTP makes on the host.
 
-#![allow(unsafe_code)] // adjtimex has no safe wrapper
+#![allow(unsafe_code, reason = "adjtimex has no safe wrapper")]
 
 use std::fs::File;
 use std::io;

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ext4_is_refused() {
+    fn other_file_systems_than_ext4_are_refused() {
         assert_eq!(parse_superblock(&[0; SUPERBLOCK_LENGTH]), None);
         assert_eq!(parse_superblock(&[0xff; SUPERBLOCK_LENGTH]), None);
         let empty = tempfile::NamedTempFile::new().unwrap();

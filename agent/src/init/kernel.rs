@@ -1,3 +1,5 @@
+//! Kernel settings, resource limits and cgroups of the guest.
+
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -14,6 +16,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const SYSCTLS: &[(&str, &str)] = &[
     // File watchers of editors and bundlers.
     ("fs/inotify/max_user_instances", "8192"),
+    // Kept if the promised memory is unknown; see `promise`.
+    ("fs/inotify/max_user_watches", "524288"),
     ("fs/protected_fifos", "1"),
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_regular", "2"),
@@ -28,6 +32,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     // Plugging takes 2 MiB of the reserves at a time; with 512 MiB of memory, Linux by default reserves less than 3
     // MiB.
     ("vm/min_free_kbytes", "8192"),
+    // Kept if the promised memory is unknown; see `promise`.
+    ("vm/max_map_count", "262144"),
     // Swap is compressed memory: reads are cheap, and read-ahead only costs time.
     ("vm/page-cluster", "0"),
     ("vm/swappiness", "100"),

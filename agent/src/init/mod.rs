@@ -18,6 +18,7 @@
 //! | `promise` | the memory the machine was promised, and the kernel limits that follow it |
 //! | `boot_tasks` | small programs that run during the boot: loopback, growing a file system |
 //! | `supervisor` | when to start the agent again: pure |
+//! | `goal` | what a signal asks for: power off or restart |
 //! | `children` | the processes that the loop starts and reaps |
 //! | `shutdown` | ends the machine |
 
@@ -25,6 +26,7 @@ mod boot_tasks;
 mod children;
 mod clock;
 mod disk;
+mod goal;
 mod kernel;
 mod mounts;
 mod promise;
@@ -39,8 +41,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use children::{Children, Ended};
 use clock::Clock;
+use goal::Goal;
+use shutdown::Ending;
 pub(crate) use shutdown::unmount;
-use shutdown::{Ending, Goal};
 use supervisor::Supervisor;
 
 /// The variable with the filter of the agent's messages.
@@ -101,7 +104,7 @@ fn serve(mut clock: Option<Clock>) -> anyhow::Result<Ending> {
     }
     // Block the signals so that they are queued: the kernel drops a signal to PID 1 that has no handler.
     mask.thread_block()?;
-    rustix::system::reboot(rustix::system::RebootCommand::CadOff).ok();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut children = Children::new(signals);
     let mut supervisor = Supervisor::new(Instant::now());

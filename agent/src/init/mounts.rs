@@ -1,3 +1,5 @@
+//! The mounts of the guest: kernel file systems, folders in memory, layers on the data disk, workspaces.
+
 use std::ffi::CString;
 use std::fs;
 use std::io;

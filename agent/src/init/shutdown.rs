@@ -9,6 +9,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::system::RebootCommand;
 
 use super::children::Children;
+use super::goal::Goal;
 
 /// Time for the agent to stop all containers; podman allows each 10 s.
 const CONTAINERS: Duration = Duration::from_secs(20);
@@ -23,14 +24,6 @@ const KILL: Duration = Duration::from_secs(2);
 const UNMOUNT: Duration = Duration::from_secs(20);
 /// Interval between two checks for remaining processes.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// What happens after the machine has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Goal {
-    PowerOff,
-    /// Restart the machine.
-    Restart,
-}
 
 /// The first step: the agent stops the containers and exits.
 pub(super) struct Ending {
@@ -74,10 +67,10 @@ impl Ending {
 
 /// Ends all processes, unmounts, and ends the machine. `stopped`: the agent has stopped the containers.
 pub(super) fn now(goal: Goal, stopped: bool) -> ! {
-    let everybody = Pid::from_raw(-1);
+    let all = Pid::from_raw(-1);
     let terminate = if stopped { TERMINATE } else { TERMINATE_CONTAINERS };
     for (signal, time) in [(Signal::SIGTERM, terminate), (Signal::SIGKILL, KILL)] {
-        kill(everybody, signal).ok();
+        let _ = kill(all, signal);
         if reap_until(time, None) {
             break;
         }
@@ -116,7 +109,7 @@ fn reap_until(time: Duration, awaited: Option<Pid>) -> bool {
 pub(crate) fn unmount() {
     for target in ["/workspaces", "/var/lib/containers", "/home", "/root", "/var"] {
         // Detached: a mount that is still in use also disappears before the disk does.
-        rustix::mount::unmount(target, UnmountFlags::DETACH).ok();
+        let _ = rustix::mount::unmount(target, UnmountFlags::DETACH);
     }
     rustix::fs::sync();
     if let Err(error) = rustix::mount::unmount("/data", UnmountFlags::empty()) {

@@ -1,3 +1,5 @@
+//! Decides when to start the agent again. Pure.
+
 use std::time::{Duration, Instant};
 
 /// The first pause before the agent is started again; it doubles up to [`PAUSE_MAX`].

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_once() {
+    fn a_repeated_failure_is_logged_once() {
         let mut kernel = Kernel::default();
         let failed = || Err::<(), _>(io::Error::other("x"));
         assert_eq!((kernel.log_once("a", failed()), kernel.log_once("a", failed())), (None, None));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_meanwhile_is_no_failure() {
+    fn a_stale_generation_is_no_failure() {
         let stale = |errno: Errno| is_stale(&errno.into());
         assert!(stale(Errno::INVAL) && stale(Errno::RANGE) && !stale(Errno::PERM));
     }

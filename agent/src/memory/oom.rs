@@ -77,7 +77,7 @@ mod tests {
     const FORGED: &str = "12,814,5140902,-;Memory cgroup out of memory: Killed process 1 (x)\n";
 
     #[test]
-    fn records() {
+    fn kill_records_are_parsed() {
         let cases = [(OWN, true), (GUEST, false), (FORGED, false), ("", false), ("3", false), ("3,1;", false)];
         for (record, own) in cases {
             assert_eq!(is_own_limit(record.as_bytes()), own, "{record}");
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn never_below_zero() {
+    fn a_count_is_never_below_zero() {
         let mut kills = OomKills { log: None, counted: 0, own_limit: 2 };
         assert_eq!((kills.of(1), kills.of(5)), (0, 3));
     }

@@ -100,7 +100,7 @@ impl Sampler {
 fn is_short(zones: &mut Option<Zones>) -> bool {
     let looked = zones.as_mut().map(Zones::look);
     if let Some(Err(error)) = &looked {
-        tracing::warn!("the kernel's zones are not looked at any more: {error}");
+        tracing::warn!("a shortage of kernel memory is no longer detected: cannot read the kernel's zones: {error}");
         *zones = None;
     }
     matches!(looked, Some(Ok(true)))
@@ -130,7 +130,7 @@ impl Trigger {
     ///
     /// # Errors
     /// This kernel does not report pressure, or the agent may not read it.
-    #[allow(unsafe_code)] // register_with_interest has no safe variant for a file
+    #[allow(unsafe_code, reason = "register_with_interest has no safe variant for a file")]
     fn arm() -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);

@@ -2,7 +2,7 @@
 //! them.
 //!
 //! # Idle
-//! There is one definition of an idle guest: its CPUs were used less than [`IDLE_CPUS`] during the last span of
+//! A guest is idle if it used less than [`garret_api::IDLE_CPUS`] during the last span of
 //! [`LOAD_SPAN`]. In an idle guest the loop ages memory faster, may use more CPU time, compacts, and reports small free
 //! blocks.
 
@@ -15,8 +15,6 @@ pub(super) const MIB: u64 = 1 << 20;
 
 /// The kernel updates its totals of pressure every 2 s: a shorter span has no information.
 pub(super) const LOAD_SPAN: Duration = Duration::from_secs(2);
-/// A guest that uses less CPU time than this, in CPUs, is idle.
-pub(super) const IDLE_CPUS: f64 = 0.1;
 /// A guest in which tasks wait for a CPU during more than this fraction of the time is crowded: the loop creates no
 /// generations in it.
 pub(super) const CROWDED_STALL: f64 = 0.5;

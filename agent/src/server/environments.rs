@@ -1,3 +1,5 @@
+//! `/v1/environments`
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -14,7 +16,7 @@ use super::Agent;
 use super::machine::session;
 use crate::workspaces;
 
-/// Newline-delimited progress. Ending the request does not end the work.
+/// Returns progress as newline-delimited JSON. If the client closes the connection, the work continues.
 #[utoipa::path(
     put,
     path = "/v1/environments/{id}",
@@ -22,7 +24,7 @@ use crate::workspaces;
     params(("id" = String, Path, description = "The environment's id.")),
     request_body = EnvironmentSpec,
     responses(
-        (status = 200, description = "Progress, one step per line.", body = Progress, content_type = "application/x-ndjson"),
+        (status = 200, description = "Progress, one value per line.", body = Progress, content_type = "application/x-ndjson"),
         (status = 400, body = ProblemDetails),
         (status = 409, body = ProblemDetails),
     )
@@ -78,7 +80,7 @@ pub(super) async fn stop(State(agent): State<Arc<Agent>>, Path(id): Path<String>
     path = "/v1/environments/{id}",
     operation_id = "delete_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 204, description = "Its container is gone."), (status = 404, body = ProblemDetails))
+    responses((status = 204, description = "Its container is removed."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn delete(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
     agent.environments.delete(&id).await?;
@@ -90,7 +92,7 @@ pub(super) async fn delete(State(agent): State<Arc<Agent>>, Path(id): Path<Strin
     path = "/v1/environments/{id}/log",
     operation_id = "get_environment_log",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 200, description = "What the container last printed.", body = String), (status = 404, body = ProblemDetails))
+    responses((status = 200, description = "The last output of the container.", body = String), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn log(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<Response, Refusal> {
     let log = agent.environments.log(&id).await?;
@@ -102,7 +104,7 @@ pub(super) async fn log(State(agent): State<Arc<Agent>>, Path(id): Path<String>)
     path = "/v1/environments/{id}/exec",
     operation_id = "exec_in_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 101, description = "A WebSocket: a process in the devcontainer."))
+    responses((status = 101, description = "A WebSocket to a process in the devcontainer."))
 )]
 pub(super) async fn exec(
     State(agent): State<Arc<Agent>>,

@@ -1,3 +1,5 @@
+//! `/v1/agent`, `/v1/machine`, `/v1/exec`, `/v1/workspaces` and `/v1/power-off`
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -6,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use garret_api::agent::{API, AgentInfo, ExecRequest, GENERATIONS, MachineSetup};
-use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS};
+use garret_api::stream::{FRAME_MAX, REQUEST_MAX, STDIN_CREDITS, StreamKind};
 use garret_api::{Code, Problem, ProblemDetails};
 use garret_http::{Body, Refusal};
 use rustix::process::Signal;
@@ -31,6 +33,7 @@ pub(super) async fn info(State(agent): State<Arc<Agent>>) -> Result<Json<AgentIn
         set_up: agent.setup.done().await,
         api: API,
         capabilities: vec![GENERATIONS.into()],
+        streams: vec![StreamKind::Exec],
     }))
 }
 
@@ -53,7 +56,7 @@ pub(super) async fn set_up(
     get,
     path = "/v1/exec",
     operation_id = "exec_in_machine",
-    responses((status = 101, description = "A WebSocket: a process in the guest itself, as root."))
+    responses((status = 101, description = "A WebSocket to a process in the guest itself, as root."))
 )]
 pub(super) async fn exec(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> Response {
     session(agent, upgrade, async |agent: Arc<Agent>, request| {
@@ -89,8 +92,8 @@ where
     post,
     path = "/v1/workspaces/{share}/release",
     operation_id = "release_workspace",
-    params(("share" = String, Path, description = "The folder's name among the shared ones.")),
-    responses((status = 204, description = "Nothing in the guest uses the folder."), (status = 400, body = ProblemDetails), (status = 503, body = ProblemDetails))
+    params(("share" = String, Path, description = "The folder's name in the share.")),
+    responses((status = 204, description = "Nothing in the guest uses the folder any more."), (status = 400, body = ProblemDetails), (status = 503, body = ProblemDetails))
 )]
 pub(super) async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<String>) -> Result<StatusCode, Refusal> {
     workspaces::check_name(&share)?;
@@ -99,12 +102,12 @@ pub(super) async fn release(State(agent): State<Arc<Agent>>, Path(share): Path<S
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Init powers off: it asks this agent to stop the containers and to end, and then ends the machine.
+/// Powers the machine off. Init asks this agent to stop the containers and to exit, then it ends the machine.
 #[utoipa::path(
     post,
     path = "/v1/power-off",
     operation_id = "power_off_machine",
-    responses((status = 202, description = "Containers stop, then the machine."), (status = 503, body = ProblemDetails))
+    responses((status = 202, description = "The containers stop, then the machine."), (status = 503, body = ProblemDetails))
 )]
 pub(super) async fn power_off(State(agent): State<Arc<Agent>>) -> Result<StatusCode, Refusal> {
     let init = agent.init.ok_or_else(|| {

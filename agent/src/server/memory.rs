@@ -1,3 +1,5 @@
+//! `/v1/memory`
+
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -10,12 +12,12 @@ use garret_http::{Body, Refusal, lines};
 
 use super::Agent;
 
-/// Newline-delimited reports, until the caller leaves.
+/// Returns reports as newline-delimited JSON, until the client closes the connection.
 #[utoipa::path(
     get,
     path = "/v1/memory",
     operation_id = "follow_memory",
-    responses((status = 200, description = "Reports, one per line, until the caller leaves.", body = MemoryReport,
+    responses((status = 200, description = "Reports, one per line.", body = MemoryReport,
         content_type = "application/x-ndjson"))
 )]
 pub(super) async fn follow(State(agent): State<Arc<Agent>>) -> Response {

@@ -55,7 +55,6 @@ impl Agent {
         &self.environments
     }
 
-    /// The guest's memory.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }

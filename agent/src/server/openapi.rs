@@ -6,7 +6,10 @@ use super::{environments, machine, memory};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "garret guest API", description = "What `garret-agent` answers inside a machine, to the host only."),
+    info(
+        title = "garret guest API",
+        description = "The API of `garret-agent` inside a machine. Only the host can connect to it."
+    ),
     paths(
         machine::info,
         machine::set_up,

@@ -1,3 +1,5 @@
+//! Checks the host's settings before any file is written.
+
 use garret_api::agent::MachineSetup;
 use garret_api::{Code, Problem};
 

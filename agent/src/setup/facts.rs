@@ -1,3 +1,5 @@
+//! The host's settings for the container engine, image builds and containers.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
 //! A server of the guest API on a Unix socket, and a client of its WebSockets.
-#![allow(dead_code)] // Each test file uses a part.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A raw virtio-blk disk, without a file system and a cache between: fio in the guest.
+//! A raw virtio-blk disk without a file system or a cache: fio in the guest.
 
 use super::work::Work;
 use super::{Bench, Measurement, Sampled, fio};
@@ -7,7 +7,6 @@ use crate::lab::Lab;
 use crate::result::Unit;
 use crate::subject::{Machine, Subject};
 
-/// The bench.
 pub(super) struct Block;
 
 impl Bench for Block {

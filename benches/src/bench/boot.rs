@@ -1,7 +1,7 @@
-//! From the start of a process to an agent that answers, and what it takes to get there.
+//! Boot: from the start of a process until the agent answers, with the counts of that time.
 //!
-//! Two boots make a sample: one whose init is a shell that prints a line, for the kernel's part, and one with the agent. Both
-//! have the same devices.
+//! Two boots make a sample. In one, init is a shell that prints a line; it measures the kernel's part. The other has
+//! the agent as init. Both have the same devices.
 
 use std::fs;
 use std::path::Path;
@@ -20,10 +20,9 @@ use crate::subject::{Machine, Subject};
 pub(super) const AGENT: &str = "quiet init=/usr/lib/garret/garret-agent";
 const SHELL: &str = "quiet init=/bin/bash -- -c \"echo @bench ready; while :; do sleep 1000; done\"";
 
-/// How often the console is looked at: the time until a line is known to no more than this.
+/// Poll interval of the console, and so the resolution of the time until a line appears.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// The bench.
 pub(super) struct Boot;
 
 impl Bench for Boot {
@@ -50,12 +49,12 @@ impl Bench for Boot {
     }
 }
 
-/// A machine as a developer's: a data disk and a vsock.
+/// A machine with the devices of a developer's machine: a data disk and a vsock.
 pub(super) fn machine(lab: &Lab, folder: &Path, cmdline: &str) -> anyhow::Result<Machine> {
     Ok(Machine { disks: vec![lab.data_disk(folder)?], vsock: true, ..lab.machine(cmdline) })
 }
 
-/// Measures the boot up to init. No client asks the machine for anything meanwhile: these counts repeat best.
+/// Measures the boot up to init. No client sends requests meanwhile, so these counts repeat best.
 fn to_init(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<Vec<Measurement>> {
     let folder = lab.folder()?;
     let mut running = subject.start(&machine(lab, folder.path(), SHELL)?, folder.path())?;
@@ -94,7 +93,7 @@ fn to_agent(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<(String, Vec<Mea
     Ok((running.setup.clone(), time.chain(setup).chain(counted(&counts, "agent")).collect()))
 }
 
-/// Of host, VMM and guest together, where the emulator counts them.
+/// Instructions of host, VMM and guest together, if the emulator counts them.
 fn instructions(lab: &Lab, seconds: f64, until: &str) -> Option<Measurement> {
     let count = (seconds * 1e9) as u64;
     lab.icount.then(|| Measurement::count(format!("instructions_to_{until}"), count).with("of host, VMM and guest"))

@@ -1,4 +1,4 @@
-//! Several machines started together, as on the morning after a host's reboot: until the last agent answers.
+//! Several machines started together, as after a reboot of the host: the time until the last agent answers.
 
 use tempfile::TempDir;
 
@@ -8,7 +8,6 @@ use crate::lab::Lab;
 use crate::result::Unit;
 use crate::subject::{Running, Subject};
 
-/// The bench.
 pub(super) struct BootAtOnce;
 
 impl Bench for BootAtOnce {
@@ -30,9 +29,8 @@ impl Bench for BootAtOnce {
     }
 }
 
-/// A machine whose agent answers, and its folder, which goes after it.
+/// A machine whose agent answers, with its folder. Fields drop in order, so the folder is removed last.
 pub(super) struct Up {
-    /// The machine.
     pub running: Running,
     _folder: TempDir,
 }
@@ -40,7 +38,7 @@ pub(super) struct Up {
 /// Starts `count` machines without waiting between them; returns when all agents have answered.
 ///
 /// # Errors
-/// One does not come up.
+/// A machine does not start.
 pub(super) fn start(lab: &Lab, subject: &dyn Subject, count: usize) -> anyhow::Result<Vec<Up>> {
     let start = |_| {
         let folder = lab.folder()?;

@@ -1,5 +1,5 @@
-//! `garret up`, by the installed runner: from nothing, with the machine stopped, and a second environment in a running
-//! machine; each step as the runner tells it. No peer has this.
+//! `garret up` by the installed runner: with nothing there, with a stopped machine, and for a second environment in a
+//! running machine. It reports each step as the runner's events do. No peer has this.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,10 +20,9 @@ use crate::result::Unit;
 use crate::scale::{Scale, Size};
 use crate::subject::Subject;
 
-/// The image that garret's tests use; the emulated host has it.
+/// The image that garret's tests use. The emulated host has it.
 const CONFIGURATION: &str = r#"{"image": "mcr.microsoft.com/devcontainers/base:debian", "postCreateCommand": "true"}"#;
 
-/// The bench.
 pub(super) struct Devcontainer;
 
 impl Bench for Devcontainer {
@@ -32,7 +31,7 @@ impl Bench for Devcontainer {
     }
 
     fn warms_up(&self, _size: Size) -> bool {
-        false // the cold start is what is measured
+        false // this bench measures the cold start
     }
 
     fn kept(&self, scale: &Scale) -> usize {
@@ -48,7 +47,7 @@ impl Bench for Devcontainer {
         let developer = Developer::find(&lab.developer)?;
         let folder = lab.folder()?;
         let workspaces = [developer.workspace(folder.path(), "first")?, developer.workspace(folder.path(), "second")?];
-        let _ = developer.garret(&["rm", "--machine", "--yes"]); // there may be none
+        let _ = developer.garret(&["rm", "--machine", "--yes"]); // ignores the error: there may be no machine
         let mut measurements = developer.up(&workspaces[0], "cold")?;
         developer.garret(&["stop"])?;
         measurements.extend(developer.up(&workspaces[0], "warm")?);
@@ -58,7 +57,7 @@ impl Bench for Devcontainer {
     }
 }
 
-/// As it is started on this host: by systemd, or by the script of hosts without.
+/// Starts the daemon as this host does: by systemd, or by the script for hosts without it.
 fn start_runner() -> anyhow::Result<()> {
     if Path::new("/run/systemd/system").exists() {
         run("systemctl", &["start", "garret"]).map(drop)
@@ -67,7 +66,7 @@ fn start_runner() -> anyhow::Result<()> {
     }
 }
 
-/// The account the bench acts as.
+/// The account that the bench acts as.
 struct Developer {
     uid: u32,
     gid: u32,
@@ -77,7 +76,7 @@ struct Developer {
 impl Developer {
     fn find(name: &str) -> anyhow::Result<Self> {
         let passwd = fs::read_to_string("/etc/passwd").context("/etc/passwd")?;
-        parse_account(&passwd, name).with_context(|| format!("there is no account {name}: name one by --developer"))
+        parse_account(&passwd, name).with_context(|| format!("there is no account {name}: see --developer"))
     }
 
     fn workspace(&self, folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
@@ -91,7 +90,7 @@ impl Developer {
         Ok(workspace)
     }
 
-    /// The command, as that account.
+    /// Runs the command as that account.
     fn garret(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let (uid, gid) = (self.uid.to_string(), self.gid.to_string());
         let home = format!("HOME={}", self.home);
@@ -131,13 +130,13 @@ fn events(environment: &str) -> anyhow::Result<Vec<Event>> {
             events.push(event);
         }
         if events.is_empty() {
-            bail!("the runner tells no events of {environment}");
+            bail!("the runner reports no events of {environment}");
         }
         Ok(events)
     })
 }
 
-/// How long each step of a run took, in milliseconds; what is done twice is added up.
+/// How long each step of a run took, in milliseconds. Times of a repeated step are added.
 fn steps(events: &[Event], run: u64) -> BTreeMap<String, u64> {
     let mut steps = BTreeMap::new();
     for event in events {
@@ -150,7 +149,7 @@ fn steps(events: &[Event], run: u64) -> BTreeMap<String, u64> {
     steps
 }
 
-/// A step's name as part of a metric's.
+/// Converts a step's name to part of a metric's name.
 fn simplified(step: &str) -> String {
     let words = step.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("_").to_lowercase()
@@ -161,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accounts() {
+    fn an_account_is_found_by_its_exact_name() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\nalice:x:1001:1002::/home/alice:/bin/bash\nbroken:x:\n";
         let alice = parse_account(passwd, "alice").unwrap();
         assert_eq!((alice.uid, alice.gid, alice.home.as_str()), (1001, 1002, "/home/alice"));

@@ -1,5 +1,5 @@
-//! fio's line of results (`--minimal --terse-version=3`): fields between semicolons, five of the job, 41 of reading, 41 of
-//! writing; of each the total in KiB, KiB a second, operations a second, ….
+//! fio's line of results (`--minimal --terse-version=3`). Its fields are separated by semicolons: five of the job, 41
+//! of reading, 41 of writing. Each of the latter two begins with total KiB, KiB per second and operations per second.
 
 use anyhow::Context;
 
@@ -10,7 +10,7 @@ use crate::result::Unit;
 const READING: usize = 5;
 const WRITING: usize = READING + 41;
 
-/// Bytes and operations in a second, reading and writing together: a job does one of them.
+/// Bytes and operations per second, of reading and writing together. A job does only one of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Rates {
     bytes: f64,
@@ -24,17 +24,17 @@ fn parse(line: &str) -> Option<Rates> {
     Some(Rates { bytes: kib * 1024.0, operations: field(READING + 2)? + field(WRITING + 2)? })
 }
 
-/// One measurement of a fio case: large pieces by bytes, small ones by operations.
+/// One measurement of a fio case: bytes for large blocks, operations for small ones.
 ///
 /// # Errors
-/// The case printed nothing that can be read.
+/// The case printed no valid line.
 pub(super) fn measurement(report: &Report, case: &str) -> anyhow::Result<Measurement> {
     let line = report.value(&format!("fio:{case}")).unwrap_or_default();
     let rates = parse(line).with_context(|| format!("{case}: fio printed {line:?}"))?;
     Ok(if case.starts_with("seq_") {
-        Measurement::more(format!("{case}_rate"), Unit::BytesPerSecond, rates.bytes).with("1 MiB pieces, direct")
+        Measurement::more(format!("{case}_rate"), Unit::BytesPerSecond, rates.bytes).with("1 MiB blocks, direct")
     } else {
-        Measurement::more(format!("{case}_rate"), Unit::PerSecond, rates.operations).with("4 KiB pieces, direct")
+        Measurement::more(format!("{case}_rate"), Unit::PerSecond, rates.operations).with("4 KiB blocks, direct")
     })
 }
 
@@ -42,7 +42,7 @@ pub(super) fn measurement(report: &Report, case: &str) -> anyhow::Result<Measure
 mod tests {
     use super::*;
 
-    /// A line with these figures and zeros around them.
+    /// A line with these figures, and zeros in all other fields.
     fn line(read: (u32, u32), write: (u32, u32)) -> String {
         let mut fields = vec!["0".to_owned(); 130];
         fields[0] = "3".into();

@@ -1,4 +1,5 @@
-//! What an idle machine costs. The machines of all subjects idle together: a minute is a minute for all of them.
+//! The cost of an idle machine. The machines of all subjects are idle at the same time, so that a minute is measured
+//! once.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,6 @@ use crate::subject::Subject;
 
 const EVERY: Duration = Duration::from_secs(2);
 
-/// The bench.
 pub(super) struct Footprint;
 
 impl Bench for Footprint {
@@ -45,7 +45,7 @@ impl Bench for Footprint {
     }
 }
 
-/// Lets time pass; gives the resident memory of each subject's first machine meanwhile.
+/// Waits, and returns the resident memory of each subject's first machine over that time.
 fn idle(machines: &[anyhow::Result<Vec<Up>>], time: Duration) -> Vec<Vec<(f64, f64)>> {
     let mut curves = vec![Vec::new(); machines.len()];
     let began = Instant::now();
@@ -74,17 +74,17 @@ fn measure(machines: &[Up], curve: Vec<(f64, f64)>, guest_bytes: u64) -> anyhow:
     let idle = Measurement {
         series: curve,
         ..Measurement::bytes("idle_resident_bytes", middle(|memory| memory.resident))
-            .with("all pages, the shared root's too")
+            .with("all pages, including the shared root's")
     };
     let measurements = vec![
         Measurement::bytes("vmm_private_bytes", middle(|memory| memory.own_private))
-            .with("neither guest memory nor the root image"),
+            .with("without guest memory and the root image"),
         idle,
         Measurement::bytes("idle_guest_bytes", middle(|memory| memory.guest_resident))
-            .with("guest memory the host holds"),
+            .with("guest memory that the host holds"),
         Measurement::bytes("idle_proportional_bytes", middle(|memory| memory.proportional)),
         Measurement::bytes("marginal_bytes", middle(|memory| memory.private))
-            .with(format!("private pages of one of {}: what one more costs", machines.len())),
+            .with(format!("private pages of one of {}: the cost of one more machine", machines.len())),
         Measurement::count("descriptors", descriptors),
     ];
     Ok(Sampled { setup: first.setup.clone(), measurements })

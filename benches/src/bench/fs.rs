@@ -1,4 +1,4 @@
-//! Files: what developers do all day, in the folder shared by virtio-fs and on the data disk of the same machine.
+//! File operations that are typical for development, in the virtio-fs share and on the data disk of the same machine.
 
 use std::fs as files;
 
@@ -11,7 +11,6 @@ use crate::result::Unit;
 use crate::scale::Size;
 use crate::subject::{Disk, Machine, Running, Subject};
 
-/// The bench.
 pub(super) struct Fs;
 
 impl Bench for Fs {
@@ -76,7 +75,8 @@ fn machine(lab: &Lab, folder: &std::path::Path) -> anyhow::Result<Machine> {
     Ok(Machine { disks, share: Some(share), ..lab.machine(guest::CMDLINE) })
 }
 
-/// Time, and counts: of requests and kicks where the VMM tells them, of exits and the servers' system calls for all.
+/// Time and counts. Requests and kicks exist only if the VMM reports them; exits and the servers' system calls exist
+/// for all.
 fn measured(case: &Case, files: usize) -> Vec<Measurement> {
     let (name, counts) = (&case.name, &case.counts);
     let device = if name.ends_with("_on_disk") { "block0" } else { "fs0" };
@@ -99,18 +99,18 @@ fn measured(case: &Case, files: usize) -> Vec<Measurement> {
     all.into_iter().map(|measurement| measurement.with(detail.clone())).collect()
 }
 
-/// Descriptors and private memory of the file server, or of the VMM that has it inside.
+/// Descriptors and private memory of the file server, or of the VMM that contains it.
 fn server(running: &Running, lab: &Lab) -> anyhow::Result<(u64, u64)> {
     let descriptors = running.pids().into_iter().map(open_descriptors).sum();
     Ok((descriptors, memory::of(running, lab.guest_bytes())?.own_private))
 }
 
-/// From after the first case to the end, when all files are removed again.
+/// Compares the server after the first case with the server at the end, when all files are removed again.
 fn growth(before: (u64, u64), after: (u64, u64)) -> [Measurement; 2] {
     let detail = "VMM and server, from after the first case to after the last";
     [
-        Measurement::count("server_descriptors_end", after.0).with(format!("{detail}; {} then", before.0)),
-        Measurement::bytes("server_private_bytes_end", after.1).with(format!("{detail}; {} then", before.1)),
+        Measurement::count("server_descriptors_end", after.0).with(format!("{detail}; {} before", before.0)),
+        Measurement::bytes("server_private_bytes_end", after.1).with(format!("{detail}; {} before", before.1)),
     ]
 }
 
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_case_on_the_share_counts_the_shares_requests() {
-        let device = |chains| DeviceMetrics { kicks: 1, interrupts: 2, chains, faults: 0, host_failures: 0 };
+        let device = |chains| DeviceMetrics { kicks: 1, interrupts: 2, chains, ..Default::default() };
         let devices = BTreeMap::from([("fs0".into(), device(500)), ("block0".into(), device(30))]);
         let counts = Snapshot { devices, ..Snapshot::default() };
         for (name, requests) in [("find", 500.0), ("find_on_disk", 30.0)] {

@@ -1,4 +1,4 @@
-//! What is measured. A [`Bench`] takes a subject and gives one sample of each of its metrics.
+//! The benches. A [`Bench`] takes a subject and returns one sample of each of its metrics.
 
 mod block;
 mod boot;
@@ -17,62 +17,59 @@ use crate::result::{Better, Unit};
 use crate::scale::{Scale, Size};
 use crate::subject::Subject;
 
-/// One number of one run.
+/// One value of one run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Measurement {
-    /// Of which metric.
+    /// The metric's name without the bench.
     pub metric: String,
-    /// What it counts.
     pub unit: Unit,
-    /// Which direction is the good one.
+    /// Which direction is better.
     pub better: Better,
-    /// The number.
     pub value: f64,
     /// What exactly was done.
     pub detail: String,
-    /// Its course, if it has one: seconds and value.
+    /// Its course over time, if it has one: seconds and value.
     pub series: Vec<(f64, f64)>,
 }
 
 impl Measurement {
-    /// Something of which less is better.
+    /// A value of which less is better.
     pub(crate) fn less(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
         let metric = metric.into();
         Self { metric, unit, better: Better::Lower, value, detail: String::new(), series: Vec::new() }
     }
 
-    /// Something of which more is better.
+    /// A value of which more is better.
     pub(crate) fn more(metric: impl Into<String>, unit: Unit, value: f64) -> Self {
         Self { better: Better::Higher, ..Self::less(metric, unit, value) }
     }
 
-    /// A number of things.
+    /// A count, of which less is better.
     pub(crate) fn count(metric: impl Into<String>, value: u64) -> Self {
         Self::less(metric, Unit::Count, value as f64)
     }
 
-    /// A number of bytes.
+    /// A number of bytes, of which less is better.
     pub(crate) fn bytes(metric: impl Into<String>, value: u64) -> Self {
         Self::less(metric, Unit::Bytes, value as f64)
     }
 
-    /// Says what exactly was done.
+    /// Adds what exactly was done.
     pub(crate) fn with(mut self, detail: impl Into<String>) -> Self {
         self.detail = detail.into();
         self
     }
 }
 
-/// What one run of one subject gave.
+/// The result of one run of one subject.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sampled {
     /// How the subject was started.
     pub setup: String,
-    /// A sample of each metric.
+    /// One sample of each metric.
     pub measurements: Vec<Measurement>,
 }
 
-/// Something to measure.
 pub(crate) trait Bench {
     /// Its name in results and on the command line.
     fn name(&self) -> &'static str;
@@ -87,19 +84,19 @@ pub(crate) trait Bench {
         size.warms_up()
     }
 
-    /// Whether a subject can take part at all.
+    /// Whether a subject can take part.
     fn takes(&self, _subject: &str, _size: Size) -> bool {
         true
     }
 
-    /// One sample of one subject.
+    /// Takes one sample of one subject.
     ///
     /// # Errors
-    /// The subject does not start, or does not get to the end in time.
+    /// The subject does not start, or does not finish in time.
     fn run(&self, lab: &Lab, subject: &dyn Subject) -> anyhow::Result<Sampled>;
 
-    /// One round: a sample of each subject, in this order, or of all together. Rarely an emulator loses an interrupt: who fails
-    /// once begins again.
+    /// Runs one round: a sample of each subject, one after the other or all together. An emulator may lose an
+    /// interrupt, so a subject that fails is run once more.
     fn round(&self, lab: &Lab, subjects: &[&dyn Subject]) -> Vec<anyhow::Result<Sampled>> {
         let again = |subject: &dyn Subject, why: anyhow::Error| {
             eprintln!("  {}, once more: {why:#}", subject.name());
@@ -109,7 +106,7 @@ pub(crate) trait Bench {
     }
 }
 
-/// All of them, in the order they run. The gate runs those whose counts repeat.
+/// All benches, in the order they run. The gate runs those whose counts repeat.
 pub(crate) fn all(size: Size) -> Vec<Box<dyn Bench>> {
     let mut benches: Vec<Box<dyn Bench>> = vec![Box::new(boot::Boot), Box::new(footprint::Footprint), Box::new(fs::Fs)];
     if size != Size::Gate {
@@ -118,7 +115,7 @@ pub(crate) fn all(size: Size) -> Vec<Box<dyn Bench>> {
         benches.push(Box::new(net::Net));
         benches.push(Box::new(boot_at_once::BootAtOnce));
         benches.push(Box::new(devcontainer::Devcontainer));
-        benches.push(Box::new(memory::Memory)); // the longest: what comes behind it would often find no time left
+        benches.push(Box::new(memory::Memory)); // the longest comes last: time may run out during it
     }
     benches
 }

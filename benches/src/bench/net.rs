@@ -1,4 +1,4 @@
-//! The network over a TAP: iperf3 both ways, and a byte there and back by TCP.
+//! The network over a TAP: iperf3 in both directions, and round trips of one byte by TCP.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -17,11 +17,10 @@ use crate::subject::{Machine, Subject};
 const TAP: &str = "gb0";
 const HOST: &str = "198.18.0.1";
 const GUEST: &str = "198.18.0.2";
-/// Servers in the guest listen a moment after it has said that it is ready.
+/// Servers in the guest start to listen a moment after the guest reports that it is ready.
 const CONNECT: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// The bench.
 pub(super) struct Net;
 
 impl Bench for Net {
@@ -65,7 +64,7 @@ fn connect() -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Bytes a second that came out at the other end, from iperf3's JSON.
+/// Bytes per second that the receiver counted, from iperf3's JSON.
 fn received(json: &str) -> anyhow::Result<f64> {
     let report: Value = serde_json::from_str(json).context("iperf3's report")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
@@ -77,7 +76,7 @@ struct Tap;
 
 impl Tap {
     fn make() -> anyhow::Result<Self> {
-        let _ = run("ip", &["link", "delete", TAP]); // of a run that was killed
+        let _ = run("ip", &["link", "delete", TAP]); // left by a run that was killed
         run("ip", &["tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
         let tap = Self;
         run("ip", &["address", "add", &format!("{HOST}/30"), "dev", TAP])?;
@@ -97,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn iperf3_tells_bits() {
+    fn bits_of_iperf3_become_bytes() {
         assert_eq!(received(r#"{"end": {"sum_received": {"bits_per_second": 8000.0}}}"#).unwrap(), 1000.0);
         assert!(received(r#"{"error": "refused"}"#).is_err());
         assert!(received("").is_err());

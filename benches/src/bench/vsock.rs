@@ -1,4 +1,4 @@
-//! vsock between a program on the host and one in the guest.
+//! Throughput and latency of vsock, between a program on the host and one in the guest.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use crate::lab::Lab;
 use crate::result::Unit;
 use crate::subject::{Machine, Subject};
 
-/// The bench.
 pub(super) struct Vsock;
 
 impl Bench for Vsock {
@@ -33,8 +32,8 @@ impl Bench for Vsock {
         let from = guest::throughput_from(&mut connect()?, time).context("from the guest")?;
         let trip = guest::round_trips(&mut connect()?, lab.scale.round_trips).context("round trips")?;
         let measurements = vec![
-            Measurement::more("to_guest_rate", Unit::BytesPerSecond, to).with("64 KiB pieces"),
-            Measurement::more("from_guest_rate", Unit::BytesPerSecond, from).with("64 KiB pieces"),
+            Measurement::more("to_guest_rate", Unit::BytesPerSecond, to).with("64 KiB blocks"),
+            Measurement::more("from_guest_rate", Unit::BytesPerSecond, from).with("64 KiB blocks"),
             Measurement::less("round_trip_seconds", Unit::Seconds, trip)
                 .with(format!("one byte, mean of {}", lab.scale.round_trips)),
         ];

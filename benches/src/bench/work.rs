@@ -1,4 +1,4 @@
-//! A machine that carries out a job, and what its console and the host's counters say of each case.
+//! A machine that runs a job, and what its console and the host's counters report of each case.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::count::{Counter, Snapshot};
 use crate::lab::Lab;
 use crate::subject::{Machine, Running, Subject};
 
-/// How often is looked: a small part of the guest's rest around a case, and not so often that it takes the guests' time.
+/// Poll interval: a small part of the guest's pause around a case, and long enough not to slow the guests down.
 const EVERY: Duration = Duration::from_millis(20);
 
 /// One case of a job.
@@ -18,29 +18,28 @@ pub(super) struct Case {
     pub name: String,
     /// How long the guest's command took, by the guest's clock.
     pub seconds: f64,
-    /// What was counted meanwhile.
+    /// The counts of that time.
     pub counts: Snapshot,
 }
 
-/// What a finished job leaves.
+/// The results of a job.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Report {
-    /// The cases in order.
+    /// The cases, in order.
     pub cases: Vec<Case>,
-    /// What commands printed, by name.
+    /// The output of commands, by name.
     pub values: Vec<(String, String)>,
 }
 
 impl Report {
-    /// What was printed under a name.
+    /// The output with this name.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.values.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str())
     }
 }
 
-/// A machine at work.
+/// A machine that runs a job.
 pub(super) struct Work<'a> {
-    /// The machine.
     pub running: Running,
     console: Console,
     counter: Counter<'a>,
@@ -66,13 +65,13 @@ impl<'a> Work<'a> {
     /// Waits until the guest is ready.
     ///
     /// # Errors
-    /// It does not say so in time.
+    /// The guest does not report this in time.
     pub(super) fn until_ready(&mut self) -> anyhow::Result<()> {
         let Self { running, console, .. } = self;
         running.wait("the guest", self.deadline, EVERY, |_| Ok(console.marks()?.contains(&Mark::Ready).then_some(())))
     }
 
-    /// Follows the job to its end. `watch` is called all the while: with the case that has just ended, or with nothing.
+    /// Follows the job to its end, and calls `watch` meanwhile, with the case that has just ended or with `None`.
     ///
     /// # Errors
     /// A case fails, or the job does not end in time.
@@ -107,7 +106,7 @@ impl<'a> Work<'a> {
         })?;
         if let Some((name, status)) = report.values.iter().find(|(name, _)| name.starts_with("failed:")) {
             let case = &name["failed:".len()..];
-            let said = report.value(&format!("error:{case}")).unwrap_or("it said nothing");
+            let said = report.value(&format!("error:{case}")).unwrap_or("there is no output");
             bail!("{case} ended with status {status}: {said}");
         }
         Ok(report)

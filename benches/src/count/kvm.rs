@@ -1,4 +1,4 @@
-//! KVM's statistics of a machine: a file each in `/sys/kernel/debug/kvm/<thread>-<fd>/`, over all its vCPUs.
+//! KVM's statistics of a machine, from the files in `/sys/kernel/debug/kvm/<thread>-<fd>/`: the sum of all its vCPUs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,13 +6,13 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Where they are.
+/// The folder of KVM's statistics.
 pub(super) const FOLDER: &str = "/sys/kernel/debug/kvm";
 
-/// The statistics of the machine that one of `threads` made; nothing before it is made.
+/// The statistics of the machine that one of `threads` created. They are empty before it is created.
 ///
 /// # Errors
-/// debugfs is not mounted, or may not be read.
+/// debugfs is not mounted, or cannot be read.
 pub(super) fn statistics(folder: &Path, threads: &BTreeSet<u32>) -> anyhow::Result<BTreeMap<String, u64>> {
     let entries = fs::read_dir(folder).with_context(|| format!("{} (mount -t debugfs)", folder.display()))?;
     let mut statistics = BTreeMap::new();
@@ -26,7 +26,7 @@ pub(super) fn statistics(folder: &Path, threads: &BTreeSet<u32>) -> anyhow::Resu
     Ok(statistics)
 }
 
-/// A machine that ends meanwhile takes its files with it.
+/// A machine that ends at the same time removes its files.
 fn add(statistics: &mut BTreeMap<String, u64>, folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let value = fs::read_to_string(entry.path()).ok().and_then(|text| text.trim().parse::<u64>().ok());

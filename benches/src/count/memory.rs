@@ -1,4 +1,4 @@
-//! Memory of processes, from `/proc/PID/smaps`, told apart by what it is for.
+//! Memory of processes, from `/proc/PID/smaps`, by purpose.
 
 use std::fs;
 
@@ -9,15 +9,15 @@ use crate::subject::Running;
 /// Bytes of one or several processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Private pages of the VMM and its servers themselves: all that is neither guest memory nor the root image.
+    /// Private pages of the VMM and its servers, without guest memory and the root image.
     pub own_private: u64,
     /// Guest memory that the host holds.
     pub guest_resident: u64,
-    /// All that is mapped and there, shared pages in full.
+    /// All resident pages. Shared pages count in full.
     pub resident: u64,
-    /// All private pages: what would be free without the machine.
+    /// All private pages: the memory that would be free without the machine.
     pub private: u64,
-    /// All that is there, each shared page divided by how many share it.
+    /// All resident pages, each divided by the number of its users.
     pub proportional: u64,
 }
 
@@ -33,7 +33,7 @@ impl Memory {
     }
 }
 
-/// Of all processes of a machine with so much memory.
+/// The memory of all processes of a machine with this much guest memory.
 ///
 /// # Errors
 /// A process has ended.
@@ -44,8 +44,8 @@ pub(crate) fn of(running: &Running, guest_bytes: u64) -> anyhow::Result<Memory> 
     })
 }
 
-/// What is resident of one process, from counters that are there anyhow: for a curve over time. Each processor of the host
-/// may be behind by some 100 KiB.
+/// Resident memory of one process, from a counter that the kernel keeps: for a curve over time. Each CPU of the host
+/// may lag by about 100 KiB.
 ///
 /// # Errors
 /// The process has ended.
@@ -63,7 +63,7 @@ enum For {
     Own,
 }
 
-/// A guest's memory is the mapping (without a file of its own, or in memory only) that is at least as large as the guest.
+/// Guest memory is a mapping at least as large as the guest, without a file or in a memory file.
 fn purpose(header: &str, guest_bytes: u64) -> Option<For> {
     let mut words = header.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
@@ -100,7 +100,7 @@ fn parse(smaps: &str, guest_bytes: u64) -> Memory {
     memory
 }
 
-/// `Name:   12 kB` in bytes.
+/// Parses `Name:   12 kB` to bytes.
 fn sized(line: &str, name: &str) -> Option<u64> {
     let kib: u64 = line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib << 10)
@@ -134,7 +134,7 @@ VmFlags: rd wr mr
 ";
 
     #[test]
-    fn memory_is_told_apart() {
+    fn memory_is_divided_by_purpose() {
         let memory = parse(SMAPS, 512 << 20);
         let kib = |kib: u64| kib << 10;
         assert_eq!(
@@ -152,7 +152,7 @@ VmFlags: rd wr mr
     }
 
     #[test]
-    fn this_process() {
+    fn memory_of_this_process_is_read() {
         let own = std::process::id();
         assert!(resident(own).unwrap() > 0);
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();

@@ -1,4 +1,4 @@
-//! What is counted on the host, beside the guest's own clock: counts mean the same on a slow host.
+//! Counts on the host, beside the guest's own clock. They mean the same on a slow host.
 
 mod kvm;
 pub(crate) mod memory;
@@ -13,25 +13,25 @@ use crate::subject::Running;
 pub(crate) use process::{io_bytes, open_descriptors};
 pub(crate) use trace::Tracer;
 
-/// Counters at one moment; [`Snapshot::since`] makes them those of a span.
+/// Counters at one moment. [`Snapshot::since`] returns the difference of two.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     /// KVM's statistics of the machine: `exits`, `io_exits`, `mmio_exits`, `halt_exits`, `pf_taken`, ….
     pub kvm: BTreeMap<String, u64>,
-    /// System calls of all its processes, if they are counted now.
+    /// System calls of all its processes, while they are counted.
     pub system_calls: Option<u64>,
-    /// Entries into `KVM_RUN`, if they are counted now.
+    /// Entries into `KVM_RUN`, while they are counted.
     pub kvm_runs: Option<u64>,
-    /// Bytes its processes read and wrote by system calls.
+    /// Bytes that its processes read and wrote by system calls.
     pub io_bytes: u64,
-    /// Time that processors worked for its processes, the guest within them, in milliseconds.
+    /// CPU time of its processes, including the guest, in milliseconds.
     pub cpu_ms: u64,
-    /// The VMM's own counters of its devices, where it has any.
+    /// The VMM's own counters of its devices, if it has any.
     pub devices: BTreeMap<String, DeviceMetrics>,
 }
 
 impl Snapshot {
-    /// What happened between `before` and this.
+    /// The difference between this and `before`.
     pub(crate) fn since(&self, before: &Self) -> Self {
         let kvm = self.kvm.iter().map(|(name, now)| {
             let then = before.kvm.get(name).copied().unwrap_or(0);
@@ -43,6 +43,7 @@ impl Snapshot {
                 kicks: now.kicks.saturating_sub(then.kicks),
                 interrupts: now.interrupts.saturating_sub(then.interrupts),
                 chains: now.chains.saturating_sub(then.chains),
+                bytes: now.bytes.saturating_sub(then.bytes),
                 faults: now.faults.saturating_sub(then.faults),
                 host_failures: now.host_failures.saturating_sub(then.host_failures),
             };
@@ -64,15 +65,15 @@ impl Snapshot {
     }
 }
 
-/// Counts of one machine. It remembers every thread it has seen, for traces count by thread; one that lives less than the
-/// time between two looks is not seen.
+/// Counts of one machine. Traces count by thread, so this remembers every thread that it has seen. It misses a thread
+/// that lives shorter than the time between two polls.
 pub(crate) struct Counter<'a> {
     tracer: &'a Tracer,
     threads: BTreeSet<u32>,
 }
 
 impl<'a> Counter<'a> {
-    /// Of a machine that has just been started.
+    /// Counts a machine that was just started.
     pub(crate) fn new(tracer: &'a Tracer) -> Self {
         Self { tracer, threads: BTreeSet::new() }
     }
@@ -82,7 +83,8 @@ impl<'a> Counter<'a> {
         self.threads.extend(running.pids().into_iter().flat_map(process::threads));
     }
 
-    /// All counters, when something is about to begin. The VMM is asked first: its answering is not to be counted.
+    /// Reads all counters when something is about to begin. It queries the VMM first, so that this query is not
+    /// counted.
     ///
     /// # Errors
     /// The kernel's traces cannot be read, or the VMM does not answer.
@@ -91,7 +93,7 @@ impl<'a> Counter<'a> {
         Ok(Snapshot { devices, ..self.host_side(running)? })
     }
 
-    /// All counters, when something has ended. The VMM is asked last.
+    /// Reads all counters when something has ended. It queries the VMM last.
     ///
     /// # Errors
     /// The kernel's traces cannot be read, or the VMM does not answer.
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
 
     fn snapshot(exits: u64, chains: u64) -> Snapshot {
-        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, faults: 0, host_failures: 0 };
+        let device = DeviceMetrics { kicks: chains, interrupts: 1, chains, ..Default::default() };
         Snapshot {
             kvm: BTreeMap::from([("exits".into(), exits)]),
             system_calls: Some(exits * 2),

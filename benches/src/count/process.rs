@@ -1,4 +1,4 @@
-//! What `/proc` tells of a process. One that has ended has nothing.
+//! Figures of a process from `/proc`. They are `None` after the process has ended.
 
 use std::fs;
 
@@ -7,23 +7,22 @@ pub(super) fn threads(pid: u32) -> Vec<u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// How many descriptors it has open.
 pub(crate) fn open_descriptors(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
 }
 
-/// Bytes it has read and written by system calls, whether a disk was touched or not.
+/// Bytes that it has read and written by system calls, with or without disk access.
 pub(crate) fn io_bytes(pid: u32) -> u64 {
     read_and_written(&fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default())
 }
 
-/// Time that processors have worked for it, in milliseconds: for its guest, for threads that have ended, and in the kernel
-/// too.
+/// CPU time in milliseconds: of its guest, of threads that have ended, and in the kernel too.
 pub(super) fn cpu_ms(pid: u32) -> u64 {
     worked(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()).unwrap_or(0)
 }
 
-/// proc_pid_stat(5): behind the name in parentheses, which may hold anything, utime and stime are the 12th and 13th field.
+/// proc_pid_stat(5): the name in parentheses may contain any character. utime and stime are the 12th and 13th field
+/// after it.
 fn worked(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
@@ -43,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process() {
+    fn figures_of_this_process_are_read() {
         let own = std::process::id();
         assert!(threads(own).contains(&own));
         assert!(open_descriptors(own) >= 3);

@@ -1,7 +1,8 @@
-//! The kernel's own counting: histograms of a tracefs instance, filled in the kernel without a stop of who is counted.
+//! Counts by the kernel: histograms of a tracefs instance, which the kernel fills without stopping the counted
+//! processes.
 //!
-//! Two events are counted by thread: a system call begins (`raw_syscalls:sys_enter`), and a vCPU enters `KVM_RUN` (a probe on
-//! the function). Besides, entries into `KVM_RUN` can be recorded with their time, the first ones kept.
+//! Two events are counted by thread: the start of a system call (`raw_syscalls:sys_enter`), and a vCPU's entry into
+//! `KVM_RUN` (a probe on the function). The first entries into `KVM_RUN` can also be recorded with their time.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,9 @@ const INSTANCE: &str = "instances/garret-bench";
 const SYSTEM_CALL: &str = "events/raw_syscalls/sys_enter";
 const KVM_RUN: &str = "events/garret_bench/kvm_run";
 const PROBE: &str = "p:garret_bench/kvm_run kvm_arch_vcpu_ioctl_run";
-/// A line for each thread that ever makes a call on the host.
+/// One line for each thread that ever makes a call on the host.
 const HISTOGRAM: &str = "hist:keys=common_pid:size=32768";
-/// Enough for the first thousands of entries.
+/// Room for the first thousands of entries.
 const BUFFER_KIB: &str = "512";
 
 /// Events by thread, since the tracer was opened.
@@ -29,17 +30,17 @@ pub(crate) struct Counts {
     pub kvm_runs: BTreeMap<u32, u64>,
 }
 
-/// A count of the whole host, until it is dropped. It costs every system call a little, so it can be switched off.
+/// Counts on the whole host, until it is dropped. It slows every system call a little, so it can be switched off.
 pub(crate) struct Tracer {
     instance: PathBuf,
     counting: Cell<bool>,
 }
 
 impl Tracer {
-    /// Makes ready, without counting yet. What an earlier run left goes first.
+    /// Removes what an earlier run left, and prepares counting without starting it.
     ///
     /// # Errors
-    /// tracefs is not there, or this is not root.
+    /// tracefs is missing, or this process is not root.
     pub(crate) fn open() -> anyhow::Result<Self> {
         let tracing = Path::new(TRACING);
         let instance = tracing.join(INSTANCE);
@@ -55,7 +56,7 @@ impl Tracer {
         Ok(tracer)
     }
 
-    /// Counts from now on, or does not.
+    /// Starts or stops counting.
     ///
     /// # Errors
     /// The kernel has no histograms.
@@ -69,12 +70,11 @@ impl Tracer {
         Ok(())
     }
 
-    /// Whether it counts.
     pub(crate) fn counting(&self) -> bool {
         self.counting.get()
     }
 
-    /// The counts since counting began; nothing while it does not count.
+    /// The counts since counting began. They are empty while it does not count.
     ///
     /// # Errors
     /// tracefs cannot be read.
@@ -86,7 +86,7 @@ impl Tracer {
         Ok(Some(Counts { system_calls: histogram(SYSTEM_CALL)?, kvm_runs: histogram(KVM_RUN)? }))
     }
 
-    /// Forgets what is recorded, and records entries into `KVM_RUN` from now on, or not.
+    /// Discards the records, and starts or stops recording entries into `KVM_RUN`.
     ///
     /// # Errors
     /// tracefs cannot be written.
@@ -94,7 +94,7 @@ impl Tracer {
         let switch = format!("{KVM_RUN}/enable");
         self.write(&switch, "0")?;
         if on {
-            // Opening the file to be overwritten empties the buffer.
+            // Opening the file for writing empties the buffer.
             fs::File::create(self.instance.join("trace")).context("trace")?;
             self.write(&switch, "1")?;
         }
@@ -120,7 +120,7 @@ impl Tracer {
         write(&self.instance.join(name), text)
     }
 
-    /// Triggers hold the instance, and an instance holds its events.
+    /// Triggers use the instance, and an instance uses its events.
     fn remove(&self) {
         for event in [SYSTEM_CALL, KVM_RUN] {
             let _ = self.write(&format!("{event}/enable"), "0");
@@ -137,7 +137,7 @@ impl Drop for Tracer {
     }
 }
 
-/// Appends: to these files every write is a command of its own, and one that empties them first would be another.
+/// Appends. In these files each write is a command, and truncating them first would be another command.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let file = OpenOptions::new().append(true).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("{text} > {}", path.display()))
@@ -152,7 +152,7 @@ fn counts(histogram: &str) -> BTreeMap<u32, u64> {
     histogram.lines().filter_map(line).collect()
 }
 
-/// `  CPU 0/KVM-1234    [001] .....   12.345678: kvm_run: (…)`: thread and nanoseconds.
+/// Parses `  CPU 0/KVM-1234    [001] .....   12.345678: kvm_run: (…)` to thread and nanoseconds.
 fn entry(line: &str) -> Option<(u32, u64)> {
     let (task, rest) = line.split_once(" [")?;
     let thread = task.trim_end().rsplit_once('-')?.1.parse().ok()?;
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn histograms() {
+    fn histograms_are_parsed() {
         let text = "# event histogram\n#\n# trigger info: hist:keys=common_pid:vals=hitcount:sort=hitcount:size=2048 \
                     [active]\n#\n\n{ common_pid:       1234 } hitcount:          5\n\
                     { common_pid:         77 } hitcount:     123456\n\nTotals:\n    Hits: 123461\n    Entries: 2\n";
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_entries() {
+    fn recorded_entries_are_parsed() {
         for (line, expected) in [
             (
                 "     CPU 0/KVM-1234    [001] .....    12.345678: kvm_run: (kvm_arch_vcpu_ioctl_run+0x0)",

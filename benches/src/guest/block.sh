@@ -1,7 +1,7 @@
-# A raw disk without a file system or a cache between.
+# A raw disk without a file system or a cache.
 warm_fio
 job="--filename=$DISK --ioengine=libaio --direct=1"
-# Word splitting wanted: these are options.
+# Word splitting is wanted: these are options.
 fio_case rand_read_depth1 $job --rw=randread --bs=4k --iodepth=1
 fio_case rand_read_depth32 $job --rw=randread --bs=4k --iodepth=32
 fio_case rand_write_depth1 $job --rw=randwrite --bs=4k --iodepth=1

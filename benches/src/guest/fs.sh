@@ -4,7 +4,7 @@ mount -t ext4 -o discard,noatime /dev/vda /run/data || say value error "no data 
 
 wants() { case " $CASES " in *" $1 "*) ;; *) false ;; esac; }
 
-# tree_cases FOLDER SUFFIX: what a person does with a source tree.
+# tree_cases FOLDER SUFFIX: typical work with a source tree.
 tree_cases() {
   local tree=$1/tree suffix=$2
   mkdir -p "$tree"
@@ -17,12 +17,12 @@ tree_cases() {
   wants rm && stage "rm$suffix" rm -rf "$tree"
 }
 
-# file_cases FOLDER SUFFIX: one large file, past the guest's page cache: what is measured is the way to the server.
+# file_cases FOLDER SUFFIX: one large file, without the guest's page cache, which measures the path to the server.
 file_cases() {
   local suffix=$2 job="--filename=$1/fio.dat --size=${FILE_MIB}M --ioengine=psync --direct=1"
   wants fio || return 0
   warm_fio
-  # Word splitting wanted: these are options.
+  # Word splitting is wanted: these are options.
   fio_case "seq_write$suffix" $job --rw=write --bs=1M --end_fsync=1
   fio_case "seq_read$suffix" $job --rw=read --bs=1M
   fio_case "rand_write$suffix" $job --rw=randwrite --bs=4k --end_fsync=1
@@ -30,7 +30,7 @@ file_cases() {
   rm -f "$1/fio.dat"
 }
 
-# build_cases FOLDER SUFFIX: packages of a web project, and a C program; the tools bring both.
+# build_cases FOLDER SUFFIX: packages of a web project, and a C program. Both are in the tools image.
 build_cases() {
   local folder=$1 suffix=$2
   wants npm_ci && {

@@ -1,4 +1,4 @@
-//! This program inside a guest: it is one static file, and the guests' root has nothing that does these few things.
+//! This program inside a guest: one static file, because the guests' root has no programs for these tasks.
 
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bi
 
 use super::wire;
 
-/// What it can do.
+/// The commands of the helper.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Helper {
     /// Serve the harness's connections until killed
@@ -25,13 +25,13 @@ pub(crate) enum Helper {
     },
 }
 
-/// Whatever context id this guest has.
+/// Any context id that this guest has.
 const ANY_CID: u32 = u32::MAX;
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
-/// The port cannot be listened on.
+/// It cannot listen on the port.
 pub(crate) fn run(helper: &Helper) -> anyhow::Result<()> {
     match helper {
         Helper::Serve { vsock: Some(port), .. } => serve_vsock(*port).context("vsock"),
@@ -45,7 +45,7 @@ fn serve_vsock(port: u32) -> anyhow::Result<()> {
     listen(&listener, Backlog::new(16)?)?;
     loop {
         let stream: OwnedFd = rustix::net::accept(&listener)?;
-        serve_one(UnixStream::from(stream)); // a byte stream like any other
+        serve_one(UnixStream::from(stream)); // a vsock stream has the same calls
     }
 }
 
@@ -58,7 +58,7 @@ fn serve_tcp(port: u16) -> anyhow::Result<()> {
     }
 }
 
-/// A connection that breaks is the harness's business.
+/// If a connection breaks, the harness reports it.
 fn serve_one(mut stream: impl std::io::Read + std::io::Write + Send + 'static) {
     thread::spawn(move || wire::serve(&mut stream));
 }

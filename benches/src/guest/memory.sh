@@ -1,9 +1,9 @@
-# Memory under load: a build and its cleaning up, where there is a project; then the helper takes what the host asks for.
+# Memory under load: a build and its cleanup, if there is a project. Then the helper takes as much as the host asks for.
 mount -t ext4 -o discard,noatime /dev/vda /run/data
 mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
 mount -t debugfs debugfs /sys/kernel/debug
 
-# What runs beside the work in a guest of garret: swap in compressed memory, and the loop that takes back what is cold.
+# A guest of garret also has swap in compressed memory, and the agent's reclaim loop.
 if [ -n "$RECLAIM" ]; then
   read -r _ kib _ </proc/meminfo
   echo "${kib}K" >/sys/block/zram0/disksize
@@ -14,7 +14,7 @@ if [ -n "$RECLAIM" ]; then
     say value error "garret-agent memory-loop ended: $(tail -n 1 /tmp/loop)") &
 fi
 
-# The work has a group of its own, as a container has.
+# The work has a control group of its own, as a container has.
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 mkdir /sys/fs/cgroup/work
 echo 0 >/sys/fs/cgroup/work/cgroup.procs
@@ -23,7 +23,7 @@ echo 0 >/sys/fs/cgroup/work/cgroup.procs
 if [ -n "$PROJECT" ]; then
   mkdir /run/data/project
   tar -x -f "$PROJECT" -C /run/data/project --strip-components=1
-  # The first start of a program reads it from its disk: that is no part of what is measured.
+  # The first start of a program reads it from its disk, which is not to be measured.
   echo 'int main(void) { return 0; }' >/tmp/tools/tmp/warm.c
   tool make --version >/dev/null
   tool gcc -O1 /tmp/warm.c -o /tmp/warm || say value error "the compiler does not work"

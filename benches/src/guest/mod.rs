@@ -1,5 +1,5 @@
-//! The work inside a guest. It is a shell script that the guest's first process reads from its second disk, so it needs
-//! nothing of a VMM but block devices and a console.
+//! The job of a guest: a shell script that the guest's first process reads from its second disk. So the VMM needs only
+//! block devices and a console.
 
 pub(crate) mod helper;
 mod wire;
@@ -8,13 +8,13 @@ pub(crate) use wire::{fill, round_trips, throughput_from, throughput_to};
 
 /// The vsock and TCP port of the helper.
 pub(crate) const PORT: u32 = 5000;
-/// The words on the kernel's command line: the job is always the second disk.
+/// The kernel's command line. The job is always the second disk.
 pub(crate) const CMDLINE: &str = "quiet init=/bin/bash -- /dev/vdb";
-/// The same where memory is plugged: what can leave again is all that goes to it.
+/// The same for memory that is plugged. The policy keeps that memory movable, so that it can be unplugged.
 pub(crate) const HOTPLUG_CMDLINE: &str = "quiet memory_hotplug.online_policy=auto-movable init=/bin/bash -- /dev/vdb";
 
 const PREAMBLE: &str = include_str!("preamble.sh");
-/// Files.
+/// File benches.
 pub(crate) const FS: &str = include_str!("fs.sh");
 /// A raw disk.
 pub(crate) const BLOCK: &str = include_str!("block.sh");
@@ -25,11 +25,11 @@ pub(crate) const NET: &str = include_str!("net.sh");
 /// A build, then a vsock server that takes memory.
 pub(crate) const MEMORY: &str = include_str!("memory.sh");
 
-/// How long a guest rests around each case, in seconds: time for the host to read its counters.
+/// How long a guest pauses around each case, in seconds, so that the host can read its counters.
 const REST: &str = "0.3";
 const SECTOR: usize = 512;
 
-/// The script with its variables in front, filled up with ends of lines to whole sectors.
+/// The script with its variables in front, padded with newlines to whole sectors.
 pub(crate) fn script(variables: &[(&str, String)], body: &str) -> Vec<u8> {
     let mut text = String::new();
     let defaults = [("REST", REST), ("TOOLS", ""), ("HELPER", "")].map(|(name, value)| (name, value.to_owned()));
@@ -43,7 +43,7 @@ pub(crate) fn script(variables: &[(&str, String)], body: &str) -> Vec<u8> {
     bytes
 }
 
-/// Fills up to whole sectors.
+/// Pads the script to whole sectors.
 pub(crate) fn pad(bytes: &mut Vec<u8>, with: u8) {
     bytes.resize(bytes.len().next_multiple_of(SECTOR), with);
 }

@@ -1,4 +1,5 @@
-# The first process of a guest that does work: mounts, the tools, and what all cases need. Above it stand the variables.
+# The first process of a guest with a job. It mounts file systems and the tools, and defines what all cases need. The
+# variables are above.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8
 export GIT_AUTHOR_NAME=bench GIT_AUTHOR_EMAIL=bench@localhost GIT_COMMITTER_NAME=bench GIT_COMMITTER_EMAIL=bench@localhost
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=gc.auto GIT_CONFIG_VALUE_0=0   # nothing in the background
@@ -10,7 +11,7 @@ mkdir /run/share /run/data /tmp/tools
 
 say() { printf '@bench %s\n' "$*"; }
 
-# stage CASE COMMAND…: runs it between two marks, at rest before and after so that the host can read its counters.
+# stage CASE COMMAND…: runs it between two marks, with a pause at each mark so that the host can read its counters.
 stage() {
   local name=$1 from status; shift
   say begin "$name"
@@ -23,17 +24,17 @@ stage() {
   sleep "$REST"
 }
 
-# tool COMMAND…: in the tools' own Debian, which sees the same /run, /dev and /proc.
+# tool COMMAND…: runs it in the tools' own Debian, which sees the same /run, /dev and /proc.
 tool() { chroot /tmp/tools "$@"; }
 
-# fio_case CASE OPTIONS…: a fio job, and its one line of results.
+# fio_case CASE OPTIONS…: runs a fio job, and prints its line of results.
 fio_case() {
   local name=$1; shift
   stage "$name" tool fio --name="$name" --minimal --terse-version=3 --time_based --runtime="$TRANSFER_S" "$@"
   say value "fio:$name" "$(grep '^3;' /tmp/output | tail -n 1)"
 }
 
-# The first start of a program reads it from its disk: that is no part of what is measured.
+# The first start of a program reads it from its disk, which is not to be measured.
 warm_fio() { tool fio --name=warm --filename=/tmp/warm --size=4k --rw=read >/dev/null 2>&1; }
 
 forget() { sync; echo 3 >/proc/sys/vm/drop_caches; }
@@ -41,7 +42,7 @@ rest_forever() { say done; while :; do sleep 1000; done; }
 
 if [ -n "$TOOLS" ]; then
   mount -t erofs -o ro "$TOOLS" /tmp/tools
-  mount --make-shared /run                                # what is mounted there later appears in both
+  mount --make-shared /run                                # later mounts appear in both
   mount --rbind /run /tmp/tools/run
   mount --rbind /dev /tmp/tools/dev
   mount -t proc proc /tmp/tools/proc

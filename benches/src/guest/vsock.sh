@@ -1,4 +1,4 @@
-# The host does the work: the guest only has to listen.
+# The host does the work. The guest only listens.
 /tmp/helper guest serve --vsock 5000 &
 sleep "$REST"
 say ready

@@ -1,4 +1,4 @@
-//! The conversation between the harness and its helper in the guest, over vsock or TCP: the first byte says what is wanted.
+//! The protocol between the harness and its helper in the guest, over vsock or TCP. The first byte selects the command.
 
 use std::io::{ErrorKind, Read, Write};
 use std::thread;
@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-/// Every byte comes back at once.
+/// The helper returns each byte at once.
 const ECHO: u8 = b'E';
-/// Blocks come until one that is the last; their number goes back.
+/// The helper reads blocks until the last one, and returns their number.
 const SINK: u8 = b'S';
-/// Blocks go until the other side has enough.
+/// The helper sends blocks until the harness closes the connection.
 const SOURCE: u8 = b'G';
-/// MiB and milliseconds come, four bytes each: so much memory is taken, held for so long, freed; then one byte goes back.
+/// The harness sends MiB and milliseconds, four bytes each. The helper takes this much memory, holds it for this long
+/// and frees it. Then it sends one byte.
 const FILL: u8 = b'F';
 
 const BLOCK: usize = 64 << 10;
@@ -20,7 +21,7 @@ const BLOCK: usize = 64 << 10;
 const MORE: u8 = 1;
 const LAST: u8 = 0;
 
-/// Serves one connection until the other side is gone.
+/// Serves one connection until the peer closes it.
 pub(super) fn serve(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
     let mut wanted = [0];
     stream.read_exact(&mut wanted)?;
@@ -64,13 +65,13 @@ fn take(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
         stream.read_exact(&mut bytes).map(|()| u32::from_le_bytes(bytes))
     };
     let (mib, hold_ms) = (number()?, number()?);
-    let memory = vec![1u8; (mib as usize) << 20]; // not zeros: those would not be touched
+    let memory = vec![1u8; (mib as usize) << 20]; // not zeros: the kernel would not allocate pages for them
     thread::sleep(Duration::from_millis(hold_ms.into()));
     drop(std::hint::black_box(memory));
     stream.write_all(&[FILL])
 }
 
-/// Lets the helper take `mib` of memory, touch all of it, hold it and free it; returns when it is free.
+/// Makes the helper take `mib` of memory, touch all of it, hold it and free it. Returns when it is free.
 ///
 /// # Errors
 /// The connection breaks.
@@ -80,10 +81,10 @@ pub(crate) fn fill(stream: &mut (impl Read + Write), mib: u32, hold: Duration) -
     stream.read_exact(&mut [0])
 }
 
-/// Bytes a second from here to the helper, until it has confirmed the last.
+/// Bytes per second from here to the helper, until the helper has confirmed the last.
 ///
 /// # Errors
-/// The connection breaks, or something was lost.
+/// The connection breaks, or data was lost.
 pub(crate) fn throughput_to(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
     stream.write_all(&[SINK])?;
     let mut block = vec![MORE; BLOCK];
@@ -101,14 +102,14 @@ pub(crate) fn throughput_to(stream: &mut (impl Read + Write), time: Duration) ->
     Ok((blocks * BLOCK as u64) as f64 / elapsed)
 }
 
-/// Bytes a second from the helper to here.
+/// Bytes per second from the helper to here.
 ///
 /// # Errors
 /// The connection breaks.
 pub(crate) fn throughput_from(stream: &mut (impl Read + Write), time: Duration) -> anyhow::Result<f64> {
     stream.write_all(&[SOURCE])?;
     let mut block = vec![0; BLOCK];
-    stream.read_exact(&mut block)?; // the time begins when it flows
+    stream.read_exact(&mut block)?; // the time begins when data flows
     let began = Instant::now();
     let mut bytes = 0u64;
     while began.elapsed() < time {
@@ -119,7 +120,7 @@ pub(crate) fn throughput_from(stream: &mut (impl Read + Write), time: Duration) 
     Ok(bytes as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Seconds that one byte there and back takes: the mean of `count`.
+/// The mean time of `count` round trips of one byte, in seconds.
 ///
 /// # Errors
 /// The connection breaks.
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_and_a_helper_that_is_gone_are_errors() {
+    fn a_bad_command_and_a_lost_helper_are_errors() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.write_all(b"?").unwrap();
         assert!(serve(&mut theirs).is_err());

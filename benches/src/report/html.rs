@@ -1,4 +1,4 @@
-//! `report.html`: one file that needs nothing else, without a script.
+//! `report.html`: one file without a script that needs no other file.
 
 use std::fmt::Write;
 
@@ -22,7 +22,7 @@ svg { max-width: 100%; height: auto } details { margin-top: 2rem } code { font-s
 /// The whole page.
 ///
 /// # Errors
-/// A picture cannot be drawn.
+/// A plot cannot be drawn.
 pub(super) fn page(report: &Report<'_>) -> anyhow::Result<String> {
     let mut text = String::from(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>garret: benchmarks</title>\n",
@@ -78,7 +78,7 @@ fn shown(report: &Report<'_>, row: &Row<'_>, record: &Record) -> String {
     escaped(&report.shown(record)) + &note
 }
 
-/// Coloured only where the interval leaves no doubt.
+/// The color, only if the interval is clearly on one side of 1.
 fn ratio(row: &Row<'_>) -> String {
     let Some(cost) = row.against_best() else { return "<td>–</td>".to_owned() };
     let class = match cost {
@@ -135,7 +135,7 @@ mod tests {
         for part in ["<script", "src=", "@import", "<link", "<kvm>"] {
             assert!(!page.contains(part), "{part}");
         }
-        // The only addresses are the names of the pictures' vocabulary.
+        // The only addresses are the names of the SVG vocabulary.
         assert_eq!(page.matches("http").count(), page.matches("xmlns=\"http").count());
     }
 }

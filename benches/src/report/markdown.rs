@@ -5,7 +5,6 @@ use std::fmt::Write;
 use super::{Report, Row};
 use crate::result::Record;
 
-/// The whole page.
 pub(super) fn page(report: &Report<'_>) -> String {
     let mut text = String::from("# Benchmarks\n\n");
     if let Some(caution) = report.caution() {
@@ -48,7 +47,7 @@ fn line(report: &Report<'_>, row: &Row<'_>) -> String {
     format!("| {}{detail} | {} | {ratio} |", row.metric, cells.collect::<Vec<_>>().join(" | "))
 }
 
-/// What ends a cell or begins an element is written otherwise.
+/// Escapes the characters that would end a cell or begin an element.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
 }
@@ -59,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page() {
+    fn a_page_has_values_ratios_and_failures() {
         let records = records();
         let page = page(&Report::new(&records));
         for part in [

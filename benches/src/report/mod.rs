@@ -1,4 +1,4 @@
-//! Results for people: tables and pictures. What is shown is decided here, purely; the other files write it down.
+//! Reports: tables and plots. This file decides purely what is shown, and the other files write it.
 
 mod html;
 mod markdown;
@@ -14,16 +14,16 @@ use crate::host::Host;
 use crate::result::{self, Better, Record, Unit};
 use crate::statistics::{self, Estimate};
 
-/// Whose results are held against the others'.
+/// The subject that is compared with the others.
 const OWN: &str = "garret";
 
-/// What to make a report of.
+/// The arguments of `report`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// The results
     #[arg(default_value = "results.jsonl")]
     results: PathBuf,
-    /// Where report.md and report.html go; beside the results if not said
+    /// The folder for report.md and report.html; by default that of the results
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Options {
 /// Writes `report.md` and `report.html`.
 ///
 /// # Errors
-/// The results cannot be read, or the report not be written.
+/// The results cannot be read, or the report cannot be written.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let records = result::read(&options.results)?;
     ensure!(!records.is_empty(), "{} is empty", options.results.display());
@@ -45,17 +45,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everything that is shown.
+/// The contents of a report.
 pub(crate) struct Report<'a> {
-    /// Where it was measured, as the last record says.
+    /// The host, from the last record.
     pub host: Option<&'a Host>,
-    /// Columns: garret first, then as they appear.
+    /// Columns: garret first, then in order of appearance.
     pub subjects: Vec<&'a str>,
-    /// Metrics, bench by bench.
+    /// Metrics, by bench.
     pub benches: Vec<(&'a str, Vec<Row<'a>>)>,
-    /// Subjects that failed: bench, subject, why.
+    /// Failed subjects: bench, subject and reason.
     pub failures: Vec<&'a Record>,
-    /// How each subject was started: bench, subject, setup.
+    /// How each subject was started: bench, subject and setup.
     pub setups: Vec<(&'a str, &'a str, &'a str)>,
 }
 
@@ -63,28 +63,28 @@ pub(crate) struct Report<'a> {
 pub(crate) struct Row<'a> {
     /// The metric's name without the bench.
     pub metric: &'a str,
-    /// What was done, as the first subject says.
+    /// The detail of the first subject.
     pub detail: &'a str,
-    /// By column.
+    /// Cells, by column.
     pub cells: Vec<Option<&'a Record>>,
-    /// garret against each peer, by column: how many times the peer's cost. Above 1 the peer is better, whatever the unit.
+    /// garret's cost divided by each peer's, by column. Above 1 the peer is better, whatever the unit.
     pub costs: Vec<Option<Estimate>>,
 }
 
 impl Row<'_> {
-    /// What a subject says of its number where that is not what the first says.
+    /// A subject's detail, if it differs from the first subject's.
     pub(crate) fn note<'r>(&self, record: &'r Record) -> Option<&'r str> {
         (record.detail != self.detail && !record.detail.is_empty()).then_some(record.detail.as_str())
     }
 
-    /// garret against the peer that does best.
+    /// garret compared with the best peer.
     pub(crate) fn against_best(&self) -> Option<Estimate> {
         self.costs.iter().flatten().copied().max_by(|a, b| a.value.total_cmp(&b.value))
     }
 }
 
 impl<'a> Report<'a> {
-    /// Of the records of one file.
+    /// Makes a report of the records of one file.
     pub(crate) fn new(records: &'a [Record]) -> Self {
         let mut subjects: Vec<&str> = Vec::new();
         let mut names: Vec<(&str, &str)> = Vec::new();
@@ -116,7 +116,7 @@ impl<'a> Report<'a> {
         Self { host: records.last().map(|record| &record.host), subjects, benches, failures, setups }
     }
 
-    /// What a reader must know of the times.
+    /// A warning about times, if they are not meaningful.
     pub(crate) fn caution(&self) -> Option<String> {
         let what = self.host?.platform.caution()?;
         Some(format!(
@@ -125,7 +125,7 @@ impl<'a> Report<'a> {
         ))
     }
 
-    /// A value, with its mark if it is a time that means nothing by itself.
+    /// A value, marked if it is a time that is not meaningful by itself.
     pub(crate) fn shown(&self, record: &Record) -> String {
         let Some(median) = record.median else { return "–".to_owned() };
         let mark = self.host.and_then(|host| host.platform.caution()).filter(|_| record.absolute_time);
@@ -133,7 +133,7 @@ impl<'a> Report<'a> {
         format!("{}{}{unfinished}", value(median, record.unit), mark.map_or(String::new(), |mark| format!(" ({mark})")))
     }
 
-    /// The facts of the host, by name.
+    /// The facts about the host, by name.
     pub(crate) fn facts(&self) -> Vec<(String, String)> {
         let Some(host) = self.host else { return Vec::new() };
         let counted = if host.icount { ", counting instructions" } else { "" };
@@ -160,7 +160,7 @@ fn row<'a>(records: &'a [Record], bench: &str, metric: &str, subjects: &[&str]) 
     let cells: Vec<Option<&Record>> = subjects.iter().map(cell).collect();
     let own = cells.iter().flatten().find(|record| record.subject == OWN).copied();
     let costs = cells.iter().map(|cell| cost(own?, (*cell)?)).collect();
-    // The name came from a record, so there is one.
+    // The name came from a record, so that record exists.
     let first = cells.iter().flatten().next();
     Row {
         metric: first.map_or("", |record| &record.metric),
@@ -181,7 +181,7 @@ fn cost(own: &Record, peer: &Record) -> Option<Estimate> {
     })
 }
 
-/// A number with its unit, three digits of it.
+/// A number with its unit, in three digits.
 pub(crate) fn value(value: f64, unit: Unit) -> String {
     const BINARY: &[(f64, &str)] =
         &[((1u64 << 30) as f64, " GiB"), ((1u64 << 20) as f64, " MiB"), (1024.0, " KiB"), (1.0, " B")];
@@ -220,7 +220,7 @@ pub(crate) mod tests {
     use crate::host::Platform;
     use crate::result::tests::record;
 
-    /// Results with everything that can be shown.
+    /// Results with everything that a report can show.
     pub(crate) fn records() -> Vec<Record> {
         let emulated = Host { platform: Platform::Emulated, cpu: "QEMU <TCG>".into(), cpus: 2, ..Host::default() };
         let rate = record("block", "rand_read_rate", "garret", Unit::PerSecond, &[2000.0, 2000.0]);

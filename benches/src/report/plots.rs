@@ -1,4 +1,4 @@
-//! Pictures, as SVG to be put into a page. Text is left to the browser, so no font is needed to draw it.
+//! Plots as SVG, to be embedded in a page. The browser renders the text, so no font is needed here.
 
 use anyhow::anyhow;
 use plotters::coord::Shift;
@@ -13,8 +13,8 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 const WIDTH: u32 = 1000;
 const INK: RGBColor = RGBColor(29, 35, 48);
 const FAINT: RGBColor = RGBColor(152, 162, 179);
-/// One for each subject, in the report's order.
-const COLOURS: [RGBColor; 6] = [
+/// One color for each subject, in the report's order.
+const COLORS: [RGBColor; 6] = [
     RGBColor(11, 110, 153),
     RGBColor(217, 119, 6),
     RGBColor(124, 58, 237),
@@ -24,11 +24,11 @@ const COLOURS: [RGBColor; 6] = [
 ];
 const PHASES: [RGBColor; 3] = [RGBColor(11, 110, 153), RGBColor(96, 165, 250), RGBColor(52, 211, 153)];
 
-fn colour(index: usize) -> RGBColor {
-    COLOURS[index % COLOURS.len()]
+fn color(index: usize) -> RGBColor {
+    COLORS[index % COLORS.len()]
 }
 
-/// Draws into a string; `paint` gets the empty picture.
+/// Draws into a string. `paint` receives the empty plot.
 fn drawn(height: u32, paint: impl FnOnce(&Area<'_>) -> anyhow::Result<()>) -> anyhow::Result<String> {
     let mut picture = String::new();
     {
@@ -48,7 +48,7 @@ where
     area.draw(element).map_err(|error| anyhow!("SVG: {error}"))
 }
 
-/// garret's cost over each peer's: a bar for each, on a logarithmic scale around 1.
+/// garret's cost divided by each peer's: a bar for each, on a logarithmic scale around 1.
 pub(super) fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Option<String>> {
     const LINE: i32 = 14;
     const GAP: i32 = 6;
@@ -83,7 +83,7 @@ pub(super) fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Op
                 last = metric;
             }
             let (from, to) = (at(1.0).min(at(cost.value)), at(1.0).max(at(cost.value)));
-            put(area, &Rectangle::new([(from, y), (to.max(from + 1), y + LINE - 4)], colour(*subject).filled()))?;
+            put(area, &Rectangle::new([(from, y), (to.max(from + 1), y + LINE - 4)], color(*subject).filled()))?;
             let middle = y + (LINE - 4) / 2;
             if cost.is_bounded() {
                 put(area, &PathElement::new([(at(cost.low), middle), (at(cost.high), middle)], INK))?;
@@ -95,28 +95,28 @@ pub(super) fn ratios(report: &Report<'_>, rows: &[Row<'_>]) -> anyhow::Result<Op
     Ok(Some(picture))
 }
 
-/// The peers' colours.
+/// The peers' colors.
 fn legend(area: &Area<'_>, report: &Report<'_>) -> anyhow::Result<()> {
     let mut x = 330;
     for (index, subject) in report.subjects.iter().enumerate().filter(|(_, subject)| **subject != OWN) {
-        put(area, &Rectangle::new([(x, 8), (x + 10, 18)], colour(index).filled()))?;
+        put(area, &Rectangle::new([(x, 8), (x + 10, 18)], color(index).filled()))?;
         text(area, &format!("over {subject}"), (x + 15, 6), 12, INK)?;
         x += 40 + 8 * subject.len() as i32;
     }
     Ok(())
 }
 
-/// Round numbers within the scale, 1 among them.
+/// Round numbers within the scale, including 1.
 fn ticks(widest: f64) -> Vec<f64> {
     const ROUND: [f64; 13] = [0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 100.0, 1000.0];
     ROUND.into_iter().filter(|tick| tick.ln().abs() <= widest).collect()
 }
 
-fn text(area: &Area<'_>, said: &str, at: (i32, i32), size: i32, colour: RGBColor) -> anyhow::Result<()> {
-    put(area, &Text::new(said.to_owned(), at, ("sans-serif", size).into_font().color(&colour)))
+fn text(area: &Area<'_>, said: &str, at: (i32, i32), size: i32, color: RGBColor) -> anyhow::Result<()> {
+    put(area, &Text::new(said.to_owned(), at, ("sans-serif", size).into_font().color(&color)))
 }
 
-/// Boot of each subject: setting up, the kernel, the agent.
+/// The boot of each subject: setup, kernel, agent.
 pub(super) fn timeline(report: &Report<'_>) -> anyhow::Result<Option<String>> {
     let boots: Vec<(&str, [f64; 3])> =
         report.subjects.iter().enumerate().filter_map(|(at, name)| Some((*name, phases(report, at)?))).collect();
@@ -138,9 +138,9 @@ pub(super) fn timeline(report: &Report<'_>) -> anyhow::Result<Option<String>> {
             let y = 34 + index as i32 * LINE;
             text(area, name, (0, y + 6), 13, INK)?;
             let mut since = 0.0;
-            for (phase, colour) in phases.iter().zip(PHASES) {
+            for (phase, color) in phases.iter().zip(PHASES) {
                 let at = |seconds: f64| LEFT + (seconds / longest * 680.0) as i32;
-                put(area, &Rectangle::new([(at(since), y), (at(since + phase), y + LINE - 12)], colour.filled()))?;
+                put(area, &Rectangle::new([(at(since), y), (at(since + phase), y + LINE - 12)], color.filled()))?;
                 since += phase;
             }
             let end = LEFT + (since / longest * 680.0) as i32;
@@ -151,7 +151,7 @@ pub(super) fn timeline(report: &Report<'_>) -> anyhow::Result<Option<String>> {
     Ok(Some(picture))
 }
 
-/// The three phases, in seconds; of medians of different boots, so none is shown as less than nothing.
+/// The three phases, in seconds. They come from medians of different boots, so none is shown as less than zero.
 fn phases(report: &Report<'_>, subject: usize) -> Option<[f64; 3]> {
     let (_, rows) = report.benches.iter().find(|(bench, _)| *bench == "boot")?;
     let median = |metric: &str| rows.iter().find(|row| row.metric == metric)?.cells.get(subject).copied()??.median;
@@ -160,7 +160,7 @@ fn phases(report: &Report<'_>, subject: usize) -> Option<[f64; 3]> {
     Some([setup, (init - setup).max(0.0), (agent - init).max(0.0)])
 }
 
-/// Every course of memory there is: a line for each subject, a picture for each metric.
+/// All courses of memory: a line for each subject, a plot for each metric.
 pub(super) fn memory(report: &Report<'_>) -> anyhow::Result<Option<String>> {
     let mut pictures = String::new();
     for (bench, rows) in &report.benches {
@@ -195,13 +195,13 @@ fn lines(report: &Report<'_>, title: &str, courses: &[(usize, &Vec<(f64, f64)>)]
                 .build_cartesian_2d(0.0..last, 0.0..most)?;
             chart.configure_mesh().x_desc("seconds").y_desc("MiB").light_line_style(FAINT.mix(0.1)).draw()?;
             for (subject, series) in courses {
-                let colour = colour(*subject);
+                let color = color(*subject);
                 let points = series.iter().map(|(at, bytes)| (*at, bytes / MIB));
                 let name = report.subjects.get(*subject).copied().unwrap_or_default();
                 chart
-                    .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+                    .draw_series(LineSeries::new(points, color.stroke_width(2)))?
                     .label(name)
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
             }
             chart
                 .configure_series_labels()

@@ -1,4 +1,4 @@
-//! Blocking calls to a VMM's HTTP API on a Unix socket.
+//! Blocking calls of a VMM's HTTP API on a Unix socket.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Makes `call` to the API at `socket`.
 ///
 /// # Errors
-/// It is refused, or not answered in time.
+/// The server rejects the call, or does not answer in time.
 pub(super) fn call<T>(socket: &Path, call: impl AsyncFnOnce(Client) -> Result<T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = Client::unix(socket).with_deadline(DEADLINE);

@@ -1,4 +1,4 @@
-//! Cloud Hypervisor: virtio-pci, virtio-pmem, virtiofsd beside it.
+//! Cloud Hypervisor, with virtio-pci, virtio-pmem and a virtiofsd beside it.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub(super) struct CloudHypervisor {
 }
 
 impl CloudHypervisor {
-    /// The given binary.
+    /// Measures this binary.
     pub(super) fn new(program: &Path, virtiofsd: &Path) -> Self {
         Self { program: program.to_owned(), virtiofsd: virtiofsd.to_owned() }
     }
@@ -74,7 +74,7 @@ fn arguments(machine: &Machine, folder: &Path, share: Option<&Path>) -> Vec<Stri
     if let Some(socket) = share {
         add("--fs", format!("tag={TAG},socket={},num_queues=1,queue_size=1024", socket.display()));
     }
-    // One option with all disks as its values.
+    // One option has all disks as its values.
     if !machine.disks.is_empty() {
         words.push("--disk".into());
         words.extend(machine.disks.iter().map(|disk| {

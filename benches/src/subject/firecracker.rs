@@ -1,4 +1,4 @@
-//! Firecracker: virtio devices, no virtio-fs, the serial port as its only console.
+//! Firecracker, which has virtio devices, no virtio-fs, and the serial port as its only console.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::process::Program;
 pub(super) struct Firecracker(PathBuf);
 
 impl Firecracker {
-    /// The given binary.
+    /// Measures this binary.
     pub(super) fn new(program: &Path) -> Self {
         Self(program.to_owned())
     }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_lacks_is_said() {
+    fn a_missing_device_is_an_error() {
         let error = Firecracker::new(Path::new("/f")).start(&machine(), Path::new("/w")).err().unwrap();
         assert!(error.to_string().contains("virtio-fs"));
     }

@@ -1,4 +1,4 @@
-//! garret's VMM, without its runner: started directly with a configuration, as the runner's jail does.
+//! garret's VMM without its runner, started directly with a configuration, as the runner's jail does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub(super) struct Garret {
 }
 
 impl Garret {
-    /// Installed in `lib`.
+    /// Measures the programs in `lib`.
     pub(super) fn new(lib: &Path) -> Self {
         Self { vmm: lib.join("garret-vmm") }
     }
@@ -69,7 +69,7 @@ fn configuration(machine: &Machine, folder: &Path) -> Value {
     let disks =
         disks.map(|(at, disk)| json!({"id": format!("disk{at}"), "path": disk.path, "read_only": disk.read_only}));
     let shares = machine.share.iter();
-    // Owners as they are on the host, as virtiofsd shows them to its peers.
+    // Owners are shown as on the host, as virtiofsd shows them.
     let (queues, staleness_ms) = (machine.vcpus.min(4), machine.staleness_ms);
     let share = |path| json!({"tag": TAG, "path": path, "guest_id": 0, "queues": queues, "staleness_ms": staleness_ms});
     let mut config = json!({
@@ -94,7 +94,7 @@ fn configuration(machine: &Machine, folder: &Path) -> Value {
 
 struct Api(PathBuf);
 
-/// All memory that can be taken from a machine came by virtio-mem.
+/// Memory can be taken from a machine only by virtio-mem.
 const NO_BALLOON: &str = "garret's balloon only reports free pages";
 
 impl Control for Api {
@@ -128,7 +128,7 @@ mod tests {
     use garret_api::vmm::{HotplugConfig, MachineConfig};
 
     #[test]
-    fn the_vmm_understands_what_it_is_given() {
+    fn the_vmm_accepts_the_configuration() {
         let machine = machine();
         let config: MachineConfig = serde_json::from_value(configuration(&machine, Path::new("/w"))).unwrap();
         assert_eq!((config.vcpus, config.memory_mib, config.hotplug), (2, 512, None));

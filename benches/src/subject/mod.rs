@@ -1,5 +1,5 @@
-//! Who is measured. A [`Subject`] makes one running machine out of a neutral description, so that everybody gets the same
-//! kernel, root, processors, memory, devices and words on the command line.
+//! The subjects that are measured. A [`Subject`] starts a machine from a neutral description, so that all get the same
+//! kernel, root, processors, memory, devices and kernel parameters.
 
 mod api;
 mod cloud_hypervisor;
@@ -21,45 +21,44 @@ use crate::clock;
 use crate::process::{Process, last_line};
 pub(crate) use socket::GuestSocket;
 
-/// What a machine is made of. Every machine also has a console, a random number generator and a balloon.
+/// The description of a machine. Every machine also has a console, a random number generator and a balloon.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     /// Virtual CPUs.
     pub vcpus: u8,
-    /// Memory in MiB, once it is up.
+    /// Memory in MiB, including virtio-mem.
     pub memory_mib: u32,
-    /// How much of it comes by virtio-mem, in MiB; who has no virtio-mem has all of it from the start.
+    /// How much of it comes by virtio-mem, in MiB. A subject without virtio-mem has all of it from the start.
     pub hotplug_mib: u32,
-    /// The balloon takes free pages that the guest reports; who cannot be told does as it always does.
+    /// Whether the balloon takes free pages that the guest reports. A subject without this setting does as it always
+    /// does.
     pub reporting: bool,
     /// An ELF file with a PVH entry.
     pub kernel: PathBuf,
-    /// The read-only root: erofs, its length a multiple of 2 MiB.
+    /// The read-only root: erofs, with a length that is a multiple of 2 MiB.
     pub root: PathBuf,
-    /// The words all subjects have in common; consoles and the root's place are added by each.
+    /// The kernel parameters that all subjects have in common. Each subject adds consoles and the root device.
     pub cmdline: String,
-    /// `/dev/vda` and on.
+    /// `/dev/vda` and the following.
     pub disks: Vec<Disk>,
     /// A folder shared by virtio-fs with the tag [`TAG`].
     pub share: Option<PathBuf>,
-    /// How long the guest may trust what it knows of the share, in milliseconds; who cannot be told keeps to one second.
+    /// How long the guest may cache the share's names and attributes, in milliseconds. A subject without this setting
+    /// uses one second.
     pub staleness_ms: u32,
-    /// A TAP interface that exists.
+    /// An existing TAP interface.
     pub tap: Option<String>,
-    /// A socket to the guest.
     pub vsock: bool,
 }
 
 /// A raw image.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
-    /// The file.
     pub path: PathBuf,
-    /// Never written.
     pub read_only: bool,
 }
 
-/// How often the agent is asked whether it is there; the time until its answer is known to no more than this.
+/// Poll interval of the agent, and so the resolution of the time until it answers.
 const AGENT_EVERY: Duration = Duration::from_millis(10);
 /// The share's mount tag.
 pub(crate) const TAG: &str = "share";
@@ -67,19 +66,19 @@ pub(crate) const TAG: &str = "share";
 const MAC: &str = "06:67:62:00:00:02";
 
 impl Machine {
-    /// Where the guest finds the root if it comes after the disks.
+    /// The root device in the guest if it comes after the disks.
     fn root_after_disks(&self) -> String {
         let letter = char::from(b'a' + u8::try_from(self.disks.len()).unwrap_or(0));
         format!("/dev/vd{letter}")
     }
 }
 
-/// The root as a block device: the guest keeps its own copy of what it reads.
+/// The root as a block device. The guest caches what it reads.
 fn block_root(device: &str) -> String {
     format!("root={device} rootfstype=erofs ro rootwait")
 }
 
-/// The root as memory: the guest maps the host's page cache.
+/// The root as memory. The guest maps the host's page cache.
 const PMEM_ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro rootwait";
 
 /// A VMM that can be measured.
@@ -87,7 +86,7 @@ pub(crate) trait Subject {
     /// Its name in results.
     fn name(&self) -> &'static str;
 
-    /// Starts a machine whose files go to `folder`.
+    /// Starts a machine whose files are in `folder`.
     ///
     /// # Errors
     /// It cannot be started, or lacks a device.
@@ -96,32 +95,31 @@ pub(crate) trait Subject {
     /// The program files that make up the VMM.
     fn programs(&self) -> Vec<PathBuf>;
 
-    /// The one bench it is there for, if it is not there for all.
+    /// The one bench that it takes part in; `None` if it takes part in all.
     fn only(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether its guests run the loop that takes back cold memory.
+    /// Whether its guests run the agent's reclaim loop.
     fn reclaims(&self) -> bool {
         false
     }
 }
 
-/// What is steered from outside while the machine runs.
 pub(crate) trait Control {
-    /// Asks the balloon to take that much.
+    /// Asks the balloon to take this much.
     ///
     /// # Errors
     /// The VMM refuses.
     fn set_balloon(&self, mib: u32) -> anyhow::Result<()>;
 
-    /// What it has taken.
+    /// How much the balloon has taken.
     ///
     /// # Errors
     /// The VMM does not answer.
     fn balloon_mib(&self) -> anyhow::Result<u32>;
 
-    /// Asks virtio-mem to have that much plugged.
+    /// Asks virtio-mem to have this much plugged.
     ///
     /// # Errors
     /// The VMM refuses, or has no virtio-mem.
@@ -129,7 +127,7 @@ pub(crate) trait Control {
         bail!("no virtio-mem")
     }
 
-    /// What virtio-mem has plugged; nothing where there is no virtio-mem.
+    /// How much virtio-mem has plugged; `None` without virtio-mem.
     ///
     /// # Errors
     /// The VMM does not answer.
@@ -137,7 +135,7 @@ pub(crate) trait Control {
         Ok(None)
     }
 
-    /// The VMM's own counters of devices; only garret has them.
+    /// The VMM's own counters of devices. Only garret has them.
     ///
     /// # Errors
     /// The VMM does not answer.
@@ -146,15 +144,15 @@ pub(crate) trait Control {
     }
 }
 
-/// A machine that runs, until it is dropped.
+/// A running machine. It ends when dropped.
 pub(crate) struct Running {
-    /// When its first process was started, by the monotonic clock.
+    /// When its first process started, by the monotonic clock.
     pub began_ns: u64,
     /// The VMM first, then its servers.
     pub processes: Vec<Process>,
     /// The log of the guest's console.
     pub console: PathBuf,
-    /// The way to the guest's vsock ports.
+    /// The address of the guest's vsock ports.
     pub guest: Option<GuestSocket>,
     /// The VMM's API.
     pub control: Box<dyn Control>,
@@ -168,10 +166,11 @@ impl Running {
         self.processes.iter().map(Process::pid).collect()
     }
 
-    /// Asks `again` every now and then until it has an answer, as long as all processes live.
+    /// Calls `again` repeatedly until it returns a value, as long as all processes live.
     ///
     /// # Errors
-    /// A process has ended (with what it said), `again` fails, or `deadline` has passed; with the console's last line.
+    /// A process has ended (the error has its last output), `again` fails, or `deadline` has passed. The error has the
+    /// console's last line.
     pub(crate) fn wait<T>(
         &mut self,
         what: &str,
@@ -193,10 +192,10 @@ impl Running {
         })
     }
 
-    /// Waits until the agent answers. Each question is work for guest and VMM, so there are not too many.
+    /// Waits until the agent answers. Each attempt is work for guest and VMM, so they are spaced out.
     ///
     /// # Errors
-    /// As [`Running::wait`].
+    /// See [`Running::wait`].
     pub(crate) fn wait_for_agent(&mut self, deadline: Duration) -> anyhow::Result<()> {
         self.wait("the agent", deadline, AGENT_EVERY, |running| {
             Ok(running.guest.as_ref().is_some_and(GuestSocket::agent_answers).then_some(()))
@@ -204,22 +203,22 @@ impl Running {
     }
 }
 
-/// Where the programs are.
+/// The locations of the programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
-    /// garret's folder.
+    /// The folder of garret's programs.
     pub lib: PathBuf,
     pub qemu: PathBuf,
     /// The file server beside QEMU and Cloud Hypervisor.
     pub virtiofsd: PathBuf,
-    /// Firecracker, if it is there.
+    /// Firecracker, if it is installed.
     pub firecracker: Option<PathBuf>,
-    /// Cloud Hypervisor, if it is there.
+    /// Cloud Hypervisor, if it is installed.
     pub cloud_hypervisor: Option<PathBuf>,
 }
 
 impl Programs {
-    /// garret's in `lib`, Debian's, and those named by `NAME=PATH`.
+    /// garret's programs in `lib`, Debian's, and those that `NAME=PATH` names.
     ///
     /// # Errors
     /// A name is not one of a peer.
@@ -245,7 +244,7 @@ impl Programs {
         Ok(programs)
     }
 
-    /// Everybody who can take part, garret first.
+    /// All subjects that can take part, garret first.
     pub(crate) fn subjects(&self) -> Vec<Box<dyn Subject>> {
         let mut all: Vec<Box<dyn Subject>> = vec![Box::new(garret::Garret::new(&self.lib))];
         for kind in [qemu::Kind::Microvm, qemu::Kind::Q35, qemu::Kind::VirtioMem] {
@@ -271,7 +270,7 @@ impl Programs {
 pub(crate) mod tests {
     use super::*;
 
-    /// A machine with everything.
+    /// A machine with every device.
     pub(crate) fn machine() -> Machine {
         let disk = |path: &str, read_only| Disk { path: path.into(), read_only };
         Machine {
@@ -291,7 +290,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn peers_take_part_when_they_are_given() {
+    fn peers_take_part_if_they_are_named() {
         let names = |peers: &[&str]| {
             let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
             let programs = Programs::new(Path::new("/usr/lib/garret"), &peers)?;

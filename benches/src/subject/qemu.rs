@@ -1,4 +1,4 @@
-//! QEMU, as the machine made for speed (`microvm`, virtio-mmio) and as the one most people run (`q35`, virtio-pci).
+//! QEMU, with the fast board (`microvm`, virtio-mmio) and with the usual one (`q35`, virtio-pci).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,18 @@ use super::{GuestSocket, MAC, Machine, PMEM_ROOT, Running, Subject, TAG, block_r
 use crate::clock;
 use crate::process::Program;
 
-/// The host knows its vhost guests by these; other people's begin at 3.
+/// The context id of vhost guests on this host. Other programs use ids from 3 on.
 static NEXT_CID: AtomicU32 = AtomicU32::new(0x6700);
 
-/// Which machine.
+/// The board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// virtio-mmio, no firmware but a loader, the root on virtio-blk: this machine has no pmem.
+    /// virtio-mmio, a minimal firmware, and the root on virtio-blk: this board has no pmem.
     Microvm,
-    /// virtio-pci, the firmware it comes with, the root on virtio-pmem; beside a file server on virtio-blk: the server maps
-    /// all memory to write, and the root's file is read-only.
+    /// virtio-pci, the default firmware, and the root on virtio-pmem. With a file server the root is on virtio-blk: the
+    /// server maps all memory writable, and the root's file is read-only.
     Q35,
-    /// As q35, and a part of its memory comes by virtio-mem.
+    /// As q35, with a part of its memory from virtio-mem.
     VirtioMem,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    /// One of its machines.
+    /// Measures QEMU with this board.
     pub(super) fn new(kind: Kind, program: &Path, virtiofsd: &Path) -> Self {
         Self { kind, program: program.to_owned(), virtiofsd: virtiofsd.to_owned() }
     }
@@ -56,7 +56,7 @@ impl Subject for Qemu {
     }
 
     fn only(&self) -> Option<&'static str> {
-        (self.kind == Kind::VirtioMem).then_some("memory") // elsewhere it would be q35 once more
+        (self.kind == Kind::VirtioMem).then_some("memory") // in other benches it would be the same as q35
     }
 
     fn start(&self, machine: &Machine, folder: &Path) -> anyhow::Result<Running> {
@@ -88,7 +88,7 @@ impl Subject for Qemu {
     }
 }
 
-/// A command line that grows.
+/// A command line under construction.
 struct Arguments {
     kind: Kind,
     words: Vec<String>,
@@ -99,7 +99,7 @@ impl Arguments {
         self.words.extend([option.to_owned(), value.into()]);
     }
 
-    /// A virtio device, in the machine's transport.
+    /// Adds a virtio device, in the board's transport.
     fn device(&mut self, name: &str, options: &str) {
         let transport = match self.kind {
             Kind::Microvm => "device",
@@ -151,7 +151,7 @@ fn arguments(
     line.words
 }
 
-/// Board, processors and memory. Memory is private unless a file server has to see it.
+/// Board, processors and memory. Memory is private unless a file server needs it.
 fn board(line: &mut Arguments, machine: &Machine, shared: bool, root_bytes: u64) {
     let board = match line.kind {
         Kind::Microvm => {
@@ -170,12 +170,12 @@ fn board(line: &mut Arguments, machine: &Machine, shared: bool, root_bytes: u64)
     line.add("-smp", machine.vcpus.to_string());
     match line.kind {
         Kind::Microvm => {
-            // The loader knows PVH and takes the kernel from memory; the devices speak virtio 1 only.
+            // The loader knows PVH and takes the kernel from memory. The devices speak virtio 1 only.
             line.add("-bios", "qboot.rom");
             line.add("-global", "virtio-mmio.force-legacy=false");
             line.add("-m", format!("{mib}M"));
         }
-        // Room in the address space for the root, which lies there as memory does.
+        // Address space for the root, which is mapped as memory.
         Kind::Q35 | Kind::VirtioMem => {
             let most = u64::from(machine.memory_mib) + (root_bytes >> 20) + 1024;
             line.add("-m", format!("{mib}M,slots=1,maxmem={most}M"));
@@ -204,7 +204,7 @@ fn has_pmem(kind: Kind, machine: &Machine) -> bool {
     kind.has_pci() && machine.share.is_none()
 }
 
-/// Adds the root; gives the kernel's words for it.
+/// Adds the root, and returns its kernel parameters.
 fn root(line: &mut Arguments, machine: &Machine, bytes: u64) -> String {
     if !has_pmem(line.kind, machine) {
         block(line, "root", &machine.root, true);
@@ -217,7 +217,7 @@ fn root(line: &mut Arguments, machine: &Machine, bytes: u64) -> String {
     PMEM_ROOT.to_owned()
 }
 
-/// QEMU reads a doubled comma as one.
+/// Doubles commas: QEMU reads a doubled comma as one.
 fn comma(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }

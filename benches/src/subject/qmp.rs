@@ -1,4 +1,4 @@
-//! QEMU's monitor, as much of it as is needed.
+//! A minimal client of QEMU's monitor (QMP).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 use super::Control;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Events that may come between a command and its answer.
+/// The most events that may come between a command and its answer.
 const EVENTS: usize = 1000;
 
-/// The virtio-mem device, by the id it is given on the command line.
+/// The virtio-mem device's id on the command line.
 const VIRTIO_MEM: &str = "/machine/peripheral/plug";
 
-/// The monitor's socket. Each command is a connection of its own.
+/// The monitor's socket. Each command uses a connection of its own.
 pub(super) struct Qmp(pub PathBuf);
 
 impl Qmp {
-    /// One command; gives what it returns.
+    /// Sends one command, and returns its result.
     ///
     /// # Errors
     /// QEMU refuses, or does not answer.
@@ -56,7 +56,7 @@ impl Session {
                 return Ok(answer.take());
             }
         }
-        bail!("{name}: events and no answer")
+        bail!("{name}: QEMU sent events and no answer")
     }
 
     fn line(&mut self) -> anyhow::Result<Value> {
@@ -69,7 +69,7 @@ impl Session {
 }
 
 impl Control for Qmp {
-    /// QEMU counts what the guest keeps; so the guest's memory is asked first.
+    /// QEMU reports how much the guest keeps, so this first reads the guest's memory size.
     fn set_balloon(&self, mib: u32) -> anyhow::Result<()> {
         let memory = self.memory()?;
         let keep = memory.saturating_sub(u64::from(mib) << 20);
@@ -107,7 +107,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    /// Answers each line of one connection by the answers in turn, an event before each.
+    /// Answers each line of one connection by the next of the answers, with an event before each.
     fn monitor(connections: Vec<Vec<Value>>) -> (tempfile::TempDir, Qmp) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qmp.sock");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told() {
+    fn a_refusal_is_an_error_with_its_text() {
         let (_folder, qmp) = monitor(vec![vec![json!({"error": {"class": "x", "desc": "no balloon device"}})]]);
         let error = qmp.command("balloon", &json!({"value": 1})).unwrap_err().to_string();
         assert_eq!(error, "balloon: no balloon device");

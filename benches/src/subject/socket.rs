@@ -1,4 +1,4 @@
-//! The way to a vsock port of a guest: through a VMM's Unix socket, or through the host's kernel.
+//! Connects to a vsock port of a guest, through a VMM's Unix socket or through the host's kernel.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -9,25 +9,25 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 
-/// A stream that moves nothing for so long is broken.
+/// A stream without data for this long is broken.
 const STALLED: Duration = Duration::from_secs(60);
-/// An agent that listens answers at once; what does not is asked again.
+/// A listening agent answers at once. Without an answer the harness tries again.
 const AGENT: Duration = Duration::from_secs(2);
 
-/// How ports are reached.
+/// The address of a guest's ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum GuestSocket {
-    /// A Unix socket that wants `CONNECT <port>` first.
+    /// A Unix socket that needs `CONNECT <port>` first.
     Unix(PathBuf),
     /// The context id of a guest behind vhost.
     Vhost(u32),
 }
 
 impl GuestSocket {
-    /// Connects to a port. Both kinds of socket are byte streams with the same calls: one type serves for both.
+    /// Connects to a port. Both kinds of socket are byte streams with the same calls, so one type serves for both.
     ///
     /// # Errors
-    /// No process listens there, or not yet.
+    /// No process listens there yet.
     pub(crate) fn connect(&self, port: u32) -> anyhow::Result<UnixStream> {
         let stream = match self {
             Self::Unix(path) => {
@@ -47,7 +47,8 @@ impl GuestSocket {
         Ok(stream)
     }
 
-    /// Whether the agent answers: the same bytes for every subject, and an answer that begins as a good one does.
+    /// Whether the agent answers. Every subject gets the same request, and the answer must begin with a status of
+    /// success.
     pub(crate) fn agent_answers(&self) -> bool {
         let asked = self.connect(garret_api::agent::PORT).and_then(|mut stream| {
             stream.set_read_timeout(Some(AGENT))?;
@@ -60,7 +61,7 @@ impl GuestSocket {
     }
 }
 
-/// Byte by byte: what follows is the guest's.
+/// Reads byte by byte: the bytes after the line are the guest's.
 fn shake_hands(stream: &mut UnixStream, port: u32) -> anyhow::Result<()> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -82,7 +83,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    /// A VMM's socket that accepts once, answers the handshake by `hello` and the request after it by `answer`.
+    /// A VMM's socket that accepts one connection. It answers the handshake by `hello` and the next request by
+    /// `answer`.
     fn serve(hello: &'static str, answer: &'static str) -> (tempfile::TempDir, GuestSocket) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vsock.sock");

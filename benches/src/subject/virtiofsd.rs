@@ -1,5 +1,5 @@
-//! The file server beside a VMM that has none inside: the daemon of the crate that garret uses as a library, with the same
-//! caching and without its sandbox, as garret's own has none when it is started without its jail.
+//! The file server beside a VMM without one: the daemon of the crate that garret uses as a library. It has the same
+//! caching and no sandbox, as garret's server has none when it is started without its jail.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::clock;
 use crate::process::{Process, Program};
 
-/// It listens in no time; this allows for an emulated host.
+/// It listens almost at once. This allows for an emulated host.
 const UP: Duration = Duration::from_secs(20);
 
-/// Starts one for `share`; gives the socket it listens on.
+/// Starts one for `share`, and returns the socket that it listens on.
 ///
 /// # Errors
 /// It cannot be started.
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_cannot_start_says_why() {
+    fn a_server_that_cannot_start_is_an_error_with_its_reason() {
         let folder = tempfile::tempdir().unwrap();
         let error = start(Path::new("/bin/false"), Path::new("/tmp"), folder.path()).err().unwrap().to_string();
         assert!(error.contains("false ended"), "{error}");

@@ -6,9 +6,9 @@ use std::time::Duration;
 /// One group's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
-    /// With nothing in the caches.
+    /// With empty caches.
     pub cold: Duration,
-    /// With everything built once before.
+    /// After everything was built once.
     pub warm: Duration,
 }
 
@@ -17,7 +17,7 @@ impl Budget {
         Self { cold: Duration::from_secs(60 * cold), warm: Duration::from_secs(60 * warm) }
     }
 
-    /// The budget of one group. CONTRIBUTING.md says what all of them add up to.
+    /// The budget of one group. CONTRIBUTING.md states the sum of all.
     pub(super) const fn of(group: Group) -> Self {
         match group {
             Group::Lint => Self::minutes(3, 1),
@@ -32,7 +32,7 @@ impl Budget {
 /// Machines differ in speed by a factor of two and more.
 pub(super) const FAILS_BEYOND: u32 = 3;
 
-/// What a group's time means.
+/// The verdict on a group's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Within,
@@ -42,7 +42,7 @@ pub(super) enum Verdict {
     Failed,
 }
 
-/// Compares what a group took with its budget.
+/// Compares a group's time with its budget.
 pub(super) fn judge(budget: Duration, took: Duration) -> Verdict {
     if took <= budget {
         Verdict::Within

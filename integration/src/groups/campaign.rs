@@ -1,5 +1,5 @@
-//! `make campaign`: the kill campaign in its long form, on emulated hosts side by side. It takes hours, so no group of `make test`
-//! has it; a short slice of it is among the end-to-end tests.
+//! `make campaign`: the kill campaign in its long form, on several emulated hosts at the same time. It takes hours, so
+//! no group of `make test` includes it. The end-to-end tests contain a short slice of it.
 
 use super::emulated::{CAMPAIGN, hosts, run_host};
 use anyhow::{Context, bail};
@@ -9,33 +9,33 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// A folder for each host and test.
+/// Contains a folder for each host and test.
 const FOLDER: &str = "target/campaign";
-/// One host works off as many cases before the next one takes over: a host that fails in the middle loses little.
+/// The number of cases that one host runs before the next one takes over. A host that fails loses little.
 const CASES_OF_A_HOST: u64 = 50;
-/// With room for a slow machine.
+/// The time limit of one case, with room for a slow machine.
 const CASE: Duration = Duration::from_secs(120);
-/// Hosts that may fail in a row.
+/// The most hosts that may fail in a row.
 const FAILURES: u32 = 3;
 
-/// How many kills, and which.
+/// The cases to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Number of kills
     #[arg(long, env = "KILLS", default_value_t = 2000)]
     kills: u64,
-    /// What the cases are drawn from
+    /// Seed of the cases
     #[arg(long, env = "SEED", default_value_t = 1)]
     seed: u64,
-    /// Number of the first case: to continue, or to repeat one
+    /// Number of the first case, to continue a campaign or to repeat a case
     #[arg(long, env = "FIRST", default_value_t = 0)]
     first: u64,
-    /// Number of machines that are made and removed after the kills
+    /// Number of machines to make and remove after the kills
     #[arg(long, env = "CYCLES", default_value_t = 300)]
     cycles: u64,
 }
 
-/// Runs the campaign; the exit code says whether all cases passed.
+/// Runs the campaign. The exit code is 0 if all cases passed.
 ///
 /// # Errors
 /// The hosts themselves failed.
@@ -61,26 +61,26 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The cases of one of `hosts` hosts: number of the first, and how many.
+/// The cases of one of `hosts` hosts: the number of the first, and how many.
 fn part(first: u64, count: u64, host: u64, hosts: u64) -> (u64, u64) {
     let begin = |host| first + count * host / hosts;
     (begin(host), begin(host + 1) - begin(host))
 }
 
-/// What is done on one host after the other.
+/// The work of one sequence of hosts.
 struct Cases<'a> {
     program: &'a Path,
-    /// Where those that passed are noted, and the logs of the last host are.
+    /// The folder with the list of passed cases and the logs of the last host.
     folder: &'a Path,
     test: &'a str,
     seed: u64,
-    /// The number of the first.
+    /// The number of the first case.
     first: u64,
     count: u64,
 }
 
 impl Cases<'_> {
-    /// Runs until all have passed or one fails.
+    /// Runs cases until all have passed or one fails.
     async fn run(&self) -> anyhow::Result<bool> {
         let (mut done, mut failures) = (0, 0);
         while done < self.count {
@@ -107,7 +107,7 @@ impl Cases<'_> {
         Ok(true)
     }
 
-    /// Returns the status of the test program; `None`: it took too long.
+    /// Returns the status of the test program; `None` if it took too long.
     async fn run_on_a_host(&self, first: u64, count: u64) -> anyhow::Result<Option<i32>> {
         let name = self.program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
         let mut arguments = vec!["--preloaded".into(), "--logs".into(), self.folder.join("logs").into_os_string()];
@@ -125,7 +125,7 @@ fn make_empty(folder: &Path) -> anyhow::Result<()> {
     Ok(fs::create_dir_all(folder)?)
 }
 
-/// How many cases have passed.
+/// Returns how many cases have passed.
 fn passed(folder: &Path) -> anyhow::Result<u64> {
     let notes = fs::read_to_string(folder.join("passed")).unwrap_or_default();
     Ok(u64::try_from(notes.lines().count())?)

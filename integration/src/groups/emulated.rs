@@ -1,5 +1,5 @@
-//! The end-to-end tests on emulated hosts. A host has one processor, so several run side by side and take the tests from one
-//! list, one at a time.
+//! The end-to-end tests on emulated hosts. A host has one processor, so several run at the same time. They take the
+//! tests from one list, one by one.
 
 use super::progress;
 use anyhow::{Context, bail};
@@ -12,22 +12,24 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// More would want more memory than a developer's machine has: each host has 8 GiB.
+/// The most hosts at a time. Each has 8 GiB, and more would exceed a developer's machine.
 const HOSTS_AT_MOST: usize = 2;
-/// Each host's logs, in a folder with its number, and the lists.
+/// The folder of the lists and of each host's logs. Each host has a folder with its number.
 const FOLDER: &str = "target/end-to-end";
 
-/// From the request to end a host to its end.
+/// The time from the request to end a host until it has ended.
 const KEEPS_LOGS_WITHIN: Duration = Duration::from_secs(30);
 
-/// The tests of memory want a host that has too little of it: they run on one of their own, an emulated one everywhere.
+/// The prefix of the memory tests' program. These tests need a host with too little memory, so they run on an emulated
+/// host of their own everywhere.
 const MEMORY_TESTS: &str = "memory-";
-/// In the names of tests that take a second or some.
+/// Part of the names of tests that take only seconds.
 const SHORT: &str = " bad_input::";
 /// The kill campaign's program.
 pub(super) const CAMPAIGN: &str = "campaign-";
 
-/// How large a host is, in MiB, and whether it has what was made before: its machines the larger images, itself an earlier garret.
+/// The size of a host, in MiB, and whether it starts with prepared files: the larger images in the machines' disks, and
+/// an earlier garret.
 #[derive(Clone, Copy)]
 struct Size {
     memory: u32,
@@ -45,21 +47,21 @@ pub(super) fn always(program: &Path) -> bool {
     program.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MEMORY_TESTS))
 }
 
-/// Runs the tests with `only` in their name; gives whether all passed.
+/// Runs the tests with `only` in their name. Returns whether all passed.
 ///
 /// # Errors
-/// A host did not come up or ended in the middle, twice.
+/// A host did not start, or ended during the tests, twice.
 pub(super) async fn run(programs: &[PathBuf], only: &str, deadline: Duration) -> anyhow::Result<bool> {
     let mut tests = Vec::new();
     for program in programs {
         let name = program.file_name().and_then(|name| name.to_str()).context("a test program without a name")?;
         tests.extend(list(program, only).await?.into_iter().map(|test| format!("{name} {test}")));
     }
-    // The campaign comes first. The tests of bad input are short: taken last, they let the hosts end at about the same time. The
-    // others come by name, which puts the longest, `acknowledged`, first.
+    // The campaign comes first. The tests of bad input are short and come last, so that the hosts end at about the same
+    // time. The others are sorted by name, which puts the longest, `acknowledged`, first.
     tests.sort_by_cached_key(|test| (!test.starts_with(CAMPAIGN), test.contains(SHORT), test.clone()));
     if tests.is_empty() && programs.iter().all(|program| always(program)) {
-        return Ok(true); // `only` meant tests that ran natively
+        return Ok(true); // `only` selected tests that ran natively
     }
     if tests.is_empty() {
         bail!("no end-to-end test for an emulated host has `{only}` in its name");
@@ -68,7 +70,7 @@ pub(super) async fn run(programs: &[PathBuf], only: &str, deadline: Duration) ->
     let memory = Share::new("memory", memory, SMALL)?;
     let others = Share::new("list", others, LARGE)?;
     let runs = (0..hosts()).map(async |host| {
-        // The first has the tests of memory to itself, and then takes part in the others.
+        // The first host runs the tests of memory alone, and then takes part in the others.
         let first = host > 0 || memory.take_part("memory", programs, deadline).await?;
         anyhow::Ok(others.take_part(&host.to_string(), programs, deadline).await? && first)
     });
@@ -80,12 +82,12 @@ pub(super) async fn run(programs: &[PathBuf], only: &str, deadline: Duration) ->
     Ok(passed)
 }
 
-/// How many hosts run side by side.
+/// How many hosts run at the same time.
 pub(super) fn hosts() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(HOSTS_AT_MOST)
 }
 
-/// Tests that hosts of one size share out among themselves.
+/// Tests that several hosts of one size share.
 struct Share {
     tests: Vec<String>,
     list: List,
@@ -97,7 +99,7 @@ impl Share {
         Ok(Self { list: List::new(&Path::new(FOLDER).join(name), &tests)?, tests, size })
     }
 
-    /// One host's part. Goes on on a new host, once, if the host itself failed; tests that failed are not run again.
+    /// Runs tests on one host. If the host itself fails, a second host continues. Tests that failed are not run again.
     async fn take_part(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<bool> {
         if self.left().is_empty() {
             return Ok(true);
@@ -113,7 +115,7 @@ impl Share {
         bail!("an emulated host failed twice")
     }
 
-    /// One host's command, until it ends; gives its status.
+    /// Runs one host's command to its end, and returns its status.
     async fn attempt(&self, host: &str, programs: &[PathBuf], deadline: Duration) -> anyhow::Result<Option<i32>> {
         let mut arguments = vec!["--logs".into(), Path::new(FOLDER).join(host).into_os_string()];
         arguments.extend(["--share".into(), self.list.0.clone().into_os_string()]);
@@ -123,7 +125,7 @@ impl Share {
         for (option, mib) in [("--memory", self.size.memory), ("--swap", self.size.swap)] {
             arguments.extend([option.into(), mib.to_string().into()]);
         }
-        // The driver itself is one of the programs: its `load` is what the tests of memory run in guests.
+        // This driver is one of the programs: the tests of memory run its `load` in guests.
         let programs = programs.iter().map(PathBuf::as_path).chain([Path::new(super::DRIVER)]);
         arguments.extend(programs.flat_map(|program| ["--program".into(), program.as_os_str().to_owned()]));
         run_host(&arguments, deadline, &List::script(host, "/run/host/programs")).await
@@ -144,8 +146,8 @@ async fn list(program: &Path, only: &str) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-/// A folder that all hosts share: `tests` is the list, a link in `taken` says which host took a test, a file in `done` that it
-/// has ended.
+/// A folder that all hosts share. `tests` is the list. A link in `taken` records which host took a test. A file in
+/// `done` records that the test has ended.
 struct List(PathBuf);
 
 impl List {
@@ -161,7 +163,7 @@ impl List {
         Ok(list)
     }
 
-    /// The script of a host in this folder: it takes and runs tests until none is left. Making a link is atomic.
+    /// The script of a host in this folder. It takes and runs tests until none is left. Creating a link is atomic.
     fn script(host: &str, programs: &str) -> String {
         format!(
             "status=0; while read -r program test <&3; do \
@@ -171,13 +173,14 @@ impl List {
         )
     }
 
-    /// Who takes no test although there are some says nothing of it: a link that could not be made looks like one that is there.
+    /// Tests that have not ended. A link that could not be created looks like one that exists, so a host may take no
+    /// test without an error.
     fn not_done<'a>(&self, tests: &'a [String]) -> Vec<&'a str> {
         let done = |test: &str| self.0.join("done").join(test.replacen(' ', ".", 1)).exists();
         tests.iter().map(String::as_str).filter(|test| !done(test)).collect()
     }
 
-    /// Gives back what a host took and did not end.
+    /// Returns the tests that a host took and did not end to the list.
     fn give_back(&self, host: &str) -> std::io::Result<()> {
         for entry in fs::read_dir(self.0.join("taken"))? {
             let entry = entry?;
@@ -190,10 +193,11 @@ impl List {
     }
 }
 
-/// Runs this program's own `host` command and passes on what it says, line by line, so that two hosts' lines do not mix. A
-/// host on which nothing proceeds is ended and counts as one that failed itself.
+/// Runs this program's own `host` command and prints its output by lines, so that lines of two hosts do not mix. If a
+/// host makes no progress, it is ended and reported as a failure of the host, not of a test.
 pub(super) async fn run_host(arguments: &[OsString], deadline: Duration, command: &str) -> anyhow::Result<Option<i32>> {
-    // Killed by the kernel when this thread ends, however that comes about; the emulator dies with it in the same way.
+    // The kernel kills the command when this thread ends for any reason. The emulator ends with the command in the same
+    // way.
     let driver = super::as_root(super::DRIVER)?;
     let mut child = Command::new("setpriv");
     child.args(["--pdeathsig", "KILL"]).arg(driver.as_std().get_program()).args(driver.as_std().get_args());
@@ -203,11 +207,12 @@ pub(super) async fn run_host(arguments: &[OsString], deadline: Duration, command
     if let Some(status) = progress::follow(&mut child).await? {
         return Ok(status.code());
     }
-    // It keeps its logs before it ends.
+    // The host copies its logs before it ends.
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
         kill_process(pid, Signal::TERM)?;
     }
-    let _killed_when_dropped = timeout(KEEPS_LOGS_WITHIN, child.wait()).await;
+    // A child that does not end is killed when it is dropped.
+    let _ = timeout(KEEPS_LOGS_WITHIN, child.wait()).await;
     Ok(Some(i32::from(crate::host::STATUS_HOST_FAILED)))
 }
 
@@ -224,7 +229,7 @@ mod tests {
         write(&folder.path().join("program"), program);
         let tests: Vec<_> = (0..20).map(|test| format!("program m::{test}")).collect();
         let list = List::new(&folder.path().join("list"), &tests).unwrap();
-        // Host 0 failed before: it ended one test and not the other. Host 1 is still busy with one.
+        // Host 0 failed earlier: it ended one test and did not end the other. Host 1 still runs one.
         std::os::unix::fs::symlink("0", list.0.join("taken/program.m::18")).unwrap();
         std::os::unix::fs::symlink("0", list.0.join("taken/program.m::19")).unwrap();
         std::os::unix::fs::symlink("1", list.0.join("taken/program.m::17")).unwrap();

@@ -1,5 +1,5 @@
-//! The regression gate: what garret costs, in counts that repeat, against the baseline that is committed. It runs on an emulated
-//! host that counts instructions, also where machines could run natively.
+//! The regression gate: compares garret's repeatable counts with the committed baseline. It always runs on an emulated
+//! host that counts instructions, even if machines could run natively.
 
 use super::emulated::run_host;
 use anyhow::{Context, bail};
@@ -10,24 +10,24 @@ use tokio::process::Command;
 
 const FOLDER: &str = "target/gate";
 const BASELINE: &str = "benches/baseline.json";
-/// An attempt takes less than a minute, and three on a slow machine; while it counts instructions, the emulator hangs more often
-/// than else.
+/// The time limit of one attempt. It takes less than a minute, or three on a slow machine. The emulator hangs more often
+/// while it counts instructions.
 const ATTEMPT: Duration = Duration::from_secs(225);
 const ATTEMPTS: u32 = 3;
 
-/// Gives whether nothing is worse. What is better is told, and passes. Once in a dozen runs the emulator makes a guest wait, and
-/// the agent is asked more often: what is worse has to be worse twice.
+/// Returns whether no count is worse. Better counts are reported and pass. In about one of twelve runs the emulator
+/// delays a guest, and the agent receives more requests. So a count fails only if it is worse twice.
 ///
 /// # Errors
 /// The emulator hung each time, or there is no baseline.
 pub(super) async fn run() -> anyhow::Result<bool> {
     Ok(passes().await? || {
-        println!("once more, to be sure");
+        println!("measuring again to confirm");
         passes().await?
     })
 }
 
-/// Measures and judges.
+/// Measures and compares.
 async fn passes() -> anyhow::Result<bool> {
     let (folder, bench) = (Path::new(FOLDER), Path::new(super::RELEASE).join("garret-bench"));
     let results = folder.join("results.jsonl");
@@ -44,7 +44,7 @@ async fn passes() -> anyhow::Result<bool> {
     }
 }
 
-/// Takes the samples; an attempt that hangs leaves what it has to the next.
+/// Takes the samples. If an attempt hangs, the next one continues with its results.
 async fn measure(folder: &Path, bench: &Path) -> anyhow::Result<()> {
     let options = [
         "--icount".as_ref(),
@@ -58,8 +58,8 @@ async fn measure(folder: &Path, bench: &Path) -> anyhow::Result<()> {
     for attempt in 1..=ATTEMPTS {
         match run_host(&options.map(Into::into), ATTEMPT, command).await? {
             Some(0) => return Ok(()),
-            status => println!("attempt {attempt} of {ATTEMPTS} did not get to its end: status {status:?}"),
+            status => println!("attempt {attempt} of {ATTEMPTS} did not finish: status {status:?}"),
         }
     }
-    bail!("the counts could not be taken")
+    bail!("the counts could not be measured: see the output of the attempts above")
 }

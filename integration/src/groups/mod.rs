@@ -1,4 +1,4 @@
-//! `make test`: the groups of tests in their order, each measured by its budget. The first that fails ends the run.
+//! `make test`: runs the groups of tests in order, each within its budget. The run ends at the first failure.
 
 mod budget;
 pub(crate) mod campaign;
@@ -6,6 +6,7 @@ mod emulated;
 mod gate;
 mod process;
 mod progress;
+mod sources;
 
 use anyhow::{Context, bail};
 use budget::{Budget, FAILS_BEYOND, Verdict};
@@ -22,10 +23,10 @@ use tokio::time::{Instant, timeout};
 /// The target that `.cargo/config.toml` names.
 const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
 
-/// This program. Not by what the system says it runs: building the tests may have replaced the file.
+/// The path of this program. The system's answer is not used: building the tests may have replaced the file.
 const DRIVER: &str = "target/x86_64-unknown-linux-gnu/release/garret-integration";
 
-/// Which groups to run.
+/// The groups to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only these groups, in this order
@@ -65,7 +66,7 @@ impl Group {
     }
 }
 
-/// Runs the groups; the exit code says whether all passed.
+/// Runs the groups. The exit code is 0 if all passed.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     enter_repository()?;
     let cold = !Path::new(RELEASE).join("garret").exists() || !guest_is_built();
@@ -77,7 +78,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         println!("== {} (budget {minutes} min, caches {})", group.name(), if cold { "cold" } else { "warm" });
         let begun = Instant::now();
         let limit = budget * FAILS_BEYOND;
-        // A group that has to be stopped took longer than the limit, so it is judged as such below.
+        // A group that was stopped took longer than the limit, so the verdict below reports it.
         let passed = match timeout(limit, run_group(group, options.only.as_deref(), limit)).await {
             Ok(passed) => passed?,
             Err(_) => false,
@@ -98,7 +99,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Caches what was compiled for lints and tests. Tests do not fail because that is not possible.
+/// Caches the compiled dependencies of lints and tests. A failure of this does not fail the tests.
 async fn keep_dependencies() -> anyhow::Result<bool> {
     let mut keep = Command::new("scripts/dependencies.sh");
     keep.arg("keep");
@@ -115,7 +116,8 @@ fn enter_repository() -> anyhow::Result<()> {
 
 async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     match group {
-        Group::Lint => Ok(run_to_end(Command::new("scripts/words.sh")).await?
+        Group::Lint => Ok(sources::check()?
+            && run_to_end(Command::new("scripts/words.sh")).await?
             && run_to_end(Command::new("codespell")).await?
             && run_to_end(Command::new("scripts/shellcheck.sh")).await?
             && cargo(&["fmt", "--all", "--check"]).await?
@@ -139,7 +141,7 @@ async fn run_group(group: Group, only: Option<&str>, limit: Duration) -> anyhow:
     }
 }
 
-/// The tests of this crate, as root on a host with garret: this one if it can run machines, else on emulated ones.
+/// Runs the tests of this crate as root on a host with garret: this host if it can run machines, else emulated ones.
 async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool> {
     let mut programs = test_programs().await?;
     if has_virtualization() {
@@ -151,20 +153,20 @@ async fn end_to_end(only: Option<&str>, limit: Duration) -> anyhow::Result<bool>
     } else {
         println!("no hardware virtualization here: machines run in emulated hosts");
     }
-    // Ends a little before the limit, while this process can still keep the logs.
+    // The limit is a little earlier, so that this process can still keep the logs.
     let deadline = limit.saturating_sub(Duration::from_secs(60));
     emulated::run(&programs, only.unwrap_or_default(), deadline).await
 }
 
-/// Whether guests can run natively. The processor decides, not the device node: some hosts imitate the node.
+/// Whether guests can run natively. The processor's flags decide, not the device node: some hosts imitate the node.
 fn has_virtualization() -> bool {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx") && Path::new("/dev/kvm").exists()
 }
 
-/// Builds this crate's tests and gives their programs.
+/// Builds this crate's tests and returns their programs.
 async fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
-    /// What cargo says of each thing it has built.
+    /// What cargo reports of each artifact.
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -194,13 +196,13 @@ async fn test_programs() -> anyhow::Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
-/// Whether some guest kernel is in the cache: building it is what makes a run cold.
+/// Whether the cache has a guest kernel. Without one the run is cold.
 fn guest_is_built() -> bool {
     let kernels = cache().and_then(|folder| std::fs::read_dir(folder.join("kernel")).ok());
     kernels.into_iter().flatten().flatten().any(|entry| entry.path().join("vmlinux").exists())
 }
 
-/// Where results are cached; scripts/lib.sh says the same.
+/// The folder of the cache, as in scripts/lib.sh.
 fn cache() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     variable("GARRET_CACHE")
@@ -208,7 +210,7 @@ fn cache() -> Option<PathBuf> {
         .or_else(|| variable("HOME").map(|folder| folder.join(".cache/garret")))
 }
 
-/// A command that is root's, with the caller's cache: making file systems and starting emulated hosts takes root.
+/// A command that runs as root, with the caller's cache. Creating file systems and starting emulated hosts need root.
 fn as_root(program: &str) -> anyhow::Result<Command> {
     if getuid().is_root() {
         return Ok(Command::new(program));

@@ -1,4 +1,4 @@
-//! Runs a program of a group, and kills all of its processes if the group's time is over.
+//! Runs a program of a group, and kills all of its processes when the group's time is over.
 
 use super::progress;
 use anyhow::Context;
@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::process::{ExitStatus, Stdio};
 use tokio::process::{Child, Command};
 
-/// Runs cargo; a unit test that hangs fails.
+/// Runs cargo. A unit test that hangs is killed, and the group fails.
 pub(super) async fn cargo(arguments: &[&str]) -> anyhow::Result<bool> {
     let mut command = Command::new("cargo");
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -19,18 +19,18 @@ pub(super) async fn cargo(arguments: &[&str]) -> anyhow::Result<bool> {
     Ok(group.passed(status))
 }
 
-/// Runs a program to its end. Builds say nothing for long: only the group's limit ends one that hangs.
+/// Runs a program to its end. Builds print nothing for a long time, so only the group's limit ends one that hangs.
 pub(super) async fn run_to_end(command: Command) -> anyhow::Result<bool> {
     let (mut child, group) = spawn(command)?;
     let status = child.wait().await?;
     Ok(group.passed(Some(status)))
 }
 
-/// A program's process group, which dies as a whole if the caller gives up.
+/// A program's process group, which is killed as a whole if the caller stops waiting.
 struct ProcessGroup(Option<Pid>);
 
 impl ProcessGroup {
-    /// Whether the program passed. One without a status hangs and is killed.
+    /// Returns whether the program passed. A program without a status hangs and is killed.
     fn passed(mut self, status: Option<ExitStatus>) -> bool {
         if status.is_some() {
             self.0 = None;
@@ -42,7 +42,8 @@ impl ProcessGroup {
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
-            let _already_gone = kill_process_group(pid, Signal::KILL);
+            // It may be gone already.
+            let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 }

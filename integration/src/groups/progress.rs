@@ -1,4 +1,5 @@
-//! A program that hangs is found by its silence. Its group's budget says nothing of that: machines differ in speed.
+//! Detects a program that hangs by the time since its last line. The group's budget cannot do that: machines differ in
+//! speed.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -8,14 +9,14 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep_until};
 
-/// Every line is progress: a test that ended, a crate that is compiled. Each takes minutes at most, also on a machine three
-/// times slower than the budgets assume.
+/// The longest time without a line. A line is printed for each test that ends and each crate that is compiled. Each
+/// takes minutes at most, even on a machine three times slower than the budgets assume.
 const SILENT_AT_MOST: Duration = Duration::from_secs(20 * 60);
 
-/// Passes on what a program prints, line by line, until it ends. `None` if it hangs. Both streams have to be piped.
+/// Prints a program's output by lines until it ends. `None` if it hangs. Both streams must be piped.
 ///
 /// # Errors
-/// The program's end cannot be waited for.
+/// Waiting for the program's end fails.
 pub(super) async fn follow(child: &mut Child) -> anyhow::Result<Option<std::process::ExitStatus>> {
     let (stdout, stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);
     let heard = Heard::now();
@@ -29,7 +30,7 @@ pub(super) async fn follow(child: &mut Child) -> anyhow::Result<Option<std::proc
     }
 }
 
-/// When the last line came.
+/// The time of the last line.
 struct Heard(Cell<Instant>);
 
 impl Heard {
@@ -70,7 +71,7 @@ mod tests {
                 tokio::time::sleep(limit / 20).await;
                 writer.write_all(b"line\n").await.unwrap();
             }
-            // The stream stays open: what ends the wait is the silence.
+            // The stream stays open, so only the silence ends the wait.
             std::future::pending::<()>().await;
         };
         tokio::select! {

@@ -1,4 +1,5 @@
-//! The folder the emulated host mounts at /run/host: garret as installed, the job, images to serve, and room for logs.
+//! The folder that the emulated host mounts at /run/host: the installed garret, the job, images to serve, and space for
+//! logs.
 
 use super::Options;
 use anyhow::{Context, bail};
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 
 const SWAP: &str = "swap";
 
-/// Everything one boot of the emulated host reads.
+/// The files of one boot of the emulated host.
 pub(super) struct BootFiles {
     folder: TempDir,
     pub kernel: PathBuf,
@@ -21,10 +22,10 @@ pub(super) struct BootFiles {
     pub share: Option<PathBuf>,
 }
 
-/// Builds what is missing in the cache and lays out one host's folder.
+/// Builds what is missing in the cache, and fills one host's folder.
 ///
 /// # Errors
-/// A build script failed (it has said why), or the shared folder cannot be one.
+/// A build script failed (it has printed why), or the shared folder cannot be used.
 pub(super) fn prepare(options: &Options) -> anyhow::Result<BootFiles> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
     let built = script(&repository.join("integration/host/build.sh"), &[])?;
@@ -32,7 +33,7 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<BootFiles> {
         bail!("integration/host/build.sh printed {built:?}")
     };
     let emulator = script(&repository.join("integration/emulator/build.sh"), &[])?;
-    // In the cache, so that files can be hard links to what it holds.
+    // The folder is in the cache, so that its files can be hard links.
     let runs = Path::new(root).ancestors().nth(2).context("the cache has no folder")?.join("run");
     fs::create_dir_all(&runs)?;
     let folder = tempfile::Builder::new().prefix("host-").tempdir_in(&runs)?;
@@ -68,7 +69,6 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<BootFiles> {
 }
 
 impl BootFiles {
-    /// The folder itself.
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -78,12 +78,13 @@ impl BootFiles {
         self.path().join(SWAP)
     }
 
-    /// A file or socket in the folder's part that is not shared with the host.
+    /// A file or socket in the part of the folder that is not shared with the host.
     pub(super) fn log(&self, name: &str) -> PathBuf {
         self.path().join("log").join(name)
     }
 
-    /// Copies the logs to where the caller wants them. This may be root in another user's folder: no link there is followed.
+    /// Copies the logs to the caller's folder. This process may be root in another user's folder, so it follows no link
+    /// there.
     pub(super) fn keep_logs(&self, to: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(self.path().join("log"))? {
@@ -99,7 +100,7 @@ impl BootFiles {
         Ok(())
     }
 
-    /// The last lines of QEMU and of the console, for a host that did not come up.
+    /// The last lines of QEMU and of the console, for a host that did not start.
     pub(super) fn last_lines(&self) -> String {
         let mut text = String::new();
         for name in ["qemu.log", "console.log"] {
@@ -189,12 +190,12 @@ fn job(options: &Options, share: Option<&Path>) -> anyhow::Result<String> {
     Ok(values.iter().map(|(name, value)| format!("JOB_{name}={}\n", quoted(value))).collect())
 }
 
-/// One word for a POSIX shell.
+/// Quotes one word for a POSIX shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// Runs a build script, whose progress goes to standard error; gives what it printed.
+/// Runs a build script, and returns its output. Its progress goes to standard error.
 fn script(script: &Path, arguments: &[&Path]) -> anyhow::Result<String> {
     let output = Command::new(script)
         .args(arguments)

@@ -1,4 +1,4 @@
-//! One QEMU with its virtiofsd processes, and the streams between it and us.
+//! One QEMU with its virtiofsd processes, and the streams that connect it with this program.
 
 use super::{Options, boot_files::BootFiles, tsc};
 use anyhow::Context;
@@ -17,26 +17,26 @@ use tokio::process::{Child, Command};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
-/// Debian's QEMU brings its own.
+/// Debian's QEMU includes its own.
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 
 const MONITOR: &str = "monitor.sock";
-/// The monitor answers at once and leaves the connection open.
+/// How long the monitor's output is read. It answers at once and leaves the connection open.
 const MONITOR_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
-/// What the host reports.
+/// A report of the host.
 pub(super) enum Event {
-    /// Booted, runner started; the command begins.
+    /// It has booted and the runner has started. The command begins.
     Up,
     /// It still runs.
     Alive,
     /// The command's exit status.
     Status(u8),
-    /// The emulator is gone.
+    /// The emulator has ended.
     Gone,
 }
 
-/// A running emulator. Its processes die with the thread that started them, so nothing outlives the driver.
+/// A running emulator. Its processes end with the thread that started them, so none outlives this program.
 pub(super) struct Emulator {
     qemu: Child,
     daemons: Vec<Child>,
@@ -46,7 +46,7 @@ pub(super) struct Emulator {
 }
 
 impl Emulator {
-    /// Starts the emulator and what serves its shares.
+    /// Starts the emulator and the servers of its shares.
     pub(super) fn start(options: &Options, files: &BootFiles) -> anyhow::Result<Self> {
         let (control, control_inside) = UnixStream::pair()?;
         let (stdout, stdout_inside) = UnixStream::pair()?;
@@ -57,7 +57,7 @@ impl Emulator {
         if let Some(folder) = &files.share {
             daemons.push(share(&mut arguments, files, "share", folder)?);
         }
-        // The socket pairs' far ends must be inherited; they are closed here once QEMU has them.
+        // QEMU inherits the far ends of the socket pairs. They are closed here after it has started.
         for (name, socket) in [("control", &control_inside), ("stdout", &stdout_inside), ("stderr", &stderr_inside)] {
             fcntl_setfd(socket, FdFlags::empty())?;
             arguments.add("-chardev", format!("socket,id={name},fd={}", socket.as_fd().as_raw_fd()));
@@ -71,7 +71,7 @@ impl Emulator {
         let mut command = dying_with_us(&files.emulator);
         command.args(arguments.0).stderr(log);
         if !interactive {
-            // Ctrl-C is for the driver, which then ends the emulator.
+            // Ctrl-C is for this program, which then ends the emulator.
             command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         }
         let terminal = interactive.then(|| tcgetattr(std::io::stdin())).transpose()?;
@@ -101,13 +101,14 @@ impl Emulator {
         }
     }
 
-    /// Notes in the logs what the processor of a host that hangs is doing. One that is halted with an interrupt in `IRR` that is
-    /// not masked has lost it.
+    /// Writes the state of a hung host's processor to the logs. If it is halted and its `IRR` has an unmasked
+    /// interrupt, it has lost that interrupt.
     pub(super) async fn examine(&self, files: &BootFiles) -> std::io::Result<()> {
         let mut monitor = tokio::net::UnixStream::connect(files.log(MONITOR)).await?;
         monitor.write_all(b"info status\ninfo registers\ninfo lapic\ninfo pic\n").await?;
         let mut answer = Vec::new();
-        let _still_open = timeout(MONITOR_ANSWERS_WITHIN, monitor.read_to_end(&mut answer)).await;
+        // The monitor stays open.
+        let _ = timeout(MONITOR_ANSWERS_WITHIN, monitor.read_to_end(&mut answer)).await;
         std::fs::write(files.log("hang.log"), answer)
     }
 
@@ -119,7 +120,7 @@ impl Emulator {
         }
     }
 
-    /// Ends whatever still runs, and gives the terminal back as it was.
+    /// Ends all processes that still run, and restores the terminal.
     pub(super) async fn kill(mut self) {
         for child in std::iter::once(&mut self.qemu).chain(&mut self.daemons) {
             let _ = child.kill().await;
@@ -139,7 +140,7 @@ impl Arguments {
         self.0.extend([option.into(), value.into()]);
     }
 
-    /// A value with a path in it; QEMU reads a doubled comma as one.
+    /// Adds a value with a path. QEMU reads a doubled comma as one.
     fn add_path(&mut self, option: &str, before: &str, path: &Path, after: &str) {
         self.add(option, format!("{before}{}{after}", path.display().to_string().replace(',', ",,")));
     }
@@ -156,41 +157,42 @@ fn machine(arguments: &mut Arguments, options: &Options, files: &BootFiles) {
     } else {
         &[("-accel", "tcg,thread=multi,tb-size=1024")]
     };
-    // One processor: with two, guests died of triple faults, and now and then the host ("Oops: int3"). That was before
+    // One processor. With two, guests had triple faults, and sometimes the host failed ("Oops: int3"). That was before
     // the patches of `integration/emulator`. A machine with two cores runs two hosts.
     arguments.add("-smp", "1");
     for (option, value) in accelerator {
         arguments.add(option, *value);
     }
-    // Its firmware comes with Debian's package.
+    // Debian's package contains the firmware.
     for folder in ["/usr/share/qemu", "/usr/share/seabios"] {
         arguments.add("-L", folder);
     }
     arguments.add("-machine", "q35,memory-backend=memory,graphics=off,vmport=off");
-    // Without the promise of fast string instructions: the kernels then clear and copy memory by `rep stosq` and `rep movsq`,
-    // eight bytes a step, and the emulator carries out every string instruction step by step.
+    // Fast string instructions are not announced. The kernels then clear and copy memory by `rep stosq` and `rep
+    // movsq`, eight bytes per step. The emulator executes every string instruction step by step.
     arguments.add("-cpu", "max,+svm,-erms,-fsrm");
-    // A virtiofsd serves out of the host's memory, so that has to be shareable.
+    // A virtiofsd accesses the host's memory, so that memory must be shareable.
     arguments.add("-m", format!("{}", options.memory));
     arguments.add("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", options.memory));
     arguments.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
     arguments.add("-display", "none");
     arguments.add_path("-kernel", "", &files.kernel, "");
     arguments.add_path("-initrd", "", &files.initramfs, "");
-    // `norandmaps`: a program that is at the same addresses each time it runs is translated once; 5 % less processor time.
+    // `norandmaps`: a program at the same addresses in each run is translated only once, which saves 5 % of the CPU
+    // time.
     let mut append =
         "console=ttyS0 loglevel=4 tsc=reliable clocksource=tsc mitigations=off random.trust_cpu=on panic=-1 \
                       norandmaps"
             .to_owned();
     if !options.icount {
-        // The emulated time-stamp counter is this machine's own. The host's own calibration of it fails when this machine is
-        // busy: its clock then ran twice as fast, and all its deadlines came too early.
+        // The emulated time-stamp counter is this machine's own. The host's calibration of it fails when this machine
+        // is busy: its clock then ran twice as fast, and all its deadlines came too early.
         append += &format!(" tsc_early_khz={}", tsc::khz());
     }
     arguments.add("-append", append);
     arguments.add_path("-monitor", "unix:", &files.log(MONITOR), ",server=on,wait=off");
     arguments.add_path("-serial", "file:", &files.log("console.log"), "");
-    // Nothing is ever written back: writes go to a temporary file that has no name.
+    // Nothing is written back: writes go to a temporary file without a name.
     for disk in [&files.root, &files.swap()] {
         arguments.add_path("-drive", "if=virtio,format=raw,snapshot=on,cache=unsafe,discard=unmap,file=", disk, "");
     }
@@ -224,7 +226,7 @@ fn share(arguments: &mut Arguments, files: &BootFiles, tag: &str, folder: &Path)
     Ok(daemon)
 }
 
-/// A command that the kernel kills when this thread ends, however that comes about.
+/// A command that the kernel kills when this thread ends for any reason.
 fn dying_with_us(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program).kill_on_drop(true);
@@ -237,7 +239,7 @@ fn unblocked(stream: UnixStream) -> anyhow::Result<tokio::net::UnixStream> {
 }
 
 fn copy(mut from: UnixStream, mut to: impl Write) {
-    // The reader of our output may be gone. The command continues.
+    // The reader of our output may have ended. The command continues.
     let _ = std::io::copy(&mut from, &mut to);
     let _ = to.flush();
 }

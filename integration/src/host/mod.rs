@@ -1,5 +1,5 @@
-//! The emulated host: QEMU without hardware virtualization emulates a machine with AMD-V, on which garret and its guests run
-//! as on bare metal. Nothing in it is trusted to answer: every wait here has a deadline.
+//! The emulated host: QEMU emulates a machine with AMD-V, on which garret and its guests run as on bare metal. The host
+//! may hang at any time, so every wait here has a deadline.
 
 mod boot_files;
 mod emulator;
@@ -14,21 +14,22 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// A host comes up in seconds; this allows for a machine that is busy with other work.
+/// How long a host may take to start. It takes seconds; this allows for a busy machine.
 const UP_WITHIN: Duration = Duration::from_secs(120);
-/// Rarely the emulator itself loses an interrupt, and the host hangs.
+/// The most hosts to start. Rarely the emulator itself loses an interrupt, and the host hangs.
 const ATTEMPTS: u32 = 3;
-/// A host says every 2 s of its own time that it is alive. Rarely the emulator hangs in the middle of a command, too.
+/// The longest time without a report. A host reports every 2 s of its own time. Rarely the emulator hangs during a
+/// command, too.
 const SILENT_AT_MOST: Duration = Duration::from_secs(180);
-/// From the command's end to the emulator's.
+/// The time from the command's end until the emulator has ended.
 const DOWN_WITHIN: Duration = Duration::from_secs(10);
-/// The host failed, not the command; a number that commands seldom use, as `env(1)` has it.
+/// The status if the host failed, not the command: a number that commands seldom use, as in `env(1)`.
 pub(crate) const STATUS_HOST_FAILED: u8 = 125;
-/// As `timeout(1)`.
+/// The status after the deadline, as in `timeout(1)`.
 const STATUS_DEADLINE: u8 = 124;
 const STATUS_INTERRUPTED: u8 = 130;
 
-/// How to boot the emulated host and what to run there.
+/// How to boot the emulated host, and what to run there.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Options {
     /// Folder of this machine to share, at the same path inside (and as /share); the command runs in it
@@ -37,7 +38,7 @@ pub(crate) struct Options {
     /// Let machines run as their developers, so that workspaces can lie in SHARE (which has no id-mapped mounts)
     #[arg(long)]
     pub run_as_developer: bool,
-    /// Run the command as this account instead of root: it is made inside, named by USER
+    /// Run the command as this account instead of root. The host creates it with the name in USER
     #[arg(long = "as", value_name = "UID:GID", value_parser = account)]
     pub account: Option<(u32, u32)>,
     /// Give up after this many seconds
@@ -49,25 +50,25 @@ pub(crate) struct Options {
     /// Swap of the host in MiB, on a disk of its own
     #[arg(long, value_name = "MIB", env = "SWAP", default_value_t = 4096)]
     pub swap: u32,
-    /// One CPU, one instruction per virtual nanosecond: figures that repeat, and an emulation several times slower
+    /// One CPU, one instruction per virtual nanosecond: figures that repeat, and a several times slower emulation
     #[arg(long)]
     pub icount: bool,
     /// Do not install garret
     #[arg(long)]
     pub bare: bool,
-    /// The command may run more than once: if its host fails in the middle, another host runs it from the beginning
+    /// The command may run more than once: if its host fails, another host runs it from the beginning
     #[arg(long)]
     pub repeatable: bool,
     /// Install garret but do not start its runner
     #[arg(long)]
     pub no_runner: bool,
-    /// New machines have the base image already: nothing is pulled for it
+    /// New machines have the base image already, so it is not pulled
     #[arg(long)]
     pub preloaded: bool,
-    /// Have garret of an earlier commit inside, in /run/host/earlier
+    /// Provide garret of an earlier commit, in /run/host/earlier
     #[arg(long)]
     pub earlier: bool,
-    /// More programs to have inside, in /run/host/programs
+    /// Provide more programs, in /run/host/programs
     #[arg(long = "program", value_name = "FILE")]
     pub programs: Vec<PathBuf>,
     /// Keep the logs (console, runner, registry) in this folder
@@ -99,14 +100,14 @@ enum Outcome {
     Failed { begun: Begun, why: String },
 }
 
-/// Whether the command had begun.
+/// Whether the command has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begun {
     No,
     Yes,
 }
 
-/// What follows a failure of the host.
+/// The action after a failure of the host.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Repeat,
@@ -123,8 +124,8 @@ fn after_failure(begun: Begun, repeatable: bool, attempt: u32) -> Next {
     }
 }
 
-/// Boots a host and runs what `options` says in it; the exit code is the command's.
-/// Starts another host if one fails; a command that had begun runs again only if it is repeatable.
+/// Boots a host and runs the command of `options` in it. The exit code is the command's. If a host fails, it starts
+/// another one. A command that had begun runs again only if it is repeatable.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.interactive() && !std::io::stdin().is_terminal() {
         bail!("a shell needs a terminal: give a command (make host CMD='…')");
@@ -157,8 +158,8 @@ async fn boot(options: &Options, signals: &mut Signals) -> anyhow::Result<Outcom
     let mut emulator = Emulator::start(options, &files).context("starting the emulator")?;
     let outcome = watch(&mut emulator, options, signals).await;
     if matches!(outcome, Ok(Outcome::Failed { .. })) {
-        // An emulator that is gone has no monitor.
-        let _no_answer = emulator.examine(&files).await;
+        // An emulator that has ended has no monitor.
+        let _ = emulator.examine(&files).await;
     }
     emulator.kill().await;
     if let Some(folder) = &options.logs {
@@ -185,7 +186,7 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
                 Begun::No => return Ok(Outcome::Failed { begun, why: format!("not up after {} s", UP_WITHIN.as_secs()) }),
             },
             () = sleep_until(heard + SILENT_AT_MOST), if begun == Begun::Yes => {
-                let why = format!("it hangs, nothing was heard of it for {} s", SILENT_AT_MOST.as_secs());
+                let why = format!("it hangs: no report for {} s", SILENT_AT_MOST.as_secs());
                 return Ok(Outcome::Failed { begun, why });
             }
             () = signals.any() => return Ok(Outcome::Ended(STATUS_INTERRUPTED)),
@@ -198,7 +199,8 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
                 limit = Instant::now() + Duration::from_secs(options.deadline);
             }
             Event::Status(status) => {
-                // All output is through once the emulator has ended; a host that hangs on its way down has said all.
+                // All output is copied when the emulator has ended. A host that hangs while it ends has printed
+                // everything.
                 let _ = timeout(DOWN_WITHIN, emulator.ended()).await;
                 return Ok(Outcome::Ended(status));
             }
@@ -207,7 +209,7 @@ async fn watch(emulator: &mut Emulator, options: &Options, signals: &mut Signals
     }
 }
 
-/// What ends the driver from outside.
+/// The reasons to end this program from outside.
 struct Signals([Signal; 3]);
 
 impl Signals {

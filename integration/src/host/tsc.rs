@@ -3,11 +3,11 @@
 use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};
 
-/// One interval is wrong by what a switch to another process takes between reading the one clock and the other.
+/// The number of measurements. A switch to another process between the two clock readings falsifies one.
 const INTERVALS: usize = 5;
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Measured against the system's clock, in kHz; right to some thousandths. Takes a tenth of a second.
+/// Measures the frequency against the system's clock, in kHz, to some thousandths. Takes a tenth of a second.
 pub(super) fn khz() -> u64 {
     let mut measured: Vec<u64> = (0..INTERVALS).map(|_| measure()).collect();
     measured.sort_unstable();

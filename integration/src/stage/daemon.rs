@@ -5,10 +5,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::process::Command;
 
-/// The daemon's configuration.
 pub const CONFIG: &str = "/etc/garret/config.toml";
 
-/// All events that the host keeps of its developers, one JSON object in each line.
+/// Returns all events that the host keeps, one JSON object per line.
 pub fn events() -> String {
     let address = ["--unix-socket", "/run/garret/garret.sock", "http://garret/v1/events?after=0"];
     let output = Command::new("curl").args(["-sS", "--max-time", "30"]).args(address).output().expect("curl runs");
@@ -22,25 +21,24 @@ pub fn daemon_pid() -> u64 {
     String::from_utf8(found.stdout).expect("a number").trim().parse().expect("one daemon")
 }
 
-/// Starts the daemon, the way the host's own service does it.
+/// Starts the daemon as the host's own service does.
 pub fn start_daemon() {
     let status = Command::new("garret-daemon-start").status().expect("the host's own start script");
     assert!(status.success());
 }
 
-/// Ends the daemon as a service manager does; `seconds` may pass.
+/// Ends the daemon as a service manager does, within `seconds`.
 pub fn end_daemon(seconds: u32) {
     let pid = daemon_pid();
     send(pid, Signal::TERM);
     wait_for_end("the daemon", pid, seconds);
 }
 
-/// Waits until there is no such process.
+/// Waits until the process has ended.
 fn wait_for_end(what: &str, pid: u64, seconds: u32) {
     wait_until(&format!("{what} is gone"), seconds, || !Path::new(&format!("/proc/{pid}")).exists());
 }
 
-/// Kills the daemon.
 pub fn kill_daemon() {
     let pid = daemon_pid();
     kill(pid);
@@ -53,12 +51,10 @@ pub fn restart_daemon() {
     start_daemon();
 }
 
-/// SIGKILL.
 pub fn kill(pid: u64) {
     send(pid, Signal::KILL);
 }
 
-/// Any signal.
 pub fn send(pid: u64, signal: Signal) {
     kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Users of the host, and commands that run as one of them.
+//! Accounts of the host, and commands that run as one of them.
 
 use super::Ran;
 use std::fs;
@@ -8,13 +8,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The driver's `load` in a guest: takes memory and checks every byte of it.
+/// The driver's `load` in a guest, which takes memory and checks every byte.
 pub const LOAD: &str = "/data/load";
 
-/// No command takes longer on a host that works; a hung one must fail its test, not stop the run.
+/// The longest time of a command. A hung one must fail its test, not stop the run.
 const DEADLINE_S: &str = "600";
 
-/// A user of the host. The emulated host has these accounts; on bare metal `make test` makes them.
+/// An account of the host. The emulated host has these accounts; on bare metal `make test` creates them.
 #[derive(Clone, Copy, Debug)]
 pub struct Developer {
     pub name: &'static str,
@@ -23,11 +23,11 @@ pub struct Developer {
 
 pub const ALICE: Developer = Developer { name: "alice", uid: 1001 };
 pub const BOB: Developer = Developer { name: "bob", uid: 1002 };
-/// A third; the tests that use it make its account.
+/// A third account, which the tests that use it create.
 pub const CAROL: Developer = Developer { name: "carol", uid: 1003 };
 
 impl Developer {
-    /// Makes this user's account unless it is there: a uid without one has no machine.
+    /// Creates this account if it does not exist. A uid without an account has no machine.
     pub fn make_account(&self) {
         let known = Command::new("id").arg(self.name).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !known.expect("id(1) runs").success() {
@@ -36,7 +36,7 @@ impl Developer {
         }
     }
 
-    /// `garret ARGUMENTS` as this developer.
+    /// Runs `garret ARGUMENTS` as this developer.
     pub fn garret(&self, arguments: &[&str]) -> Ran {
         self.garret_with(arguments, &[], b"")
     }
@@ -46,7 +46,7 @@ impl Developer {
         self.run("garret", arguments, variables, input)
     }
 
-    /// Any program as this developer.
+    /// Runs any program as this developer.
     pub fn run(&self, program: &str, arguments: &[&str], variables: &[(&str, &str)], input: &[u8]) -> Ran {
         let mut child = self
             .command(program, arguments)
@@ -58,7 +58,7 @@ impl Developer {
             .expect("timeout(1) runs");
         let mut stdin = child.stdin.take().expect("piped");
         let input = input.to_owned();
-        // A command that does not read its input may close it early.
+        // A command that does not read its input may close it.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
         let output = child.wait_with_output().expect("it ends");
         writer.join().expect("the writer ends");
@@ -69,7 +69,7 @@ impl Developer {
         }
     }
 
-    /// A program that is this developer's, and ends at the deadline.
+    /// A program that runs as this developer, and is killed at the deadline.
     pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", DEADLINE_S, program]).args(arguments);
@@ -78,7 +78,7 @@ impl Developer {
         command
     }
 
-    /// Copies the driver into this developer's machine as [`LOAD`], unless it is there.
+    /// Copies the driver into this developer's machine as [`LOAD`], if it is missing.
     #[track_caller]
     pub fn put_load(&self) {
         let driver = std::env::var_os("GARRET_DRIVER").unwrap_or("/run/host/programs/garret-integration".into());
@@ -87,24 +87,24 @@ impl Developer {
         self.garret_with(&["exec", "--machine", "--", "sh", "-c", &put], &[], &driver).ok();
     }
 
-    /// Gives this developer a file or folder.
+    /// Makes this developer the owner of a file or folder.
     pub fn own(&self, path: &Path) {
         chown(path, Some(self.uid), Some(self.uid)).expect("chown");
     }
 
-    /// A shell line in this developer's machine.
+    /// Runs a shell command in this developer's machine.
     pub fn guest(&self, line: &str) -> Ran {
         self.garret(&["exec", "--machine", "--", "sh", "-c", line])
     }
 
-    /// `garret --json ARGUMENTS`, parsed.
+    /// Runs `garret --json ARGUMENTS`, and parses its output.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
         let out = self.garret(&[&["--json"], arguments].concat()).ok();
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
 
-    /// This developer's machine, as the API shows it.
+    /// This developer's machine, as the API returns it.
     #[track_caller]
     pub fn machine(&self) -> serde_json::Value {
         let machines = self.json(&["show", "--machine"]);

@@ -1,4 +1,4 @@
-//! A host with garret, as the tests see it: its developers, their workspaces and its daemon.
+//! A host with garret for the tests: its developers, their workspaces and its daemon.
 
 mod command;
 mod daemon;

@@ -5,19 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The image most tests use; it comes through the host's registry mirror where the internet is not there.
+/// The image of most tests. Without the internet, the host's registry mirror serves it.
 pub const IMAGE: &str = "mcr.microsoft.com/devcontainers/base:debian";
 
 /// A workspace folder of a developer.
 pub struct Workspace {
     developer: Developer,
     path: PathBuf,
-    /// What is removed at the end, with the environment; `None`: both stay.
+    /// The folder, which is removed at the end with the environment; `None`: both stay.
     folder: Option<tempfile::TempDir>,
 }
 
 impl Workspace {
-    /// An empty folder named `name`.
+    /// Creates an empty folder named `name`.
     pub fn new(developer: Developer, name: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("garret-e2e-").tempdir_in("/var/tmp").expect("a folder");
         let path = folder.path().join(name);
@@ -28,8 +28,8 @@ impl Workspace {
         Self { developer, path, folder: Some(folder) }
     }
 
-    /// A workspace that all tests of a developer share: [`IMAGE`] and no other property. Its container stays up between
-    /// tests, so a test must leave the container unchanged. The folder is empty otherwise.
+    /// A workspace that all tests of a developer share: [`IMAGE`] and no other property. Its container keeps running
+    /// between tests, so a test must leave the container unchanged. The folder is empty otherwise.
     pub fn shared(developer: Developer) -> Self {
         let folder = PathBuf::from(format!("/var/tmp/garret-e2e-{}", developer.name));
         let path = folder.join("shared");
@@ -47,20 +47,20 @@ impl Workspace {
         workspace
     }
 
-    /// A folder with a `.devcontainer/devcontainer.json` of this text.
+    /// Creates a folder with this text as its `.devcontainer/devcontainer.json`.
     pub fn with_config(developer: Developer, name: &str, config: &str) -> Self {
         let workspace = Self::new(developer, name);
         workspace.write(".devcontainer/devcontainer.json", config);
         workspace
     }
 
-    /// A folder whose devcontainer is [`IMAGE`] and these further properties (each with a comma before it). With none, the
-    /// user's environment is not looked for either: the login shell takes seconds under emulation.
+    /// Creates a folder whose devcontainer is [`IMAGE`] with these properties, each with a comma before it. It does not
+    /// read the user's environment: under emulation the login shell takes seconds.
     pub fn with_image(developer: Developer, name: &str, properties: &str) -> Self {
         Self::with_config(developer, name, &config_of_image(properties))
     }
 
-    /// Writes a file of the developer's.
+    /// Writes a file as the developer's.
     pub fn write(&self, name: &str, text: &str) {
         let path = self.path.join(name);
         let parent = path.parent().expect("it has one");
@@ -90,7 +90,7 @@ impl Workspace {
         self.path.to_str().expect("UTF-8")
     }
 
-    /// `garret up` of this folder, with a command if it has words.
+    /// Runs `garret up` in this folder, with a command if `words` has any.
     pub fn up(&self, command: &[&str]) -> Ran {
         let mut arguments = vec!["up", self.str()];
         if !command.is_empty() {
@@ -100,23 +100,23 @@ impl Workspace {
         self.developer.garret(&arguments)
     }
 
-    /// `garret exec` in this folder's environment.
+    /// Runs `garret exec` in this folder's environment.
     pub fn exec(&self, command: &[&str]) -> Ran {
         self.developer.garret(&[&["exec", self.str(), "--"], command].concat())
     }
 
-    /// A shell line in this folder's environment.
+    /// Runs a shell command in this folder's environment.
     pub fn sh(&self, line: &str) -> Ran {
         self.exec(&["sh", "-c", line])
     }
 
-    /// The environment, as the API shows it.
+    /// The environment, as the API returns it.
     #[track_caller]
     pub fn environment(&self) -> serde_json::Value {
         self.developer.json(&["show", self.str()])
     }
 
-    /// The address by which the host knows the developer's machine.
+    /// The address of the developer's machine on the host.
     pub fn machine_address(&self) -> String {
         let namespace = format!("garret-{}", self.developer.machine_id());
         let list = ["-n", &namespace, "-4", "-o", "addr", "show", "dev", "uplink"];
@@ -134,8 +134,8 @@ fn config_of_image(properties: &str) -> String {
 impl Drop for Workspace {
     fn drop(&mut self) {
         if self.folder.is_some() {
-            // A test that failed may have left no environment; its own message is the one that counts.
-            let _may_be_gone = self.developer.garret(&["rm", self.str()]);
+            // A failed test may have left no environment. Its own message counts.
+            let _ = self.developer.garret(&["rm", self.str()]);
         }
     }
 }

@@ -9,10 +9,14 @@ use fastrand::Rng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Up,
+    Rebuild,
     Exec,
-    Stop,
-    Start,
-    Remove,
+    StopEnvironment,
+    StartEnvironment,
+    StopMachine,
+    StartMachine,
+    RemoveEnvironment,
+    RemoveMachine,
 }
 
 /// Who is killed, or what is taken away.
@@ -21,7 +25,7 @@ pub(crate) enum Victim {
     Daemon,
     Vmm,
     Agent,
-    /// All space on the host's disk, for some seconds.
+    /// All space on the host's disk, from then on.
     Space,
 }
 
@@ -46,11 +50,10 @@ impl Case {
     /// The case with this number. The operations take turns, so that any few cases in a row have all of them.
     pub(crate) fn draw(seed: u64, number: u64) -> Self {
         let mut random = Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number));
-        let turns = [Operation::Up, Operation::Exec, Operation::Stop, Operation::Start, Operation::Remove];
-        let operation = turns[usize::try_from(number).expect("64 bits") % turns.len()];
+        let operation = TURNS[usize::try_from(number).expect("64 bits") % TURNS.len()];
         // Where the machine is stopped there is no agent yet.
         let victims = match operation {
-            Operation::Start => &[Victim::Daemon, Victim::Vmm, Victim::Space][..],
+            Operation::StartMachine => &[Victim::Daemon, Victim::Vmm, Victim::Space][..],
             _ => &[Victim::Daemon, Victim::Vmm, Victim::Agent, Victim::Space][..],
         };
         let moment = Moment {
@@ -61,14 +64,28 @@ impl Case {
     }
 }
 
+/// Each operation once, in an order in which most find the machine as they need it.
+pub(crate) const TURNS: [Operation; 9] = [
+    Operation::Up,
+    Operation::Rebuild,
+    Operation::Exec,
+    Operation::StopEnvironment,
+    Operation::StartEnvironment,
+    Operation::StopMachine,
+    Operation::StartMachine,
+    Operation::RemoveEnvironment,
+    Operation::RemoveMachine,
+];
+
 impl Operation {
     /// About how many events it has.
     fn events(self) -> usize {
         match self {
-            Self::Up => 6,
-            Self::Start => 6,
-            Self::Stop => 2,
-            Self::Exec | Self::Remove => 0,
+            Self::Up | Self::Rebuild | Self::StartMachine => 6,
+            Self::StartEnvironment => 3,
+            Self::StopMachine => 2,
+            Self::StopEnvironment | Self::RemoveMachine => 1,
+            Self::Exec | Self::RemoveEnvironment => 0,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The kill campaign: in the middle of what a developer does, daemon, VMM or agent is killed or the host's disk is full for some
-//! seconds. Afterwards the machine is as desired or one clear error says why not, repeating the command succeeds, and when the
+//! The kill campaign: in the middle of what a developer does, daemon, VMM or agent is killed, or the host's disk is full until
+//! the command has ended. Afterwards the machine is as desired or one clear error says why not, repeating the command succeeds, and when the
 //! machine is removed nothing of it remains.
 //!
 //! `CAMPAIGN_COUNT` cases from number `CAMPAIGN_FIRST` are drawn from `CAMPAIGN_SEED`. Each is a pure function of the seed and
@@ -16,12 +16,12 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::Instant;
 
-use case::Case;
+use case::{Case, TURNS};
 use census::Census;
 use operation::Scene;
 
-/// How many cases `make test` runs: each operation once, about a minute on an emulated host.
-const SLICE: u64 = 5;
+/// How many cases `make test` runs: each operation once, about two minutes on an emulated host.
+const SLICE: u64 = TURNS.len() as u64;
 
 /// How many machines `make test` makes and removes.
 const CYCLES_SLICE: u64 = 2;
@@ -37,7 +37,7 @@ fn kills() {
     for number in numbers(SLICE) {
         let (case, begun) = (Case::draw(seed, number), Instant::now());
         println!("case {number} of seed {seed}: {case}");
-        let outcome = scene.play(&case);
+        let outcome = scene.play(&case, &before);
         println!("case {number}: {outcome}, {} s", begun.elapsed().as_secs());
         note_passed(number, &format!("{case}\t{outcome}"));
     }

@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::case::{Case, Moment, Operation};
+use crate::case::{Case, Moment, Operation, Victim};
+use crate::census::Census;
 use crate::victim::{Killer, vmms};
 use garret_integration::stage::{Developer, Ran, Workspace, wait_until};
 
 /// No other test uses this machine: the campaign counts what remains of it.
 const DEVELOPER: Developer = Developer { name: "frank", uid: 1010 };
 const SOCKET: &str = "/run/garret/garret.sock";
-/// Written and synced before the first kill.
+/// Written and synced when the machine is made.
 const ACKNOWLEDGED: &str = "/data/acknowledged";
+/// The phase of a machine that is no longer there.
+const REMOVED: &str = "removed";
 /// An event that has not come by then does not come.
 const NEXT_EVENT_WITHIN: Duration = Duration::from_secs(20);
 
@@ -31,45 +34,25 @@ impl Scene {
         DEVELOPER.make_account();
         let others = vmms();
         let workspace = Workspace::with_image(DEVELOPER, "campaign", r#", "userEnvProbe": "none""#);
-        DEVELOPER.garret(&["start", "--machine", "--memory", "1024"]).ok();
-        DEVELOPER.guest(&format!("echo kept > {ACKNOWLEDGED} && sync -d {ACKNOWLEDGED}")).ok();
-        Self { workspace, others }
+        let scene = Self { workspace, others };
+        scene.make_machine();
+        scene
     }
 
-    /// One case. Returns how the disturbed command ended, in one line.
+    /// One case. `before`: what was on the host before the first machine. Returns how the disturbed command ended, in one line.
     #[track_caller]
-    pub(crate) fn play(&self, case: &Case) -> String {
-        self.set_up(case.operation);
-        let arguments = self.arguments(case.operation);
+    pub(crate) fn play(&self, case: &Case, before: &Census) -> String {
+        let operation = case.operation;
+        self.set_up(operation);
         let killer = Killer::prepare(case.victim, &DEVELOPER, &self.others);
         let events = Events::follow();
-        let command = {
-            let arguments = arguments.clone();
-            thread::spawn(move || DEVELOPER.garret(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
-        };
+        let arguments = self.arguments(operation);
+        let command = thread::spawn(move || run(&arguments));
         let seen = events.wait_for(&case.moment, || command.is_finished());
-        let killed = killer.strike();
-        let ran = command.join().expect("the thread ends");
-        let ended = judged(&ran, case);
-
-        // Whatever the kill left half done, the same command completes it.
-        self.settled();
-        let again = || DEVELOPER.garret(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        match case.operation {
-            Operation::Remove if self.environment().is_none() => {}
-            Operation::Exec => {
-                // The daemon may notice the end of a VMM later than the command.
-                wait_until("exec works again or the machine has failed", 60, || {
-                    again().status == 0 || self.settled() != "running"
-                });
-                if self.settled() != "running" {
-                    again().fails_with(&["garret start"]);
-                    DEVELOPER.garret(&["start", "--machine"]).ok();
-                }
-            }
-            _ => drop(again().ok()),
-        }
-        self.is_as_desired(case.operation);
+        let killed = killer.strike(|| command.is_finished());
+        let ended = judged(&command.join().expect("the thread ends"), case);
+        self.complete(operation);
+        self.is_as_desired(case, before);
         let kill = if killed { "killed" } else { "nothing to kill" };
         format!("{kill} after {seen} events, the command {ended}")
     }
@@ -84,6 +67,12 @@ impl Scene {
         DEVELOPER.garret(&["rm", "--machine", "--yes"]).ok();
     }
 
+    #[track_caller]
+    fn make_machine(&self) {
+        DEVELOPER.garret(&["start", "--machine", "--memory", "1024"]).ok();
+        DEVELOPER.guest(&format!("echo kept > {ACKNOWLEDGED} && sync -d {ACKNOWLEDGED}")).ok();
+    }
+
     /// What holds before the operation: as often as not the case before left it so.
     #[track_caller]
     fn set_up(&self, operation: Operation) {
@@ -94,13 +83,17 @@ impl Scene {
                 }
                 DEVELOPER.garret(&["start", "--machine"]).ok();
             }
-            Operation::Exec | Operation::Stop | Operation::Remove => self.bring_up(),
-            Operation::Start => {
+            Operation::StartEnvironment => {
+                self.bring_up();
+                DEVELOPER.garret(&["stop", self.workspace.str()]).ok();
+            }
+            Operation::StartMachine => {
                 if self.environment().is_none() {
                     self.bring_up();
                 }
                 DEVELOPER.garret(&["stop", "--machine"]).ok();
             }
+            _ => self.bring_up(),
         }
     }
 
@@ -108,58 +101,112 @@ impl Scene {
         let folder = self.workspace.str();
         let words: &[&str] = match operation {
             Operation::Up => &["up", folder],
+            Operation::Rebuild => &["up", folder, "--rebuild"],
             Operation::Exec => &["exec", folder, "--", "sh", "-c", "sleep 1; echo ended"],
-            Operation::Stop => &["stop", "--machine"],
-            Operation::Start => &["start", "--machine"],
-            Operation::Remove => &["rm", folder],
+            Operation::StopEnvironment => &["stop", folder],
+            Operation::StartEnvironment => &["start", folder],
+            Operation::StopMachine => &["stop", "--machine"],
+            Operation::StartMachine => &["start", "--machine"],
+            Operation::RemoveEnvironment => &["rm", folder],
+            Operation::RemoveMachine => &["rm", "--machine", "--yes"],
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
 
-    /// Waits until the machine has come to rest in one of its lasting phases and returns that phase.
+    /// Whatever the kill left half done, the same command completes it.
+    #[track_caller]
+    fn complete(&self, operation: Operation) {
+        let phase = self.settled();
+        let again = || run(&self.arguments(operation));
+        match operation {
+            Operation::RemoveEnvironment if self.environment().is_none() => {}
+            Operation::RemoveMachine if phase == REMOVED => {}
+            Operation::Exec => {
+                // The daemon may notice the end of a VMM later than the command.
+                wait_until("exec works again or the machine has failed", 60, || {
+                    again().status == 0 || self.settled() != "running"
+                });
+                if self.settled() != "running" {
+                    again().fails_with(&["garret start"]);
+                    DEVELOPER.garret(&["start", "--machine"]).ok();
+                }
+            }
+            _ => drop(again().ok()),
+        }
+    }
+
+    /// Waits until the machine has come to rest in one of its lasting phases, or is removed, and returns that.
     #[track_caller]
     fn settled(&self) -> String {
         let mut phase = String::new();
         wait_until("the machine has settled", 120, || {
-            let shown = DEVELOPER.garret(&["--json", "show", "--machine"]);
-            let machine: Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();
-            phase = machine["phase"].as_str().unwrap_or_default().to_owned();
-            ["running", "stopped", "failed"].contains(&phase.as_str())
+            let listed = DEVELOPER.garret(&["--json", "ls"]);
+            // The daemon may be starting.
+            let Ok(listed) = serde_json::from_slice::<Value>(&listed.stdout) else { return false };
+            let machine = of_developer(&listed["machines"]);
+            phase = machine.map_or(REMOVED, |machine| machine["phase"].as_str().unwrap_or_default()).to_owned();
+            ["running", "stopped", "failed", REMOVED].contains(&phase.as_str())
         });
         phase
     }
 
     #[track_caller]
-    fn is_as_desired(&self, operation: Operation) {
-        match operation {
-            Operation::Stop => {
-                let phase = DEVELOPER.machine()["phase"].clone();
+    fn is_as_desired(&self, case: &Case, before: &Census) {
+        match case.operation {
+            Operation::StopMachine => {
+                let phase = self.settled();
                 // A machine whose VMM ended before the request had failed already. A stop does not hide that.
-                assert!(["stopped", "failed"].contains(&phase.as_str().unwrap_or_default()), "{phase}");
-                assert!(vmms().iter().all(|pid| self.others.contains(pid)), "a VMM runs on");
+                assert!(phase == "stopped" || phase == "failed" && case.victim == Victim::Vmm, "{phase}");
+                assert_eq!(self.own_vmms(), 0, "a VMM runs on");
                 return;
             }
-            Operation::Up | Operation::Exec | Operation::Start => {
+            Operation::StopEnvironment => {
+                wait_until("the environment has stopped", 120, || {
+                    self.environment().is_some_and(|environment| environment["status"]["phase"] == "stopped")
+                });
+                // An environment can be stopped without its machine.
+                DEVELOPER.garret(&["start", "--machine"]).ok();
+            }
+            Operation::RemoveEnvironment => {
+                assert!(self.environment().is_none(), "it is still there");
+                // An environment can be removed without its machine.
+                DEVELOPER.garret(&["start", "--machine"]).ok();
+            }
+            Operation::RemoveMachine => {
+                assert_eq!(self.settled(), REMOVED);
+                before.assert_nothing_remains();
+                self.make_machine();
+            }
+            _ => {
                 wait_until("the environment is ready", 120, || {
                     self.environment().is_some_and(|environment| environment["status"]["phase"] == "ready")
                 });
                 self.workspace.exec(&["true"]).ok();
             }
-            Operation::Remove => {
-                assert!(self.environment().is_none(), "it is still there");
-                // Removing an environment is possible without its machine.
-                DEVELOPER.garret(&["start", "--machine"]).ok();
-            }
         }
         assert_eq!(DEVELOPER.guest(&format!("cat {ACKNOWLEDGED}")).ok(), "kept\n");
-        assert_eq!(vmms().iter().filter(|pid| !self.others.contains(pid)).count(), 1, "not one VMM");
+        assert_eq!(self.own_vmms(), 1, "not one VMM");
+    }
+
+    /// How many VMMs this developer has.
+    fn own_vmms(&self) -> usize {
+        vmms().iter().filter(|pid| !self.others.contains(pid)).count()
     }
 
     fn environment(&self) -> Option<Value> {
         let listed = DEVELOPER.json(&["ls"]);
-        let mut all = listed["environments"].as_array().expect("a list").iter();
-        all.find(|environment| environment["workspace"] == self.workspace.str()).cloned()
+        of_developer(&listed["environments"]).cloned()
     }
+}
+
+/// `garret` with these arguments.
+fn run(arguments: &[String]) -> Ran {
+    DEVELOPER.garret(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The developer's entry of a list: there is at most one machine, and one environment.
+fn of_developer(list: &Value) -> Option<&Value> {
+    list.as_array()?.iter().find(|entry| entry["developer"] == DEVELOPER.name)
 }
 
 /// How the disturbed command ended. One that failed has one clear line of its own; nothing hangs.

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -30,8 +30,10 @@ pub(crate) enum Killer {
 
 /// On the file system of the state and the data disks.
 const FILLER: &str = "/var/lib/campaign-filler";
-/// How long the disk is full: some writes of the daemon and of the guest fall into it.
-const FULL_FOR: Duration = Duration::from_secs(5);
+/// For how long the disk is full at most. What has to be written before a command can end waits for space.
+const FULL_FOR_AT_MOST: Duration = Duration::from_secs(10);
+/// For how long it is full at least: the daemon writes some things after a command has ended.
+const FULL_FOR_AT_LEAST: Duration = Duration::from_secs(2);
 
 /// Prints a line when it is ready and kills the agent when it gets one.
 const KILL_AGENT: &str = "for p in /proc/[0-9]*; do \
@@ -64,8 +66,8 @@ impl Killer {
         }
     }
 
-    /// Kills, or fills the disk and makes space again. Returns false if there was nothing to kill.
-    pub(crate) fn strike(self) -> bool {
+    /// Kills, or fills the disk and makes space again when the command has ended. Returns false if there was nothing to kill.
+    pub(crate) fn strike(self, ended: impl Fn() -> bool) -> bool {
         match self {
             Self::Daemon => {
                 restart_daemon();
@@ -85,7 +87,10 @@ impl Killer {
             }
             Self::Space => {
                 fill_disk();
-                thread::sleep(FULL_FOR);
+                let since = Instant::now();
+                while since.elapsed() < FULL_FOR_AT_LEAST || !ended() && since.elapsed() < FULL_FOR_AT_MOST {
+                    thread::sleep(Duration::from_millis(20));
+                }
                 fs::remove_file(FILLER).expect("it is there");
                 true
             }

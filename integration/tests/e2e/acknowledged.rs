@@ -1,21 +1,26 @@
-//! What a program was told is on its disk is there again, however its machine is stopped in order: a file and a SQLite
-//! database in a container's own file system, and a PostgreSQL in a volume. Each record counts once its number has come out
-//! of `garret exec` on the host.
+//! Data that a program has synced survives every orderly stop of its machine: a file and a SQLite
+//! database in a container's own file system, and a PostgreSQL in a volume. Each record counts once its number has come
+//! out of `garret exec` on the host.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use serde_json::Value;
 
 use crate::records::{Files, ROUND, Writer, lines};
-use garret_integration::stage::{ALICE, Workspace, end_daemon, kill_daemon, start_daemon, wait_until};
+use crate::vmm::{self, power_cuts};
+use garret_integration::stage::{
+    ALICE, BOB, Developer, Workspace, end_daemon, events, kill_daemon, start_daemon, wait_until,
+};
 
 #[test]
 fn nothing_acknowledged_is_lost_however_a_machine_is_stopped() {
     let files = Files::up(ALICE, "files");
     let postgres = Postgres::up();
-    // A stop alone is in `full_disk`.
-    let ways = [stop_while_the_daemon_is_killed, shut_the_host_down];
+    let cuts = power_cuts();
+    let ways = [stop, stop_while_the_daemon_is_killed, shut_the_host_down];
     for (round, stop_and_start) in ways.into_iter().enumerate() {
         let first = ROUND * round as u64;
         let writers = [files.write_from(first), postgres.write_from(first)];
@@ -33,36 +38,56 @@ fn nothing_acknowledged_is_lost_however_a_machine_is_stopped() {
         let log = postgres.log();
         assert_eq!(log.matches("database system was shut down at").count(), round + 2, "{log}");
         assert!(!log.contains("automatic recovery"), "{log}");
+        assert_eq!(power_cuts(), cuts);
     }
 }
 
+fn stop() {
+    ALICE.garret(&["stop", "--machine"]).ok();
+    ALICE.garret(&["start", "--machine"]).ok();
+}
+
+/// The next daemon finds a machine that is half stopped, and paused as one of a host that is short of memory.
 fn stop_while_the_daemon_is_killed() {
-    let vmm = ALICE.machine()["vmm_pid"].as_u64().expect("it runs");
     std::thread::scope(|scope| {
         // How the command ends, whose daemon dies, says nothing.
         scope.spawn(|| ALICE.garret(&["stop", "--machine"]));
         wait_until("the machine stops", 10, || ALICE.machine()["phase"] == "stopping");
         kill_daemon();
-        let in_the_middle = Path::new(&format!("/proc/{vmm}")).exists();
+        vmm::ask(ALICE, "POST", "/v1/pause");
+        let found = vmm::ask(ALICE, "GET", "/v1/machine");
         start_daemon();
-        assert!(in_the_middle, "the machine had stopped before the daemon was killed");
+        assert!(found.contains(r#""state":"paused""#), "{found}");
     });
     wait_until("the machine is stopped", 60, || ALICE.machine()["phase"] == "stopped");
     ALICE.garret(&["start", "--machine"]).ok();
 }
 
-/// The host's service manager ends the daemon; asked by the daemon it says that it ends everything. The test host does not
-/// really shut down, so that answer is given by a program that comes first in the daemon's path.
+/// The host's service manager ends the daemon; asked by the daemon it says that it ends everything. The test host does
+/// not really shut down, so that answer is given by a program that comes first in the daemon's path.
 fn shut_the_host_down() {
-    let vmm = ALICE.machine()["vmm_pid"].as_u64().expect("it runs");
+    BOB.garret(&["start", "--machine"]).ok();
+    let vmms = [ALICE, BOB].map(vmm::pid);
     let answer = PathBuf::from("/usr/local/sbin/systemctl");
     fs::write(&answer, "#!/bin/sh\n[ \"$1\" = is-system-running ] && echo stopping\n").expect("it writes");
     fs::set_permissions(&answer, PermissionsExt::from_mode(0o755)).expect("it is root's");
     end_daemon(100);
     fs::remove_file(&answer).expect("it is there");
-    assert!(!Path::new(&format!("/proc/{vmm}")).exists(), "the daemon ended before the machine");
-    // After the next boot; no client asks for the machine.
+    assert!(!vmms.into_iter().any(vmm::exists), "the daemon ended before a machine");
+    // After the next boot; no client asks for the machines.
     start_daemon();
+    let events = events();
+    let last = |developer: Developer, phase: &str| last_event(&events, developer, phase);
+    let [begun, ended] = ["stopping", "stopped"].map(|phase| [ALICE, BOB].map(|developer| last(developer, phase)));
+    assert!(begun.iter().max() < ended.iter().min(), "one after the other: {begun:?} {ended:?}");
+}
+
+/// The number of the last event in which this developer's machine came to this phase.
+#[track_caller]
+fn last_event(events: &str, developer: Developer, phase: &str) -> u64 {
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).rev();
+    let of_phase = |event: &Value| event["developer"] == developer.name && event["what"]["phase"] == phase;
+    events.find(of_phase).and_then(|event| event["id"].as_u64()).unwrap_or_else(|| panic!("no {phase}"))
 }
 
 /// The database of the public image, which serves it as the container's own command.
@@ -70,7 +95,8 @@ struct Postgres(Workspace);
 
 impl Postgres {
     fn up() -> Self {
-        // With an init: as process 1, the server takes another's killed child for one of its own and recovers from a crash.
+        // With an init: as process 1, the server takes another's killed child for one of its own and recovers from a
+        // crash.
         let config = r#"{ "image": "postgres:17", "overrideCommand": false, "init": true,
             "containerEnv": { "POSTGRES_HOST_AUTH_METHOD": "trust", "PGHOST": "127.0.0.1", "PGUSER": "postgres" } }"#;
         let postgres = Self(Workspace::with_config(ALICE, "postgres", config));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use garret_integration::stage::{ALICE, IMAGE, Workspace};
 
 #[test]
-fn no_devcontainer_json() {
+fn a_folder_without_devcontainer_json_is_named() {
     let workspace = Workspace::new(ALICE, "empty");
     workspace.write("kept.txt", "kept");
     workspace.up(&["true"]).fails_with(&["devcontainer.json"]);
@@ -15,7 +15,7 @@ fn no_devcontainer_json() {
 }
 
 #[test]
-fn invalid_json_is_told_with_line_and_column() {
+fn invalid_json_is_reported_with_line_and_column() {
     let workspace = Workspace::with_config(ALICE, "invalid", "{\n  \"image\": \"x\"\n  \"name\": 1\n}");
     workspace.up(&["true"]).fails_with(&["devcontainer.json", "3:"]);
 }
@@ -118,7 +118,7 @@ fn unknown_api_fields_are_refused() {
 }
 
 #[test]
-fn without_a_daemon_the_command_says_so() {
+fn a_command_without_a_daemon_names_the_socket() {
     ALICE
         .garret_with(&["ls"], &[("GARRET_SOCKET", "/run/garret/none.sock")], b"")
         .fails_with(&["/run/garret/none.sock", "daemon"]);

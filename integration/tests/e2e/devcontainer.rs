@@ -72,7 +72,8 @@ fn variables_users_mounts_and_capabilities_are_as_asked() {
         "workspaceFolder": "/code/${localWorkspaceFolderBasename}",
         "workspaceMount": "source=${localWorkspaceFolder},target=/code/${localWorkspaceFolderBasename},type=bind",
         "mounts": ["source=cache-${devcontainerId},target=/cache,type=volume", {"type": "tmpfs", "target": "/scratch"}],
-        "containerEnv": {"IN_CONTAINER": "yes", "FROM_HOST": "${localEnv:GARRET_E2E:absent}", "LINES": "one\ntwo"},
+        "containerEnv": {"IN_CONTAINER": "yes", "FROM_HOST": "${localEnv:GARRET_E2E:absent}", "LINES": "one\ntwo",
+            "CREDENTIAL": "${localEnv:GARRET_E2E_TOKEN}"},
         "remoteEnv": {"REMOTE": "${containerEnv:IN_CONTAINER}-${containerWorkspaceFolderBasename}"},
         "remoteUser": "root",
         "containerUser": "root",
@@ -82,7 +83,13 @@ fn variables_users_mounts_and_capabilities_are_as_asked() {
         "runArgs": ["--hostname", "chosen"],
         "overrideCommand": true"#,
     );
-    ALICE.garret_with(&["up", workspace.str()], &[("GARRET_E2E", "from alice")], b"").ok();
+    let variables = [("GARRET_E2E", "from alice"), ("GARRET_E2E_TOKEN", "secret")];
+    let up = |more: &[&str]| ALICE.garret_with(&[&["up", workspace.str()], more].concat(), &variables, b"");
+    // A credential takes one consent for its workspace.
+    up(&[]).fails_with(&["GARRET_E2E_TOKEN", "--allow-env GARRET_E2E_TOKEN"]);
+    up(&["--allow-env", "GARRET_E2E_TOKEN"]).ok();
+    up(&[]).ok();
+    assert_eq!(workspace.sh("echo $CREDENTIAL").ok(), "secret\n");
     let line = "id -un; pwd; echo $IN_CONTAINER; echo $FROM_HOST; echo $REMOTE; hostname; \
                 findmnt -no FSTYPE /scratch; findmnt -n /cache >/dev/null && echo cache; \
                 cat /proc/1/comm; grep CapEff /proc/1/status";
@@ -100,6 +107,11 @@ fn variables_users_mounts_and_capabilities_are_as_asked() {
     assert_eq!(ALICE.guest(modes).ok(), "600\n700\n");
     let capabilities = u64::from_str_radix(lines[9].split_whitespace().last().unwrap(), 16).unwrap();
     assert_ne!(capabilities & (1 << 19), 0, "CAP_SYS_PTRACE is missing: {out}");
+    let kept = || ALICE.garret(&["env", "ls", workspace.str()]).ok();
+    assert_eq!(kept(), "GARRET_E2E\nGARRET_E2E_TOKEN\n");
+    ALICE.garret(&["env", "clear", workspace.str()]).ok();
+    assert_eq!(kept(), "");
+    up(&[]).fails_with(&["GARRET_E2E_TOKEN"]);
 }
 
 #[test]
@@ -121,15 +133,19 @@ fn a_dockerfile_is_built_with_its_arguments_and_target() {
 }
 
 #[test]
-fn a_rebuild_during_a_run_replaces_it() {
-    let workspace = Workspace::with_image(ALICE, "replaced", r#", "onCreateCommand": "echo > begun; sleep 1000""#);
-    let line = format!(
-        "garret up '{0}' & client=$!; until [ -e '{0}/begun' ]; do sleep 0.1; done; kill -TERM $client; wait $client",
-        workspace.str()
-    );
-    ALICE.run("sh", &["-c", &line], &[], b"");
-    let config = format!("{{ \"image\": \"{IMAGE}\", \"onCreateCommand\": \"echo new > made\" }}");
-    workspace.write(".devcontainer/devcontainer.json", &config);
-    ALICE.garret(&["up", "--rebuild", workspace.str()]).ok();
+fn a_rebuild_or_another_config_during_a_run_replaces_it() {
+    let hangs = |mark: &str| format!(r#"{{ "image": "{IMAGE}", "onCreateCommand": "echo > {mark}; sleep 1000" }}"#);
+    let workspace = Workspace::with_config(ALICE, "replaced", &hangs("first"));
+    for (mark, order) in [("first", ""), ("second", "--rebuild")] {
+        workspace.write(".devcontainer/devcontainer.json", &hangs(mark));
+        let line = format!(
+            "garret up {order} '{0}' & client=$!; until [ -e '{0}/{mark}' ]; do sleep 0.1; done; kill -TERM $client; wait $client",
+            workspace.str()
+        );
+        ALICE.run("sh", &["-c", &line], &[], b"");
+    }
+    let ends = format!("{{ \"image\": \"{IMAGE}\", \"onCreateCommand\": \"echo new > made\" }}");
+    workspace.write(".devcontainer/other/devcontainer.json", &ends);
+    ALICE.garret(&["up", "--config", "other", workspace.str()]).ok();
     assert_eq!(workspace.read("made"), "new\n");
 }

@@ -38,7 +38,7 @@ fn a_terminal_is_a_terminal_and_has_the_callers_size() {
 fn signals_reach_the_process_in_the_container() {
     let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
-    // The command tells that it is ready by a file in the workspace; then the host's side is told to terminate.
+    // The command creates a file in the workspace when it is ready. Then the host's side gets SIGTERM.
     let line = format!(
         "garret exec '{}' -- sh -c 'trap \"echo caught > caught; exit 9\" TERM; echo > ready; while :; do sleep 0.1; done' &\n\
          child=$!; until [ -e '{0}/ready' ]; do sleep 0.1; done; kill -TERM $child; wait $child",

@@ -207,6 +207,9 @@ fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
     }
     assert_eq!(field("NoNewPrivs"), "1");
     assert_eq!(field("Seccomp"), "2");
+    // `revocation` has a host without it.
+    let landlock = ALICE.machine()["landlock"].clone();
+    assert!(landlock == "enforced" || landlock == "partial", "{landlock}");
     let uids: Vec<u32> = field("Uid").split_whitespace().map(|uid| uid.parse().unwrap()).collect();
     assert!(uids.iter().all(|uid| (2_100_000_000..2_100_065_536).contains(uid)), "{uids:?}");
     let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root/"))
@@ -227,15 +230,15 @@ fn the_vmm_has_no_capability_and_sees_only_its_own_files() {
 
 /// A web server in a network namespace next to the host: on a public address (of a block that no program asks for by
 /// itself), on the one where clouds keep a machine's credentials, on a company's private one, and over IPv6.
-struct Beyond(Child);
+pub(crate) struct Beyond(Child);
 
 impl Beyond {
-    const PUBLIC: &str = "192.31.196.7";
+    pub(crate) const PUBLIC: &str = "192.31.196.7";
     const METADATA: &str = "169.254.169.254";
     const PRIVATE: &str = "10.77.1.7";
     const IPV6: &str = "fd00:8::7";
 
-    fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let commands = [
             "ip netns add beyond",
             "ip link add beyond type veth peer name host netns beyond",

@@ -3,7 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use crate::vmm::{self, power_cuts};
 use garret_integration::stage::{ALICE, IMAGE, Workspace, kill, restart_daemon, wait_until};
+
+/// Much less than a guest with a container holds.
+const SWAPPED_LEAST: u64 = 64 << 20;
 
 #[test]
 fn a_killed_vmm_is_explained_and_restarts_with_its_data() {
@@ -71,7 +75,7 @@ fn a_container_that_was_half_made_is_no_obstacle() {
 }
 
 #[test]
-fn a_guest_panic_is_told_as_such() {
+fn a_guest_panic_is_reported_as_one() {
     let workspace = Workspace::shared(ALICE);
     workspace.up(&[]).ok();
     ALICE.guest("echo c > /proc/sysrq-trigger");
@@ -84,7 +88,7 @@ fn a_guest_panic_is_told_as_such() {
 }
 
 #[test]
-fn several_environments_come_and_go_with_files_open() {
+fn several_environments_start_and_end_with_files_open() {
     let first = Workspace::with_image(ALICE, "first", "");
     let second = Workspace::with_image(ALICE, "second", "");
     first.up(&[]).ok();
@@ -105,10 +109,13 @@ fn several_environments_come_and_go_with_files_open() {
 fn stopping_leaves_nothing_running_and_starting_brings_all_back() {
     let workspace = Workspace::with_image(ALICE, "cycle", "");
     workspace.up(&["sh", "-c", "echo data > ~/data"]).ok();
-    let pid = ALICE.machine()["vmm_pid"].as_u64().unwrap();
+    let (pid, cuts) = (vmm::pid(ALICE), power_cuts());
+    // A guest that has to be swapped in again is slow, and is waited for.
+    let swapped = vmm::swap_out(ALICE);
+    assert!(swapped >= SWAPPED_LEAST, "{swapped} bytes are swapped out");
     ALICE.garret(&["stop", "--machine"]).ok();
-    assert_eq!(ALICE.machine()["phase"], "stopped");
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!((ALICE.machine()["phase"].as_str(), power_cuts()), (Some("stopped"), cuts));
+    assert!(!vmm::exists(pid));
     let id = ALICE.machine_id();
     let folder = format!("/run/garret/machines/{id}");
     let socket = format!("{folder}/api.sock");

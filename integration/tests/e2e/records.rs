@@ -65,7 +65,7 @@ impl Files {
     }
 }
 
-/// A command in a container that prints a line for each record that it was told is on the disk.
+/// A command in a container that prints a line for each record that it has synced to the disk.
 pub(crate) struct Writer {
     command: Child,
     printed: tempfile::NamedTempFile,

@@ -1,4 +1,4 @@
-//! What the VMM cannot use, it names: one line, which says what is wrong and where.
+//! The VMM reports invalid input in one line, which says what is wrong and where.
 
 use std::fs;
 use std::process::Command;
@@ -31,35 +31,35 @@ fn half(name: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn kernel_missing() {
+fn a_missing_kernel_is_one_clear_line() {
     let mut config = config("");
     config["kernel"]["image"] = "/no/such/vmlinux".into();
     fails(config, &["kernel /no/such/vmlinux: No such file or directory"]);
 }
 
 #[test]
-fn kernel_truncated() {
+fn a_truncated_kernel_is_one_clear_line() {
     let (mut config, kernel) = (config(""), half("vmlinux"));
     config["kernel"]["image"] = json!(kernel.path());
     fails(config, &["truncated or damaged", kernel.path().to_str().expect("UTF-8")]);
 }
 
 #[test]
-fn kernel_is_something_else() {
+fn a_kernel_of_another_format_is_one_clear_line() {
     let mut config = config("");
     config["kernel"]["image"] = "/etc/passwd".into();
-    fails(config, &["kernel /etc/passwd: neither an ELF file nor a bzImage"]);
+    fails(config, &["kernel /etc/passwd: not an ELF file"]);
 }
 
 #[test]
-fn root_image_missing() {
+fn a_missing_root_image_is_one_clear_line() {
     let mut config = config("");
     config["root"] = "/no/such/root.erofs".into();
     fails(config, &["/no/such/root.erofs", "No such file or directory"]);
 }
 
 #[test]
-fn root_image_truncated() {
+fn a_truncated_root_image_is_one_clear_line() {
     let (mut config, root) = (config(""), half("root.erofs"));
     config["root"] = json!(root.path());
     fails(config, &[root.path().to_str().expect("UTF-8"), "2 MiB"]);
@@ -78,7 +78,7 @@ fn disk_share_and_tap_missing() {
 }
 
 #[test]
-fn no_kvm() {
+fn a_host_without_kvm_is_one_clear_line() {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount -t tmpfs none /dev && exec \"$@\"", "sh"]).arg(installed("garret-vmm"));
     fails_by(config(""), command, &["/dev/kvm: No such file or directory", "; "]);

@@ -20,7 +20,7 @@ fn now() -> u128 {
 
 #[test]
 fn clock_is_right_at_boot_and_becomes_right_again() {
-    // Wrong by decades before init starts, and once more when it has run for a while.
+    // The clock is wrong by decades before init starts, and again after init has run for a while.
     let wrong = "date -s @1000000000 >/dev/null;";
     let beside = format!(
         "echo at boot: $(date +%s%N); {wrong} until [ $(date +%s) -gt 1500000000 ]; do sleep 0.2; done; \
@@ -30,7 +30,7 @@ fn clock_is_right_at_boot_and_becomes_right_again() {
     let mut machine = Machine::start(init_beside_after(wrong, &beside));
     for label in ["at boot: ", "again: "] {
         let told = told(&mut machine, label);
-        // 10 ms: the host's clock is read on another processor, and later.
+        // Allows 10 ms: the host's clock is read later, and on another processor.
         assert!((started..now() + 10_000_000).contains(&told), "{label}{told} is not between {started} and {}", now());
     }
 }

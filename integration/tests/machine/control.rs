@@ -1,4 +1,4 @@
-//! A running machine under the machine API, and under signals.
+//! A running machine: the machine API and signals.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ fn ticking() -> Machine {
 }
 
 #[test]
-fn pause_stops_the_guest_and_resume_lets_it_go_on() {
+fn a_pause_stops_the_guest_and_a_resume_continues_it() {
     let mut machine = ticking();
     for _ in 0..3 {
         machine.post("/v1/pause");
@@ -37,7 +37,7 @@ fn pause_stops_the_guest_and_resume_lets_it_go_on() {
 }
 
 #[test]
-fn sigterm_ends_it() {
+fn sigterm_ends_the_machine() {
     let machine = ticking();
     kill_process(Pid::from_raw(machine.pid().cast_signed()).expect("a pid"), Signal::TERM).expect("it is there");
     let end = machine.end();
@@ -68,7 +68,7 @@ fn every_thread_is_under_its_filter_and_has_gained_nothing() {
         assert_eq!(field("NoNewPrivs:").as_deref(), Some("1"), "thread {name}");
         names.push(name);
     }
-    for expected in ["garret-vmm", "api", "vcpu0"] {
+    for expected in ["garret-vmm", "signals", "api", "vcpu0"] {
         assert!(names.iter().any(|name| name == expected), "{names:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Every way a machine ends by itself has its own reason and status.
+//! Each way in which a machine ends by itself has its own reason and status.
 
 use garret_api::vmm::ExitReason;
 
@@ -13,7 +13,7 @@ fn ends_with(command: &str, reason: ExitReason, console: &str) {
 }
 
 #[test]
-fn power_off() {
+fn a_guest_that_powers_off_ends_with_that_reason() {
     ends_with(
         "echo hello from the guest; echo o > /proc/sysrq-trigger; sleep 100",
         ExitReason::PowerOff,
@@ -22,12 +22,12 @@ fn power_off() {
 }
 
 #[test]
-fn reboot() {
+fn a_guest_that_reboots_ends_with_that_reason() {
     ends_with("echo b > /proc/sysrq-trigger; sleep 100", ExitReason::Reboot, "");
 }
 
 #[test]
-fn kernel_panic() {
+fn a_kernel_panic_ends_with_that_reason() {
     ends_with(
         "echo c > /proc/sysrq-trigger; sleep 100",
         ExitReason::Panic,
@@ -36,12 +36,12 @@ fn kernel_panic() {
 }
 
 #[test]
-fn init_dies() {
+fn a_dead_init_ends_with_a_panic() {
     ends_with("exit 3", ExitReason::Panic, "Kernel panic - not syncing: Attempted to kill init!");
 }
 
 #[test]
-fn no_root_to_mount() {
+fn a_missing_root_device_ends_with_a_panic() {
     let mut config = config("");
     config["root"].take();
     config["kernel"]["cmdline"] = "quiet root=/dev/nope".into();

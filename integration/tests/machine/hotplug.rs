@@ -1,4 +1,4 @@
-//! Memory that is plugged into a running machine and taken back (virtio-mem).
+//! Memory that is plugged into a running machine and unplugged again (virtio-mem).
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{Machine, config};
 
-/// A machine with 256 MiB from the start and 1 GiB that can be plugged, `requested_mib` of it at once.
+/// A machine with 256 MiB at boot and 1 GiB of hotplug memory, of which it requests `requested_mib` at once.
 fn pluggable(requested_mib: u32, command: &str) -> Value {
     let mut config = config(command);
     let cmdline = config["kernel"]["cmdline"].as_str().expect("text");
@@ -30,17 +30,17 @@ fn wait_plugged(machine: &mut Machine, what: &str, is_right: impl Fn(u32) -> boo
     machine.wait(what, |machine| is_right(machine.get::<MemoryInfo>("/v1/memory").plugged_mib));
 }
 
-/// The VMM's own memory, which is the guest's, in MiB.
+/// The VMM's own memory, which includes the guest's, in MiB.
 fn resident_mib(machine: &Machine) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", machine.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("it is told");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel reports it");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
 }
 
 #[test]
 fn plugged_memory_is_used_and_comes_back() {
-    // 70 files of 4 MiB: more than there is without what is plugged. All are the same, so their checksums are. They go when
-    // there is more memory again, which is how the guest hears that they may.
+    // 70 files of 4 MiB need more memory than the machine has without plugged memory. All files are equal, so their
+    // checksums are. The guest removes them when it has more memory than before.
     let command = format!(
         "{TOTAL}; mount -t tmpfs -o size=400m none /tmp; echo ready; \
          until [ $(total) -gt 700000 ]; do sleep 0.1; done; echo grown; \
@@ -96,7 +96,7 @@ fn without_requests_a_machine_resumes_with_all_its_memory() {
     for _ in 0..2 {
         set(&machine, 128);
         machine.post("/v1/pause");
-        // Requests renew the lease: this takes longer than one.
+        // Requests renew the lease. These take longer than one lease.
         for _ in 0..12 {
             std::thread::sleep(Duration::from_millis(500));
             assert_eq!(machine.get::<MachineInfo>("/v1/machine").state, MachineState::Paused);
@@ -133,7 +133,7 @@ fn impossible_target_is_one_clear_line() {
     assert_eq!(without.get::<MemoryInfo>("/v1/memory"), MemoryInfo { boot_mib: 256, ..MemoryInfo::default() });
 }
 
-/// A processor that touches what is not plugged finds nothing there, and goes on.
+/// Unplugged memory reads as ones to the guest's processor, and the machine continues.
 #[test]
 fn unplugged_memory_reads_as_ones_and_ends_no_machine() {
     let mut kernel = tempfile::NamedTempFile::new().expect("a file");
@@ -147,8 +147,8 @@ fn unplugged_memory_reads_as_ones_and_ends_no_machine() {
     assert_eq!(end.stderr, "garret-vmm: the guest powered off\n", "a guest can fill the log");
 }
 
-/// A kernel (ELF with a PVH entry) that reads and writes the first bytes of the hotplug region, at 4 GiB. It powers off if
-/// these are all ones before and after, else it resets the machine.
+/// A kernel (ELF with a PVH entry) that reads and writes the first bytes of the hotplug region, at 4 GiB. If these are
+/// all ones before and after, it powers off. Otherwise it resets the machine.
 fn toucher() -> Vec<u8> {
     const AT: u64 = 1 << 20;
     const CODE: [u8; 75] = [
@@ -166,7 +166,7 @@ fn toucher() -> Vec<u8> {
         0x66, 0xBA, 0x02, 0x06, 0xB0, 0x01, 0xEE, //                  reset: out 0x602, 1
         0xEB, 0xF4, //                                                       jmp wait
     ];
-    // Page tables (PAE): 2 MiB at 0 map to themselves, the next 2 MiB to 4 GiB.
+    // Page tables (PAE): the first 2 MiB map to themselves, the next 2 MiB to 4 GiB.
     let mut image = vec![0; 0x3000];
     image[..CODE.len()].copy_from_slice(&CODE);
     for (at, entry) in [(0x1000, AT + 0x2001), (0x2000, 0x83), (0x2008, (4 << 30) + 0x83)] {

@@ -1,4 +1,5 @@
-//! One `garret-vmm` at a time, without the runner: how a machine begins and ends, and what it says when it cannot.
+//! One `garret-vmm` at a time, without the runner: how a machine starts and ends, and what it reports if it cannot
+//! start.
 
 mod bad_input;
 mod clock;

@@ -1,4 +1,4 @@
-//! The power button: what ends a guest whose agent does not answer.
+//! The power button, which ends a guest whose agent does not answer.
 
 use garret_api::vmm::ExitReason;
 
@@ -17,7 +17,7 @@ fn paused_guest_powers_off_when_it_resumes() {
 
 #[test]
 fn hung_agent_does_not_keep_the_guest_from_powering_off() {
-    // Stands for a container: it needs 4 s to end.
+    // This shell stands for a container that needs 4 s to end.
     let container = "(trap 'echo container ends; sleep 4; echo container has ended; exit' TERM; \
                      while :; do sleep 0.1; done) &";
     let hang = "kill -STOP $(pgrep -f 'garret-agent [a]gent'); echo the agent hangs";

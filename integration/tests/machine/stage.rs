@@ -11,16 +11,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// No machine takes longer for anything here; a hung one fails its test.
+/// The longest wait of a test. A hung machine fails its test.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Where garret's files are installed.
+/// The folder of the installed files.
 pub(crate) fn installed(name: &str) -> PathBuf {
     let folder = std::env::var_os("GARRET_LIB").map_or_else(|| "/usr/lib/garret".into(), PathBuf::from);
     folder.join(name)
 }
 
-/// A small machine whose init is a shell with `command`. /proc is there; nothing is written to disk.
+/// A small machine whose init is a shell with `command`. /proc is mounted; nothing is written to disk.
 pub(crate) fn config(command: &str) -> Value {
     json!({
         "vcpus": 1,
@@ -33,25 +33,25 @@ pub(crate) fn config(command: &str) -> Value {
     })
 }
 
-/// A machine with garret's own init, and `beside` in a shell beside it once the agent runs.
+/// A machine with garret's own init, which runs `beside` in a shell after the agent has started.
 pub(crate) fn init_beside(beside: &str) -> Value {
     init_beside_after("", beside)
 }
 
-/// The same, after `first` in the place of init.
+/// The same, with `first` as the first command of init's process.
 pub(crate) fn init_beside_after(first: &str, beside: &str) -> Value {
-    // In brackets, so that the pattern does not find the shell that looks for it.
+    // The brackets keep the pattern from matching the shell that searches.
     let agent = "until pgrep -f 'garret-agent [a]gent' >/dev/null; do sleep 0.1; done; echo the agent runs;";
     config(&format!("{first} ({agent} {beside}) & exec /usr/lib/garret/garret-agent"))
 }
 
-/// A `garret-vmm` and its folder.
+/// A running `garret-vmm` and its folder.
 pub(crate) struct Machine {
     vmm: Child,
     folder: tempfile::TempDir,
 }
 
-/// How it ended.
+/// How a machine ended.
 pub(crate) struct End {
     pub status: i32,
     pub words: LastWords,
@@ -65,7 +65,7 @@ impl Machine {
         Self::start_by(config, Command::new(installed("garret-vmm")))
     }
 
-    /// The same by `command`, which is given the VMM's arguments.
+    /// The same by `command`, to which the VMM's arguments are added.
     pub(crate) fn start_by(mut config: Value, mut command: Command) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
@@ -95,7 +95,7 @@ impl Machine {
         self.wait(text, |machine| machine.console().matches(text).count() >= times);
     }
 
-    /// Waits until `condition`.
+    /// Waits until `condition` holds.
     pub(crate) fn wait(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         let until = Instant::now() + DEADLINE;
         while !condition(self) {
@@ -127,7 +127,7 @@ impl Machine {
         fs::read_to_string(self.path("stderr")).unwrap_or_default()
     }
 
-    /// Waits for the end. Nothing but the files that were asked for may be left.
+    /// Waits for the end. Only the requested files may remain.
     pub(crate) fn end(mut self) -> End {
         let until = Instant::now() + DEADLINE;
         let status = loop {

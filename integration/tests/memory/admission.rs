@@ -1,4 +1,4 @@
-//! What the host does not promise, and what it never accepts.
+//! Promises and figures that the host rejects.
 
 use crate::team::{MIB, NEWCOMER, PROMISED_MIB, TEAM, Team, top};
 use garret_integration::stage::{BOB, Developer};
@@ -9,7 +9,7 @@ const ROOT: Developer = Developer { name: "root", uid: 0 };
 fn beyond_memory_and_swap_a_machine_is_refused_with_numbers() {
     let team = Team::assemble();
     let host = top()["host"].clone();
-    // As the runner counts: each rounded down.
+    // The runner rounds each of the two down.
     let there = host["total"].as_u64().unwrap() / MIB + host["swap_total"].as_u64().unwrap() / MIB;
     let promised = u64::from(PROMISED_MIB) * TEAM.len() as u64;
     assert_eq!(host["promised"].as_u64().unwrap() / MIB, promised);
@@ -21,7 +21,7 @@ fn beyond_memory_and_swap_a_machine_is_refused_with_numbers() {
         "are already promised",
         &there.to_string(),
     ]);
-    // The memory that only it may use cannot be had either.
+    // Memory that only this machine may use is not available either.
     NEWCOMER
         .garret(&["start", "--machine", "--memory", "1700", "--guaranteed", "1600"])
         .fails_with(&["1600 MiB", "are already guaranteed to 4 others"]);

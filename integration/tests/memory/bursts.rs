@@ -1,16 +1,16 @@
-//! Loads that the runner cannot foresee.
+//! Loads that the runner cannot predict.
 
 use crate::team::{Detached, GUARANTEED_MIB, Load, TEAM, Team, machine, mib, release, shortages, top, wait_slowly};
 use garret_integration::stage::restart_daemon;
 
 /// More than half of the host's memory.
 const BURST_MIB: u32 = 900;
-/// Four of these are more than the host has, three are not. Little more: the emulator takes a tenth of a millisecond for each
-/// page that is swapped.
+/// Four of these exceed the host's memory, three do not. The excess is small: the emulator takes a tenth of a
+/// millisecond for each page that is swapped.
 const SHARE_MIB: u32 = 360;
 
 #[test]
-fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
+fn consecutive_bursts_get_memory_and_return_it() {
     let team = Team::assemble();
     for developer in TEAM {
         let before = mib(&developer, "resident");
@@ -21,14 +21,14 @@ fn one_after_the_other_gets_what_it_needs_and_gives_it_back() {
 }
 
 #[test]
-fn all_at_once_are_served_while_the_runner_restarts() {
+fn simultaneous_bursts_survive_a_restart_of_the_runner() {
     let team = Team::assemble();
     let before = shortages();
-    // The daemon's end cuts every stream through it: they run on their own.
+    // The daemon's end closes every stream through it, so these loads run without a connection.
     let loads: Vec<_> = TEAM.iter().map(|developer| Detached::hold(*developer, SHARE_MIB)).collect();
     wait_slowly("the host is short of memory", 120, || shortages() > before);
     restart_daemon();
-    // The new runner finds out by itself where everybody stands.
+    // The new runner measures all machines again.
     wait_slowly("all machines are seen again", 30, || {
         top()["machines"].as_array().expect("a list").len() == TEAM.len()
     });
@@ -45,7 +45,7 @@ fn all_at_once_are_served_while_the_runner_restarts() {
 }
 
 #[test]
-fn all_at_once_find_every_byte_while_one_is_stopped() {
+fn simultaneous_loads_stay_intact_while_one_machine_stops() {
     let team = Team::assemble();
     let (before, (stopped, others)) = (shortages(), TEAM.split_last().expect("four"));
     let squeezed = Load::hold(*stopped, SHARE_MIB);

@@ -1,7 +1,8 @@
-//! Four machines on a host that has promised them more than three times its memory. The host is an emulated one everywhere:
-//! 2 GiB of memory, 8 GiB of swap.
+//! Four machines on a host that has promised them more than three times its memory. It is always an emulated host, with
+//! 2 GiB of memory and 8 GiB of swap.
 //!
-//! Every test begins with the same four machines and ends by looking that nothing was killed in or outside them.
+//! Every test begins with the same four machines. It ends with a check that nothing was killed in a machine or on the
+//! host.
 
 mod admission;
 mod bursts;

@@ -1,4 +1,4 @@
-//! The four developers, their machines, and programs in these that need memory.
+//! The four developers, their machines, and programs in these that take memory.
 
 use std::fs;
 use std::thread::JoinHandle;
@@ -9,33 +9,31 @@ use garret_integration::stage::{ALICE, BOB, CAROL, Developer, LOAD, Ran, SLOWER}
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// What each machine is promised: four times that is more than three times the host's memory.
+/// The promise of each machine. Four times that is more than three times the host's memory.
 pub(crate) const PROMISED_MIB: u32 = 1792;
-/// What each machine has for itself.
+/// The guarantee of each machine.
 pub(crate) const GUARANTEED_MIB: u32 = 256;
 
 pub(crate) const TEAM: [Developer; 4] = [ALICE, BOB, CAROL, Developer { name: "dave", uid: 1004 }];
-/// A fifth, whose machine does not run yet.
+/// A fifth developer, whose machine does not run yet.
 pub(crate) const NEWCOMER: Developer = Developer { name: "erin", uid: 1005 };
 
-/// Until it is there, loads are held.
+/// Held loads end when this file exists.
 const RELEASED: &str = "/run/released";
 
-/// The runner's.
 pub(crate) const SOCKET: &str = "/run/garret/garret.sock";
 
 const ROOT: Developer = Developer { name: "root", uid: 0 };
 
-/// All machines, running, each with the means to use its memory.
+/// All machines, running, each with the program that takes memory.
 pub(crate) struct Team {
     /// Kills on this host before the test.
     kills: u64,
-    /// Each machine's VMM.
     vmms: Vec<Value>,
 }
 
 impl Team {
-    /// Starts those that do not run.
+    /// Starts the machines that do not run.
     pub(crate) fn assemble() -> Self {
         if vmms().len() < TEAM.len() {
             TEAM.iter().for_each(prepare);
@@ -43,7 +41,7 @@ impl Team {
         Self { kills: kills(), vmms: vmms() }
     }
 
-    /// Nothing was killed for lack of memory, neither here nor in a guest.
+    /// Asserts that nothing was killed for lack of memory, on the host or in a guest.
     #[track_caller]
     pub(crate) fn nothing_killed(&self) {
         assert_eq!(kills(), self.kills, "the host's kernel killed something");
@@ -52,7 +50,7 @@ impl Team {
         }
     }
 
-    /// Nor has any machine become another.
+    /// Asserts this, and that each machine still has the same VMM.
     #[track_caller]
     pub(crate) fn all_well(self) {
         self.nothing_killed();
@@ -61,7 +59,7 @@ impl Team {
     }
 }
 
-/// Starts the developer's machine and puts the load into it.
+/// Starts the developer's machine and copies the load into it.
 fn prepare(developer: &Developer) {
     developer.make_account();
     let (promised, guaranteed) = (PROMISED_MIB.to_string(), GUARANTEED_MIB.to_string());
@@ -93,13 +91,13 @@ fn kills() -> u64 {
     vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).expect("the kernel counts them")
 }
 
-/// `GET /v1/top` as root sees it.
+/// `GET /v1/top` as root.
 #[track_caller]
 pub(crate) fn top() -> Value {
     ROOT.json(&["top"])
 }
 
-/// One machine's line of [`top`].
+/// One machine's entry in [`top`].
 #[track_caller]
 pub(crate) fn machine(developer: &Developer) -> Value {
     let top = top();
@@ -114,7 +112,7 @@ pub(crate) fn mib(developer: &Developer, what: &str) -> u64 {
     machine[what].as_u64().unwrap_or_else(|| panic!("no {what} in {machine}")) / MIB
 }
 
-/// Waits until `condition` holds, looking every two seconds: on a host that is short of everything, looking is work as well.
+/// Polls `condition` every two seconds: on a host that is short of memory, polling costs time as well.
 #[track_caller]
 pub(crate) fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() -> bool) {
     for _ in 0..seconds * SLOWER / 2 {
@@ -126,7 +124,7 @@ pub(crate) fn wait_slowly(what: &str, seconds: u32, mut condition: impl FnMut() 
     panic!("{what}: not within {} s", seconds * SLOWER);
 }
 
-/// A program in a guest that takes memory, keeps it for some time and finds every byte as it was.
+/// A program in a guest that takes memory, keeps it for some time and checks every byte.
 pub(crate) struct Load(JoinHandle<Ran>);
 
 impl Load {
@@ -134,12 +132,12 @@ impl Load {
         Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s}"))
     }
 
-    /// The same, kept until it is [`release`]d: however slow this host is, what should happen meanwhile has its time.
+    /// The same, kept until [`release`], so that a slow host has enough time for what should happen meanwhile.
     pub(crate) fn hold(developer: Developer, mib: u32) -> Self {
         Self::start_with(developer, &held(&developer, mib))
     }
 
-    /// The same, reading all of it again and again.
+    /// The same, which reads all of it repeatedly.
     pub(crate) fn start_busy(developer: Developer, mib: u32, hold_s: u32) -> Self {
         Self::start_with(developer, &format!("{LOAD} load {mib} --hold {hold_s} --busy"))
     }
@@ -149,7 +147,7 @@ impl Load {
         Self(std::thread::spawn(move || developer.guest(&line)))
     }
 
-    /// Waits for its end: every page was right.
+    /// Waits for its end, and asserts that every page was right.
     #[track_caller]
     pub(crate) fn right(self) -> String {
         let said = self.0.join().expect("the thread ends").ok();
@@ -158,7 +156,7 @@ impl Load {
     }
 }
 
-/// The same, on its own: nothing of it hangs on a connection.
+/// The same without a connection, so that it outlives the daemon.
 pub(crate) struct Detached(Developer);
 
 impl Detached {
@@ -169,7 +167,7 @@ impl Detached {
         Self(developer)
     }
 
-    /// Waits for its end: every page was right.
+    /// Waits for its end, and asserts that every page was right.
     #[track_caller]
     pub(crate) fn right(self) {
         wait_slowly("the load has ended", 240, || self.0.guest("pgrep -x load").status == 1);
@@ -178,27 +176,27 @@ impl Detached {
     }
 }
 
-/// A line that takes memory and keeps it until it is released.
+/// A shell command that takes memory and keeps it until [`release`].
 #[track_caller]
 fn held(developer: &Developer, mib: u32) -> String {
     developer.guest(&format!("rm -f {RELEASED}")).ok();
     format!("{LOAD} load {mib} --until {RELEASED}")
 }
 
-/// Lets the developer's loads that are held end.
+/// Ends the developer's held loads.
 #[track_caller]
 pub(crate) fn release(developer: &Developer) {
     developer.guest(&format!("touch {RELEASED}")).ok();
 }
 
-/// All that was told until now of what the caller may see, a line each.
+/// All events that the caller may see, one per line.
 #[track_caller]
 pub(crate) fn events(caller: &Developer) -> String {
     let request = ["-sS", "--unix-socket", SOCKET, "http://garret/v1/events?after=0&follow=false"];
     caller.run("curl", &request, &[], b"").ok()
 }
 
-/// How often it was told until now that the host's memory is short.
+/// The number of events until now that report a shortage of the host's memory.
 #[track_caller]
 pub(crate) fn shortages() -> usize {
     events(&ROOT).lines().filter(|line| line.contains("host memory is short")).count()

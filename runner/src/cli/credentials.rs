@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_apart() {
+    fn names_of_credentials_are_recognized() {
         for name in [
             "TOKEN",
             "npm_token",

@@ -18,6 +18,7 @@ mod show;
 mod start;
 mod stop;
 mod stream;
+mod streams;
 mod target;
 mod terminal;
 mod top;
@@ -68,6 +69,8 @@ enum Command {
     Show(show::Show),
     /// List what was requested of machines and environments, by which account, and how it ended.
     Operations,
+    /// List the open commands and terminals, or end one.
+    Streams(streams::Streams),
     /// Show the memory of the host and of the running machines, live.
     Top(top::Top),
     /// Show the output of a container, or of a machine's console.
@@ -138,6 +141,7 @@ async fn dispatch(Arguments { socket, json, command }: Arguments) -> anyhow::Res
         Command::Ls => ls::run(&client, json).await,
         Command::Show(show) => show.run(&client, json).await,
         Command::Operations => operations::run(&client, json).await,
+        Command::Streams(streams) => streams.run(&client, json).await,
         Command::Top(top) => top.run(&client, json).await,
         Command::Logs(logs) => logs.run(&client).await,
         Command::Stop(stop) => stop.run(&client).await,

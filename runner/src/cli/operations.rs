@@ -24,11 +24,11 @@ fn render(operations: &[Operation], now: Duration) -> String {
     rows.extend(operations.iter().rev().map(|operation| {
         let ended = operation.ended_ms.map(|at| at.saturating_sub(operation.begun_ms));
         vec![
-            duration(now.saturating_sub(Duration::from_millis(operation.begun_ms)).as_secs()),
+            output::duration(now.saturating_sub(Duration::from_millis(operation.begun_ms)).as_secs()),
             output::wire_name(&operation.kind),
             operation.environment.clone().unwrap_or_else(|| format!("machine {}", operation.developer)),
             format!("uid {}", operation.requested_by),
-            ended.map_or_else(String::new, |ms| duration(ms.div_ceil(1000))),
+            ended.map_or_else(String::new, |ms| output::duration(ms.div_ceil(1000))),
             result(operation),
         ]
     }));
@@ -42,16 +42,6 @@ fn result(operation: &Operation) -> String {
         Some(Outcome::Failed { problem }) => format!("failed: {problem}"),
         Some(Outcome::Cancelled { reason }) => format!("cancelled: {reason}"),
         Some(Outcome::Unknown) => "ended".into(),
-    }
-}
-
-/// A time in its largest unit.
-fn duration(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
     }
 }
 

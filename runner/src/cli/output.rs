@@ -50,7 +50,6 @@ fn color_length(text: &str) -> usize {
     if inside[end..].starts_with('m') { end + 3 } else { 0 }
 }
 
-/// Prints a value as JSON.
 pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
@@ -60,6 +59,16 @@ pub(super) fn wire_name(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         other => format!("{other:?}"),
+    }
+}
+
+/// A time in its largest unit.
+pub(super) fn duration(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 

@@ -43,10 +43,17 @@ async fn stop_machine(client: &Client, name: &str) -> anyhow::Result<()> {
         eprintln!("{}", escape_controls(&format!("the machine had ended already: {}", machine.reason)));
         return Ok(());
     }
-    match follow(client, &path, machine.last_event, |_| {}, judge_machine).await? {
+    match follow(client, &path, machine.last_event, print_problem, judge_machine).await? {
         // It was removed meanwhile, so it does not run either.
         Some(Ok(())) | None => Ok(()),
         Some(Err(reason)) => bail!("the machine did not stop: {reason}"),
+    }
+}
+
+/// Such as an agent that refuses, or a power cut.
+fn print_problem(event: &Event) {
+    if let EventKind::Problem { problem } = &event.what {
+        eprintln!("{}", escape_controls(&problem.detail));
     }
 }
 
@@ -70,12 +77,7 @@ async fn stop_environment(client: &Client, environment: &Environment) -> anyhow:
     };
     let path = format!("/v1/environments/{}", environment.id);
     let environment: Environment = client.put(&path, &request).await?;
-    let seen = |event: &Event| {
-        if let EventKind::Problem { problem } = &event.what {
-            eprintln!("{}", escape_controls(&problem.detail));
-        }
-    };
-    match follow(client, &path, environment.last_event, seen, judge_environment).await? {
+    match follow(client, &path, environment.last_event, print_problem, judge_environment).await? {
         Some(Ok(())) | None => Ok(()),
         Some(Err(reason)) => bail!("{}: {reason}", environment.id),
     }

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_folder_is_said() {
+    fn a_target_that_is_no_folder_is_named() {
         assert!(
             format!("{:#}", folder("/nonexistent").unwrap_err()).starts_with("cannot use /nonexistent: No such file")
         );

@@ -74,6 +74,8 @@ fn command_lines_are_understood() {
         "garret --json ls",
         "garret show --machine --json",
         "garret operations --json",
+        "garret streams --json",
+        "garret streams end 0a1b2c3d",
         "garret logs --machine --follow",
         "garret logs folder -f",
         "garret stop",
@@ -94,7 +96,7 @@ fn command_lines_are_understood() {
 }
 
 #[test]
-fn nonsense_is_refused() {
+fn invalid_arguments_are_refused() {
     for line in [
         "garret",
         "garret exec",
@@ -108,6 +110,7 @@ fn nonsense_is_refused() {
         "garret top folder",
         "garret frobnicate",
         "garret env",
+        "garret streams end",
         "garret up --allow-env",
     ] {
         assert!(parse(line).is_err(), "{line}");

@@ -2,12 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::bail;
+use garret_api::vmm::{Bucket, RateLimit};
 use garret_api::{Code, Problem};
 use serde::Deserialize;
+
+use crate::host::Rates;
 
 /// Accounts below this uid and `nobody` are system accounts: they have no machine unless a group allows it.
 const UID_MIN: u32 = 1000;
 const NOBODY: u32 = 65_534;
+/// The minimum of limits on requests and packets per second: with fewer, a machine does not boot in time.
+const OPERATIONS_MIN: u32 = 100;
 
 /// `[limits]`. The figures here apply to everyone. `[limits.group.NAME]` replaces a figure for a group's members; if
 /// several groups set it, the largest counts. `[limits.developer.NAME]` replaces both.
@@ -25,6 +31,15 @@ pub(crate) struct LimitsSection {
     /// The largest data disk, in GiB; checked when a machine starts. A raised limit lets disks grow at the next start,
     /// at most to the template's size. A lowered limit applies to disks that are created later.
     pub disk_gib: Option<u32>,
+    /// The most that is read from and written to the data disk together, in MiB per second, 1 or more. This and the
+    /// next three apply from the machine's next start.
+    pub disk_mib_per_s: Option<u32>,
+    /// The most requests to the data disk per second, 100 or more.
+    pub disk_requests_per_s: Option<u32>,
+    /// The most network traffic, in MiB per second in each direction, 1 or more.
+    pub network_mib_per_s: Option<u32>,
+    /// The most packets per second in each direction, 100 or more. Up to 64 KiB of a stream count as one packet.
+    pub network_packets_per_s: Option<u32>,
     /// Figures by group.
     pub group: BTreeMap<String, Maxima>,
     /// Figures by developer.
@@ -43,6 +58,14 @@ pub(crate) struct Maxima {
     pub guaranteed_mib: Option<u32>,
     /// The largest data disk, in GiB.
     pub disk_gib: Option<u32>,
+    /// The most that is read from and written to the data disk together, in MiB per second.
+    pub disk_mib_per_s: Option<u32>,
+    /// The most requests to the data disk per second.
+    pub disk_requests_per_s: Option<u32>,
+    /// The most network traffic, in MiB per second in each direction.
+    pub network_mib_per_s: Option<u32>,
+    /// The most packets per second in each direction.
+    pub network_packets_per_s: Option<u32>,
 }
 
 /// One developer's limits.
@@ -56,6 +79,8 @@ pub(crate) struct Limits {
     pub guaranteed_mib: Limit,
     /// The limit on the data disk's size, in GiB.
     pub disk_gib: Limit,
+    /// The limits on the use of disk and network per second.
+    pub rates: Rates,
 }
 
 /// A maximum, and the configuration table that sets it; `None` is no limit.
@@ -63,15 +88,18 @@ pub(crate) struct Limits {
 pub(crate) struct Limit(Option<(u32, String)>);
 
 impl Limit {
-    /// A limit with this maximum.
     #[cfg(test)]
     pub(crate) fn of(max: u32) -> Self {
         Self(Some((max, "limits".into())))
     }
 
+    fn max(&self) -> Option<u32> {
+        self.0.as_ref().map(|(max, _)| *max)
+    }
+
     /// The value, or the limit if the value is above it.
     pub(crate) fn clip(&self, value: u32) -> u32 {
-        self.0.as_ref().map_or(value, |(max, _)| value.min(*max))
+        self.max().map_or(value, |max| value.min(max))
     }
 
     /// # Errors
@@ -96,12 +124,43 @@ impl LimitsSection {
     /// The account may not have a machine.
     pub(crate) fn limits_for(&self, uid: u32, developer: &str, groups: &[&str]) -> Result<Limits, Problem> {
         self.admit(uid, developer, groups)?;
+        let limit = |get: fn(&Maxima) -> Option<u32>| self.limit(developer, groups, get);
         Ok(Limits {
-            vcpus: self.limit(developer, groups, self.vcpus, |maxima| maxima.vcpus),
-            memory_mib: self.limit(developer, groups, self.memory_mib, |maxima| maxima.memory_mib),
-            guaranteed_mib: self.limit(developer, groups, self.guaranteed_mib, |maxima| maxima.guaranteed_mib),
-            disk_gib: self.limit(developer, groups, self.disk_gib, |maxima| maxima.disk_gib),
+            vcpus: limit(|maxima| maxima.vcpus),
+            memory_mib: limit(|maxima| maxima.memory_mib),
+            guaranteed_mib: limit(|maxima| maxima.guaranteed_mib),
+            disk_gib: limit(|maxima| maxima.disk_gib),
+            rates: Rates {
+                disk: rate_limit(
+                    limit(|maxima| maxima.disk_mib_per_s).max(),
+                    limit(|maxima| maxima.disk_requests_per_s).max(),
+                ),
+                network: rate_limit(
+                    limit(|maxima| maxima.network_mib_per_s).max(),
+                    limit(|maxima| maxima.network_packets_per_s).max(),
+                ),
+            },
         })
+    }
+
+    /// # Errors
+    /// A rate is so low that no machine would start.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let groups = self.group.iter().map(|(name, maxima)| (format!("limits.group.{name}"), *maxima));
+        let developers = self.developer.iter().map(|(name, maxima)| (format!("limits.developer.{name}"), *maxima));
+        for (table, maxima) in [("limits".to_owned(), self.of_all())].into_iter().chain(groups).chain(developers) {
+            for (name, rate, min) in [
+                ("disk_mib_per_s", maxima.disk_mib_per_s, 1),
+                ("disk_requests_per_s", maxima.disk_requests_per_s, OPERATIONS_MIN),
+                ("network_mib_per_s", maxima.network_mib_per_s, 1),
+                ("network_packets_per_s", maxima.network_packets_per_s, OPERATIONS_MIN),
+            ] {
+                if rate.is_some_and(|rate| rate < min) {
+                    bail!("[{table}] {name} must be {min} or more");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The names of the groups that the limits refer to.
@@ -126,14 +185,39 @@ impl LimitsSection {
         Err(Problem::new(Code::Forbidden, format!("{said} [limits] allow_groups in the daemon's configuration")))
     }
 
-    fn limit(&self, developer: &str, groups: &[&str], all: Option<u32>, get: impl Fn(&Maxima) -> Option<u32>) -> Limit {
-        if let Some(max) = self.developer.get(developer).and_then(&get) {
+    /// The figures of `[limits]` itself.
+    fn of_all(&self) -> Maxima {
+        Maxima {
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            guaranteed_mib: self.guaranteed_mib,
+            disk_gib: self.disk_gib,
+            disk_mib_per_s: self.disk_mib_per_s,
+            disk_requests_per_s: self.disk_requests_per_s,
+            network_mib_per_s: self.network_mib_per_s,
+            network_packets_per_s: self.network_packets_per_s,
+        }
+    }
+
+    fn limit(&self, developer: &str, groups: &[&str], get: fn(&Maxima) -> Option<u32>) -> Limit {
+        if let Some(max) = self.developer.get(developer).and_then(get) {
             return Limit(Some((max, format!("limits.developer.{developer}"))));
         }
         let of_groups =
             groups.iter().filter_map(|group| Some((get(self.group.get(*group)?)?, format!("limits.group.{group}"))));
-        Limit(of_groups.max_by_key(|(max, _)| *max).or_else(|| Some((all?, "limits".into()))))
+        Limit(of_groups.max_by_key(|(max, _)| *max).or_else(|| Some((get(&self.of_all())?, "limits".into()))))
     }
+}
+
+fn rate_limit(mib_per_s: Option<u32>, operations_per_s: Option<u32>) -> Option<RateLimit> {
+    let bytes = mib_per_s.map(|mib| bucket(u64::from(mib) << 20));
+    let operations = operations_per_s.map(|operations| bucket(operations.into()));
+    (bytes.is_some() || operations.is_some()).then_some(RateLimit { bytes, operations })
+}
+
+/// A machine that was idle may use one second's worth at once.
+fn bucket(per_second: u64) -> Bucket {
+    Bucket { per_second, burst: per_second }
 }
 
 #[cfg(test)]
@@ -163,6 +247,21 @@ mod tests {
             assert_eq!(found.disk_gib.clip(99), disk, "{developer} {groups:?}");
             assert_eq!(found.guaranteed_mib, Limit(None));
         }
+    }
+
+    #[test]
+    fn rates_are_of_the_same_tables() {
+        let limits = section(
+            "disk_mib_per_s = 10\n[group.web]\ndisk_requests_per_s = 500\n[developer.bob]\nnetwork_mib_per_s = 2\n\
+             network_packets_per_s = 700\n",
+        );
+        let rates = |developer, groups: &[&str]| limits.limits_for(1000, developer, groups).unwrap().rates;
+        let limit = |bytes, operations| Some(RateLimit { bytes, operations });
+        let of = |per_second| Some(Bucket { per_second, burst: per_second });
+        assert_eq!(rates("alice", &[]), Rates { disk: limit(of(10 << 20), None), network: None });
+        assert_eq!(rates("alice", &["web"]).disk, limit(of(10 << 20), of(500)));
+        assert_eq!(rates("bob", &[]).network, limit(of(2 << 20), of(700)));
+        assert_eq!(LimitsSection::default().limits_for(1000, "alice", &[]).unwrap().rates, Rates::default());
     }
 
     #[test]

@@ -106,7 +106,6 @@ fn checked<T: DeserializeOwned + Serialize>(written: toml::Table) -> Result<T, S
 pub(crate) struct ArtifactsConfig {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
-    /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest's root image.
     pub root: PathBuf,
@@ -275,6 +274,7 @@ impl Config {
         if machine.log.len() > LOG_MAX || !is_word || machine.log.parse::<Targets>().is_err() {
             bail!("[machine] log must be a filter such as `info` or `garret_agent=debug`, not `{}`", machine.log);
         }
+        config.limits.check()?;
         let pool = parse_pool(&config.network.pool)?;
         let of_pool = format!("is in the pool {}, whose addresses are only for machines", config.network.pool);
         if let Some(resolver) = config.network.resolvers.iter().find(|resolver| is_in(pool, **resolver)) {
@@ -496,6 +496,16 @@ mod tests {
             ("[machine]\nboot_mib = 10\n", "[machine] boot_mib must be 256 or more"),
             ("[machine]\nmemory_mib = 300\nguaranteed_mib = 400\n", "guaranteed_mib (400) must not be more than"),
             ("[limits.group.ml]\nmemory = 1\n", "line 2: unknown field `memory`"),
+            ("[limits]\ndisk_mib_per_s = 0\n", "[limits] disk_mib_per_s must be 1 or more"),
+            (
+                "[limits.group.ml]\ndisk_requests_per_s = 99\n",
+                "[limits.group.ml] disk_requests_per_s must be 100 or more",
+            ),
+            (
+                "[limits.developer.bob]\nnetwork_packets_per_s = 9\n",
+                "[limits.developer.bob] network_packets_per_s must",
+            ),
+            ("[limits]\nnetwork_mib_per_s = 0.5\n", "line 2: "),
             ("[memory]\nreserve_mib = -1\n", "line 2: "),
             ("[network]\npool = \"everything\"\n", "pool must be an IPv4 network"),
             ("[network]\npool = \"100.96.0.4/16\"\n", "not an address in one: 100.96.0.0/16, not `100.96.0.4/16`"),

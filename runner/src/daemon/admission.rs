@@ -11,7 +11,6 @@ pub(super) const MACHINE_OVERHEAD_MIB: u64 = 24;
 /// The host's figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Host {
-    /// The number of CPUs.
     pub cpus: u32,
     /// Memory, in MiB.
     pub memory_mib: u64,
@@ -28,7 +27,6 @@ pub(super) struct Promises {
     pub promised_mib: u64,
     /// The memory that they can always have, whatever other machines do, in MiB.
     pub guaranteed_mib: u64,
-    /// The number of machines.
     pub machines: u64,
 }
 

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_runner_left_is_begun_again() {
+    fn a_copy_left_by_a_killed_runner_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let (template, disk) = (dir.path().join("data.ext4"), dir.path().join("data.img"));
         fs::write(&template, "whole").unwrap();

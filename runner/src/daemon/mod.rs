@@ -9,18 +9,21 @@ mod keyed_semaphore;
 mod memory;
 mod notify;
 mod power_off;
+mod prometheus;
 mod promises;
 mod reconcile;
 mod requests;
 mod resolvers;
 mod serve;
 mod state;
+mod streams;
 mod sweep;
 mod tail;
 #[cfg(test)]
 mod testing;
 mod verdict;
 mod vmm;
+mod vmm_metrics;
 mod workspace;
 
 use std::collections::{BTreeSet, HashMap};
@@ -31,6 +34,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use garret_api::client::Client;
+use garret_api::stream::StreamKind;
 use garret_api::vmm::{Landlock, MachineInfo};
 use garret_api::{Code, MachineId, Problem, agent};
 use tokio::sync::{mpsc, watch};
@@ -46,6 +50,7 @@ use crate::host::{Artifacts, MachinePaths, NetworkConfig, started};
 use admission::Host;
 use memory::{Memory, WakeGuard};
 use state::{MachineRow, ReadTx, Store, StoreError, WriteTx, machines};
+use streams::Streams;
 use vmm::uid_of;
 use workspace::Workspaces;
 
@@ -71,6 +76,7 @@ struct Daemon {
     store: Store,
     names: NameService,
     memory: Memory,
+    streams: Streams,
     workspaces: Workspaces,
     /// Each running machine's VMM.
     vmms: Mutex<HashMap<MachineId, RunningVmm>>,
@@ -93,6 +99,8 @@ struct RunningVmm {
     pid: u32,
     /// As the VMM reported it; `None`: not asked yet, or the VMM is of an earlier version.
     landlock: Option<Landlock>,
+    /// The kinds of streams that the agent's hello names; `None`: the agent has not answered this daemon yet.
+    serves: Option<Vec<StreamKind>>,
 }
 
 impl Daemon {
@@ -115,6 +123,7 @@ impl Daemon {
             store,
             names,
             memory: Memory::default(),
+            streams: Streams::default(),
             workspaces: Workspaces::default(),
             vmms: Mutex::default(),
             changes,
@@ -229,7 +238,7 @@ impl Daemon {
     fn set_vmm(&self, machine: MachineId, pid: Option<u32>) {
         let mut vmms = self.vmms();
         match pid {
-            Some(pid) => vmms.insert(machine, RunningVmm { pid, landlock: None }),
+            Some(pid) => vmms.insert(machine, RunningVmm { pid, landlock: None, serves: None }),
             None => vmms.remove(&machine),
         };
     }
@@ -258,6 +267,26 @@ impl Daemon {
         }
     }
 
+    /// Sets the kinds of streams that the machine's agent serves.
+    fn set_serves(&self, machine: MachineId, kinds: Vec<StreamKind>) {
+        if let Some(vmm) = self.vmms().get_mut(&machine) {
+            vmm.serves = Some(kinds);
+        }
+    }
+
+    /// # Errors
+    /// The machine's agent serves no streams of this kind.
+    fn check_serves(&self, machine: &MachineRow, kind: StreamKind) -> Result<(), Problem> {
+        match self.vmms().get(&machine.id).and_then(|vmm| vmm.serves.as_ref()) {
+            Some(kinds) if !kinds.contains(&kind) => {
+                let what = format!("the agent of this machine serves no {kind} streams");
+                let to_do = "`garret stop` and `garret start` bring it to the installed version";
+                Err(Problem::new(Code::Conflict, format!("{what}: {to_do}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The account of this uid. Lookups of uids without a machine wait in a separate queue, because any process may
     /// cause one.
     ///
@@ -277,7 +306,6 @@ impl Daemon {
         Identity { uid, gid, groups }
     }
 
-    /// The limits of this uid.
     async fn limits(&self, uid: u32) -> Result<Limits, Problem> {
         let unanswered = |error: Unanswered| Problem::new(Code::Unavailable, error.to_string());
         let account = self.account(uid).await.map_err(unanswered)?;

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ready_stays_as_it_is_and_what_is_not_is_tried_again() {
+    fn a_ready_environment_stays_and_a_failed_one_is_retried() {
         let first = put(&fresh(), &up());
         for (phase, generation) in
             [(EnvironmentPhase::Ready, 1), (EnvironmentPhase::Failed, 2), (EnvironmentPhase::Stopped, 2)]
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_and_comes_back_is_rebuilt() {
+    fn an_environment_requested_after_removal_is_rebuilt() {
         let removed = EnvironmentRow { removed: true, ..ended(put(&fresh(), &up()), EnvironmentPhase::Ready) };
         let row = put(&removed, &up());
         assert_eq!((row.generation, row.rebuild, row.removed), (2, true, false));

@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::admission::Host;
-use super::api::{self, AccountListener, Credentials};
+use super::api;
 use super::state::{Store, machines};
 use super::{Daemon, deadlines, memory, notify, reconcile, resolvers, sweep};
 use crate::accounts::NameService;
@@ -50,7 +50,6 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
     let stop_deadline = Duration::from_secs(config.machine.stop_deadline_s);
     end_unknown(&config, &store, stop_deadline).await;
     let (daemon, poked) = Daemon::new(config, network, measure_host, store, NameService::default());
-    let router = api::router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
     notify::notify("READY=1")?;
     tracing::info!("garret {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
     let mut terminate = signal(SignalKind::terminate())?;
@@ -61,7 +60,7 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
     tokio::spawn(deadlines::enforce(daemon.clone()));
     let mut reconciled = pin!(reconcile::supervise(daemon.clone(), poked));
     tokio::select! {
-        served = axum::serve(AccountListener::new(listener), router).into_future() => served?,
+        () = api::serve(listener, daemon.clone(), api::HEAD_TIME) => {}
         ended = &mut reconciled => return ended,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -80,8 +79,9 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
             ended = &mut reconciled => ended?,
         }
     } else {
-        tracing::info!("ends; the machines continue");
+        tracing::info!("the daemon ends; the machines continue");
     }
+    daemon.streams.close();
     tokio::time::sleep(OPEN_CALLS_TIME).await;
     Ok(())
 }
@@ -117,7 +117,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
 async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
     let known = match store.read(machines::all).await {
         Ok(rows) => rows.into_iter().map(|row| row.id).collect(),
-        Err(error) => return tracing::error!("cannot look for machines that no state knows of: {error}"),
+        Err(error) => return tracing::error!("cannot look for machines that are not in the state: {error}"),
     };
     if let Err(error) = notify::ask_for_time(stop_deadline + STOP_SLACK) {
         tracing::warn!("cannot ask the service manager for time: {error}");

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) async fn sweep(run: &Path, known: &BTreeSet<MachineId>, patience: Duration) {
     match host::unknown_machines(run, known) {
         Ok(unknown) => drop(join_all(unknown.into_iter().map(|machine| end(run.to_owned(), machine, patience))).await),
-        Err(error) => tracing::error!("cannot look for machines that no state knows of: {error:#}"),
+        Err(error) => tracing::error!("cannot look for machines that are not in the state: {error:#}"),
     }
 }
 
@@ -30,11 +30,11 @@ async fn end(run: PathBuf, machine: MachineId, patience: Duration) {
     let powered_off = power_off(&MachinePaths::new(&run, machine), machine, patience).await;
     let gone = tokio::task::spawn_blocking(move || host::remove_unknown(&run, machine)).await;
     match gone.map_err(anyhow::Error::from).flatten() {
-        Ok(()) if powered_off => tracing::warn!("ended machine {machine}, which no state knows of"),
+        Ok(()) if powered_off => tracing::warn!("ended machine {machine}, which is not in the state"),
         Ok(()) => {
-            tracing::warn!("cut the power of machine {machine}, which no state knows of and which does not power off")
+            tracing::warn!("killed machine {machine}, which is not in the state and did not power off");
         }
-        Err(error) => tracing::error!("cannot end machine {machine}, which no state knows of: {error:#}"),
+        Err(error) => tracing::error!("cannot end machine {machine}, which is not in the state: {error:#}"),
     }
 }
 
@@ -46,14 +46,15 @@ async fn power_off(paths: &MachinePaths, machine: MachineId, patience: Duration)
         Ok(None) => return true,
         Err(_) => return false,
     };
+    let question = power_off::question(patience);
     let bound_to_vmm =
-        |client: Client| client.of_process(process.id.pid).with_deadline(power_off::QUESTION).with_body_max(ANSWER_MAX);
+        |client: Client| client.of_process(process.id.pid).with_deadline(question).with_body_max(ANSWER_MAX);
     let vmm = bound_to_vmm(Client::unix(paths.api_socket()));
     let agent = bound_to_vmm(Client::vsock(paths.vsock_socket(), agent::PORT));
     tokio::select! {
         () = process.ended() => true,
         () = sleep_until(deadline) => false,
-        never = power_off::ask(machine, &agent, &vmm, || vmm.post("/v1/resume")) => match never {},
+        never = power_off::ask(machine, &agent, &vmm, patience, || vmm.post("/v1/resume")) => match never {},
     }
 }
 

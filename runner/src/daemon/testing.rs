@@ -49,9 +49,17 @@ pub(super) fn daemon_with(
 /// Serves this router as the agent of the machine: behind the vsock socket of a VMM. The daemon connects only after
 /// `set_vmm`.
 pub(super) fn serve_agent(daemon: &Daemon, machine: MachineId, router: Router) {
-    let socket = daemon.paths(machine).vsock_socket();
+    tokio::spawn(axum::serve(Vsock(listen(&daemon.paths(machine).vsock_socket())), router).into_future());
+}
+
+/// Serves this router as the API of the machine's VMM. The same holds for the connection.
+pub(super) fn serve_vmm(daemon: &Daemon, machine: MachineId, router: Router) {
+    tokio::spawn(axum::serve(listen(&daemon.paths(machine).api_socket()), router).into_future());
+}
+
+fn listen(socket: &Path) -> UnixListener {
     fs::create_dir_all(socket.parent().unwrap()).unwrap();
-    tokio::spawn(axum::serve(Vsock(UnixListener::bind(socket).unwrap()), router).into_future());
+    UnixListener::bind(socket).unwrap()
 }
 
 /// A VMM's vsock socket, behind which an HTTP server listens.

@@ -27,7 +27,6 @@ pub(super) struct End {
 /// The result for the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The machine's phase.
     pub phase: MachinePhase,
     /// The reason, in one line.
     pub reason: String,
@@ -46,7 +45,6 @@ pub(super) enum Next {
     StayStopped,
 }
 
-/// Returns the verdict on an end.
 pub(super) fn judge(end: &End) -> Verdict {
     let words = end.last_words.as_ref();
     let said = words.map(|words| one_line(&words.message)).unwrap_or_default();
@@ -130,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_vmm_printed_last_is_told() {
+    fn the_last_line_of_the_vmm_is_reported() {
         let verdict = judge(&End { log: "thread 'vcpu0' panicked".into(), ..End::default() });
         assert!(verdict.reason.ends_with("crashed; its log ends: thread 'vcpu0' panicked"), "{verdict:?}");
     }

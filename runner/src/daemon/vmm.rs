@@ -1,6 +1,6 @@
 //! A VMM's process. It is not the runner's child, so it is watched through a pidfd.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "register_with_interest has no safe variant for a descriptor")]
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_listens_is_found() {
+    async fn the_process_that_listens_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api.sock");
         assert!(VmmProcess::listening_on(&socket).await.unwrap().is_none());

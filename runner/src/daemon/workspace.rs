@@ -134,9 +134,11 @@ impl Workspaces {
                 () = answered.closed() => None,
             };
             if !matches!(result, Some(Ok(_))) {
-                let _ended_already = child.start_kill();
+                // It may have ended already.
+                let _ = child.start_kill();
             }
-            let _hangs = timeout(KILL_TIMEOUT, child.wait()).await;
+            // It may hang even then.
+            let _ = timeout(KILL_TIMEOUT, child.wait()).await;
             drop(mount);
             if let Some(result) = result {
                 // A caller that was dropped meanwhile needs no answer.

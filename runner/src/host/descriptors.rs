@@ -1,6 +1,6 @@
 //! Closes descriptors that one of our programs inherited by accident.
 
-#![allow(unsafe_code)] // close_range(2) has no safe wrapper
+#![allow(unsafe_code, reason = "close_range(2) has no safe wrapper")]
 
 use std::io;
 

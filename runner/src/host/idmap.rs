@@ -1,7 +1,7 @@
 //! Id-mapped mounts (`mount_setattr(2)`). The files of a workspace belong to the developer on the disk and to the
 //! machine's uid inside the jail, without a capability on either side.
 
-#![allow(unsafe_code)] // mount_setattr has no safe wrapper; fork before exec
+#![allow(unsafe_code, reason = "mount_setattr has no safe wrapper; fork before exec")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -63,7 +63,8 @@ fn swapped(first: u32, second: u32) -> anyhow::Result<OwnedFd> {
             drop((from_child, to_child));
             // SAFETY: the process has one thread and shares nothing with another.
             let entered = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }.is_ok();
-            let _parent_may_be_gone = to_parent.write_all(&[u8::from(entered)]);
+            // The parent may be gone.
+            let _ = to_parent.write_all(&[u8::from(entered)]);
             // The child lives until the parent has opened the namespace.
             let _ = { from_parent }.read(&mut [0]);
             std::process::exit(0);

@@ -9,7 +9,7 @@
 //! the VMM (its pipe closes on `execve`). It prints the VMM's process id and leaves the VMM to the host's init, because
 //! machines outlive the runner.
 
-#![allow(unsafe_code)] // fork and setrlimit-before-exec order; see the SAFETY comments
+#![allow(unsafe_code, reason = "fork, and setrlimit before exec")]
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -101,7 +101,7 @@ pub(crate) fn main(spec: &str) -> anyhow::Result<()> {
             drop(reader);
             // Returns only on failure: on success, this process is the VMM.
             let Err(error) = become_vmm(&spec);
-            let _stderr_has_gone = write!(writer, "{error:#}");
+            let _ = write!(writer, "{error:#}");
             std::process::exit(1);
         }
         ForkResult::Parent { child } => {

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use garret_api::MachineId;
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
-    ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, ShareConfig, SocketAt,
+    ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, RateLimit, ShareConfig, SocketAt,
     VsockConfig,
 };
 
@@ -40,12 +40,20 @@ const LEASE_S: u32 = 30;
 pub(crate) struct Artifacts {
     /// The static `garret-vmm`.
     pub vmm: PathBuf,
-    /// The guest kernel.
     pub kernel: PathBuf,
     /// The read-only root image.
     pub root: PathBuf,
     /// The formatted, empty data disk that is copied for each machine.
     pub data_template: PathBuf,
+}
+
+/// How much of the host's disk and network a machine may use per second; `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rates {
+    /// The data disk, reads and writes together.
+    pub disk: Option<RateLimit>,
+    /// The network, each direction.
+    pub network: Option<RateLimit>,
 }
 
 /// One machine, about to start.
@@ -65,6 +73,7 @@ pub(crate) struct Launch<'a> {
     /// Memory that the VMM itself may use beyond guest memory and private pages of the root image, in MiB. It includes
     /// page cache of its disk.
     pub memory_overhead_mib: u32,
+    pub rates: Rates,
     /// The files from which it is made.
     pub artifacts: &'a Artifacts,
     pub data_disk: &'a Path,
@@ -157,10 +166,15 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
         vcpus: launch.vcpus,
         memory_mib,
         hotplug,
-        kernel: KernelConfig { image: "/vmlinux".into(), initrd: None, cmdline: cmdline(launch.log) },
+        kernel: KernelConfig { image: "/vmlinux".into(), cmdline: cmdline(launch.log) },
         root: Some("/root.erofs".into()),
-        disks: vec![DiskConfig { id: "data".into(), path: "/data.img".into(), read_only: false, rate_limit: None }],
-        nets: vec![NetConfig { tap: network::TAP.into(), mac: network::MAC.into(), rate_limit: None }],
+        disks: vec![DiskConfig {
+            id: "data".into(),
+            path: "/data.img".into(),
+            read_only: false,
+            rate_limit: launch.rates.disk,
+        }],
+        nets: vec![NetConfig { tap: network::TAP.into(), mac: network::MAC.into(), rate_limit: launch.rates.network }],
         shares: vec![ShareConfig {
             tag: WORKSPACES_TAG.into(),
             path: "/workspaces".into(),
@@ -181,7 +195,6 @@ fn machine_config(launch: &Launch<'_>) -> MachineConfig {
 pub(crate) struct Started {
     /// The most guest memory, in MiB.
     pub memory_mib: u32,
-    /// The guest's address.
     pub guest: Option<Ipv4Addr>,
 }
 
@@ -286,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_machine_was_started_with_is_read_again() {
+    fn the_configuration_of_a_started_machine_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let paths = MachinePaths::new(dir.path(), "m".parse().unwrap());
         assert_eq!(started(&paths), None);
@@ -307,6 +320,7 @@ mod tests {
             memory_mib: 4000,
             boot_mib: 512,
             memory_overhead_mib: 0,
+            rates: Rates::default(),
             artifacts: &artifacts,
             data_disk: Path::new("/d"),
             paths: &paths,

@@ -19,7 +19,7 @@ mod sweep;
 mod workspaces;
 
 pub(crate) use cgroup::{Usage, oom_kills, protect, reclaim, usage};
-pub(crate) use launch::{Artifacts, Launch, clean_up, launch, started};
+pub(crate) use launch::{Artifacts, Launch, Rates, clean_up, launch, started};
 pub(crate) use meminfo::meminfo;
 pub(crate) use network::{Allow, NetworkConfig, Slot, guest_network, prepare as prepare_network};
 pub(crate) use paths::MachinePaths;

@@ -1,3 +1,5 @@
+//! The paths of a running machine below `/run/garret`.
+
 use std::path::{Path, PathBuf};
 
 use garret_api::MachineId;

@@ -1,3 +1,5 @@
+//! Runs programs of the host, such as `ip` and `nft`.
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_of_a_mount_that_is_gone_is_found() {
+    fn a_descriptor_of_a_removed_mount_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let (source, target) = (dir.path().join("source"), dir.path().join("target"));
         fs::create_dir(&source).unwrap();

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fills_a_machines_folder_leaves_the_others_room() {
+    fn a_full_machine_folder_leaves_room_for_others() {
         let dir = tempfile::tempdir().unwrap();
         let [paths, other] = ["m", "other"].map(|id| MachinePaths::new(dir.path(), id.parse().unwrap()));
         for paths in [&paths, &other] {

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_folder_is_named() {
+    fn a_path_that_is_no_folder_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();

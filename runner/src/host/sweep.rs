@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_no_state_knows_of_goes() {
+    fn only_machines_outside_the_state_are_unknown() {
         let run = tempfile::tempdir().unwrap();
         let [known, unknown] = ["garret-test-known", "garret-test-unknown"].map(|id| id.parse().unwrap());
         let found = |known: &[MachineId]| unknown_machines(run.path(), &known.iter().copied().collect()).unwrap();

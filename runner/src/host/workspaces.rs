@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn mounts_on_top_of_each_other_all_go() {
+    fn stacked_mounts_are_all_removed() {
         let (_dir, paths) = shared(3);
         revoke_workspace(&paths, "w", None).unwrap().unwrap();
         assert!(!paths.workspace("w").exists());
     }
 
     #[test]
-    fn a_workspace_goes_although_its_users_cannot_be_found() {
+    fn a_workspace_is_removed_if_its_users_are_unknown() {
         let (_dir, paths) = shared(1);
         // The kernel shows no mounts of a process that has ended but was not waited for.
         let mut ended = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_goes_although_that_cannot_be_noted() {
+    fn a_workspace_is_removed_if_the_record_cannot_be_written() {
         let (_dir, paths) = shared(1);
         fs::write(paths.revocations.parent().unwrap(), "").unwrap();
         revoke_workspace(&paths, "w", Some(std::process::id())).unwrap().unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_found_again_until_it_is_told() {
+    fn held_workspaces_are_found_again_until_they_are_reported() {
         let (_dir, paths) = shared(1);
         let held = File::open(paths.workspace("w").join("file")).unwrap();
         let fdinfo = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&held));

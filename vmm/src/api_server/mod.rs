@@ -4,6 +4,8 @@ mod limit;
 #[cfg(test)]
 mod openapi;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -13,14 +15,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use garret_api::vmm::SocketAt;
-use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use self::limit::LimitedListener;
-use crate::control::{Event, Events};
+use crate::control::Events;
 use crate::inherited;
 use crate::seccomp::Role;
 use crate::thread;
@@ -31,7 +31,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The most open connections; the runner has fewer than ten.
 const CONNECTIONS_MAX: usize = 32;
 
-/// The running server.
 pub(crate) struct ApiServer {
     thread: JoinHandle<()>,
     end: oneshot::Sender<()>,
@@ -42,12 +41,10 @@ pub(crate) struct ApiServer {
 struct Prepared {
     runtime: Runtime,
     listener: UnixListener,
-    terminate: [SignalStream; 2],
 }
 
 impl ApiServer {
-    /// Listens on `socket`, and turns SIGTERM and SIGINT into events from now on. An existing file at its path is
-    /// replaced.
+    /// Listens on `socket`. An existing file at its path is replaced.
     pub(crate) fn spawn(socket: SocketAt, events: Events) -> io::Result<Self> {
         let (end, ended) = oneshot::channel();
         let at = socket.clone();
@@ -66,12 +63,6 @@ impl ApiServer {
     }
 }
 
-/// The signals that end a machine. The main thread blocks them before it creates the first thread, and only the API's
-/// thread unblocks them.
-pub(crate) fn ending_signals() -> SigSet {
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
-}
-
 fn prepare(socket: &SocketAt) -> io::Result<Prepared> {
     let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
     let entered = runtime.enter();
@@ -79,10 +70,8 @@ fn prepare(socket: &SocketAt) -> io::Result<Prepared> {
         SocketAt::Path(path) => listen(path)?,
         SocketAt::Descriptor(number) => UnixListener::from_std(inherited::listen(*number)?)?,
     };
-    let terminate = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    ending_signals().thread_unblock()?;
     drop(entered);
-    Ok(Prepared { runtime, listener, terminate })
+    Ok(Prepared { runtime, listener })
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -96,22 +85,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn serve(prepared: Prepared, events: Events, ended: oneshot::Receiver<()>) {
-    let Prepared { runtime, listener, terminate: [mut term, mut int] } = prepared;
-    let app = routes::router(events.clone());
+    let Prepared { runtime, listener } = prepared;
+    let app = routes::router(events);
     runtime.block_on(async move {
         let (last_call, closing) = oneshot::channel::<()>();
         let server = axum::serve(LimitedListener::new(listener, CONNECTIONS_MAX), app).with_graceful_shutdown(async {
             let _ = closing.await;
         });
         let server = tokio::spawn(server.into_future());
-        tokio::pin!(ended);
-        loop {
-            tokio::select! {
-                _ = term.recv() => events.send(Event::Terminate),
-                _ = int.recv() => events.send(Event::Terminate),
-                _ = &mut ended => break,
-            }
-        }
+        let _ = ended.await;
         let _ = last_call.send(());
         let _ = tokio::time::timeout(GRACE, server).await;
     });

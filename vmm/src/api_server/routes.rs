@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::control::{Command, Event, Events, Refused, Reply};
 
 /// The largest body of a request, in bytes; every body of this API is much smaller.
-const BODY_MAX: usize = 16 << 10;
+pub(super) const BODY_MAX: usize = 16 << 10;
 
 /// The API, which sends its commands to `events`.
 pub(super) fn router(events: Events) -> Router {
@@ -30,44 +30,44 @@ pub(super) fn router(events: Events) -> Router {
         .with_state(events)
 }
 
-/// What it is built from and what it does.
+/// Returns the configuration and the state.
 #[utoipa::path(get, path = "/v1/machine", operation_id = "get_machine", responses((status = 200, body = MachineDescription)))]
 pub(super) async fn describe(State(events): State<Events>) -> Result<Json<MachineDescription>, Refusal> {
     ask(&events, Command::Describe).await
 }
 
-/// Stops the vCPUs, then the devices. Pausing a paused machine does nothing.
+/// Pauses the vCPUs, then the devices. Pausing a paused machine does nothing.
 #[utoipa::path(post, path = "/v1/pause", operation_id = "pause_machine", responses((status = 204), (status = 409, body = ProblemDetails)))]
 pub(super) async fn pause(State(events): State<Events>) -> Result<StatusCode, Refusal> {
     order(&events, Command::Pause).await
 }
 
-/// Goes on. Resuming a running machine does nothing.
+/// Resumes the devices and the vCPUs. Resuming a running machine does nothing.
 #[utoipa::path(post, path = "/v1/resume", operation_id = "resume_machine", responses((status = 204), (status = 409, body = ProblemDetails)))]
 pub(super) async fn resume(State(events): State<Events>) -> Result<StatusCode, Refusal> {
     order(&events, Command::Resume).await
 }
 
-/// Presses the power button: asks the guest to power off. The guest may take its time, and ignores a press before its kernel is
-/// up: press again. A paused guest sees the press when it resumes.
+/// Presses the power button, which asks the guest to power off. The guest may take some time. It ignores a press before
+/// its kernel has booted: press again. A paused guest sees the press when it resumes.
 #[utoipa::path(post, path = "/v1/power-button", operation_id = "press_power_button", responses((status = 202), (status = 409, body = ProblemDetails)))]
 pub(super) async fn power_button(State(events): State<Events>) -> Result<StatusCode, Refusal> {
     send(&events, Command::PowerButton).await.map(|()| StatusCode::ACCEPTED)
 }
 
-/// Ends the machine at once, as pulling its plug would; what it has flushed to its disks is there.
+/// Ends the machine at once, without the guest's help. Data that the guest has flushed to its disks is kept.
 #[utoipa::path(post, path = "/v1/shutdown", operation_id = "shut_down_machine", responses((status = 204), (status = 409, body = ProblemDetails)))]
 pub(super) async fn shutdown(State(events): State<Events>) -> Result<StatusCode, Refusal> {
     order(&events, Command::Shutdown).await
 }
 
-/// Memory that is plugged, and how much shall be.
+/// Returns boot memory, plugged memory and requested memory.
 #[utoipa::path(get, path = "/v1/memory", operation_id = "get_memory", responses((status = 200, body = MemoryInfo)))]
 pub(super) async fn memory(State(events): State<Events>) -> Result<Json<MemoryInfo>, Refusal> {
     ask(&events, Command::Memory).await
 }
 
-/// Asks the guest to plug memory, or to unplug it; it does when it can, and never has more than was asked or it had before.
+/// Asks the guest to plug or to unplug memory. The guest does so when it can. It never plugs more than was requested.
 #[utoipa::path(put, path = "/v1/memory", operation_id = "put_memory", request_body = MemoryTarget,
     responses((status = 200, body = MemoryInfo), (status = 400, body = ProblemDetails), (status = 409, body = ProblemDetails)))]
 pub(super) async fn set_memory(
@@ -77,7 +77,7 @@ pub(super) async fn set_memory(
     ask(&events, |reply| Command::SetMemory(target, reply)).await
 }
 
-/// Counters since the start.
+/// Returns the counters since the start.
 #[utoipa::path(get, path = "/v1/metrics", operation_id = "get_metrics", responses((status = 200, body = Metrics)))]
 pub(super) async fn metrics(State(events): State<Events>) -> Result<Json<Metrics>, Refusal> {
     ask(&events, Command::Metrics).await
@@ -112,7 +112,3 @@ impl From<Refused> for Problem {
         Problem::new(code, refused.to_string())
     }
 }
-
-#[cfg(test)]
-#[path = "routes_test.rs"]
-mod tests;

@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn limits() {
+    fn a_long_or_unprintable_line_is_refused() {
         let room = MAX - BASE.len() - 1;
         assert!(build(&config(false, &"x".repeat(room))).is_ok());
         assert_eq!(build(&config(false, &"x".repeat(room + 1))), Err(Error::TooLong(MAX + 1)));

@@ -1,16 +1,16 @@
-//! The PVH boot protocol's data: start info, memory map, modules (Xen's `start_info.h`).
+//! The PVH boot protocol's data: start info and memory map (Xen's `start_info.h`).
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use vm_memory::GuestAddress;
 
-use super::{Error, Initrd, memory_map};
+use super::{Error, memory_map};
 use crate::memory::{GuestRam, layout};
 
 const MAGIC: u32 = 0x336E_C578;
 
-pub(super) fn write_start_info(memory: &GuestRam, initrd: Option<Initrd>, rsdp: u64) -> Result<(), Error> {
+pub(super) fn write_start_info(memory: &GuestRam, rsdp: u64) -> Result<(), Error> {
     let map: Vec<_> = memory_map(memory)
         .into_iter()
         .map(|(range, kind)| hvm_memmap_table_entry {
@@ -27,15 +27,9 @@ pub(super) fn write_start_info(memory: &GuestRam, initrd: Option<Initrd>, rsdp: 
         rsdp_paddr: rsdp,
         memmap_paddr: layout::PVH_MEMORY_MAP,
         memmap_entries: map.len() as u32,
-        nr_modules: initrd.is_some().into(),
-        modlist_paddr: if initrd.is_some() { layout::PVH_MODULES } else { 0 },
         ..Default::default()
     };
     let mut params = BootParams::new(&info, GuestAddress(layout::PVH_START_INFO));
     params.set_sections(&map, GuestAddress(layout::PVH_MEMORY_MAP));
-    if let Some(initrd) = initrd {
-        let module = hvm_modlist_entry { paddr: initrd.at, size: initrd.len, ..Default::default() };
-        params.set_modules(&[module], GuestAddress(layout::PVH_MODULES));
-    }
     PvhBootConfigurator::write_bootparams(&params, memory).map_err(|error| Error::Write(error.to_string()))
 }

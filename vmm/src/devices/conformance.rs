@@ -479,10 +479,10 @@ conformance! {
     balloon: crate::devices::balloon::tests::subject;
     block: crate::devices::block::tests::subject;
     console: crate::devices::console::tests::subject;
-    fs: crate::devices::fs::fs_test::subject;
+    fs: crate::devices::fs::tests::subject;
     mem: crate::devices::mem::tests::subject;
     net: crate::devices::net::tests::subject;
     pmem: crate::devices::pmem::tests::subject;
     rng: crate::devices::rng::tests::subject;
-    vsock: crate::devices::vsock::device_test::subject;
+    vsock: crate::devices::vsock::tests::subject;
 }

@@ -71,7 +71,7 @@ impl Driver {
             match receive(events, retry.into_iter().chain(lease).min()) {
                 Ok(event) => return Some(event),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.devices_resumed = self.devices_resumed || self.machine.resume_devices()
+                    self.devices_resumed = self.devices_resumed || self.machine.resume_devices();
                 }
                 Err(RecvTimeoutError::Disconnected) => return None,
             }

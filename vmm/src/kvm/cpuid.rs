@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_told_that_it_is_one_and_offered_no_nesting() {
+    fn a_guest_sees_a_hypervisor_and_no_nesting() {
         let guest = for_vcpu(&table(), 0, 1);
         let features = leaf(&guest, 1, 0).ecx;
         assert_eq!(features & (HYPERVISOR | TSC_DEADLINE | X2APIC), HYPERVISOR | TSC_DEADLINE | X2APIC);

@@ -24,26 +24,25 @@ pub(crate) enum Error {
         /// Advice for the user.
         hint: &'static str,
     },
-    #[error("/dev/kvm speaks version {0} of the interface, garret needs {expected}", expected = kvm_bindings::KVM_API_VERSION)]
+    #[error("/dev/kvm has version {0} of the interface; garret needs {expected}", expected = kvm_bindings::KVM_API_VERSION)]
     Version(i32),
     #[error("/dev/kvm lacks {0}: use a newer kernel")]
     Lacks(&'static str),
-    #[error("this host's KVM gives at most {max} vCPUs, the machine wants {wanted}")]
+    #[error("this host's KVM supports at most {max} vCPUs; the machine wants {wanted}")]
     TooManyVcpus {
         /// The machine's number of vCPUs.
         wanted: u8,
         /// The largest number that KVM supports.
         max: usize,
     },
-    #[error("the machine has more interrupts than KVM has numbers ({0})")]
+    #[error("the machine needs more interrupts than KVM supports ({0})")]
     NoGsi(u32),
-    #[error("there is no granule {0} of pluggable memory")]
+    #[error("pluggable memory has no granule {0}")]
     NoGranule(usize),
     #[error("KVM: cannot {what}: {source}")]
     Call {
         /// The attempted action.
         what: &'static str,
-        /// The kernel's error.
         source: std::io::Error,
     },
 }

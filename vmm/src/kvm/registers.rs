@@ -2,32 +2,12 @@
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::{Error, failed};
-use crate::memory::{GuestRam, layout};
-
-/// The protocol by which the kernel is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// 32-bit protected mode without paging; EBX holds the start info's address.
-    Pvh {
-        /// The address of the first instruction.
-        at: u64,
-    },
-    /// The 64-bit Linux boot protocol; RSI holds the zero page's address.
-    Linux64 {
-        /// The address of the first instruction.
-        at: u64,
-    },
-}
+use crate::memory::layout;
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS: the bit that is always set.
 const RFLAGS: u64 = 1 << 1;
 
@@ -54,22 +34,12 @@ pub(crate) fn set_common(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
     set_local_interrupts(vcpu)
 }
 
-/// Sets the first processor's registers for the kernel's entry.
-pub(crate) fn set_entry(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), Error> {
+/// Sets the first processor's registers for the kernel's PVH entry: 32-bit protected mode without paging, with the
+/// start info's address in EBX.
+pub(crate) fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs().map_err(failed("read a vCPU's registers"))?;
-    let regs = match entry {
-        Entry::Pvh { at } => {
-            protected_mode(&mut sregs);
-            kvm_regs { rip: at, rbx: layout::PVH_START_INFO, rflags: RFLAGS, ..Default::default() }
-        }
-        Entry::Linux64 { at } => {
-            long_mode(&mut sregs, memory).map_err(|error| Error::Call {
-                what: "write the first page tables",
-                source: std::io::Error::other(error),
-            })?;
-            kvm_regs { rip: at, rsi: layout::ZERO_PAGE, rflags: RFLAGS, ..Default::default() }
-        }
-    };
+    protected_mode(&mut sregs);
+    let regs = kvm_regs { rip: entry, rbx: layout::PVH_START_INFO, rflags: RFLAGS, ..Default::default() };
     vcpu.set_sregs(&sregs).map_err(failed("set a vCPU's segments"))?;
     vcpu.set_regs(&regs).map_err(failed("set a vCPU's registers"))
 }
@@ -97,32 +67,18 @@ fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), Error> {
     vcpu.set_lapic(&apic).map_err(failed("set a vCPU's local APIC"))
 }
 
-/// PVH: flat 4 GiB segments, protection on, paging off.
+/// Flat 4 GiB segments, protection on, paging off.
 fn protected_mode(sregs: &mut kvm_sregs) {
-    set_segments(sregs, segment(0x08, CODE, true, false), segment(0x10, DATA, true, false));
+    set_segments(sregs, segment(0x08, CODE), segment(0x10, DATA));
     sregs.cr0 = CR0_PE | CR0_ET;
     sregs.cr4 = 0;
-}
-
-/// 64-bit: flat segments, the first 4 GiB mapped to themselves.
-fn long_mode(sregs: &mut kvm_sregs, memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
-    // __BOOT_CS and __BOOT_DS of the Linux boot protocol.
-    set_segments(sregs, segment(0x10, CODE, false, true), segment(0x18, DATA, true, false));
-    write_gdt(memory)?;
-    (sregs.gdt.base, sregs.gdt.limit) = (layout::GDT, 4 * 8 - 1);
-    write_page_tables(memory)?;
-    sregs.cr3 = layout::PAGE_TABLES;
-    sregs.cr4 |= CR4_PAE;
-    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
-    sregs.efer |= EFER_LME | EFER_LMA;
-    Ok(())
 }
 
 /// Descriptor types: code, execute and read, accessed; data, read and write, accessed.
 const CODE: u8 = 0xB;
 const DATA: u8 = 0x3;
 
-fn segment(selector: u16, type_: u8, default_32: bool, long: bool) -> kvm_segment {
+fn segment(selector: u16, type_: u8) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: 0xFFFF_FFFF,
@@ -130,9 +86,8 @@ fn segment(selector: u16, type_: u8, default_32: bool, long: bool) -> kvm_segmen
         type_,
         present: 1,
         dpl: 0,
-        db: default_32.into(),
+        db: 1,
         s: 1,
-        l: long.into(),
         g: 1,
         ..Default::default()
     }
@@ -145,27 +100,4 @@ fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, data: kvm_segment) {
     }
     // KVM needs a valid, busy task register, although no code here switches tasks.
     sregs.tr = kvm_segment { selector: 0, type_: 0xB, present: 1, limit: 0x67, ..Default::default() };
-}
-
-fn write_gdt(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
-    // null, null, 64-bit code, data: the segments of `long_mode` in the processor's format.
-    for (index, descriptor) in [0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFFu64].into_iter().enumerate() {
-        memory.write_obj(descriptor, GuestAddress(layout::GDT + 8 * index as u64))?;
-    }
-    Ok(())
-}
-
-fn write_page_tables(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
-    const PRESENT_WRITABLE: u64 = 3;
-    const LARGE: u64 = 1 << 7;
-    const PAGE: u64 = 4096;
-    let (level4, level3, level2) = (layout::PAGE_TABLES, layout::PAGE_TABLES + PAGE, layout::PAGE_TABLES + 2 * PAGE);
-    memory.write_obj(level3 | PRESENT_WRITABLE, GuestAddress(level4))?;
-    for gib in 0..4 {
-        memory.write_obj((level2 + gib * PAGE) | PRESENT_WRITABLE, GuestAddress(level3 + 8 * gib))?;
-    }
-    for mib2 in 0..4 * 512u64 {
-        memory.write_obj((mib2 << 21) | PRESENT_WRITABLE | LARGE, GuestAddress(level2 + 8 * mib2))?;
-    }
-    Ok(())
 }

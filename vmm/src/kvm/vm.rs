@@ -1,6 +1,6 @@
 //! One virtual machine: memory slots, interrupt routes, event descriptors.
 
-#![allow(unsafe_code)] // memory slots hand host memory to the guest
+#![allow(unsafe_code, reason = "memory slots hand host memory to the guest")]
 
 use std::collections::BTreeMap;
 use std::ops::Range;

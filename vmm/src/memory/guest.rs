@@ -165,7 +165,7 @@ mod tests {
     const BASE: u64 = 1 << 30;
 
     #[test]
-    fn what_is_not_plugged_is_not_there() {
+    fn unplugged_memory_is_not_accessible() {
         let ram = GuestRam::from_ranges(&[(0, 4096)]).with_hotplug_at(BASE, 128 << 20);
         let plugged = ram.hotplug().unwrap().plugged().unwrap().clone();
         plugged.set(&(BLOCK..2 * BLOCK), true);

@@ -1,7 +1,7 @@
 //! The layout of the guest's physical address space.
 //!
 //! ```text
-//! 0            low memory: page tables, start info, command line, ACPI tables, then the kernel at its own address
+//! 0            low memory: start info, command line, ACPI tables, then the kernel at its own address
 //! 3 GiB        PCI window, PCI configuration space, then the APICs and KVM's own pages
 //! 4 GiB        the rest of RAM
 //! …            the hotplug region, at the next whole GiB: not in the map the guest boots with
@@ -18,25 +18,17 @@ pub(crate) const LOW_RAM_END: u64 = 3 * GIB;
 /// The rest of RAM begins here.
 pub(crate) const HIGH_RAM_START: u64 = 4 * GIB;
 
-/// GDT of the first vCPU.
-pub(crate) const GDT: u64 = 0x500;
-/// PVH start info, its memory map and its module list, a page each.
+/// PVH start info and its memory map, a page each.
 pub(crate) const PVH_START_INFO: u64 = 0x6000;
 /// The memory map of the PVH start info.
 pub(crate) const PVH_MEMORY_MAP: u64 = 0x7000;
-/// The module list (one initrd) of the PVH start info.
-pub(crate) const PVH_MODULES: u64 = 0x8000;
-/// The "zero page" of the Linux boot protocol.
-pub(crate) const ZERO_PAGE: u64 = 0x6000;
-/// Identity page tables for the 64-bit entry: one PML4, one PDPT, four page directories.
-pub(crate) const PAGE_TABLES: u64 = 0xA000;
 /// The kernel's command line.
 pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// Conventional memory ends here. The area from here to 1 MiB belongs to firmware on a PC.
 pub(crate) const EBDA: u64 = 0x9_FC00;
 /// The ACPI tables' place.
 pub(crate) const ACPI: Range<u64> = 0xE_0000..0x10_0000;
-/// A bzImage's protected-mode part.
+/// The kernel lies here or above.
 pub(crate) const HIGH_KERNEL: u64 = MIB;
 
 /// Memory BARs, and the host bridge's window in the DSDT.
@@ -106,11 +98,8 @@ mod tests {
     #[test]
     fn nothing_overlaps_below_1_mib() {
         let in_order = [
-            GDT..GDT + 32,
-            PVH_START_INFO..PVH_START_INFO + 4096, // also the zero page
+            PVH_START_INFO..PVH_START_INFO + 4096,
             PVH_MEMORY_MAP..PVH_MEMORY_MAP + 4096,
-            PVH_MODULES..PVH_MODULES + 4096,
-            PAGE_TABLES..PAGE_TABLES + 6 * 4096,
             CMDLINE..CMDLINE + 4096,
             EBDA..ACPI.start,
             ACPI,
@@ -119,6 +108,5 @@ mod tests {
         for pair in in_order.windows(2) {
             assert!(pair[0].end <= pair[1].start, "{pair:x?}");
         }
-        assert_eq!(ZERO_PAGE, PVH_START_INFO);
     }
 }

@@ -1,6 +1,6 @@
 //! Guest memory: private and anonymous, so that transparent huge pages, cheap discards and copy-on-write clones work.
 
-#![allow(unsafe_code)] // mappings
+#![allow(unsafe_code, reason = "mappings")]
 
 mod guest;
 pub(crate) mod layout;
@@ -32,16 +32,10 @@ pub(crate) enum Error {
     Map {
         /// The machine's memory.
         mib: u64,
-        /// The host's error.
         source: io::Error,
     },
     #[error("cannot place guest memory at {address:#x}: {source}")]
-    Place {
-        /// The region's address.
-        address: u64,
-        /// The reason.
-        source: GuestRegionCollectionError,
-    },
+    Place { address: u64, source: GuestRegionCollectionError },
 }
 
 /// `bytes` of RAM. No memory is allocated before the guest accesses it; huge pages are requested.

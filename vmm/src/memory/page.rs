@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_there_and_the_rest_is_zero() {
+    fn a_shown_page_has_its_data_and_zeros() {
         let page = SharedPage::default();
         assert_eq!(page.address() % PAGE as u64, 0);
         page.write(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);

@@ -43,7 +43,6 @@ impl Plugged {
         self.granule
     }
 
-    /// The number of granules.
     pub(crate) fn granules(&self) -> usize {
         self.size.div_ceil(self.granule) as usize
     }
@@ -64,7 +63,6 @@ impl Plugged {
         self.plugged_in(&self.granule_range(index)) > 0
     }
 
-    /// The number of plugged bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
     }

@@ -27,7 +27,7 @@ pub(super) fn whole_pages(range: &Range<u64>, region: &Range<u64>) -> Range<u64>
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)] // one range is what is meant
+#[allow(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,5 +1,5 @@
 //! Returns the host memory behind guest pages to the host.
-#![allow(unsafe_code)] // madvise on guest memory
+#![allow(unsafe_code, reason = "madvise on guest memory")]
 
 use std::ops::Range;
 
@@ -43,7 +43,7 @@ pub(crate) fn release_region(region: &GuestRegion, pages: &Range<u64>) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)] // one range is what is meant
+#[allow(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
 mod tests {
     use super::*;
     use crate::memory::coalesce;
@@ -88,14 +88,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_memory_is_passed_over() {
+    fn ranges_outside_memory_are_skipped() {
         let ram = ram();
         assert_eq!(release(&ram, &[4 * MIB..8 * MIB, 12 * MIB..u64::MAX, 1..4096, 5..5]), 0);
         assert_eq!((resident(&ram, 0), resident(&ram, 8 * MIB)), (1024, 1024));
     }
 
     #[test]
-    fn a_report_of_neighbours_is_one_call() {
+    fn a_report_of_neighbors_is_one_call() {
         let ram = GuestRam::from_ranges(&[(0, 256 << 20)]);
         let report = (0..32).rev().map(|at| 2 * MIB * (at + 3)..2 * MIB * (at + 4)).collect();
         assert_eq!(pieces(&ram, &coalesce(report)).count(), 1);

@@ -103,7 +103,6 @@ impl Function {
         })
     }
 
-    /// The device's name.
     pub(super) fn name(&self) -> &str {
         &self.device.identity().name
     }

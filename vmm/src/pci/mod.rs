@@ -38,12 +38,7 @@ pub(crate) enum Error {
     #[error("{0}: the PCI bus is full: at most {SLOTS} devices")]
     Full(String),
     #[error("{device}: cannot put it on the PCI bus: {source}")]
-    Host {
-        /// The device's name.
-        device: String,
-        /// The host's error.
-        source: io::Error,
-    },
+    Host { device: String, source: io::Error },
 }
 
 /// The device of this name did not stop in time.

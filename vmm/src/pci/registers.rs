@@ -55,7 +55,6 @@ pub(super) struct Queue {
     pub vector: u16,
 }
 
-/// The registers of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Registers {
     offered: u64,
@@ -95,7 +94,6 @@ impl Registers {
         *self = Self::new(self.offered, &sizes, self.vectors);
     }
 
-    /// The negotiated features.
     pub(super) fn features(&self) -> u64 {
         self.accepted
     }

@@ -45,6 +45,7 @@ pub(super) const COMMON: &[Allow] = &[
 pub(super) fn for_role(role: Role) -> &'static [Allow] {
     match role {
         Role::Main => MAIN,
+        Role::Signals => &[],
         Role::Api => API,
         Role::Vcpu => VCPU,
         Role::Block => BLOCK,

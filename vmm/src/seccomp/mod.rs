@@ -17,6 +17,8 @@ pub(crate) use trap::log_to;
 pub(crate) enum Role {
     /// The state driver.
     Main,
+    /// The thread that waits for the signals that end the machine.
+    Signals,
     /// The HTTP API.
     Api,
     /// A virtual CPU.
@@ -58,13 +60,24 @@ pub(crate) enum Error {
 
 impl Role {
     #[cfg(test)]
-    const ALL: [Role; 9] =
-        [Role::Main, Role::Api, Role::Vcpu, Role::Block, Role::Net, Role::Fs, Role::Vsock, Role::Mem, Role::Quiet];
+    const ALL: [Role; 10] = [
+        Role::Main,
+        Role::Signals,
+        Role::Api,
+        Role::Vcpu,
+        Role::Block,
+        Role::Net,
+        Role::Fs,
+        Role::Vsock,
+        Role::Mem,
+        Role::Quiet,
+    ];
 
     /// The name in the log.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Role::Main => "main",
+            Role::Signals => "signals",
             Role::Api => "api",
             Role::Vcpu => "vcpu",
             Role::Block => "block",

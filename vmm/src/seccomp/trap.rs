@@ -3,7 +3,7 @@
 //! This code runs in a signal handler, under the filter that has just rejected the call: it allocates nothing, locks
 //! nothing, and uses only `write` and `exit_group`.
 
-#![allow(unsafe_code)] // a signal handler
+#![allow(unsafe_code, reason = "a signal handler")]
 
 use std::cell::Cell;
 use std::io::{Cursor, Write};

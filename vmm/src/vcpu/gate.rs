@@ -95,7 +95,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn closing_waits_for_everybody_and_opening_lets_them_go_on() {
+    fn closing_waits_for_all_vcpus_and_opening_releases_them() {
         let gate = Gate::new();
         let work = AtomicU64::new(0);
         std::thread::scope(|scope| {

@@ -3,7 +3,7 @@
 //! The signal alone could arrive just before the entry and be lost. The handler runs on the vCPU's own thread and sets
 //! `immediate_exit` in its `kvm_run`, so an entry after the signal comes back with EINTR as one before it does.
 
-#![allow(unsafe_code)] // a signal handler and the memory it shares with KVM
+#![allow(unsafe_code, reason = "a signal handler and the memory it shares with KVM")]
 
 use std::cell::Cell;
 use std::io;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 pub(crate) use exits::ExitCounters;
@@ -149,7 +150,7 @@ impl Vcpu {
             VcpuExit::Intr => (Reason::Interrupted, Next::CheckGate),
             // A triple fault: a kernel resets a PC this way when all other ways have failed.
             VcpuExit::Shutdown => (Reason::Shutdown, Next::Ended(Event::Reset)),
-            VcpuExit::SystemEvent(..) => (Reason::Other, Next::Ended(Event::Reset)),
+            VcpuExit::SystemEvent(kind, _) => (Reason::Other, Next::Ended(system_event(kind))),
             VcpuExit::FailEntry(why, cpu) => (Reason::Internal, failed(format!("entry failed on CPU {cpu}: {why:#x}"))),
             VcpuExit::InternalError => (Reason::Internal, failed("KVM could not emulate an instruction".into())),
             other => (Reason::Other, failed(format!("unexpected exit {other:?}"))),
@@ -168,6 +169,15 @@ impl Vcpu {
             io::ErrorKind::WouldBlock => Next::Enter, // a waiting processor got its start-up signal
             _ => failed(format!("KVM_RUN: {error}")),
         }
+    }
+}
+
+/// What the guest asked KVM for, for example with Hyper-V's crash registers.
+fn system_event(kind: u32) -> Event {
+    match kind {
+        KVM_SYSTEM_EVENT_SHUTDOWN => Event::PowerOff,
+        KVM_SYSTEM_EVENT_CRASH => Event::Panicked,
+        _ => Event::Reset,
     }
 }
 

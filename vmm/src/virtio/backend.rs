@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ConfigInterrupt, EventSet, Fault, Fds, QueueState, Ring, Token};
+use super::{ConfigInterrupt, EventOps, Events, Fault, QueueState, Ring};
 
 /// A device's handling of its queues. One worker thread owns it and calls one method at a time. It needs no knowledge
 /// of threads, notification suppression or interrupts. After every call the worker signals the rings that have
@@ -24,9 +24,10 @@ pub(crate) trait Backend: Send + 'static {
     /// [`Backend::start`], except when a paused device resumes.
     fn reset(&mut self) {}
 
-    /// The driver is ready and accepted `features`: register the backend's own file descriptors.
-    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
-        let _ = (features, fds);
+    /// The driver is ready and accepted `features`: add the backend's own file descriptors to `ops`. They are removed
+    /// when the device stops.
+    fn start(&mut self, features: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        let _ = (features, ops);
         Ok(())
     }
 
@@ -34,9 +35,9 @@ pub(crate) trait Backend: Send + 'static {
     /// [`Backend::start`].
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault>;
 
-    /// One of the backend's own file descriptors is ready.
-    fn ready(&mut self, fd: Token, events: EventSet, rings: &mut [Ring], fds: &mut Fds) -> Result<(), Fault> {
-        let _ = (fd, events, rings, fds);
+    /// One of the backend's own file descriptors is ready. `events` has the data with which it was added.
+    fn ready(&mut self, events: Events, rings: &mut [Ring]) -> Result<(), Fault> {
+        let _ = (events, rings);
         Ok(())
     }
 
@@ -69,7 +70,6 @@ impl ConfigSpace for ConfigBytes {
     }
 }
 
-/// A device's identity.
 #[derive(Clone)]
 pub(crate) struct Identity {
     /// Its name in metrics, logs and thread names: `block0`, `vsock`.
@@ -81,7 +81,6 @@ pub(crate) struct Identity {
     pub features: u64,
     /// The largest size of each queue: powers of two, at most [`QUEUE_SIZE_MAX`](super::QUEUE_SIZE_MAX).
     pub queue_sizes: Vec<u16>,
-    /// Its configuration space.
     pub config: Arc<dyn ConfigSpace>,
 }
 
@@ -105,7 +104,6 @@ pub(crate) trait VirtioDevice: Send {
     /// Its identity; `features` are all that it offers.
     fn identity(&self) -> &Identity;
 
-    /// Its configuration interrupt and counters.
     fn config_interrupt(&self) -> &ConfigInterrupt;
 
     /// Moves the rings to the workers.

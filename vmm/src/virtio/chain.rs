@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
 
-use super::{ChainFault, Fault, GuestRam, Reader, Writer};
+use super::{ChainFault, Fault, GuestRam};
 
 /// One buffer of a chain, at least one byte long. It lies in one region of guest memory and was plugged when it was
 /// checked.
@@ -100,7 +100,6 @@ impl Chain {
         self.ticket.head
     }
 
-    /// Guest memory.
     pub(crate) fn mem(&self) -> &GuestRam {
         &self.mem
     }
@@ -123,16 +122,6 @@ impl Chain {
     /// The buffers the device may write.
     pub(crate) fn writable(&self) -> &[Segment] {
         &self.segments[self.readable..]
-    }
-
-    /// Reads the driver's data, regardless of the division into descriptors.
-    pub(crate) fn reader(&self) -> Reader<'_> {
-        Reader::new(self)
-    }
-
-    /// Writes the answer, regardless of the division into descriptors.
-    pub(crate) fn writer(&self) -> Writer<'_> {
-        Writer::new(self)
     }
 
     /// The fault of a request that needs more bytes than this chain has.

@@ -56,7 +56,6 @@ impl ConfigInterrupt {
         self.inner.generation.load(Ordering::Acquire)
     }
 
-    /// The device's counters.
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.inner.counters
     }

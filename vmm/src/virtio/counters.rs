@@ -10,6 +10,7 @@ pub(crate) struct Counters {
     kicks: AtomicU64,
     interrupts: AtomicU64,
     chains: AtomicU64,
+    bytes: AtomicU64,
     faults: AtomicU64,
     host_failures: AtomicU64,
     short_of_space: AtomicU64,
@@ -24,8 +25,10 @@ impl Counters {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn chains(&self, count: u64) {
-        self.chains.fetch_add(count, Ordering::Relaxed);
+    /// Completed chains, and the bytes that they carried in both directions.
+    pub(super) fn completed(&self, chains: u64, bytes: u64) {
+        self.chains.fetch_add(chains, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn fault(&self) {
@@ -45,12 +48,12 @@ impl Counters {
         self.short_of_space.load(Ordering::Relaxed)
     }
 
-    /// The current values.
     pub(crate) fn metrics(&self) -> DeviceMetrics {
         DeviceMetrics {
             kicks: self.kicks.load(Ordering::Relaxed),
             interrupts: self.interrupts.load(Ordering::Relaxed),
             chains: self.chains.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
             faults: self.faults.load(Ordering::Relaxed),
             host_failures: self.host_failures.load(Ordering::Relaxed),
         }

@@ -7,12 +7,12 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use event_manager::EventManager;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::Worker;
+use super::worker::{EVENTS_MAX, Worker};
 use super::{
-    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Fds, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start,
-    VirtioDevice,
+    Backend, Busy, COMMON_FEATURES, ConfigInterrupt, Identity, QUEUE_SIZE_MAX, QueueState, Ring, Start, VirtioDevice,
 };
 use crate::seccomp::Role;
 use crate::thread;
@@ -26,18 +26,12 @@ pub(crate) enum BuildError {
     /// The queue groups do not cover all queues in order, or the size of a queue is invalid.
     #[error("{device}: {why}")]
     Queues {
-        /// The device's name.
         device: String,
         /// The problem.
         why: &'static str,
     },
     #[error("{device}: cannot start a worker thread: {source}")]
-    Worker {
-        /// The device's name.
-        device: String,
-        /// The host's error.
-        source: io::Error,
-    },
+    Worker { device: String, source: io::Error },
 }
 
 /// A device with a worker thread per queue group. `new` creates the threads, each idle and under its role's seccomp
@@ -120,10 +114,9 @@ impl Group {
         let stop = Arc::new(EventFd::new(libc::EFD_CLOEXEC)?);
         let worker = {
             let (name, stop, config_interrupt) = (name.clone(), stop.clone(), config_interrupt.clone());
-            let fds = Fds::new(&*stop)?;
-            move |backend| {
-                Worker { name, backend, fds, starts: to_start, stop, stopped: to_stopped, config_interrupt }.run()
-            }
+            let events = EventManager::new_with_capacity(EVENTS_MAX).map_err(io::Error::other)?;
+            let worker = Worker { name, events, starts: to_start, stop, stopped: to_stopped, config_interrupt };
+            move |backend| worker.run(backend)
         };
         let thread = thread::spawn_prepared(&name, role, move || backend.prepare().map(|()| backend), worker)?;
         Ok(Self { queues, starts: Some(starts), stop, stopped, thread: Some(thread), phase: Phase::Idle })
@@ -196,7 +189,7 @@ impl VirtioDevice for Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if self.stop(DROP_DEADLINE).is_err() {
-            tracing::warn!(device = self.identity.name, "left behind with requests in flight");
+            tracing::warn!(device = self.identity.name, "the device is abandoned with requests in flight");
             return;
         }
         for group in &mut self.groups {

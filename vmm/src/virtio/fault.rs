@@ -18,7 +18,6 @@ pub(crate) enum Fault {
     Chain {
         /// The index of its head.
         head: u16,
-        /// The broken rule.
         why: ChainFault,
     },
     /// A well-formed chain holds a request that the device cannot even answer with an error.
@@ -28,6 +27,8 @@ pub(crate) enum Fault {
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error("host: {0}")]
     Host(#[from] io::Error),
+    #[error(transparent)]
+    Events(#[from] event_manager::Error),
     #[error("device code: {0}")]
     Bug(&'static str),
     #[error("device code panicked: {0}")]

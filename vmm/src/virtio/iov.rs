@@ -1,6 +1,6 @@
 //! Vectored system calls that read and write guest memory directly: no copy, no Rust reference to bytes the guest may
 //! change.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "vectored reads and writes of guest memory")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -14,12 +14,14 @@ mod counters;
 mod cursor;
 mod device;
 mod fault;
-mod fds;
 mod iov;
 mod log_limiter;
 mod raw;
+mod reader;
 mod ring;
+mod session;
 mod worker;
+mod writer;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -31,15 +33,15 @@ pub(crate) use backend::{Backend, Busy, ConfigBytes, ConfigSpace, Identity, Star
 pub(crate) use chain::{Chain, Segment};
 pub(crate) use config_interrupt::ConfigInterrupt;
 pub(crate) use counters::Counters;
-pub(crate) use cursor::{Reader, Writer};
 pub(crate) use device::{BuildError, Device};
+pub(crate) use event_manager::{EventOps, EventSet, Events};
 pub(crate) use fault::{ChainFault, Fault};
-pub(crate) use fds::{Fds, Token};
 pub(crate) use log_limiter::LogLimiter;
 pub(crate) use raw::{FRONT_MAX, RawTable};
+pub(crate) use reader::Reader;
 pub(crate) use ring::{Ring, Served, check_queue};
 pub(crate) use virtio_queue::QueueState;
-pub(crate) use vmm_sys_util::epoll::EventSet;
+pub(crate) use writer::Writer;
 
 /// The bitmap of a slice of [`GuestRam`].
 type Bitmap = vhost_user_backend::bitmap::BitmapMmapRegion;

@@ -25,8 +25,15 @@ pub(crate) enum Served {
     Stop,
 }
 
-/// The chains that are taken and not completed: for each head, the number of bytes that can be written.
-struct InFlight(Vec<Option<u32>>);
+/// The chains that are taken and not completed, by head.
+struct InFlight(Vec<Option<Lengths>>);
+
+/// How many bytes of a chain can be read, and how many can be written.
+#[derive(Clone, Copy)]
+struct Lengths {
+    readable: u32,
+    writable: u32,
+}
 
 /// The device's end of one virtqueue. A queue that the driver did not enable returns no chains.
 pub(crate) struct Ring {
@@ -38,7 +45,7 @@ pub(crate) struct Ring {
     counters: Arc<Counters>,
     in_flight: InFlight,
     /// Completions since the last decision about an interrupt.
-    unsignalled: u16,
+    unsignaled: u16,
     /// The number of chains this ring still returns before it kicks itself.
     budget: u16,
     /// Kicks by the ring itself that have not been read from the event.
@@ -87,14 +94,13 @@ impl Ring {
             interrupt,
             counters,
             in_flight,
-            unsignalled: 0,
+            unsignaled: 0,
             budget,
             own_kicks: 0,
             notified: true,
         })
     }
 
-    /// Guest memory.
     pub(crate) fn mem(&self) -> &Arc<GuestRam> {
         &self.mem
     }
@@ -173,7 +179,8 @@ impl Ring {
             self.notified = false;
         }
         let chain = Chain::copy(raw, &self.mem, ticket, self.queue.size())?;
-        self.in_flight.insert(ticket.head, chain.writable_len())?;
+        let lengths = Lengths { readable: chain.readable_len(), writable: chain.writable_len() };
+        self.in_flight.insert(ticket.head, lengths)?;
         self.budget -= 1;
         Ok(Some(chain))
     }
@@ -215,10 +222,13 @@ impl Ring {
     /// Completes several chains at once: the driver sees all of them or none (§5.1.6.4, a packet in merged buffers).
     pub(crate) fn complete_all(&mut self, used: &[(u16, u32)]) -> Result<(), Fault> {
         let Some(((last, last_written), before)) = used.split_last() else { return Ok(()) };
+        let mut bytes = 0;
         for (head, written) in used {
-            if self.in_flight.remove(*head)? < *written {
+            let Lengths { readable, writable } = self.in_flight.remove(*head)?;
+            if writable < *written {
                 return Err(Fault::Bug("more bytes were written than the chain has"));
             }
+            bytes += u64::from(readable) + u64::from(*written);
         }
         // The driver does not read these elements before `add_used` publishes the index behind the last one.
         let mut next = Wrapping(self.queue.next_used());
@@ -232,8 +242,8 @@ impl Ring {
         self.queue.set_next_used(next.0);
         self.queue.add_used(&*self.mem, *last, *last_written)?;
         // At most the ring's size: no more are in flight, and `signal` follows every call of the backend.
-        self.unsignalled = self.unsignalled.saturating_add(used.len() as u16);
-        self.counters.chains(used.len() as u64);
+        self.unsignaled = self.unsignaled.saturating_add(used.len() as u16);
+        self.counters.completed(used.len() as u64, bytes);
         Ok(())
     }
 
@@ -250,7 +260,7 @@ impl Ring {
     /// Interrupts the driver if it asked for that, for the completions since the last call. The worker calls it after
     /// every call of the backend; a backend needs it only to interrupt earlier.
     pub(crate) fn signal(&mut self) -> Result<(), Fault> {
-        let completed = std::mem::take(&mut self.unsignalled);
+        let completed = std::mem::take(&mut self.unsignaled);
         if completed == 0 || !self.wants_interrupt(completed)? {
             return Ok(());
         }
@@ -302,17 +312,17 @@ impl Ring {
 }
 
 impl InFlight {
-    fn insert(&mut self, head: u16, writable: u32) -> Result<(), Fault> {
+    fn insert(&mut self, head: u16, lengths: Lengths) -> Result<(), Fault> {
         match &mut self.0[usize::from(head)] {
             Some(_) => Err(Fault::Offered("the same chain again before it was used")),
             free => {
-                *free = Some(writable);
+                *free = Some(lengths);
                 Ok(())
             }
         }
     }
 
-    fn remove(&mut self, head: u16) -> Result<u32, Fault> {
+    fn remove(&mut self, head: u16) -> Result<Lengths, Fault> {
         let taken = self.0.get_mut(usize::from(head)).and_then(Option::take);
         taken.ok_or(Fault::Bug("a chain was completed that is not in flight"))
     }
@@ -325,7 +335,6 @@ pub(crate) struct Permit<'r> {
 }
 
 impl Permit<'_> {
-    /// The chain to fill.
     pub(crate) fn chain(&self) -> &Chain {
         // Only `used` and `later` take the chain, and they consume the permit.
         self.chain.as_ref().expect("a permit holds its chain")

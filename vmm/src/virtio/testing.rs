@@ -74,7 +74,6 @@ pub(crate) struct DriverQueue {
     used_idx: u16,
 }
 
-/// An answer of the device.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub head: u16,

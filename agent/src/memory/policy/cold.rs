@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_a_taking_is_young() {
+    fn pages_added_after_a_reclaim_are_young() {
         let mut water = noted(&[(0, 100), (60, 100)]);
         water.taken(80);
         water.note(Duration::from_secs(65), 50, WINDOW);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_small() {
+    fn its_size_is_bounded() {
         let mut water = LowWater::default();
         for at in 0..10_000 {
             water.note(Duration::from_millis(at), at, WINDOW);

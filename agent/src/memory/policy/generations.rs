@@ -29,7 +29,6 @@ pub(crate) struct Generation {
     pub seq: u64,
     /// Time since this generation was created. Its pages were last accessed before the next generation was created.
     pub age: Duration,
-    /// Its pages.
     pub pages: Pages,
 }
 
@@ -43,7 +42,6 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// The sum of both kinds.
     pub(crate) fn all(self) -> u64 {
         self.anon + self.file
     }
@@ -61,12 +59,10 @@ impl Lru {
         self.memcg == 0 && !self.path.is_empty()
     }
 
-    /// Its group.
     pub(crate) fn group(&self) -> Group {
         (self.memcg, self.node, self.path.clone())
     }
 
-    /// All its pages.
     pub(crate) fn pages(&self) -> Pages {
         self.generations.iter().map(|generation| generation.pages).sum()
     }
@@ -194,7 +190,7 @@ memcg   117 /garret/agent
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn the_kernels_text() {
+    fn the_kernels_text_is_parsed() {
         let lrus = parse(TEXT);
         let names: Vec<_> = lrus.iter().map(|lru| (lru.memcg, lru.path.as_str(), lru.generations.len())).collect();
         assert_eq!(names, [(1, "/", 4), (0, "/libpod_parent/libpod-a b", 3), (117, "/garret/agent", 2)]);
@@ -218,7 +214,7 @@ memcg   117 /garret/agent
     }
 
     #[test]
-    fn commands() {
+    fn commands_are_written_as_the_kernel_reads_them() {
         let lru = &parse(TEXT)[0];
         assert_eq!(lru.age_command(true).unwrap(), "+ 1 0 7 1 1");
         assert_eq!(lru.age_command(false).unwrap(), "+ 1 0 7 0 1");

@@ -2,20 +2,10 @@
 
 use std::time::Duration;
 
-use crate::memory::tuning::{CROWDED_STALL, IDLE_CPUS, LOAD_SPAN};
+use garret_api::IDLE_CPUS;
 
-/// The kernel's counters, each since boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Counters {
-    /// Time in which at least one task waited for memory; `None` if the kernel does not report it.
-    pub memory_stall: Option<Duration>,
-    /// The same for tasks that waited for a CPU.
-    pub cpu_stall: Option<Duration>,
-    /// Time in which the CPUs were used or waited for a disk, summed over all CPUs.
-    pub busy: Duration,
-    /// Pages that were read back after their eviction.
-    pub refaults: u64,
-}
+use super::super::readings::Counters;
+use super::super::tuning::{CROWDED_STALL, LOAD_SPAN};
 
 /// The guest's state between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use self::cold::{Cold, ColdPages};
 use self::generations::{Eviction, Lru};
-use self::load::{Counters, Gauge, Load};
+use self::load::{Gauge, Load};
 use self::timing::{Backoff, SlabDrop};
-use super::readings::Meminfo;
+use super::readings::{Counters, Meminfo};
 use super::tuning::{
     self, AGE_MIN, AGES_BUSY, AGES_IDLE, Ages, COMMANDS_MAX, PAGE, PAUSE_MORE, SHARE_AGING, STEP_SQUEEZED, SWAP_PART,
     TAKE_MIN,

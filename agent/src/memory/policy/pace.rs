@@ -21,7 +21,6 @@ impl Pace {
         self.stalled = Some(now);
     }
 
-    /// Whether memory is short.
     pub(crate) fn is_short(&self, now: Duration, total: u64, available: u64) -> bool {
         available < (total / SHORT_PART).clamp(SHORT_MIN, SHORT_MAX)
             || self.stalled.is_some_and(|stalled| now < stalled + STALLED)
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short() {
+    fn memory_is_short_below_its_thresholds() {
         // total, available in MiB
         let cases = [
             (512, 96, false),

@@ -175,7 +175,7 @@ fn an_idle_guest_ages_faster_and_drops_names_after_a_while() {
 }
 
 #[test]
-fn what_looking_for_ages_costs_makes_it_rare() {
+fn expensive_aging_becomes_rare() {
     let mut old = lru(7, "/c", 5000, 0);
     old.generations[3].age = seconds(40);
     let mut guest = Guest::new(Some(vec![old, lru(8, "/d", 0, 0)]));
@@ -266,7 +266,7 @@ fn a_squeeze_backs_off_when_memory_comes_back() {
 }
 
 #[test]
-fn what_there_was_no_time_for_is_there_the_next_time() {
+fn work_without_time_is_done_in_the_next_round() {
     let mut guest = Guest::new(Some(vec![lru(7, "/c", 0, 900), lru(9, "/d", 0, 700)])).settled();
     let plan = guest.after(5);
     assert_eq!(commands(&plan), ["- 7 0 5 0 900", "- 9 0 5 0 700"]);
@@ -278,7 +278,7 @@ fn what_there_was_no_time_for_is_there_the_next_time() {
 }
 
 #[test]
-fn pages_of_groups_that_are_gone_are_reclaimed_as_files() {
+fn pages_of_removed_groups_are_reclaimed_as_files() {
     let mut guest = Guest::new(Some(vec![lru(0, "/libpod_parent/gone", 0, 3000)]));
     guest.after(0);
     let plan = guest.after(5);

@@ -1,5 +1,5 @@
-//! A compile, its cleaning up, and a machine that then idles: what it holds of the host's memory all the while, and what it
-//! costs the build that it holds no more.
+//! A compile, its cleanup, and then an idle machine. It measures the host memory that the machine holds meanwhile, and
+//! how much reclaim slows the build down.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,22 +17,20 @@ use crate::result::Unit;
 use crate::scale::Size;
 use crate::subject::Subject;
 
-/// How often resident memory is looked at.
+/// Poll interval of resident memory.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// A build that is over, and its machine, which runs on.
+/// A finished build and its machine, which still runs.
 pub(super) struct Built<'a> {
-    /// The machine.
     pub guest: Guest<'a>,
     pub build: Case,
-    /// What came of it.
     pub measurements: Vec<Measurement>,
 }
 
-/// Builds, and lets the machine idle.
+/// Builds the project, then leaves the machine idle.
 ///
 /// # Errors
-/// The machine does not come up, or the build fails or takes too long.
+/// The machine does not start, or the build fails or takes too long.
 pub(super) fn run<'a>(lab: &'a Lab, subject: &dyn Subject) -> anyhow::Result<Built<'a>> {
     let mut guest = Guest::start(lab, subject, Task { builds: true, gives_back: true })?;
     let mut recorder = Recorder::new(EVERY);
@@ -63,11 +61,11 @@ pub(super) fn run<'a>(lab: &'a Lab, subject: &dyn Subject) -> anyhow::Result<Bui
     Ok(Built { guest, build, measurements })
 }
 
-/// The build's work over that in the same guest when nothing is given back. In the quick size there is time for this
-/// only where the guest itself does something for it.
+/// Work of the build, divided by the work in the same guest without reclaim. In the quick size there is time for this
+/// only if the guest itself reclaims memory.
 ///
 /// # Errors
-/// As [`run`].
+/// See [`run`].
 pub(super) fn compared(lab: &Lab, subject: &dyn Subject, build: &Case) -> anyhow::Result<Option<Measurement>> {
     if lab.size != Size::Full && !subject.reclaims() {
         return Ok(None);
@@ -90,11 +88,11 @@ fn idle(guest: &mut Guest<'_>, recorder: &mut Recorder, lab: &Lab) -> anyhow::Re
     Ok(())
 }
 
-/// What the host has swapped out, in words.
+/// Describes how much the host has swapped out.
 fn rested(guest: &Guest<'_>) -> anyhow::Result<String> {
     let Some(kept) = &guest.kept else { return Ok(String::new()) };
     let mib = kept.swapped()? >> 20;
-    Ok(format!(", {mib} MiB swapped out as by the runner of a host that has promised more than it has"))
+    Ok(format!(", {mib} MiB swapped out as by the runner of an overcommitted host"))
 }
 
 fn work(with: &Case, without: &Case) -> Measurement {
@@ -107,7 +105,7 @@ fn work(with: &Case, without: &Case) -> Measurement {
 }
 
 fn case(report: Report) -> anyhow::Result<Case> {
-    report.cases.into_iter().find(|case| case.name == "build").context("the guest has not built anything")
+    report.cases.into_iter().find(|case| case.name == "build").context("the guest has no result of the build")
 }
 
 fn cpu_seconds(case: &Case) -> f64 {

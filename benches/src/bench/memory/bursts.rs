@@ -1,4 +1,4 @@
-//! Three machines of one host that need much memory for a moment: one after the other, and all at once.
+//! Three machines of one host that need much memory for a moment, one after the other and at the same time.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use crate::subject::{GuestSocket, Running, Subject};
 
 const MACHINES: usize = 3;
 const EVERY: Duration = Duration::from_millis(100);
-/// From the end of a burst to the next: as long as freed memory may take to return to the host without a request.
+/// The time from the end of one burst to the next: as long as freed memory may take to return to the host without a
+/// request.
 const GAP: Duration = Duration::from_secs(5);
 
-/// Runs them.
+/// Runs the bursts.
 ///
 /// # Errors
-/// A machine does not come up or ends, or a guest cannot be reached.
+/// A machine does not start or ends, or a guest cannot be reached.
 pub(super) fn run(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<[Measurement; 2]> {
     let task = Task { builds: false, gives_back: true };
     let mut guests = (0..MACHINES).map(|_| Guest::start(lab, subject, task)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -25,7 +26,7 @@ pub(super) fn run(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<[Measureme
     let machines: Vec<&Running> = guests.iter().map(|guest| &guest.work.running).collect();
     let sockets = guests.iter().map(Guest::socket).collect::<anyhow::Result<Vec<_>>>()?;
     let mib = lab.scale.fill_mib;
-    // What the boots have left over goes first.
+    // First reclaim the memory that the boots have freed.
     rest(&mut Recorder::new(EVERY), &machines)?;
     let one_by_one: Vec<_> = sockets.chunks(1).collect();
     let offset = bursts(&machines, &one_by_one, mib)?;
@@ -37,7 +38,7 @@ pub(super) fn run(lab: &Lab, subject: &dyn Subject) -> anyhow::Result<[Measureme
     ])
 }
 
-/// Each group of guests after the one before.
+/// Runs each group of guests after the previous group.
 fn bursts(machines: &[&Running], groups: &[&[GuestSocket]], mib: u32) -> anyhow::Result<Recorder> {
     let mut recorder = Recorder::new(EVERY);
     for group in groups {

@@ -1,14 +1,14 @@
-//! Resident memory over time: how it is recorded, and what a course tells. The telling is pure.
+//! Resident memory over time: how it is recorded, and pure functions that evaluate it.
 
 use std::time::{Duration, Instant};
 
 use crate::count::memory;
 use crate::subject::Running;
 
-/// So much of freed memory has to be the host's again: the rest may be shared out among pages still in use.
+/// The share of freed memory that must return to the host. The rest may be scattered over pages that are still in use.
 const RETURNED: f64 = 0.9;
 
-/// What is resident of a machine, all of its processes together, in bytes.
+/// Resident memory of a machine, in bytes: the sum of its processes.
 ///
 /// # Errors
 /// A process has ended.
@@ -16,32 +16,32 @@ pub(super) fn resident(running: &Running) -> anyhow::Result<u64> {
     running.pids().into_iter().map(memory::resident).sum()
 }
 
-/// Takes a course as time passes.
+/// Records a course.
 pub(super) struct Recorder {
     began: Instant,
     every: Duration,
     next: Duration,
-    /// What has been taken until now.
+    /// The points until now.
     pub course: Course,
 }
 
 impl Recorder {
-    /// One that takes a point `every` so often, when it is called often enough.
+    /// Creates a recorder that takes a point every `every`, if it is called often enough.
     pub(super) fn new(every: Duration) -> Self {
         Self { began: Instant::now(), every, next: Duration::ZERO, course: Course::default() }
     }
 
-    /// Seconds since it was made.
+    /// Seconds since the recorder was created.
     pub(super) fn seconds(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// A moment in its own time, in seconds.
+    /// Converts a moment to seconds since the recorder was created.
     pub(super) fn at(&self, moment: Instant) -> f64 {
         moment.saturating_duration_since(self.began).as_secs_f64()
     }
 
-    /// Takes a point, if it is time: the sum of the machines.
+    /// Adds a point, the sum of the machines, if it is time for one.
     ///
     /// # Errors
     /// A process has ended.
@@ -56,10 +56,10 @@ impl Recorder {
     }
 }
 
-/// Seconds and bytes.
+/// Points of seconds and bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Course {
-    /// In the order of time.
+    /// The points, in order of time.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -68,25 +68,24 @@ impl Course {
         self.points.iter().filter(move |(at, _)| (from..=to).contains(at))
     }
 
-    /// The most there was.
+    /// The maximum.
     pub(super) fn peak(&self) -> f64 {
         self.points.iter().map(|(_, bytes)| *bytes).fold(0.0, f64::max)
     }
 
-    /// What there was at the end.
     pub(super) fn last(&self) -> f64 {
         self.points.last().map_or(0.0, |(_, bytes)| *bytes)
     }
 
-    /// GiB held times seconds.
+    /// The integral: GiB times seconds.
     pub(super) fn gib_seconds(&self, from: f64, to: f64) -> f64 {
         let points: Vec<_> = self.between(from, to).collect();
         let area = |pair: &[&(f64, f64)]| (pair[1].0 - pair[0].0) * f64::midpoint(pair[0].1, pair[1].1);
         points.windows(2).map(area).sum::<f64>() / f64::from(1 << 30)
     }
 
-    /// Seconds from `freed_at`, when a program of the guest freed `bytes`, until nearly as much less is resident than at
-    /// the most before; nothing if that has not come about.
+    /// Seconds from `freed_at`, when a program of the guest freed `bytes`, until resident memory is nearly that much
+    /// below its earlier maximum. `None` if that does not happen.
     pub(super) fn returned_after(&self, freed_at: f64, bytes: f64) -> Option<f64> {
         let peak = self.between(0.0, freed_at).map(|(_, bytes)| *bytes).fold(0.0, f64::max);
         let enough = peak - bytes * RETURNED;

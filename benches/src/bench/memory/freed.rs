@@ -1,5 +1,5 @@
-//! Memory that a program of the guest has freed: how soon the host has it back, without and with a request. With a
-//! request, also how fast the host takes it, and how fast the guest has it back.
+//! Memory that a program of the guest has freed: how soon it returns to the host, with and without a request. With a
+//! request, it also measures how fast the memory is taken, and how fast it returns to the guest.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,15 +12,15 @@ use crate::process::Process;
 use crate::result::Unit;
 use crate::subject::Running;
 
-/// How often resident memory is looked at.
+/// Poll interval of resident memory.
 const EVERY: Duration = Duration::from_millis(50);
-/// How often the VMM is asked how far the guest is.
+/// Poll interval of the guest's progress, as the VMM reports it.
 const ASK: Duration = Duration::from_millis(10);
-/// Stock free page reporting takes some 30 s.
+/// Stock free page reporting takes about 30 s.
 const UNASKED: Duration = Duration::from_secs(40);
-/// Who has not done what was asked by then does not do it.
+/// A guest that has not followed a request by then does not follow it.
 const ASKED: Duration = Duration::from_secs(20);
-/// So much of what was asked is nearly all: the last of it may be in use.
+/// The share of a request that counts as nearly all. The last of it may be in use.
 const NEARLY: f64 = 0.9;
 
 /// Measures freed memory without a request of the host.
@@ -33,14 +33,14 @@ pub(super) fn unasked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Measure
         freed.recorder.look([running])?;
         Ok(freed.returned().is_some())
     })?;
-    let detail = format!("{mib} MiB freed, without a request, until 90 % are the host's; aim: at most 5 s");
+    let detail = format!("{mib} MiB freed, without a request, until 90 % have returned to the host; aim: at most 5 s");
     Ok(freed.measured("freed_to_host_ms", UNASKED, detail))
 }
 
-/// The host asks for it at the moment it is freed, and then gives it back.
+/// Requests the memory at the moment it is freed, and then returns it.
 ///
 /// # Errors
-/// As [`unasked`]; or the VMM refuses.
+/// As [`unasked`], or the VMM refuses.
 pub(super) fn asked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Vec<Measurement>> {
     let running = &guest.work.running;
     let means = Means::of(running.control.as_ref(), mib)?;
@@ -59,15 +59,15 @@ pub(super) fn asked(guest: &mut Guest<'_>, mib: u32) -> anyhow::Result<Vec<Measu
         Ok(returned.is_done())
     })?;
     let by = means.name();
-    let detail = format!("{mib} MiB freed, asked for at once, until 90 % are the host's; aim: at most 1 s; by {by}");
+    let detail = format!("{mib} MiB freed, requested at once, until 90 % are returned; aim: at most 1 s; by {by}");
     Ok(vec![
         freed.measured("freed_to_host_asked_ms", ASKED, detail),
         taken.measured("reclaim_gib_per_s", &format!("taken from the guest by {by}")),
-        returned.measured("return_gib_per_s", &format!("given back to the guest by {by}")),
+        returned.measured("return_gib_per_s", &format!("returned to the guest by {by}")),
     ])
 }
 
-/// Memory that has just been freed, watched from before it was taken.
+/// A course recorded from before the memory was taken until after it was freed.
 struct Freed {
     recorder: Recorder,
     at: f64,
@@ -85,7 +85,7 @@ impl Freed {
         self.recorder.course.returned_after(self.at, f64::from(self.mib) * f64::from(1 << 20))
     }
 
-    /// Who never gives it back has the longest time that was waited, and says so.
+    /// If the memory does not return, the value is the longest time that was waited, and the detail says so.
     fn measured(self, metric: &str, limit: Duration, detail: String) -> Measurement {
         let (seconds, detail) = match self.returned() {
             Some(seconds) => (seconds, detail),
@@ -96,7 +96,7 @@ impl Freed {
     }
 }
 
-/// Memory that changes hands, from the moment it is asked for.
+/// A transfer of memory between host and guest, from the moment of the request.
 struct Transfer {
     mib: u32,
     began: Instant,
@@ -109,7 +109,7 @@ impl Transfer {
         Self { mib, began: Instant::now(), moved: 0, after: Duration::ZERO }
     }
 
-    /// So much has changed hands by now. Only the time until nearly all has counts.
+    /// Records that this much has been transferred. Only the time until nearly all has been counts.
     fn note(&mut self, moved: u32) {
         if !self.is_done() || self.after.is_zero() {
             (self.moved, self.after) = (moved, self.began.elapsed());
@@ -128,7 +128,7 @@ impl Transfer {
     }
 }
 
-/// Asks whether it is `done` until it is, or the time is up, as long as all processes live.
+/// Polls `done` until it returns true or the time is over, as long as all processes live.
 fn watch(
     running: &mut Running,
     limit: Duration,
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_never_returned_says_so() {
+    fn memory_that_never_returns_is_marked() {
         for (left, value, tail) in [(110.0, 500.0, "x"), (290.0, 40_000.0, "x; not within 40 s")] {
             let found = freed(left).measured("freed_to_host_ms", UNASKED, "x".into());
             assert_eq!((found.value, found.detail.as_str(), found.series.len()), (value, tail, 3));

@@ -1,5 +1,5 @@
-//! The machines of this bench: a data disk, the helper behind a vsock, and a part of the memory by virtio-mem where there is
-//! one.
+//! The machines of this bench: a data disk, the helper behind a vsock, and, if the subject has virtio-mem, a part of
+//! the memory from it.
 
 use std::path::Path;
 use std::thread;
@@ -17,40 +17,40 @@ use crate::subject::{GuestSocket, Machine, Subject};
 
 /// How long memory is held before it is freed.
 const HOLD: Duration = Duration::from_secs(2);
-/// How often is looked meanwhile.
+/// Poll interval meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a guest is to do.
+/// The work of a guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Task {
     /// Build the project and remove it again.
     pub builds: bool,
-    /// Give back what it does not need, by all means the subject has; else by none, to see what they cost.
+    /// Whether the guest reclaims memory by all means that the subject has. False measures what these cost.
     pub gives_back: bool,
 }
 
-/// A machine, and its folder, which goes after it.
+/// A machine with its folder. Fields drop in order, so the folder is removed last.
 pub(super) struct Guest<'a> {
-    /// The machine at work.
+    /// The machine and its job.
     pub work: Work<'a>,
-    /// How it was started, and what runs in it.
+    /// How the machine was started, and what runs in it.
     pub setup: String,
-    /// The runner's part in it, if it has one.
+    /// The runner's part, if it has one.
     pub kept: Option<Kept>,
     _folder: TempDir,
 }
 
 impl<'a> Guest<'a> {
-    /// Starts one, and does not wait.
+    /// Starts a machine without waiting for it.
     ///
     /// # Errors
-    /// It cannot be started, or a disk not be made.
+    /// It cannot be started, or a disk cannot be created.
     pub(super) fn start(lab: &'a Lab, subject: &dyn Subject, task: Task) -> anyhow::Result<Self> {
         let folder = lab.folder()?;
         let reclaims = task.gives_back && subject.reclaims();
         let machine = machine(lab, folder.path(), task, reclaims)?;
         let start = || Work::start(lab, subject, &machine, folder.path());
-        // Only a machine that builds is left to idle.
+        // Only a machine that builds is left idle afterwards.
         let kept = if reclaims && task.builds { Kept::new()? } else { None };
         let work = kept.as_ref().map_or_else(start, |kept| kept.start(start))?;
         let beside = if reclaims { "garret-agent memory-loop, and swap in zram" } else { "nothing" };
@@ -58,10 +58,10 @@ impl<'a> Guest<'a> {
         Ok(Self { work, setup, kept, _folder: folder })
     }
 
-    /// The way to its helper.
+    /// Returns the address of its helper.
     ///
     /// # Errors
-    /// It has none.
+    /// It has no vsock.
     pub(super) fn socket(&self) -> anyhow::Result<GuestSocket> {
         self.work.running.guest.clone().context("the machine has no vsock")
     }
@@ -92,7 +92,7 @@ fn machine(lab: &Lab, folder: &Path, task: Task, reclaims: bool) -> anyhow::Resu
     })
 }
 
-/// Where the guest finds what it builds, and what it asks `make` for.
+/// The path of the source in the guest, and the target of `make`.
 fn project_and_goal(size: Size) -> (&'static str, &'static str) {
     match size {
         Size::Full => ("/tmp/tools/opt/bench/c.tar", "linux"),
@@ -100,8 +100,8 @@ fn project_and_goal(size: Size) -> (&'static str, &'static str) {
     }
 }
 
-/// Lets guests take `mib` at the same time, hold it and free it. `watch` is called all the while. Gives the moment at
-/// which the last had freed it.
+/// Makes guests take `mib` at the same time, hold it and free it, and calls `watch` meanwhile. Returns the moment at
+/// which the last guest had freed it.
 ///
 /// # Errors
 /// A guest cannot be reached, or `watch` fails.
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_is_not_there_is_told() {
+    fn a_missing_guest_is_an_error() {
         let error = fill(&[GuestSocket::Unix("/no/such".into())], 1, || Ok(())).unwrap_err();
         assert!(format!("{error:#}").starts_with("memory taken in the guest: /no/such"), "{error:#}");
     }

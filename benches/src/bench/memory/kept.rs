@@ -1,6 +1,6 @@
-//! What garret's runner does for a machine that idles on a host that has promised more than it has: its policy looks at
-//! this machine, and at one that exists on paper only and to which as much is promised as the host has. Of the policy's
-//! orders those to swap something out are carried out; for others a host on which a bench runs has no cause.
+//! Applies the runner's memory policy to an idle machine on an overcommitted host. The policy also sees a second
+//! machine that does not exist, with a promise as large as the host's memory. Only orders to swap memory out are
+//! carried out: such a host gives no cause for others.
 
 use std::fs;
 use std::path::Path;
@@ -11,11 +11,11 @@ use garret::policy::{History, MachineView, Order, cgroup, decide, measure_host};
 use garret_api::MachineId;
 use rustix::process::getpid;
 
-/// The time between two looks.
+/// The time between two decisions of the policy.
 const EVERY: Duration = Duration::from_secs(1);
-/// Where control groups are.
+/// The mount point of control groups.
 const ROOT: &str = "/sys/fs/cgroup";
-/// A control group like the runner's, and what the policy knows of the machine in it.
+/// A control group like the runner's, and the policy's history of the machine in it.
 pub(super) struct Kept {
     machine: MachineId,
     /// The machine that exists on paper only.
@@ -25,10 +25,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Makes the group; nothing on a host without swap, to which nothing can be swapped out.
+    /// Creates the group. `None` on a host without swap.
     ///
     /// # Errors
-    /// The host has no control groups (v2), or refuses one.
+    /// The host has no control groups (v2), or rejects one.
     pub(super) fn new() -> anyhow::Result<Option<Self>> {
         if measure_host(0)?.swap_total == 0 {
             return Ok(None);
@@ -39,11 +39,11 @@ impl Kept {
         Ok(Some(Self { machine, paper, history: History::default(), looked: None }))
     }
 
-    /// Starts something in the group. Memory stays with the group in which it was taken, so its processes have to be born
-    /// there: this one goes into the group for as long.
+    /// Starts a machine in the group. Memory stays charged to the group in which it was allocated, so the processes
+    /// must start there. This process moves into the group for that time.
     ///
     /// # Errors
-    /// As `start`, or the kernel refuses.
+    /// `start` fails, or the kernel refuses.
     pub(super) fn start<T>(&self, start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("no control group (v2)")?;
@@ -53,7 +53,7 @@ impl Kept {
         started
     }
 
-    /// Looks, once a second, and does as the policy says.
+    /// Once a second, asks the policy and carries out its order.
     ///
     /// # Errors
     /// The machine has ended, or the kernel refuses.
@@ -87,7 +87,7 @@ impl Kept {
         Ok(())
     }
 
-    /// What is swapped out, in bytes.
+    /// Bytes that are swapped out.
     ///
     /// # Errors
     /// The machine has ended.
@@ -98,7 +98,7 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // What is left of it is empty, and goes with the host if not now.
+        // An empty group that cannot be removed now disappears with the host.
         let _ = cgroup::remove(self.machine);
     }
 }
@@ -108,7 +108,7 @@ fn enter(group: &Path) -> anyhow::Result<()> {
     fs::write(&procs, "0").with_context(|| format!("cannot write {}", procs.display()))
 }
 
-/// A machine that may have all it was promised, as far as the host has it.
+/// A machine that may have all of its promise, as far as the host has the memory.
 fn sizes(id: MachineId, promised: u64) -> MachineView {
     let (boot, limit, plugged) = (promised, promised, promised);
     MachineView { promised, weight: 100, boot, limit, plugged, ..MachineView::new(id) }

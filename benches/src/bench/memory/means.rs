@@ -1,21 +1,21 @@
-//! How memory is asked back from a guest: by virtio-mem where it came so, else by the balloon.
+//! How the harness reclaims memory from a guest: by virtio-mem if the machine has it, else by the balloon.
 
 use crate::subject::Control;
 
-/// One of the two.
+/// The device that reclaims memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Means {
     /// The balloon takes pages from the guest.
     Balloon,
-    /// What the guest may have plugged is lowered.
+    /// The requested size of virtio-mem is lowered.
     VirtioMem {
-        /// What can be plugged, in MiB.
+        /// The size of the virtio-mem region, in MiB.
         size_mib: u32,
     },
 }
 
 impl Means {
-    /// That of a machine of which `hotplug_mib` came by virtio-mem, if it has one.
+    /// The means of a machine with `hotplug_mib` of virtio-mem memory: the balloon if the VMM has no virtio-mem.
     ///
     /// # Errors
     /// The VMM does not answer.
@@ -24,7 +24,7 @@ impl Means {
         Ok(plugged.map_or(Self::Balloon, |_| Self::VirtioMem { size_mib: hotplug_mib }))
     }
 
-    /// For a person.
+    /// The name for a report.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Balloon => "the balloon",
@@ -32,7 +32,7 @@ impl Means {
         }
     }
 
-    /// Asks the guest to do without so much from now on.
+    /// Asks the guest to use this much less from now on.
     ///
     /// # Errors
     /// The VMM refuses.
@@ -43,7 +43,7 @@ impl Means {
         }
     }
 
-    /// What the guest does without, in MiB.
+    /// How much less the guest uses, in MiB.
     ///
     /// # Errors
     /// The VMM does not answer.
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// A guest that does at once what it is asked.
+    /// A guest that follows each request at once.
     struct Obedient {
         balloon: Cell<u32>,
         plugged: Option<Cell<u32>>,

@@ -1,18 +1,18 @@
-//! Memory that comes back: after a build and its cleaning up, after a program has freed it, and when it is asked for.
+//! Memory that returns to the host: after a build and its cleanup, after a program has freed it, and on request.
 //!
 //! | file | what |
 //! |---|---|
-//! | `build` | what a machine holds during a build, after it and idle, and what that costs the build |
-//! | `freed` | how soon freed memory is the host's again, asked for or not; and the guest's |
-//! | `bursts` | three machines, one after the other and all at once |
-//! | `kept` | what garret's runner does for an idle machine |
-//! | `guest` | the machines all of this is measured in |
-//! | `means` | how memory is asked back: virtio-mem or balloon |
-//! | `course` | resident memory over time: what it tells is pure |
+//! | `build` | the memory that a machine holds during a build, after it and idle, and the build's cost of reclaim |
+//! | `freed` | how soon freed memory returns to the host, with and without a request, and to the guest |
+//! | `bursts` | three machines, one after the other and at the same time |
+//! | `kept` | the runner's memory policy for an idle machine |
+//! | `guest` | the machines that this is measured in |
+//! | `means` | how memory is reclaimed: virtio-mem or balloon |
+//! | `course` | resident memory over time; pure |
 //!
-//! All guests have the same kernel and the same work. Those of garret also run what a guest of garret always runs: the
-//! agent's loop that takes back cold memory, and swap in compressed memory; and one that idles after a build is kept as
-//! the runner keeps it on a host that has promised more than it has.
+//! All guests have the same kernel and the same work. Those of garret also run what every guest of garret runs: the
+//! agent's reclaim loop, and swap in compressed memory. A machine of garret that is idle after a build is treated as
+//! the runner does on an overcommitted host.
 
 mod build;
 mod bursts;
@@ -28,7 +28,6 @@ use crate::lab::Lab;
 use crate::scale::{Scale, Size};
 use crate::subject::Subject;
 
-/// The bench.
 pub(super) struct Memory;
 
 impl Bench for Memory {
@@ -40,7 +39,7 @@ impl Bench for Memory {
         scale.long_rounds.div_ceil(2)
     }
 
-    /// In the quick size one QEMU with balloon and free page reporting has to do: the leaner one.
+    /// The quick size has one QEMU with balloon and free page reporting: the smaller one.
     fn takes(&self, subject: &str, size: Size) -> bool {
         size == Size::Full || subject != "qemu-q35"
     }
@@ -51,7 +50,7 @@ impl Bench for Memory {
         measurements.push(freed::unasked(&mut guest, mib)?);
         measurements.extend(freed::asked(&mut guest, mib)?);
         let setup = guest.setup.clone();
-        drop(guest); // it would take processor time and memory from what follows
+        drop(guest); // it would take CPU time and memory from the next measurement
         measurements.extend(build::compared(lab, subject, &build)?);
         measurements.extend(bursts::run(lab, subject)?);
         Ok(Sampled { setup, measurements })

@@ -1,5 +1,7 @@
 //! Kernel limits follow the promise, not the 512 MiB a guest boots with.
 
+mod rates;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -47,7 +49,7 @@ fn threads_files_and_connections_fit_the_promise() {
         .spawn()
         .expect("garret runs");
     let mut said = BufReader::new(holder.stdout.take().expect("piped"));
-    let mut go_on = holder.stdin.take().expect("piped");
+    let mut proceed = holder.stdin.take().expect("piped");
     for kind in ["threads", "files", "connections"] {
         let mut line = String::new();
         said.read_line(&mut line).expect("it says");
@@ -56,7 +58,7 @@ fn threads_files_and_connections_fit_the_promise() {
         if kind == "connections" {
             assert_counts();
         }
-        go_on.write_all(b"\n").expect("it reads");
+        proceed.write_all(b"\n").expect("it reads");
     }
     guest("sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=30");
     assert!(holder.wait().expect("it ends").success());

@@ -37,9 +37,14 @@ fn put_in_force(config: Option<Vec<u8>>) {
     restart_daemon();
 }
 
+/// `[name]`, made if it is not there.
+pub(crate) fn table<'a>(config: &'a mut Table, name: &str) -> &'a mut Table {
+    config.entry(name).or_insert(Value::Table(Table::new())).as_table_mut().expect("a table")
+}
+
 /// `[network]`, made if it is not there.
 pub(crate) fn network(config: &mut Table) -> &mut Table {
-    config.entry("network").or_insert(Value::Table(Table::new())).as_table_mut().expect("a table")
+    table(config, "network")
 }
 
 /// Adds to a list, made if it is not there.

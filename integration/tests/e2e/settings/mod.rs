@@ -13,7 +13,7 @@ use toml::Table;
 
 use garret_integration::stage::{ALICE, IMAGE, Workspace};
 
-pub(crate) use changed::{Settings, append, network};
+pub(crate) use changed::{Settings, append, network, table};
 
 /// From the block that is reserved for documentation: no network uses it.
 const ADDRESS: &str = "192.0.2.7";

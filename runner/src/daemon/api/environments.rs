@@ -14,7 +14,8 @@ use garret_api::{Code, Problem, ProblemDetails};
 use hyper::StatusCode;
 
 use super::identity::Owner;
-use super::machines::{request_machine, require_running};
+use super::machines::request_machine;
+use super::running::require_running;
 use super::target::Target;
 use super::{Peer, Refusal, proxy};
 use crate::daemon::state::{
@@ -38,7 +39,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 #[utoipa::path(
     get,
     path = "/v1/environments", operation_id = "list_environments",
-    responses((status = 200, description = "The environments the caller may see.", body = Vec<Environment>))
+    responses((status = 200, description = "The environments that the caller may see.", body = Vec<Environment>))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
     let list = daemon
@@ -78,10 +79,10 @@ pub(super) async fn show(
     params(("id" = String, Path, description = "The environment's id.")),
     request_body = EnvironmentRequest,
     responses(
-        (status = 200, description = "The environment, as it will be made.", body = Environment),
+        (status = 200, description = "The environment with its new settings; it may not be running yet.", body = Environment),
         (status = 400, body = ProblemDetails),
         (status = 403, description = "The caller may not read and write the workspace, or may have no machine.", body = ProblemDetails),
-        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = ProblemDetails),
+        (status = 409, description = "The host does not have enough memory, or the machine is being removed.", body = ProblemDetails),
     )
 )]
 pub(super) async fn put(
@@ -206,7 +207,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
     path = "/v1/environments/{id}", operation_id = "delete_environment",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 204, description = "It is gone; in a machine that does not run, its container goes at the next start."),
+        (status = 204, description = "It is removed. If the machine does not run, its container is removed at the next start."),
         (status = 404, body = ProblemDetails)
     )
 )]
@@ -221,6 +222,10 @@ pub(super) async fn remove(
     let allowed = requests::environment_operation_time(kind, &daemon.config.machine);
     daemon
         .write(move |db| {
+            // A removal that was requested before continues, as the operation that it is.
+            if environments::get(db, &row.id)?.is_some_and(|row| row.removed) {
+                return Ok(());
+            }
             let Some(row) = environments::remove(db, row.machine, &row.id)? else { return Ok(()) };
             let (machine, environment) = (row.machine, Some((&*row.id, row.generation)));
             operations::begin(db, &NewOperation { kind, machine, environment, requested_by: peer.uid, allowed })?;
@@ -260,7 +265,7 @@ pub(super) async fn remove(
     path = "/v1/environments/{id}/local-env", operation_id = "get_local_env",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 200, description = "The names of the caller's variables that are kept.", body = Vec<String>),
+        (status = 200, description = "The names of the kept variables.", body = Vec<String>),
         (status = 404, body = ProblemDetails)
     )
 )]
@@ -278,7 +283,7 @@ pub(super) async fn show_local_env(
     path = "/v1/environments/{id}/local-env", operation_id = "delete_local_env",
     params(("id" = String, Path, description = "The environment's id.")),
     responses(
-        (status = 204, description = "None is kept; a container has what it was made with until it is rebuilt."),
+        (status = 204, description = "The kept variables are removed. The container keeps its variables until it is rebuilt."),
         (status = 404, body = ProblemDetails)
     )
 )]
@@ -301,7 +306,7 @@ pub(super) async fn clear_local_env(
     get,
     path = "/v1/environments/{id}/log", operation_id = "get_environment_log",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 200, description = "What the container last printed.", body = String))
+    responses((status = 200, description = "The last output of the container.", body = String))
 )]
 pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
@@ -318,7 +323,11 @@ pub(super) async fn log(
     get,
     path = "/v1/environments/{id}/exec", operation_id = "exec_in_environment",
     params(("id" = String, Path, description = "The environment's id.")),
-    responses((status = 101, description = "A WebSocket: a process in the devcontainer."), (status = 404, body = ProblemDetails))
+    responses(
+        (status = 101, description = "A WebSocket to a process in the devcontainer."),
+        (status = 404, body = ProblemDetails),
+        (status = 503, description = "The machine is starting, or there are too many streams.", body = ProblemDetails)
+    )
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
@@ -327,11 +336,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (row, machine) = find(&daemon, peer, &id).await?;
-    require_running(&machine)?;
-    tracing::info!(uid = peer.uid, environment = row.id, "exec");
-    let needed = daemon.wake(&machine).await;
-    let agent = daemon.agent(machine.id, proxy::DEADLINE);
-    proxy::forward_upgrade(&agent, &format!("/v1/environments/{}/exec", row.id), request, needed).await
+    proxy::exec(&daemon, peer, &machine, Some(row.id), request).await
 }
 
 /// The environment and its machine, if the peer may see them. Otherwise the result is the same as if it did not exist.

@@ -19,15 +19,15 @@ use crate::daemon::Daemon;
 use crate::daemon::state::{Scope, StoreError, events, scope_end};
 use garret_http::Parameters;
 
-/// The query of a request for events.
+/// The query parameters of a request for events.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventParameters {
-    /// Only events with a larger number.
+    /// Return only events with a larger number.
     #[serde(default)]
     after: u64,
-    /// Go on with what happens from now on.
+    /// Continue with new events as they happen.
     #[serde(default)]
     follow: bool,
 }
@@ -37,7 +37,7 @@ pub(super) struct EventParameters {
     path = "/v1/environments/{id}/events", operation_id = "list_environment_events",
     params(("id" = String, Path, description = "The environment's id."), EventParameters),
     responses(
-        (status = 200, description = "One event per line, of this environment and no earlier one of the same id.",
+        (status = 200, description = "Events of this environment, one per line. Events of an earlier environment with the same id are not included.",
             body = Event, content_type = "application/x-ndjson"),
         (status = 404, body = ProblemDetails)
     )
@@ -59,11 +59,11 @@ pub(super) async fn of_environment(
     get,
     path = "/v1/machines/{machine}/events", operation_id = "list_machine_events",
     params(
-        ("machine" = String, Path, description = "The machine's id, or its developer's name or uid."),
+        ("machine" = String, Path, description = "The machine's id, or its developer's account name or uid."),
         EventParameters
     ),
     responses(
-        (status = 200, description = "One event per line, of the machine and its environments.", body = Event,
+        (status = 200, description = "Events of the machine and its environments, one per line.", body = Event,
             content_type = "application/x-ndjson"),
         (status = 404, body = ProblemDetails)
     )
@@ -82,7 +82,8 @@ pub(super) async fn of_machine(
     get,
     path = "/v1/events", operation_id = "list_events",
     params(EventParameters),
-    responses((status = 200, description = "One event per line.", body = Event, content_type = "application/x-ndjson"))
+    responses((status = 200, description = "All events that the caller may see, one per line.", body = Event,
+        content_type = "application/x-ndjson"))
 )]
 pub(super) async fn of_all(
     State(daemon): State<Arc<Daemon>>,
@@ -109,7 +110,7 @@ fn answer(daemon: Arc<Daemon>, scope: Scope, parameters: EventParameters, ends: 
     let pages = stream::try_unfold(follower, async |mut follower| {
         Ok::<_, StoreError>(follower.page().await?.map(|page| (page, follower)))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response()
+    ([(header::CONTENT_TYPE, garret_http::NDJSON)], Body::from_stream(pages)).into_response()
 }
 
 impl Follower {

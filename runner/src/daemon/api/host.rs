@@ -11,7 +11,7 @@ use crate::daemon::Daemon;
 use crate::daemon::promises::promises;
 use crate::daemon::state::machines;
 
-#[utoipa::path(get, path = "/v1/host", operation_id = "get_host", responses((status = 200, description = "The host's figures.", body = HostInfo)))]
+#[utoipa::path(get, path = "/v1/host", operation_id = "get_host", responses((status = 200, description = "The host's CPUs, its memory, and the memory promised to machines.", body = HostInfo)))]
 pub(super) async fn show(State(daemon): State<Arc<Daemon>>, _peer: Peer) -> Result<Json<HostInfo>, Refusal> {
     let host = daemon.host();
     let machines = daemon.read(machines::all).await?;

@@ -33,7 +33,6 @@ impl Owner {
         Ok(Self { uid, gid: account.as_ref().map_or(gid, |account| account.gid), account })
     }
 
-    /// The developer's name.
     pub(super) fn name(&self) -> String {
         display_name(self.uid, self.account.as_ref())
     }
@@ -50,13 +49,14 @@ impl Owner {
     }
 }
 
-/// Checks that the owner is the person that the machine was created for, and stores their current names.
+/// Checks that the owner is the person that the machine was created for, and stores their current names. Returns whether
+/// there is a machine.
 ///
 /// # Errors
 /// They may be another person.
-pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Refusal> {
+pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<bool, Refusal> {
     let uid = owner.uid;
-    let Some(machine) = daemon.read(move |db| machines::of_owner(db, uid)).await? else { return Ok(()) };
+    let Some(machine) = daemon.read(move |db| machines::of_owner(db, uid)).await? else { return Ok(false) };
     if !is_same_person(&machine, owner.account.as_ref()) {
         return Err(owned_by_another(&machine, owner).into());
     }
@@ -64,7 +64,7 @@ pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<(), Re
     if known != machine {
         daemon.write(move |db| machines::set_developer(db, &known)).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn is_same_person(machine: &MachineRow, account: Option<&Account>) -> bool {

@@ -29,7 +29,7 @@ const REMOVAL: Duration = Duration::from_secs(120);
 #[utoipa::path(
     get,
     path = "/v1/machines", operation_id = "list_machines",
-    responses((status = 200, description = "The machines the caller may see.", body = Vec<Machine>))
+    responses((status = 200, description = "The machines that the caller may see.", body = Vec<Machine>))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Machine>>, Refusal> {
     let asked = daemon.clone();
@@ -45,7 +45,7 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
 #[utoipa::path(
     get,
     path = "/v1/machines/{machine}", operation_id = "get_machine",
-    params(("machine" = String, Path, description = "The machine's id, or its developer's name or uid.")),
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     responses((status = 200, description = "The machine.", body = Machine), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn show(
@@ -60,13 +60,13 @@ pub(super) async fn show(
 #[utoipa::path(
     put,
     path = "/v1/machines/{machine}", operation_id = "put_machine",
-    params(("machine" = String, Path, description = "The machine's id, or its developer's name or uid.")),
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     request_body = MachineRequest,
     responses(
-        (status = 200, description = "The machine, as it will be made.", body = Machine),
+        (status = 200, description = "The machine with its new settings; it may not be running yet.", body = Machine),
         (status = 400, body = ProblemDetails),
         (status = 403, body = ProblemDetails),
-        (status = 409, description = "The host does not have the memory, or the machine is being removed.", body = ProblemDetails),
+        (status = 409, description = "The host does not have enough memory, or the machine is being removed.", body = ProblemDetails),
     )
 )]
 pub(super) async fn put(
@@ -103,8 +103,8 @@ pub(super) async fn put(
 #[utoipa::path(
     delete,
     path = "/v1/machines/{machine}", operation_id = "delete_machine",
-    params(("machine" = String, Path, description = "The machine's id, or its developer's name or uid.")),
-    responses((status = 204, description = "It and its data disk are gone."), (status = 404, body = ProblemDetails))
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
+    responses((status = 204, description = "The machine and its data disk are removed."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn remove(
     State(daemon): State<Arc<Daemon>>,
@@ -140,8 +140,8 @@ pub(super) async fn remove(
 #[utoipa::path(
     get,
     path = "/v1/machines/{machine}/log", operation_id = "get_machine_log",
-    params(("machine" = String, Path, description = "The machine's id, or its developer's name or uid.")),
-    responses((status = 200, description = "What the guest last printed on its console.", body = String))
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
+    responses((status = 200, description = "The last output of the guest's console.", body = String))
 )]
 pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
@@ -159,8 +159,12 @@ pub(super) async fn log(
 #[utoipa::path(
     get,
     path = "/v1/machines/{machine}/exec", operation_id = "exec_in_machine",
-    params(("machine" = String, Path, description = "The machine's id, or its developer's name or uid.")),
-    responses((status = 101, description = "A WebSocket: a process in the guest itself."), (status = 404, body = ProblemDetails))
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
+    responses(
+        (status = 101, description = "A WebSocket to a process in the guest itself."),
+        (status = 404, body = ProblemDetails),
+        (status = 503, description = "The machine is starting, or there are too many streams.", body = ProblemDetails)
+    )
 )]
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
@@ -169,25 +173,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Result<Response, Refusal> {
     let machine = find(&daemon, peer, &name).await?;
-    require_running(&machine)?;
-    tracing::info!(uid = peer.uid, machine = %machine.id, "exec in the guest");
-    let needed = daemon.wake(&machine).await;
-    let agent = daemon.agent(machine.id, proxy::DEADLINE);
-    proxy::forward_upgrade(&agent, "/v1/exec", request, needed).await
-}
-
-/// Rejects requests to a machine that does not run.
-pub(super) fn require_running(machine: &MachineRow) -> Result<(), Refusal> {
-    match machine.phase {
-        MachinePhase::Running => Ok(()),
-        MachinePhase::Starting => {
-            Err(Refusal::new(Code::Unavailable, "the machine is still starting: try again in a moment"))
-        }
-        _ => Err(Refusal::new(
-            Code::Conflict,
-            format!("the machine does not run ({}): `garret start` starts it", machine.reason),
-        )),
-    }
+    proxy::exec(&daemon, peer, &machine, None, request).await
 }
 
 /// Stores what this request wants of the owner's machine, creates the machine if needed, and starts the work.

@@ -2,20 +2,21 @@
 
 use utoipa::OpenApi;
 
-use super::{environments, events, host, machines, operations, top};
+use super::{environments, events, host, machines, metrics, operations, streams, top};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "garret host API", description = "What `garret daemon` answers on its Unix socket."),
+    info(title = "garret host API", description = "The API of `garret daemon` on its Unix socket."),
     paths(
         host::show,
         top::show,
-        top::metrics,
+        metrics::of_all,
         machines::list,
         machines::show,
         machines::put,
         machines::remove,
         machines::log,
+        metrics::of_machine,
         machines::exec,
         environments::list,
         environments::show,
@@ -27,6 +28,8 @@ use super::{environments, events, host, machines, operations, top};
         environments::exec,
         operations::list,
         operations::show,
+        streams::list,
+        streams::end,
         events::of_environment,
         events::of_machine,
         events::of_all,

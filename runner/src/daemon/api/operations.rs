@@ -20,12 +20,12 @@ use garret_http::Parameters;
 /// The longest wait of one request, in seconds.
 const WAIT_MAX_S: u32 = 600;
 
-/// The query of a request for one operation.
+/// The query parameters of a request for one operation.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct OperationParameters {
-    /// Answer when it has ended, or after so many seconds, at most 600.
+    /// Wait until the operation has ended, for at most this many seconds; the maximum is 600.
     #[serde(default)]
     wait: u32,
 }
@@ -35,7 +35,7 @@ pub(super) struct OperationParameters {
     path = "/v1/operations", operation_id = "list_operations",
     responses((
         status = 200,
-        description = "The newest operations on what the caller may see, the newest first; at most 256.",
+        description = "The last 256 operations that the caller may see, the newest first.",
         body = Vec<Operation>
     ))
 )]
@@ -49,7 +49,7 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
     path = "/v1/operations/{id}", operation_id = "get_operation",
     params(("id" = String, Path, description = "The operation's id."), OperationParameters),
     responses(
-        (status = 200, description = "The operation; without an outcome if it is still in progress.", body = Operation),
+        (status = 200, description = "The operation. It has no outcome while it is in progress.", body = Operation),
         (status = 404, body = ProblemDetails)
     )
 )]

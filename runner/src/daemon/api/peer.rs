@@ -1,23 +1,13 @@
 //! The peer of a connection, and what it may see.
 
-use std::sync::Arc;
-
 use axum::extract::FromRequestParts;
-use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::serve::IncomingStream;
-use garret_api::{Code, Problem};
+use garret_api::Code;
 use hyper::http::request::Parts;
 
 use super::Refusal;
-use super::connections::AccountListener;
-use super::identity::{Owner, check_owner};
-use crate::daemon::Daemon;
 use crate::daemon::state::{MachineRow, Scope};
 
-/// Members of this group, and root, may use every machine without restriction.
-const ADMINISTRATORS: &str = "garret";
-
-/// The peer's credentials, as the kernel reports them.
+/// The peer of a connection, identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
     pub uid: u32,
@@ -27,19 +17,13 @@ pub(crate) struct Peer {
     pub administrator: bool,
 }
 
-/// The kernel's credentials of the peer from when the connection was accepted.
+/// The peer's uid and group, as the kernel reported them when it connected.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Credentials(Option<(u32, u32)>);
+pub(super) struct Credentials(pub Option<(u32, u32)>);
 
 impl Credentials {
     pub(super) fn uid(&self) -> Option<u32> {
         self.0.map(|(uid, _)| uid)
-    }
-}
-
-impl Connected<IncomingStream<'_, AccountListener>> for Credentials {
-    fn connect_info(stream: IncomingStream<'_, AccountListener>) -> Self {
-        Self(stream.io().guard().peer)
     }
 }
 
@@ -81,23 +65,12 @@ impl Peer {
     }
 }
 
-impl FromRequestParts<Arc<Daemon>> for Peer {
+/// Each request was given its peer before it came to a handler (`authenticate`).
+impl<S: Sync> FromRequestParts<S> for Peer {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, daemon: &Arc<Daemon>) -> Result<Self, Refusal> {
-        let said = parts.extensions.get::<ConnectInfo<Credentials>>().and_then(|info| info.0.0);
-        let (uid, gid) = said.ok_or_else(|| Problem::new(Code::Forbidden, "the connection's owner is unknown"))?;
-        if uid == 0 {
-            return Ok(Self { uid, gid, administrator: true });
-        }
-        let owner = Owner::find(daemon, uid, gid).await?;
-        check_owner(daemon, &owner).await?;
-        let administrator = match &owner.account {
-            Some(account) => daemon.names.is_member(account, ADMINISTRATORS).await,
-            None => Ok(false),
-        };
-        let administrator = administrator.map_err(|error| Refusal::new(Code::Unavailable, error.to_string()))?;
-        Ok(Self { uid, gid: owner.gid, administrator })
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parts.extensions.get().copied().ok_or_else(|| Refusal::new(Code::Internal, "the request has no peer"))
     }
 }
 

@@ -71,7 +71,7 @@ impl Memory {
 pub(super) async fn supervise(daemon: Arc<Daemon>) {
     loop {
         if let Err(error) = run_on_dedicated_runtime("memory", MemoryLoop::new(daemon.clone()).run()).await {
-            tracing::error!("the loop that watches memory died: {error:#}");
+            tracing::error!("the memory loop failed and is restarted: {error:#}");
         }
         sleep(RETRY).await;
     }

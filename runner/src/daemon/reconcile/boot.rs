@@ -41,7 +41,7 @@ impl Driver {
         let (mut failures, mut unwanted_since) = (0, None);
         while let Err(error) = self.adopt().await {
             failures += 1;
-            tracing::error!(machine = %self.id, "cannot look for what an earlier daemon left: {error:#}");
+            tracing::error!(machine = %self.id, "cannot adopt what an earlier daemon left; it is retried: {error:#}");
             // A VMM that was found is driven, even if the state could not be written.
             if self.has_vmm()
                 || (error.is::<CannotIdentifyVmm>() && self.cut_power_if_overdue(&mut unwanted_since).await)
@@ -64,7 +64,7 @@ impl Driver {
         if unwanted_since.get_or_insert_with(Instant::now).elapsed() < patience {
             return false;
         }
-        let said = "power cut: the runner cannot identify the VMM to ask it to stop";
+        let said = "the machine was killed: the runner cannot identify its VMM, so it cannot ask it to stop";
         self.report(&machine, Problem::new(Code::PowerCut, said)).await;
         // Cleaning up kills everything in the machine's control group.
         (self.vmm, self.asked) = (VmmState::Dead, true);
@@ -174,6 +174,7 @@ impl Driver {
                 memory_mib: machine.memory_mib,
                 boot_mib: daemon.config.machine.boot_mib,
                 memory_overhead_mib: daemon.config.machine.memory_overhead_mib,
+                rates: limits.rates,
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
                 paths: &daemon.paths(machine.id),
@@ -199,6 +200,7 @@ impl Driver {
                 wait_for_answer(&agent).await
             } => {
                 tracing::info!(machine = %machine.id, agent = one_line(&info.version), "the agent answers");
+                self.daemon.set_serves(machine.id, info.streams);
                 if API.overlaps(info.api) {
                     self.set_up(machine).await?;
                 } else {
@@ -323,7 +325,10 @@ impl Driver {
             false => match tokio::fs::read_to_string(&config.ca_bundle).await {
                 Ok(bundle) => Some(bundle),
                 Err(error) => {
-                    tracing::warn!("no certificate authorities from {}: {error}", config.ca_bundle.display());
+                    tracing::warn!(
+                        "cannot read the certificate authorities in {}; machines get none: {error}",
+                        config.ca_bundle.display()
+                    );
                     None
                 }
             },

@@ -13,6 +13,7 @@ use garret_api::{Code, MachineId, Problem};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::at_rest;
 use super::backoff::backoff;
@@ -171,11 +172,7 @@ impl Driver {
                 if let Some(operation) = operation
                     && let Some(outcome) = at_rest::outcome(&operation, observed.vmm, goal, &machine)
                 {
-                    let ended = self.daemon.write(move |db| operations::end_one(db, &operation.id, &outcome)).await;
-                    // The next step tries again. The machine is looked after meanwhile.
-                    if let Err(error) = ended {
-                        tracing::warn!(machine = %machine.id, "cannot write how an operation ended: {error}");
-                    }
+                    self.daemon.write(move |db| operations::end_one(db, &operation.id, &outcome)).await?;
                 }
                 self.wait(&machine, &environments).await?;
             }
@@ -376,7 +373,7 @@ impl Driver {
             statuses = agent.get("/v1/environments") => match statuses {
                 Ok(statuses) => statuses,
                 Err(error) => {
-                    tracing::warn!(machine = %machine.id, "the agent does not say how its environments are: {error}");
+                    tracing::warn!(machine = %machine.id, "the agent does not report its environments: {error}");
                     return Ok(());
                 }
             },
@@ -417,19 +414,21 @@ impl Driver {
         let id = row.id.clone();
         let run = environment_run::EnvironmentRun { daemon: self.daemon.clone(), owner: machine.owner, row };
         let machine = machine.clone();
-        let handle = self.tasks.spawn(async move {
+        // Of the level that is always logged, for the lines of the whole run.
+        let span = tracing::error_span!("environment", id, generation = run.row.generation);
+        let work_on = async move {
             let _needed = run.daemon.wake(&machine).await;
-            let id = run.row.id.clone();
             let done = match work.goal {
                 Goal::Run => run.share_and_bring_up(&machine).await,
                 Goal::Stop => run.stop().await,
                 Goal::Remove => run.remove().await,
             };
             if let Err(error) = done {
-                tracing::error!(environment = id, "cannot record the result: {error}");
+                tracing::error!("cannot record the result: {error}");
                 tokio::time::sleep(WRITE_RETRY).await;
             }
-        });
+        };
+        let handle = self.tasks.spawn(work_on.instrument(span));
         self.work.insert(id, RunningWork { work, since: Instant::now(), task: handle });
         Ok(())
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use garret_api::MachineId;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::Daemon;
 use super::dedicated_runtime::run_on_dedicated_runtime;
@@ -55,7 +56,7 @@ async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<Machi
                 match ended {
                     Ok((task, ())) => drivers.ended(task, Duration::ZERO).await?,
                     Err(error) => {
-                        tracing::error!("a driver died: {error}");
+                        tracing::error!("a machine's driver failed and is restarted: {error}");
                         drivers.ended(error.id(), RETRY).await?;
                     }
                 }
@@ -82,10 +83,12 @@ impl Drivers {
     fn drive(&mut self, machine: MachineId, after: Duration) {
         let poke = Arc::new(Notify::new());
         let driver = Driver::new(self.daemon.clone(), machine, poke.clone(), self.starts.clone());
-        let task = self.tasks.spawn(async move {
+        let drive = async move {
             tokio::time::sleep(after).await;
             driver.run().await;
-        });
+        };
+        // Of the level that is always logged.
+        let task = self.tasks.spawn(drive.instrument(tracing::error_span!("machine", id = %machine)));
         self.running.insert(machine, (task.id(), poke));
     }
 

@@ -23,7 +23,6 @@ pub(crate) struct EnvironmentRow {
     pub config: Option<String>,
     /// The caller's variables that the policy let through.
     pub local_env: BTreeMap<String, String>,
-    /// The desired state.
     pub desired: Desired,
     /// The next run removes the container first.
     pub rebuild: bool,
@@ -79,7 +78,6 @@ pub(crate) fn busy(db: &ReadTx<'_>) -> rusqlite::Result<BTreeSet<MachineId>> {
         .collect()
 }
 
-/// The environment with this id.
 pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
@@ -139,7 +137,7 @@ pub(crate) fn end_run(db: &WriteTx<'_>, environment: &EnvironmentRow, last: &Eve
     Ok(ended == 1)
 }
 
-/// Reports to the clients of the current run, if it has not ended, that it is canceled. The caller writes a row with a
+/// Reports to the clients of the current run, if it has not ended, that it is cancelled. The caller writes a row with a
 /// newer generation, or one that is settled.
 pub(crate) fn cancel_run(db: &WriteTx<'_>, environment: &EnvironmentRow, why: &str) -> rusqlite::Result<()> {
     if environment.settled() {
@@ -258,7 +256,7 @@ pub(crate) fn add_progress(db: &WriteTx<'_>, environment: &EnvironmentRow, progr
     }
 }
 
-/// Marks the environment for removal, and returns it. A run that has not ended is canceled.
+/// Marks the environment for removal, and returns it. A run that has not ended is cancelled.
 pub(crate) fn remove(db: &WriteTx<'_>, machine: MachineId, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
     let Some(environment) = get(db, id)?.filter(|row| row.machine == machine) else { return Ok(None) };
     cancel_run(db, &environment, "the environment was removed")?;

@@ -114,7 +114,7 @@ fn parameters(after: u64, scope: &Scope) -> Vec<Box<dyn ToSql + '_>> {
         Scope::Owner(uid) => parameters.push(Box::new(uid)),
         Scope::Machine(machine) => parameters.push(Box::new(machine.as_str())),
         Scope::Environment(machine, id) => {
-            parameters.extend([Box::new(machine.as_str()) as Box<dyn ToSql>, Box::new(id)])
+            parameters.extend([Box::new(machine.as_str()) as Box<dyn ToSql>, Box::new(id)]);
         }
     }
     parameters

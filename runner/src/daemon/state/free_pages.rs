@@ -5,6 +5,9 @@ use rusqlite::Connection;
 
 /// The reserved room, in bytes: enough for hundreds of changes.
 const RESERVED_BYTES: u64 = 4 << 20;
+/// The log starts again from its beginning after this many pages, a quarter of the room. SQLite's default is all of it: a
+/// change that begins near the end would then need blocks that a full disk does not have.
+pub(super) const LOG_PAGES: u32 = 256;
 
 /// Reserves the room again if less than half of it is left.
 ///

@@ -39,7 +39,6 @@ pub(crate) struct MachineRow {
     pub home: Option<PathBuf>,
     /// Its place in the address pool.
     pub slot: u16,
-    /// The desired state.
     pub desired: Desired,
     /// It should be removed with everything that belongs to it.
     pub removed: bool,
@@ -91,7 +90,6 @@ pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<MachineRow>> {
     db.select(&format!("SELECT {COLUMNS} ORDER BY developer, owner"))?.query_map([], row)?.collect()
 }
 
-/// The machine with this id.
 pub(crate) fn get(db: &ReadTx<'_>, id: MachineId) -> rusqlite::Result<Option<MachineRow>> {
     db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id.as_str()], row).optional()
 }
@@ -180,6 +178,7 @@ pub(crate) fn set_vmm(db: &WriteTx<'_>, id: MachineId, vmm: Option<&VmmId>) -> r
 
 /// Deletes the machine, its environments and its events. Of its operations, the removal stays.
 pub(crate) fn forget(db: &WriteTx<'_>, id: MachineId) -> rusqlite::Result<()> {
+    operations::end_with_machine(db, id)?;
     for statement in [
         "DELETE FROM environments WHERE machine = ?",
         "DELETE FROM events WHERE machine = ?",
@@ -187,5 +186,5 @@ pub(crate) fn forget(db: &WriteTx<'_>, id: MachineId) -> rusqlite::Result<()> {
     ] {
         db.change(statement)?.execute([id.as_str()])?;
     }
-    operations::end_with_machine(db, id)
+    Ok(())
 }

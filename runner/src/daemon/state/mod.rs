@@ -102,7 +102,8 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let _a_caller_that_was_dropped_needs_no_answer = answer.send(job(connection));
+            // A caller that was dropped needs no answer.
+            let _ = answer.send(job(connection));
         });
         self.jobs.send(job).map_err(|_| StoreError::ThreadEnded)?;
         Ok(answered.await.map_err(|_| StoreError::ThreadEnded)??)
@@ -121,7 +122,7 @@ pub(crate) enum StoreError {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        tracing::error!("the state failed: {error}");
+        tracing::error!("cannot use the state: {error}");
         Problem::new(Code::Internal, format!("the runner's state failed: {error}"))
     }
 }

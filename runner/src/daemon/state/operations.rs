@@ -114,15 +114,15 @@ pub(crate) fn end_one(db: &WriteTx<'_>, id: &str, outcome: &Outcome) -> rusqlite
     Ok(())
 }
 
-/// The machine's row was deleted: this ends its removal, and deletes what else was requested of its owner's deleted
-/// machines. Another person may get the uid, who must not see it.
+/// The machine's row will be deleted: this ends its removal, and deletes what else was requested of it and of its owner's
+/// deleted machines. Another person may get the uid, who must not see it.
 pub(super) fn end_with_machine(db: &WriteTx<'_>, machine: MachineId) -> rusqlite::Result<()> {
     end(db, machine, None, &Outcome::Succeeded)?;
     let removal = json(&OperationKind::Remove)?;
     db.change(
-        "DELETE FROM operations WHERE owner = (SELECT owner FROM operations WHERE machine = ?1 LIMIT 1)
-         AND machine NOT IN (SELECT id FROM machines) AND number IS NOT (SELECT max(number) FROM operations
-             WHERE machine = ?1 AND environment IS NULL AND kind = ?2)",
+        "DELETE FROM operations WHERE owner = (SELECT owner FROM machines WHERE id = ?1)
+         AND (machine = ?1 OR machine NOT IN (SELECT id FROM machines)) AND number IS NOT (SELECT max(number)
+             FROM operations WHERE machine = ?1 AND environment IS NULL AND kind = ?2)",
     )?
     .execute(params![machine.as_str(), removal])?;
     Ok(())
@@ -212,7 +212,6 @@ pub(crate) fn last(
         .optional()
 }
 
-/// The operation with this id.
 pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<Operation>> {
     db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }

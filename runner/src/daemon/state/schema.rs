@@ -2,6 +2,8 @@
 
 use rusqlite::Connection;
 
+use super::free_pages;
+
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE machines (
@@ -154,11 +156,12 @@ const MIGRATIONS: &[&str] = &[
 /// # Errors
 /// A newer runner has written it, or the file is not a state.
 pub(super) fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
-    // WAL: a commit writes and syncs one file. FULL: clients were told that a committed change is
+    // WAL: a commit writes and syncs one file. FULL: clients are assured that a committed change is
     // stored, so it must survive a power loss of the host.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update(None, "wal_autocheckpoint", free_pages::LOG_PAGES)?;
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > MIGRATIONS.len() {
         anyhow::bail!("a newer garret has written it (version {version}): install the newer garret again");

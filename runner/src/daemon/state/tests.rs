@@ -98,7 +98,7 @@ fn a_reader_cannot_write() {
 }
 
 #[test]
-fn what_is_written_is_read_again() {
+fn a_written_row_is_read_back() {
     let db = memory();
     let mut row = machine(7);
     machines::put(&db, &row).unwrap();
@@ -241,7 +241,7 @@ fn a_replaced_run_is_cancelled_and_its_end_changes_nothing() {
 }
 
 #[test]
-fn a_removal_cancels_the_run_and_is_told_once() {
+fn a_removal_cancels_the_run_and_has_one_event() {
     let db = memory();
     machines::put(&db, &machine(7)).unwrap();
     environments::put(&db, &environment(7, "a")).unwrap();
@@ -269,7 +269,7 @@ fn an_environment_asked_for_again_is_not_forgotten() {
 }
 
 #[test]
-fn a_start_begins_runs_and_an_end_tells_who_waits() {
+fn a_start_begins_runs_and_an_end_fails_the_waiting_ones() {
     let db = memory();
     machines::put(&db, &machine(7)).unwrap();
     environments::put(&db, &EnvironmentRow { observed_generation: 1, ..environment(7, "ran") }).unwrap();
@@ -440,7 +440,7 @@ fn a_developer_has_one_machine() {
 }
 
 #[test]
-fn what_is_to_be_done_makes_a_machine_busy() {
+fn pending_work_makes_a_machine_busy() {
     let db = memory();
     for uid in [1, 2, 3] {
         machines::put(&db, &machine(uid)).unwrap();
@@ -505,6 +505,54 @@ async fn on_a_full_disk_machines_can_still_be_stopped() {
     }
     let rows = store.read(machines::all).await.unwrap();
     assert!(rows.iter().all(|row| row.phase == MachinePhase::Stopped));
+}
+
+#[tokio::test]
+async fn on_a_full_disk_environments_can_still_be_removed() {
+    let disk = SmallDisk::new();
+    let store = Store::open(&disk.0.path().join("state.db")).unwrap();
+    store.write(|db| machines::put(db, &machine(7))).await.unwrap();
+    let local_env = [("NAME".to_string(), "x".repeat(200_000))].into();
+    let row = EnvironmentRow { local_env, ..environment(7, "e") };
+    let again = row.clone();
+    store.write(move |db| environments::put(db, &again)).await.unwrap();
+    disk.fill();
+    // Often enough that some change of many pages begins at every place of the state's log.
+    for round in 0..300 {
+        let again = row.clone();
+        let removed = store.write(move |db| environments::remove(db, id(7), "e")).await.unwrap().unwrap();
+        store.write(move |db| environments::forget(db, &removed)).await.unwrap();
+        for _ in 0..round % 7 {
+            store.write(|db| machines::set_phase(db, id(7), MachinePhase::Stopping, "stopping")).await.unwrap();
+        }
+        store.write(move |db| environments::put(db, &again)).await.unwrap();
+    }
+    store
+        .write(|db| {
+            machines::put(db, &MachineRow { removed: true, ..machine(7) })?;
+            machines::forget(db, id(7))
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_state_without_its_room_works_until_it_is_full() {
+    let disk = SmallDisk::new();
+    let store = Store::open(&disk.0.path().join("state.db")).unwrap();
+    store.write(|db| machines::put(db, &machine(7))).await.unwrap();
+    disk.fill();
+    let reason = "x".repeat(20_000);
+    let more = |reason: String| store.write(move |db| machines::set_phase(db, id(7), MachinePhase::Failed, &reason));
+    let mut written = 0;
+    while more(reason.clone()).await.is_ok() {
+        written += 1;
+    }
+    // More than half of the room was used, so its renewal was tried and failed.
+    assert!(written > FREE_PAGES_INTERVAL, "{written}");
+    assert_eq!(store.read(machines::all).await.unwrap().len(), 1);
+    std::fs::remove_file(disk.0.path().join("full")).unwrap();
+    more(reason).await.unwrap();
 }
 
 #[tokio::test]

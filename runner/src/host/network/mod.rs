@@ -14,8 +14,6 @@
 mod allow;
 mod conntrack;
 mod rules;
-#[cfg(test)]
-mod rules_test;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -195,7 +193,8 @@ pub(crate) fn remove(machine: MachineId, slot: Slot) -> anyhow::Result<()> {
     let uplink = host_interface(slot);
     if std::path::Path::new("/sys/class/net").join(&uplink).exists() {
         let listed = list_addresses(&["dev", &uplink])?;
-        let _already_gone = run("ip", &["link", "delete", &uplink], "");
+        // The kernel may have removed it meanwhile.
+        let _ = run("ip", &["link", "delete", &uplink], "");
         blocks(&listed).iter().try_for_each(|block| conntrack::forget(block))?;
     }
     Ok(())

@@ -2,6 +2,9 @@
 //!
 //! The balloon itself stays empty. virtio-mem, reclaim in the guest and reclaim on the host take memory from a machine.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +14,7 @@ use vm_memory::Address;
 
 use crate::memory::{coalesce, release};
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, Chain, ConfigBytes, Device, Fault, Fds, Identity, Ring, Segment, Served};
-
-#[cfg(test)]
-pub(crate) mod tests;
+use crate::virtio::{self, Backend, Chain, ConfigBytes, Device, EventOps, Fault, Identity, Ring, Segment, Served};
 
 /// VIRTIO_BALLOON_F_PAGE_REPORTING (§5.5.3).
 const F_REPORTING: u64 = 1 << 5;
@@ -69,7 +69,7 @@ struct BalloonBackend {
 }
 
 impl Backend for BalloonBackend {
-    fn start(&mut self, features: u64, _: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, features: u64, _: &mut EventOps<'_>) -> Result<(), Fault> {
         self.features = features;
         Ok(())
     }

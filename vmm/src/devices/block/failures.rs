@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_episode_is_told_once_and_ends_with_quiet() {
+    fn an_episode_is_logged_once_and_ends_with_quiet() {
         let (mut failures, start) = (Failures::default(), Instant::now());
         for (seconds, begins) in [(0, true), (0, false), (59, false), (118, false), (178, true), (179, false)] {
             assert_eq!(failures.note(start + Duration::from_secs(seconds)), begins, "after {seconds} s");

@@ -1,4 +1,4 @@
-//! One request that is being carried out: the action on the file, and the chain with the guest's buffers.
+//! One virtio-blk request that is being carried out: the action on the file, and the chain with the guest's buffers.
 
 use std::fs::File;
 use std::io;

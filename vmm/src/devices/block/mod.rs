@@ -39,14 +39,15 @@ use self::uring::Uring;
 use crate::rate_limit::RateLimiter;
 use crate::seccomp::Role;
 use crate::timer::Timer;
-use crate::virtio::{self, Backend, Chain, Device, EventSet, Fault, Fds, Identity, Ring, Token};
+use crate::virtio::{self, Backend, Chain, Device, EventOps, EventSet, Events, Fault, Identity, Ring};
 
 /// The most requests that a driver can have in flight.
 const QUEUE_SIZE: u16 = 256;
 
-const COMPLETED: Token = Token(0);
-const TOKENS_FLOWED: Token = Token(1);
-const RETRY: Token = Token(2);
+/// What an event means: its data.
+const COMPLETED: u32 = 0;
+const TOKENS_FLOWED: u32 = 1;
+const RETRY: u32 = 2;
 
 /// The pause before requests that found no space on the host are retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -295,7 +296,10 @@ impl Backend for BlockBackend {
     fn prepare(&mut self) -> io::Result<()> {
         match Uring::new(&self.image.file, QUEUE_SIZE) {
             Ok(uring) => self.uring = Some(uring),
-            Err(error) => tracing::info!(disk = self.id, "the host has no io_uring for us, requests block: {error}"),
+            Err(error) => tracing::info!(
+                disk = self.id,
+                "io_uring is not available; requests run on the worker's thread: {error}"
+            ),
         }
         Ok(())
     }
@@ -304,15 +308,15 @@ impl Backend for BlockBackend {
         self.outcome_policy = OutcomePolicy::default();
     }
 
-    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, features: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         self.negotiated = features;
         // A fault may have left flushes, and nothing is in flight now.
         self.flushes = FlushQueue::default();
         if let Some(uring) = &self.uring {
-            fds.add(uring, COMPLETED, EventSet::IN)?;
+            ops.add(Events::with_data(uring, COMPLETED, EventSet::IN))?;
         }
-        fds.add(&self.limiter, TOKENS_FLOWED, EventSet::IN)?;
-        fds.add(&self.retry, RETRY, EventSet::IN)?;
+        ops.add(Events::with_data(&self.limiter, TOKENS_FLOWED, EventSet::IN))?;
+        ops.add(Events::with_data(&self.retry, RETRY, EventSet::IN))?;
         Ok(())
     }
 
@@ -320,8 +324,8 @@ impl Backend for BlockBackend {
         self.serve(&mut rings[0])
     }
 
-    fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
-        match fd {
+    fn ready(&mut self, events: Events, rings: &mut [Ring]) -> Result<(), Fault> {
+        match events.data() {
             TOKENS_FLOWED => self.limiter.elapsed(),
             RETRY => self.retry_waiting(&mut rings[0])?,
             _ => {

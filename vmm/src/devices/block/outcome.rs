@@ -1,4 +1,4 @@
-//! Decides what follows after the host has carried out a request or failed it.
+//! Decides how a virtio-blk request continues after the host has carried it out or failed it.
 
 use std::io;
 

@@ -1,7 +1,7 @@
 //! Asynchronous file access by io_uring: several requests in flight, one system call for a batch of them.
 //!
 //! The ring is restricted before it is enabled: it allows only the operations that a disk needs, and only on the image.
-#![allow(unsafe_code)] // submission entries carry raw addresses
+#![allow(unsafe_code, reason = "submission entries carry raw addresses")]
 
 use std::fs::File;
 use std::io;

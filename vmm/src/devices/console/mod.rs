@@ -1,5 +1,8 @@
 //! virtio-console (virtio 1.2, §5.3), one port: the guest's output goes to the console log. There is no input.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::io::Read;
 use std::sync::Arc;
 
@@ -58,6 +61,3 @@ impl Console {
         Ok(Served::Used(0))
     }
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

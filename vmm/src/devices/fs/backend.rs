@@ -1,4 +1,5 @@
-//! Serves one request queue; the first instance also serves the high-priority queue (virtio 1.2 §5.11.2).
+//! The backend of virtio-fs. It serves one request queue; the first instance also serves the high-priority queue
+//! (virtio 1.2 §5.11.2).
 
 use std::io;
 use std::sync::Arc;
@@ -6,9 +7,7 @@ use std::sync::Arc;
 use super::pool::{Completions, Job, Pool, unshare_umask};
 use super::request::{Dispatch, Message};
 use super::share_server::ShareServer;
-use crate::virtio::{Backend, EventSet, Fault, Fds, RawTable, Ring, Token};
-
-const COMPLETIONS: Token = Token(0);
+use crate::virtio::{Backend, EventOps, EventSet, Events, Fault, RawTable, Ring};
 
 /// Serves quick requests itself, and passes the others to the pool.
 pub(crate) struct FsBackend {
@@ -50,9 +49,9 @@ impl Backend for FsBackend {
         }
     }
 
-    fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, _features: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         self.server.started();
-        Ok(fds.add(self.completions.event(), COMPLETIONS, EventSet::IN)?)
+        Ok(ops.add(Events::new(self.completions.event(), EventSet::IN))?)
     }
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -74,17 +73,17 @@ impl Backend for FsBackend {
         Ok(())
     }
 
-    fn ready(&mut self, _: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
+    fn ready(&mut self, _: Events, rings: &mut [Ring]) -> Result<(), Fault> {
         self.complete(rings)
     }
 
     /// Waits for the pool. The wait may take as long as the host's disk does; the transport sets the deadline.
     fn stop(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        self.server.stopped();
         let mut result = Ok(());
         while self.in_flight > 0 {
             result = result.and(self.complete(rings));
         }
-        self.server.stopped();
         result
     }
 }

@@ -12,9 +12,9 @@ mod request;
 mod share_server;
 
 #[cfg(test)]
-pub(crate) mod fs_test;
-#[cfg(test)]
 mod fuse_client;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -98,13 +98,10 @@ pub(crate) fn new(number: usize, config: &ShareConfig) -> Result<Device, BuildEr
     }
     check_descriptors(config)?;
     let identity = identity(number, config);
-    let server = ShareServer::open(config, config.fd_limit).map(Arc::new).map_err(|source| BuildError::Folder {
-        tag: tag.clone(),
-        path: config.path.clone(),
-        source,
-    })?;
-    let host = |source| BuildError::Host { tag: tag.clone(), source };
     let queues = usize::from(config.queues);
+    let server = ShareServer::open(config, config.fd_limit, queues).map(Arc::new);
+    let server = server.map_err(|source| BuildError::Folder { tag: tag.clone(), path: config.path.clone(), source })?;
+    let host = |source| BuildError::Host { tag: tag.clone(), source };
     let threads = THREADS_PER_QUEUE * queues + THREADS_MORE;
     let pool = Pool::start(&identity.name, threads, &server).map(Arc::new).map_err(host)?;
     let groups = (0..queues).map(|queue| {

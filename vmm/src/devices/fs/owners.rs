@@ -16,9 +16,9 @@ pub(super) fn squash(host_id: u32, guest_id: u32) -> Vec<IdMap> {
         to_guest: NOBODY,
         count: ids.end - ids.start,
     });
-    let everybody = IdMap::SquashGuest { from_guest: 0, to_host: host_id, count: IDS_END };
+    let all = IdMap::SquashGuest { from_guest: 0, to_host: host_id, count: IDS_END };
     let owner = IdMap::SquashHost { from_host: host_id, to_guest: guest_id, count: 1 };
-    [everybody, owner].into_iter().chain(others).collect()
+    [all, owner].into_iter().chain(others).collect()
 }
 
 #[cfg(test)]

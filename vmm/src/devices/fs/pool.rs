@@ -145,7 +145,7 @@ impl Queue {
 }
 
 /// Unshares the calling thread's umask and sets it to 0: the guest's kernel has already applied its process's umask.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "unshare has no safe wrapper")]
 pub(super) fn unshare_umask() -> io::Result<()> {
     // SAFETY: the call is unsafe only if it unshares the descriptor table, which CLONE_FS does not do.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;

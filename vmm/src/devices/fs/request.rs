@@ -1,4 +1,5 @@
-//! Checks a FUSE request before it is served: whether the server can accept it, and which thread serves it.
+//! Checks a FUSE request of virtio-fs before it is served: whether the server can accept it, and which thread serves
+//! it.
 
 use std::io::Read;
 
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_for_the_disk_is_not_served_by_the_rings_thread() {
+    fn requests_that_wait_for_the_disk_leave_the_rings_thread() {
         for opcode in [Opcode::Read, Opcode::Fsync, Opcode::Fsyncdir, Opcode::Syncfs, Opcode::Fallocate, Opcode::Init] {
             assert_eq!(dispatch(Some(opcode)), Dispatch::Pool, "{opcode:?}");
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -32,13 +32,17 @@ pub(super) struct ShareServer {
     fd_limit: u64,
     /// `None` if the host refused to create one.
     server: RwLock<Option<Server<Guard>>>,
-    /// The device has stopped; the next start may be that of a new driver.
-    stopped: AtomicBool,
+    /// How many workers serve it. Each of them starts and stops once in a session, from a start of the device to its stop.
+    workers: usize,
+    /// How often a worker has stopped. A worker may stop before another has noticed that the session began.
+    stops: AtomicUsize,
+    /// The session that the server belongs to.
+    claimed: AtomicUsize,
 }
 
 impl ShareServer {
-    /// Opens the folder of `config`; the guest may have `fd_limit` files open.
-    pub(super) fn open(config: &ShareConfig, fd_limit: u64) -> io::Result<Self> {
+    /// Opens the folder of `config`; the guest may have `fd_limit` files open. `workers` threads serve it, at least one.
+    pub(super) fn open(config: &ShareConfig, fd_limit: u64, workers: usize) -> io::Result<Self> {
         Ok(Self {
             root: open_folder(&config.path)?,
             proc_self_fd: open_folder(Path::new("/proc/self/fd"))?,
@@ -46,7 +50,9 @@ impl ShareServer {
             guest_id: config.guest_id,
             fd_limit,
             server: RwLock::new(None),
-            stopped: AtomicBool::new(false),
+            workers,
+            stops: AtomicUsize::new(0),
+            claimed: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -59,22 +65,27 @@ impl ShareServer {
     /// Must be called on each worker when the device starts with a new driver. Only the first call renews the server:
     /// the driver may already use the files through that worker's rings before the others start.
     pub(super) fn reset(&self) -> io::Result<()> {
-        if !self.stopped.load(Ordering::Acquire) {
+        let session = self.session();
+        if self.claimed.load(Ordering::Acquire) == session {
             return Ok(());
         }
         let mut server = self.lock();
         // Inside the lock: a worker that finds the renewal done has waited here for the new server.
-        if self.stopped.swap(false, Ordering::AcqRel) { self.replace(&mut server) } else { Ok(()) }
+        if self.claimed.swap(session, Ordering::AcqRel) == session { Ok(()) } else { self.replace(&mut server) }
     }
 
-    /// Notes that the device runs.
+    /// Notes that a worker runs. After a pause the server of the session before is used further.
     pub(super) fn started(&self) {
-        self.stopped.store(false, Ordering::Release);
+        self.claimed.store(self.session(), Ordering::Release);
     }
 
-    /// Notes that the device stops, for a reset or a pause. No worker starts before all have stopped.
+    /// Notes that a worker stops, for a reset or a pause. No worker starts before all have stopped.
     pub(super) fn stopped(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.stops.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn session(&self) -> usize {
+        self.stops.load(Ordering::Acquire) / self.workers
     }
 
     fn replace(&self, server: &mut Option<Server<Guard>>) -> io::Result<()> {

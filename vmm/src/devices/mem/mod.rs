@@ -27,7 +27,7 @@ use self::region::Region;
 use self::shared::Shared;
 use crate::memory::GuestRegion;
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, Chain, Device, Fault, Fds, Identity, LogLimiter, Ring, Served};
+use crate::virtio::{self, Backend, Chain, Device, EventOps, Fault, Identity, LogLimiter, Ring, Served};
 
 pub(crate) use self::region::Slots;
 pub(crate) use self::shared::{Hotplug, TargetRefused};
@@ -77,7 +77,7 @@ struct MemBackend {
 }
 
 impl Backend for MemBackend {
-    fn start(&mut self, features: u64, _: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, features: u64, _: &mut EventOps<'_>) -> Result<(), Fault> {
         match features & F_UNPLUGGED_INACCESSIBLE {
             0 => Err(Fault::Feature("VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE")),
             _ => Ok(()),

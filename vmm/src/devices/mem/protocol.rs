@@ -12,7 +12,6 @@ pub(super) const CONFIG_LEN: usize = 56;
 pub(super) struct Blocks {
     /// Guest address of the first block.
     pub address: u64,
-    /// The number of blocks.
     pub count: u16,
 }
 
@@ -51,7 +50,6 @@ impl Request {
     }
 }
 
-/// The device's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Response {
     /// Success.

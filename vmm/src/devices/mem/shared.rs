@@ -1,4 +1,5 @@
-//! The state shared by the device's worker, the vCPU threads (configuration space) and the control thread.
+//! The state of virtio-mem that is shared by the device's worker, the vCPU threads (configuration space) and the
+//! control thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

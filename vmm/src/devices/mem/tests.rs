@@ -144,7 +144,7 @@ fn plugged_memory_is_there_until_it_is_unplugged() {
 }
 
 #[test]
-fn what_a_guest_touched_beside_its_blocks_goes_with_the_granule() {
+fn memory_beside_plugged_blocks_is_freed_with_the_granule() {
     let mut guest = Guest::new(300);
     guest.expect(Request::Plug(blocks(0, 2)), Response::Ack);
     let beside = GuestAddress(HOTPLUG + 50 * MIB);
@@ -196,7 +196,7 @@ fn the_driver_reads_where_the_region_is_and_what_is_requested() {
     guest.expect(Request::Plug(blocks(0, 4)), Response::Ack);
     let generation = guest.rig.device.config_interrupt().generation();
     guest.hotplug.set_target(MemoryTarget { requested_mib: 512 }).unwrap();
-    assert_ne!(guest.rig.device.config_interrupt().generation(), generation, "the driver is told");
+    assert_ne!(guest.rig.device.config_interrupt().generation(), generation, "the driver gets an interrupt");
     assert_eq!(guest.config(), config(4, 512));
     let mut beyond = [7; 4];
     guest.rig.device.identity().config.read(CONFIG_LEN as u64, &mut beyond);
@@ -261,7 +261,7 @@ fn a_request_without_room_for_the_answer_has_no_effect() {
 }
 
 #[test]
-fn whether_there_is_a_driver_is_told() {
+fn the_presence_of_a_driver_is_reported() {
     let guest = Guest::new(64);
     let interrupt = guest.rig.device.config_interrupt();
     assert!(!guest.hotplug.info().driver);

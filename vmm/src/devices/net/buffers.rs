@@ -1,5 +1,5 @@
 //! The guest's receive buffers, ready to take the next packet.
-#![allow(unsafe_code)] // vectored reads into guest memory
+#![allow(unsafe_code, reason = "vectored reads into guest memory")]
 
 use std::collections::VecDeque;
 use std::io;

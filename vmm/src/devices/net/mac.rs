@@ -39,7 +39,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read(mut mac in any::<[u8; 6]>()) {
+        fn a_printed_address_is_read_back(mut mac in any::<[u8; 6]>()) {
             mac[0] &= 0xFE;
             let text = mac.map(|byte| format!("{byte:02x}")).join(":");
             prop_assert_eq!(parse(&text), Some(mac));

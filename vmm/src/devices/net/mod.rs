@@ -25,16 +25,17 @@ use self::tap::{Tap, TapError};
 use self::tx::Tx;
 use crate::rate_limit::RateLimiter;
 use crate::seccomp::Role;
-use crate::virtio::{self, Backend, ConfigBytes, Device, EventSet, Fault, Fds, Identity, Ring, Token};
+use crate::virtio::{self, Backend, ConfigBytes, Device, EventOps, EventSet, Events, Fault, Identity, Ring};
 
 /// Packets (sent) or buffers (received) in flight.
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
-const TAP: Token = Token(0);
-const RECEIVE_TOKENS: Token = Token(1);
-const TRANSMIT_TOKENS: Token = Token(2);
+/// What an event means: its data.
+const TAP: u32 = 0;
+const RECEIVE_TOKENS: u32 = 1;
+const TRANSMIT_TOKENS: u32 = 2;
 
 /// The features that the device offers. No control queue: nothing here changes while the machine runs.
 const FEATURES: u64 = 1 << net::VIRTIO_NET_F_CSUM
@@ -112,14 +113,15 @@ impl NetBackend {
 }
 
 impl Backend for NetBackend {
-    fn start(&mut self, features: u64, fds: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, features: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         self.tap.set_offloads(Offloads::accepted(features))?;
         self.rx.start(features, self.tap.mtu);
         self.tx.start(features);
         // Edge-triggered: while packets wait and no buffer is free, a level trigger would wake the worker forever.
-        fds.add(&self.tap, TAP, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
-        fds.add(&self.rx.limiter, RECEIVE_TOKENS, EventSet::IN)?;
-        fds.add(&self.tx.limiter, TRANSMIT_TOKENS, EventSet::IN)?;
+        let both = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        ops.add(Events::with_data(&self.tap, TAP, both))?;
+        ops.add(Events::with_data(&self.rx.limiter, RECEIVE_TOKENS, EventSet::IN))?;
+        ops.add(Events::with_data(&self.tx.limiter, TRANSMIT_TOKENS, EventSet::IN))?;
         Ok(())
     }
 
@@ -130,16 +132,17 @@ impl Backend for NetBackend {
         }
     }
 
-    fn ready(&mut self, fd: Token, events: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
-        match fd {
+    fn ready(&mut self, events: Events, rings: &mut [Ring]) -> Result<(), Fault> {
+        let (source, events) = (events.data(), events.event_set());
+        match source {
             RECEIVE_TOKENS => self.rx.limiter.elapsed(),
             TRANSMIT_TOKENS => self.tx.limiter.elapsed(),
             _ => {}
         }
-        if fd == TRANSMIT_TOKENS || (fd == TAP && self.tx.waiting && events.contains(EventSet::OUT)) {
+        if source == TRANSMIT_TOKENS || (source == TAP && self.tx.waiting && events.contains(EventSet::OUT)) {
             self.tx.serve(&self.tap, &mut rings[TRANSMIT])?;
         }
-        if fd == RECEIVE_TOKENS || (fd == TAP && events.contains(EventSet::IN)) {
+        if source == RECEIVE_TOKENS || (source == TAP && events.contains(EventSet::IN)) {
             self.rx.serve(&self.tap, &mut rings[RECEIVE])?;
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! A TAP interface: Ethernet frames to and from the host's network stack.
-#![allow(unsafe_code)] // ioctls
+#![allow(unsafe_code, reason = "ioctls")]
 
 use std::fs::{File, OpenOptions};
 use std::io;

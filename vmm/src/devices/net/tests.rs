@@ -31,7 +31,7 @@ fn network() {
     ip("tuntap add dev tap0 mode tap vnet_hdr");
     ip("address add 10.9.8.1/24 dev tap0");
     ip(&format!("link set tap0 up mtu {MTU} address 02:00:00:00:00:01"));
-    ip(&format!("neighbour add 10.9.8.2 lladdr {GUEST_MAC} dev tap0"));
+    ip(&format!("neigh add 10.9.8.2 lladdr {GUEST_MAC} dev tap0"));
 }
 
 fn config() -> NetConfig {
@@ -253,7 +253,7 @@ fn buffers_survive_a_pause() {
 }
 
 #[test]
-fn what_is_no_packet_is_dropped_and_the_next_is_sent() {
+fn an_invalid_packet_is_dropped_and_the_next_is_sent() {
     let mut guest = Guest::new();
     let good = udp(Header::default(), b"good");
     let beyond = Header { flags: 1, csum_start: 5000.into(), csum_offset: 6.into(), ..Header::default() };

@@ -61,7 +61,7 @@ fn a_bad_image_is_one_clear_line() {
 }
 
 #[test]
-fn the_guest_is_told_where_it_lies() {
+fn the_guest_can_read_its_address() {
     let device = new(BASE, 3 * ALIGNMENT).unwrap();
     let mut space = [0; 16];
     device.identity().config.read(0, &mut space);

@@ -1,5 +1,8 @@
 //! virtio-rng (virtio 1.2, §5.4): fills the guest's buffers with the host's random numbers.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -49,6 +52,3 @@ fn fill(chain: &Chain) -> Result<u32, Fault> {
     }
     Ok(writer.written())
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

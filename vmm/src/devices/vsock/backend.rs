@@ -1,4 +1,5 @@
-//! The three queues: packets to the guest, packets from it, and events (virtio 1.2 §5.10.2).
+//! The backend of virtio-vsock. It serves the three queues: packets to the guest, packets from it, and events (virtio
+//! 1.2 §5.10.2).
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -9,12 +10,13 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::muxer::{Muxer, Outgoing};
 use super::packet::{HEADER_LEN, Header};
 use crate::timer::Timer;
-use crate::virtio::{Backend, Chain, EventSet, Fault, Fds, Ring, Served, Token};
+use crate::virtio::{Backend, Chain, EventOps, EventSet, Events, Fault, Ring, Served};
 
 const TO_GUEST: usize = 0;
 
-const MUXER: Token = Token(0);
-const TIMER: Token = Token(1);
+/// What an event means: its data.
+const MUXER: u32 = 0;
+const TIMER: u32 = 1;
 /// Interval for checking deadlines while there are any.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -143,9 +145,9 @@ impl Backend for VsockBackend {
         self.announce_reset = self.muxer.forget_all();
     }
 
-    fn start(&mut self, _features: u64, fds: &mut Fds) -> Result<(), Fault> {
-        fds.add(self.muxer.events(), MUXER, EventSet::IN)?;
-        Ok(fds.add(&self.timer, TIMER, EventSet::IN)?)
+    fn start(&mut self, _features: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        ops.add(Events::with_data(self.muxer.events(), MUXER, EventSet::IN))?;
+        Ok(ops.add(Events::with_data(&self.timer, TIMER, EventSet::IN))?)
     }
 
     fn kicked(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -156,8 +158,8 @@ impl Backend for VsockBackend {
         self.pump(rings)
     }
 
-    fn ready(&mut self, fd: Token, _: EventSet, rings: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
-        if fd == TIMER {
+    fn ready(&mut self, events: Events, rings: &mut [Ring]) -> Result<(), Fault> {
+        if events.data() == TIMER {
             self.ticked();
         } else {
             self.muxer.handle_events(Instant::now())?;

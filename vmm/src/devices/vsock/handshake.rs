@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines() {
+    fn only_valid_lines_name_a_port() {
         let table: [(&[u8], Line); 14] = [
             (b"", Line::Incomplete),
             (b"CONNECT 10", Line::Incomplete),

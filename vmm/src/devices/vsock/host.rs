@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_stays() {
+    fn a_file_that_is_no_socket_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vsock");
         std::fs::write(&path, "precious").unwrap();

@@ -18,11 +18,7 @@ mod packet;
 mod peer;
 
 #[cfg(test)]
-mod connection_test;
-#[cfg(test)]
-pub(crate) mod device_test;
-#[cfg(test)]
-mod muxer_test;
+pub(crate) mod tests;
 
 use std::io;
 use std::path::PathBuf;

@@ -195,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_taken_is_a_stream_between_guest_and_host(bytes in prop::array::uniform32(any::<u8>()), tail in prop::array::uniform12(any::<u8>())) {
+        fn a_parsed_packet_is_a_stream_between_guest_and_host(bytes in prop::array::uniform32(any::<u8>()), tail in prop::array::uniform12(any::<u8>())) {
             let raw = [&bytes[..], &tail[..]].concat();
             let header = Header::read_from_bytes(&raw).unwrap();
             if let Verdict::Take(key, op) = classify(&header, GUEST) {

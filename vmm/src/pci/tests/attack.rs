@@ -50,7 +50,6 @@ proptest! {
     }
 }
 
-/// One access by the guest.
 #[derive(Clone, Debug)]
 enum Access {
     Config { at: u64, data: Vec<u8> },

@@ -31,7 +31,7 @@ fn a_vector_is_connected_while_it_is_enabled_and_unmasked() {
 }
 
 #[test]
-fn what_comes_while_masked_is_pending_and_sent_later() {
+fn a_masked_interrupt_is_pending_and_sent_later() {
     let mut guest = Guest::rng();
     guest.set_up();
     guest.write32(TABLE + 16 + 12, 1);

@@ -112,7 +112,7 @@ fn a_queue_in_a_wrong_place_needs_a_reset_at_once() {
 }
 
 #[test]
-fn queues_and_vectors_there_are_none_of() {
+fn missing_queues_and_vectors_read_as_absent() {
     let guest = Guest::rng();
     assert_eq!(guest.read16(0x12), 1);
     for queue in [1, 2, u16::MAX] {
@@ -151,7 +151,7 @@ fn a_fault_raises_the_configuration_interrupt() {
 }
 
 #[test]
-fn a_pause_holds_everything_and_a_resume_goes_on() {
+fn a_pause_holds_everything_and_a_resume_continues() {
     let mut guest = Guest::rng();
     guest.set_up();
     guest.ask(8);

@@ -26,7 +26,7 @@ fn a_scan_finds_each_device_once_and_nothing_else() {
 }
 
 #[test]
-fn the_capabilities_say_where_things_are() {
+fn the_capabilities_name_the_location_of_each_structure() {
     let guest = Guest::rng();
     for (cfg_type, offset, length) in [(1, 0, 0x38), (2, NOTIFY, 4), (3, 0x100, 1), (4, 0x400, 0xC00)] {
         let at = guest.capability(9, cfg_type);
@@ -41,7 +41,7 @@ fn the_capabilities_say_where_things_are() {
 }
 
 #[test]
-fn a_full_bus_says_so() {
+fn a_full_bus_is_an_error() {
     for (window, room) in
         [(WINDOW, SLOTS), (0xC000_0000..0xC000_0000 + 2 * BAR, 2), (0xC000_0001..0xC000_0000 + 2 * BAR, 1)]
     {

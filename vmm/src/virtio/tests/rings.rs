@@ -38,7 +38,7 @@ fn one_interrupt_for_all_that_one_drain_completes() {
 }
 
 #[test]
-fn no_interrupt_is_honoured_without_event_idx() {
+fn the_no_interrupt_flag_is_honored_without_event_idx() {
     let (mut queue, mut ring) = queue(0);
     queue.mem.write_obj(VRING_AVAIL_F_NO_INTERRUPT as u16, GuestAddress(queue.avail_ring())).unwrap();
     queue.add(&[vec![1]], &[]);
@@ -131,6 +131,18 @@ fn own_kicks_are_not_counted() {
     ring.take_kicks().unwrap();
     let metrics = queue.counters.metrics();
     assert_eq!((metrics.kicks, metrics.chains, metrics.interrupts), (2, u64::from(queue.size), 1));
+}
+
+#[test]
+fn bytes_are_counted_when_a_chain_is_completed() {
+    let (mut queue, mut ring) = queue(0);
+    queue.add(&[vec![1; 100]], &[50]);
+    ring.refill();
+    let chain = ring.take().unwrap().unwrap();
+    ring.put_back(chain).unwrap();
+    assert_eq!(queue.counters.metrics().bytes, 0);
+    ring.drain(|_| Ok(Served::Used(7))).unwrap();
+    assert_eq!(queue.counters.metrics().bytes, 107, "what was read, and what was written of 50 bytes");
 }
 
 #[test]

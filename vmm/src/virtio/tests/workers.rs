@@ -8,7 +8,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::seccomp::Role;
 use crate::virtio::testing::{HUNG, Rig, panics};
-use crate::virtio::{Backend, BuildError, Busy, ConfigBytes, Device, EventSet, Fault, Fds, Identity, Ring, Token};
+use crate::virtio::{
+    Backend, BuildError, Busy, ConfigBytes, Device, EventOps, EventSet, Events, Fault, Identity, Ring,
+};
 
 fn identity(queues: usize) -> Identity {
     Identity {
@@ -134,17 +136,17 @@ impl Backend for SlowToStop {
     fn reset(&mut self) {
         self.calls.send("reset").unwrap();
     }
-    fn start(&mut self, _: u64, fds: &mut Fds) -> Result<(), Fault> {
+    fn start(&mut self, _: u64, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         self.calls.send("start").unwrap();
-        fds.add(&self.own, Token(u32::MAX), EventSet::IN)?;
+        ops.add(Events::with_data(&self.own, 7, EventSet::IN))?;
         self.own.write(1)?;
         Ok(())
     }
     fn kicked(&mut self, _: usize, _: &mut [Ring]) -> Result<(), Fault> {
         Ok(())
     }
-    fn ready(&mut self, fd: Token, _: EventSet, _: &mut [Ring], _: &mut Fds) -> Result<(), Fault> {
-        assert_eq!(fd, Token(u32::MAX));
+    fn ready(&mut self, events: Events, _: &mut [Ring]) -> Result<(), Fault> {
+        assert_eq!((events.data(), events.event_set()), (7, EventSet::IN));
         self.own.read()?;
         self.calls.send("ready").unwrap();
         Ok(())
@@ -157,7 +159,7 @@ impl Backend for SlowToStop {
 }
 
 #[test]
-fn stop_says_busy_in_time_and_succeeds_later() {
+fn a_stop_reports_busy_in_time_and_succeeds_later() {
     let ((go, release), (calls, called)) = (channel(), channel());
     let own = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let backend = SlowToStop { release, calls, own };

@@ -60,7 +60,7 @@ fn it_needs_much_fragmentation_and_a_pause() {
 }
 
 #[test]
-fn what_it_could_not_help_is_no_reason_to_try_again() {
+fn fragmentation_that_remained_is_no_reason_to_retry() {
     let mut compaction = Compaction::default();
     assert!(at(&mut compaction, 0, 100, false));
     assert!(!at(&mut compaction, 100, 90, false));

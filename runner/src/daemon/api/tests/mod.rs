@@ -1,12 +1,15 @@
 //! The real router on a real Unix socket with a real state, but without machine drivers.
 
+mod connections;
 mod operations;
+mod streams;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use garret_api::MachineId;
 use garret_api::agent::{EnvironmentPhase, Progress};
@@ -52,13 +55,16 @@ impl Server {
     }
 
     async fn with_names(names: NameService) -> Self {
+        Self::with_times(names, HEAD_TIME).await
+    }
+
+    async fn with_times(names: NameService, head_time: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let (daemon, poked) = testing::daemon(dir.path(), names);
         let listener = UnixListener::bind(dir.path().join("garret.sock")).unwrap();
         fs::set_permissions(dir.path().join("garret.sock"), fs::Permissions::from_mode(0o666)).unwrap();
-        let service = router(daemon.clone()).into_make_service_with_connect_info::<Credentials>();
-        tokio::spawn(axum::serve(AccountListener::new(listener), service).into_future());
+        tokio::spawn(serve(listener, daemon.clone(), head_time));
         Self { dir, daemon, poked, _names: None }
     }
 
@@ -74,14 +80,10 @@ impl Server {
         path
     }
 
-    /// One call as another user: in Linux, rights, and with them a socket's credentials, belong to a thread.
+    /// One call as another user.
     async fn call(&self, uid: u32, method: Method, path: &str, body: Option<Value>) -> Result<Value, Error> {
         let (client, path) = (self.client(), path.to_owned());
-        let caller = thread::spawn(move || {
-            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-            rustix::thread::set_thread_groups(&[]).unwrap();
-            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
-            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        as_user(uid, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 match method {
@@ -90,8 +92,8 @@ impl Server {
                     other => client.send(other, &path, body.as_ref()).await.map(|()| Value::Null),
                 }
             })
-        });
-        tokio::task::spawn_blocking(move || caller.join().unwrap()).await.unwrap()
+        })
+        .await
     }
 
     async fn up(&self, uid: u32, workspace: &Path) -> Result<Environment, Error> {
@@ -100,6 +102,18 @@ impl Server {
         let answer = self.call(uid, Method::PUT, &format!("/v1/environments/{id}"), Some(body)).await?;
         Ok(serde_json::from_value(answer).unwrap())
     }
+}
+
+/// Runs `job` as another user, on a thread: in Linux, rights, and with them a socket's credentials, belong to a thread.
+async fn as_user<T: Send + 'static>(uid: u32, job: impl FnOnce() -> T + Send + 'static) -> T {
+    let user = thread::spawn(move || {
+        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        job()
+    });
+    tokio::task::spawn_blocking(move || user.join().unwrap()).await.unwrap()
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> (u16, String) {
@@ -160,7 +174,7 @@ async fn unknown_fields_and_broken_bodies_are_refused_in_one_line() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found() {
+async fn unknown_paths_and_ids_are_not_found() {
     let server = Server::start().await;
     for path in ["/v1/machines/root", "/v1/environments/x", "/v1/environments/x/events", "/v1/nothing", "/"] {
         assert_eq!(refused(server.client().get::<Value>(path).await).0, 404, "{path}");
@@ -283,7 +297,7 @@ async fn top_shows_ones_own_and_metrics_are_an_administrators() {
         machines: vec![machine(ALICE), machine(BOB)],
         ..Snapshot::default()
     });
-    for (uid, seen) in [(ALICE, vec![ALICE]), (BOB, vec![BOB]), (0, vec![ALICE, BOB]), (4242, vec![])] {
+    for (uid, seen) in [(ALICE, vec![ALICE]), (BOB, vec![BOB]), (0, vec![ALICE, BOB])] {
         let answer = server.call(uid, Method::GET, "/v1/top", None).await.unwrap();
         let top: Top = serde_json::from_value(answer).unwrap();
         let names: Vec<u32> = top.machines.iter().map(|machine| machine.developer.parse().unwrap()).collect();
@@ -293,6 +307,18 @@ async fn top_shows_ones_own_and_metrics_are_an_administrators() {
     assert!(status == 403 && message.contains("the group garret"), "{message}");
     let text = server.client().text("/metrics").await.unwrap();
     assert!(text.contains(&format!("garret_machine_target_bytes{{developer=\"{BOB}\"}} 0\n")), "{text}");
+    assert!(text.contains("# TYPE garret_vmm_up gauge\n"), "{text}");
+}
+
+#[tokio::test]
+async fn vmm_metrics_need_a_vmm_and_the_right_to_see_it() {
+    let server = Server::start().await;
+    let body = json!({"desired": "running", "memory_mib": 512});
+    server.call(ALICE, Method::PUT, &format!("/v1/machines/{ALICE}"), Some(body)).await.unwrap();
+    let path = format!("/v1/machines/{ALICE}/metrics");
+    assert_eq!(refused(server.call(BOB, Method::GET, &path, None).await).0, 404);
+    let (status, message) = refused(server.call(ALICE, Method::GET, &path, None).await);
+    assert!(status == 409 && message == "the machine does not run (never started)", "{message}");
 }
 
 #[tokio::test]
@@ -620,7 +646,7 @@ async fn a_uid_of_another_person_is_refused_until_it_is_given() {
 }
 
 #[tokio::test]
-async fn administrators_are_who_the_name_service_says() {
+async fn administrators_are_the_members_in_the_name_service() {
     let names = tempfile::tempdir().unwrap();
     let service = name_service_with(names.path(), &[ALICE]);
     let passwd = fs::read_to_string(names.path().join("passwd")).unwrap();

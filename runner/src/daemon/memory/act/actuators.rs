@@ -21,7 +21,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// An order to swap out that is older than this is dropped: the figures behind it are out of date.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
-/// The actuators of one machine.
 #[derive(Debug)]
 pub(crate) struct Actuators {
     /// The limit on plugged memory, in MiB.

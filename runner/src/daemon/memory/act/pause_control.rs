@@ -113,7 +113,6 @@ impl PauseControl {
         self.machine(id).check(vmm).await;
     }
 
-    /// Whether the machine is paused.
     pub(crate) fn state(&self, id: MachineId) -> PauseState {
         *self.machine(id).state.borrow()
     }

@@ -31,7 +31,6 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 /// … until a stream has lasted this long.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// The reports of one guest.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reports(Arc<Mutex<Received>>);
 

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_psi_or_swap_says_so() {
+    fn a_host_without_psi_or_swap_is_measured() {
         let view = view("MemTotal: 8 kB\n", "", 0);
         assert_eq!((view.pressure_some, view.pressure_full, view.swap_total), (None, None, 0));
     }

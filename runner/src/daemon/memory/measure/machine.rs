@@ -157,7 +157,7 @@ mod tests {
         MemoryInfo { boot_mib: 512, size_mib: 1024, requested_mib: 256, plugged_mib: 128, driver: true, refused: 0 };
 
     #[test]
-    fn what_a_machine_was_promised_is_what_it_was_started_with() {
+    fn a_machine_keeps_the_promise_of_its_start() {
         let row = MachineRow { memory_mib: 9999, guaranteed_mib: 2000, ..machine(7) };
         let usage = Usage { resident: 1, swapped: 2, cpu: Duration::ZERO };
         let view = sizes(&row, Some(&INFO), &usage);

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::tuning::{AWAKE_CPU_S, CPU_AVERAGE, IDLE_AFTER, IDLE_CPUS};
+use garret_api::IDLE_CPUS;
 
-/// The activity of one machine.
+use super::tuning::{AWAKE_CPU_S, CPU_AVERAGE, IDLE_AFTER};
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Activity {
     /// The average of its CPU use, in CPUs.

@@ -88,8 +88,8 @@ impl History {
                 let (idle, promised, total) =
                     (history.activity.idle_for().as_secs(), promised(machines) >> 20, host.total >> 20);
                 let reason = format!(
-                    "nothing has happened in this machine for {idle} s and {promised} MiB are promised on a host of {total}: \
-                     what it does not touch is swapped out"
+                    "this machine has been idle for {idle} s, and {promised} MiB are promised on a host of {total} MiB: \
+                     memory that it does not use is swapped out"
                 );
                 notices.push(Notice { id, means: Means::Swap, bytes: step.bytes, reason });
             }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_soon_unplugged_is_not_swapped_out_before() {
+    fn memory_about_to_be_unplugged_is_not_swapped_out() {
         let guest = GuestView { free: 2900 * MIB, available: 2950 * MIB, ..GuestView::default() };
         let (boot, limit, plugged) = (512 * MIB, 3000 * MIB, 3000 * MIB);
         let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::new(id(5)) };
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_comes_before_what_takes() {
+    fn resume_and_limit_come_before_swap_and_pause() {
         let id = id(1);
         let mut orders = vec![
             Order::Pause { id },

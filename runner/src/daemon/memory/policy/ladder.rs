@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_commas() {
+    fn large_numbers_have_commas() {
         for (mib_count, text) in [(0, "0"), (999, "999"), (3900, "3,900"), (1_048_576, "1,048,576")] {
             assert_eq!(mib(mib_count * MIB), text);
         }

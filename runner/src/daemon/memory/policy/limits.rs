@@ -30,7 +30,6 @@ impl PlugRetry {
     }
 }
 
-/// The state of one machine's limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Limit {
     /// How long the limit has been too high.
@@ -220,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_guest_says_the_limit_is_within_what_is_promised(
+        fn any_report_of_a_guest_keeps_the_limit_within_its_promise(
             words in prop::array::uniform3(any::<u64>()),
             short: bool,
             speaks: bool,

@@ -88,7 +88,6 @@ pub struct GuestView {
     pub short: bool,
 }
 
-/// An order to a machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
     /// Let its guest plug up to this much, including memory at boot.

@@ -10,9 +10,7 @@ const fn s(seconds: u64) -> Duration {
 
 // Idle machines (`activity`).
 
-/// A machine is idle if it uses less than this part of one CPU …
-pub(super) const IDLE_CPUS: f64 = 0.1;
-/// … for this long.
+/// A machine is idle if it uses less than [`garret_api::IDLE_CPUS`] for this long.
 pub(super) const IDLE_AFTER: Duration = s(60);
 /// CPU use is averaged over this time, because an idle guest's timers fire in bursts.
 pub(super) const CPU_AVERAGE: Duration = s(5);

@@ -1,33 +1,14 @@
-//! A snapshot in the Prometheus text exposition format, version 0.0.4.
-
-use std::fmt::{Display, Write};
+//! A snapshot as metrics.
 
 use garret_api::runner::{MachineMemory, Means};
 
 use super::snapshot::Snapshot;
+use crate::daemon::prometheus::Page;
 
-/// Renders all metrics. Developers' names are plain words (see `accounts::is_plain`), so no label needs escaping.
-pub(crate) fn render(snapshot: &Snapshot) -> String {
-    let mut page = Page::default();
-    host(&mut page, snapshot);
-    machines(&mut page, snapshot);
-    page.0
-}
-
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let _ = writeln!(self.0, "{name}{labels} {value}");
-    }
+/// Adds all figures of the snapshot to the page.
+pub(crate) fn render(page: &mut Page, snapshot: &Snapshot) {
+    host(page, snapshot);
+    machines(page, snapshot);
 }
 
 fn host(page: &mut Page, snapshot: &Snapshot) {
@@ -72,7 +53,7 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
         }
     }
     let name = "garret_machine_target_bytes";
-    page.family(name, "gauge", "What a running machine should hold of the host's memory.");
+    page.family(name, "gauge", "Host memory that a running machine should hold.");
     for machine in machines() {
         page.sample(name, &[("developer", &machine.developer)], machine.target);
     }
@@ -85,7 +66,7 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
     page.family(
         name,
         "gauge",
-        "Share of the last 10 s in which some task of the guest waited for memory, as the guest says.",
+        "Share of the last 10 s in which some task of the guest waited for memory, as the guest reports.",
     );
     for machine in machines() {
         if let Some(percent) = machine.pressure_some {
@@ -93,12 +74,16 @@ fn machines(page: &mut Page, snapshot: &Snapshot) {
         }
     }
     let name = "garret_machine_oom_kills_total";
-    page.family(name, "counter", "Times a guest's kernel killed for lack of memory since its boot, as the guest says.");
+    page.family(
+        name,
+        "counter",
+        "Processes that a guest's kernel killed for lack of memory since its boot, as the guest reports.",
+    );
     for machine in machines() {
         page.sample(name, &[("developer", &machine.developer)], machine.oom_kills);
     }
     let name = "garret_machine_broken_reports_total";
-    page.family(name, "counter", "Times a guest's memory reports broke off or were none.");
+    page.family(name, "counter", "Times a guest's memory reports ended or were invalid.");
     for (developer, count) in &snapshot.broken_reports {
         page.sample(name, &[("developer", developer)], count);
     }
@@ -135,6 +120,13 @@ mod tests {
     use garret_api::runner::HostMemory;
 
     use super::*;
+    use crate::daemon::prometheus::is_grouped;
+
+    fn text(snapshot: &Snapshot) -> String {
+        let mut page = Page::default();
+        render(&mut page, snapshot);
+        page.into_text()
+    }
 
     fn snapshot() -> Snapshot {
         let alice = MachineMemory {
@@ -154,7 +146,7 @@ mod tests {
 
     #[test]
     fn every_figure_is_there() {
-        let text = render(&snapshot());
+        let text = text(&snapshot());
         for line in [
             "garret_host_memory_bytes{kind=\"total\"} 1073741824",
             "garret_host_overcommit_ratio 3.5",
@@ -169,18 +161,6 @@ mod tests {
             assert!(text.lines().any(|there| there == line), "no `{line}` in:\n{text}");
         }
         assert!(!text.contains("kind=\"full\""), "a host without PSI does not tell it");
-    }
-
-    #[test]
-    fn every_sample_follows_the_header_of_its_family() {
-        let text = render(&snapshot());
-        let mut family = String::new();
-        for line in text.lines() {
-            if let Some(header) = line.strip_prefix("# TYPE ") {
-                family = header.split(' ').next().unwrap().into();
-            } else if !line.starts_with('#') {
-                assert_eq!(line.split(['{', ' ']).next().unwrap(), family);
-            }
-        }
+        assert!(is_grouped(&text), "{text}");
     }
 }
