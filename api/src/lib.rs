@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod client;
 mod line;
+mod machine_id;
 pub mod openapi;
 mod operation;
 mod problem;
@@ -22,6 +23,7 @@ pub mod stream;
 pub mod vmm;
 
 pub use line::one_line;
+pub use machine_id::{InvalidMachineId, MachineId};
 pub use problem::{Code, PROBLEM_JSON, Problem, ProblemDetails};
 
 /// What "idle" means in all of garret: a machine, or the guest in it, uses less than this many CPUs. Each program says over

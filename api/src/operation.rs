@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Problem;
+use crate::{MachineId, Problem};
 
 /// A change that a client requested, from the request to its one outcome. A machine, and each environment, has at most
 /// one operation without an outcome: another request ends it as cancelled.
@@ -13,7 +13,9 @@ pub struct Operation {
     pub id: String,
     /// What was requested.
     pub kind: OperationKind,
-    /// The developer whose machine it is about.
+    /// The machine it is about, or whose environment it is about.
+    pub machine: MachineId,
+    /// Whose machine that is.
     pub developer: String,
     /// The developer's uid.
     pub uid: u32,

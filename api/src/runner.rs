@@ -6,13 +6,13 @@
 //! | `GET /v1/top` | → [`Top`]: memory of the host, and of each machine that the caller may see |
 //! | `GET /metrics` | → the same, and the counters of the VMMs, as Prometheus text, of all machines; root and the `garret` group only |
 //! | `GET /v1/machines` | → list of [`Machine`] |
-//! | `GET /v1/machines/{developer}` | → [`Machine`] |
-//! | `PUT /v1/machines/{developer}` | [`MachineRequest`] → [`Machine`]; idempotent |
-//! | `DELETE /v1/machines/{developer}` | → 204; the machine and its data disk are removed |
-//! | `GET /v1/machines/{developer}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
-//! | `GET /v1/machines/{developer}/log` | → text: the console's last bytes |
-//! | `GET /v1/machines/{developer}/metrics` | → [`Metrics`](crate::vmm::Metrics): what the VMM counts |
-//! | `GET /v1/machines/{developer}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
+//! | `GET /v1/machines/{machine}` | → [`Machine`] |
+//! | `PUT /v1/machines/{machine}` | [`MachineRequest`] → [`Machine`]; idempotent |
+//! | `DELETE /v1/machines/{machine}` | → 204; the machine and its data disk are removed |
+//! | `GET /v1/machines/{machine}/events?after=N&follow=true` | → newline-delimited [`Event`]; ends with the machine |
+//! | `GET /v1/machines/{machine}/log` | → text: the console's last bytes |
+//! | `GET /v1/machines/{machine}/metrics` | → [`Metrics`](crate::vmm::Metrics): what the VMM counts |
+//! | `GET /v1/machines/{machine}/exec` | WebSocket, [`stream`](crate::stream): in the guest itself |
 //! | `GET /v1/environments` | → list of [`Environment`] |
 //! | `PUT /v1/environments/{id}` | [`EnvironmentRequest`] → [`Environment`]; idempotent |
 //! | `GET /v1/environments/{id}` | → [`Environment`] |
@@ -28,6 +28,8 @@
 //! | `DELETE /v1/streams/{id}` | → 204; the stream has ended, and its client got the reason |
 //! | `GET /v1/events?after=N&follow=true` | → newline-delimited [`Event`], all that the caller may see |
 //!
+//! `{machine}` is a developer's name or uid, which means the developer's own machine, or a machine's [id](MachineId).
+//!
 //! Answers and events may hold fields and variants of a newer version, which readers tolerate. The two requests are
 //! strict: people write them by hand, and a misspelled field must not be ignored.
 
@@ -37,10 +39,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Problem;
 use crate::agent::{EnvironmentStatus, Progress};
 use crate::stream::StreamKind;
 use crate::vmm::Landlock;
+use crate::{MachineId, Problem};
 
 pub use crate::operation::{Operation, OperationKind, Outcome};
 
@@ -70,7 +72,7 @@ pub enum Desired {
     Stopped,
 }
 
-/// `PUT /v1/machines/{developer}`. An absent field leaves its setting unchanged.
+/// `PUT /v1/machines/{machine}`. An absent field leaves its setting unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineRequest {
@@ -99,6 +101,8 @@ pub struct MachineRequest {
 /// One developer's machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {
+    /// Its id: it is never changed and never used again.
+    pub id: MachineId,
     /// The developer: the account's name, or the uid as digits if it has no account.
     pub developer: String,
     /// The developer's uid.
@@ -127,7 +131,7 @@ pub struct Machine {
     pub landlock: Option<Landlock>,
     /// When the current phase began, in seconds since 1970.
     pub since: u64,
-    /// The number of the developer's newest event. `events?after=` with this number returns only newer ones.
+    /// The number of the machine's newest event. `events?after=` with this number returns only newer ones.
     pub last_event: u64,
     /// The last operation on the machine. In the answer to a request that changed something: the operation that it
     /// began.
@@ -182,7 +186,9 @@ pub struct EnvironmentRequest {
 pub struct Environment {
     /// `<folder name, simplified>-<32 hex digits of uid and path>`.
     pub id: String,
-    /// The developer whose machine it is in.
+    /// The machine it is in.
+    pub machine: MachineId,
+    /// The developer whose machine that is.
     pub developer: String,
     /// The developer's uid.
     pub uid: u32,
@@ -212,7 +218,9 @@ pub struct Stream {
     pub id: String,
     /// What it carries.
     pub kind: StreamKind,
-    /// The developer whose machine it leads to.
+    /// The machine that it leads to.
+    pub machine: MachineId,
+    /// The developer whose machine that is.
     pub developer: String,
     /// Their uid.
     pub uid: u32,
@@ -236,7 +244,9 @@ pub struct Event {
     pub id: u64,
     /// When it happened, in milliseconds since 1970.
     pub at_ms: u64,
-    /// The developer whose machine it is about.
+    /// The machine that it is about.
+    pub machine: MachineId,
+    /// The developer whose machine that is.
     pub developer: String,
     /// The environment; absent if the event is about the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -398,7 +408,8 @@ mod tests {
     #[test]
     fn an_event_of_a_newer_version_is_read() {
         let event = |what: &str| -> EventKind {
-            let text = format!(r#"{{"id": 1, "at_ms": 2, "developer": "ann", "new": 1, "what": {what}}}"#);
+            let text =
+                format!(r#"{{"id": 1, "at_ms": 2, "machine": "m1", "developer": "ann", "new": 1, "what": {what}}}"#);
             serde_json::from_str::<Event>(&text).unwrap().what
         };
         for what in [

@@ -172,6 +172,7 @@ mod tests {
         let event = |generation: u64, step: &str, ms: u64| Event {
             id: 0,
             at_ms: 0,
+            machine: "m1".parse().unwrap(),
             developer: "alice".into(),
             environment: None,
             what: EventKind::Environment { generation, progress: Progress::Finished { step: step.into(), ms } },

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The driver's `load` in a guest, which takes memory and checks every byte.
@@ -110,5 +110,23 @@ impl Developer {
         let machines = self.json(&["show", "--machine"]);
         assert_eq!(machines["developer"], self.name, "{machines}");
         machines
+    }
+
+    /// The id of this developer's machine, which names its folders, control group and network namespace.
+    #[track_caller]
+    pub fn machine_id(&self) -> String {
+        self.machine()["id"].as_str().expect("a text").to_owned()
+    }
+
+    /// The folder of the machine's sockets and logs.
+    #[track_caller]
+    pub fn run_folder(&self) -> PathBuf {
+        Path::new("/run/garret/machines").join(self.machine_id())
+    }
+
+    /// The folder of the machine's data disk.
+    #[track_caller]
+    pub fn data_folder(&self) -> PathBuf {
+        Path::new("/var/lib/garret/machines").join(self.machine_id())
     }
 }

@@ -118,7 +118,7 @@ impl Workspace {
 
     /// The address of the developer's machine on the host.
     pub fn machine_address(&self) -> String {
-        let namespace = format!("garret-{}", self.developer.name);
+        let namespace = format!("garret-{}", self.developer.machine_id());
         let list = ["-n", &namespace, "-4", "-o", "addr", "show", "dev", "uplink"];
         let out = Command::new("ip").args(list).output().expect("ip runs").stdout;
         let out = String::from_utf8(out).expect("text");

@@ -31,6 +31,7 @@ fn machine_of_an_earlier_garret_is_adopted_and_restarts() {
 
     let machine = ALICE.machine();
     assert_eq!(machine["phase"], "running", "{machine}");
+    assert_eq!(machine["id"], ALICE.name, "its folders have this name");
     assert_eq!(file_of(vmm_program()), file_of(host.earlier("usr/lib/garret/garret-vmm")), "an earlier VMM was to run");
     assert_eq!(workspace.sh(boot).ok(), workspace.read("boot"), "the machine was started again");
     let listed = ALICE.json(&["ls"]);

@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::records::{Files, ROUND};
 use crate::vmm;
-use garret_integration::stage::{ALICE, BOB, Workspace, events, restart_daemon, wait_until};
+use garret_integration::stage::{ALICE, BOB, Developer, Workspace, events, restart_daemon, wait_until};
 
 const STATE: &str = "/var/lib/garret";
 
@@ -50,7 +50,8 @@ fn a_full_data_disk_is_reported_and_room_lets_all_continue() {
 fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     // Whatever machine bob has: the next one's data disk is on a file system of its own.
     let _none = BOB.garret(&["rm", "--machine", "--yes"]);
-    let disk = SmallDisk::mount(&Path::new(STATE).join("machines/bob"));
+    put_machine(BOB);
+    let disk = SmallDisk::mount(&BOB.data_folder());
     let files = Files::up(BOB, "host-disk");
     let told = || events().matches("host-disk\"").count();
     let before = told();
@@ -58,7 +59,7 @@ fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     writer.wait_for_enough();
     let full = Full::fill(&disk.at);
     wait_until("the host's full disk is reported", 60, || told() > before);
-    let log = fs::read_to_string("/run/garret/machines/bob/vmm.log").expect("the VMM's log");
+    let log = fs::read_to_string(BOB.run_folder().join("vmm.log")).expect("the VMM's log");
     assert_eq!(log.matches("No space left on device").count(), 1, "{log}");
     // A disk that stops would serve no reads either.
     let refused = vmm::ask(BOB, "POST", "/v1/pause");
@@ -73,6 +74,15 @@ fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     writer.end().is_in(&files.read());
 
     everything_ends_on_a_full_disk(&files, disk);
+}
+
+/// Makes a machine that does not run, so that its id is known before its data disk is made.
+fn put_machine(developer: Developer) {
+    let url = format!("http://garret/v1/machines/{}", developer.uid);
+    let request = ["-sS", "--fail", "-X", "PUT", "-H", "content-type: application/json", "-d", "{}", &url];
+    let socket = ["--unix-socket", "/run/garret/garret.sock"];
+    let output = Command::new("curl").args(request).args(socket).output().expect("curl runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The other disk is full, which has the state; the machine's own has room.

@@ -149,7 +149,8 @@ fn a_flood_of_connections_stops_no_other_machine() {
         most < before + u64::from(LIMIT) + 2000,
         "{most} connections in the host's table, {before} before the flood"
     );
-    let list = ["netns", "exec", "garret-alice", "nft", "list", "chain", "inet", "garret", "leaving"];
+    let namespace = format!("garret-{}", ALICE.machine_id());
+    let list = ["netns", "exec", &namespace, "nft", "list", "chain", "inet", "garret", "leaving"];
     let refused = Command::new("ip").args(list).output().unwrap();
     let refused = String::from_utf8(refused.stdout).unwrap();
     let counters =

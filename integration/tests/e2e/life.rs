@@ -99,7 +99,7 @@ fn several_environments_start_and_end_with_files_open() {
     second.sh("nohup tail -f here >/dev/null 2>&1 & sleep 0.2").ok();
     ALICE.garret(&["rm", second.str()]).ok();
     assert_eq!(second.read("here"), "two\n");
-    let shared = fs::read_dir("/run/garret/machines/alice/workspaces").unwrap().count();
+    let shared = fs::read_dir(ALICE.run_folder().join("workspaces")).unwrap().count();
     let environments = ALICE.json(&["ls"])["environments"].as_array().unwrap().len();
     assert_eq!(shared, environments, "a removed workspace is still shared");
     first.exec(&["true"]).ok();
@@ -116,11 +116,15 @@ fn stopping_leaves_nothing_running_and_starting_brings_all_back() {
     ALICE.garret(&["stop", "--machine"]).ok();
     assert_eq!((ALICE.machine()["phase"].as_str(), power_cuts()), (Some("stopped"), cuts));
     assert!(!vmm::exists(pid));
-    for leftover in ["/sys/fs/cgroup/garret/alice", "/run/netns/garret-alice", "/run/garret/machines/alice/api.sock"] {
-        assert!(!Path::new(leftover).exists(), "{leftover} was left behind");
+    let id = ALICE.machine_id();
+    let folder = format!("/run/garret/machines/{id}");
+    let socket = format!("{folder}/api.sock");
+    for leftover in [format!("/sys/fs/cgroup/garret/{id}"), format!("/run/netns/garret-{id}"), socket] {
+        assert!(!Path::new(&leftover).exists(), "{leftover} was left behind");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains("/run/garret/machines/alice/"), "{mounts}");
+    assert!(mounts.contains(&folder), "its folder is a mount: {mounts}");
+    assert!(!mounts.contains(&format!("{folder}/")), "{mounts}");
     ALICE.garret(&["start", "--machine"]).ok();
     wait_until("the environment is ready again", 120, || workspace.environment()["status"]["phase"] == "ready");
     assert_eq!(workspace.sh("cat ~/data").ok(), "data\n");

@@ -35,7 +35,7 @@ struct VmmFolder {
 
 impl VmmFolder {
     fn of(developer: Developer) -> Self {
-        let path = Path::new("/run/garret/machines").join(developer.name).join("vm");
+        let path = developer.run_folder().join("vm");
         Self { folder: File::open(&path).unwrap(), owner: fs::metadata(path).unwrap().uid() }
     }
 
@@ -62,14 +62,16 @@ impl VmmFolder {
     }
 }
 
-fn to_bob(path: &Path, socket: &str) {
-    symlink(Path::new("/run/garret/machines/bob").join(socket), path).unwrap();
+/// Links a socket to the one of bob's machine. The folder is asked for here, with root's rights.
+fn to_bob() -> impl Fn(&Path, &str) {
+    let folder = BOB.run_folder();
+    move |path, socket| symlink(folder.join(socket), path).unwrap()
 }
 
 /// Plants everything while alice's machine runs. Returns what only her guest can say.
 fn plant_beside_a_running_machine(folder: &VmmFolder, bobs_vmm: u64) -> String {
     let alice = guest_secret(ALICE);
-    folder.plant(to_bob);
+    folder.plant(to_bob());
     // With root's rights the link does lead to bob's machine.
     let peer = socket_peercred(UnixStream::connect(folder.path("vsock.sock")).unwrap()).unwrap();
     assert_eq!(peer.pid.as_raw_nonzero().get().unsigned_abs(), u32::try_from(bobs_vmm).unwrap());
@@ -100,7 +102,7 @@ fn nothing_planted_in_a_vmms_folder_leads_to_another_machine() {
     assert_ne!(alice, bob);
     ALICE.garret(&["stop", "--machine"]).ok();
     // A link that is left after the stop, found by the next daemon and by the next start.
-    folder.plant(to_bob);
+    folder.plant(to_bob());
     // From now on alice's VMM has her uid, as where workspaces cannot be id-mapped.
     let _settings =
         Settings::change(|config| drop(table(config, "machine").insert("run_as".into(), "developer".into())));
@@ -140,7 +142,7 @@ fn keeps_its_developer_out(allowed: &[&str]) {
         format!(": >>/proc/{pid}/root/data.img"),
         format!("kill -0 {pid}"),
         format!("python3 -c '{seize}'"),
-        "ls /run/garret/machines/alice".to_owned(),
+        format!("ls {}", ALICE.run_folder().display()),
         "ls /var/lib/garret".to_owned(),
     ] {
         let may = allowed.iter().any(|part| line.contains(part));
@@ -160,7 +162,7 @@ fn two_machines_never_share_a_uid() {
     let owner = |developer: Developer| VmmFolder::of(developer).owner;
     assert_ne!(owner(ALICE), owner(BOB));
     for developer in [ALICE, BOB] {
-        let disk = Path::new("/var/lib/garret/machines").join(developer.name).join("data.img");
+        let disk = developer.data_folder().join("data.img");
         let metadata = fs::metadata(disk).unwrap();
         assert_eq!((metadata.uid(), metadata.mode() & 0o777), (owner(developer), 0o600));
     }

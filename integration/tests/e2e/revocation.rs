@@ -66,8 +66,8 @@ fn absent_landlock_is_reported() {
     let shown = ALICE.garret(&["show", "--machine"]).ok();
     assert!(shown.contains("warning:") && shown.contains("Landlock does not confine the VMM"), "{shown}");
     for (log, said) in [
-        ("/var/log/garret.log", "Landlock does not confine the VMM entirely"),
-        ("/run/garret/machines/alice/vmm.log", "Landlock does not confine the VMM"),
+        ("/var/log/garret.log".into(), "Landlock does not confine the VMM entirely"),
+        (ALICE.run_folder().join("vmm.log"), "Landlock does not confine the VMM"),
     ] {
         let log = String::from_utf8_lossy(&fs::read(log).unwrap()).into_owned();
         assert!(log.contains(said), "{log}");

@@ -21,9 +21,10 @@ pub(crate) fn pid(developer: Developer) -> u64 {
 /// The VMM's answer to a request of root's.
 #[track_caller]
 pub(crate) fn ask(developer: Developer, method: &str, path: &str) -> String {
-    let socket = format!("/run/garret/machines/{}/api.sock", developer.name);
+    let socket = developer.run_folder().join("api.sock");
     let output = Command::new("curl")
-        .args(["-sS", "--max-time", "30", "--unix-socket", &socket, "-X", method, &format!("http://vmm{path}")])
+        .args(["-sS", "--max-time", "30", "-X", method, &format!("http://vmm{path}"), "--unix-socket"])
+        .arg(socket)
         .output()
         .expect("curl runs");
     assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
@@ -33,7 +34,7 @@ pub(crate) fn ask(developer: Developer, method: &str, path: &str) -> String {
 /// Swaps out what the machine holds; returns the bytes that are in swap then.
 #[track_caller]
 pub(crate) fn swap_out(developer: Developer) -> u64 {
-    let group = PathBuf::from("/sys/fs/cgroup/garret").join(developer.name);
+    let group = PathBuf::from("/sys/fs/cgroup/garret").join(developer.machine_id());
     for _ in 0..PIECES_MAX {
         let written =
             File::options().write(true).open(group.join("memory.reclaim")).and_then(|mut file| file.write_all(PIECE));

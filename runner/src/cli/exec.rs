@@ -53,8 +53,8 @@ impl Exec {
 
 /// The API path of the stream, of the environment or of the machine itself.
 pub(super) async fn exec_path(client: &Client, target: &Target, machine: &MachineFlag) -> anyhow::Result<String> {
-    match machine.developer() {
-        Some(developer) => Ok(format!("/v1/machines/{developer}/exec")),
+    match machine.name() {
+        Some(name) => Ok(format!("/v1/machines/{name}/exec")),
         None => Ok(format!("/v1/environments/{}/exec", target.find(client).await?.id)),
     }
 }

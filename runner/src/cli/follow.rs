@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn only_changes_and_unknown_events_need_a_read() {
-        let event = |what: Value| json!({"id": 7, "at_ms": 1, "developer": "a", "what": what});
+        let event = |what: Value| json!({"id": 7, "at_ms": 1, "machine": "m1", "developer": "a", "what": what});
         let step = |progress: Value| event(json!({"type": "environment", "generation": 1, "progress": progress}));
         for (line, must_read, shown) in [
             (event(json!({"type": "machine", "phase": "stopped", "reason": "x"})), true, true),

@@ -25,8 +25,8 @@ pub(super) struct Logs {
 
 impl Logs {
     pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
-        let path = match self.machine.developer() {
-            Some(developer) => format!("/v1/machines/{developer}/log"),
+        let path = match self.machine.name() {
+            Some(name) => format!("/v1/machines/{name}/log"),
             None => format!("/v1/environments/{}/log", self.target.find(client).await?.id),
         };
         let mut shown = client.text(&path).await?;

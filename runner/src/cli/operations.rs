@@ -57,6 +57,7 @@ mod tests {
         let operation = |kind, environment: Option<&str>, begun_ms, outcome: Option<Outcome>| Operation {
             id: "0".repeat(32),
             kind,
+            machine: "m1".parse().unwrap(),
             developer: "alice".into(),
             uid: 1000,
             environment: environment.map(String::from),

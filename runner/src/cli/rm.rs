@@ -27,11 +27,11 @@ pub(super) struct Rm {
 
 impl Rm {
     pub(super) async fn run(self, client: &Client) -> anyhow::Result<u8> {
-        let Some(developer) = self.machine.developer() else {
+        let Some(name) = self.machine.name() else {
             remove_environment(client, &self.target.find(client).await?).await?;
             return Ok(0);
         };
-        let path = format!("/v1/machines/{developer}");
+        let path = format!("/v1/machines/{name}");
         let machine: Machine = client.get(&path).await?;
         let question = format!("remove the machine of {} and everything on its data disk?", machine.developer);
         match (self.yes, io::stdin().is_terminal()) {
@@ -59,7 +59,7 @@ async fn remove_environment(client: &Client, environment: &Environment) -> anyho
 
 /// Reads the machine's events, because the environment's path may no longer exist.
 async fn print_problems(client: &Client, environment: &Environment) -> anyhow::Result<()> {
-    let path = format!("/v1/machines/{}/events?after={}", environment.uid, environment.last_event);
+    let path = format!("/v1/machines/{}/events?after={}", environment.machine, environment.last_event);
     let mut events: Lines<Event> = client.lines::<Event, ()>(Method::GET, &path, None).await?;
     while let Some(event) = events.next().await? {
         match event.what {

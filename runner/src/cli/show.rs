@@ -20,8 +20,8 @@ pub(super) struct Show {
 
 impl Show {
     pub(super) async fn run(self, client: &Client, json: bool) -> anyhow::Result<u8> {
-        if let Some(developer) = self.machine.developer() {
-            let path = format!("/v1/machines/{developer}");
+        if let Some(name) = self.machine.name() {
+            let path = format!("/v1/machines/{name}");
             let machine: Machine = client.get(&path).await?;
             let metrics = match machine.vmm_pid {
                 Some(_) => Some(client.get(&format!("{path}/metrics")).await),
@@ -71,6 +71,7 @@ fn machine_rows(machine: &Machine) -> Vec<Vec<String>> {
     let mut rows = vec![
         row("developer", &machine.developer),
         row("uid", machine.uid),
+        row("id", machine.id),
         row("state", output::wire_name(&machine.phase)),
         row("why", &machine.reason),
         row("desired", output::wire_name(&machine.desired)),
@@ -135,6 +136,7 @@ mod tests {
     #[test]
     fn machines_and_environments_are_listed() {
         let text = output::table(&machine_rows(&machine("alice")));
+        assert!(text.contains("id:          m1\n"), "{text}");
         assert!(text.contains("memory:      512 MiB\nguaranteed:  256 MiB\nweight:      100\n"), "{text}");
         assert!(!text.contains("Landlock"), "{text}");
         for (landlock, warns) in [(Landlock::Enforced, false), (Landlock::Partial, true), (Landlock::Absent, true)] {

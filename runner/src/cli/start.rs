@@ -49,7 +49,7 @@ impl Start {
             wait_until_ready(client, &environment).await?;
             return Ok(0);
         }
-        let developer = self.machine.developer().unwrap_or_else(me);
+        let name = self.machine.name().unwrap_or_else(me);
         let request = MachineRequest {
             desired: Some(Desired::Running),
             vcpus: self.cpus,
@@ -58,13 +58,13 @@ impl Start {
             weight: self.weight,
             owner: self.owner,
         };
-        start_machine(client, &developer, &request).await?;
+        start_machine(client, &name, &request).await?;
         Ok(0)
     }
 }
 
-async fn start_machine(client: &Client, developer: &str, request: &MachineRequest) -> anyhow::Result<()> {
-    let path = format!("/v1/machines/{developer}");
+async fn start_machine(client: &Client, name: &str, request: &MachineRequest) -> anyhow::Result<()> {
+    let path = format!("/v1/machines/{name}");
     let machine: Machine = client.put(&path, request).await?;
     if machine.phase != MachinePhase::Running {
         match follow(client, &path, machine.last_event, |_| {}, judge).await? {
@@ -75,7 +75,7 @@ async fn start_machine(client: &Client, developer: &str, request: &MachineReques
     }
     let environments: Vec<Environment> = client.get("/v1/environments").await?;
     let mut failed = Vec::new();
-    for environment in environments.iter().filter(|one| one.uid == machine.uid && one.desired == Desired::Running) {
+    for environment in environments.iter().filter(|one| one.machine == machine.id && one.desired == Desired::Running) {
         if let Err(error) = wait_until_ready(client, environment).await {
             failed.push(format!("{}: {error:#}", environment.id));
         }

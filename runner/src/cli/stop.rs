@@ -27,14 +27,14 @@ impl Stop {
             let environment = self.target.find(client).await?;
             stop_environment(client, &environment).await?;
         } else {
-            stop_machine(client, &self.machine.developer().unwrap_or_else(me)).await?;
+            stop_machine(client, &self.machine.name().unwrap_or_else(me)).await?;
         }
         Ok(0)
     }
 }
 
-async fn stop_machine(client: &Client, developer: &str) -> anyhow::Result<()> {
-    let path = format!("/v1/machines/{developer}");
+async fn stop_machine(client: &Client, name: &str) -> anyhow::Result<()> {
+    let path = format!("/v1/machines/{name}");
     // Checked first: a request for a machine that does not exist would create it.
     client.get::<Machine>(&path).await?;
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };

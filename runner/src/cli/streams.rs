@@ -80,6 +80,7 @@ mod tests {
         let stream = |id: &str, environment: Option<&str>, opened_ms, bytes| Stream {
             id: id.into(),
             kind: StreamKind::Exec,
+            machine: "m1".parse().unwrap(),
             developer: "alice".into(),
             uid: 1000,
             environment: environment.map(String::from),

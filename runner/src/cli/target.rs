@@ -16,13 +16,13 @@ pub(super) struct Target {
     pub environment: Option<String>,
 }
 
-/// `[--machine[=DEVELOPER]]`
+/// `[--machine[=DEVELOPER|ID]]`
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct MachineFlag {
     /// The machine itself, not an environment. Another developer's machine requires an administrator.
     #[arg(
         long,
-        value_name = "DEVELOPER",
+        value_name = "DEVELOPER|ID",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "",
@@ -32,8 +32,8 @@ pub(super) struct MachineFlag {
 }
 
 impl MachineFlag {
-    /// The developer whose machine is meant, if the flag was given.
-    pub(super) fn developer(&self) -> Option<String> {
+    /// The machine as paths of the API name it, if the flag was given.
+    pub(super) fn name(&self) -> Option<String> {
         self.machine.as_ref().map(|name| if name.is_empty() { me() } else { name.clone() })
     }
 }

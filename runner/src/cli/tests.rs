@@ -6,6 +6,7 @@ use super::*;
 
 pub(super) fn machine(developer: &str) -> Machine {
     Machine {
+        id: "m1".parse().unwrap(),
         developer: developer.into(),
         uid: 1000,
         desired: Desired::Running,
@@ -26,6 +27,7 @@ pub(super) fn machine(developer: &str) -> Machine {
 pub(super) fn environment(id: &str, developer: &str, workspace: &str) -> Environment {
     Environment {
         id: id.into(),
+        machine: "m1".parse().unwrap(),
         developer: developer.into(),
         uid: 1000,
         workspace: workspace.into(),

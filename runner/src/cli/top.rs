@@ -251,7 +251,14 @@ mod tests {
         assert_eq!(squeezes.render(), "");
         for id in 1..=20 {
             let what = EventKind::Squeeze { means: Means::Swap, bytes: id << 20, reason: "the host is short".into() };
-            squeezes.note(&Event { id, at_ms: 0, developer: "alice".into(), environment: None, what });
+            squeezes.note(&Event {
+                id,
+                at_ms: 0,
+                machine: "m1".parse().unwrap(),
+                developer: "alice".into(),
+                environment: None,
+                what,
+            });
         }
         let text = squeezes.render();
         assert!(text.starts_with("\nalice: swap, 20 MiB: the host is short\nalice: swap, 19 MiB"), "{text}");

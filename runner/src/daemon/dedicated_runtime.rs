@@ -63,7 +63,7 @@ mod tests {
     /// Returns when the driver has tried to start its machine, which needs a blocking thread.
     async fn driver_acts(daemon: &Daemon) {
         loop {
-            let row = daemon.read(|db| machines::get(db, UID)).await.unwrap().unwrap();
+            let row = daemon.read(|db| machines::of_owner(db, UID)).await.unwrap().unwrap();
             if row.phase == MachinePhase::Failed {
                 assert!(row.reason.contains("no-template"), "{}", row.reason);
                 return;

@@ -37,7 +37,7 @@ use anyhow::bail;
 use garret_api::client::Client;
 use garret_api::stream::StreamKind;
 use garret_api::vmm::{Landlock, MachineInfo};
-use garret_api::{Code, Problem, agent};
+use garret_api::{Code, MachineId, Problem, agent};
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use api::audit::TARGET as AUDIT;
@@ -79,18 +79,18 @@ struct Daemon {
     memory: Memory,
     streams: Streams,
     workspaces: Workspaces,
-    /// Each running machine's VMM, by the machine's name.
-    vmms: Mutex<HashMap<String, RunningVmm>>,
+    /// Each running machine's VMM.
+    vmms: Mutex<HashMap<MachineId, RunningVmm>>,
     /// Counts writes to the state, so that followers read them.
     changes: watch::Sender<u64>,
     /// Machines whose driver should read the state again.
-    pokes: mpsc::UnboundedSender<u32>,
+    pokes: mpsc::UnboundedSender<MachineId>,
     /// The host shuts down: machines stop, and should run again after the next boot.
     closing: AtomicBool,
     /// Machines whose stop could not be written to the state. They stop all the same.
-    unwritten_stops: Mutex<BTreeSet<u32>>,
+    unwritten_stops: Mutex<BTreeSet<MachineId>>,
     /// Machines that have a VMM, as their drivers report. Usable while the state cannot be read.
-    live: watch::Sender<BTreeSet<u32>>,
+    live: watch::Sender<BTreeSet<MachineId>>,
 }
 
 /// What the daemon knows of a running VMM.
@@ -111,7 +111,7 @@ impl Daemon {
         measure: fn(&Config) -> Host,
         store: Store,
         names: NameService,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<MachineId>) {
         let (pokes, poked) = mpsc::unbounded_channel();
         let (changes, _) = watch::channel(0);
         let (network, _) = watch::channel(network);
@@ -150,7 +150,7 @@ impl Daemon {
     fn started(&self) -> impl Fn(&MachineRow) -> u32 + Send + 'static {
         let run = self.config.run.clone();
         move |row| match row.vmm {
-            Some(_) => started(&MachinePaths::new(&run, &row.name)).map_or(0, |started| started.memory_mib),
+            Some(_) => started(&MachinePaths::new(&run, row.id)).map_or(0, |started| started.memory_mib),
             None => 0,
         }
     }
@@ -189,9 +189,9 @@ impl Daemon {
     }
 
     /// Asks the machine's driver to read the state again.
-    fn poke(&self, uid: u32) {
+    fn poke(&self, machine: MachineId) {
         // Without a supervisor (the daemon is ending), there is no driver to ask.
-        let _ = self.pokes.send(uid);
+        let _ = self.pokes.send(machine);
     }
 
     /// Stops all machines without changing the desired state; returns when they have stopped. It does not read or write
@@ -200,80 +200,80 @@ impl Daemon {
         self.closing.store(true, Ordering::Relaxed);
         let mut live = self.live.subscribe();
         loop {
-            let uids = live.borrow_and_update().clone();
-            if uids.is_empty() {
+            let machines = live.borrow_and_update().clone();
+            if machines.is_empty() {
                 return;
             }
-            uids.into_iter().for_each(|uid| self.poke(uid));
+            machines.into_iter().for_each(|machine| self.poke(machine));
             // The sender belongs to this daemon, so it is not dropped.
             let _ = live.changed().await;
         }
     }
 
     /// Stops the machine although the stop could not be written to the state.
-    fn stop_unwritten(&self, uid: u32) {
-        self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).insert(uid);
-        self.poke(uid);
+    fn stop_unwritten(&self, machine: MachineId) {
+        self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).insert(machine);
+        self.poke(machine);
     }
 
-    /// The machine's desired state has been written again.
-    fn desired_is_written(&self, uid: u32) {
-        self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+    /// The machine's desired state has been written again, or the machine was deleted.
+    fn desired_is_written(&self, machine: MachineId) {
+        self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
     }
 
     /// Whether the machine must stop, whatever the state says.
-    fn must_stop(&self, uid: u32) -> bool {
+    fn must_stop(&self, machine: MachineId) -> bool {
         self.closing.load(Ordering::Relaxed)
-            || self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
+            || self.unwritten_stops.lock().unwrap_or_else(PoisonError::into_inner).contains(&machine)
     }
 
-    fn paths(&self, machine: &str) -> MachinePaths {
+    fn paths(&self, machine: MachineId) -> MachinePaths {
         MachinePaths::new(&self.config.run, machine)
     }
 
-    fn data_folder(&self, machine: &str) -> PathBuf {
-        self.config.state.join("machines").join(machine)
+    fn data_folder(&self, machine: MachineId) -> PathBuf {
+        self.config.state.join("machines").join(machine.as_str())
     }
 
     /// Sets the process of the machine's VMM; `None`: there is no VMM.
-    fn set_vmm(&self, machine: &str, pid: Option<u32>) {
+    fn set_vmm(&self, machine: MachineId, pid: Option<u32>) {
         let mut vmms = self.vmms();
         match pid {
-            Some(pid) => vmms.insert(machine.to_owned(), RunningVmm { pid, landlock: None, serves: None }),
-            None => vmms.remove(machine),
+            Some(pid) => vmms.insert(machine, RunningVmm { pid, landlock: None, serves: None }),
+            None => vmms.remove(&machine),
         };
     }
 
-    fn vmms(&self) -> MutexGuard<'_, HashMap<String, RunningVmm>> {
+    fn vmms(&self) -> MutexGuard<'_, HashMap<MachineId, RunningVmm>> {
         self.vmms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn vmm_pid(&self, machine: &str) -> Option<u32> {
-        self.vmms().get(machine).map(|vmm| vmm.pid)
+    fn vmm_pid(&self, machine: MachineId) -> Option<u32> {
+        self.vmms().get(&machine).map(|vmm| vmm.pid)
     }
 
     /// How far Landlock confines the machine's VMM, if known.
-    fn landlock(&self, machine: &str) -> Option<Landlock> {
-        self.vmms().get(machine)?.landlock
+    fn landlock(&self, machine: MachineId) -> Option<Landlock> {
+        self.vmms().get(&machine)?.landlock
     }
 
     /// Asks the VMM how far Landlock confines it, and warns if not entirely.
-    async fn ask_landlock(&self, machine: &str) {
+    async fn ask_landlock(&self, machine: MachineId) {
         let Ok(info) = self.vmm(machine, VMM_TIMEOUT).get::<MachineInfo>("/v1/machine").await else { return };
         if matches!(info.landlock, Some(Landlock::Partial | Landlock::Absent)) {
-            tracing::warn!(machine, landlock = ?info.landlock, "Landlock does not confine the VMM entirely");
+            tracing::warn!(%machine, landlock = ?info.landlock, "Landlock does not confine the VMM entirely");
         }
-        if let Some(vmm) = self.vmms().get_mut(machine) {
+        if let Some(vmm) = self.vmms().get_mut(&machine) {
             vmm.landlock = info.landlock;
         }
     }
 
     /// Sets the kinds of streams that the machine's agent serves. Of a guest's list only known kinds are kept.
-    fn set_serves(&self, machine: &str, mut kinds: Vec<StreamKind>) {
+    fn set_serves(&self, machine: MachineId, mut kinds: Vec<StreamKind>) {
         kinds.retain(|kind| *kind != StreamKind::Unknown);
         kinds.dedup();
         kinds.shrink_to_fit();
-        if let Some(vmm) = self.vmms().get_mut(machine) {
+        if let Some(vmm) = self.vmms().get_mut(&machine) {
             vmm.serves = Some(kinds);
         }
     }
@@ -281,7 +281,7 @@ impl Daemon {
     /// # Errors
     /// The machine's agent serves no streams of this kind.
     fn check_serves(&self, machine: &MachineRow, kind: StreamKind) -> Result<(), Problem> {
-        match self.vmms().get(&machine.name).and_then(|vmm| vmm.serves.as_ref()) {
+        match self.vmms().get(&machine.id).and_then(|vmm| vmm.serves.as_ref()) {
             Some(kinds) if !kinds.contains(&kind) => {
                 let what = format!("the agent of this machine serves no {kind} streams");
                 let to_do = "`garret stop` and `garret start` bring it to the installed version";
@@ -297,7 +297,7 @@ impl Daemon {
     /// # Errors
     /// The name service does not answer, and the files do not have it.
     async fn account(&self, uid: u32) -> Result<Option<Account>, Unanswered> {
-        let known = uid == 0 || self.read(move |db| machines::get(db, uid)).await.is_ok_and(|row| row.is_some());
+        let known = uid == 0 || self.read(move |db| machines::of_owner(db, uid)).await.is_ok_and(|row| row.is_some());
         if known { self.names.by_uid(uid).await } else { self.names.by_unknown_uid(uid).await }
     }
 
@@ -333,7 +333,7 @@ impl Daemon {
 
     /// The identity with which the machine's VMM runs.
     async fn vmm_identity(&self, machine: &MachineRow) -> Identity {
-        let developer = self.developer(machine.uid, machine.gid).await;
+        let developer = self.developer(machine.owner, machine.gid).await;
         match self.config.machine.run_as {
             RunAs::Developer => developer,
             RunAs::OwnUid => Identity { uid: FIRST_MACHINE_UID + u32::from(machine.slot), ..developer },
@@ -344,7 +344,7 @@ impl Daemon {
     /// An account has the uid with which the machine is to run, so it could signal the VMM.
     async fn check_uid(&self, machine: &MachineRow, vmm: &Identity) -> anyhow::Result<()> {
         match self.names.by_uid(vmm.uid).await {
-            Ok(Some(account)) if vmm.uid != machine.uid => {
+            Ok(Some(account)) if vmm.uid != machine.owner => {
                 bail!("uid {} is for machines, but the account {} has it", vmm.uid, account.name)
             }
             _ => Ok(()),
@@ -354,18 +354,18 @@ impl Daemon {
     /// The uid that owns a workspace's files in the machine: the uid that its VMM runs with, even if the configuration
     /// has changed since it was started.
     async fn vmm_uid(&self, machine: &MachineRow) -> u32 {
-        match self.vmm_pid(&machine.name).and_then(uid_of) {
+        match self.vmm_pid(machine.id).and_then(uid_of) {
             Some(uid) => uid,
             None => self.vmm_identity(machine).await.uid,
         }
     }
 
     /// A client of this machine's VMM. It accepts no other process as its peer.
-    fn vmm(&self, machine: &str, deadline: Duration) -> Client {
+    fn vmm(&self, machine: MachineId, deadline: Duration) -> Client {
         self.bound_to_vmm(machine, Client::unix(self.paths(machine).api_socket())).with_deadline(deadline)
     }
 
-    fn bound_to_vmm(&self, machine: &str, client: Client) -> Client {
+    fn bound_to_vmm(&self, machine: MachineId, client: Client) -> Client {
         /// No process has this id: without a VMM, every peer is rejected.
         const NONE: u32 = 0;
         client.of_process(self.vmm_pid(machine).unwrap_or(NONE)).with_body_max(ANSWER_MAX)
@@ -374,11 +374,11 @@ impl Daemon {
     /// Resumes the machine if it is paused, and keeps it running until the guard is dropped. A request to the guest
     /// needs a guard.
     async fn wake(&self, machine: &MachineRow) -> WakeGuard {
-        self.memory.pauses.wake(machine.uid, &self.vmm(&machine.name, VMM_TIMEOUT)).await
+        self.memory.pauses.wake(machine.id, &self.vmm(machine.id, VMM_TIMEOUT)).await
     }
 
     /// A client of the agent in this machine.
-    fn agent(&self, machine: &str, deadline: Duration) -> Client {
+    fn agent(&self, machine: MachineId, deadline: Duration) -> Client {
         let client = Client::vsock(self.paths(machine).vsock_socket(), agent::PORT);
         self.bound_to_vmm(machine, client).with_deadline(deadline)
     }

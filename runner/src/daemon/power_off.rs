@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::client::Client;
 use tokio::time::Instant;
 
@@ -24,7 +25,7 @@ pub(super) fn question(patience: Duration) -> Duration {
 /// machine and keeps it running until the returned value is dropped. The button is pressed even if the agent agreed,
 /// because another program in the guest may have taken its port.
 pub(super) async fn ask<W: Future>(
-    machine: &str,
+    machine: MachineId,
     agent: &Client,
     vmm: &Client,
     patience: Duration,
@@ -37,7 +38,7 @@ pub(super) async fn ask<W: Future>(
         heard = heard || agent.post("/v1/power-off").await.is_ok();
         if button.elapsed() >= button_after {
             let pressed = vmm.post("/v1/power-button").await;
-            tracing::info!(machine, heard, ?pressed, "the guest does not power off: pressing the power button");
+            tracing::info!(%machine, heard, ?pressed, "the guest does not power off: pressing the power button");
             button = Instant::now();
         }
         tokio::time::sleep(PAUSE).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus};
 use garret_api::runner::{Desired, EnvironmentRequest, MachinePhase, MachineRequest, OperationKind};
-use garret_api::{Code, Problem};
+use garret_api::{Code, MachineId, Problem};
 
 use super::state::{EnvironmentRow, MachineRow};
 use crate::config::{Limits, MEMORY_MIN_MIB, MachineDefaults, Policy};
@@ -33,7 +33,7 @@ const OPERATION_SLACK: Duration = Duration::from_secs(600);
 /// A figure is out of range.
 pub(super) fn apply_machine(machine: &MachineRow, request: &MachineRequest) -> Result<MachineRow, Problem> {
     if machine.removed {
-        let message = format!("the machine of {} is being removed: try again in a moment", machine.owner);
+        let message = format!("the machine of {} is being removed: try again in a moment", machine.developer);
         return Err(Problem::new(Code::Conflict, message));
     }
     if request.vcpus.is_some_and(|vcpus| !(1..=32).contains(&vcpus)) {
@@ -148,10 +148,10 @@ pub(super) fn local_env_bytes(environment: &EnvironmentRow) -> usize {
 }
 
 /// A new environment, before any work on it.
-pub(super) fn new_environment(id: &str, uid: u32, request: &EnvironmentRequest) -> EnvironmentRow {
+pub(super) fn new_environment(id: &str, machine: MachineId, request: &EnvironmentRequest) -> EnvironmentRow {
     EnvironmentRow {
         id: id.into(),
-        uid,
+        machine,
         workspace: request.workspace.clone(),
         config: None,
         local_env: BTreeMap::new(),
@@ -219,6 +219,7 @@ pub(super) fn apply_environment(
 #[cfg(test)]
 mod tests {
     use super::super::state::tests::machine;
+    use super::super::testing::id;
     use super::*;
 
     fn request(desired: Desired) -> EnvironmentRequest {
@@ -234,7 +235,7 @@ mod tests {
     }
 
     fn fresh() -> EnvironmentRow {
-        new_environment("w-1", 7, &up())
+        new_environment("w-1", id(7), &up())
     }
 
     /// The row once its run has ended in this phase.

@@ -113,10 +113,10 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Ends machines that are not in the state, before their developers can request new ones of the same name.
+/// Ends machines that are not in the state, before their developers can request new ones.
 async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
     let known = match store.read(machines::all).await {
-        Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
+        Ok(rows) => rows.into_iter().map(|row| row.id).collect(),
         Err(error) => return tracing::error!("cannot look for machines that are not in the state: {error}"),
     };
     if let Err(error) = notify::ask_for_time(stop_deadline + STOP_SLACK) {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use garret_api::agent;
 use garret_api::client::Client;
+use garret_api::{MachineId, agent};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::vmm::VmmProcess;
@@ -17,32 +17,31 @@ use crate::host::{self, MachinePaths};
 /// The pause before the host is asked again for a machine's VMM.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Stops all machines below the run folder whose names are not `known`, in parallel and with `patience` for each.
+/// Stops all machines below the run folder that are not `known`, in parallel and with `patience` for each.
 /// Removes what they have on the host. Their data disks stay.
-pub(super) async fn sweep(run: &Path, known: &BTreeSet<String>, patience: Duration) {
+pub(super) async fn sweep(run: &Path, known: &BTreeSet<MachineId>, patience: Duration) {
     match host::unknown_machines(run, known) {
-        Ok(names) => drop(join_all(names.into_iter().map(|name| end(run.to_owned(), name, patience))).await),
+        Ok(unknown) => drop(join_all(unknown.into_iter().map(|machine| end(run.to_owned(), machine, patience))).await),
         Err(error) => tracing::error!("cannot look for machines that are not in the state: {error:#}"),
     }
 }
 
-async fn end(run: PathBuf, name: String, patience: Duration) {
-    let powered_off = power_off(&MachinePaths::new(&run, &name), &name, patience).await;
-    let removed = name.clone();
-    let gone = tokio::task::spawn_blocking(move || host::remove_unknown(&run, &removed)).await;
+async fn end(run: PathBuf, machine: MachineId, patience: Duration) {
+    let powered_off = power_off(&MachinePaths::new(&run, machine), machine, patience).await;
+    let gone = tokio::task::spawn_blocking(move || host::remove_unknown(&run, machine)).await;
     match gone.map_err(anyhow::Error::from).flatten() {
-        Ok(()) if powered_off => tracing::warn!("ended machine {name}, which is not in the state"),
+        Ok(()) if powered_off => tracing::warn!("ended machine {machine}, which is not in the state"),
         Ok(()) => {
-            tracing::warn!("killed machine {name}, which is not in the state and did not power off");
+            tracing::warn!("killed machine {machine}, which is not in the state and did not power off");
         }
-        Err(error) => tracing::error!("cannot end machine {name}, which is not in the state: {error:#}"),
+        Err(error) => tracing::error!("cannot end machine {machine}, which is not in the state: {error:#}"),
     }
 }
 
 /// Whether the machine has no VMM any more, or never had one.
-async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool {
+async fn power_off(paths: &MachinePaths, machine: MachineId, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
-    let process = match timeout_at(deadline, vmm_of(paths, name)).await {
+    let process = match timeout_at(deadline, vmm_of(paths, machine)).await {
         Ok(Some(process)) => process,
         Ok(None) => return true,
         Err(_) => return false,
@@ -55,16 +54,16 @@ async fn power_off(paths: &MachinePaths, name: &str, patience: Duration) -> bool
     tokio::select! {
         () = process.ended() => true,
         () = sleep_until(deadline) => false,
-        never = power_off::ask(name, &agent, &vmm, patience, || vmm.post("/v1/resume")) => match never {},
+        never = power_off::ask(machine, &agent, &vmm, patience, || vmm.post("/v1/resume")) => match never {},
     }
 }
 
 /// The machine's VMM, if it has one. Retries until the host can tell. Only root can have put the socket there.
-async fn vmm_of(paths: &MachinePaths, name: &str) -> Option<VmmProcess> {
+async fn vmm_of(paths: &MachinePaths, machine: MachineId) -> Option<VmmProcess> {
     loop {
         match VmmProcess::listening_on(&paths.api_socket()).await {
             Ok(process) => return process,
-            Err(error) => tracing::warn!("cannot look for the VMM of machine {name}; it is retried: {error}"),
+            Err(error) => tracing::warn!("cannot look for the VMM of machine {machine}; it is retried: {error}"),
         }
         sleep(PAUSE).await;
     }
@@ -80,13 +79,14 @@ mod tests {
     #[tokio::test]
     async fn a_vmm_that_cannot_be_looked_for_gets_its_time() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
-        assert!(power_off(&paths, "m", Duration::ZERO).await);
+        let machine = "m".parse().unwrap();
+        let paths = MachinePaths::new(dir.path(), machine);
+        assert!(power_off(&paths, machine, Duration::ZERO).await);
         fs::create_dir_all(paths.api_socket().parent().unwrap()).unwrap();
         // ELOOP takes the place of the error of a host without free descriptors.
         symlink(paths.api_socket(), paths.api_socket()).unwrap();
         let (begun, patience) = (Instant::now(), Duration::from_millis(100));
-        assert!(!power_off(&paths, "m", patience).await);
+        assert!(!power_off(&paths, machine, patience).await);
         assert!(begun.elapsed() >= patience);
     }
 }

@@ -10,14 +10,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use garret_api::MachineId;
+
 use super::Daemon;
 use super::admission::Host;
 use super::state::Store;
 use crate::accounts::NameService;
 use crate::config::Config;
 
-/// A daemon with its state in `folder`, and a receiver of the uids that it pokes.
-pub(super) fn daemon(folder: &Path, names: NameService) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
+/// The id of a machine, from a number.
+pub(super) fn id(number: u32) -> MachineId {
+    format!("m{number}").parse().unwrap()
+}
+
+/// A daemon with its state in `folder`, and a receiver of the machines that it pokes.
+pub(super) fn daemon(folder: &Path, names: NameService) -> (Arc<Daemon>, mpsc::UnboundedReceiver<MachineId>) {
     daemon_with(folder, names, |_| {})
 }
 
@@ -26,7 +33,7 @@ pub(super) fn daemon_with(
     folder: &Path,
     names: NameService,
     change: impl FnOnce(&mut Config),
-) -> (Arc<Daemon>, mpsc::UnboundedReceiver<u32>) {
+) -> (Arc<Daemon>, mpsc::UnboundedReceiver<MachineId>) {
     let mut config = Config { state: folder.into(), run: folder.into(), ..Config::default() };
     // A test never starts a machine on the host that it runs on.
     config.artifacts.data_template = folder.join("no-template");
@@ -41,12 +48,12 @@ pub(super) fn daemon_with(
 
 /// Serves this router as the agent of the machine: behind the vsock socket of a VMM. The daemon connects only after
 /// `set_vmm`.
-pub(super) fn serve_agent(daemon: &Daemon, machine: &str, router: Router) {
+pub(super) fn serve_agent(daemon: &Daemon, machine: MachineId, router: Router) {
     tokio::spawn(axum::serve(Vsock(listen(&daemon.paths(machine).vsock_socket())), router).into_future());
 }
 
 /// Serves this router as the API of the machine's VMM. The same holds for the connection.
-pub(super) fn serve_vmm(daemon: &Daemon, machine: &str, router: Router) {
+pub(super) fn serve_vmm(daemon: &Daemon, machine: MachineId, router: Router) {
     tokio::spawn(axum::serve(listen(&daemon.paths(machine).api_socket()), router).into_future());
 }
 

@@ -290,7 +290,7 @@ mod tests {
 
     /// A specification to mount the workspace `w` of the machine in this folder.
     fn mounting(dir: &Path) -> (MachinePaths, ShareSpec) {
-        let paths = MachinePaths::new(dir, "m");
+        let paths = MachinePaths::new(dir, "m".parse().unwrap());
         let mount_point = Some(paths.workspace("w"));
         let mount = Some(MountRequest { vmm_uid: UID, vmm_pid: None, note: paths.revocation("w") });
         (paths, ShareSpec { mount_point, mount, ..spec() })

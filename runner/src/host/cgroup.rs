@@ -1,4 +1,4 @@
-//! One control group (v2) per machine: `/sys/fs/cgroup/garret/<machine>`.
+//! One control group (v2) per machine: `/sys/fs/cgroup/garret/<id>`.
 //!
 //! The groups are beside the service manager's own groups, not below the daemon's unit. Stopping or restarting the unit
 //! therefore does not affect them. The rule that a group with processes delegates no controllers does not apply either.
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use garret_api::MachineId;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const CONTROLLERS: &str = "+cpu +io +memory +pids";
@@ -20,8 +21,8 @@ const RECLAIM_PIECE: u64 = 64 << 20;
 const RECLAIM_TIME: Duration = Duration::from_secs(5);
 
 /// The machine's group.
-pub fn path(name: &str) -> PathBuf {
-    group().join(name)
+pub fn path(machine: MachineId) -> PathBuf {
+    group().join(machine.as_str())
 }
 
 fn group() -> PathBuf {
@@ -40,8 +41,8 @@ pub fn prepare() -> anyhow::Result<()> {
 }
 
 /// Creates the machine's group with its limits. `memory_max` is in bytes.
-pub fn create(name: &str, memory_max: u64) -> anyhow::Result<()> {
-    let path = path(name);
+pub fn create(machine: MachineId, memory_max: u64) -> anyhow::Result<()> {
+    let path = path(machine);
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
     write(&path.join("memory.max"), &memory_max.to_string())?;
     write(&path.join("pids.max"), &PIDS_MAX.to_string())
@@ -62,8 +63,8 @@ pub struct Usage {
 ///
 /// # Errors
 /// The group is gone.
-pub fn usage(name: &str) -> io::Result<Usage> {
-    let folder = path(name);
+pub fn usage(machine: MachineId) -> io::Result<Usage> {
+    let folder = path(machine);
     let stat = fs::read_to_string(folder.join("memory.stat"))?;
     let cpu = fs::read_to_string(folder.join("cpu.stat"))?;
     let swapped = fs::read_to_string(folder.join("memory.swap.current")).unwrap_or_default();
@@ -78,8 +79,8 @@ pub fn usage(name: &str) -> io::Result<Usage> {
 ///
 /// # Errors
 /// The group is gone.
-pub fn protect(name: &str, bytes: u64) -> anyhow::Result<()> {
-    write(&path(name).join("memory.low"), &bytes.to_string())?;
+pub fn protect(machine: MachineId, bytes: u64) -> anyhow::Result<()> {
+    write(&path(machine).join("memory.low"), &bytes.to_string())?;
     protect_all()
 }
 
@@ -99,8 +100,8 @@ fn protect_all() -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The group is gone, or the kernel cannot do it (Linux before 5.19).
-pub fn reclaim(name: &str, bytes: u64) -> anyhow::Result<()> {
-    let path = path(name).join("memory.reclaim");
+pub fn reclaim(machine: MachineId, bytes: u64) -> anyhow::Result<()> {
+    let path = path(machine).join("memory.reclaim");
     let mut file = File::options()
         .write(true)
         .open(&path)
@@ -128,8 +129,8 @@ fn reclaim_piece(file: &mut File, bytes: u64) -> io::Result<()> {
 }
 
 /// Kills the remaining processes in the machine's group and removes the group.
-pub fn remove(name: &str) -> anyhow::Result<()> {
-    let path = path(name);
+pub fn remove(machine: MachineId) -> anyhow::Result<()> {
+    let path = path(machine);
     if !path.exists() {
         return Ok(());
     }
@@ -144,8 +145,8 @@ pub fn remove(name: &str) -> anyhow::Result<()> {
 }
 
 /// How many processes of this machine the kernel killed for lack of memory; 0 if the group is gone.
-pub fn oom_kills(name: &str) -> u64 {
-    fs::read_to_string(path(name).join("memory.events")).map(|text| figure(&text, "oom_kill")).unwrap_or(0)
+pub fn oom_kills(machine: MachineId) -> u64 {
+    fs::read_to_string(path(machine).join("memory.events")).map(|text| figure(&text, "oom_kill")).unwrap_or(0)
 }
 
 /// One figure of a flat-keyed file; 0 if it is missing.

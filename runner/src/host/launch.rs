@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use garret_api::MachineId;
 use garret_api::agent::WORKSPACES_TAG;
 use garret_api::vmm::{
     ConsoleConfig, DiskConfig, HotplugConfig, KernelConfig, MachineConfig, NetConfig, RateLimit, ShareConfig, SocketAt,
@@ -58,8 +59,7 @@ pub(crate) struct Rates {
 /// One machine, about to start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Launch<'a> {
-    /// The machine's name: `[a-z0-9_.-]`, at most 32 characters.
-    pub name: &'a str,
+    pub id: MachineId,
     /// Its place in the address pool.
     pub slot: Slot,
     /// The identity with which the VMM runs.
@@ -97,10 +97,10 @@ pub(crate) fn launch(launch: &Launch<'_>) -> anyhow::Result<u32> {
             format!("cannot use {}: run `make install`, or correct [artifacts] in the configuration", file.display())
         })?;
     }
-    clean_up(launch.name, launch.slot, launch.paths)?;
+    clean_up(launch.id, launch.slot, launch.paths)?;
     let started = start(launch);
     if started.is_err() {
-        clean_up(launch.name, launch.slot, launch.paths)?;
+        clean_up(launch.id, launch.slot, launch.paths)?;
     }
     started
 }
@@ -110,8 +110,8 @@ fn start(launch: &Launch<'_>) -> anyhow::Result<u32> {
     let memory_mib = u64::from(launch.memory_mib) + u64::from(launch.memory_overhead_mib);
     // A guest may write to all of its root image. The written pages are private then, in addition to its memory.
     let root_bytes = fs::metadata(&launch.artifacts.root)?.len();
-    cgroup::create(launch.name, (memory_mib << 20) + root_bytes)?;
-    network::create(launch.name, launch.slot, launch.identity.uid, launch.network)?;
+    cgroup::create(launch.id, (memory_mib << 20) + root_bytes)?;
+    network::create(launch.id, launch.slot, launch.identity.uid, launch.network)?;
     set_owner(launch.data_disk, 0o600, launch.identity)?;
     fs::write(launch.paths.config(), serde_json::to_vec_pretty(&machine_config(launch))?)?;
     spawn(&jail_spec(launch), &launch.paths.vmm_log())
@@ -225,8 +225,8 @@ fn jail_spec(launch: &Launch<'_>) -> JailSpec {
     let (artifacts, paths) = (launch.artifacts, launch.paths);
     JailSpec {
         root: paths.jail(),
-        cgroup: cgroup::path(launch.name),
-        namespace: network::namespace(launch.name),
+        cgroup: cgroup::path(launch.id),
+        namespace: network::namespace(launch.id),
         api_socket: paths.api_socket(),
         vsock_socket: paths.vsock_socket(),
         identity: launch.identity.clone(),
@@ -273,9 +273,9 @@ fn spawn(spec: &JailSpec, log: &Path) -> anyhow::Result<u32> {
 
 /// Removes what a machine had on the host: processes, control group, network, mounts, sockets. Its data disk and its
 /// logs stay.
-pub(crate) fn clean_up(name: &str, slot: Slot, paths: &MachinePaths) -> anyhow::Result<()> {
-    cgroup::remove(name)?;
-    network::remove(name, slot)?;
+pub(crate) fn clean_up(machine: MachineId, slot: Slot, paths: &MachinePaths) -> anyhow::Result<()> {
+    cgroup::remove(machine)?;
+    network::remove(machine, slot)?;
     workspaces::remove_all(paths)?;
     for socket in [paths.api_socket(), paths.vsock_socket()] {
         remove_file(&socket)?;
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn the_configuration_of_a_started_machine_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
+        let paths = MachinePaths::new(dir.path(), "m".parse().unwrap());
         assert_eq!(started(&paths), None);
         let (artifacts, network) = (
             Artifacts { vmm: "/v".into(), kernel: "/k".into(), root: "/r".into(), data_template: "/d".into() },
@@ -313,7 +313,7 @@ mod tests {
             },
         );
         let launch = Launch {
-            name: "m",
+            id: "m".parse().unwrap(),
             slot: Slot(3),
             identity: &Identity { uid: 1, gid: 1, groups: Vec::new() },
             vcpus: 1,
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn only_the_console_log_of_an_earlier_vmm_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
+        let paths = MachinePaths::new(dir.path(), "m".parse().unwrap());
         fs::create_dir_all(paths.last_words().join("a folder in its place")).unwrap();
         fs::write(paths.console_log(), "log").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", paths.vm().join("link")).unwrap();

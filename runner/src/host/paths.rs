@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-/// The files of one running machine below `/run/garret`: its folder `machines/<name>`, and `revocations/<name>`.
+use garret_api::MachineId;
+
+/// The files of one running machine below `/run/garret`: its folder `machines/<id>`, and `revocations/<id>`.
 ///
 /// Only root may enter the machine's folder. The sockets are in it and not in `vm/`, because the VMM may write to
 /// `vm/`. Root never connects to a socket there.
@@ -16,9 +18,10 @@ pub(crate) struct MachinePaths {
 }
 
 impl MachinePaths {
-    /// The paths of machine `name` below the runner's run folder.
-    pub(crate) fn new(run_folder: &Path, name: &str) -> Self {
-        Self { run: run_folder.join("machines").join(name), revocations: run_folder.join("revocations").join(name) }
+    /// The machine's paths below the runner's run folder.
+    pub(crate) fn new(run_folder: &Path, machine: MachineId) -> Self {
+        let id = machine.as_str();
+        Self { run: run_folder.join("machines").join(id), revocations: run_folder.join("revocations").join(id) }
     }
 
     /// The socket of the VMM's API.

@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_full_machine_folder_leaves_room_for_others() {
         let dir = tempfile::tempdir().unwrap();
-        let [paths, other] = ["m", "other"].map(|name| MachinePaths::new(dir.path(), name));
+        let [paths, other] = ["m", "other"].map(|id| MachinePaths::new(dir.path(), id.parse().unwrap()));
         for paths in [&paths, &other] {
             make(paths).unwrap();
         }
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn the_folder_of_an_earlier_garret_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
+        let paths = MachinePaths::new(dir.path(), "m".parse().unwrap());
         fs::create_dir_all(paths.vm()).unwrap();
         make(&paths).unwrap();
         assert!(is_mount_point(&paths.run).unwrap() && !paths.vm().exists());
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_workspace_that_is_still_there_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
+        let paths = MachinePaths::new(dir.path(), "m".parse().unwrap());
         remove(&paths).unwrap();
         fs::create_dir_all(paths.workspace("late")).unwrap();
         fs::create_dir_all(paths.vm().join("below")).unwrap();

@@ -144,7 +144,7 @@ mod tests {
     /// A machine's folders, and a folder with a file that is mounted `times` times as the workspace `w`.
     fn shared(times: usize) -> (tempfile::TempDir, MachinePaths) {
         let dir = tempfile::tempdir().unwrap();
-        let paths = MachinePaths::new(dir.path(), "m");
+        let paths = MachinePaths::new(dir.path(), "m".parse().unwrap());
         let source = dir.path().join(OsStr::from_bytes(b"\xff"));
         fs::create_dir_all(&source).unwrap();
         fs::write(source.join("file"), "").unwrap();

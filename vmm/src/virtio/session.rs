@@ -1,7 +1,6 @@
 //! One run of a device, from its start to its stop: the backend and its rings, as a subscriber of the worker's event
 //! manager.
 
-use std::any::Any;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

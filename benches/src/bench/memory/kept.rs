@@ -8,19 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use garret::policy::{History, MachineView, Order, cgroup, decide, measure_host};
+use garret_api::MachineId;
 use rustix::process::getpid;
 
 /// The time between two decisions of the policy.
 const EVERY: Duration = Duration::from_secs(1);
 /// The mount point of control groups.
 const ROOT: &str = "/sys/fs/cgroup";
-/// The policy's names for the two machines.
-const REAL: u32 = 1;
-const PAPER: u32 = 2;
-
 /// A control group like the runner's, and the policy's history of the machine in it.
 pub(super) struct Kept {
-    name: String,
+    machine: MachineId,
+    /// The machine that exists on paper only.
+    paper: MachineId,
     history: History,
     looked: Option<(Instant, Duration)>,
 }
@@ -35,9 +34,9 @@ impl Kept {
             return Ok(None);
         }
         cgroup::prepare()?;
-        let name = format!("bench-{}", getpid());
-        cgroup::create(&name, u64::MAX)?;
-        Ok(Some(Self { name, history: History::default(), looked: None }))
+        let (machine, paper) = (format!("bench-{}", getpid()).parse()?, "paper".parse()?);
+        cgroup::create(machine, u64::MAX)?;
+        Ok(Some(Self { machine, paper, history: History::default(), looked: None }))
     }
 
     /// Starts a machine in the group. Memory stays charged to the group in which it was allocated, so the processes
@@ -48,7 +47,7 @@ impl Kept {
     pub(super) fn start<T>(&self, start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("no control group (v2)")?;
-        enter(&cgroup::path(&self.name))?;
+        enter(&cgroup::path(self.machine))?;
         let started = start();
         enter(Path::new(&format!("{ROOT}{own}")))?;
         started
@@ -59,7 +58,7 @@ impl Kept {
     /// # Errors
     /// The machine has ended, or the kernel refuses.
     pub(super) fn look(&mut self, promised: u64) -> anyhow::Result<()> {
-        let usage = cgroup::usage(&self.name)?;
+        let usage = cgroup::usage(self.machine)?;
         let now = Instant::now();
         let Some((then, cpu)) = self.looked else {
             self.looked = Some((now, usage.cpu));
@@ -72,16 +71,17 @@ impl Kept {
         self.looked = Some((now, usage.cpu));
         let host = measure_host(0)?;
         let machine = MachineView {
-            uid: REAL,
             cpus: usage.cpu.saturating_sub(cpu).div_duration_f64(elapsed),
             resident: usage.resident,
             swapped: usage.swapped,
-            ..sizes(promised)
+            ..sizes(self.machine, promised)
         };
-        let paper = MachineView { uid: PAPER, ..sizes(host.total) };
+        let paper = sizes(self.paper, host.total);
         for order in decide(&mut self.history, &host, &[machine, paper], elapsed).orders {
-            if let Order::Swap { uid: REAL, bytes } = order {
-                cgroup::reclaim(&self.name, bytes)?;
+            if let Order::Swap { id, bytes } = order
+                && id == self.machine
+            {
+                cgroup::reclaim(id, bytes)?;
             }
         }
         Ok(())
@@ -92,14 +92,14 @@ impl Kept {
     /// # Errors
     /// The machine has ended.
     pub(super) fn swapped(&self) -> anyhow::Result<u64> {
-        Ok(cgroup::usage(&self.name)?.swapped)
+        Ok(cgroup::usage(self.machine)?.swapped)
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
         // An empty group that cannot be removed now disappears with the host.
-        let _ = cgroup::remove(&self.name);
+        let _ = cgroup::remove(self.machine);
     }
 }
 
@@ -109,7 +109,7 @@ fn enter(group: &Path) -> anyhow::Result<()> {
 }
 
 /// A machine that may have all of its promise, as far as the host has the memory.
-fn sizes(promised: u64) -> MachineView {
+fn sizes(id: MachineId, promised: u64) -> MachineView {
     let (boot, limit, plugged) = (promised, promised, promised);
-    MachineView { promised, weight: 100, boot, limit, plugged, ..MachineView::default() }
+    MachineView { promised, weight: 100, boot, limit, plugged, ..MachineView::new(id) }
 }

@@ -36,7 +36,7 @@ pub(crate) async fn serve(mut listener: UnixListener, daemon: Arc<Daemon>, head_
     let (open, router) = (Places::default(), router(daemon.clone()));
     // Their accounts need not be looked up first. If the state cannot be read now, their first requests do that.
     let owners = daemon.read(machines::all).await.unwrap_or_default();
-    let owners: HashSet<u32> = owners.into_iter().map(|machine| machine.uid).collect();
+    let owners: HashSet<u32> = owners.into_iter().map(|machine| machine.owner).collect();
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(head_time).max_buf_size(HEAD_MAX);
     loop {

@@ -16,6 +16,7 @@ use hyper::StatusCode;
 use super::identity::Owner;
 use super::machines::request_machine;
 use super::running::require_running;
+use super::target::Target;
 use super::{Peer, Refusal, proxy};
 use crate::daemon::state::{
     EnvironmentRow, MachineRow, NewOperation, ReadTx, Scope, environments, events, machines, operations,
@@ -43,8 +44,15 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Environment>>, Refusal> {
     let list = daemon
         .read(move |db| {
-            let rows = environments::all(db)?.into_iter().filter(|row| peer.may(row.uid) && !row.removed);
-            rows.map(|row| show_row(db, row)).collect()
+            let mut shown = Vec::new();
+            for machine in machines::all(db)?.iter().filter(|machine| peer.may(machine.owner)) {
+                for row in environments::of_machine(db, machine.id)?.into_iter().filter(|row| !row.removed) {
+                    shown.push(show_row(db, machine, row)?);
+                }
+            }
+            // In the order of their ids, whatever machine they are in.
+            shown.sort_by(|one, other| one.id.cmp(&other.id));
+            Ok(shown)
         })
         .await?;
     Ok(Json(list))
@@ -61,8 +69,8 @@ pub(super) async fn show(
     peer: Peer,
     Path(id): Path<String>,
 ) -> Result<Json<Environment>, Refusal> {
-    let (row, _) = find(&daemon, peer, &id).await?;
-    Ok(Json(daemon.read(move |db| show_row(db, row)).await?))
+    let (row, machine) = find(&daemon, peer, &id).await?;
+    Ok(Json(daemon.read(move |db| show_row(db, &machine, row)).await?))
 }
 
 #[utoipa::path(
@@ -88,42 +96,43 @@ pub(super) async fn put(
     let owned_by = Owner::find(&daemon, owner, peer.gid).await?;
     let found = match request.desired {
         Desired::Running => {
-            let row = daemon.read(move |db| machines::get(db, owner)).await?;
+            let row = daemon.read(move |db| machines::of_owner(db, owner)).await?;
             if row.is_none() {
                 // If the owner may have no machine, the folder is not opened either: each open costs a root process.
                 daemon.limits(owner).await?;
             }
             let developer = daemon.developer(owner, owned_by.gid).await;
-            let mount_point = row.map(|row| daemon.paths(&row.name).workspace(&id));
+            let mount_point = row.map(|row| daemon.paths(row.id).workspace(&id));
             let spec = ShareSpec { folder: request.workspace.clone(), developer, mount_point, mount: None };
             daemon.workspaces.share(spec).await?
         }
         Desired::Stopped => ExistingMount::Nothing,
     };
     let desired = (request.desired == Desired::Running).then_some(Desired::Running);
-    let machine =
-        request_machine(&daemon, &owned_by, peer.uid, MachineRequest { desired, ..Default::default() }).await?;
+    let request_of_machine = MachineRequest { desired, ..Default::default() };
+    let machine = request_machine(&daemon, Target::OfOwner(owner), &owned_by, peer.uid, request_of_machine).await?;
     // If the workspace was created again since, its container still has the earlier folder, so it is started again.
     let stopped = found == ExistingMount::Other || container_has_stopped(&daemon, &machine, &id).await;
     let (policy, settings) = (daemon.config.policy.clone(), daemon.config.machine.clone());
+    let machine_id = machine.id;
     let environment = daemon
         .write(move |db| {
             let mut kept = match environments::get(db, &id)? {
-                Some(row) if row.uid != owner => return Ok(Err(taken(&id))),
+                Some(row) if row.machine != machine.id => return Ok(Err(taken(&id))),
                 Some(row) => row,
-                None if environments::of_machine(db, owner)?.len() >= ENVIRONMENTS_MAX => {
+                None if environments::of_machine(db, machine.id)?.len() >= ENVIRONMENTS_MAX => {
                     let said =
                         format!("a machine has at most {ENVIRONMENTS_MAX} environments: remove one with `garret rm`");
                     return Ok(Err(Problem::new(Code::Conflict, said)));
                 }
-                None => requests::new_environment(&id, owner, &request),
+                None => requests::new_environment(&id, machine.id, &request),
             };
             if stopped && kept.status.phase == EnvironmentPhase::Ready {
                 kept.status.phase = EnvironmentPhase::Stopped;
             }
             let row = requests::apply_environment(&kept, &request, &policy);
             let mut variables = requests::local_env_bytes(&row);
-            for other in environments::of_machine(db, owner)?.iter().filter(|other| other.id != row.id) {
+            for other in environments::of_machine(db, machine.id)?.iter().filter(|other| other.id != row.id) {
                 variables += requests::local_env_bytes(other);
             }
             if variables > LOCAL_ENV_ALL_MAX {
@@ -140,15 +149,13 @@ pub(super) async fn put(
             if let Some(kind) = requests::environment_operation(&kept, &row) {
                 let allowed = requests::environment_operation_time(kind, &settings);
                 let environment = Some((&*row.id, row.generation));
-                operations::begin(
-                    db,
-                    &NewOperation { kind, uid: owner, environment, requested_by: peer.uid, allowed },
-                )?;
+                let (machine, requested_by) = (machine.id, peer.uid);
+                operations::begin(db, &NewOperation { kind, machine, environment, requested_by, allowed })?;
             }
-            show_row(db, row).map(Ok)
+            show_row(db, &machine, row).map(Ok)
         })
         .await??;
-    daemon.poke(owner);
+    daemon.poke(machine_id);
     Ok(Json(environment))
 }
 
@@ -156,10 +163,10 @@ pub(super) async fn put(
 /// others.
 async fn owner_of(daemon: &Daemon, peer: Peer, id: &str, request: &EnvironmentRequest) -> Result<u32, Refusal> {
     let name = id.to_owned();
-    let kept = daemon.read(move |db| environments::get(db, &name)).await?;
-    if let Some(row) = kept.as_ref().filter(|row| peer.may(row.uid)) {
+    let kept = daemon.read(move |db| with_machine(db, &name)).await?;
+    if let Some((row, machine)) = kept.as_ref().filter(|(_, machine)| peer.may(machine.owner)) {
         return match row.workspace == request.workspace {
-            true => Ok(row.uid),
+            true => Ok(machine.owner),
             false => {
                 Err(Refusal::new(Code::Conflict, format!("{id} is the environment of {}", row.workspace.display())))
             }
@@ -188,7 +195,7 @@ async fn container_has_stopped(daemon: &Daemon, machine: &MachineRow, id: &str) 
         return false;
     }
     let _needed = daemon.wake(machine).await;
-    let agent = daemon.agent(&machine.name, STATUS_TIMEOUT);
+    let agent = daemon.agent(machine.id, STATUS_TIMEOUT);
     match agent.get::<EnvironmentStatus>(&format!("/v1/environments/{id}")).await {
         Ok(status) => status.phase == EnvironmentPhase::Stopped,
         Err(error) => error.status() == Some(404),
@@ -219,20 +226,22 @@ pub(super) async fn remove(
             if environments::get(db, &row.id)?.is_some_and(|row| row.removed) {
                 return Ok(());
             }
-            let Some(row) = environments::remove(db, row.uid, &row.id)? else { return Ok(()) };
-            let environment = Some((&*row.id, row.generation));
-            operations::begin(db, &NewOperation { kind, uid: row.uid, environment, requested_by: peer.uid, allowed })?;
+            let Some(row) = environments::remove(db, row.machine, &row.id)? else { return Ok(()) };
+            let (machine, environment) = (row.machine, Some((&*row.id, row.generation)));
+            operations::begin(db, &NewOperation { kind, machine, environment, requested_by: peer.uid, allowed })?;
             // Its container is removed at the machine's next start; no client waits for that.
-            let runs = machines::get(db, row.uid)?.is_some_and(|machine| machine.phase == MachinePhase::Running);
-            if runs { Ok(()) } else { operations::end(db, row.uid, Some(&row.id), &Outcome::Succeeded) }
+            let runs = machines::get(db, machine)?.is_some_and(|machine| machine.phase == MachinePhase::Running);
+            if runs { Ok(()) } else { operations::end(db, machine, Some(&row.id), &Outcome::Succeeded) }
         })
         .await?;
-    daemon.poke(machine.uid);
+    daemon.poke(machine.id);
     let gone = async {
         loop {
-            let (uid, name) = (machine.uid, id.clone());
+            let (machine, name) = (machine.id, id.clone());
             let left = daemon
-                .read(move |db| Ok((environments::get(db, &name)?.filter(|row| row.removed), machines::get(db, uid)?)))
+                .read(move |db| {
+                    Ok((environments::get(db, &name)?.filter(|row| row.removed), machines::get(db, machine)?))
+                })
                 .await?;
             match left {
                 (Some(_), Some(machine)) if machine.phase == MachinePhase::Running => {}
@@ -307,7 +316,7 @@ pub(super) async fn log(
     let (row, machine) = find(&daemon, peer, &id).await?;
     require_running(&machine)?;
     let _needed = daemon.wake(&machine).await;
-    Ok(daemon.agent(&machine.name, proxy::DEADLINE).text(&format!("/v1/environments/{}/log", row.id)).await?)
+    Ok(daemon.agent(machine.id, proxy::DEADLINE).text(&format!("/v1/environments/{}/log", row.id)).await?)
 }
 
 #[utoipa::path(
@@ -333,13 +342,8 @@ pub(super) async fn exec(
 /// The environment and its machine, if the peer may see them. Otherwise the result is the same as if it did not exist.
 pub(super) async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(EnvironmentRow, MachineRow), Refusal> {
     let name = id.to_owned();
-    let found = daemon
-        .read(move |db| {
-            let Some(row) = environments::get(db, &name)? else { return Ok(None) };
-            Ok(machines::get(db, row.uid)?.map(|machine| (row, machine)))
-        })
-        .await?;
-    found.filter(|(row, _)| peer.may(row.uid) && !row.removed).ok_or_else(|| {
+    let found = daemon.read(move |db| with_machine(db, &name)).await?;
+    found.filter(|(row, machine)| peer.may(machine.owner) && !row.removed).ok_or_else(|| {
         Refusal::new(
             Code::NotFound,
             format!("there is no environment {id}: `garret up` makes one, `garret ls` lists them"),
@@ -347,14 +351,19 @@ pub(super) async fn find(daemon: &Daemon, peer: Peer, id: &str) -> Result<(Envir
     })
 }
 
-fn show_row(db: &ReadTx<'_>, row: EnvironmentRow) -> rusqlite::Result<Environment> {
-    let developer = machines::get(db, row.uid)?.map_or_else(|| row.uid.to_string(), |machine| machine.owner);
+fn with_machine(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<(EnvironmentRow, MachineRow)>> {
+    let Some(row) = environments::get(db, id)? else { return Ok(None) };
+    Ok(machines::get(db, row.machine)?.map(|machine| (row, machine)))
+}
+
+fn show_row(db: &ReadTx<'_>, machine: &MachineRow, row: EnvironmentRow) -> rusqlite::Result<Environment> {
     Ok(Environment {
-        last_event: events::last(db, &Scope::Environment(row.uid, row.id.clone()))?,
-        operation: operations::last(db, row.uid, Some(&row.id))?,
+        last_event: events::last(db, &Scope::Environment(machine.id, row.id.clone()))?,
+        operation: operations::last(db, machine.id, Some(&row.id))?,
         id: row.id,
-        developer,
-        uid: row.uid,
+        machine: machine.id,
+        developer: machine.developer.clone(),
+        uid: machine.owner,
         workspace: row.workspace,
         desired: row.desired,
         generation: row.generation,

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-use super::{Peer, Refusal, environments, machines};
+use super::target::find;
+use super::{Peer, Refusal, environments};
 use crate::daemon::Daemon;
 use crate::daemon::state::{Scope, StoreError, events, scope_end};
 use garret_http::Parameters;
@@ -48,16 +49,19 @@ pub(super) async fn of_environment(
     Parameters(parameters): Parameters<EventParameters>,
 ) -> Result<Response, Refusal> {
     let (row, _) = environments::find(&daemon, peer, &id).await?;
-    let (uid, id) = (row.uid, row.id.clone());
-    let removal = daemon.read(move |db| events::last_removal(db, uid, &id)).await?;
+    let (machine, id) = (row.machine, row.id.clone());
+    let removal = daemon.read(move |db| events::last_removal(db, machine, &id)).await?;
     let parameters = EventParameters { after: parameters.after.max(removal), ..parameters };
-    Ok(answer(daemon, Scope::Environment(row.uid, row.id), parameters, true))
+    Ok(answer(daemon, Scope::Environment(row.machine, row.id), parameters, true))
 }
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/events", operation_id = "list_machine_events",
-    params(("developer" = String, Path, description = "The developer's account name or uid."), EventParameters),
+    path = "/v1/machines/{machine}/events", operation_id = "list_machine_events",
+    params(
+        ("machine" = String, Path, description = "The machine's id, or its developer's account name or uid."),
+        EventParameters
+    ),
     responses(
         (status = 200, description = "Events of the machine and its environments, one per line.", body = Event,
             content_type = "application/x-ndjson"),
@@ -67,11 +71,11 @@ pub(super) async fn of_environment(
 pub(super) async fn of_machine(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
     Parameters(parameters): Parameters<EventParameters>,
 ) -> Result<Response, Refusal> {
-    let machine = machines::find(&daemon, peer, &developer).await?;
-    Ok(answer(daemon, Scope::Developer(machine.uid), parameters, true))
+    let machine = find(&daemon, peer, &name).await?;
+    Ok(answer(daemon, Scope::Machine(machine.id), parameters, true))
 }
 
 #[utoipa::path(

@@ -41,7 +41,7 @@ impl Owner {
     pub(super) fn of(&self, machine: MachineRow) -> MachineRow {
         MachineRow {
             gid: self.gid,
-            owner: self.name(),
+            developer: self.name(),
             account: self.account.as_ref().map(|account| account.name.clone()),
             home: self.account.as_ref().map(|account| account.home.clone()),
             ..machine
@@ -56,13 +56,13 @@ impl Owner {
 /// They may be another person.
 pub(super) async fn check_owner(daemon: &Daemon, owner: &Owner) -> Result<bool, Refusal> {
     let uid = owner.uid;
-    let Some(machine) = daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(false) };
+    let Some(machine) = daemon.read(move |db| machines::of_owner(db, uid)).await? else { return Ok(false) };
     if !is_same_person(&machine, owner.account.as_ref()) {
         return Err(owned_by_another(&machine, owner).into());
     }
     let known = owner.of(machine.clone());
     if known != machine {
-        daemon.write(move |db| machines::set_owner(db, &known)).await?;
+        daemon.write(move |db| machines::set_developer(db, &known)).await?;
     }
     Ok(true)
 }
@@ -84,7 +84,7 @@ fn is_personal(home: &Path) -> bool {
 }
 
 fn owned_by_another(machine: &MachineRow, owner: &Owner) -> Problem {
-    let MachineRow { uid, account, .. } = machine;
+    let MachineRow { owner: uid, account, .. } = machine;
     let was = account.as_ref().map_or("that of a uid without an account".into(), |name| format!("{name}'s"));
     let message = match &owner.account {
         Some(account) => format!(

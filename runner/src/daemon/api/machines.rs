@@ -8,11 +8,13 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use garret_api::agent::LOG_MAX;
 use garret_api::runner::{Desired, Machine, MachinePhase, MachineRequest, OperationKind};
-use garret_api::{Code, Problem, ProblemDetails};
+use garret_api::{Code, MachineId, Problem, ProblemDetails};
 use hyper::StatusCode;
+use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::identity::{Owner, check_owner};
+use super::identity::Owner;
 use super::peer::Action;
+use super::target::{Target, find, resolve};
 use super::{Peer, Refusal, proxy};
 use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
@@ -33,7 +35,7 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
     let asked = daemon.clone();
     let list = daemon
         .read(move |db| {
-            let rows = machines::all(db)?.into_iter().filter(|row| peer.may(row.uid));
+            let rows = machines::all(db)?.into_iter().filter(|row| peer.may(row.owner));
             rows.map(|row| show_row(&asked, db, row)).collect()
         })
         .await?;
@@ -42,23 +44,23 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}", operation_id = "get_machine",
-    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    path = "/v1/machines/{machine}", operation_id = "get_machine",
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     responses((status = 200, description = "The machine.", body = Machine), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn show(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
 ) -> Result<Json<Machine>, Refusal> {
-    let machine = find(&daemon, peer, &developer).await?;
+    let machine = find(&daemon, peer, &name).await?;
     show_machine(&daemon, machine).await
 }
 
 #[utoipa::path(
     put,
-    path = "/v1/machines/{developer}", operation_id = "put_machine",
-    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    path = "/v1/machines/{machine}", operation_id = "put_machine",
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     request_body = MachineRequest,
     responses(
         (status = 200, description = "The machine with its new settings; it may not be running yet.", body = Machine),
@@ -70,52 +72,52 @@ pub(super) async fn show(
 pub(super) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
     Body(request): Body<MachineRequest>,
 ) -> Result<Json<Machine>, Refusal> {
-    let kept = resolve(&daemon, peer, &developer).await?;
-    let uid = match kept {
-        Some(uid) if peer.may(uid) => uid,
+    let target = match resolve(&daemon, peer, &name).await? {
+        Some(target) if peer.may(target.owner()) => target,
         None if peer.allows(Action::Administer) => {
-            return Err(Refusal::new(Code::NotFound, format!("the host has no account {developer}")));
+            return Err(Refusal::new(Code::NotFound, format!("the host has no account or machine {name}")));
         }
-        _ => return Err(Refusal::new(Code::Forbidden, format!("only {developer} or an administrator may do that"))),
+        _ => return Err(Refusal::new(Code::Forbidden, format!("only {name} or an administrator may do that"))),
     };
+    let uid = target.owner();
     if (request.weight.is_some() || request.owner.is_some()) && !peer.allows(Action::Administer) {
         return Err(Refusal::new(Code::Forbidden, "only an administrator may set a machine's weight or its owner"));
     }
     let owner = Owner::find(&daemon, uid, peer.gid).await?;
-    let there = daemon.read(move |db| machines::get(db, uid)).await?.is_some();
+    let there = daemon.read(move |db| target.row(db)).await?.is_some();
     if !there && uid != peer.uid && owner.account.is_none() {
-        return Err(Refusal::new(Code::NotFound, format!("the host has no account {developer}")));
+        return Err(Refusal::new(Code::NotFound, format!("the host has no account {name}")));
     }
     if let Some(name) = &request.owner
         && owner.account.as_ref().is_none_or(|account| account.name != *name)
     {
         return Err(Refusal::new(Code::Invalid, format!("owner: uid {uid} is not the account {name}")));
     }
-    let machine = request_machine(&daemon, &owner, peer.uid, request).await?;
+    let machine = request_machine(&daemon, target, &owner, peer.uid, request).await?;
     show_machine(&daemon, machine).await
 }
 
 #[utoipa::path(
     delete,
-    path = "/v1/machines/{developer}", operation_id = "delete_machine",
-    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    path = "/v1/machines/{machine}", operation_id = "delete_machine",
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     responses((status = 204, description = "The machine and its data disk are removed."), (status = 404, body = ProblemDetails))
 )]
 pub(super) async fn remove(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
 ) -> Result<StatusCode, Refusal> {
-    let uid = find(&daemon, peer, &developer).await?.uid;
+    let id = find(&daemon, peer, &name).await?.id;
     let mut changes = daemon.changes.subscribe();
     let kind = OperationKind::Remove;
     let allowed = requests::machine_operation_time(kind, &daemon.config.machine);
-    let removal = NewOperation { kind, uid, environment: None, requested_by: peer.uid, allowed };
+    let removal = NewOperation { kind, machine: id, environment: None, requested_by: peer.uid, allowed };
     daemon
-        .write(move |db| match machines::get(db, uid)? {
+        .write(move |db| match machines::get(db, id)? {
             Some(machine) if !machine.removed => {
                 machines::put(db, &MachineRow { removed: true, ..machine })?;
                 operations::begin(db, &removal)
@@ -123,32 +125,31 @@ pub(super) async fn remove(
             _ => Ok(()),
         })
         .await?;
-    daemon.poke(uid);
+    daemon.poke(id);
     let gone = async {
-        // A new machine may have been requested meanwhile.
-        while daemon.read(move |db| machines::get(db, uid)).await?.is_some_and(|machine| machine.removed) {
+        while daemon.read(move |db| machines::get(db, id)).await?.is_some() {
             // The sender lives as long as the daemon.
             let _ = changes.changed().await;
         }
         Ok(StatusCode::NO_CONTENT)
     };
-    let late = || Err(Refusal::new(Code::Unavailable, format!("the machine of {developer} is still being removed")));
+    let late = || Err(Refusal::new(Code::Unavailable, format!("the machine of {name} is still being removed")));
     tokio::time::timeout(REMOVAL, gone).await.unwrap_or_else(|_| late())
 }
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/log", operation_id = "get_machine_log",
-    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    path = "/v1/machines/{machine}/log", operation_id = "get_machine_log",
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     responses((status = 200, description = "The last output of the guest's console.", body = String))
 )]
 pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
 ) -> Result<String, Refusal> {
-    let machine = find(&daemon, peer, &developer).await?;
-    let path = daemon.paths(&machine.name).console_log();
+    let machine = find(&daemon, peer, &name).await?;
+    let path = daemon.paths(machine.id).console_log();
     let read = tokio::task::spawn_blocking(move || tail::read_tail(&path, LOG_MAX)).await;
     // Before the first start there is no log.
     let bytes = read.unwrap_or_else(|error| Err(error.into())).unwrap_or_default();
@@ -157,8 +158,8 @@ pub(super) async fn log(
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/exec", operation_id = "exec_in_machine",
-    params(("developer" = String, Path, description = "The developer's account name or uid.")),
+    path = "/v1/machines/{machine}/exec", operation_id = "exec_in_machine",
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     responses(
         (status = 101, description = "A WebSocket to a process in the guest itself."),
         (status = 404, body = ProblemDetails),
@@ -168,50 +169,17 @@ pub(super) async fn log(
 pub(super) async fn exec(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let machine = find(&daemon, peer, &developer).await?;
+    let machine = find(&daemon, peer, &name).await?;
     proxy::exec(&daemon, peer, &machine, None, request).await
-}
-
-/// The uid that `developer` names to this peer: a uid's digits or the peer's own name. An administrator may also give
-/// any account's name, or the last name of a machine's developer.
-async fn resolve(daemon: &Daemon, peer: Peer, developer: &str) -> Result<Option<u32>, Refusal> {
-    if developer.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(developer.parse().ok());
-    }
-    let own = Owner::find(daemon, peer.uid, peer.gid).await?;
-    if own.name() == developer {
-        return Ok(Some(peer.uid));
-    }
-    if !peer.allows(Action::SeeAll) {
-        return Ok(None);
-    }
-    let account =
-        daemon.names.by_name(developer).await.map_err(|error| Refusal::new(Code::Unavailable, error.to_string()))?;
-    if let Some(account) = account {
-        let owner = Owner { uid: account.uid, gid: account.gid, account: Some(account) };
-        // A machine that may be another person's is visible to the administrator, under its earlier name.
-        let _other = check_owner(daemon, &owner).await;
-        return Ok(Some(owner.uid));
-    }
-    let name = developer.to_owned();
-    Ok(daemon.read(move |db| machines::by_owner(db, &name)).await?.map(|machine| machine.uid))
-}
-
-/// The developer's machine, if the peer may see it.
-pub(super) async fn find(daemon: &Daemon, peer: Peer, developer: &str) -> Result<MachineRow, Refusal> {
-    let machine = match resolve(daemon, peer, developer).await? {
-        Some(uid) => daemon.read(move |db| machines::get(db, uid)).await?,
-        None => None,
-    };
-    peer.admit(machine, developer)
 }
 
 /// Stores what this request wants of the owner's machine, creates the machine if needed, and starts the work.
 pub(super) async fn request_machine(
     daemon: &Daemon,
+    target: Target,
     owner: &Owner,
     requested_by: u32,
     request: MachineRequest,
@@ -221,14 +189,20 @@ pub(super) async fn request_machine(
     // A developer who may no longer have a machine may still stop an existing one.
     let limits = daemon.limits(uid).await;
     let started = daemon.started();
-    let new_machine =
-        limits.as_ref().map(|limits| new_machine(daemon, &owner, &request, limits)).map_err(Problem::clone);
+    let id = new_id()?;
+    let new_machine = match (target, &limits) {
+        (Target::Machine(id, _), _) => Err(Problem::new(Code::NotFound, format!("the machine {id} was removed"))),
+        (Target::OfOwner(_), Ok(limits)) => Ok(new_machine(daemon, id, &owner, &request, limits)),
+        (Target::OfOwner(_), Err(problem)) => Err(problem.clone()),
+    };
+    // A stop reaches a machine also if it cannot be written.
+    let known = daemon.read(move |db| target.row(db)).await?;
     let settings = daemon.config.machine.clone();
     let overhead_mib = settings.memory_overhead_mib;
     let desired = request.desired;
     let written = daemon
         .write(move |db| {
-            let kept = machines::get(db, uid)?;
+            let kept = target.row(db)?;
             let mut base = match kept.clone().map_or(new_machine, Ok) {
                 Ok(base) => base,
                 Err(problem) => return Ok(Err(problem)),
@@ -238,9 +212,6 @@ pub(super) async fn request_machine(
                     return Ok(Err(Problem::new(Code::Conflict, format!("all {slots} places for machines are taken"))));
                 };
                 base.slot = slot;
-                if !machines::is_free(db, &base.name)? {
-                    base.name = uid.to_string();
-                }
             }
             if request.owner.is_some() {
                 base = owner.of(base);
@@ -254,7 +225,7 @@ pub(super) async fn request_machine(
                     return Ok(Err(problem));
                 }
                 let all = machines::all(db)?;
-                let others = promises(all.iter().filter(|row| row.uid != uid), &started, overhead_mib);
+                let others = promises(all.iter().filter(|row| row.id != wanted.id), &started, overhead_mib);
                 if let Err(refusal) = admission::admit(&host, others, demand(&wanted, started(&wanted), overhead_mib)) {
                     return Ok(Err(Problem::new(Code::NoMemory, refusal)));
                 }
@@ -262,16 +233,19 @@ pub(super) async fn request_machine(
             machines::put(db, &wanted)?;
             if let Some(kind) = requests::machine_operation(kept.as_ref(), &wanted) {
                 let allowed = requests::machine_operation_time(kind, &settings);
-                operations::begin(db, &NewOperation { kind, uid, environment: None, requested_by, allowed })?;
+                operations::begin(
+                    db,
+                    &NewOperation { kind, machine: wanted.id, environment: None, requested_by, allowed },
+                )?;
             }
             if wanted.phase != base.phase {
-                machines::set_phase(db, uid, wanted.phase, "asked to start again")?;
+                machines::set_phase(db, wanted.id, wanted.phase, "asked to start again")?;
             }
             Ok(Ok(wanted))
         })
         .await;
-    if let (Err(error), Some(Desired::Stopped)) = (&written, desired) {
-        daemon.stop_unwritten(uid);
+    if let (Err(error), Some(Desired::Stopped), Some(known)) = (&written, desired, known) {
+        daemon.stop_unwritten(known.id);
         tracing::error!("a stop could not be written: {error}");
         let said = format!(
             "the machine stops, but may start again with the next daemon: its state cannot be written: {error}"
@@ -280,9 +254,9 @@ pub(super) async fn request_machine(
     }
     let wanted = written??;
     if desired.is_some() {
-        daemon.desired_is_written(uid);
+        daemon.desired_is_written(wanted.id);
     }
-    daemon.poke(uid);
+    daemon.poke(wanted.id);
     // A guarantee or a weight may have changed.
     daemon.memory.wake.notify_one();
     Ok(wanted)
@@ -296,18 +270,26 @@ fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
     wanted.desired == Desired::Running && wants.iter().zip(before).any(|(wanted, before)| *wanted > before)
 }
 
+/// The id of a new machine.
+fn new_id() -> Result<MachineId, Problem> {
+    let mut random = [0; MachineId::RANDOM_BYTES];
+    getrandom(&mut random, GetRandomFlags::empty())
+        .map_err(|error| Problem::new(Code::Internal, format!("the kernel has no random numbers: {error}")))?;
+    Ok(MachineId::from_random(random))
+}
+
 /// A machine that did not exist before.
-fn new_machine(daemon: &Daemon, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
+fn new_machine(daemon: &Daemon, id: MachineId, owner: &Owner, request: &MachineRequest, limits: &Limits) -> MachineRow {
     let (defaults, host) = (&daemon.config.machine, &daemon.host());
     let memory_mib = limits.memory_mib.clip(defaults.memory_mib.unwrap_or_else(|| host.default_memory_mib()));
     let vcpus = limits.vcpus.clip(defaults.vcpus.unwrap_or_else(|| host.default_vcpus()).into());
     // The guarantee depends on the memory that this machine will have, not on the default.
     let will_have = request.memory_mib.unwrap_or(memory_mib);
     owner.of(MachineRow {
-        uid: owner.uid,
+        id,
+        owner: owner.uid,
         gid: owner.gid,
-        name: owner.name(),
-        owner: String::new(),
+        developer: String::new(),
         account: None,
         home: None,
         slot: 0,
@@ -333,11 +315,12 @@ async fn show_machine(daemon: &Arc<Daemon>, row: MachineRow) -> Result<Json<Mach
 
 fn show_row(daemon: &Daemon, db: &ReadTx<'_>, row: MachineRow) -> rusqlite::Result<Machine> {
     Ok(Machine {
-        landlock: daemon.landlock(&row.name),
-        last_event: events::last(db, &Scope::Developer(row.uid))?,
-        operation: operations::last(db, row.uid, None)?,
-        developer: row.owner,
-        uid: row.uid,
+        landlock: daemon.landlock(row.id),
+        last_event: events::last(db, &Scope::Machine(row.id))?,
+        operation: operations::last(db, row.id, None)?,
+        id: row.id,
+        developer: row.developer,
+        uid: row.owner,
         desired: row.desired,
         phase: row.phase,
         reason: row.reason,

@@ -9,8 +9,8 @@ use garret_api::vmm::Metrics;
 use garret_api::{Code, ProblemDetails};
 use hyper::header;
 
-use super::machines::find;
 use super::peer::Action;
+use super::target::find;
 use super::{Peer, Refusal, top};
 use crate::daemon::memory::render_metrics;
 use crate::daemon::prometheus::{MEDIA_TYPE, Page};
@@ -41,8 +41,8 @@ pub(super) async fn of_all(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Res
 
 #[utoipa::path(
     get,
-    path = "/v1/machines/{developer}/metrics", operation_id = "get_machine_metrics",
-    params(("developer" = String, Path, description = "The developer's name, or uid.")),
+    path = "/v1/machines/{machine}/metrics", operation_id = "get_machine_metrics",
+    params(("machine" = String, Path, description = "The machine's id, or its developer's account name or uid.")),
     responses(
         (status = 200, description = "What its VMM has counted since its start.", body = Metrics),
         (status = 404, body = ProblemDetails),
@@ -53,12 +53,12 @@ pub(super) async fn of_all(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Res
 pub(super) async fn of_machine(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(developer): Path<String>,
+    Path(name): Path<String>,
 ) -> Result<Json<Metrics>, Refusal> {
-    let machine = find(&daemon, peer, &developer).await?;
+    let machine = find(&daemon, peer, &name).await?;
     if machine.vmm.is_none() {
         return Err(Refusal::new(Code::Conflict, format!("the machine does not run ({})", machine.reason)));
     }
-    let metrics = vmm_metrics::of_machine(&daemon, &machine.name).await;
+    let metrics = vmm_metrics::of_machine(&daemon, machine.id).await;
     Ok(Json(metrics.map_err(|error| Refusal::new(Code::Unavailable, format!("the VMM does not answer: {error}")))?))
 }

@@ -16,6 +16,7 @@ mod peer;
 mod proxy;
 mod running;
 mod streams;
+mod target;
 #[cfg(test)]
 mod tests;
 mod top;
@@ -44,11 +45,11 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/top", get(top::show))
         .route("/metrics", get(metrics::of_all))
         .route("/v1/machines", get(machines::list))
-        .route("/v1/machines/{developer}", get(machines::show).put(machines::put).delete(machines::remove))
-        .route("/v1/machines/{developer}/events", get(events::of_machine))
-        .route("/v1/machines/{developer}/log", get(machines::log))
-        .route("/v1/machines/{developer}/metrics", get(metrics::of_machine))
-        .route("/v1/machines/{developer}/exec", get(machines::exec))
+        .route("/v1/machines/{machine}", get(machines::show).put(machines::put).delete(machines::remove))
+        .route("/v1/machines/{machine}/events", get(events::of_machine))
+        .route("/v1/machines/{machine}/log", get(machines::log))
+        .route("/v1/machines/{machine}/metrics", get(metrics::of_machine))
+        .route("/v1/machines/{machine}/exec", get(machines::exec))
         .route("/v1/environments", get(environments::list))
         .route("/v1/environments/{id}", get(environments::show).put(environments::put).delete(environments::remove))
         .route("/v1/environments/{id}/events", get(events::of_environment))

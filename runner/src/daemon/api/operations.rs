@@ -40,8 +40,8 @@ pub(super) struct OperationParameters {
     ))
 )]
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Vec<Operation>>, Refusal> {
-    let uid = (!peer.allows(Action::SeeAll)).then_some(peer.uid);
-    Ok(Json(daemon.read(move |db| operations::newest(db, uid)).await?))
+    let owner = (!peer.allows(Action::SeeAll)).then_some(peer.uid);
+    Ok(Json(daemon.read(move |db| operations::newest(db, owner)).await?))
 }
 
 #[utoipa::path(

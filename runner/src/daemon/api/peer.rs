@@ -30,7 +30,7 @@ impl Credentials {
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// See, change or enter the machine of this uid, or anything in it.
+    /// See, change or enter a machine of this uid, or anything in it.
     Use { owner: u32 },
     /// Set a machine's weight or its owner, which concerns the machines of others.
     Administer,
@@ -54,13 +54,13 @@ impl Peer {
 
     /// The events the peer may see.
     pub(crate) fn scope(&self) -> Scope {
-        if self.allows(Action::SeeAll) { Scope::All } else { Scope::Developer(self.uid) }
+        if self.allows(Action::SeeAll) { Scope::All } else { Scope::Owner(self.uid) }
     }
 
     /// The machine, if it exists and the peer may see it. Otherwise the result is the same as if it did not exist.
-    pub(crate) fn admit(&self, machine: Option<MachineRow>, developer: &str) -> Result<MachineRow, Refusal> {
-        machine.filter(|machine| self.may(machine.uid)).ok_or_else(|| {
-            Refusal::new(Code::NotFound, format!("there is no machine of {developer}: `garret up` makes one"))
+    pub(crate) fn admit(&self, machine: Option<MachineRow>, name: &str) -> Result<MachineRow, Refusal> {
+        machine.filter(|machine| self.may(machine.owner)).ok_or_else(|| {
+            Refusal::new(Code::NotFound, format!("there is no machine of {name}: `garret up` makes one"))
         })
     }
 }
@@ -88,7 +88,7 @@ mod tests {
         let hidden = alice.admit(Some(machine(1001)), "bob").unwrap_err();
         let nothing = alice.admit(None, "bob").unwrap_err();
         assert_eq!(format!("{hidden:?}"), format!("{nothing:?}"));
-        assert_eq!(alice.scope(), Scope::Developer(1000));
+        assert_eq!(alice.scope(), Scope::Owner(1000));
         assert_eq!(admin.scope(), Scope::All);
     }
 }

@@ -56,9 +56,16 @@ pub(super) async fn exec(
     let asked = handshake(&request, &path)?;
     let kind = StreamKind::Exec;
     daemon.check_serves(machine, kind)?;
-    let (uid, developer) = (machine.uid, machine.owner.clone());
-    let stream = daemon.streams.open(NewStream { kind, developer, uid, environment, opened_by: peer.uid })?;
-    let agent = daemon.agent(&machine.name, DEADLINE);
+    let new = NewStream {
+        kind,
+        machine: machine.id,
+        developer: machine.developer.clone(),
+        uid: machine.owner,
+        environment,
+        opened_by: peer.uid,
+    };
+    let stream = daemon.streams.open(new)?;
+    let agent = daemon.agent(machine.id, DEADLINE);
     let opened = async {
         let needed = daemon.wake(machine).await;
         let answer = agent.forward(asked).await?;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use garret_api::MachineId;
 use garret_api::runner::{Desired, EventKind, MachinePhase, Means};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -80,7 +81,7 @@ pub(super) async fn supervise(daemon: Arc<Daemon>) {
 struct MemoryLoop {
     daemon: Arc<Daemon>,
     history: History,
-    watched: BTreeMap<u32, Watched>,
+    watched: BTreeMap<MachineId, Watched>,
     squeezes: BTreeMap<(String, Means), u64>,
     last: Instant,
     problem: LogOnChange,
@@ -114,6 +115,7 @@ impl MemoryLoop {
     async fn run_cycle(&mut self) -> anyhow::Result<()> {
         let (rows, busy) = self.daemon.read(|db| Ok((machines::all(db)?, environments::busy(db)?))).await?;
         self.watch(&rows);
+        self.daemon.memory.pauses.retain(|id| rows.iter().any(|row| row.id == id));
         let host = self.measure().await?;
         let views = self.views(&rows, &busy).await;
         let elapsed = self.last.elapsed();
@@ -121,7 +123,7 @@ impl MemoryLoop {
         let decision = decide(&mut self.history, &host, &views, elapsed);
         for order in &decision.orders {
             tracing::debug!(?order);
-            if let Some(watched) = self.watched.get(&uid(order)) {
+            if let Some(watched) = self.watched.get(&machine_of(order)) {
                 watched.order(order);
             }
         }
@@ -131,10 +133,11 @@ impl MemoryLoop {
 
     /// Watches exactly the VMMs that exist.
     fn watch(&mut self, rows: &[MachineRow]) {
-        let vmms: BTreeMap<u32, _> = rows.iter().filter_map(|row| Some((row.uid, (row, row.vmm.as_ref()?)))).collect();
-        self.watched.retain(|uid, watched| vmms.get(uid).is_some_and(|(_, vmm)| watched.is(vmm)));
-        for (uid, (row, vmm)) in vmms {
-            self.watched.entry(uid).or_insert_with(|| Watched::new(&self.daemon, row, vmm.clone()));
+        let vmms: BTreeMap<MachineId, _> =
+            rows.iter().filter_map(|row| Some((row.id, (row, row.vmm.as_ref()?)))).collect();
+        self.watched.retain(|id, watched| vmms.get(id).is_some_and(|(_, vmm)| watched.is(vmm)));
+        for (id, (row, vmm)) in vmms {
+            self.watched.entry(id).or_insert_with(|| Watched::new(&self.daemon, row, vmm.clone()));
         }
     }
 
@@ -147,29 +150,29 @@ impl MemoryLoop {
     }
 
     /// Measures all machines at once.
-    async fn views(&mut self, rows: &[MachineRow], busy: &BTreeSet<u32>) -> Vec<MachineView> {
-        let rows: BTreeMap<u32, &MachineRow> = rows.iter().map(|row| (row.uid, row)).collect();
-        let measured = self.watched.iter_mut().filter_map(|(uid, watched)| {
-            let row = *rows.get(uid)?;
+    async fn views(&mut self, rows: &[MachineRow], busy: &BTreeSet<MachineId>) -> Vec<MachineView> {
+        let rows: BTreeMap<MachineId, &MachineRow> = rows.iter().map(|row| (row.id, row)).collect();
+        let measured = self.watched.iter_mut().filter_map(|(id, watched)| {
+            let row = *rows.get(id)?;
             Some(watched.measure(&self.daemon, row, is_needed(row, busy)))
         });
         join_all(measured).await.into_iter().flatten().collect()
     }
 
     fn publish(&self, rows: &[MachineRow], host: &HostView, views: &[MachineView], decision: &Decision) {
-        let views_by_uid: BTreeMap<u32, &MachineView> = views.iter().map(|view| (view.uid, view)).collect();
-        let reports_of_rows = || rows.iter().filter_map(|row| Some((row, self.watched.get(&row.uid)?.reports())));
+        let views_by_id: BTreeMap<MachineId, &MachineView> = views.iter().map(|view| (view.id, view)).collect();
+        let reports_of_rows = || rows.iter().filter_map(|row| Some((row, self.watched.get(&row.id)?.reports())));
         let machines = reports_of_rows().filter_map(|(row, reports)| {
-            let view = views_by_uid.get(&row.uid)?;
-            Some((row.uid, machine_memory(&row.owner, reports.oom_kills(), view, decision)))
+            let view = views_by_id.get(&row.id)?;
+            Some((row.owner, machine_memory(&row.developer, reports.oom_kills(), view, decision)))
         });
         // Without the memory that the VMMs may need, like the machines' own figures.
-        let started = |row: &MachineRow| views_by_uid.get(&row.uid).map_or(0, |view| (view.promised >> 20) as u32);
+        let started = |row: &MachineRow| views_by_id.get(&row.id).map_or(0, |view| (view.promised >> 20) as u32);
         let promises = promises(rows, started, 0);
         self.daemon.memory.publish(Snapshot {
             host: host_memory(host, &promises, views),
             machines: machines.collect(),
-            broken_reports: reports_of_rows().map(|(row, reports)| (row.owner.clone(), reports.broken())).collect(),
+            broken_reports: reports_of_rows().map(|(row, reports)| (row.developer.clone(), reports.broken())).collect(),
             squeezes: self.squeezes.clone(),
         });
     }
@@ -177,19 +180,19 @@ impl MemoryLoop {
     /// Logs and counts the notices, and stores them as events.
     async fn report(&mut self, rows: &[MachineRow], notices: Vec<Notice>) -> anyhow::Result<()> {
         // Also drops the counts of removed machines.
-        self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.owner == *developer));
+        self.squeezes.retain(|(developer, _), _| rows.iter().any(|row| row.developer == *developer));
         for notice in &notices {
-            if let Some(row) = rows.iter().find(|row| row.uid == notice.uid) {
-                tracing::info!(machine = row.name, means = ?notice.means, "{}", notice.reason);
-                *self.squeezes.entry((row.owner.clone(), notice.means)).or_default() += 1;
+            if let Some(row) = rows.iter().find(|row| row.id == notice.id) {
+                tracing::info!(machine = %row.id, means = ?notice.means, "{}", notice.reason);
+                *self.squeezes.entry((row.developer.clone(), notice.means)).or_default() += 1;
             }
         }
         if notices.is_empty() {
             return Ok(());
         }
         let kept = self.daemon.write(move |db| {
-            for Notice { uid, means, bytes, reason } in notices {
-                events::add(db, uid, None, &EventKind::Squeeze { means, bytes, reason })?;
+            for Notice { id, means, bytes, reason } in notices {
+                events::add(db, id, None, &EventKind::Squeeze { means, bytes, reason })?;
             }
             Ok(())
         });
@@ -198,19 +201,19 @@ impl MemoryLoop {
 }
 
 /// Whether the machine has work to do, so that it must not be paused.
-fn is_needed(machine: &MachineRow, busy: &BTreeSet<u32>) -> bool {
+fn is_needed(machine: &MachineRow, busy: &BTreeSet<MachineId>) -> bool {
     machine.phase != MachinePhase::Running
         || machine.desired != Desired::Running
         || machine.removed
-        || busy.contains(&machine.uid)
+        || busy.contains(&machine.id)
 }
 
-fn uid(order: &Order) -> u32 {
+fn machine_of(order: &Order) -> MachineId {
     match order {
-        Order::Limit { uid, .. }
-        | Order::Squeeze { uid, .. }
-        | Order::Swap { uid, .. }
-        | Order::Pause { uid }
-        | Order::Resume { uid } => *uid,
+        Order::Limit { id, .. }
+        | Order::Squeeze { id, .. }
+        | Order::Swap { id, .. }
+        | Order::Pause { id }
+        | Order::Resume { id } => *id,
     }
 }

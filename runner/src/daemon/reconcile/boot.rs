@@ -41,7 +41,7 @@ impl Driver {
         let (mut failures, mut unwanted_since) = (0, None);
         while let Err(error) = self.adopt().await {
             failures += 1;
-            tracing::error!(uid = self.uid, "cannot adopt what an earlier daemon left; it is retried: {error:#}");
+            tracing::error!(machine = %self.id, "cannot adopt what an earlier daemon left; it is retried: {error:#}");
             // A VMM that was found is driven, even if the state could not be written.
             if self.has_vmm()
                 || (error.is::<CannotIdentifyVmm>() && self.cut_power_if_overdue(&mut unwanted_since).await)
@@ -74,9 +74,9 @@ impl Driver {
     /// Finds the machine that an earlier runner left: exactly the process that the state names, or one that the runner
     /// had no time to record.
     async fn adopt(&mut self) -> anyhow::Result<()> {
-        let uid = self.uid;
-        let Some(machine) = self.daemon.read(move |db| machines::get(db, uid)).await? else { return Ok(()) };
-        let paths = self.daemon.paths(&machine.name);
+        let id = self.id;
+        let Some(machine) = self.daemon.read(move |db| machines::get(db, id)).await? else { return Ok(()) };
+        let paths = self.daemon.paths(machine.id);
         self.since = Instant::now();
         let found = identify(&machine, &paths.api_socket()).await.map_err(CannotIdentifyVmm)?;
         self.vmm = match (found, &machine.vmm) {
@@ -87,14 +87,14 @@ impl Driver {
         };
         self.adopted = matches!(self.vmm, VmmState::Booting(_));
         if let VmmState::Booting(process) = &self.vmm {
-            tracing::info!(machine = machine.name, pid = process.id.pid, "adopted");
-            self.daemon.set_vmm(&machine.name, Some(process.id.pid));
+            tracing::info!(machine = %machine.id, developer = machine.developer, pid = process.id.pid, "adopted");
+            self.daemon.set_vmm(machine.id, Some(process.id.pid));
             self.record_vmm_id(process.id.clone()).await?;
         } else if matches!(self.vmm, VmmState::Absent) && machine.phase != MachinePhase::Failed {
             // Whatever the earlier runner was doing, there is no VMM.
-            let (uid, phase) = (self.uid, MachinePhase::Stopped);
+            let phase = MachinePhase::Stopped;
             if machine.phase != phase {
-                self.daemon.write(move |db| machines::set_phase(db, uid, phase, "the runner was restarted")).await?;
+                self.daemon.write(move |db| machines::set_phase(db, id, phase, "the runner was restarted")).await?;
             }
         }
         Ok(())
@@ -103,14 +103,14 @@ impl Driver {
     /// The host has been restarted: nothing of the machine is left. It starts again if it should run.
     async fn forget_boot(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         self.vmm = VmmState::Absent;
-        let (uid, desired) = (self.uid, machine.desired);
+        let (id, desired) = (self.id, machine.desired);
         self.daemon
             .write(move |db| {
-                machines::set_vmm(db, uid, None)?;
-                machines::set_phase(db, uid, MachinePhase::Stopped, "the host was restarted")?;
+                machines::set_vmm(db, id, None)?;
+                machines::set_phase(db, id, MachinePhase::Stopped, "the host was restarted")?;
                 match desired {
                     Desired::Running => Ok(()),
-                    Desired::Stopped => environments::end_all(db, uid, None, false),
+                    Desired::Stopped => environments::end_all(db, id, None, false),
                 }
             })
             .await?;
@@ -118,19 +118,19 @@ impl Driver {
     }
 
     async fn record_vmm_id(&self, id: VmmId) -> Result<(), StoreError> {
-        let uid = self.uid;
-        self.daemon.write(move |db| machines::set_vmm(db, uid, Some(&id))).await
+        let machine = self.id;
+        self.daemon.write(move |db| machines::set_vmm(db, machine, Some(&id))).await
     }
 
     /// Starts the VMM.
     pub(super) async fn launch(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        let uid = self.uid;
+        let id = self.id;
         (self.since, self.adopted, self.asked, self.failure) = (Instant::now(), false, false, None);
         self.disk = DiskFailures::of_new_vmm();
         self.daemon
             .write(move |db| {
-                machines::set_phase(db, uid, MachinePhase::Starting, "starting")?;
-                for environment in environments::begin_all(db, uid)? {
+                machines::set_phase(db, id, MachinePhase::Starting, "starting")?;
+                for environment in environments::begin_all(db, id)? {
                     environments::add_progress(db, &environment, Progress::Started { step: START_STEP.into() })?;
                 }
                 Ok(())
@@ -139,11 +139,11 @@ impl Driver {
         let launched = self.start_vmm(machine).await;
         match launched {
             Ok(pid) => {
-                tracing::info!(machine = machine.name, pid, "launched");
-                self.daemon.memory.pauses.started(uid);
+                tracing::info!(machine = %machine.id, developer = machine.developer, pid, "launched");
+                self.daemon.memory.pauses.started(id);
                 (self.vmm, self.failure) = state_after_launch(VmmProcess::watch(pid));
                 if let VmmState::Booting(process) = &self.vmm {
-                    self.daemon.set_vmm(&machine.name, Some(pid));
+                    self.daemon.set_vmm(machine.id, Some(pid));
                     self.record_vmm_id(process.id.clone()).await?;
                 }
                 Ok(())
@@ -158,16 +158,16 @@ impl Driver {
     async fn start_vmm(&self, machine: &MachineRow) -> anyhow::Result<u32> {
         let (daemon, machine) = (self.daemon.clone(), machine.clone());
         let forbidden = |problem: Problem| anyhow!("{}", problem.detail);
-        let limits = daemon.limits(machine.uid).await.map_err(forbidden)?;
+        let limits = daemon.limits(machine.owner).await.map_err(forbidden)?;
         // The limits may have been lowered since the machine was requested.
         requests::check_limits(&machine, &limits).map_err(forbidden)?;
         let identity = daemon.vmm_identity(&machine).await;
         daemon.check_uid(&machine, &identity).await?;
         tokio::task::spawn_blocking(move || {
-            let data_disk = daemon.data_folder(&machine.name).join("data.img");
+            let data_disk = daemon.data_folder(machine.id).join("data.img");
             disk::make(&daemon.artifacts.data_template, &data_disk, &limits.disk_gib)?;
             host::launch(&Launch {
-                name: &machine.name,
+                id: machine.id,
                 slot: Slot(machine.slot),
                 identity: &identity,
                 vcpus: machine.vcpus,
@@ -177,7 +177,7 @@ impl Driver {
                 rates: limits.rates,
                 artifacts: &daemon.artifacts,
                 data_disk: &data_disk,
-                paths: &daemon.paths(&machine.name),
+                paths: &daemon.paths(machine.id),
                 network: &daemon.network(),
                 log: &daemon.config.machine.log,
             })
@@ -188,7 +188,7 @@ impl Driver {
     /// Waits until the agent answers, then sends it the host's settings. A changed goal or the VMM's end interrupts
     /// this.
     pub(super) async fn await_agent(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        let agent = self.daemon.agent(&machine.name, TRY_TIMEOUT);
+        let agent = self.daemon.agent(machine.id, TRY_TIMEOUT);
         let deadline = Duration::from_secs(self.daemon.config.machine.boot_deadline_s);
         tokio::select! {
             () = self.vmm.ended() => self.vmm = VmmState::Dead,
@@ -196,11 +196,11 @@ impl Driver {
             () = tokio::time::sleep_until(self.since + deadline) => self.give_up(machine, deadline).await?,
             info = async {
                 // An earlier runner may have left it paused: it answers when a client needs it, or memory is available.
-                self.daemon.memory.pauses.wait_until_running(self.uid).await;
+                self.daemon.memory.pauses.wait_until_running(self.id).await;
                 wait_for_answer(&agent).await
             } => {
-                tracing::info!(machine = machine.name, agent = one_line(&info.version), "the agent answers");
-                self.daemon.set_serves(&machine.name, info.streams);
+                tracing::info!(machine = %machine.id, agent = one_line(&info.version), "the agent answers");
+                self.daemon.set_serves(machine.id, info.streams);
                 if API.overlaps(info.api) {
                     self.set_up(machine).await?;
                 } else {
@@ -219,19 +219,19 @@ impl Driver {
             return self.reject(format!("{what}: see `garret logs --machine`")).await;
         }
         self.since = Instant::now();
-        if self.daemon.memory.pauses.state(self.uid) == PauseState::Paused {
+        if self.daemon.memory.pauses.state(self.id) == PauseState::Paused {
             return Ok(());
         }
-        let (uid, reason) = (self.uid, "running, but its agent does not answer");
+        let (id, reason) = (self.id, "running, but its agent does not answer");
         let known = machine.reason == reason;
         let said = format!("the machine is {reason}: `garret stop` stops it");
         self.daemon
             .write(move |db| {
                 if !known {
-                    machines::set_phase(db, uid, MachinePhase::Running, reason)?;
+                    machines::set_phase(db, id, MachinePhase::Running, reason)?;
                 }
                 // Clients wait for these environments.
-                environments::fail_all(db, uid, &Problem::new(Code::Unavailable, said))
+                environments::fail_all(db, id, &Problem::new(Code::Unavailable, said))
             })
             .await?;
         Ok(())
@@ -256,9 +256,9 @@ impl Driver {
         }
         let reason = format!("running, but {why}");
         if machine.reason != reason {
-            tracing::warn!(machine = machine.name, "{why}");
-            let uid = self.uid;
-            self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Running, &reason)).await?;
+            tracing::warn!(machine = %machine.id, "{why}");
+            let id = self.id;
+            self.daemon.write(move |db| machines::set_phase(db, id, MachinePhase::Running, &reason)).await?;
         }
         tokio::select! {
             () = self.vmm.ended() => self.vmm = VmmState::Dead,
@@ -271,7 +271,7 @@ impl Driver {
     async fn set_up(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         self.network.mark_unchanged();
         let setup = self.machine_setup(machine).await;
-        let agent = self.daemon.agent(&machine.name, SETUP_DEADLINE);
+        let agent = self.daemon.agent(machine.id, SETUP_DEADLINE);
         let sent = tokio::select! {
             () = self.vmm.ended() => {
                 self.vmm = VmmState::Dead;
@@ -283,7 +283,7 @@ impl Driver {
             return self.not_set_up(machine, format!("the agent refuses its setup: {error}")).await;
         }
         self.record_running(machine).await?;
-        self.daemon.ask_landlock(&machine.name).await;
+        self.daemon.ask_landlock(machine.id).await;
         if self.adopted {
             self.refresh(machine).await?;
         }
@@ -296,17 +296,17 @@ impl Driver {
             VmmState::Booting(process) => VmmState::Ready(process),
             other => other,
         };
-        let (uid, ms, adopted) = (self.uid, self.since.elapsed().as_millis() as u64, self.adopted);
+        let (id, ms, adopted) = (self.id, self.since.elapsed().as_millis() as u64, self.adopted);
         let known = machine.phase == MachinePhase::Running && machine.reason == "running";
         self.daemon
             .write(move |db| {
                 if !known {
-                    machines::set_phase(db, uid, MachinePhase::Running, "running")?;
+                    machines::set_phase(db, id, MachinePhase::Running, "running")?;
                 }
                 if adopted {
                     return Ok(());
                 }
-                for row in environments::of_machine(db, uid)? {
+                for row in environments::of_machine(db, id)? {
                     if row.desired == Desired::Running && !row.settled() {
                         environments::add_progress(db, &row, Progress::Finished { step: START_STEP.into(), ms })?;
                     }
@@ -333,9 +333,9 @@ impl Driver {
                 }
             },
         };
-        let guest = host::started(&self.daemon.paths(&machine.name)).and_then(|started| started.guest);
+        let guest = host::started(&self.daemon.paths(machine.id)).and_then(|started| started.guest);
         MachineSetup {
-            hostname: hostname(&machine.name),
+            hostname: hostname(&machine.developer),
             network: Some(host::guest_network(guest, &self.daemon.network())),
             ca_bundle,
             registry_mirrors: config.registry_mirrors.clone(),
@@ -418,7 +418,7 @@ mod tests {
     use crate::config::Config;
     use crate::daemon::state::tests::machine;
     use crate::daemon::state::{Scope, events};
-    use crate::daemon::testing;
+    use crate::daemon::testing::{self, id};
 
     #[tokio::test]
     async fn a_machine_that_is_newer_than_the_state_is_adopted() {
@@ -426,12 +426,12 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
             let vmm = Some(VmmId { pid: u32::MAX >> 1, started: 1, boot_id: boot_id.to_owned() });
-            let (row, id) = (MachineRow { phase: MachinePhase::Running, ..machine(7) }, vmm.clone());
-            let written =
-                daemon.write(move |db| machines::put(db, &row).and_then(|()| machines::set_vmm(db, 7, id.as_ref())));
+            let (row, process) = (MachineRow { phase: MachinePhase::Running, ..machine(7) }, vmm.clone());
+            let written = daemon
+                .write(move |db| machines::put(db, &row).and_then(|()| machines::set_vmm(db, id(7), process.as_ref())));
             written.await.unwrap();
-            let driver = || Driver::new(daemon.clone(), 7, Arc::default(), Arc::new(Semaphore::new(1)));
-            let socket = daemon.paths("dev7").api_socket();
+            let driver = || Driver::new(daemon.clone(), id(7), Arc::default(), Arc::new(Semaphore::new(1)));
+            let socket = daemon.paths(id(7)).api_socket();
             fs::create_dir_all(socket.parent().unwrap()).unwrap();
             let listener = UnixListener::bind(&socket).unwrap();
             let mut running = driver();
@@ -439,7 +439,7 @@ mod tests {
             let VmmState::Booting(process) = &running.vmm else { panic!("{:?}", running.vmm) };
             assert_eq!((process.id.pid, running.adopted), (std::process::id(), true));
 
-            daemon.write(move |db| machines::set_vmm(db, 7, vmm.as_ref())).await.unwrap();
+            daemon.write(move |db| machines::set_vmm(db, id(7), vmm.as_ref())).await.unwrap();
             drop(listener);
             let mut ended = driver();
             ended.adopt().await.unwrap();
@@ -454,22 +454,22 @@ mod tests {
         let running = MachineRow { desired: Desired::Running, ..machine(7) };
         daemon.write(move |db| machines::put(db, &running)).await.unwrap();
         // A socket path for which the host cannot find the listener: a symbolic link to itself.
-        let socket = daemon.paths("dev7").api_socket();
+        let socket = daemon.paths(id(7)).api_socket();
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&socket, &socket).unwrap();
-        let mut driver = Driver::new(daemon.clone(), 7, Arc::default(), Arc::new(Semaphore::new(1)));
+        let mut driver = Driver::new(daemon.clone(), id(7), Arc::default(), Arc::new(Semaphore::new(1)));
         assert!(driver.adopt().await.unwrap_err().is::<CannotIdentifyVmm>());
 
         let patience = Duration::from_secs(daemon.config.machine.stop_deadline_s);
         let mut unwanted_since = Some(Instant::now() - patience);
         assert!(!driver.cut_power_if_overdue(&mut unwanted_since).await && unwanted_since.is_none(), "it should run");
-        daemon.write(|db| machines::set_desired(db, 7, Desired::Stopped)).await.unwrap();
+        daemon.write(|db| machines::set_desired(db, id(7), Desired::Stopped)).await.unwrap();
         assert!(!driver.cut_power_if_overdue(&mut unwanted_since).await, "the stop has its time from now on");
         let since = unwanted_since.unwrap();
         unwanted_since = Some(since - patience);
         assert!(driver.cut_power_if_overdue(&mut unwanted_since).await);
         assert!(matches!(driver.vmm, VmmState::Dead) && driver.asked);
-        let scope = Scope::Developer(7);
+        let scope = Scope::Machine(id(7));
         let events = daemon.read(move |db| events::after(db, 0, &scope)).await.unwrap();
         assert!(format!("{events:?}").contains("PowerCut"), "{events:?}");
     }
@@ -479,7 +479,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lower = |config: &mut Config| config.limits.memory_mib = Some(400);
         let (daemon, _poked) = testing::daemon_with(dir.path(), NameService::default(), lower);
-        let driver = Driver::new(daemon, 0, Arc::default(), Arc::new(Semaphore::new(1)));
+        let driver = Driver::new(daemon, id(0), Arc::default(), Arc::new(Semaphore::new(1)));
         let error = driver.start_vmm(&machine(0)).await.unwrap_err().to_string();
         assert!(error.starts_with("memory_mib is 512, but at most 400 is allowed ([limits] memory_mib"), "{error}");
     }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use garret_api::agent::EnvironmentStatus;
 use garret_api::runner::{Desired, MachinePhase, Operation};
 use garret_api::vmm::Metrics;
-use garret_api::{Code, Problem};
+use garret_api::{Code, MachineId, Problem};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -44,7 +44,7 @@ const WRITE_RETRY: Duration = Duration::from_secs(5);
 /// machine.
 pub(super) struct Driver {
     pub(super) daemon: Arc<Daemon>,
-    pub(super) uid: u32,
+    pub(super) id: MachineId,
     poke: Arc<Notify>,
     pub(super) vmm: VmmState,
     /// When the VMM was launched or adopted.
@@ -104,11 +104,11 @@ impl RunningWork {
 }
 
 impl Driver {
-    pub(super) fn new(daemon: Arc<Daemon>, uid: u32, poke: Arc<Notify>, starts: Arc<Semaphore>) -> Self {
+    pub(super) fn new(daemon: Arc<Daemon>, id: MachineId, poke: Arc<Notify>, starts: Arc<Semaphore>) -> Self {
         let network = daemon.network.subscribe();
         Self {
             daemon,
-            uid,
+            id,
             poke,
             network,
             vmm: VmmState::Absent,
@@ -139,7 +139,7 @@ impl Driver {
                 Err(error) => {
                     failures += 1;
                     tracing::error!(
-                        uid = self.uid,
+                        machine = %self.id,
                         failures,
                         "a step of the machine's driver failed; it is retried: {error:#}"
                     );
@@ -162,7 +162,7 @@ impl Driver {
         let recorded = self.record_vmm(&machine).await;
         let observed = self.observe(&machine, &environments);
         let action = next_action(&observed, goal);
-        tracing::debug!(machine = machine.name, ?action);
+        tracing::debug!(machine = %machine.id, ?action);
         if action != Action::Launch && !matches!(self.vmm, VmmState::Booting(_)) {
             self.start_permit = JoinSet::new();
         }
@@ -211,8 +211,8 @@ impl Driver {
     /// Reports to the daemon whether there is a VMM. The daemon may have to wait for its end when the state cannot be
     /// read.
     fn report_vmm(&self, exists: bool) {
-        let uid = self.uid;
-        self.daemon.live.send_if_modified(|live| if exists { live.insert(uid) } else { live.remove(&uid) });
+        let machine = self.id;
+        self.daemon.live.send_if_modified(|live| if exists { live.insert(machine) } else { live.remove(&machine) });
     }
 
     /// Waits for a permit to start beside other starting machines.
@@ -257,11 +257,11 @@ impl Driver {
         if machine.vmm.as_ref() == Some(&process.id) && !became_ready {
             return Ok(());
         }
-        let (uid, id) = (self.uid, process.id.clone());
+        let (machine, id) = (self.id, process.id.clone());
         self.daemon
             .write(move |db| {
-                machines::set_vmm(db, uid, Some(&id))?;
-                if became_ready { machines::set_phase(db, uid, MachinePhase::Running, "running") } else { Ok(()) }
+                machines::set_vmm(db, machine, Some(&id))?;
+                if became_ready { machines::set_phase(db, machine, MachinePhase::Running, "running") } else { Ok(()) }
             })
             .await
     }
@@ -270,18 +270,18 @@ impl Driver {
     pub(super) async fn read_rows(
         &self,
     ) -> Result<Option<(MachineRow, Vec<EnvironmentRow>, Option<Operation>)>, StoreError> {
-        let uid = self.uid;
+        let id = self.id;
         self.daemon
             .read(move |db| {
-                let Some(machine) = machines::get(db, uid)? else { return Ok(None) };
-                Ok(Some((machine, environments::of_machine(db, uid)?, operations::in_progress(db, uid, None)?)))
+                let Some(machine) = machines::get(db, id)? else { return Ok(None) };
+                Ok(Some((machine, environments::of_machine(db, id)?, operations::in_progress(db, id, None)?)))
             })
             .await
     }
 
     pub(super) fn goal(&self, machine: &MachineRow) -> Goal {
         match Goal::new(machine.desired, machine.removed) {
-            Goal::Run if self.daemon.must_stop(self.uid) => Goal::Stop,
+            Goal::Run if self.daemon.must_stop(self.id) => Goal::Stop,
             goal => goal,
         }
     }
@@ -344,14 +344,14 @@ impl Driver {
     /// Ends runs that need a machine when there is none: a stop is done, and a start fails unless the machine will
     /// start. A removal waits for the machine.
     async fn settle_absent(&self) -> Result<(), StoreError> {
-        let uid = self.uid;
+        let id = self.id;
         self.daemon
             .write(move |db| {
-                let Some(machine) = machines::get(db, uid)? else { return Ok(()) };
+                let Some(machine) = machines::get(db, id)? else { return Ok(()) };
                 let starts =
                     machine.desired == Desired::Running && !machine.removed && machine.phase != MachinePhase::Failed;
                 let problem = Problem::new(Code::Stopped, format!("the machine does not run: {}", machine.reason));
-                for row in environments::of_machine(db, uid)? {
+                for row in environments::of_machine(db, id)? {
                     let waits = row.removed || (starts && row.desired == Desired::Running);
                     if !waits && !row.settled() {
                         environments::end_without_machine(db, row, Some(&problem))?;
@@ -364,42 +364,42 @@ impl Driver {
 
     /// Asks the agent for the state of its containers, and records those that stopped by themselves.
     pub(super) async fn refresh(&mut self, machine: &MachineRow) -> Result<(), StoreError> {
-        if self.daemon.memory.pauses.state(self.uid) == PauseState::Paused {
+        if self.daemon.memory.pauses.state(self.id) == PauseState::Paused {
             return Ok(());
         }
-        let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
+        let agent = self.daemon.agent(machine.id, REFRESH_DEADLINE);
         let statuses: Vec<EnvironmentStatus> = tokio::select! {
             () = self.vmm.ended() => return Ok(()),
             statuses = agent.get("/v1/environments") => match statuses {
                 Ok(statuses) => statuses,
                 Err(error) => {
-                    tracing::warn!(machine = machine.name, "the agent does not report its environments: {error}");
+                    tracing::warn!(machine = %machine.id, "the agent does not report its environments: {error}");
                     return Ok(());
                 }
             },
         };
-        let uid = self.uid;
-        self.daemon.observe(move |db| environment_run::observe_all(db, uid, statuses)).await
+        let id = self.id;
+        self.daemon.observe(move |db| environment_run::observe_all(db, id, statuses)).await
     }
 
     /// Sends the machine new resolvers. A machine that is paused or does not answer gets them at a later refresh.
     async fn send_resolvers(&mut self, machine: &MachineRow) {
-        let paused = self.daemon.memory.pauses.state(self.uid) == PauseState::Paused;
+        let paused = self.daemon.memory.pauses.state(self.id) == PauseState::Paused;
         if paused || !self.network.has_changed().unwrap_or(false) {
             return;
         }
         let network = self.network.borrow_and_update().clone();
         let setup = self.machine_setup(machine).await;
-        let agent = self.daemon.agent(&machine.name, REFRESH_DEADLINE);
+        let agent = self.daemon.agent(machine.id, REFRESH_DEADLINE);
         if let Err(error) = agent.send(hyper::Method::PUT, "/v1/machine", Some(&setup)).await {
-            tracing::warn!(machine = machine.name, resolvers = ?network.resolvers, "the agent did not accept the new resolvers: {error}");
+            tracing::warn!(machine = %machine.id, resolvers = ?network.resolvers, "the agent did not accept the new resolvers: {error}");
             self.network.mark_changed();
         }
     }
 
     /// Asks the VMM whether the host failed to read or write its disk, and reports new failures.
     async fn check_disk(&mut self, machine: &MachineRow) {
-        let vmm = self.daemon.vmm(&machine.name, REFRESH_DEADLINE);
+        let vmm = self.daemon.vmm(machine.id, REFRESH_DEADLINE);
         // A VMM that does not answer is asked again at the next check.
         let Ok(metrics) = vmm.get::<Metrics>("/v1/metrics").await else { return };
         if self.disk.begin(disk_failures::count(&metrics)) {
@@ -412,7 +412,7 @@ impl Driver {
     /// Starts work on an environment.
     async fn begin(&mut self, machine: &MachineRow, row: EnvironmentRow, work: Work) -> anyhow::Result<()> {
         let id = row.id.clone();
-        let run = environment_run::EnvironmentRun { daemon: self.daemon.clone(), machine: machine.name.clone(), row };
+        let run = environment_run::EnvironmentRun { daemon: self.daemon.clone(), owner: machine.owner, row };
         let machine = machine.clone();
         // Of the level that is always logged, for the lines of the whole run.
         let span = tracing::error_span!("environment", id, generation = run.row.generation);

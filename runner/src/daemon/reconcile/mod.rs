@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tracing::Instrument;
@@ -31,24 +32,24 @@ const RETRY: Duration = Duration::from_secs(1);
 const STARTS_MIN: u32 = 2;
 
 /// Runs a driver for every present and future machine until the daemon ends, on a dedicated runtime.
-pub(super) async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
+pub(super) async fn supervise(daemon: Arc<Daemon>, poked: mpsc::UnboundedReceiver<MachineId>) -> anyhow::Result<()> {
     run_on_dedicated_runtime("drivers", drive_all(daemon, poked)).await?
 }
 
-async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>) -> anyhow::Result<()> {
+async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<MachineId>) -> anyhow::Result<()> {
     let starts = daemon.host().cpus.max(STARTS_MIN) as usize;
     let starts = Arc::new(Semaphore::new(starts));
     let mut drivers = Drivers { daemon: daemon.clone(), starts, running: HashMap::new(), tasks: JoinSet::new() };
     let machines = daemon.read(machines::all).await?;
     // Until their drivers have looked, machines with a recorded VMM count as running.
-    daemon.live.send_modify(|live| live.extend(machines.iter().filter(|row| row.vmm.is_some()).map(|row| row.uid)));
+    daemon.live.send_modify(|live| live.extend(machines.iter().filter(|row| row.vmm.is_some()).map(|row| row.id)));
     for machine in &machines {
-        drivers.poke(machine.uid);
+        drivers.poke(machine.id);
     }
     loop {
         tokio::select! {
-            uid = poked.recv() => match uid {
-                Some(uid) => drivers.poke(uid),
+            machine = poked.recv() => match machine {
+                Some(machine) => drivers.poke(machine),
                 None => return Ok(()),
             },
             Some(ended) = drivers.tasks.join_next_with_id() => {
@@ -67,39 +68,38 @@ async fn drive_all(daemon: Arc<Daemon>, mut poked: mpsc::UnboundedReceiver<u32>)
 struct Drivers {
     daemon: Arc<Daemon>,
     starts: Arc<Semaphore>,
-    running: HashMap<u32, (tokio::task::Id, Arc<Notify>)>,
+    running: HashMap<MachineId, (tokio::task::Id, Arc<Notify>)>,
     tasks: JoinSet<()>,
 }
 
 impl Drivers {
-    fn poke(&mut self, uid: u32) {
-        match self.running.get(&uid) {
+    fn poke(&mut self, machine: MachineId) {
+        match self.running.get(&machine) {
             Some((_, poke)) => poke.notify_one(),
-            None => self.drive(uid, Duration::ZERO),
+            None => self.drive(machine, Duration::ZERO),
         }
     }
 
-    fn drive(&mut self, uid: u32, after: Duration) {
+    fn drive(&mut self, machine: MachineId, after: Duration) {
         let poke = Arc::new(Notify::new());
-        let driver = Driver::new(self.daemon.clone(), uid, poke.clone(), self.starts.clone());
+        let driver = Driver::new(self.daemon.clone(), machine, poke.clone(), self.starts.clone());
         let drive = async move {
             tokio::time::sleep(after).await;
             driver.run().await;
         };
         // Of the level that is always logged.
-        let task = self.tasks.spawn(drive.instrument(tracing::error_span!("machine", uid)));
-        self.running.insert(uid, (task.id(), poke));
+        let task = self.tasks.spawn(drive.instrument(tracing::error_span!("machine", id = %machine)));
+        self.running.insert(machine, (task.id(), poke));
     }
 
-    /// A driver ends when its machine is gone. If the machine was created again meanwhile, or the driver died, it is
-    /// replaced.
+    /// A driver ends when its machine is gone. One that died is replaced.
     async fn ended(&mut self, task: tokio::task::Id, pause: Duration) -> anyhow::Result<()> {
-        let Some(uid) = self.running.iter().find(|(_, (id, _))| *id == task).map(|(uid, _)| *uid) else {
+        let Some(machine) = self.running.iter().find(|(_, (id, _))| *id == task).map(|(machine, _)| *machine) else {
             return Ok(());
         };
-        self.running.remove(&uid);
-        if self.daemon.read(move |db| machines::get(db, uid)).await?.is_some() {
-            self.drive(uid, pause);
+        self.running.remove(&machine);
+        if self.daemon.read(move |db| machines::get(db, machine)).await?.is_some() {
+            self.drive(machine, pause);
         }
         Ok(())
     }

@@ -26,14 +26,14 @@ impl EnvironmentRun {
     }
 
     async fn share(&self, machine: &MachineRow) -> Result<ExistingMount, Problem> {
-        let paths = self.daemon.paths(&self.machine);
+        let paths = self.daemon.paths(machine.id);
         let spec = ShareSpec {
             folder: self.row.workspace.clone(),
-            developer: self.daemon.developer(self.row.uid, machine.gid).await,
+            developer: self.daemon.developer(machine.owner, machine.gid).await,
             mount_point: Some(paths.workspace(&self.row.id)),
             mount: Some(MountRequest {
                 vmm_uid: self.daemon.vmm_uid(machine).await,
-                vmm_pid: self.daemon.vmm_pid(&self.machine),
+                vmm_pid: self.daemon.vmm_pid(machine.id),
                 note: paths.revocation(&self.row.id),
             }),
         };

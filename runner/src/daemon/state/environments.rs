@@ -7,16 +7,17 @@ use std::path::PathBuf;
 
 use garret_api::agent::{EnvironmentPhase, EnvironmentStatus, Progress};
 use garret_api::runner::{Desired, EventKind, Outcome};
-use garret_api::{Code, Problem};
+use garret_api::{Code, MachineId, Problem};
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Json, ReadTx, WriteTx, bounded_json, events, json, operations};
+use super::{Json, ReadTx, Text, WriteTx, bounded_json, events, json, operations};
 
 /// One environment as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EnvironmentRow {
     pub id: String,
-    pub uid: u32,
+    /// The machine it is in.
+    pub machine: MachineId,
     pub workspace: PathBuf,
     /// The devcontainer.json, if one was named.
     pub config: Option<String>,
@@ -45,13 +46,13 @@ impl EnvironmentRow {
     }
 }
 
-const COLUMNS: &str = "id, uid, workspace, config, local_env, desired, rebuild, removed, generation,
+const COLUMNS: &str = "id, machine, workspace, config, local_env, desired, rebuild, removed, generation,
     observed_generation, status, rebuild_key FROM environments";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
     Ok(EnvironmentRow {
         id: row.get(0)?,
-        uid: row.get(1)?,
+        machine: row.get::<_, Text<_>>(1)?.0,
         workspace: OsString::from_vec(row.get(2)?).into(),
         config: row.get(3)?,
         local_env: row.get::<_, Json<_>>(4)?.0,
@@ -65,19 +66,15 @@ fn row(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
     })
 }
 
-/// All environments of all developers.
-pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<EnvironmentRow>> {
-    db.select(&format!("SELECT {COLUMNS} ORDER BY id"))?.query_map([], row)?.collect()
+/// All environments in this machine.
+pub(crate) fn of_machine(db: &ReadTx<'_>, machine: MachineId) -> rusqlite::Result<Vec<EnvironmentRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE machine = ? ORDER BY id"))?.query_map([machine.as_str()], row)?.collect()
 }
 
-pub(crate) fn of_machine(db: &ReadTx<'_>, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
-    db.select(&format!("SELECT {COLUMNS} WHERE uid = ? ORDER BY id"))?.query_map([uid], row)?.collect()
-}
-
-/// The uids whose machines have work to do for an environment.
-pub(crate) fn busy(db: &ReadTx<'_>) -> rusqlite::Result<BTreeSet<u32>> {
-    db.select("SELECT DISTINCT uid FROM environments WHERE removed OR generation != observed_generation")?
-        .query_map([], |row| row.get(0))?
+/// The machines that have work to do for an environment.
+pub(crate) fn busy(db: &ReadTx<'_>) -> rusqlite::Result<BTreeSet<MachineId>> {
+    db.select("SELECT DISTINCT machine FROM environments WHERE removed OR generation != observed_generation")?
+        .query_map([], |row| Ok(row.get::<_, Text<_>>(0)?.0))?
         .collect()
 }
 
@@ -88,11 +85,11 @@ pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<Environm
 /// Writes the whole row.
 ///
 /// # Errors
-/// The id belongs to another developer.
+/// The id belongs to an environment of another machine.
 pub(crate) fn put(db: &WriteTx<'_>, environment: &EnvironmentRow) -> rusqlite::Result<()> {
     let written = db
         .change(
-            "INSERT INTO environments (id, uid, workspace, config, local_env, desired, rebuild, removed, generation,
+            "INSERT INTO environments (id, machine, workspace, config, local_env, desired, rebuild, removed, generation,
                  observed_generation, status, rebuild_key)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET workspace = excluded.workspace, config = excluded.config,
@@ -100,11 +97,11 @@ pub(crate) fn put(db: &WriteTx<'_>, environment: &EnvironmentRow) -> rusqlite::R
                  removed = excluded.removed, generation = excluded.generation,
                  observed_generation = excluded.observed_generation, status = excluded.status,
                  rebuild_key = excluded.rebuild_key
-             WHERE uid = excluded.uid",
+             WHERE machine = excluded.machine",
         )?
         .execute(params![
             environment.id,
-            environment.uid,
+            environment.machine.as_str(),
             environment.workspace.as_os_str().as_bytes(),
             environment.config,
             json(&environment.local_env)?,
@@ -125,17 +122,17 @@ pub(crate) fn end_run(db: &WriteTx<'_>, environment: &EnvironmentRow, last: &Eve
     let ended = db
         .change(
             "UPDATE environments SET observed_generation = generation, status = ?4, rebuild = ?5
-             WHERE id = ?1 AND uid = ?2 AND generation = ?3 AND observed_generation != generation",
+             WHERE id = ?1 AND machine = ?2 AND generation = ?3 AND observed_generation != generation",
         )?
         .execute(params![
             environment.id,
-            environment.uid,
+            environment.machine.as_str(),
             environment.generation,
             bounded_json(&environment.status)?,
             environment.rebuild,
         ])?;
     if ended == 1 {
-        events::add(db, environment.uid, Some(&environment.id), last)?;
+        events::add(db, environment.machine, Some(&environment.id), last)?;
     }
     Ok(ended == 1)
 }
@@ -148,7 +145,7 @@ pub(crate) fn cancel_run(db: &WriteTx<'_>, environment: &EnvironmentRow, why: &s
     }
     let problem = Problem::new(Code::Cancelled, why);
     let last = failed(environment, "environment", problem);
-    events::add(db, environment.uid, Some(&environment.id), &last)
+    events::add(db, environment.machine, Some(&environment.id), &last)
 }
 
 /// Stores a status that the agent reported outside a run.
@@ -159,16 +156,21 @@ pub(crate) fn observe(
 ) -> rusqlite::Result<()> {
     db.change(
         "UPDATE environments SET status = ?4
-         WHERE id = ?1 AND uid = ?2 AND observed_generation = ?3 AND generation = ?3",
+         WHERE id = ?1 AND machine = ?2 AND observed_generation = ?3 AND generation = ?3",
     )?
-    .execute(params![environment.id, environment.uid, environment.generation, bounded_json(status)?])?;
+    .execute(params![
+        environment.id,
+        environment.machine.as_str(),
+        environment.generation,
+        bounded_json(status)?
+    ])?;
     Ok(())
 }
 
 /// The machine starts: every environment that should run gets a new run, unless one is already requested.
-pub(crate) fn begin_all(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<Vec<EnvironmentRow>> {
+pub(crate) fn begin_all(db: &WriteTx<'_>, machine: MachineId) -> rusqlite::Result<Vec<EnvironmentRow>> {
     let mut begun = Vec::new();
-    for mut environment in of_machine(db, uid)? {
+    for mut environment in of_machine(db, machine)? {
         if environment.desired != Desired::Running || environment.removed {
             continue;
         }
@@ -183,11 +185,16 @@ pub(crate) fn begin_all(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<Vec<Envi
 
 /// The machine no longer runs, and none of its environments do. Their runs end, unless the machine starts `again` by
 /// itself and they continue there.
-pub(crate) fn end_all(db: &WriteTx<'_>, uid: u32, problem: Option<&Problem>, again: bool) -> rusqlite::Result<()> {
-    for mut environment in of_machine(db, uid)? {
+pub(crate) fn end_all(
+    db: &WriteTx<'_>,
+    machine: MachineId,
+    problem: Option<&Problem>,
+    again: bool,
+) -> rusqlite::Result<()> {
+    for mut environment in of_machine(db, machine)? {
         if environment.removed {
             // Its container is removed at the machine's next start; no client waits for that.
-            operations::end(db, uid, Some(&environment.id), &Outcome::Succeeded)?;
+            operations::end(db, machine, Some(&environment.id), &Outcome::Succeeded)?;
         }
         if environment.settled() {
             // A stop that failed is done now; a failed run keeps its reason.
@@ -224,8 +231,8 @@ pub(crate) fn end_without_machine(
 }
 
 /// Ends the current runs of a machine's environments as failed: they cannot continue. Removals stay pending.
-pub(crate) fn fail_all(db: &WriteTx<'_>, uid: u32, problem: &Problem) -> rusqlite::Result<()> {
-    for mut environment in of_machine(db, uid)?.into_iter().filter(|row| !row.removed && !row.settled()) {
+pub(crate) fn fail_all(db: &WriteTx<'_>, machine: MachineId, problem: &Problem) -> rusqlite::Result<()> {
+    for mut environment in of_machine(db, machine)?.into_iter().filter(|row| !row.removed && !row.settled()) {
         environment.status.phase = EnvironmentPhase::Failed;
         environment.status.problem = Some(problem.clone());
         end_run(db, &environment, &failed(&environment, "agent", problem.clone()))?;
@@ -240,17 +247,18 @@ fn failed(environment: &EnvironmentRow, step: &str, problem: Problem) -> EventKi
 
 /// Stores a step of the run that `environment` belongs to. A run that has ended or was replaced stores no more steps.
 pub(crate) fn add_progress(db: &WriteTx<'_>, environment: &EnvironmentRow, progress: Progress) -> rusqlite::Result<()> {
-    let EnvironmentRow { id, uid, generation, .. } = environment;
-    let runs = get(db, id)?.is_some_and(|row| row.uid == *uid && row.generation == *generation && !row.settled());
+    let EnvironmentRow { id, machine, generation, .. } = environment;
+    let runs =
+        get(db, id)?.is_some_and(|row| row.machine == *machine && row.generation == *generation && !row.settled());
     match runs {
-        true => events::add(db, *uid, Some(id), &EventKind::Environment { generation: *generation, progress }),
+        true => events::add(db, *machine, Some(id), &EventKind::Environment { generation: *generation, progress }),
         false => Ok(()),
     }
 }
 
 /// Marks the environment for removal, and returns it. A run that has not ended is cancelled.
-pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
-    let Some(environment) = get(db, id)?.filter(|row| row.uid == uid) else { return Ok(None) };
+pub(crate) fn remove(db: &WriteTx<'_>, machine: MachineId, id: &str) -> rusqlite::Result<Option<EnvironmentRow>> {
+    let Some(environment) = get(db, id)?.filter(|row| row.machine == machine) else { return Ok(None) };
     cancel_run(db, &environment, "the environment was removed")?;
     let removed = EnvironmentRow { removed: true, observed_generation: environment.generation, ..environment };
     put(db, &removed)?;
@@ -259,12 +267,12 @@ pub(crate) fn remove(db: &WriteTx<'_>, uid: u32, id: &str) -> rusqlite::Result<O
 
 /// Deletes the row, unless the environment was requested again.
 pub(crate) fn forget(db: &WriteTx<'_>, environment: &EnvironmentRow) -> rusqlite::Result<()> {
-    let EnvironmentRow { id, uid, generation, .. } = environment;
+    let EnvironmentRow { id, machine, generation, .. } = environment;
     let gone = db
-        .change("DELETE FROM environments WHERE id = ? AND uid = ? AND generation = ? AND removed")?
-        .execute(params![id, uid, generation])?;
+        .change("DELETE FROM environments WHERE id = ? AND machine = ? AND generation = ? AND removed")?
+        .execute(params![id, machine.as_str(), generation])?;
     match gone {
         0 => Ok(()),
-        _ => events::add(db, *uid, Some(id), &EventKind::Removed { generation: *generation }),
+        _ => events::add(db, *machine, Some(id), &EventKind::Removed { generation: *generation }),
     }
 }

@@ -1,14 +1,15 @@
-//! The table of machines: one row per developer.
+//! The table of machines.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use garret_api::MachineId;
 use garret_api::runner::{Desired, EventKind, MachinePhase};
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Json, ReadTx, WriteTx, events, json, now_ms, operations};
+use super::{Json, ReadTx, Text, WriteTx, events, json, now_ms, operations};
 
 /// Identifies a VMM's process. Process ids are reused: only boot id and start time make them unique.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,16 +22,17 @@ pub(crate) struct VmmId {
     pub boot_id: String,
 }
 
-/// One developer's machine as stored.
+/// A machine as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MachineRow {
-    pub uid: u32,
+    /// Names its files, control group and network. It never changes, and no other machine gets it later.
+    pub id: MachineId,
+    /// The developer's uid.
+    pub owner: u32,
     /// The developer's primary group.
     pub gid: u32,
-    /// The machine's name, which its files, control group and network use. It never changes.
-    pub name: String,
     /// The developer's current name: the account's name, or the uid's digits.
-    pub owner: String,
+    pub developer: String,
     /// The account's own name, as last seen; `None` if the uid had no account.
     pub account: Option<String>,
     /// The account's home folder, as last seen.
@@ -58,58 +60,59 @@ pub(crate) struct MachineRow {
     pub vmm: Option<VmmId>,
 }
 
-const COLUMNS: &str = "uid, gid, name, slot, desired, removed, vcpus, memory_mib, phase, reason, since, vmm,
-    guaranteed_mib, weight, owner, account, home FROM machines";
+const COLUMNS: &str = "id, owner, gid, developer, account, home, slot, desired, removed, vcpus, memory_mib,
+    guaranteed_mib, weight, phase, reason, since, vmm FROM machines";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
-        uid: row.get(0)?,
-        gid: row.get(1)?,
-        name: row.get(2)?,
-        slot: row.get(3)?,
-        desired: row.get::<_, Json<_>>(4)?.0,
-        removed: row.get(5)?,
-        vcpus: row.get(6)?,
-        memory_mib: row.get(7)?,
-        phase: row.get::<_, Json<_>>(8)?.0,
-        reason: row.get(9)?,
-        since: row.get(10)?,
-        vmm: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
-        guaranteed_mib: row.get(12)?,
-        weight: row.get(13)?,
-        owner: row.get(14)?,
-        account: row.get(15)?,
-        home: row.get::<_, Option<Vec<u8>>>(16)?.map(|home| OsString::from_vec(home).into()),
+        id: row.get::<_, Text<_>>(0)?.0,
+        owner: row.get(1)?,
+        gid: row.get(2)?,
+        developer: row.get(3)?,
+        account: row.get(4)?,
+        home: row.get::<_, Option<Vec<u8>>>(5)?.map(|home| OsString::from_vec(home).into()),
+        slot: row.get(6)?,
+        desired: row.get::<_, Json<_>>(7)?.0,
+        removed: row.get(8)?,
+        vcpus: row.get(9)?,
+        memory_mib: row.get(10)?,
+        guaranteed_mib: row.get(11)?,
+        weight: row.get(12)?,
+        phase: row.get::<_, Json<_>>(13)?.0,
+        reason: row.get(14)?,
+        since: row.get(15)?,
+        vmm: row.get::<_, Option<Json<_>>>(16)?.map(|json| json.0),
     })
 }
 
-/// All machines, ordered by owner.
+/// All machines, ordered by developer.
 pub(crate) fn all(db: &ReadTx<'_>) -> rusqlite::Result<Vec<MachineRow>> {
-    db.select(&format!("SELECT {COLUMNS} ORDER BY owner, uid"))?.query_map([], row)?.collect()
+    db.select(&format!("SELECT {COLUMNS} ORDER BY developer, owner"))?.query_map([], row)?.collect()
 }
 
-pub(crate) fn get(db: &ReadTx<'_>, uid: u32) -> rusqlite::Result<Option<MachineRow>> {
-    db.select(&format!("SELECT {COLUMNS} WHERE uid = ?"))?.query_row([uid], row).optional()
+pub(crate) fn get(db: &ReadTx<'_>, id: MachineId) -> rusqlite::Result<Option<MachineRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id.as_str()], row).optional()
 }
 
-/// The machine whose developer had this name when last seen.
-pub(crate) fn by_owner(db: &ReadTx<'_>, owner: &str) -> rusqlite::Result<Option<MachineRow>> {
+/// The machine of the developer with this uid. The schema allows one for each.
+pub(crate) fn of_owner(db: &ReadTx<'_>, owner: u32) -> rusqlite::Result<Option<MachineRow>> {
     db.select(&format!("SELECT {COLUMNS} WHERE owner = ?"))?.query_row([owner], row).optional()
 }
 
-/// Whether no other machine has this name.
-pub(crate) fn is_free(db: &ReadTx<'_>, name: &str) -> rusqlite::Result<bool> {
-    Ok(!db.select("SELECT 1 FROM machines WHERE name = ?")?.exists([name])?)
+/// The machine whose developer had this name when last seen.
+pub(crate) fn by_developer(db: &ReadTx<'_>, developer: &str) -> rusqlite::Result<Option<MachineRow>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE developer = ?"))?.query_row([developer], row).optional()
 }
 
-/// Stores the developer's current names. Another machine under the same name is named by its uid from now on.
-pub(crate) fn set_owner(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Result<()> {
-    let MachineRow { uid, gid, owner, account, home, .. } = machine;
-    db.change("UPDATE machines SET owner = CAST(uid AS TEXT) WHERE owner = ? AND uid != ?")?
-        .execute(params![owner, uid])?;
+/// Stores the developer's current names. The developer of another machine who had the same name is shown by uid from
+/// now on.
+pub(crate) fn set_developer(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Result<()> {
+    let MachineRow { owner, gid, developer, account, home, .. } = machine;
+    db.change("UPDATE machines SET developer = CAST(owner AS TEXT) WHERE developer = ? AND owner != ?")?
+        .execute(params![developer, owner])?;
     let home = home.as_ref().map(|home| home.as_os_str().as_bytes());
-    db.change("UPDATE machines SET gid = ?, owner = ?, account = ?, home = ? WHERE uid = ?")?
-        .execute(params![gid, owner, account, home, uid])?;
+    db.change("UPDATE machines SET gid = ?, developer = ?, account = ?, home = ? WHERE owner = ?")?
+        .execute(params![gid, developer, account, home, owner])?;
     Ok(())
 }
 
@@ -117,18 +120,18 @@ pub(crate) fn set_owner(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Res
 /// observed).
 pub(crate) fn put(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Result<()> {
     db.change(
-        "INSERT INTO machines (uid, gid, name, owner, slot, desired, removed, vcpus, memory_mib, phase, reason, since,
-             guaranteed_mib, weight)
+        "INSERT INTO machines (id, owner, gid, developer, slot, desired, removed, vcpus, memory_mib, phase, reason,
+             since, guaranteed_mib, weight)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (uid) DO UPDATE SET desired = excluded.desired, removed = excluded.removed,
+         ON CONFLICT (id) DO UPDATE SET desired = excluded.desired, removed = excluded.removed,
              vcpus = excluded.vcpus, memory_mib = excluded.memory_mib, guaranteed_mib = excluded.guaranteed_mib,
              weight = excluded.weight",
     )?
     .execute(params![
-        machine.uid,
-        machine.gid,
-        machine.name,
+        machine.id.as_str(),
         machine.owner,
+        machine.gid,
+        machine.developer,
         machine.slot,
         json(&machine.desired)?,
         machine.removed,
@@ -140,7 +143,7 @@ pub(crate) fn put(db: &WriteTx<'_>, machine: &MachineRow) -> rusqlite::Result<()
         machine.guaranteed_mib,
         machine.weight,
     ])?;
-    set_owner(db, machine)
+    set_developer(db, machine)
 }
 
 /// The lowest free slot below `slots`.
@@ -151,36 +154,37 @@ pub(crate) fn free_slot(db: &ReadTx<'_>, slots: u16) -> rusqlite::Result<Option<
 }
 
 /// Sets the machine's phase and adds an event.
-pub(crate) fn set_phase(db: &WriteTx<'_>, uid: u32, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
-    db.change("UPDATE machines SET phase = ?, reason = ?, since = ? WHERE uid = ?")?.execute(params![
+pub(crate) fn set_phase(db: &WriteTx<'_>, id: MachineId, phase: MachinePhase, reason: &str) -> rusqlite::Result<()> {
+    db.change("UPDATE machines SET phase = ?, reason = ?, since = ? WHERE id = ?")?.execute(params![
         json(&phase)?,
         reason,
         now_ms() / 1000,
-        uid
+        id.as_str()
     ])?;
-    events::add(db, uid, None, &EventKind::Machine { phase, reason: reason.into() })
+    events::add(db, id, None, &EventKind::Machine { phase, reason: reason.into() })
 }
 
 /// Changes only the desired state.
-pub(crate) fn set_desired(db: &WriteTx<'_>, uid: u32, desired: Desired) -> rusqlite::Result<()> {
-    db.change("UPDATE machines SET desired = ? WHERE uid = ?")?.execute(params![json(&desired)?, uid])?;
+pub(crate) fn set_desired(db: &WriteTx<'_>, id: MachineId, desired: Desired) -> rusqlite::Result<()> {
+    db.change("UPDATE machines SET desired = ? WHERE id = ?")?.execute(params![json(&desired)?, id.as_str()])?;
     Ok(())
 }
 
 /// Sets the VMM's process; `None` once it was cleaned up.
-pub(crate) fn set_vmm(db: &WriteTx<'_>, uid: u32, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
-    db.change("UPDATE machines SET vmm = ? WHERE uid = ?")?.execute(params![vmm.map(json).transpose()?, uid])?;
+pub(crate) fn set_vmm(db: &WriteTx<'_>, id: MachineId, vmm: Option<&VmmId>) -> rusqlite::Result<()> {
+    db.change("UPDATE machines SET vmm = ? WHERE id = ?")?.execute(params![vmm.map(json).transpose()?, id.as_str()])?;
     Ok(())
 }
 
-/// Deletes the machine, its environments and its events. Its operations stay, and end.
-pub(crate) fn forget(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<()> {
+/// Deletes the machine, its environments and its events. Of its operations, the removal stays.
+pub(crate) fn forget(db: &WriteTx<'_>, id: MachineId) -> rusqlite::Result<()> {
+    operations::end_with_machine(db, id)?;
     for statement in [
-        "DELETE FROM environments WHERE uid = ?",
-        "DELETE FROM events WHERE uid = ?",
-        "DELETE FROM machines WHERE uid = ?",
+        "DELETE FROM environments WHERE machine = ?",
+        "DELETE FROM events WHERE machine = ?",
+        "DELETE FROM machines WHERE id = ?",
     ] {
-        db.change(statement)?.execute([uid])?;
+        db.change(statement)?.execute([id.as_str()])?;
     }
-    operations::end_with_machine(db, uid)
+    Ok(())
 }

@@ -11,7 +11,9 @@ pub(super) mod scope_end;
 pub(super) mod tests;
 mod transaction;
 
+use std::error::Error;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use garret_api::{Code, Problem};
 use rusqlite::Connection;
-use rusqlite::types::{FromSql, FromSqlError};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -130,11 +132,20 @@ pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
+/// A type stored as its own text.
+struct Text<T>(T);
+
+impl<T: FromStr<Err: Error + Send + Sync + 'static>> FromSql for Text<T> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map(Text).map_err(|error| FromSqlError::Other(Box::new(error)))
+    }
+}
+
 /// A wire type stored as JSON text.
 struct Json<T>(T);
 
 impl<T: DeserializeOwned> FromSql for Json<T> {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         serde_json::from_str(value.as_str()?).map(Json).map_err(|error| FromSqlError::Other(Box::new(error)))
     }
 }

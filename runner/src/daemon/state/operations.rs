@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use garret_api::agent::Progress;
 use garret_api::runner::{EventKind, Operation, OperationKind, Outcome};
-use garret_api::{Code, Problem};
+use garret_api::{Code, MachineId, Problem};
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Json, ReadTx, WriteTx, bounded_json, json, now_ms};
+use super::{Json, ReadTx, Text, WriteTx, bounded_json, json, now_ms};
 
 /// The number of operations stored per developer.
 const OPERATIONS_MAX: u32 = 256;
@@ -21,8 +21,7 @@ const LIST_MAX: u32 = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct NewOperation<'a> {
     pub kind: OperationKind,
-    /// Whose machine it is about.
-    pub uid: u32,
+    pub machine: MachineId,
     /// The environment's id and the generation of its run; `None`: it is about the machine.
     pub environment: Option<(&'a str, u64)>,
     pub requested_by: u32,
@@ -30,23 +29,25 @@ pub(crate) struct NewOperation<'a> {
     pub allowed: Option<Duration>,
 }
 
-const COLUMNS: &str = "id, kind, developer, uid, environment, generation, requested_by, begun_ms, deadline_ms, step,
+const COLUMNS: &str =
+    "id, kind, machine, developer, owner, environment, generation, requested_by, begun_ms, deadline_ms, step,
     ended_ms, outcome FROM operations";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<Operation> {
     Ok(Operation {
         id: row.get(0)?,
         kind: row.get::<_, Json<_>>(1)?.0,
-        developer: row.get(2)?,
-        uid: row.get(3)?,
-        environment: row.get(4)?,
-        generation: row.get(5)?,
-        requested_by: row.get(6)?,
-        begun_ms: row.get(7)?,
-        deadline_ms: row.get(8)?,
-        step: row.get(9)?,
-        ended_ms: row.get(10)?,
-        outcome: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
+        machine: row.get::<_, Text<_>>(2)?.0,
+        developer: row.get(3)?,
+        uid: row.get(4)?,
+        environment: row.get(5)?,
+        generation: row.get(6)?,
+        requested_by: row.get(7)?,
+        begun_ms: row.get(8)?,
+        deadline_ms: row.get(9)?,
+        step: row.get(10)?,
+        ended_ms: row.get(11)?,
+        outcome: row.get::<_, Option<Json<_>>>(12)?.map(|json| json.0),
     })
 }
 
@@ -54,11 +55,12 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Operation> {
 pub(crate) fn begin(db: &WriteTx<'_>, new: &NewOperation<'_>) -> rusqlite::Result<()> {
     let environment = new.environment.map(|(id, _)| id);
     let replaced = Outcome::Cancelled { reason: format!("{} took its place", request_name(new.kind)) };
-    end(db, new.uid, environment, &replaced)?;
+    end(db, new.machine, environment, &replaced)?;
     let now = now_ms();
     db.change(
-        "INSERT INTO operations (id, kind, developer, uid, environment, generation, requested_by, begun_ms, deadline_ms)
-         SELECT lower(hex(randomblob(16))), ?, owner, uid, ?, ?, ?, ?, ? FROM machines WHERE uid = ?",
+        "INSERT INTO operations (id, kind, machine, developer, owner, environment, generation, requested_by, begun_ms,
+             deadline_ms)
+         SELECT lower(hex(randomblob(16))), ?, id, developer, owner, ?, ?, ?, ?, ? FROM machines WHERE id = ?",
     )?
     .execute(params![
         json(&new.kind)?,
@@ -67,13 +69,14 @@ pub(crate) fn begin(db: &WriteTx<'_>, new: &NewOperation<'_>) -> rusqlite::Resul
         new.requested_by,
         now,
         new.allowed.map(|allowed| now + allowed.as_millis() as u64),
-        new.uid
+        new.machine.as_str()
     ])?;
     db.change(
-        "DELETE FROM operations WHERE uid = ?1 AND outcome IS NOT NULL
-         AND number <= (SELECT number FROM operations WHERE uid = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+        "DELETE FROM operations WHERE owner = (SELECT owner FROM machines WHERE id = ?1) AND outcome IS NOT NULL
+         AND number <= (SELECT number FROM operations WHERE owner = (SELECT owner FROM machines WHERE id = ?1)
+             ORDER BY number DESC LIMIT 1 OFFSET ?2)",
     )?
-    .execute(params![new.uid, OPERATIONS_MAX])?;
+    .execute(params![new.machine.as_str(), OPERATIONS_MAX])?;
     Ok(())
 }
 
@@ -88,11 +91,16 @@ fn request_name(kind: OperationKind) -> &'static str {
 }
 
 /// Ends the operation on this machine or environment that is in progress, if there is one.
-pub(crate) fn end(db: &WriteTx<'_>, uid: u32, environment: Option<&str>, outcome: &Outcome) -> rusqlite::Result<()> {
+pub(crate) fn end(
+    db: &WriteTx<'_>,
+    machine: MachineId,
+    environment: Option<&str>,
+    outcome: &Outcome,
+) -> rusqlite::Result<()> {
     db.change(
-        "UPDATE operations SET outcome = ?, ended_ms = ? WHERE uid = ? AND environment IS ? AND outcome IS NULL",
+        "UPDATE operations SET outcome = ?, ended_ms = ? WHERE machine = ? AND environment IS ? AND outcome IS NULL",
     )?
-    .execute(params![bounded_json(outcome)?, now_ms(), uid, environment])?;
+    .execute(params![bounded_json(outcome)?, now_ms(), machine.as_str(), environment])?;
     Ok(())
 }
 
@@ -106,16 +114,17 @@ pub(crate) fn end_one(db: &WriteTx<'_>, id: &str, outcome: &Outcome) -> rusqlite
     Ok(())
 }
 
-/// The machine was removed: this ends its removal, and deletes what else was requested of it. Another person may get the
-/// uid, who must not see it.
-pub(super) fn end_with_machine(db: &WriteTx<'_>, uid: u32) -> rusqlite::Result<()> {
-    end(db, uid, None, &Outcome::Succeeded)?;
+/// The machine's row will be deleted: this ends its removal, and deletes what else was requested of it and of its owner's
+/// deleted machines. Another person may get the uid, who must not see it.
+pub(super) fn end_with_machine(db: &WriteTx<'_>, machine: MachineId) -> rusqlite::Result<()> {
+    end(db, machine, None, &Outcome::Succeeded)?;
     let removal = json(&OperationKind::Remove)?;
     db.change(
-        "DELETE FROM operations WHERE uid = ?1 AND number != coalesce((SELECT max(number) FROM operations
-         WHERE uid = ?1 AND environment IS NULL AND kind = ?2), -1)",
+        "DELETE FROM operations WHERE owner = (SELECT owner FROM machines WHERE id = ?1)
+         AND (machine = ?1 OR machine NOT IN (SELECT id FROM machines)) AND number IS NOT (SELECT max(number)
+             FROM operations WHERE machine = ?1 AND environment IS NULL AND kind = ?2)",
     )?
-    .execute(params![uid, removal])?;
+    .execute(params![machine.as_str(), removal])?;
     Ok(())
 }
 
@@ -133,12 +142,17 @@ pub(crate) fn expire(db: &WriteTx<'_>, now_ms: u64) -> rusqlite::Result<()> {
 }
 
 /// What an event means for the operation in progress on its machine or environment.
-pub(super) fn advance(db: &WriteTx<'_>, uid: u32, environment: Option<&str>, what: &EventKind) -> rusqlite::Result<()> {
+pub(super) fn advance(
+    db: &WriteTx<'_>,
+    machine: MachineId,
+    environment: Option<&str>,
+    what: &EventKind,
+) -> rusqlite::Result<()> {
     let (generation, change) = match change(what) {
         Some(change) => change,
         None => return Ok(()),
     };
-    let Some(operation) = in_progress(db, uid, environment)? else { return Ok(()) };
+    let Some(operation) = in_progress(db, machine, environment)? else { return Ok(()) };
     if operation.generation != generation {
         return Ok(());
     }
@@ -147,7 +161,7 @@ pub(super) fn advance(db: &WriteTx<'_>, uid: u32, environment: Option<&str>, wha
             db.change("UPDATE operations SET step = ? WHERE id = ?")?.execute(params![step, operation.id])?;
             Ok(())
         }
-        Change::End(outcome) => end(db, uid, environment, &outcome),
+        Change::End(outcome) => end(db, machine, environment, &outcome),
     }
 }
 
@@ -177,16 +191,24 @@ fn change(what: &EventKind) -> Option<(Option<u64>, Change)> {
 }
 
 /// The operation on this machine or environment that has no outcome yet.
-pub(crate) fn in_progress(db: &ReadTx<'_>, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
-    db.select(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? AND outcome IS NULL"))?
-        .query_row(params![uid, environment], row)
+pub(crate) fn in_progress(
+    db: &ReadTx<'_>,
+    machine: MachineId,
+    environment: Option<&str>,
+) -> rusqlite::Result<Option<Operation>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE machine = ? AND environment IS ? AND outcome IS NULL"))?
+        .query_row(params![machine.as_str(), environment], row)
         .optional()
 }
 
 /// The last operation on this machine or environment.
-pub(crate) fn last(db: &ReadTx<'_>, uid: u32, environment: Option<&str>) -> rusqlite::Result<Option<Operation>> {
-    db.select(&format!("SELECT {COLUMNS} WHERE uid = ? AND environment IS ? ORDER BY number DESC LIMIT 1"))?
-        .query_row(params![uid, environment], row)
+pub(crate) fn last(
+    db: &ReadTx<'_>,
+    machine: MachineId,
+    environment: Option<&str>,
+) -> rusqlite::Result<Option<Operation>> {
+    db.select(&format!("SELECT {COLUMNS} WHERE machine = ? AND environment IS ? ORDER BY number DESC LIMIT 1"))?
+        .query_row(params![machine.as_str(), environment], row)
         .optional()
 }
 
@@ -194,11 +216,11 @@ pub(crate) fn get(db: &ReadTx<'_>, id: &str) -> rusqlite::Result<Option<Operatio
     db.select(&format!("SELECT {COLUMNS} WHERE id = ?"))?.query_row([id], row).optional()
 }
 
-/// The newest operations, the newest first; with a uid, those on this developer's machine.
-pub(crate) fn newest(db: &ReadTx<'_>, uid: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
-    let condition = if uid.is_some() { "uid = ?" } else { "?1 IS NULL" };
+/// The newest operations, the newest first; with an owner, those on this developer's machines.
+pub(crate) fn newest(db: &ReadTx<'_>, owner: Option<u32>) -> rusqlite::Result<Vec<Operation>> {
+    let condition = if owner.is_some() { "owner = ?" } else { "?1 IS NULL" };
     db.select(&format!("SELECT {COLUMNS} WHERE {condition} ORDER BY number DESC LIMIT {LIST_MAX}"))?
-        .query_map([uid], row)?
+        .query_map([owner], row)?
         .collect()
 }
 
@@ -207,11 +229,12 @@ mod tests {
     use garret_api::runner::MachinePhase;
 
     use super::super::tests::{environment, machine, memory};
-    use super::super::{environments, events, machines};
+    use super::super::{MachineRow, environments, events, machines};
     use super::*;
+    use crate::daemon::testing::id;
 
     fn new(kind: OperationKind, environment: Option<(&str, u64)>) -> NewOperation<'_> {
-        NewOperation { kind, uid: 7, environment, requested_by: 1000, allowed: Some(Duration::from_secs(5)) }
+        NewOperation { kind, machine: id(7), environment, requested_by: 1000, allowed: Some(Duration::from_secs(5)) }
     }
 
     fn with_machine() -> WriteTx<'static> {
@@ -224,16 +247,16 @@ mod tests {
     fn an_operation_has_one_outcome_and_the_next_cancels_it() {
         let db = with_machine();
         begin(&db, &new(OperationKind::Start, None)).unwrap();
-        let start = in_progress(&db, 7, None).unwrap().unwrap();
+        let start = in_progress(&db, id(7), None).unwrap().unwrap();
         assert_eq!((start.kind, start.requested_by, start.developer.as_str()), (OperationKind::Start, 1000, "dev7"));
         assert!(start.id.len() == 32 && start.deadline_ms == Some(start.begun_ms + 5000), "{start:?}");
         begin(&db, &new(OperationKind::Stop, None)).unwrap();
-        end(&db, 7, None, &Outcome::Succeeded).unwrap();
-        end(&db, 7, None, &Outcome::Cancelled { reason: "late".into() }).unwrap();
+        end(&db, id(7), None, &Outcome::Succeeded).unwrap();
+        end(&db, id(7), None, &Outcome::Cancelled { reason: "late".into() }).unwrap();
         let [stop, start] = &newest(&db, Some(7)).unwrap()[..] else { panic!("not two") };
         assert_eq!(stop.outcome, Some(Outcome::Succeeded));
         assert_eq!(start.outcome, Some(Outcome::Cancelled { reason: "a stop took its place".into() }));
-        assert_eq!(last(&db, 7, None).unwrap().as_ref(), Some(stop));
+        assert_eq!(last(&db, id(7), None).unwrap().as_ref(), Some(stop));
         assert_eq!(get(&db, &start.id).unwrap().as_ref(), Some(start));
         assert_eq!(newest(&db, Some(8)).unwrap(), []);
     }
@@ -258,8 +281,8 @@ mod tests {
         ] {
             let db = with_machine();
             begin(&db, &new(OperationKind::Start, Some(("e", 2)))).unwrap();
-            events::add(&db, 7, Some("e"), &what).unwrap();
-            let operation = last(&db, 7, Some("e")).unwrap().unwrap();
+            events::add(&db, id(7), Some("e"), &what).unwrap();
+            let operation = last(&db, id(7), Some("e")).unwrap().unwrap();
             assert_eq!(operation.outcome, outcome, "{what:?}");
             let started = matches!(what, EventKind::Environment { progress: Progress::Started { .. }, .. });
             assert_eq!(operation.step.as_deref(), started.then_some("pull image"), "{what:?}");
@@ -271,8 +294,8 @@ mod tests {
         let db = with_machine();
         begin(&db, &new(OperationKind::Start, None)).unwrap();
         begin(&db, &new(OperationKind::Start, Some(("e", 1)))).unwrap();
-        machines::set_phase(&db, 7, MachinePhase::Failed, "no memory").unwrap();
-        let step = |environment| in_progress(&db, 7, environment).unwrap().unwrap().step;
+        machines::set_phase(&db, id(7), MachinePhase::Failed, "no memory").unwrap();
+        let step = |environment| in_progress(&db, id(7), environment).unwrap().unwrap().step;
         assert_eq!((step(None).as_deref(), step(Some("e"))), (Some("no memory"), None));
     }
 
@@ -282,20 +305,29 @@ mod tests {
         environments::put(&db, &environment(7, "e")).unwrap();
         begin(&db, &new(OperationKind::Start, Some(("e", 1)))).unwrap();
         begin(&db, &new(OperationKind::Remove, None)).unwrap();
-        machines::forget(&db, 7).unwrap();
+        machines::forget(&db, id(7)).unwrap();
         let [removal] = &newest(&db, Some(7)).unwrap()[..] else { panic!("not one") };
         assert_eq!((removal.kind, &removal.outcome), (OperationKind::Remove, &Some(Outcome::Succeeded)));
+
+        // The next machine of the same developer.
+        machines::put(&db, &MachineRow { id: id(8), ..machine(7) }).unwrap();
+        begin(&db, &NewOperation { machine: id(8), ..new(OperationKind::Start, None) }).unwrap();
+        assert_eq!(newest(&db, Some(7)).unwrap().len(), 2);
+        begin(&db, &NewOperation { machine: id(8), ..new(OperationKind::Remove, None) }).unwrap();
+        machines::forget(&db, id(8)).unwrap();
+        let [removal] = &newest(&db, Some(7)).unwrap()[..] else { panic!("not one") };
+        assert_eq!(removal.machine, id(8));
     }
 
     #[test]
     fn a_removal_ends_with_the_machine_that_stops() {
         let db = with_machine();
         environments::put(&db, &environment(7, "e")).unwrap();
-        assert_eq!(environments::remove(&db, 8, "e").unwrap(), None, "another developer's");
-        let removed = environments::remove(&db, 7, "e").unwrap().unwrap();
+        assert_eq!(environments::remove(&db, id(8), "e").unwrap(), None, "another developer's");
+        let removed = environments::remove(&db, id(7), "e").unwrap().unwrap();
         begin(&db, &new(OperationKind::Remove, Some(("e", removed.generation)))).unwrap();
-        environments::end_all(&db, 7, None, false).unwrap();
-        assert_eq!(last(&db, 7, Some("e")).unwrap().unwrap().outcome, Some(Outcome::Succeeded));
+        environments::end_all(&db, id(7), None, false).unwrap();
+        assert_eq!(last(&db, id(7), Some("e")).unwrap().unwrap().outcome, Some(Outcome::Succeeded));
         assert!(environments::get(&db, "e").unwrap().unwrap().removed, "its container is removed at the next start");
     }
 
@@ -304,14 +336,14 @@ mod tests {
         let db = with_machine();
         begin(&db, &new(OperationKind::Stop, None)).unwrap();
         begin(&db, &NewOperation { allowed: None, ..new(OperationKind::Start, Some(("e", 1))) }).unwrap();
-        let deadline = in_progress(&db, 7, None).unwrap().unwrap().deadline_ms.unwrap();
+        let deadline = in_progress(&db, id(7), None).unwrap().unwrap().deadline_ms.unwrap();
         expire(&db, deadline - 1).unwrap();
         assert_eq!(next_deadline(&db).unwrap(), Some(deadline));
         expire(&db, deadline).unwrap();
         assert_eq!(next_deadline(&db).unwrap(), None);
-        let Some(Outcome::Failed { problem }) = last(&db, 7, None).unwrap().unwrap().outcome else { panic!() };
+        let Some(Outcome::Failed { problem }) = last(&db, id(7), None).unwrap().unwrap().outcome else { panic!() };
         assert_eq!(problem.code, Code::Deadline);
-        assert!(in_progress(&db, 7, Some("e")).unwrap().is_some());
+        assert!(in_progress(&db, id(7), Some("e")).unwrap().is_some());
     }
 
     #[test]
@@ -323,7 +355,7 @@ mod tests {
         }
         let count: u32 = db.select("SELECT count(*) FROM operations").unwrap().query_row([], |row| row.get(0)).unwrap();
         assert_eq!(count, OPERATIONS_MAX + 1);
-        assert!(in_progress(&db, 7, Some("e")).unwrap().is_some());
+        assert!(in_progress(&db, id(7), Some("e")).unwrap().is_some());
     }
 
     #[test]

@@ -79,6 +79,76 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX operations_of_developer ON operations (uid, environment, number);
     CREATE UNIQUE INDEX operations_in_progress ON operations (uid, coalesce(environment, '')) WHERE outcome IS NULL;
 ",
+    // Machines have ids. An earlier machine keeps its name as its id, because its folders, control group and network
+    // namespace are named so. Events and operations may be many: their tables are not copied.
+    "
+    ALTER TABLE machines RENAME TO earlier_machines;
+    ALTER TABLE environments RENAME TO earlier_environments;
+    CREATE TABLE machines (
+        id TEXT PRIMARY KEY,
+        owner INTEGER NOT NULL,
+        gid INTEGER NOT NULL,
+        developer TEXT NOT NULL,
+        account TEXT,
+        home BLOB,
+        slot INTEGER NOT NULL UNIQUE,
+        desired TEXT NOT NULL,
+        removed INTEGER NOT NULL,
+        vcpus INTEGER NOT NULL,
+        memory_mib INTEGER NOT NULL,
+        guaranteed_mib INTEGER NOT NULL,
+        weight INTEGER NOT NULL,
+        phase TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        vmm TEXT
+    ) STRICT;
+    INSERT INTO machines SELECT name, uid, gid, owner, account, home, slot, desired, removed, vcpus, memory_mib,
+        guaranteed_mib, weight, phase, reason, since, vmm FROM earlier_machines;
+    -- A developer has one machine. To allow several, drop this index.
+    CREATE UNIQUE INDEX machine_of_owner ON machines (owner);
+    CREATE TABLE environments (
+        id TEXT PRIMARY KEY,
+        machine TEXT NOT NULL REFERENCES machines (id),
+        workspace BLOB NOT NULL,
+        config TEXT,
+        local_env TEXT NOT NULL,
+        desired TEXT NOT NULL,
+        rebuild INTEGER NOT NULL,
+        rebuild_key TEXT,
+        removed INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        observed_generation INTEGER NOT NULL,
+        status TEXT NOT NULL
+    ) STRICT;
+    INSERT INTO environments SELECT environment.id, machine.name, workspace, config, local_env, environment.desired,
+        rebuild, rebuild_key, environment.removed, generation, observed_generation, status
+        FROM earlier_environments AS environment JOIN earlier_machines AS machine USING (uid);
+
+    DROP INDEX events_of_developer;
+    DROP INDEX events_of_environment;
+    ALTER TABLE events ADD COLUMN machine TEXT NOT NULL DEFAULT '';
+    DELETE FROM events WHERE uid NOT IN (SELECT uid FROM earlier_machines);
+    UPDATE events SET machine = (SELECT name FROM earlier_machines WHERE uid = events.uid);
+    ALTER TABLE events DROP COLUMN uid;
+    CREATE INDEX events_of_machine ON events (machine, id);
+    CREATE INDEX events_of_environment ON events (machine, environment, id);
+
+    DROP INDEX operations_of_developer;
+    DROP INDEX operations_in_progress;
+    ALTER TABLE operations RENAME COLUMN uid TO owner;
+    ALTER TABLE operations ADD COLUMN machine TEXT NOT NULL DEFAULT '';
+    DELETE FROM operations WHERE owner NOT IN (SELECT uid FROM earlier_machines);
+    UPDATE operations SET machine = (SELECT name FROM earlier_machines WHERE uid = operations.owner);
+    CREATE INDEX operations_of_owner ON operations (owner, number);
+    CREATE INDEX operations_of_machine ON operations (machine, environment, number);
+    CREATE UNIQUE INDEX operations_in_progress ON operations (machine, coalesce(environment, ''))
+        WHERE outcome IS NULL;
+
+    DROP TABLE earlier_environments;
+    DROP TABLE earlier_machines;
+    CREATE INDEX environments_of_machine ON environments (machine);
+",
 ];
 
 /// Migrates the state to the current version.

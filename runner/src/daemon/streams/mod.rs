@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use garret_api::runner::Stream;
 use garret_api::stream::StreamKind;
-use garret_api::{Code, Problem};
+use garret_api::{Code, MachineId, Problem};
 use tokio::sync::watch;
 
 use super::line_limit::{self, LineLimit};
@@ -61,7 +61,9 @@ struct Bytes {
 #[derive(Clone, Debug)]
 pub(super) struct NewStream {
     pub kind: StreamKind,
-    /// The developer whose machine it leads to, and their uid.
+    /// The machine that it leads to.
+    pub machine: MachineId,
+    /// The developer whose machine that is, and their uid.
     pub developer: String,
     pub uid: u32,
     /// `None`: it leads to the guest itself.
@@ -105,6 +107,7 @@ impl Streams {
         let stream = Stream {
             id: id.clone(),
             kind: new.kind,
+            machine: new.machine,
             developer: new.developer,
             uid: new.uid,
             environment: new.environment,
@@ -154,7 +157,7 @@ impl Registry {
         let count = |which: &dyn Fn(&Stream) -> bool| self.open.values().filter(|entry| which(&entry.stream)).count();
         let full = if new.opened_by != 0 && count(&|stream| stream.opened_by == new.opened_by) >= OF_ACCOUNT_MAX {
             format!("this account has {OF_ACCOUNT_MAX} streams open")
-        } else if count(&|stream| stream.uid == new.uid) >= OF_MACHINE_MAX {
+        } else if count(&|stream| stream.machine == new.machine) >= OF_MACHINE_MAX {
             format!("the machine of {} has {OF_MACHINE_MAX} streams open", new.developer)
         } else {
             return Ok(());
@@ -234,13 +237,13 @@ impl Drop for OpenStream {
         if lines >= line_limit::OF_ACCOUNT_MAX {
             return;
         }
-        let Stream { id, kind, developer, environment, opened_by, to_guest_bytes, from_guest_bytes, .. } = entry.show();
+        let Stream { id, kind, machine, environment, opened_by, to_guest_bytes, from_guest_bytes, .. } = entry.show();
         let why = self.ended.as_ref().map_or_else(|| "it did not begin".into(), End::to_string);
         tracing::info!(
             stream = id,
             %kind,
             uid = opened_by,
-            machine = developer,
+            %machine,
             environment,
             to_guest_bytes,
             from_guest_bytes,
@@ -258,12 +261,20 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::daemon::testing::id;
 
     const ALICE: u32 = 1000;
     const BOB: u32 = 1001;
 
     fn new(uid: u32, opened_by: u32) -> NewStream {
-        NewStream { kind: StreamKind::Exec, developer: format!("dev{uid}"), uid, environment: None, opened_by }
+        NewStream {
+            kind: StreamKind::Exec,
+            machine: id(uid),
+            developer: format!("dev{uid}"),
+            uid,
+            environment: None,
+            opened_by,
+        }
     }
 
     fn fill(streams: &Streams, uid: u32, opened_by: u32) -> Vec<OpenStream> {

@@ -10,6 +10,7 @@ mod tests;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use garret_api::MachineId;
 use garret_api::client::{self, Client};
 use garret_api::vmm::Metrics;
 
@@ -36,17 +37,17 @@ pub(super) type OfMachine = (String, Option<Metrics>);
 pub(super) async fn of_all(daemon: &Daemon) -> Result<Vec<OfMachine>, StoreError> {
     let rows = daemon.read(machines::all).await?;
     let answers = rows.into_iter().filter(|row| row.vmm.is_some()).map(async |row| {
-        let metrics = of_machine(daemon, &row.name).await;
+        let metrics = of_machine(daemon, row.id).await;
         if let Err(error) = &metrics {
-            tracing::debug!(machine = row.name, "no metrics: {error}");
+            tracing::debug!(machine = %row.id, "no metrics: {error}");
         }
-        (row.owner, metrics.ok())
+        (row.developer, metrics.ok())
     });
     Ok(join_all(answers).await)
 }
 
 /// Asks the VMM of one machine.
-pub(super) async fn of_machine(daemon: &Daemon, machine: &str) -> client::Result<Metrics> {
+pub(super) async fn of_machine(daemon: &Daemon, machine: MachineId) -> client::Result<Metrics> {
     let vmm: Client = daemon.vmm(machine, TIMEOUT).with_body_max(ANSWER_MAX);
     vmm.get("/v1/metrics").await.map(known)
 }

@@ -15,19 +15,19 @@ use crate::daemon::testing;
 const SILENT: u32 = 8;
 
 /// A machine whose VMM is this process.
-async fn add_machine(daemon: &Daemon, uid: u32) -> String {
+async fn add_machine(daemon: &Daemon, uid: u32) -> MachineId {
     let (row, vmm) = (machine(uid), VmmId { pid: std::process::id(), started: 1, boot_id: String::new() });
-    let name = row.name.clone();
-    daemon.set_vmm(&name, Some(vmm.pid));
-    let written = daemon.write(move |db| machines::put(db, &row).and_then(|()| machines::set_vmm(db, uid, Some(&vmm))));
+    let id = row.id;
+    daemon.set_vmm(id, Some(vmm.pid));
+    let written = daemon.write(move |db| machines::put(db, &row).and_then(|()| machines::set_vmm(db, id, Some(&vmm))));
     written.await.unwrap();
-    name
+    id
 }
 
 /// A machine whose VMM answers with this text.
 async fn add_answering(daemon: &Daemon, uid: u32, answer: String) {
-    let name = add_machine(daemon, uid).await;
-    testing::serve_vmm(daemon, &name, Router::new().route("/v1/metrics", get(async move || answer)));
+    let id = add_machine(daemon, uid).await;
+    testing::serve_vmm(daemon, id, Router::new().route("/v1/metrics", get(async move || answer)));
 }
 
 fn metrics() -> Value {
@@ -90,7 +90,7 @@ async fn a_vmm_that_does_not_answer_delays_no_other() {
     let (_dir, daemon) = daemon();
     let mut listeners = Vec::new();
     for uid in 1..=SILENT {
-        let socket = daemon.paths(&add_machine(&daemon, uid).await).api_socket();
+        let socket = daemon.paths(add_machine(&daemon, uid).await).api_socket();
         std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
         // It never accepts.
         listeners.push(tokio::net::UnixListener::bind(socket).unwrap());

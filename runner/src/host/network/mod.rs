@@ -1,7 +1,7 @@
 //! A machine's network: its own namespace with a TAP, routed to the host over a veth pair.
 //!
 //! ```text
-//! guest eth0 ─── tap0 ┌ namespace garret-<name> ┐ uplink ─ grt<slot> ┌ host ┐ masquerade ─ internet
+//! guest eth0 ─── tap0 ┌─ namespace garret-<id> ─┐ uplink ─ grt<slot> ┌ host ┐ masquerade ─ internet
 //!   192.0.0.2    .1/30└───── source NAT ────────┘  .6/30     .5/30   └──────┘
 //! ```
 //! Every guest has the same address, so that a machine's memory can continue in another namespace. Each slot owns eight
@@ -18,6 +18,7 @@ mod rules;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, bail};
+use garret_api::MachineId;
 use garret_api::agent::NetworkSetup;
 
 use super::program::run;
@@ -100,8 +101,8 @@ pub(crate) fn guest_of(mac: &str) -> Option<Ipv4Addr> {
 }
 
 /// The name of the machine's network namespace.
-pub(crate) fn namespace(name: &str) -> String {
-    format!("garret-{name}")
+pub(crate) fn namespace(machine: MachineId) -> String {
+    format!("garret-{machine}")
 }
 
 fn host_interface(slot: Slot) -> String {
@@ -154,10 +155,10 @@ fn make_room(network: &NetworkConfig, more: u64) -> anyhow::Result<()> {
 }
 
 /// Creates the machine's namespace, TAP and uplink. First removes what an earlier run left.
-pub(crate) fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) -> anyhow::Result<()> {
-    remove(name, slot)?;
+pub(crate) fn create(machine: MachineId, slot: Slot, uid: u32, network: &NetworkConfig) -> anyhow::Result<()> {
+    remove(machine, slot)?;
     make_room(network, 1)?;
-    let (namespace, uplink) = (namespace(name), host_interface(slot));
+    let (namespace, uplink) = (namespace(machine), host_interface(slot));
     let Addresses { host, uplink: inner } = addresses(slot, network);
     // Connections of a machine whose removal was interrupted.
     conntrack::forget(&block_of(inner))?;
@@ -183,8 +184,8 @@ pub(crate) fn create(name: &str, slot: Slot, uid: u32, network: &NetworkConfig) 
 }
 
 /// Removes the namespace and everything in it. The veth's other end is removed with its peer.
-pub(crate) fn remove(name: &str, slot: Slot) -> anyhow::Result<()> {
-    let namespace = namespace(name);
+pub(crate) fn remove(machine: MachineId, slot: Slot) -> anyhow::Result<()> {
+    let namespace = namespace(machine);
     if std::path::Path::new("/run/netns").join(&namespace).exists() {
         run("ip", &["netns", "delete", &namespace], "")?;
     }

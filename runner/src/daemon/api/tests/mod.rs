@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::agent::{EnvironmentPhase, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{
@@ -41,7 +42,7 @@ const DAEMON: u32 = 33;
 struct Server {
     dir: TempDir,
     daemon: Arc<Daemon>,
-    poked: mpsc::UnboundedReceiver<u32>,
+    poked: mpsc::UnboundedReceiver<MachineId>,
     /// Keeps the name service's folder until the test ends.
     _names: Option<TempDir>,
 }
@@ -127,7 +128,7 @@ async fn the_host_tells_its_figures() {
     let request = MachineRequest { desired: Some(Desired::Running), memory_mib: Some(1000), ..Default::default() };
     let machine: Machine = server.client().put("/v1/machines/root", &request).await.unwrap();
     assert_eq!((machine.uid, machine.memory_mib, machine.vcpus), (0, 1000, 2));
-    assert_eq!(server.poked.recv().await, Some(0));
+    assert_eq!(server.poked.recv().await, Some(machine.id));
     let host: HostInfo = server.client().get("/v1/host").await.unwrap();
     assert_eq!((host.cpus, host.memory_mib, host.promised_mib), (2, 4000, 1256));
 }
@@ -372,12 +373,12 @@ async fn removal_waits_for_the_driver_unless_the_machine_is_stopped() {
     let (client, removal) = (server.client(), "/v1/machines/root");
     let removing = tokio::spawn(async move { client.delete(removal).await });
     let mut changes = daemon.changes.subscribe();
-    while !daemon.read(|db| Ok(machine_table::get(db, 0)?.unwrap().removed)).await.unwrap() {
+    while !daemon.read(|db| Ok(machine_table::of_owner(db, 0)?.unwrap().removed)).await.unwrap() {
         changes.changed().await.unwrap();
     }
     let refusal = refused(server.up(0, &workspace).await);
     assert!(refusal.0 == 409 && refusal.1.contains("is being removed"), "{refusal:?}");
-    daemon.write(|db| machine_table::forget(db, 0)).await.unwrap();
+    daemon.write(move |db| machine_table::forget(db, again.machine)).await.unwrap();
     removing.await.unwrap().unwrap();
 }
 
@@ -385,8 +386,8 @@ async fn removal_waits_for_the_driver_unless_the_machine_is_stopped() {
 async fn a_failed_machine_is_retried_on_request() {
     let server = Server::start().await;
     let workspace = server.workspace(0, "w");
-    server.up(0, &workspace).await.unwrap();
-    server.daemon.write(|db| machine_table::set_phase(db, 0, MachinePhase::Failed, "killed")).await.unwrap();
+    let id = server.up(0, &workspace).await.unwrap().machine;
+    server.daemon.write(move |db| machine_table::set_phase(db, id, MachinePhase::Failed, "killed")).await.unwrap();
     let unchanged = MachineRequest::default();
     let machine: Machine = server.client().put("/v1/machines/root", &unchanged).await.unwrap();
     assert_eq!((machine.phase, machine.reason.as_str()), (MachinePhase::Failed, "killed"));
@@ -412,9 +413,7 @@ async fn only_an_administrator_changes_what_belongs_to_others() {
     };
     let stopped: Environment = server.client().put(&path, &request).await.unwrap();
     assert_eq!((stopped.desired, stopped.developer), (Desired::Stopped, ALICE.to_string()));
-    let row: EnvironmentRow =
-        server.daemon.read(move |db| Ok(table::get(db, &environment.id)?.unwrap())).await.unwrap();
-    assert_eq!(row.uid, ALICE);
+    assert_eq!((stopped.uid, stopped.machine), (ALICE, environment.machine));
     assert_eq!(refused(server.client().put::<Value>("/v1/machines/no-such-account", &json!({})).await).0, 404);
 }
 
@@ -500,12 +499,14 @@ async fn an_environment_made_again_has_no_events_of_the_former() {
 #[tokio::test]
 async fn events_of_a_machine_end_with_it() {
     let server = Server::start().await;
-    server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
+    let start = json!({"desired": "running"});
+    let id = server.client().put::<Machine>("/v1/machines/root", &start).await.unwrap().id;
     let path = "/v1/machines/root/events?follow=true";
     let mut lines: Lines<Event> = server.client().lines::<Event, ()>(Method::GET, path, None).await.unwrap();
-    server.daemon.write(|db| machine_table::set_phase(db, 0, MachinePhase::Starting, "x")).await.unwrap();
-    assert!(matches!(lines.next().await.unwrap().unwrap().what, EventKind::Machine { .. }));
-    server.daemon.write(|db| machine_table::forget(db, 0)).await.unwrap();
+    server.daemon.write(move |db| machine_table::set_phase(db, id, MachinePhase::Starting, "x")).await.unwrap();
+    let event = lines.next().await.unwrap().unwrap();
+    assert!(event.machine == id && matches!(event.what, EventKind::Machine { .. }), "{event:?}");
+    server.daemon.write(move |db| machine_table::forget(db, id)).await.unwrap();
     assert_eq!(lines.next().await.unwrap(), None);
     assert_eq!(refused(server.client().get::<Value>(path).await).0, 404);
 }
@@ -513,18 +514,52 @@ async fn events_of_a_machine_end_with_it() {
 #[tokio::test]
 async fn a_stop_that_cannot_be_written_stops_all_the_same() {
     let mut server = Server::start().await;
-    server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
-    assert_eq!(server.poked.recv().await, Some(0));
+    let start = json!({"desired": "running"});
+    let id = server.client().put::<Machine>("/v1/machines/root", &start).await.unwrap().id;
+    assert_eq!(server.poked.recv().await, Some(id));
     let full = |full: bool| server.daemon.write(move |db| refuse_writes(db, full));
     full(true).await.unwrap();
     let stop = json!({"desired": "stopped"});
     let (status, message) = refused(server.client().put::<Value>("/v1/machines/root", &stop).await);
     assert!(status == 500 && message.starts_with("the machine stops, but"), "{message}");
-    assert_eq!(server.poked.recv().await, Some(0), "its driver is poked");
-    assert!(server.daemon.must_stop(0));
+    assert_eq!(server.poked.recv().await, Some(id), "its driver is poked");
+    assert!(server.daemon.must_stop(id));
     full(false).await.unwrap();
-    server.client().put::<Machine>("/v1/machines/root", &json!({"desired": "running"})).await.unwrap();
-    assert!(!server.daemon.must_stop(0));
+    server.client().put::<Machine>("/v1/machines/root", &start).await.unwrap();
+    assert!(!server.daemon.must_stop(id));
+}
+
+#[tokio::test]
+async fn a_machine_is_found_by_its_id_and_each_has_its_own() {
+    let server = Server::start().await;
+    let name = format!("/v1/machines/{ALICE}");
+    let start = Some(json!({"desired": "running", "memory_mib": 256}));
+    let made = server.call(ALICE, Method::PUT, &name, start.clone()).await.unwrap();
+    let id = made["id"].as_str().unwrap();
+    assert!(id.starts_with('m') && id.len() == 27, "{id}");
+    let path = format!("/v1/machines/{id}");
+    for uid in [ALICE, 0] {
+        assert_eq!(server.call(uid, Method::GET, &path, None).await.unwrap()["uid"], ALICE);
+    }
+    let bigger = server.call(ALICE, Method::PUT, &path, Some(json!({"memory_mib": 300}))).await.unwrap();
+    assert_eq!((&bigger["id"], &bigger["memory_mib"]), (&made["id"], &json!(300)));
+    // To others it looks as if there were none.
+    let none = "/v1/machines/m00000000000000000000000000";
+    for (method, body) in [(Method::GET, None), (Method::PUT, start.clone())] {
+        let [hidden, nothing] = [
+            refused(server.call(BOB, method.clone(), &path, body.clone()).await),
+            refused(server.call(BOB, method.clone(), none, body).await),
+        ];
+        assert_eq!((hidden.0, hidden.1.replace(id, "")), (nothing.0, nothing.1.replace(&none[13..], "")));
+    }
+    let parsed: MachineId = id.parse().unwrap();
+    server.daemon.write(move |db| machine_table::forget(db, parsed)).await.unwrap();
+    // An id makes no machine, not even an administrator's request; the developer's name makes another one.
+    for uid in [ALICE, 0] {
+        refused(server.call(uid, Method::PUT, &path, start.clone()).await);
+    }
+    let again = server.call(ALICE, Method::PUT, &name, start).await.unwrap();
+    assert_ne!(again["id"], made["id"]);
 }
 
 /// Starts with alice's machine, created under her name; then replaces the accounts with these.
@@ -553,9 +588,9 @@ async fn a_renamed_account_keeps_its_machine() {
     }
     let environments = server.call(ALICE, Method::GET, "/v1/environments", None).await.unwrap();
     assert_eq!(environments[0]["developer"], "alicia");
-    let row = server.daemon.read(|db| Ok(machine_table::get(db, ALICE)?.unwrap())).await.unwrap();
+    let row = server.daemon.read(|db| Ok(machine_table::of_owner(db, ALICE)?.unwrap())).await.unwrap();
     // Files, control group and network keep their name.
-    assert_eq!((row.name.as_str(), row.gid), ("alice", 77));
+    assert_eq!((environments[0]["machine"].as_str(), row.gid), (Some(row.id.as_str()), 77));
     assert_eq!(refused(server.call(ALICE, Method::GET, "/v1/machines/alice", None).await).0, 404);
 }
 
@@ -579,9 +614,8 @@ async fn a_name_given_to_another_uid_is_another_machine() {
     let mine = server.call(BOB, Method::GET, "/v1/machines/alice", None).await.unwrap();
     assert_eq!((mine["uid"].as_u64(), mine["developer"].as_str()), (Some(BOB.into()), Some("alice")));
     let rows = server.daemon.read(machine_table::all).await.unwrap();
-    let names: Vec<_> = rows.iter().map(|row| (row.uid, row.name.clone(), row.owner.clone())).collect();
-    let theirs = (BOB, BOB.to_string(), "alice".to_string());
-    assert_eq!(names, [(ALICE, "alice".into(), ALICE.to_string()), theirs]);
+    let names: Vec<_> = rows.iter().map(|row| (row.owner, row.developer.as_str())).collect();
+    assert_eq!(names, [(ALICE, &*ALICE.to_string()), (BOB, "alice")]);
     // Only administrators may use the machine of the uid that lost its account.
     let (status, message) = refused(server.call(ALICE, Method::GET, "/v1/machines", None).await);
     assert!(status == 403 && message.contains("the uid has no account now"), "{message}");
@@ -688,14 +722,14 @@ async fn a_developer_keeps_bounded_text_in_the_state() {
 async fn closing_waits_for_every_machine_and_keeps_desired_states() {
     let mut server = Server::start().await;
     let request = json!({"desired": "running", "memory_mib": 1000});
-    server.client().put::<Machine>("/v1/machines/root", &request).await.unwrap();
-    server.daemon.live.send_modify(|live| assert!(live.insert(0)));
-    assert_eq!(server.poked.recv().await, Some(0));
+    let id = server.client().put::<Machine>("/v1/machines/root", &request).await.unwrap().id;
+    server.daemon.live.send_modify(|live| assert!(live.insert(id)));
+    assert_eq!(server.poked.recv().await, Some(id));
     let daemon = server.daemon.clone();
     let closing = tokio::spawn(async move { daemon.close().await });
-    assert_eq!(server.poked.recv().await, Some(0), "its driver is poked again");
+    assert_eq!(server.poked.recv().await, Some(id), "its driver is poked again");
     assert!(!closing.is_finished());
-    server.daemon.live.send_modify(|live| assert!(live.remove(&0)));
+    server.daemon.live.send_modify(|live| assert!(live.remove(&id)));
     closing.await.unwrap();
     let machine: Machine = server.client().get("/v1/machines/root").await.unwrap();
     assert_eq!(machine.desired, Desired::Running);

@@ -22,13 +22,14 @@ async fn with_machine(exec: axum::routing::MethodRouter) -> Server {
     let path = format!("/v1/machines/{ALICE}");
     server.call(ALICE, Method::PUT, &path, Some(json!({"desired": "running"}))).await.unwrap();
     let running = |db: &WriteTx<'_>| {
-        machine_table::set_phase(db, ALICE, MachinePhase::Running, "running")?;
-        Ok(machine_table::get(db, ALICE)?.unwrap().name)
+        let id = machine_table::of_owner(db, ALICE)?.unwrap().id;
+        machine_table::set_phase(db, id, MachinePhase::Running, "running")?;
+        Ok(id)
     };
-    let name = server.daemon.write(running).await.unwrap();
-    testing::serve_agent(&server.daemon, &name, Router::new().route("/v1/exec", exec));
-    server.daemon.set_vmm(&name, Some(std::process::id()));
-    server.daemon.memory.pauses.started(ALICE);
+    let machine = server.daemon.write(running).await.unwrap();
+    testing::serve_agent(&server.daemon, machine, Router::new().route("/v1/exec", exec));
+    server.daemon.set_vmm(machine, Some(std::process::id()));
+    server.daemon.memory.pauses.started(machine);
     server
 }
 
@@ -95,7 +96,7 @@ async fn a_stream_is_seen_and_ended_by_its_owner_and_administrators() {
         assert_eq!((stream.uid, stream.opened_by, &stream.environment), (ALICE, opened_by, &None));
         // Both have a header of 2 bytes, and a client's frame has a mask.
         assert_eq!((stream.to_guest_bytes, stream.from_guest_bytes), (11, 7));
-        assert!(server.daemon.memory.pauses.is_needed(ALICE));
+        assert!(server.daemon.memory.pauses.is_needed(stream.machine));
         assert_eq!((list(&server, 0).await, list(&server, BOB).await), (streams.clone(), vec![]));
         let path = format!("/v1/streams/{}", stream.id);
         let (status, said) = refused(server.call(BOB, Method::DELETE, &path, None).await);
@@ -149,6 +150,7 @@ async fn an_account_has_a_limited_number_of_streams() {
     let server = with_machine(get(echo)).await;
     let new = |opened_by| NewStream {
         kind: StreamKind::Exec,
+        machine: testing::id(ALICE),
         developer: "alice".into(),
         uid: ALICE,
         environment: None,
@@ -167,9 +169,9 @@ async fn an_account_has_a_limited_number_of_streams() {
 #[tokio::test]
 async fn a_kind_that_the_agent_does_not_name_is_refused() {
     let server = with_machine(get(echo)).await;
-    let name = server.daemon.read(|db| Ok(machine_table::get(db, ALICE)?.unwrap().name)).await.unwrap();
+    let machine = server.daemon.read(|db| Ok(machine_table::of_owner(db, ALICE)?.unwrap().id)).await.unwrap();
     for (kinds, status) in [(vec![], 409), (vec![StreamKind::Unknown], 409), (vec![StreamKind::Exec], 101)] {
-        server.daemon.set_serves(&name, kinds);
+        server.daemon.set_serves(machine, kinds);
         let answer = open(&server, ALICE).await;
         if status == 101 {
             answer.unwrap();

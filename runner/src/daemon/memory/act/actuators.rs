@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::agent::MemorySqueeze;
 use garret_api::client::Error;
 use garret_api::vmm::MemoryTarget;
@@ -34,12 +35,11 @@ pub(crate) struct Actuators {
 
 impl Actuators {
     /// Starts the actuators as tasks in `tasks`.
-    pub(crate) fn new(daemon: &Arc<Daemon>, uid: u32, machine: &str, tasks: &mut JoinSet<()>) -> Self {
+    pub(crate) fn new(daemon: &Arc<Daemon>, machine: MachineId, tasks: &mut JoinSet<()>) -> Self {
         let log = |what: &str| LogOnChange::of(format!("{what} {machine}"));
         let executor = Arc::new(Executor {
             daemon: daemon.clone(),
-            uid,
-            machine: machine.into(),
+            machine,
             limit: log("changing what may be plugged of"),
             squeeze: log("squeezing"),
             swap: log("swapping out"),
@@ -61,8 +61,7 @@ impl Actuators {
 /// Carries out the orders of all actuators.
 struct Executor {
     daemon: Arc<Daemon>,
-    uid: u32,
-    machine: String,
+    machine: MachineId,
     limit: LogOnChange,
     squeeze: LogOnChange,
     swap: LogOnChange,
@@ -74,16 +73,16 @@ struct Executor {
 impl Executor {
     async fn limit(self: Arc<Self>, requested_mib: u32) -> bool {
         let target = MemoryTarget { requested_mib };
-        let done = self.daemon.vmm(&self.machine, CALL_TIMEOUT).send(Method::PUT, "/v1/memory", Some(&target)).await;
+        let done = self.daemon.vmm(self.machine, CALL_TIMEOUT).send(Method::PUT, "/v1/memory", Some(&target)).await;
         self.limit.note(done.err().map(|error| error.to_string()));
         true
     }
 
     /// No measurement shows whether an agent received the order, so an agent that did not answer is asked again.
     async fn squeeze(self: Arc<Self>, target: Option<u64>) -> bool {
-        self.daemon.memory.pauses.wait_until_running(self.uid).await;
+        self.daemon.memory.pauses.wait_until_running(self.machine).await;
         let squeeze = MemorySqueeze { target };
-        let done = self.daemon.agent(&self.machine, CALL_TIMEOUT).send(Method::PUT, "/v1/memory", Some(&squeeze)).await;
+        let done = self.daemon.agent(self.machine, CALL_TIMEOUT).send(Method::PUT, "/v1/memory", Some(&squeeze)).await;
         let answered = matches!(done, Ok(()) | Err(Error::Problem { .. }));
         self.squeeze.note(done.err().map(|error| error.to_string()));
         answered
@@ -93,8 +92,8 @@ impl Executor {
         if ordered.elapsed() > STALE_AFTER {
             return true;
         }
-        let name = self.machine.clone();
-        let done = tokio::task::spawn_blocking(move || host::reclaim(&name, bytes)).await;
+        let machine = self.machine;
+        let done = tokio::task::spawn_blocking(move || host::reclaim(machine, bytes)).await;
         self.swap.note(match done {
             Ok(done) => done.err().map(|error| format!("{error:#}")),
             Err(error) => Some(error.to_string()),
@@ -103,10 +102,10 @@ impl Executor {
     }
 
     async fn set_paused(self: Arc<Self>, paused: bool) -> bool {
-        let (pauses, vmm) = (&self.daemon.memory.pauses, self.daemon.vmm(&self.machine, CALL_TIMEOUT));
+        let (pauses, vmm) = (&self.daemon.memory.pauses, self.daemon.vmm(self.machine, CALL_TIMEOUT));
         let done = match paused {
-            true => pauses.pause(self.uid, &vmm).await,
-            false => pauses.resume(self.uid, &vmm).await,
+            true => pauses.pause(self.machine, &vmm).await,
+            false => pauses.resume(self.machine, &vmm).await,
         };
         self.pause.note(done.err().map(|error| error.to_string()));
         true

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::client::{Client, Error};
 use garret_api::vmm::{MachineInfo, MachineState};
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -27,10 +28,10 @@ pub(crate) enum PauseState {
     Paused,
 }
 
-/// All machines that have existed, by uid.
+/// All machines.
 #[derive(Debug)]
 pub(crate) struct PauseControl {
-    machines: Mutex<HashMap<u32, Arc<Machine>>>,
+    machines: Mutex<HashMap<MachineId, Arc<Machine>>>,
     /// How long a machine counts as needed after the need has ended.
     linger: Duration,
 }
@@ -77,10 +78,10 @@ impl PauseControl {
     /// Resumes the machine if it is paused, and keeps it running until the returned value is dropped.
     ///
     /// If the VMM does not answer, that is logged. The caller's request to the guest then fails with its own reason.
-    pub(crate) async fn wake(&self, uid: u32, vmm: &Client) -> WakeGuard {
-        let needed = WakeGuard::new(self.machine(uid));
+    pub(crate) async fn wake(&self, id: MachineId, vmm: &Client) -> WakeGuard {
+        let needed = WakeGuard::new(self.machine(id));
         if let Err(error) = needed.0.resume(vmm).await {
-            tracing::warn!(uid, "cannot resume a machine that is needed: {error}");
+            tracing::warn!(machine = %id, "cannot resume a machine that is needed: {error}");
         }
         needed
     }
@@ -89,47 +90,54 @@ impl PauseControl {
     ///
     /// # Errors
     /// The VMM refuses or does not answer. A VMM that does not answer may still have paused: ask it.
-    pub(crate) async fn pause(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
-        self.machine(uid).pause(vmm, self.linger).await
+    pub(crate) async fn pause(&self, id: MachineId, vmm: &Client) -> Result<(), Error> {
+        self.machine(id).pause(vmm, self.linger).await
     }
 
     /// Resumes the machine.
     ///
     /// # Errors
     /// The VMM refuses or does not answer.
-    pub(crate) async fn resume(&self, uid: u32, vmm: &Client) -> Result<(), Error> {
-        self.machine(uid).resume(vmm).await
+    pub(crate) async fn resume(&self, id: MachineId, vmm: &Client) -> Result<(), Error> {
+        self.machine(id).resume(vmm).await
     }
 
     /// A new VMM starts running, not paused.
-    pub(crate) fn started(&self, uid: u32) {
-        self.machine(uid).state.send_replace(PauseState::Running);
+    pub(crate) fn started(&self, id: MachineId) {
+        self.machine(id).state.send_replace(PauseState::Running);
     }
 
     /// Asks the VMM of a machine that is not known to run. An earlier runner may have paused it, and the VMM resumes it
     /// by itself when this runner was silent for longer than the machine's lease.
-    pub(crate) async fn check(&self, uid: u32, vmm: &Client) {
-        self.machine(uid).check(vmm).await;
+    pub(crate) async fn check(&self, id: MachineId, vmm: &Client) {
+        self.machine(id).check(vmm).await;
     }
 
-    pub(crate) fn state(&self, uid: u32) -> PauseState {
-        *self.machine(uid).state.borrow()
+    pub(crate) fn state(&self, id: MachineId) -> PauseState {
+        *self.machine(id).state.borrow()
     }
 
     /// Whether the machine is needed, or was a moment ago: commands often follow each other.
-    pub(crate) fn is_needed(&self, uid: u32) -> bool {
-        self.machine(uid).is_needed(self.linger)
+    pub(crate) fn is_needed(&self, id: MachineId) -> bool {
+        self.machine(id).is_needed(self.linger)
     }
 
     /// Returns when the machine is known to run.
-    pub(crate) async fn wait_until_running(&self, uid: u32) {
-        let mut state = self.machine(uid).state.subscribe();
-        // The sender is in a `Machine`, which is never removed.
+    pub(crate) async fn wait_until_running(&self, id: MachineId) {
+        let machine = self.machine(id);
+        let mut state = machine.state.subscribe();
+        // The sender is in `machine`.
         let _ = state.wait_for(|state| *state == PauseState::Running).await;
     }
 
-    fn machine(&self, uid: u32) -> Arc<Machine> {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default().clone()
+    /// Forgets machines that do not exist, unless a task still uses them: new machines have new ids.
+    pub(crate) fn retain(&self, exists: impl Fn(MachineId) -> bool) {
+        let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.retain(|id, machine| exists(*id) || Arc::strong_count(machine) > 1);
+    }
+
+    fn machine(&self, id: MachineId) -> Arc<Machine> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
     }
 }
 
@@ -199,6 +207,7 @@ mod tests {
 
     use super::*;
     use crate::daemon::memory::tests::machine_info;
+    use crate::daemon::testing::id;
 
     /// A VMM that is slow to pause, and a record of the requests to it. Its state follows from the requests.
     fn vmm(pause: StatusCode) -> (TempDir, Client, Arc<Mutex<Vec<&'static str>>>) {
@@ -239,33 +248,33 @@ mod tests {
     async fn machine_needed_during_its_pause_is_resumed() {
         let (_dir, vmm, requests) = vmm(StatusCode::NO_CONTENT);
         let pauses = Arc::new(PauseControl { linger: Duration::ZERO, ..PauseControl::default() });
-        pauses.started(7);
+        pauses.started(id(7));
         let (pausing, client) = (pauses.clone(), vmm.clone());
-        let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
+        let paused = tokio::spawn(async move { pausing.pause(id(7), &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        let needed = pauses.wake(7, &vmm).await;
+        let needed = pauses.wake(id(7), &vmm).await;
         paused.await.unwrap().unwrap();
         assert_eq!(*requests.lock().unwrap(), ["pause", "resume"]);
-        assert_eq!((pauses.state(7), pauses.is_needed(7)), (PauseState::Running, true));
+        assert_eq!((pauses.state(id(7)), pauses.is_needed(id(7))), (PauseState::Running, true));
 
-        pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!(pauses.state(7), PauseState::Running, "it is needed");
+        pauses.pause(id(7), &vmm).await.unwrap();
+        assert_eq!(pauses.state(id(7)), PauseState::Running, "it is needed");
         drop(needed);
-        pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!((pauses.state(7), pauses.is_needed(7)), (PauseState::Paused, false));
-        pauses.resume(7, &vmm).await.unwrap();
-        pauses.wait_until_running(7).await;
+        pauses.pause(id(7), &vmm).await.unwrap();
+        assert_eq!((pauses.state(id(7)), pauses.is_needed(id(7))), (PauseState::Paused, false));
+        pauses.resume(id(7), &vmm).await.unwrap();
+        pauses.wait_until_running(id(7)).await;
     }
 
     #[tokio::test]
     async fn machine_in_an_unknown_state_is_resumed() {
         let (_dir, vmm, requests) = vmm(StatusCode::NO_CONTENT);
         let pauses = PauseControl::default();
-        drop(pauses.wake(7, &vmm).await);
-        drop(pauses.wake(7, &vmm).await);
+        drop(pauses.wake(id(7), &vmm).await);
+        drop(pauses.wake(id(7), &vmm).await);
         assert_eq!(*requests.lock().unwrap(), ["resume"]);
-        pauses.pause(7, &vmm).await.unwrap();
-        assert_eq!((pauses.state(7), pauses.is_needed(7)), (PauseState::Running, true), "the need lingers");
+        pauses.pause(id(7), &vmm).await.unwrap();
+        assert_eq!((pauses.state(id(7)), pauses.is_needed(id(7))), (PauseState::Running, true), "the need lingers");
     }
 
     #[tokio::test]
@@ -273,16 +282,16 @@ mod tests {
         let (_dir, vmm, requests) = vmm(StatusCode::NO_CONTENT);
         let pauses = PauseControl { linger: Duration::ZERO, ..PauseControl::default() };
         requests.lock().unwrap().push("pause");
-        pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), PauseState::Paused, "an earlier runner left it");
-        pauses.resume(7, &vmm).await.unwrap();
-        pauses.pause(7, &vmm).await.unwrap();
-        pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), PauseState::Paused);
+        pauses.check(id(7), &vmm).await;
+        assert_eq!(pauses.state(id(7)), PauseState::Paused, "an earlier runner left it");
+        pauses.resume(id(7), &vmm).await.unwrap();
+        pauses.pause(id(7), &vmm).await.unwrap();
+        pauses.check(id(7), &vmm).await;
+        assert_eq!(pauses.state(id(7)), PauseState::Paused);
         requests.lock().unwrap().push("resume"); // by itself: its lease expired
-        pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), PauseState::Running);
-        pauses.pause(7, &vmm).await.unwrap();
+        pauses.check(id(7), &vmm).await;
+        assert_eq!(pauses.state(id(7)), PauseState::Running);
+        pauses.pause(id(7), &vmm).await.unwrap();
         assert_eq!(*requests.lock().unwrap(), ["pause", "resume", "pause", "resume", "pause"]);
     }
 
@@ -290,34 +299,49 @@ mod tests {
     async fn a_check_during_a_pause_or_a_start_changes_nothing() {
         let (_dir, vmm, _) = vmm(StatusCode::NO_CONTENT);
         let pauses = Arc::new(PauseControl { linger: Duration::ZERO, ..PauseControl::default() });
-        pauses.started(7);
+        pauses.started(id(7));
         let (pausing, client) = (pauses.clone(), vmm.clone());
-        let paused = tokio::spawn(async move { pausing.pause(7, &client).await });
+        let paused = tokio::spawn(async move { pausing.pause(id(7), &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        pauses.check(7, &vmm).await;
-        assert_eq!(pauses.state(7), PauseState::Paused, "the VMM still says that it runs");
+        pauses.check(id(7), &vmm).await;
+        assert_eq!(pauses.state(id(7)), PauseState::Paused, "the VMM still says that it runs");
         paused.await.unwrap().unwrap();
         // The state of another machine is unknown, and its old VMM answers "paused" after a new one has started.
         let (checking, client) = (pauses.clone(), vmm.clone());
-        let check = tokio::spawn(async move { checking.check(8, &client).await });
+        let check = tokio::spawn(async move { checking.check(id(8), &client).await });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        pauses.started(8);
+        pauses.started(id(8));
         check.await.unwrap();
-        assert_eq!(pauses.state(8), PauseState::Running);
+        assert_eq!(pauses.state(id(8)), PauseState::Running);
     }
 
     #[tokio::test]
     async fn a_refused_pause_runs_and_silence_is_unknown() {
         let (_dir, refusing, _) = vmm(StatusCode::CONFLICT);
         let pauses = PauseControl::default();
-        pauses.started(7);
-        assert!(pauses.pause(7, &refusing).await.is_err());
-        assert_eq!(pauses.state(7), PauseState::Running);
+        pauses.started(id(7));
+        assert!(pauses.pause(id(7), &refusing).await.is_err());
+        assert_eq!(pauses.state(id(7)), PauseState::Running);
         let (_dir, slow, requests) = vmm(StatusCode::NO_CONTENT);
-        assert!(pauses.pause(7, &slow.clone().with_deadline(Duration::from_millis(5))).await.is_err());
-        assert_eq!(pauses.state(7), PauseState::Unknown);
+        assert!(pauses.pause(id(7), &slow.clone().with_deadline(Duration::from_millis(5))).await.is_err());
+        assert_eq!(pauses.state(id(7)), PauseState::Unknown);
         requests.lock().unwrap().push("pause");
-        pauses.check(7, &slow).await;
-        assert_eq!(pauses.state(7), PauseState::Paused);
+        pauses.check(id(7), &slow).await;
+        assert_eq!(pauses.state(id(7)), PauseState::Paused);
+    }
+
+    #[tokio::test]
+    async fn only_machines_that_are_gone_and_unused_are_forgotten() {
+        let (_dir, vmm, _) = vmm(StatusCode::NO_CONTENT);
+        let pauses = PauseControl::default();
+        pauses.started(id(7));
+        pauses.started(id(8));
+        let needed = pauses.wake(id(9), &vmm).await;
+        pauses.retain(|machine| machine == id(7));
+        let known = || pauses.machines.lock().unwrap().len();
+        assert_eq!((known(), pauses.is_needed(id(9)), pauses.state(id(7))), (2, true, PauseState::Running));
+        drop(needed);
+        pauses.retain(|machine| machine == id(7));
+        assert_eq!(known(), 1);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use garret_api::agent::MemoryReport;
 use garret_api::client::Lines;
-use garret_api::one_line;
+use garret_api::{MachineId, one_line};
 use hyper::Method;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -72,7 +72,7 @@ fn view(report: &MemoryReport) -> GuestView {
 }
 
 /// Follows the reports until the task is aborted. Calls `connected` whenever a new stream begins.
-pub(crate) async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, reports: Reports, connected: impl Fn()) {
+pub(crate) async fn follow(daemon: Arc<Daemon>, machine: MachineId, reports: Reports, connected: impl Fn()) {
     let problem = LogOnChange::of(format!("memory reports of {machine}"));
     let mut delay = RETRY_DELAY;
     let (mut known, watched_since) = (false, Instant::now());
@@ -80,10 +80,10 @@ pub(crate) async fn follow(daemon: Arc<Daemon>, uid: u32, machine: String, repor
     let boot_time = Duration::from_secs(daemon.config.machine.boot_deadline_s);
     loop {
         // A paused guest does not answer, and connections to it would only accumulate.
-        daemon.memory.pauses.wait_until_running(uid).await;
+        daemon.memory.pauses.wait_until_running(machine).await;
         let began = Instant::now();
         // A new client each time: it accepts only the VMM that is known now, and an adopted one may not be known yet.
-        let agent = daemon.agent(&machine, DEADLINE);
+        let agent = daemon.agent(machine, DEADLINE);
         let ended = match agent.lines::<MemoryReport, ()>(Method::GET, "/v1/memory", None).await {
             Ok(lines) => {
                 known = true;
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::accounts::NameService;
-    use crate::daemon::testing;
+    use crate::daemon::testing::{self, id};
 
     /// What the follower makes of a guest that sends this text.
     async fn receive(said: &'static str) -> (Reports, String, bool) {
@@ -162,15 +162,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (daemon, _poked) = testing::daemon(dir.path(), NameService::default());
         let report = format!("{REPORT}\"short\":false,\"reclaimed\":0,\"oom_kills\":0}}\n");
-        testing::serve_agent(&daemon, "dev7", Router::new().route("/v1/memory", get(async move || report)));
-        daemon.memory.pauses.started(7);
+        testing::serve_agent(&daemon, id(7), Router::new().route("/v1/memory", get(async move || report)));
+        daemon.memory.pauses.started(id(7));
         let reports = Reports::default();
         let (connected, mut connections) = tokio::sync::mpsc::unbounded_channel();
-        let follower = follow(daemon.clone(), 7, "dev7".into(), reports.clone(), move || connected.send(()).unwrap());
+        let follower = follow(daemon.clone(), id(7), reports.clone(), move || connected.send(()).unwrap());
         let follower = tokio::spawn(follower);
         // Its first attempts fail.
         tokio::time::timeout(Duration::from_millis(100), connections.recv()).await.unwrap_err();
-        daemon.set_vmm("dev7", Some(std::process::id()));
+        daemon.set_vmm(id(7), Some(std::process::id()));
         tokio::time::timeout(Duration::from_secs(60), connections.recv()).await.expect("it connects").unwrap();
         follower.abort();
     }

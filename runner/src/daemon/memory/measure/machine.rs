@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::vmm::MemoryInfo;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -41,14 +42,14 @@ pub(crate) struct Watched {
 impl Watched {
     /// Starts watching.
     pub(crate) fn new(daemon: &Arc<Daemon>, machine: &MachineRow, vmm: VmmId) -> Self {
-        let (uid, name) = (machine.uid, machine.name.clone());
+        let id = machine.id;
         let mut tasks = JoinSet::new();
-        let actuators = Actuators::new(daemon, uid, &name, &mut tasks);
+        let actuators = Actuators::new(daemon, id, &mut tasks);
         let (reports, squeeze) = (Reports::default(), actuators.squeeze.clone());
-        let problem = LogOnChange::of(format!("memory of {name}"));
+        let problem = LogOnChange::of(format!("memory of {id}"));
         // An agent keeps a squeeze in its own memory. The follower repeats it to an agent that was restarted, or that
         // an earlier runner has squeezed.
-        tasks.spawn(follow(daemon.clone(), uid, name, reports.clone(), move || squeeze.repeat()));
+        tasks.spawn(follow(daemon.clone(), id, reports.clone(), move || squeeze.repeat()));
         Self { vmm, reports, info: None, used: None, protected: None, problem, actuators, _tasks: tasks }
     }
 
@@ -64,18 +65,15 @@ impl Watched {
 
     /// Measures the machine; `None` if it has just ended.
     pub(crate) async fn measure(&mut self, daemon: &Daemon, machine: &MachineRow, needed: bool) -> Option<MachineView> {
-        let vmm = daemon.vmm(&machine.name, REPORT_TIMEOUT);
+        let vmm = daemon.vmm(machine.id, REPORT_TIMEOUT);
         let guaranteed = u64::from(machine.guaranteed_mib) * MIB;
         let protect = (self.protected != Some(guaranteed)).then_some(guaranteed);
         let pauses = &daemon.memory.pauses;
-        let (usage, info, ()) = tokio::join!(
-            measure_cgroup(&machine.name, protect),
-            vmm.get("/v1/memory"),
-            pauses.check(machine.uid, &vmm)
-        );
+        let (usage, info, ()) =
+            tokio::join!(measure_cgroup(machine.id, protect), vmm.get("/v1/memory"), pauses.check(machine.id, &vmm));
         match info {
             Ok(info) => self.info = Some(info),
-            Err(error) => tracing::debug!(machine = machine.name, "no memory figures: {error}"),
+            Err(error) => tracing::debug!(machine = %machine.id, "no memory figures: {error}"),
         }
         let (usage, problem) = usage?;
         if problem.is_none() {
@@ -85,8 +83,8 @@ impl Watched {
         Some(MachineView {
             cpus: self.cpus(usage.cpu),
             guest: self.reports.fresh(),
-            paused: pauses.state(machine.uid) == PauseState::Paused,
-            needed: needed || pauses.is_needed(machine.uid),
+            paused: pauses.state(machine.id) == PauseState::Paused,
+            needed: needed || pauses.is_needed(machine.id),
             ..sizes(machine, self.info.as_ref(), &usage)
         })
     }
@@ -128,7 +126,6 @@ fn sizes(machine: &MachineRow, info: Option<&MemoryInfo>, usage: &Usage) -> Mach
     let beyond_boot = |mib: u32| (u64::from(info.boot_mib) + u64::from(mib.min(info.size_mib))) * MIB;
     let promised = beyond_boot(info.size_mib);
     MachineView {
-        uid: machine.uid,
         promised,
         guaranteed: (u64::from(machine.guaranteed_mib) * MIB).min(promised),
         weight: machine.weight,
@@ -137,16 +134,15 @@ fn sizes(machine: &MachineRow, info: Option<&MemoryInfo>, usage: &Usage) -> Mach
         plugged: beyond_boot(info.plugged_mib),
         resident: usage.resident,
         swapped: usage.swapped,
-        ..MachineView::default()
+        ..MachineView::new(machine.id)
     }
 }
 
 /// Reads the control group, and writes its memory protection if that has changed; `None` if the group is gone.
-async fn measure_cgroup(machine: &str, protect: Option<u64>) -> Option<(Usage, Option<String>)> {
-    let name = machine.to_owned();
+async fn measure_cgroup(machine: MachineId, protect: Option<u64>) -> Option<(Usage, Option<String>)> {
     let measured = tokio::task::spawn_blocking(move || {
-        let usage = host::usage(&name).ok()?;
-        let protected = protect.map_or(Ok(()), |bytes| host::protect(&name, bytes));
+        let usage = host::usage(machine).ok()?;
+        let protected = protect.map_or(Ok(()), |bytes| host::protect(machine, bytes));
         Some((usage, protected.err().map(|error| format!("{error:#}"))))
     });
     measured.await.ok().flatten()

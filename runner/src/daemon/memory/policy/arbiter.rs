@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::runner::Means;
 
 use super::activity::Activity;
@@ -22,7 +23,7 @@ use super::working_set::{held, wanted, working_set};
 #[derive(Clone, Debug, Default)]
 pub struct History {
     ladder: Ladder,
-    machines: BTreeMap<u32, MachineHistory>,
+    machines: BTreeMap<MachineId, MachineHistory>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,10 +48,10 @@ pub fn decide(history: &mut History, host: &HostView, machines: &[MachineView], 
     history.swap_out_idle(host, machines, elapsed, &mut orders, &mut notices);
     orders.extend(machines.iter().filter_map(|machine| history.limit(machine, elapsed)));
     orders.sort_by_key(precedence);
-    let uids = || machines.iter().map(|machine| machine.uid);
+    let ids = || machines.iter().map(|machine| machine.id);
     Decision {
-        targets: uids().zip(targets).collect(),
-        working_sets: uids().zip(used).collect(),
+        targets: ids().zip(targets).collect(),
+        working_sets: ids().zip(used).collect(),
         squeezed: history.ladder.squeezed(),
         orders,
         notices,
@@ -70,9 +71,9 @@ impl History {
     ) {
         let mut room = if promised(machines) > capacity(host) { spare_swap(host) } else { 0 };
         for machine in machines {
-            let uid = machine.uid;
-            let squeezed = self.ladder.squeezed_to(uid).is_some();
-            let Some(history) = self.machines.get_mut(&uid) else { continue };
+            let id = machine.id;
+            let squeezed = self.ladder.squeezed_to(id).is_some();
+            let Some(history) = self.machines.get_mut(&id) else { continue };
             let unplugs = history.limit.is_pending() && machine.swapped < UNPLUG_SWAPPED_MAX;
             if squeezed || machine.paused || unplugs {
                 history.idle_swap.skip_cycle(elapsed);
@@ -82,7 +83,7 @@ impl History {
                 continue;
             };
             room -= step.bytes;
-            orders.push(Order::Swap { uid, bytes: step.bytes });
+            orders.push(Order::Swap { id, bytes: step.bytes });
             if step.first {
                 let (idle, promised, total) =
                     (history.activity.idle_for().as_secs(), promised(machines) >> 20, host.total >> 20);
@@ -90,7 +91,7 @@ impl History {
                     "this machine has been idle for {idle} s, and {promised} MiB are promised on a host of {total} MiB: \
                      memory that it does not use is swapped out"
                 );
-                notices.push(Notice { uid, means: Means::Swap, bytes: step.bytes, reason });
+                notices.push(Notice { id, means: Means::Swap, bytes: step.bytes, reason });
             }
         }
     }
@@ -98,27 +99,27 @@ impl History {
     fn update_histories(&mut self, machines: &[MachineView], elapsed: Duration) {
         let known = std::mem::take(&mut self.machines);
         for machine in machines {
-            let mut history = known.get(&machine.uid).copied().unwrap_or_default();
+            let mut history = known.get(&machine.id).copied().unwrap_or_default();
             history.activity.update(machine.cpus, elapsed);
-            self.machines.insert(machine.uid, history);
+            self.machines.insert(machine.id, history);
         }
     }
 
     fn idle(&self, machine: &MachineView) -> bool {
-        self.machines.get(&machine.uid).is_some_and(|history| history.activity.is_idle())
+        self.machines.get(&machine.id).is_some_and(|history| history.activity.is_idle())
     }
 
     /// Returns a new limit if it should change, or the same limit again if the guest has not plugged it. A paused guest
     /// cannot plug or unplug memory.
     fn limit(&mut self, machine: &MachineView, elapsed: Duration) -> Option<Order> {
-        let squeezed = self.ladder.squeezed_to(machine.uid);
-        let history = self.machines.get_mut(&machine.uid).filter(|_| !machine.paused)?;
+        let squeezed = self.ladder.squeezed_to(machine.id);
+        let history = self.machines.get_mut(&machine.id).filter(|_| !machine.paused)?;
         let again = history.plug_retry.is_due(machine, elapsed);
         let wanted = history.limit.update(machine, squeezed, elapsed);
         let futile = |bytes: u64| machine.swapped >= UNPLUG_SWAPPED_MAX && bytes < machine.limit;
         let changed = wanted.filter(|&bytes| bytes != machine.limit && !futile(bytes));
         let bytes = changed.or_else(|| again.then_some(machine.limit))?;
-        Some(Order::Limit { uid: machine.uid, bytes })
+        Some(Order::Limit { id: machine.id, bytes })
     }
 }
 
@@ -160,6 +161,7 @@ mod tests {
 
     use super::super::model::GuestView;
     use super::*;
+    use crate::daemon::testing::id;
 
     const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
@@ -172,13 +174,13 @@ mod tests {
     fn a_silent_machine_that_computes_nothing_is_idle_after_a_while() {
         let host = HostView { total: 4000 * MIB, available: 2000 * MIB, ..HostView::default() };
         let resident = 1000 * MIB;
-        let machine = MachineView { uid: 5, promised: 4000 * MIB, weight: 100, resident, ..MachineView::default() };
+        let machine = MachineView { promised: 4000 * MIB, weight: 100, resident, ..MachineView::new(id(5)) };
         let mut history = History::default();
         let used: Vec<u64> =
-            (0..60).map(|_| next_second(&mut history, &host, &[machine]).working_sets[&5] / MIB).collect();
+            (0..60).map(|_| next_second(&mut history, &host, &[machine]).working_sets[&id(5)] / MIB).collect();
         assert_eq!((used[58], used[59]), (1000, 64));
         assert_eq!(
-            next_second(&mut history, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&5],
+            next_second(&mut history, &host, &[MachineView { cpus: 0.5, ..machine }]).working_sets[&id(5)],
             resident
         );
     }
@@ -206,7 +208,7 @@ mod tests {
     fn idle_machine_on_an_overcommitted_host_is_swapped_out() {
         let host = roomy_host();
         let half_full = HostView { swap_free: ROOMY / 2, ..host };
-        let machine = MachineView { uid: 5, promised: 5000 * MIB, resident: 70 * MIB, ..MachineView::default() };
+        let machine = MachineView { promised: 5000 * MIB, resident: 70 * MIB, ..MachineView::new(id(5)) };
         let modest = MachineView { promised: 2000 * MIB, ..machine };
         let idle: fn(u32) -> f64 = |_| 0.01;
         let timers: fn(u32) -> f64 = |cycle| if cycle % 5 == 0 { 0.2 } else { 0.01 };
@@ -230,12 +232,12 @@ mod tests {
     fn guest_that_has_not_plugged_its_limit_is_asked_again() {
         let [promised, limit, plugged, boot] = [4000, 1024, 640, 512].map(|mib| mib * MIB);
         let guest = GuestView { free: 0, available: 0, ..GuestView::default() };
-        let sizes = MachineView { uid: 5, promised, limit, plugged, boot, ..MachineView::default() };
+        let sizes = MachineView { promised, limit, plugged, boot, ..MachineView::new(id(5)) };
         let machine = MachineView { weight: 100, resident: plugged, guest: Some(guest), ..sizes };
         let asked = |machine: &MachineView| {
             let mut history = History::default();
             let orders = (0..10).flat_map(|_| next_second(&mut history, &roomy_host(), &[*machine]).orders);
-            orders.filter(|order| *order == Order::Limit { uid: 5, bytes: machine.limit }).count()
+            orders.filter(|order| *order == Order::Limit { id: id(5), bytes: machine.limit }).count()
         };
         let wanted = MachineView { limit: 1152 * MIB, ..machine };
         assert_eq!(asked(&wanted), 5, "each second cycle");
@@ -247,8 +249,8 @@ mod tests {
     fn memory_about_to_be_unplugged_is_not_swapped_out() {
         let guest = GuestView { free: 2900 * MIB, available: 2950 * MIB, ..GuestView::default() };
         let (boot, limit, plugged) = (512 * MIB, 3000 * MIB, 3000 * MIB);
-        let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::default() };
-        let machine = MachineView { uid: 5, resident: 70 * MIB, guest: Some(guest), ..sizes };
+        let sizes = MachineView { boot, limit, plugged, promised: 5000 * MIB, ..MachineView::new(id(5)) };
+        let machine = MachineView { resident: 70 * MIB, guest: Some(guest), ..sizes };
         let mut history = History::default();
         let orders: Vec<Order> =
             (0..60).flat_map(|_| next_second(&mut history, &roomy_host(), &[machine]).orders).collect();
@@ -264,7 +266,7 @@ mod tests {
         let guest = GuestView { free: 2500 * MIB, available: 2600 * MIB, ..GuestView::default() };
         let sizes = [4000, 3000, 3000, 2500, 512].map(|mib| mib * MIB);
         let [promised, limit, plugged, resident, boot] = sizes;
-        let machine = MachineView { uid: 5, promised, limit, plugged, resident, boot, ..MachineView::default() };
+        let machine = MachineView { promised, limit, plugged, resident, boot, ..MachineView::new(id(5)) };
         let machine = MachineView { guest: Some(guest), weight: 100, cpus: 1.0, ..machine };
         let host = HostView { total: 4000 * MIB, available: 100 * MIB, ..HostView::default() };
         for (swapped, lowered) in [(0, true), (64, false)] {
@@ -279,13 +281,13 @@ mod tests {
 
     #[test]
     fn resume_and_limit_come_before_swap_and_pause() {
-        let uid = 1;
+        let id = id(1);
         let mut orders = vec![
-            Order::Pause { uid },
-            Order::Swap { uid, bytes: 1 },
-            Order::Squeeze { uid, target: None },
-            Order::Limit { uid, bytes: 1 },
-            Order::Resume { uid },
+            Order::Pause { id },
+            Order::Swap { id, bytes: 1 },
+            Order::Squeeze { id, target: None },
+            Order::Limit { id, bytes: 1 },
+            Order::Resume { id },
         ];
         orders.sort_by_key(precedence);
         assert!(
@@ -316,9 +318,9 @@ mod tests {
             |((boot, promised, guaranteed, limit, resident, swapped), guest, weight, cpus, (paused, needed))| {
                 let [boot, promised, guaranteed, limit, resident, swapped] =
                     [boot, promised, guaranteed, limit, resident, swapped].map(|mib| mib * MIB);
-                let (uid, plugged) = (0, limit);
+                let (id, plugged) = (id(0), limit);
                 MachineView {
-                    uid,
+                    id,
                     promised,
                     guaranteed,
                     weight,
@@ -338,7 +340,7 @@ mod tests {
 
     fn any_machines() -> impl Strategy<Value = Vec<MachineView>> {
         prop::collection::vec(any_machine(), 1..40).prop_map(|mut machines| {
-            (0..).zip(&mut machines).for_each(|(uid, machine)| machine.uid = uid);
+            (0..).zip(&mut machines).for_each(|(number, machine)| machine.id = id(number));
             machines
         })
     }
@@ -362,7 +364,7 @@ mod tests {
             prop_assert!(decision.targets.values().sum::<u64>() <= capacity(&host));
             let guaranteed: u64 = machines.iter().map(|machine| machine.guaranteed).sum();
             for machine in machines.iter().filter(|_| guaranteed <= capacity(&host)) {
-                prop_assert!(decision.targets[&machine.uid] >= machine.guaranteed);
+                prop_assert!(decision.targets[&machine.id] >= machine.guaranteed);
             }
         }
 
@@ -379,7 +381,7 @@ mod tests {
             machines[0].guest = word;
             let lied = next_second(&mut History::default(), &host, &machines);
             for machine in &machines[1..] {
-                let (greedy, lied) = (greedy.targets[&machine.uid], lied.targets[&machine.uid]);
+                let (greedy, lied) = (greedy.targets[&machine.id], lied.targets[&machine.id]);
                 prop_assert!(lied + 100 >= greedy, "{lied} instead of {greedy}");
             }
         }

@@ -114,7 +114,7 @@ impl Escalation {
             return None;
         }
         self.asked = Some((target, Duration::ZERO));
-        Some(Order::Squeeze { uid: machine.uid, target })
+        Some(Order::Squeeze { id: machine.id, target })
     }
 }
 
@@ -122,13 +122,14 @@ impl Escalation {
 mod tests {
     use super::super::model::GuestView;
     use super::*;
+    use crate::daemon::testing::id;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn machine(resident: u64, swapped: u64) -> MachineView {
         let guest = Some(GuestView::default());
         let (resident, swapped, guaranteed) = (resident * MIB, swapped * MIB, 256 * MIB);
-        MachineView { uid: 7, resident, swapped, guaranteed, weight: 100, guest, ..MachineView::default() }
+        MachineView { resident, swapped, guaranteed, weight: 100, guest, ..MachineView::new(id(7)) }
     }
 
     fn assessment(machine: &MachineView, target: u64) -> Assessment<'_> {

@@ -84,12 +84,13 @@ impl IdleSwap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::testing::id;
 
     const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
 
     fn machine(resident: u64, swapped: u64) -> MachineView {
-        MachineView { resident: resident * MIB, swapped: swapped * MIB, ..MachineView::default() }
+        MachineView { resident: resident * MIB, swapped: swapped * MIB, ..MachineView::new(id(7)) }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::runner::Means;
 
 use super::escalation::{Assessment, Escalation};
@@ -31,7 +32,7 @@ pub(super) struct Steps {
 #[derive(Clone, Debug)]
 pub(super) struct Ladder {
     pressure: Pressure,
-    escalations: BTreeMap<u32, Escalation>,
+    escalations: BTreeMap<MachineId, Escalation>,
     since_pause: Duration,
     since_resume: Duration,
 }
@@ -63,14 +64,14 @@ impl Ladder {
     }
 
     /// The size to which a machine's guest should shrink; `None` if it need not.
-    pub(super) fn squeezed_to(&self, uid: u32) -> Option<u64> {
-        self.escalations.get(&uid)?.squeezed_to()
+    pub(super) fn squeezed_to(&self, id: MachineId) -> Option<u64> {
+        self.escalations.get(&id)?.squeezed_to()
     }
 
     /// The means in use, for each machine from which memory is taken.
-    pub(super) fn squeezed(&self) -> BTreeMap<u32, Means> {
+    pub(super) fn squeezed(&self) -> BTreeMap<MachineId, Means> {
         let squeezed = self.escalations.iter().filter(|(_, escalation)| escalation.means != Means::Released);
-        squeezed.map(|(&uid, escalation)| (uid, escalation.means)).collect()
+        squeezed.map(|(&id, escalation)| (id, escalation.means)).collect()
     }
 
     /// Drops machines that are gone and adopts new ones.
@@ -78,9 +79,9 @@ impl Ladder {
         let known = std::mem::take(&mut self.escalations);
         for assessment in all {
             let machine = assessment.machine;
-            let mut escalation = known.get(&machine.uid).copied().unwrap_or_else(|| Escalation::adopt(machine));
+            let mut escalation = known.get(&machine.id).copied().unwrap_or_else(|| Escalation::adopt(machine));
             escalation.update(assessment, elapsed);
-            self.escalations.insert(machine.uid, escalation);
+            self.escalations.insert(machine.id, escalation);
         }
         self.since_pause = self.since_pause.saturating_add(elapsed);
         self.since_resume = self.since_resume.saturating_add(elapsed);
@@ -106,7 +107,7 @@ impl Cycle<'_> {
             if escalation.means != Means::Paused {
                 if machine.paused {
                     // Ordered before and not done yet.
-                    self.steps.orders.push(Order::Resume { uid: machine.uid });
+                    self.steps.orders.push(Order::Resume { id: machine.id });
                 }
                 continue;
             }
@@ -122,7 +123,7 @@ impl Cycle<'_> {
             };
             let means = if self.level == Level::Calm { Means::Released } else { Means::Guest };
             self.ladder.since_resume = Duration::ZERO;
-            self.steps.orders.push(Order::Resume { uid: machine.uid });
+            self.steps.orders.push(Order::Resume { id: machine.id });
             self.enter(assessment, means, assessment.target, reason);
         }
     }
@@ -189,7 +190,7 @@ impl Cycle<'_> {
                 self.enter(&assessment, Means::Swap, bytes, reason);
             }
             budget -= bytes;
-            self.steps.orders.push(Order::Swap { uid: assessment.machine.uid, bytes });
+            self.steps.orders.push(Order::Swap { id: assessment.machine.id, bytes });
         }
     }
 
@@ -215,7 +216,7 @@ impl Cycle<'_> {
             assessment.machine.cpus
         );
         self.ladder.since_pause = Duration::ZERO;
-        self.steps.orders.push(Order::Pause { uid: assessment.machine.uid });
+        self.steps.orders.push(Order::Pause { id: assessment.machine.id });
         self.enter(&assessment, Means::Paused, assessment.target, reason);
     }
 
@@ -229,21 +230,21 @@ impl Cycle<'_> {
     fn ask(&mut self) {
         for assessment in &self.ranked {
             let machine = assessment.machine;
-            let escalation = self.ladder.escalations.get_mut(&machine.uid);
+            let escalation = self.ladder.escalations.get_mut(&machine.id);
             self.steps.orders.extend(escalation.and_then(|escalation| escalation.ask(machine)));
         }
     }
 
     fn escalation(&self, assessment: &Assessment) -> Escalation {
-        self.ladder.escalations[&assessment.machine.uid]
+        self.ladder.escalations[&assessment.machine.id]
     }
 
     fn enter(&mut self, assessment: &Assessment, means: Means, bytes: u64, reason: String) {
-        let uid = assessment.machine.uid;
-        if let Some(escalation) = self.ladder.escalations.get_mut(&uid) {
+        let id = assessment.machine.id;
+        if let Some(escalation) = self.ladder.escalations.get_mut(&id) {
             escalation.enter(means);
         }
-        self.steps.notices.push(Notice { uid, means, bytes, reason });
+        self.steps.notices.push(Notice { id, means, bytes, reason });
     }
 
     fn shortage(&self) -> String {
@@ -277,6 +278,7 @@ fn mib(bytes: u64) -> String {
 mod tests {
     use super::super::model::{GuestView, MachineView};
     use super::*;
+    use crate::daemon::testing::id;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -288,9 +290,9 @@ mod tests {
     }
 
     /// A machine with a target of 500 MiB.
-    fn machine(uid: u32, resident: u64, cpus: f64) -> MachineView {
+    fn machine(number: u32, resident: u64, cpus: f64) -> MachineView {
         let guest = Some(GuestView::default());
-        MachineView { uid, resident: resident * MIB, weight: 100, cpus, guest, ..MachineView::default() }
+        MachineView { resident: resident * MIB, weight: 100, cpus, guest, ..MachineView::new(id(number)) }
     }
 
     /// Runs one cycle per second. Returns the last steps, without squeezes of the guests.
@@ -303,8 +305,8 @@ mod tests {
         steps
     }
 
-    fn reported(steps: &Steps) -> Vec<(u32, Means)> {
-        steps.notices.iter().map(|notice| (notice.uid, notice.means)).collect()
+    fn reported(steps: &Steps) -> Vec<(MachineId, Means)> {
+        steps.notices.iter().map(|notice| (notice.id, notice.means)).collect()
     }
 
     #[test]
@@ -313,16 +315,16 @@ mod tests {
         for (available, squeezed) in [
             (2000, &[][..]),
             // 225 MiB are missing.
-            (400, &[(3, Means::Guest)]),
+            (400, &[(id(3), Means::Guest)]),
             // 415 MiB are missing.
-            (210, &[(3, Means::Guest), (2, Means::Guest)]),
+            (210, &[(id(3), Means::Guest), (id(2), Means::Guest)]),
         ] {
             let steps = run(&mut Ladder::default(), &host(available), &machines, 1);
             assert_eq!(reported(&steps), squeezed, "{available}");
         }
         let mut heavy = machines;
         heavy[2].weight = 1000;
-        assert_eq!(reported(&run(&mut Ladder::default(), &host(400), &heavy, 1)), [(2, Means::Guest)]);
+        assert_eq!(reported(&run(&mut Ladder::default(), &host(400), &heavy, 1)), [(id(2), Means::Guest)]);
     }
 
     #[test]
@@ -331,14 +333,14 @@ mod tests {
         let steps = run(&mut Ladder::default(), &host, &[machine(1, 1620, 0.0)], 1);
         let reason = "host memory is short: 300 of 4,000 MiB available, pressure 12 %; this machine holds 1,620 MiB, \
                       1,120 above its share";
-        let notice = Notice { uid: 1, means: Means::Guest, bytes: 500 * MIB, reason: reason.into() };
+        let notice = Notice { id: id(1), means: Means::Guest, bytes: 500 * MIB, reason: reason.into() };
         assert_eq!(steps.notices, [notice]);
     }
 
     #[test]
     fn swap_follows_where_a_guest_does_not_come_down() {
         let machines = [machine(1, 900, 0.0), machine(2, 400, 0.0)];
-        let swap = |mib: u64| vec![Order::Swap { uid: 1, bytes: mib * MIB }];
+        let swap = |mib: u64| vec![Order::Swap { id: id(1), bytes: mib * MIB }];
         for (available, seconds, orders) in [
             (450, 5, vec![]),
             // Up to 500 MiB available, and no further.
@@ -362,21 +364,21 @@ mod tests {
         let paused = |steps: &Steps| steps.orders.iter().any(|order| matches!(order, Order::Pause { .. }));
         assert!(!paused(&run(&mut ladder, &host(100), &machines, 14)));
         let steps = run(&mut ladder, &host(100), &machines, 1);
-        assert_eq!(steps.orders.last(), Some(&Order::Pause { uid: 2 }));
+        assert_eq!(steps.orders.last(), Some(&Order::Pause { id: id(2) }));
         machines[1].paused = true;
         assert!(!paused(&run(&mut ladder, &host(100), &machines, 9)));
-        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 1 }));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { id: id(1) }));
         machines[0].paused = true;
         // At least half of the machines always run.
         assert!(!paused(&run(&mut ladder, &host(100), &machines, 100)));
         machines[0].needed = true;
-        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.first(), Some(&Order::Resume { uid: 1 }));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.first(), Some(&Order::Resume { id: id(1) }));
         machines[0].paused = false;
         run(&mut ladder, &host(100), &machines, 6);
         (machines[0].needed, machines[2].needed, machines[2].cpus) = (false, false, 0.9);
         machines[1].resident = 900 * MIB;
         // The machine that was not paused yet is next, although it uses more CPU.
-        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { uid: 3 }));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 1).orders.last(), Some(&Order::Pause { id: id(3) }));
     }
 
     #[test]
@@ -388,10 +390,10 @@ mod tests {
         machines[0].paused = true;
         assert_eq!(reported(&run(&mut ladder, &host(2000), &machines, 9)), []);
         let steps = run(&mut ladder, &host(2000), &machines, 1);
-        assert_eq!(reported(&steps), [(1, Means::Released), (2, Means::Released)]);
-        assert_eq!(steps.orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(reported(&steps), [(id(1), Means::Released), (id(2), Means::Released)]);
+        assert_eq!(steps.orders, [Order::Resume { id: id(1) }]);
         // The order is repeated until it is done.
-        assert_eq!(run(&mut ladder, &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(run(&mut ladder, &host(2000), &machines, 1).orders, [Order::Resume { id: id(1) }]);
         assert!(ladder.squeezed().is_empty());
     }
 
@@ -402,7 +404,7 @@ mod tests {
         run(&mut ladder, &host(400), &machines, 1);
         machines[0].resident = 100 * MIB;
         assert_eq!(reported(&run(&mut ladder, &host(400), &machines, 29)), []);
-        assert_eq!(reported(&run(&mut ladder, &host(400), &machines, 1)), [(1, Means::Released)]);
+        assert_eq!(reported(&run(&mut ladder, &host(400), &machines, 1)), [(id(1), Means::Released)]);
     }
 
     #[test]
@@ -410,9 +412,9 @@ mod tests {
         let machines = [MachineView { paused: true, ..machine(1, 400, 0.0) }, machine(2, 400, 0.5)];
         let mut ladder = Ladder::default();
         assert_eq!(run(&mut ladder, &host(100), &machines, 10).orders, []);
-        assert_eq!(ladder.squeezed(), BTreeMap::from([(1, Means::Paused)]));
-        assert_eq!(run(&mut ladder, &host(100), &machines, 290).orders, [Order::Resume { uid: 1 }]);
-        assert_eq!(run(&mut Ladder::default(), &host(2000), &machines, 1).orders, [Order::Resume { uid: 1 }]);
+        assert_eq!(ladder.squeezed(), BTreeMap::from([(id(1), Means::Paused)]));
+        assert_eq!(run(&mut ladder, &host(100), &machines, 290).orders, [Order::Resume { id: id(1) }]);
+        assert_eq!(run(&mut Ladder::default(), &host(2000), &machines, 1).orders, [Order::Resume { id: id(1) }]);
     }
 
     #[test]

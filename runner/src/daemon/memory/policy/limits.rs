@@ -116,6 +116,7 @@ mod tests {
 
     use super::super::model::GuestView;
     use super::*;
+    use crate::daemon::testing::id;
 
     const MIB: u64 = 1 << 20;
     const SECOND: Duration = Duration::from_secs(1);
@@ -130,7 +131,7 @@ mod tests {
         };
         let limit = limit * MIB;
         let (boot, promised) = (512 * MIB, 8192 * MIB);
-        MachineView { boot, promised, limit, plugged: limit, guest: Some(guest), ..MachineView::default() }
+        MachineView { boot, promised, limit, plugged: limit, guest: Some(guest), ..MachineView::new(id(7)) }
     }
 
     fn short(machine: MachineView) -> MachineView {
@@ -230,7 +231,7 @@ mod tests {
             let [boot, more, limit, plugged, resident] = sizes;
             let machine = MachineView {
                 boot, promised: boot + more, limit, plugged, resident,
-                guest: speaks.then_some(guest), ..MachineView::default()
+                guest: speaks.then_some(guest), ..MachineView::new(id(7))
             };
             if let Some(bytes) = Limit::default().update(&machine, squeezed, Duration::from_secs(60)) {
                 prop_assert!(bytes >= boot && bytes <= machine.promised);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use garret_api::MachineId;
 use garret_api::runner::Means;
 
 /// Measurements of the host.
@@ -22,9 +23,9 @@ pub struct HostView {
 }
 
 /// One running machine. Values that begin with "the guest says" are trusted only within what the host has measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MachineView {
-    pub uid: u32,
+    pub id: MachineId,
     /// The most memory it can have.
     pub promised: u64,
     /// Memory that it can always have, whatever other machines do.
@@ -51,6 +52,27 @@ pub struct MachineView {
     pub needed: bool,
 }
 
+impl MachineView {
+    /// A machine that holds nothing and was promised nothing.
+    pub fn new(id: MachineId) -> Self {
+        Self {
+            id,
+            promised: 0,
+            guaranteed: 0,
+            weight: 0,
+            boot: 0,
+            limit: 0,
+            plugged: 0,
+            resident: 0,
+            swapped: 0,
+            cpus: 0.0,
+            guest: None,
+            paused: false,
+            needed: false,
+        }
+    }
+}
+
 /// The figures that a guest reports about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuestView {
@@ -70,34 +92,34 @@ pub struct GuestView {
 pub enum Order {
     /// Let its guest plug up to this much, including memory at boot.
     Limit {
-        uid: u32,
+        id: MachineId,
         /// The new limit.
         bytes: u64,
     },
     /// Ask its agent to shrink the guest to this size; `None`: stop shrinking.
     Squeeze {
-        uid: u32,
+        id: MachineId,
         /// The amount of memory in use to reach.
         target: Option<u64>,
     },
     /// Swap out this much of its memory, from the host.
     Swap {
-        uid: u32,
+        id: MachineId,
         /// The amount.
         bytes: u64,
     },
     Pause {
-        uid: u32,
+        id: MachineId,
     },
     Resume {
-        uid: u32,
+        id: MachineId,
     },
 }
 
 /// A change to report to people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
-    pub uid: u32,
+    pub id: MachineId,
     /// The means by which memory is taken now.
     pub means: Means,
     /// As in [`garret_api::runner::EventKind::Squeeze`].
@@ -110,11 +132,11 @@ pub struct Notice {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
     /// The host memory that each machine should hold.
-    pub targets: BTreeMap<u32, u64>,
+    pub targets: BTreeMap<MachineId, u64>,
     /// The memory that each machine seems to use, as far as its guest is trusted.
-    pub working_sets: BTreeMap<u32, u64>,
+    pub working_sets: BTreeMap<MachineId, u64>,
     /// The means by which memory is taken from a machine; absent if none.
-    pub squeezed: BTreeMap<u32, Means>,
+    pub squeezed: BTreeMap<MachineId, Means>,
     /// Orders to carry out now, in this sequence.
     pub orders: Vec<Order>,
     /// Changes to report.

@@ -8,11 +8,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use garret_api::MachineId;
 use garret_api::runner::Means;
 use proptest::prelude::*;
 
 use super::arbiter::{History, decide};
 use super::model::{Decision, GuestView, HostView, MachineView, Order};
+use crate::daemon::testing::id;
 
 const MIB: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
@@ -101,10 +103,10 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(uid: u32, promised: u64, guaranteed: u64, load: Load) -> Self {
+    fn new(number: u32, promised: u64, guaranteed: u64, load: Load) -> Self {
         let (promised, guaranteed, boot) = (promised * MIB, guaranteed * MIB, 256 * MIB);
-        let view = MachineView { uid, promised, guaranteed, weight: 100, boot, limit: boot, ..MachineView::default() };
-        let view = MachineView { plugged: boot, ..view };
+        let view = MachineView { promised, guaranteed, weight: 100, boot, ..MachineView::new(id(number)) };
+        let view = MachineView { limit: boot, plugged: boot, ..view };
         let (active, cold, squeeze, short, short_for, changes) = (0, 0, None, false, 0, 0);
         Self { view, load, behavior: Behavior::Honest, active, cold, squeeze, short, short_for, changes }
     }
@@ -213,7 +215,7 @@ impl Simulation {
         self.check(&views, &decision);
         decision.orders.iter().for_each(|order| self.apply(order));
         for notice in &decision.notices {
-            self.machine(notice.uid).changes += 1;
+            self.machine(notice.id).changes += 1;
         }
         decision
     }
@@ -223,8 +225,8 @@ impl Simulation {
         self.machines.iter().map(|machine| machine.changes).sum()
     }
 
-    fn machine(&mut self, uid: u32) -> &mut Machine {
-        self.machines.iter_mut().find(|machine| machine.view.uid == uid).unwrap()
+    fn machine(&mut self, id: MachineId) -> &mut Machine {
+        self.machines.iter_mut().find(|machine| machine.view.id == id).unwrap()
     }
 
     fn resident(&self) -> u64 {
@@ -263,19 +265,19 @@ impl Simulation {
 
     fn apply(&mut self, order: &Order) {
         match *order {
-            Order::Limit { uid, bytes } => {
-                let machine = self.machine(uid);
+            Order::Limit { id, bytes } => {
+                let machine = self.machine(id);
                 machine.view.limit = bytes;
                 machine.changes += 1;
             }
-            Order::Squeeze { uid, target } => {
-                let machine = self.machine(uid);
+            Order::Squeeze { id, target } => {
+                let machine = self.machine(id);
                 machine.changes += u32::from(machine.squeeze != target);
                 machine.squeeze = target;
             }
-            Order::Swap { uid, bytes } => self.machine(uid).swap_out(bytes),
-            Order::Pause { uid } => self.machine(uid).view.paused = true,
-            Order::Resume { uid } => self.machine(uid).view.paused = false,
+            Order::Swap { id, bytes } => self.machine(id).swap_out(bytes),
+            Order::Pause { id } => self.machine(id).view.paused = true,
+            Order::Resume { id } => self.machine(id).view.paused = false,
         }
     }
 
@@ -285,26 +287,26 @@ impl Simulation {
         let guaranteed: u64 = views.iter().map(|view| view.guaranteed).sum();
         assert!(guaranteed <= capacity, "a load that admission refuses");
         assert!(decision.targets.values().sum::<u64>() <= capacity);
-        let by_uid: BTreeMap<u32, &MachineView> = views.iter().map(|view| (view.uid, view)).collect();
-        for (uid, &target) in &decision.targets {
-            let view = by_uid[uid];
+        let by_id: BTreeMap<MachineId, &MachineView> = views.iter().map(|view| (view.id, view)).collect();
+        for (id, &target) in &decision.targets {
+            let view = by_id[id];
             assert!(target >= view.guaranteed && target <= view.promised.max(view.guaranteed), "{view:?}: {target}");
         }
         let mut swapped = 0;
         for order in &decision.orders {
             match *order {
-                Order::Limit { uid, bytes } => assert!(bytes >= by_uid[&uid].boot && bytes <= by_uid[&uid].promised),
-                Order::Squeeze { uid, target } => {
-                    assert!(target.is_none_or(|target| target >= by_uid[&uid].guaranteed));
+                Order::Limit { id, bytes } => assert!(bytes >= by_id[&id].boot && bytes <= by_id[&id].promised),
+                Order::Squeeze { id, target } => {
+                    assert!(target.is_none_or(|target| target >= by_id[&id].guaranteed));
                 }
-                Order::Swap { uid, bytes } => {
-                    let view = by_uid[&uid];
+                Order::Swap { id, bytes } => {
+                    let view = by_id[&id];
                     // Below a machine's guarantee, only memory that an idle machine does not touch is taken.
-                    let untouched = !decision.squeezed.contains_key(&uid) && view.cpus < 0.25 && !view.needed;
+                    let untouched = !decision.squeezed.contains_key(&id) && view.cpus < 0.25 && !view.needed;
                     assert!(untouched || bytes + view.guaranteed <= view.resident);
                     swapped += bytes;
                 }
-                Order::Pause { uid } => assert!(!by_uid[&uid].needed && !by_uid[&uid].paused),
+                Order::Pause { id } => assert!(!by_id[&id].needed && !by_id[&id].paused),
                 Order::Resume { .. } => {}
             }
         }
@@ -320,12 +322,12 @@ impl Simulation {
 
 fn four_developers() -> Vec<Machine> {
     let loads = [EDITOR, COMPILE, TESTS, IDLE];
-    (1000..).zip(loads).map(|(uid, load)| Machine::new(uid, 4096, 512, load)).collect()
+    (1000..).zip(loads).map(|(number, load)| Machine::new(number, 4096, 512, load)).collect()
 }
 
 /// Like [`four_developers`], with constant loads that want more memory than there is.
 fn steady(loads: &[u64]) -> Vec<Machine> {
-    (1000..).zip(loads).map(|(uid, &mib)| Machine::new(uid, 4096, 512, Load::Steady(mib))).collect()
+    (1000..).zip(loads).map(|(number, &mib)| Machine::new(number, 4096, 512, Load::Steady(mib))).collect()
 }
 
 #[test]
@@ -361,7 +363,7 @@ fn the_idle_are_squeezed_before_the_busy() {
     let decisions = simulation.run(60);
     let mut notices = decisions.iter().flat_map(|decision| &decision.notices);
     let first = notices.find(|notice| notice.means == Means::Guest).unwrap();
-    assert_eq!(first.uid, 1000, "{first:?}");
+    assert_eq!(first.id, id(1000), "{first:?}");
     assert!(simulation.machines[1].view.resident >= 2300 * MIB);
 }
 
@@ -394,8 +396,8 @@ fn too_great_a_load_takes_turns() {
 fn noise_changes_little() {
     for (loads, most) in [([600, 500, 400, 70], 10), ([1300, 1100, 600, 300], 120)] {
         let mut machines = steady(&loads);
-        for machine in &mut machines {
-            machine.load = Load::Noisy(Box::new(machine.load.clone()), u64::from(machine.view.uid));
+        for (seed, machine) in (1000..).zip(&mut machines) {
+            machine.load = Load::Noisy(Box::new(machine.load.clone()), seed);
         }
         let mut simulation = Simulation::new(4000, machines);
         simulation.run(300);
@@ -413,9 +415,9 @@ fn a_leak_takes_nothing_that_others_use() {
     let mut simulation = Simulation::new(4000, machines);
     for _ in 0..1200 {
         let decision = simulation.step();
-        for (uid, &used) in &decision.working_sets {
+        for (id, &used) in &decision.working_sets {
             let fair = used.min((simulation.host.total - simulation.host.reserve) / 8);
-            assert!(decision.targets[uid] >= fair, "{uid} has {} of {used}", decision.targets[uid]);
+            assert!(decision.targets[id] >= fair, "{id} has {} of {used}", decision.targets[id]);
         }
     }
 }
@@ -428,17 +430,17 @@ fn a_hung_guest_is_swapped_out() {
     machines[2].load = Load::Shape(&[80, 700], 90);
     let mut simulation = Simulation::new(4000, machines);
     simulation.run(90);
-    simulation.machine(1000).behavior = Behavior::Hung;
-    simulation.machine(1000).load = IDLE;
+    simulation.machine(id(1000)).behavior = Behavior::Hung;
+    simulation.machine(id(1000)).load = IDLE;
     let decisions = simulation.run(100);
     let swapped = decisions.iter().flat_map(|decision| {
         decision.orders.iter().filter_map(|order| match order {
-            Order::Swap { uid, .. } if decision.squeezed.contains_key(uid) => Some(*uid),
+            Order::Swap { id, .. } if decision.squeezed.contains_key(id) => Some(*id),
             _ => None,
         })
     });
-    let swapped: Vec<u32> = swapped.collect();
-    assert!(!swapped.is_empty() && swapped.iter().all(|&uid| uid == 1000), "{swapped:?}");
+    let swapped: Vec<MachineId> = swapped.collect();
+    assert!(!swapped.is_empty() && swapped.iter().all(|&swapped| swapped == id(1000)), "{swapped:?}");
     assert!(simulation.host.available > simulation.host.total / 10, "{:?}", simulation.host);
 }
 
@@ -454,12 +456,12 @@ fn a_lying_guest_hurts_only_itself() {
         let mut simulation = Simulation::new(4000, machines);
         for _ in 0..600 {
             let decision = simulation.step();
-            for uid in 1001..1004 {
-                let used = simulation.machine(uid).active;
-                assert!(decision.targets[&uid] >= used, "{word:?}: {uid} has {}", decision.targets[&uid]);
+            for id in (1001..1004).map(id) {
+                let used = simulation.machine(id).active;
+                assert!(decision.targets[&id] >= used, "{word:?}: {id} has {}", decision.targets[&id]);
             }
         }
-        let swapped: u64 = (1001..1004).map(|uid| simulation.machine(uid).view.swapped).sum();
+        let swapped: u64 = (1001..1004).map(|number| simulation.machine(id(number)).view.swapped).sum();
         assert_eq!(swapped, 0, "{word:?}");
     }
 }
@@ -471,13 +473,13 @@ fn needed_machine_is_resumed_at_once() {
         let squeezed = simulation.step().squeezed;
         squeezed.into_iter().find(|&(_, means)| means == Means::Paused)
     });
-    let (uid, _) = paused.expect("a paused machine");
-    assert!(simulation.machine(uid).view.paused);
-    simulation.machine(uid).view.needed = true;
+    let (id, _) = paused.expect("a paused machine");
+    assert!(simulation.machine(id).view.paused);
+    simulation.machine(id).view.needed = true;
     simulation.step();
-    assert!(!simulation.machine(uid).view.paused);
+    assert!(!simulation.machine(id).view.paused);
     simulation.run(600);
-    assert!(!simulation.machine(uid).view.paused);
+    assert!(!simulation.machine(id).view.paused);
 }
 
 /// No machine stays paused forever, and every machine gets to use its guarantee.
@@ -515,10 +517,10 @@ fn a_new_history_reaches_the_same_end() {
 fn machine_paused_by_a_killed_runner_is_resumed() {
     let mut simulation = Simulation::new(4000, steady(&[70, 70]));
     simulation.run(10);
-    simulation.machine(1001).view.paused = true;
+    simulation.machine(id(1001)).view.paused = true;
     simulation.history = History::default();
     simulation.run(20);
-    assert!(!simulation.machine(1001).view.paused);
+    assert!(!simulation.machine(id(1001)).view.paused);
 }
 
 fn any_load() -> impl Strategy<Value = Load> {
@@ -564,7 +566,7 @@ proptest! {
     fn guarantees_hold_whatever_comes(
         mut machines in prop::collection::vec(any_machine(), 1..300), overcommit in 2..=6u64, psi: bool,
     ) {
-        (0..).zip(&mut machines).for_each(|(uid, machine)| machine.view.uid = uid);
+        (0..).zip(&mut machines).for_each(|(number, machine)| machine.view.id = id(number));
         let sum = |size: fn(&Machine) -> u64| machines.iter().map(size).sum::<u64>() / MIB;
         let (promised, guaranteed) = (sum(|machine| machine.view.promised), sum(|machine| machine.view.guaranteed));
         // The reserve is a twentieth, and the guarantees fit beside it.

@@ -36,12 +36,13 @@ fn touched(machine: &MachineView, guest: &GuestView) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::testing::id;
 
     const MIB: u64 = 1 << 20;
     fn machine(resident: u64, swapped: u64, guest: Option<(u64, u64)>) -> MachineView {
         let guest = guest.map(|(free, cold)| GuestView { free: free * MIB, cold: cold * MIB, ..GuestView::default() });
         let (resident, swapped) = (resident * MIB, swapped * MIB);
-        MachineView { plugged: 2048 * MIB, resident, swapped, guest, ..MachineView::default() }
+        MachineView { plugged: 2048 * MIB, resident, swapped, guest, ..MachineView::new(id(7)) }
     }
 
     #[test]

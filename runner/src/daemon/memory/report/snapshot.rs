@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use garret_api::MachineId;
 use garret_api::runner::{HostMemory, MachineMemory, Means, Top};
 
 use crate::daemon::admission::Promises;
@@ -12,7 +13,7 @@ use crate::daemon::memory::policy::{Decision, HostView, MachineView};
 pub(crate) struct Snapshot {
     /// The host's figures.
     pub host: HostMemory,
-    /// The running machines with their uids, ordered by developer.
+    /// The running machines with their owners' uids, ordered by developer.
     pub machines: Vec<(u32, MachineMemory)>,
     /// For each machine, how often its guest's reports broke off or could not be parsed.
     pub broken_reports: BTreeMap<String, u64>,
@@ -53,7 +54,7 @@ pub(crate) fn machine_memory(
     view: &MachineView,
     decision: &Decision,
 ) -> MachineMemory {
-    let decided = |what: &BTreeMap<u32, u64>| what.get(&view.uid).copied().unwrap_or(view.resident);
+    let decided = |what: &BTreeMap<MachineId, u64>| what.get(&view.id).copied().unwrap_or(view.resident);
     MachineMemory {
         developer: developer.into(),
         promised: view.promised,
@@ -65,7 +66,7 @@ pub(crate) fn machine_memory(
         swapped: view.swapped,
         working_set: decided(&decision.working_sets),
         pressure_some: view.guest.as_ref().and_then(|guest| guest.pressure_some),
-        squeezed: decision.squeezed.get(&view.uid).copied().filter(|means| *means != Means::Released),
+        squeezed: decision.squeezed.get(&view.id).copied().filter(|means| *means != Means::Released),
         oom_kills,
     }
 }
@@ -73,12 +74,16 @@ pub(crate) fn machine_memory(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::testing::id;
 
     #[test]
     fn each_sees_their_own_and_all_see_the_host() {
-        let view = MachineView { uid: 7, promised: 4 << 30, resident: 1 << 30, ..MachineView::default() };
-        let decision =
-            Decision { targets: [(7, 512 << 20)].into(), squeezed: [(7, Means::Guest)].into(), ..Decision::default() };
+        let view = MachineView { promised: 4 << 30, resident: 1 << 30, ..MachineView::new(id(7)) };
+        let decision = Decision {
+            targets: [(id(7), 512 << 20)].into(),
+            squeezed: [(id(7), Means::Guest)].into(),
+            ..Decision::default()
+        };
         let host = HostView { total: 8 << 30, reserve: 1 << 30, ..HostView::default() };
         let promises = Promises { promised_mib: 16 << 10, guaranteed_mib: 1 << 10, machines: 2 };
         let snapshot = Snapshot {

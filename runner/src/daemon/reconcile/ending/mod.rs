@@ -28,18 +28,18 @@ impl Driver {
     /// Powers the machine off. The agent is asked first, then the power button is pressed, and at the deadline the
     /// power is cut.
     pub(super) async fn halt(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
-        let uid = self.uid;
+        let id = self.id;
         self.asked = true;
         self.cancel_all().await;
         // This only reports: if the state cannot be written, the machine is stopped all the same.
-        let said = self.daemon.write(move |db| machines::set_phase(db, uid, MachinePhase::Stopping, "stopping")).await;
+        let said = self.daemon.write(move |db| machines::set_phase(db, id, MachinePhase::Stopping, "stopping")).await;
         if let Err(error) = said {
-            tracing::warn!(machine = machine.name, "cannot record that the machine is stopping: {error}");
+            tracing::warn!(machine = %machine.id, "cannot record that the machine is stopping: {error}");
         }
         let (VmmState::Booting(process) | VmmState::Ready(process)) = &self.vmm else { return Ok(()) };
         let patience = Duration::from_secs(self.daemon.config.machine.stop_deadline_s);
         let question = power_off::question(patience);
-        let (agent, vmm) = (self.daemon.agent(&machine.name, question), self.daemon.vmm(&machine.name, question));
+        let (agent, vmm) = (self.daemon.agent(machine.id, question), self.daemon.vmm(machine.id, question));
         tokio::select! {
             () = process.ended() => {}
             () = tokio::time::sleep(patience) => {
@@ -47,7 +47,7 @@ impl Driver {
                 self.report(machine, Problem::new(Code::PowerCut, said)).await;
                 self.cut_power(machine, process).await?;
             }
-            never = power_off::ask(&machine.name, &agent, &vmm, patience, || self.daemon.wake(machine)) => match never {},
+            never = power_off::ask(machine.id, &agent, &vmm, patience, || self.daemon.wake(machine)) => match never {},
         }
         self.vmm = VmmState::Dead;
         Ok(())
@@ -55,17 +55,17 @@ impl Driver {
 
     /// Logs a problem of the machine and records it as an event.
     pub(super) async fn report(&self, machine: &MachineRow, problem: Problem) {
-        tracing::warn!(machine = machine.name, "{}", problem.detail);
-        let uid = self.uid;
-        let written = self.daemon.write(move |db| events::add(db, uid, None, &EventKind::Problem { problem })).await;
+        tracing::warn!(machine = %machine.id, "{}", problem.detail);
+        let id = self.id;
+        let written = self.daemon.write(move |db| events::add(db, id, None, &EventKind::Problem { problem })).await;
         if let Err(error) = written {
-            tracing::warn!(machine = machine.name, "cannot record the event: {error}");
+            tracing::warn!(machine = %machine.id, "cannot record the event: {error}");
         }
     }
 
     /// Asks the VMM to end, and kills its process if it has not ended by the deadline.
     async fn cut_power(&self, machine: &MachineRow, process: &VmmProcess) -> anyhow::Result<()> {
-        let vmm = self.daemon.vmm(&machine.name, VMM_DEADLINE);
+        let vmm = self.daemon.vmm(machine.id, VMM_DEADLINE);
         let ended = async {
             // The result does not matter: the deadline decides.
             let _ = vmm.post("/v1/shutdown").await;
@@ -86,15 +86,15 @@ impl Driver {
         // A runner that was killed while it stopped the machine leaves only the desired state.
         let asked = self.asked || machine.removed || machine.desired == Desired::Stopped;
         let end = tokio::task::spawn_blocking(move || {
-            let paths = daemon.paths(&row.name);
+            let paths = daemon.paths(row.id);
             let end = End {
                 last_words: last_words(&paths.last_words()),
-                out_of_memory: host::oom_kills(&row.name) > 0,
+                out_of_memory: host::oom_kills(row.id) > 0,
                 log: tail(&paths.vmm_log()),
                 asked,
                 earlier_reboots,
             };
-            host::clean_up(&row.name, Slot(row.slot), &paths)?;
+            host::clean_up(row.id, Slot(row.slot), &paths)?;
             anyhow::Ok(end)
         })
         .await??;
@@ -102,13 +102,13 @@ impl Driver {
         if let Some(why) = self.failure.clone() {
             verdict = Verdict { phase: MachinePhase::Failed, reason: why, next: Next::Nothing };
         }
-        tracing::info!(machine = machine.name, phase = ?verdict.phase, "ended: {}", verdict.reason);
+        tracing::info!(machine = %machine.id, developer = machine.developer, phase = ?verdict.phase, "ended: {}", verdict.reason);
         // Until the end is written, the driver runs this again. Its memory of the end is kept until then.
         if verdict.next == Next::StayStopped {
-            let uid = self.uid;
-            self.daemon.write(move |db| machines::set_desired(db, uid, Desired::Stopped)).await?;
+            let id = self.id;
+            self.daemon.write(move |db| machines::set_desired(db, id, Desired::Stopped)).await?;
         }
-        self.daemon.set_vmm(&machine.name, None);
+        self.daemon.set_vmm(machine.id, None);
         self.write_end(verdict.phase, verdict.reason, !asked).await?;
         if verdict.next == Next::StartAgain {
             self.reboots.push(Instant::now());
@@ -119,15 +119,15 @@ impl Driver {
 
     /// The machine has stopped; records why.
     pub(super) async fn write_end(&self, phase: MachinePhase, reason: String, unasked: bool) -> Result<(), StoreError> {
-        let uid = self.uid;
+        let id = self.id;
         self.daemon
             .write(move |db| {
-                machines::set_vmm(db, uid, None)?;
-                machines::set_phase(db, uid, phase, &reason)?;
+                machines::set_vmm(db, id, None)?;
+                machines::set_phase(db, id, phase, &reason)?;
                 let problem = unasked.then(|| Problem::new(Code::MachineEnded, format!("the machine ended: {reason}")));
                 // A client requested a start while the machine stopped, or the guest reboots.
-                let wanted = machines::get(db, uid)?.is_some_and(|row| row.desired == Desired::Running && !row.removed);
-                environments::end_all(db, uid, problem.as_ref(), wanted && phase == MachinePhase::Stopped)
+                let wanted = machines::get(db, id)?.is_some_and(|row| row.desired == Desired::Running && !row.removed);
+                environments::end_all(db, id, problem.as_ref(), wanted && phase == MachinePhase::Stopped)
             })
             .await
     }
@@ -136,15 +136,16 @@ impl Driver {
     pub(super) async fn delete(&mut self, machine: &MachineRow) -> anyhow::Result<()> {
         let (daemon, row) = (self.daemon.clone(), machine.clone());
         tokio::task::spawn_blocking(move || {
-            let paths = daemon.paths(&row.name);
-            host::clean_up(&row.name, Slot(row.slot), &paths)?;
+            let paths = daemon.paths(row.id);
+            host::clean_up(row.id, Slot(row.slot), &paths)?;
             host::remove_run_folder(&paths)?;
-            remove_folder(&daemon.data_folder(&row.name))
+            remove_folder(&daemon.data_folder(row.id))
         })
         .await??;
-        let uid = self.uid;
-        self.daemon.write(move |db| machines::forget(db, uid)).await?;
-        tracing::info!(machine = machine.name, "removed");
+        let id = self.id;
+        self.daemon.write(move |db| machines::forget(db, id)).await?;
+        self.daemon.desired_is_written(id);
+        tracing::info!(machine = %id, developer = machine.developer, "removed");
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::daemon::Daemon;
 use crate::daemon::memory::PauseState;
 use crate::daemon::state::Scope;
 use crate::daemon::state::tests::machine;
-use crate::daemon::testing;
+use crate::daemon::testing::{self, id};
 
 /// The requests to agent and VMM, in their order.
 type Requests = Arc<Mutex<Vec<&'static str>>>;
@@ -52,17 +52,17 @@ impl Rig {
         let pid = process.id();
         let requests = Requests::default();
         let route = |request, answer| handler(requests.clone(), request, answer, pid);
-        testing::serve_agent(&daemon, "dev7", Router::new().route("/v1/power-off", route("power-off", guest)));
+        testing::serve_agent(&daemon, id(7), Router::new().route("/v1/power-off", route("power-off", guest)));
         let api = Router::new()
             .route("/v1/pause", route("pause", Answer::Accepts))
             .route("/v1/resume", route("resume", Answer::Accepts))
             .route("/v1/power-button", route("power-button", Answer::Accepts))
             .route("/v1/shutdown", route("shutdown", vmm));
-        testing::serve_vmm(&daemon, "dev7", api);
+        testing::serve_vmm(&daemon, id(7), api);
         // This process serves both sockets.
-        daemon.set_vmm("dev7", Some(std::process::id()));
-        daemon.memory.pauses.started(7);
-        let mut driver = Driver::new(daemon.clone(), 7, Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
+        daemon.set_vmm(id(7), Some(std::process::id()));
+        daemon.memory.pauses.started(id(7));
+        let mut driver = Driver::new(daemon.clone(), id(7), Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
         driver.vmm = VmmState::Ready(VmmProcess::watch(pid).unwrap().unwrap());
         Self { _dir: dir, daemon, driver, vmm: process, requests }
     }
@@ -82,7 +82,7 @@ impl Rig {
 
     /// What the power cuts say of which there are events.
     async fn power_cuts(&self) -> Vec<String> {
-        let events = self.daemon.read(|db| events::after(db, 0, &Scope::Developer(7))).await.unwrap();
+        let events = self.daemon.read(|db| events::after(db, 0, &Scope::Owner(7))).await.unwrap();
         let cut = |kind| match kind {
             EventKind::Problem { problem } if problem.code == Code::PowerCut => Some(problem.detail),
             _ => None,
@@ -143,9 +143,9 @@ async fn a_guest_that_ends_in_time_keeps_its_power() {
 #[tokio::test]
 async fn a_paused_guest_is_resumed_before_it_is_asked() {
     let mut rig = Rig::new(60, Answer::Ends, Answer::Ends).await;
-    let vmm = rig.daemon.vmm("dev7", VMM_DEADLINE);
-    rig.daemon.memory.pauses.pause(7, &vmm).await.unwrap();
-    assert_eq!(rig.daemon.memory.pauses.state(7), PauseState::Paused);
+    let vmm = rig.daemon.vmm(id(7), VMM_DEADLINE);
+    rig.daemon.memory.pauses.pause(id(7), &vmm).await.unwrap();
+    assert_eq!(rig.daemon.memory.pauses.state(id(7)), PauseState::Paused);
     rig.halt().await;
     assert_eq!(rig.requests(), ["pause", "resume", "power-off"]);
     assert_eq!(rig.power_cuts().await, [""; 0]);

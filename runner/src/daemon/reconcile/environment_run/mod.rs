@@ -8,7 +8,7 @@ use std::time::Duration;
 use garret_api::agent::{API, AgentInfo, EnvironmentPhase, EnvironmentSpec, EnvironmentStatus, GENERATIONS, Progress};
 use garret_api::client::{Client, Error, Lines};
 use garret_api::runner::{Desired, EventKind};
-use garret_api::{Code, Problem, one_line};
+use garret_api::{Code, MachineId, Problem, one_line};
 use hyper::Method;
 use tokio::time::{Instant, timeout};
 
@@ -37,10 +37,11 @@ const STEPS_MAX: u32 = 2000;
 /// The longest name or value from the agent, in characters.
 const FIELD_MAX: usize = 4096;
 
-/// One environment and the machine it is in.
+/// One environment.
 pub(super) struct EnvironmentRun {
     pub(super) daemon: Arc<Daemon>,
-    pub(super) machine: String,
+    /// The developer's uid.
+    pub(super) owner: u32,
     pub(super) row: EnvironmentRow,
 }
 
@@ -127,7 +128,7 @@ impl EnvironmentRun {
                 }
                 Ok(None) => {
                     let detail = "the agent's answer has no end".to_string();
-                    return Ok(FollowResult::Lost(Error::Broken { target: self.machine.clone(), detail }));
+                    return Ok(FollowResult::Lost(Error::Broken { target: self.row.machine.to_string(), detail }));
                 }
                 Err(error) => return Ok(FollowResult::Lost(error)),
             }
@@ -174,13 +175,13 @@ impl EnvironmentRun {
 
     /// Takes the workspace out of the machine, and reports if the machine still uses it. Retries until it is unmounted.
     async fn revoke_workspace(&self) -> Result<(), StoreError> {
-        let paths = self.daemon.paths(&self.machine);
+        let paths = self.daemon.paths(self.row.machine);
         // The developer chooses the path. It may have line breaks, and it is written to the daemon's log.
         let workspace = one_line(&self.row.workspace.display().to_string());
         let mut failures = 0;
         let revoked = loop {
-            let vmm = self.daemon.vmm_pid(&self.machine);
-            match self.daemon.workspaces.revoke(self.row.uid, &paths, &self.row.id, vmm).await {
+            let vmm = self.daemon.vmm_pid(self.row.machine);
+            match self.daemon.workspaces.revoke(self.owner, &paths, &self.row.id, vmm).await {
                 Ok(revoked) => break revoked,
                 Err(error) => {
                     let said = format!("cannot take {workspace} out of the machine yet; trying again: {error:#}");
@@ -263,8 +264,8 @@ impl EnvironmentRun {
     }
 
     async fn report(&self, problem: Problem) -> Result<(), StoreError> {
-        let (uid, id) = (self.row.uid, self.row.id.clone());
-        self.daemon.write(move |db| events::add(db, uid, Some(&id), &EventKind::Problem { problem })).await
+        let (machine, id) = (self.row.machine, self.row.id.clone());
+        self.daemon.write(move |db| events::add(db, machine, Some(&id), &EventKind::Problem { problem })).await
     }
 
     /// Queries the agent. A failed connection is no error: a VMM that ends is noticed elsewhere.
@@ -283,7 +284,7 @@ impl EnvironmentRun {
     }
 
     fn agent(&self) -> Client {
-        self.daemon.agent(&self.machine, DEADLINE)
+        self.daemon.agent(self.row.machine, DEADLINE)
     }
 
     pub(super) fn path(&self, below: &str) -> String {
@@ -354,9 +355,13 @@ pub(super) async fn finish(daemon: &Daemon, row: &EnvironmentRow, last: Progress
 }
 
 /// Stores what the agent reports about settled environments; returns whether anything has changed.
-pub(super) fn observe_all(db: &WriteTx<'_>, uid: u32, reported: Vec<EnvironmentStatus>) -> rusqlite::Result<bool> {
+pub(super) fn observe_all(
+    db: &WriteTx<'_>,
+    machine: MachineId,
+    reported: Vec<EnvironmentStatus>,
+) -> rusqlite::Result<bool> {
     let mut changed = false;
-    for row in environments::of_machine(db, uid)? {
+    for row in environments::of_machine(db, machine)? {
         if !row.settled() || row.removed || row.desired != Desired::Running {
             continue;
         }

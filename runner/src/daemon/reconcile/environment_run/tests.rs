@@ -14,7 +14,7 @@ use super::*;
 use crate::accounts::NameService;
 use crate::daemon::state::tests::{environment, machine, memory};
 use crate::daemon::state::{MachineRow, Scope, WriteTx, machines};
-use crate::daemon::testing;
+use crate::daemon::testing::{self, id};
 use crate::daemon::vmm::VmmProcess;
 
 #[test]
@@ -76,9 +76,9 @@ async fn run(folder: &Path, row: EnvironmentRow, router: Router) -> EnvironmentR
     let (daemon, _poked) = testing::daemon(folder, NameService::default());
     let kept = row.clone();
     daemon.write(move |db| machines::put(db, &machine(7)).and_then(|()| environments::put(db, &kept))).await.unwrap();
-    testing::serve_agent(&daemon, "dev7", router);
-    daemon.set_vmm("dev7", Some(std::process::id()));
-    EnvironmentRun { daemon, machine: "dev7".into(), row }
+    testing::serve_agent(&daemon, id(7), router);
+    daemon.set_vmm(id(7), Some(std::process::id()));
+    EnvironmentRun { daemon, owner: 7, row }
 }
 
 /// The requests that a run of generation 5 sends to an agent with these capabilities whose first answer breaks off.
@@ -130,7 +130,7 @@ async fn long_error_of_a_lost_agent_is_truncated() {
 
 /// The environment's events and its stored row.
 async fn outcome(run: &EnvironmentRun) -> (Vec<EventKind>, Option<EnvironmentRow>) {
-    let (scope, id) = (Scope::Environment(run.row.uid, run.row.id.clone()), run.row.id.clone());
+    let (scope, id) = (Scope::Environment(run.row.machine, run.row.id.clone()), run.row.id.clone());
     let read = run.daemon.read(move |db| Ok((events::after(db, 0, &scope)?, environments::get(db, &id)?)));
     let (events, row) = read.await.unwrap();
     (events.into_iter().map(|event| event.what).collect(), row)
@@ -213,7 +213,7 @@ async fn an_agent_that_refuses_a_removal_does_not_keep_the_workspace() {
         .route("/v1/environments/{id}", refuse)
         .route("/v1/workspaces/{id}/release", routing::post(async || StatusCode::NO_CONTENT));
     let run = run(dir.path(), removed(), router).await;
-    let workspace = shared.get_or_init(|| run.daemon.paths("dev7").workspace("w"));
+    let workspace = shared.get_or_init(|| run.daemon.paths(id(7)).workspace("w"));
     fs::create_dir_all(workspace).unwrap();
     run.remove().await.unwrap();
     assert!(!workspace.exists());
@@ -229,7 +229,7 @@ async fn not_found_of_an_incompatible_agent_removes_nothing() {
                                   "api": {"min": API.max + 1, "max": API.max + 1}});
     let router = Router::new().route("/v1/agent", routing::get(async move || axum::Json(info)));
     let run = run(dir.path(), removed(), router).await;
-    let shared = run.daemon.paths("dev7").workspace("w");
+    let shared = run.daemon.paths(id(7)).workspace("w");
     fs::create_dir_all(&shared).unwrap();
     let revoked = async {
         while shared.exists() {
@@ -255,7 +255,7 @@ async fn a_workspace_that_cannot_be_unmounted_keeps_its_environment() {
     let row = EnvironmentRow { workspace: "/a\nb".into(), ..removed() };
     let run = run(dir.path(), row, router).await;
     // A folder that is not empty cannot be removed, like a mount point.
-    let below = run.daemon.paths("dev7").workspace("w").join("below");
+    let below = run.daemon.paths(id(7)).workspace("w").join("below");
     fs::create_dir_all(&below).unwrap();
     let told = async {
         loop {
@@ -287,15 +287,15 @@ async fn an_agent_that_refuses_its_setup_keeps_no_workspace() {
         .route("/v1/machine", routing::put(refuse))
         .route("/v1/environments/{id}", routing::delete(refuse));
     let run = run(dir.path(), removed(), router).await;
-    let shared = run.daemon.paths("dev7").workspace("w");
+    let shared = run.daemon.paths(id(7)).workspace("w");
     fs::create_dir_all(&shared).unwrap();
     // This process runs the agent and takes the VMM's place.
     let vmm = VmmProcess::watch(std::process::id()).unwrap().unwrap();
     let running = MachineRow { desired: Desired::Running, ..machine(7) };
     let write =
-        move |db: &WriteTx<'_>| machines::put(db, &running).and_then(|()| machines::set_vmm(db, 7, Some(&vmm.id)));
+        move |db: &WriteTx<'_>| machines::put(db, &running).and_then(|()| machines::set_vmm(db, id(7), Some(&vmm.id)));
     run.daemon.write(write).await.unwrap();
-    let driver = Driver::new(run.daemon.clone(), 7, Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
+    let driver = Driver::new(run.daemon.clone(), id(7), Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
     let revoked = async {
         while shared.exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -322,11 +322,11 @@ fn a_container_that_ended_by_itself_is_seen() {
     put("gone", EnvironmentPhase::Ready, 1);
     put("failed", EnvironmentPhase::Failed, 1);
     put("busy", EnvironmentPhase::Starting, 0);
-    assert!(observe_all(&db, 7, vec![ready.clone()]).unwrap());
+    assert!(observe_all(&db, id(7), vec![ready.clone()]).unwrap());
     let phases: Vec<_> =
-        environments::of_machine(&db, 7).unwrap().into_iter().map(|row| (row.id, row.status.phase)).collect();
+        environments::of_machine(&db, id(7)).unwrap().into_iter().map(|row| (row.id, row.status.phase)).collect();
     use EnvironmentPhase::*;
     let expected = [("busy", Starting), ("failed", Failed), ("gone", Stopped), ("ready", Ready)];
     assert_eq!(phases, expected.map(|(id, phase)| (id.to_string(), phase)));
-    assert!(!observe_all(&db, 7, vec![ready]).unwrap());
+    assert!(!observe_all(&db, id(7), vec![ready]).unwrap());
 }

@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
 use super::super::{NewStream, Streams};
 use super::*;
+use crate::daemon::testing;
 
 type Socket = WebSocketStream<UnixStream>;
 
@@ -23,7 +24,14 @@ struct Rig {
 impl Rig {
     async fn new() -> Self {
         let streams = Arc::new(Streams::default());
-        let new = NewStream { kind: StreamKind::Exec, developer: "a".into(), uid: 1, environment: None, opened_by: 1 };
+        let new = NewStream {
+            kind: StreamKind::Exec,
+            machine: testing::id(1),
+            developer: "a".into(),
+            uid: 1,
+            environment: None,
+            opened_by: 1,
+        };
         let stream = streams.open(new).unwrap();
         let id = stream.id.clone();
         let ((client, ours), (theirs, guest)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
