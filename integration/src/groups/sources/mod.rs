@@ -9,26 +9,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Their long tests are still in the file: others work on them.
-const TESTS_TO_MOVE: [&str; 9] = [
-    "runner/src/config/mod.rs",
-    "runner/src/daemon/memory/act/pause_control.rs",
-    "runner/src/daemon/memory/policy/arbiter.rs",
-    "runner/src/daemon/memory/policy/ladder.rs",
-    "runner/src/daemon/memory/policy/limits.rs",
-    "runner/src/daemon/reconcile/boot.rs",
-    "runner/src/daemon/requests.rs",
-    "runner/src/daemon/state/operations.rs",
-    "runner/src/daemon/workspace.rs",
-];
 /// Prints what is wrong in the files of the current folder's repository. Returns true if nothing is.
 ///
 /// # Errors
 /// The files cannot be listed or read.
 pub(super) fn check() -> anyhow::Result<bool> {
     let files = files()?;
-    let checked = files.iter().filter(|(file, _)| !TESTS_TO_MOVE.iter().any(|later| file.ends_with(later)));
-    let mut problems: Vec<String> = checked.flat_map(|(file, text)| test_layout::problems(file, text)).collect();
+    let mut problems: Vec<String> = files.iter().flat_map(|(file, text)| test_layout::problems(file, text)).collect();
     problems.extend(layers::circles(&files)?.iter().map(ToString::to_string));
     for problem in &problems {
         println!("{problem}");
