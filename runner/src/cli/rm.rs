@@ -31,8 +31,7 @@ impl Rm {
             remove_environment(client, &self.target.find(client).await?).await?;
             return Ok(0);
         };
-        let path = format!("/v1/machines/{name}");
-        let machine: Machine = client.get(&path).await?;
+        let machine: Machine = client.get(&format!("/v1/machines/{name}")).await?;
         let question = format!("remove the machine of {} and everything on its data disk?", machine.developer);
         match (self.yes, io::stdin().is_terminal()) {
             (true, _) => {}
@@ -40,6 +39,8 @@ impl Rm {
             (false, true) if confirmed(&question)? => {}
             (false, true) => bail!("nothing was removed"),
         }
+        // The machine that was asked about: the name may mean another one by now.
+        let path = format!("/v1/machines/{}", machine.id);
         client.clone().with_deadline(super::REMOVAL).delete(&path).await?;
         Ok(0)
     }

@@ -34,9 +34,9 @@ impl Stop {
 }
 
 async fn stop_machine(client: &Client, name: &str) -> anyhow::Result<()> {
-    let path = format!("/v1/machines/{name}");
-    // Checked first: a request for a machine that does not exist would create it.
-    client.get::<Machine>(&path).await?;
+    // By its id: a request by name for a machine that does not exist would create it.
+    let machine: Machine = client.get(&format!("/v1/machines/{name}")).await?;
+    let path = format!("/v1/machines/{}", machine.id);
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
     if machine.phase == MachinePhase::Failed {

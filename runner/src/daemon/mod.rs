@@ -7,6 +7,7 @@ mod dedicated_runtime;
 mod disk;
 mod keyed_semaphore;
 mod line_limit;
+mod lost_disks;
 mod memory;
 mod notify;
 mod power_off;

@@ -23,6 +23,8 @@ const OPEN_CALLS_TIME: Duration = Duration::from_millis(500);
 /// How much longer than its deadline a machine's stop may take: for work in progress when it begins, and for the power
 /// cut.
 const STOP_SLACK: Duration = Duration::from_secs(40);
+/// How long the migration of an earlier state may take.
+const MIGRATION_TIME: Duration = Duration::from_secs(600);
 
 /// Runs the daemon on `socket` until it is asked to end. The machines continue to run.
 ///
@@ -46,6 +48,8 @@ pub(crate) async fn serve(config: Config, socket: PathBuf) -> anyhow::Result<()>
     tokio::task::spawn_blocking(move || host::setup_host(&for_host)).await??;
     let state = config.state.join("state.db");
     make_private(&state)?;
+    // An earlier state is migrated.
+    ask_for_time(MIGRATION_TIME);
     let store = Store::open(&state)?;
     let stop_deadline = Duration::from_secs(config.machine.stop_deadline_s);
     end_unknown(&config, &store, stop_deadline).await;
@@ -119,10 +123,14 @@ async fn end_unknown(config: &Config, store: &Store, stop_deadline: Duration) {
         Ok(rows) => rows.into_iter().map(|row| row.id).collect(),
         Err(error) => return tracing::error!("cannot look for machines that are not in the state: {error}"),
     };
-    if let Err(error) = notify::ask_for_time(stop_deadline + STOP_SLACK) {
+    ask_for_time(stop_deadline + STOP_SLACK);
+    sweep::sweep(&config.run, &known, stop_deadline).await;
+}
+
+fn ask_for_time(time: Duration) {
+    if let Err(error) = notify::ask_for_time(time) {
         tracing::warn!("cannot ask the service manager for time: {error}");
     }
-    sweep::sweep(&config.run, &known, stop_deadline).await;
 }
 
 /// Makes the state's file readable only by root, whatever the folder's mode and the umask are: it holds developers'

@@ -113,7 +113,8 @@ impl Place {
         Some(Self(Arc::new(Held { open: open.clone(), holder: Mutex::new(holder) })))
     }
 
-    /// Moves a stranger's place to its account, which is known now: otherwise one account could hold all places of strangers.
+    /// Moves a stranger's place to its account, which is known now: otherwise one account could hold all places of strangers
+    /// for as long as its requests last.
     ///
     /// # Errors
     /// The account has too many connections.

@@ -20,7 +20,7 @@ use crate::config::Limits;
 use crate::daemon::admission::{self, Host};
 use crate::daemon::promises::{demand, promises};
 use crate::daemon::state::{MachineRow, NewOperation, ReadTx, Scope, events, machines, now_ms, operations};
-use crate::daemon::{Daemon, requests, tail};
+use crate::daemon::{Daemon, lost_disks, requests, tail};
 use garret_http::Body;
 
 /// How long the removal of a machine may take before the answer says that it continues.
@@ -189,14 +189,19 @@ pub(super) async fn request_machine(
     // A developer who may no longer have a machine may still stop an existing one.
     let limits = daemon.limits(uid).await;
     let started = daemon.started();
-    let id = new_id()?;
-    let new_machine = match (target, &limits) {
-        (Target::Machine(id, _), _) => Err(Problem::new(Code::NotFound, format!("the machine {id} was removed"))),
-        (Target::OfOwner(_), Ok(limits)) => Ok(new_machine(daemon, id, &owner, &request, limits)),
-        (Target::OfOwner(_), Err(problem)) => Err(problem.clone()),
-    };
     // A stop reaches a machine also if it cannot be written.
     let known = daemon.read(move |db| target.row(db)).await?;
+    let new_machine = match (target, &limits) {
+        (Target::Machine(id, _), _) => Err(Problem::new(Code::NotFound, format!("the machine {id} was removed"))),
+        (Target::OfOwner(_), Err(problem)) => Err(problem.clone()),
+        (Target::OfOwner(_), Ok(limits)) => {
+            let id = match &known {
+                Some(known) => Ok(known.id),
+                None => id_for(daemon, &owner).await,
+            };
+            id.map(|id| new_machine(daemon, id, &owner, &request, limits))
+        }
+    };
     let settings = daemon.config.machine.clone();
     let overhead_mib = settings.memory_overhead_mib;
     let desired = request.desired;
@@ -268,6 +273,21 @@ fn asks_for_more(kept: Option<&MachineRow>, wanted: &MachineRow) -> bool {
     let figures = |row: &MachineRow| [row.memory_mib, row.guaranteed_mib, row.vcpus.into()];
     let (before, wants) = (before.map_or([0; 3], figures), figures(wanted));
     wanted.desired == Desired::Running && wants.iter().zip(before).any(|(wanted, before)| *wanted > before)
+}
+
+/// The id of the owner's machine if the state was lost and its disk is still there; otherwise a new one.
+async fn id_for(daemon: &Daemon, owner: &Owner) -> Result<MachineId, Problem> {
+    let known = daemon.read(machines::all).await?.into_iter().map(|row| row.id).collect();
+    let folder = daemon.config.state.join("machines");
+    let (uid, account) = (owner.uid, owner.account.as_ref().map(|account| account.name.clone()));
+    let lost = move || lost_disks::find(&folder, &known, uid, account.as_deref());
+    match tokio::task::spawn_blocking(lost).await {
+        Ok(Some(id)) => {
+            tracing::info!(machine = %id, uid, "the new machine gets a disk that was left");
+            Ok(id)
+        }
+        _ => new_id(),
+    }
 }
 
 /// The id of a new machine.

@@ -36,8 +36,8 @@ impl Target {
 }
 
 /// The one place that reads `{machine}` of a path. It is a uid's digits, the peer's own name, or the id of a machine that
-/// the peer may see. An administrator may also give any account's name, or the last name of a machine's developer. A name
-/// counts before an id, because machines of earlier versions have their developers' former names as ids.
+/// the peer may see. An administrator may also give any account's name, or the last name of a machine's developer. A machine
+/// of an earlier version has its developer's former name as its id: a name that means two machines is refused.
 pub(super) async fn resolve(daemon: &Daemon, peer: Peer, name: &str) -> Result<Option<Target>, Refusal> {
     if name.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(name.parse().ok().map(Target::OfOwner));
@@ -49,6 +49,7 @@ pub(super) async fn resolve(daemon: &Daemon, peer: Peer, name: &str) -> Result<O
     let administers = peer.allows(Action::SeeAll);
     if administers && let Some(account) = by_name(daemon, name).await? {
         let owner = Owner { uid: account.uid, gid: account.gid, account: Some(account) };
+        refuse_if_another_has_this_id(daemon, name, owner.uid).await?;
         // A machine that may be another person's is visible to the administrator, under its earlier name.
         let _other = check_owner(daemon, &owner).await;
         return Ok(Some(Target::OfOwner(owner.uid)));
@@ -65,6 +66,20 @@ pub(super) async fn resolve(daemon: &Daemon, peer: Peer, name: &str) -> Result<O
         .await?;
     let seen = found.filter(|machine| peer.may(machine.owner));
     Ok(seen.map(|machine| Target::Machine(machine.id, machine.owner)))
+}
+
+/// # Errors
+/// The name of the account `uid` is the id of another developer's machine.
+async fn refuse_if_another_has_this_id(daemon: &Daemon, name: &str, uid: u32) -> Result<(), Refusal> {
+    let Ok(id) = name.parse() else { return Ok(()) };
+    match daemon.read(move |db| machines::get(db, id)).await? {
+        Some(machine) if machine.owner != uid => {
+            let both =
+                format!("{name} is the account with uid {uid}, and the id of the machine of uid {}", machine.owner);
+            Err(Refusal::new(Code::Conflict, format!("{both}: name the machine by its uid")))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn by_name(daemon: &Daemon, name: &str) -> Result<Option<Account>, Refusal> {

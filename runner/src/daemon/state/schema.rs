@@ -80,7 +80,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE UNIQUE INDEX operations_in_progress ON operations (uid, coalesce(environment, '')) WHERE outcome IS NULL;
 ",
     // Machines have ids. An earlier machine keeps its name as its id, because its folders, control group and network
-    // namespace are named so. Events and operations may be many: their tables are not copied.
+    // namespace are named so. Output of runs, which is most of the events, is dropped: rewriting it may take minutes and as
+    // much disk as it has.
     "
     ALTER TABLE machines RENAME TO earlier_machines;
     ALTER TABLE environments RENAME TO earlier_environments;
@@ -128,7 +129,7 @@ const MIGRATIONS: &[&str] = &[
     DROP INDEX events_of_developer;
     DROP INDEX events_of_environment;
     ALTER TABLE events ADD COLUMN machine TEXT NOT NULL DEFAULT '';
-    DELETE FROM events WHERE uid NOT IN (SELECT uid FROM earlier_machines);
+    DELETE FROM events WHERE uid NOT IN (SELECT uid FROM earlier_machines) OR what LIKE '%\"output\"%';
     UPDATE events SET machine = (SELECT name FROM earlier_machines WHERE uid = events.uid);
     ALTER TABLE events DROP COLUMN uid;
     CREATE INDEX events_of_machine ON events (machine, id);

@@ -234,6 +234,9 @@ impl Drop for OpenStream {
         let lines = registry.lines.count(entry.stream.opened_by, Instant::now());
         drop(registry);
         // A guest may refuse streams as fast as they are opened.
+        if lines == line_limit::OF_ACCOUNT_MAX {
+            tracing::warn!(uid = entry.stream.opened_by, "more streams end, which are not logged for some seconds");
+        }
         if lines >= line_limit::OF_ACCOUNT_MAX {
             return;
         }

@@ -28,9 +28,10 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::accounts::NameService;
 use crate::accounts::tests::{name_service, name_service_with};
+use crate::daemon::lost_disks;
 use crate::daemon::memory::Snapshot;
-use crate::daemon::state::tests::refuse_writes;
-use crate::daemon::state::{EnvironmentRow, WriteTx, environments as table, machines as machine_table};
+use crate::daemon::state::tests::{machine, refuse_writes};
+use crate::daemon::state::{EnvironmentRow, MachineRow, WriteTx, environments as table, machines as machine_table};
 use crate::daemon::testing;
 use crate::environment_id::environment_id;
 
@@ -622,6 +623,34 @@ async fn a_name_given_to_another_uid_is_another_machine() {
     let path = format!("/v1/machines/{ALICE}");
     server.client().put::<Machine>(&path, &json!({"desired": "stopped"})).await.unwrap();
     assert_eq!(refused(server.call(BOB, Method::GET, &path, None).await).0, 404);
+}
+
+#[tokio::test]
+async fn a_name_that_is_the_id_of_anothers_machine_is_refused() {
+    let names = tempfile::tempdir().unwrap();
+    let server = Server::with_names(name_service(names.path(), "")).await;
+    // A machine of an earlier version, whose owner was called bob.b.
+    let former = MachineRow { id: "bob.b".parse().unwrap(), owner: ALICE, ..machine(7) };
+    server.daemon.write(move |db| machine_table::put(db, &former)).await.unwrap();
+    let (status, message) = refused(server.client().get::<Machine>("/v1/machines/bob.b").await);
+    assert!(status == 409 && message.contains("by its uid"), "{message}");
+    let machine: Machine = server.client().get(&format!("/v1/machines/{ALICE}")).await.unwrap();
+    assert_eq!(machine.id.as_str(), "bob.b");
+}
+
+#[tokio::test]
+async fn an_owner_gets_the_disk_back_after_the_state_was_lost() {
+    let server = Server::start().await;
+    let id = "mlost".parse().unwrap();
+    let folder = server.daemon.data_folder(id);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("data.img"), "data").unwrap();
+    lost_disks::note_owner(&folder, ALICE, Some(&ALICE.to_string())).unwrap();
+    for (uid, same) in [(BOB, false), (ALICE, true)] {
+        let answer = server.call(uid, Method::PUT, &format!("/v1/machines/{uid}"), Some(json!({}))).await.unwrap();
+        let machine: Machine = serde_json::from_value(answer).unwrap();
+        assert_eq!(machine.id == id, same, "{uid}");
+    }
 }
 
 #[tokio::test]

@@ -14,11 +14,10 @@ use tokio::time::Instant;
 use super::disk_failures::DiskFailures;
 use super::driver::{Driver, VmmState};
 use super::plan::Goal;
-use crate::daemon::disk;
 use crate::daemon::memory::PauseState;
-use crate::daemon::requests;
 use crate::daemon::state::{MachineRow, StoreError, VmmId, environments, machines};
 use crate::daemon::vmm::{VmmProcess, boot_id};
+use crate::daemon::{disk, lost_disks, requests};
 use crate::host::{self, Launch, Slot};
 
 /// The name of the machine's start step in the progress of its environments.
@@ -164,8 +163,13 @@ impl Driver {
         let identity = daemon.vmm_identity(&machine).await;
         daemon.check_uid(&machine, &identity).await?;
         tokio::task::spawn_blocking(move || {
-            let data_disk = daemon.data_folder(machine.id).join("data.img");
+            let folder = daemon.data_folder(machine.id);
+            let data_disk = folder.join("data.img");
             disk::make(&daemon.artifacts.data_template, &data_disk, &limits.disk_gib)?;
+            // The machine runs without the note, too: it is for a state that is lost later.
+            if let Err(error) = lost_disks::note_owner(&folder, machine.owner, machine.account.as_deref()) {
+                tracing::warn!("cannot note the owner in {}: {error}", folder.display());
+            }
             host::launch(&Launch {
                 id: machine.id,
                 slot: Slot(machine.slot),
