@@ -42,6 +42,7 @@ fn nothing_acknowledged_is_lost_however_a_machine_is_stopped() {
     }
 }
 
+/// By a command, and starts it again.
 fn stop() {
     ALICE.garret(&["stop", "--machine"]).ok();
     ALICE.garret(&["start", "--machine"]).ok();
@@ -49,13 +50,15 @@ fn stop() {
 
 /// The next daemon finds a machine that is half stopped, and paused as one of a host that is short of memory.
 fn stop_while_the_daemon_is_killed() {
+    // Asked while there is a daemon.
+    let run_folder = ALICE.run_folder();
     std::thread::scope(|scope| {
-        // How the command ends, whose daemon dies, says nothing.
+        // The command's result does not matter: its daemon is killed.
         scope.spawn(|| ALICE.garret(&["stop", "--machine"]));
         wait_until("the machine stops", 10, || ALICE.machine()["phase"] == "stopping");
         kill_daemon();
-        vmm::ask(ALICE, "POST", "/v1/pause");
-        let found = vmm::ask(ALICE, "GET", "/v1/machine");
+        vmm::ask(&run_folder, "POST", "/v1/pause");
+        let found = vmm::ask(&run_folder, "GET", "/v1/machine");
         start_daemon();
         assert!(found.contains(r#""state":"paused""#), "{found}");
     });

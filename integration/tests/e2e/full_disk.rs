@@ -62,7 +62,7 @@ fn a_full_disk_of_the_host_is_reported_once_and_writes_wait() {
     let log = fs::read_to_string(BOB.run_folder().join("vmm.log")).expect("the VMM's log");
     assert_eq!(log.matches("No space left on device").count(), 1, "{log}");
     // A disk that stops would serve no reads either.
-    let refused = vmm::ask(BOB, "POST", "/v1/pause");
+    let refused = vmm::ask(&BOB.run_folder(), "POST", "/v1/pause");
     assert!(refused.contains("waits for space on the host"), "{refused}");
 
     drop(full);

@@ -18,10 +18,10 @@ pub(crate) fn pid(developer: Developer) -> u64 {
     developer.machine()["vmm_pid"].as_u64().expect("a running machine")
 }
 
-/// The VMM's answer to a request of root's.
+/// The answer of the VMM with this run folder to a request of root's.
 #[track_caller]
-pub(crate) fn ask(developer: Developer, method: &str, path: &str) -> String {
-    let socket = developer.run_folder().join("api.sock");
+pub(crate) fn ask(run_folder: &Path, method: &str, path: &str) -> String {
+    let socket = run_folder.join("api.sock");
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "30", "-X", method, &format!("http://vmm{path}"), "--unix-socket"])
         .arg(socket)
