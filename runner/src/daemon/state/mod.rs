@@ -1,5 +1,6 @@
 //! The runner's persistent state, in SQLite. One thread owns the connection; all other threads send it closures.
 
+mod connect;
 pub(super) mod environments;
 pub(super) mod events;
 mod free_pages;
@@ -18,7 +19,6 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use garret_api::{Code, Problem};
 use rusqlite::Connection;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
@@ -51,9 +51,7 @@ impl Store {
     /// # Errors
     /// The file cannot be opened, or a newer runner has written it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let mut connection =
-            Connection::open(path).with_context(|| format!("cannot open the state in {}", path.display()))?;
-        schema::prepare(&mut connection).with_context(|| format!("cannot use the state in {}", path.display()))?;
+        let mut connection = connect::connect(path)?;
         if let Err(error) = free_pages::reserve(&connection) {
             tracing::error!("no room on the disk for the state in {}: {error}", path.display());
         }
