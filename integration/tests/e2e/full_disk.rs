@@ -96,7 +96,8 @@ fn everything_ends_on_a_full_disk(files: &Files, disk: SmallDisk) {
     restart_daemon();
     assert_eq!(BOB.machine()["phase"], "stopped");
     assert!(!BOB.json(&["ls"]).to_string().contains("host-disk"));
-    // The machine's folder is removed with it.
+    // The machine's folder is removed with it. An open file keeps its blocks: the disk below stays full.
+    let _blocks = disk.image.reopen().expect("it is there");
     drop(disk);
     full.assert();
     BOB.garret(&["rm", "--machine", "--yes"]).ok();
@@ -106,7 +107,7 @@ fn everything_ends_on_a_full_disk(files: &Files, disk: SmallDisk) {
 /// A small ext4 of the host, with blocks of its own: it does not matter to it whether the disk below is full.
 struct SmallDisk {
     at: PathBuf,
-    _image: tempfile::NamedTempFile,
+    image: tempfile::NamedTempFile,
 }
 
 impl SmallDisk {
@@ -115,7 +116,7 @@ impl SmallDisk {
         fallocate(image.as_file(), FallocateFlags::empty(), 0, 2 << 30).expect("there is room");
         fs::create_dir_all(at).expect("a folder");
         run("mkfs.ext4 -q -m 0 -E nodiscard $0 && mount -o loop $0 $1", &[image.path(), at]);
-        Self { at: at.to_owned(), _image: image }
+        Self { at: at.to_owned(), image }
     }
 }
 
