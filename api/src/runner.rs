@@ -101,7 +101,7 @@ pub struct MachineRequest {
 /// One developer's machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {
-    /// Its id: it is never changed and never used again.
+    /// Its id. It never changes, and no other developer's machine gets it later.
     pub id: MachineId,
     /// The developer: the account's name, or the uid as digits if it has no account.
     pub developer: String,

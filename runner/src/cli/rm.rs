@@ -39,8 +39,8 @@ impl Rm {
             (false, true) if confirmed(&question)? => {}
             (false, true) => bail!("nothing was removed"),
         }
-        // The machine that was asked about: the name may mean another one by now.
-        let path = format!("/v1/machines/{}", machine.id);
+        // By the uid: the name may mean another account by now, and the id of an earlier version's machine may be a name.
+        let path = format!("/v1/machines/{}", machine.uid);
         client.clone().with_deadline(super::REMOVAL).delete(&path).await?;
         Ok(0)
     }
@@ -60,7 +60,7 @@ async fn remove_environment(client: &Client, environment: &Environment) -> anyho
 
 /// Reads the machine's events, because the environment's path may no longer exist.
 async fn print_problems(client: &Client, environment: &Environment) -> anyhow::Result<()> {
-    let path = format!("/v1/machines/{}/events?after={}", environment.machine, environment.last_event);
+    let path = format!("/v1/machines/{}/events?after={}", environment.uid, environment.last_event);
     let mut events: Lines<Event> = client.lines::<Event, ()>(Method::GET, &path, None).await?;
     while let Some(event) = events.next().await? {
         match event.what {

@@ -34,9 +34,9 @@ impl Stop {
 }
 
 async fn stop_machine(client: &Client, name: &str) -> anyhow::Result<()> {
-    // By its id: a request by name for a machine that does not exist would create it.
+    // Checked first: a request for a machine that does not exist would create it. Then by the uid, see `rm`.
     let machine: Machine = client.get(&format!("/v1/machines/{name}")).await?;
-    let path = format!("/v1/machines/{}", machine.id);
+    let path = format!("/v1/machines/{}", machine.uid);
     let request = MachineRequest { desired: Some(Desired::Stopped), ..Default::default() };
     let machine: Machine = client.put(&path, &request).await?;
     if machine.phase == MachinePhase::Failed {

@@ -13,7 +13,7 @@ use garret_api::MachineId;
 const NOTE: &str = "owner";
 const DISK: &str = "data.img";
 
-/// Notes in the machine's folder to whom it belongs. Blocks.
+/// Writes the owner into the machine's folder. Blocks.
 ///
 /// # Errors
 /// The folder is full or not writable.

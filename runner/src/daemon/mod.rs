@@ -270,12 +270,15 @@ impl Daemon {
     }
 
     /// Sets the kinds of streams that the machine's agent serves. Of a guest's list only known kinds are kept.
-    fn set_serves(&self, machine: MachineId, mut kinds: Vec<StreamKind>) {
-        kinds.retain(|kind| *kind != StreamKind::Unknown);
-        kinds.dedup();
-        kinds.shrink_to_fit();
+    fn set_serves(&self, machine: MachineId, kinds: Vec<StreamKind>) {
+        let mut known = Vec::new();
+        for kind in kinds {
+            if kind != StreamKind::Unknown && !known.contains(&kind) {
+                known.push(kind);
+            }
+        }
         if let Some(vmm) = self.vmms().get_mut(&machine) {
-            vmm.serves = Some(kinds);
+            vmm.serves = Some(known);
         }
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct VmmId {
 /// A machine as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MachineRow {
-    /// Names its files, control group and network. It never changes, and no other machine gets it later.
+    /// Names its files, control group and network. It never changes, and no other developer's machine gets it later.
     pub id: MachineId,
     /// The developer's uid.
     pub owner: u32,

@@ -406,7 +406,8 @@ fn a_machine_of_an_older_state_has_its_name_as_id() {
                ('e', 7, x'2f772f65', NULL, '{{"LANG":"C"}}', '"running"', 1, 0, 1, 0, '{status}', NULL)"#
         ),
         r#"INSERT INTO events (at_ms, uid, developer, environment, what)
-           VALUES (1, 7, 'alice', 'e', '{"type":"stopped","generation":1}')"#,
+           VALUES (1, 7, 'alice', 'e', '{"type":"stopped","generation":1}'),
+                  (1, 7, 'alice', 'e', '{"type":"environment","generation":1,"progress":{"kind":"output","step":"s","text":"t"}}')"#,
         r#"INSERT INTO operations (id, kind, developer, uid, requested_by, begun_ms)
            VALUES ('a', '"start"', 'alicia', 7, 0, 1), ('b', '"remove"', 'bob', 8, 0, 1)"#,
     ] {
